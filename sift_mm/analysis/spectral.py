@@ -1,0 +1,59 @@
+"""A mask as a bipartite graph, and how well it connects."""
+
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class SpectralGap:
+    """Largest singular values of a layer against the Ramanujan bound.
+
+    Args:
+        first (float): Largest singular value of the adjacency matrix.
+        second (float): Second largest.
+        bound (float): sqrt(d_l - 1) + sqrt(d_r - 1), for the mean degrees
+            d_l and d_r of the two sides.
+    """
+
+    first: float
+    second: float
+    bound: float
+
+    @property
+    def excess(self) -> float:
+        """Bound minus second value: above 0 the graph is Ramanujan."""
+        return self.bound - self.second
+
+
+@torch.no_grad()
+def spectral_gap(mask: Tensor, weight: Tensor | None = None) -> SpectralGap:
+    """Spectrum of a layer's mask (Sparse-IFT, spectral analysis).
+
+    The layer is a bipartite graph between its outputs and the inputs of one
+    output, a kernel position counting as an input of its own.
+
+    Args:
+        mask (Tensor): Bool, shape (out, in, *kernel).
+        weight (Tensor, optional): Same shape; edges then weigh ``|w|``.
+
+    Returns:
+        SpectralGap: Singular values and bound. The bound is that of the
+        unweighted graph in both cases.
+
+    Raises:
+        ValueError: If the mask has fewer than two rows or columns.
+    """
+    adjacency = mask.flatten(1).float()
+    if min(adjacency.shape) < 2:
+        raise ValueError('A second singular value needs a layer of at least '
+                         f'2 x 2; got {tuple(adjacency.shape)}.')
+    edges = float(adjacency.sum())
+    degrees = [edges / side for side in adjacency.shape]
+    bound = sum(sqrt(max(d - 1, 0.)) for d in degrees)
+    if weight is not None:
+        adjacency = adjacency * weight.flatten(1).abs().float()
+    first, second = torch.linalg.svdvals(adjacency)[:2].tolist()
+    return SpectralGap(first, second, bound)

@@ -1,0 +1,46 @@
+"""Backbones, each registered in its library's registry.
+
+They share one name in three registries, so they are reached through the
+registries (``dict(type='SparseIFTResNet', ...)`` under a default_scope) or
+as ``sift_mm.backbones.mmdet.SparseIFTResNet`` and its siblings.
+"""
+
+import importlib
+from importlib.util import find_spec
+
+from .sparse_ift import SparseIFTMixin
+
+__all__ = ['SparseIFTMixin', 'register_backbones']
+
+PACKAGES = {
+    'mmdet': 'onedl-mmdetection',
+    'mmseg': 'onedl-mmsegmentation',
+    'mmpretrain': 'onedl-mmpretrain',
+}
+
+
+def register_backbones() -> list[str]:
+    """Register the backbones of every library that is installed.
+
+    Returns:
+        list[str]: Libraries that are not installed.
+    """
+    missing = []
+    for library in PACKAGES:
+        # A library that is there but broken should say so: only its absence
+        # is no error.
+        if find_spec(library) is None:
+            missing.append(library)
+        else:
+            importlib.import_module(f'{__name__}.{library}')
+    return missing
+
+
+def __getattr__(name: str) -> object:
+    if name in PACKAGES:
+        if find_spec(name) is None:
+            raise ImportError(
+                f'sift_mm.backbones.{name} needs the library {name}; install '
+                f'it with `pip install {PACKAGES[name]}`.')
+        return importlib.import_module(f'{__name__}.{name}')
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

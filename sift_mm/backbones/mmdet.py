@@ -1,0 +1,13 @@
+"""Sparse-IFT ResNets on top of MMDetection's."""
+
+from mmdet.models.backbones import ResNet
+from mmdet.registry import MODELS
+
+from .sparse_ift import SparseIFTMixin
+
+
+@MODELS.register_module()
+class SparseIFTResNet(SparseIFTMixin, ResNet):
+    """MMDetection's ResNet, see :class:`SparseIFTMixin`."""
+
+    dense_stem_channels = None

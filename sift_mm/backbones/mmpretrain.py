@@ -1,0 +1,18 @@
+"""Sparse-IFT ResNets on top of MMPretrain's."""
+
+from mmpretrain.models.backbones import ResNet, ResNet_CIFAR
+from mmpretrain.registry import MODELS
+
+from .sparse_ift import SparseIFTMixin
+
+
+@MODELS.register_module()
+class SparseIFTResNet(SparseIFTMixin, ResNet):
+    """MMPretrain's ResNet, see :class:`SparseIFTMixin`."""
+
+
+@MODELS.register_module()
+class SparseIFTResNet_CIFAR(SparseIFTMixin, ResNet_CIFAR):
+    """MMPretrain's ResNet with the 3x3 stem, see :class:`SparseIFTMixin`."""
+
+    match_shape = (32, 32)

@@ -1,0 +1,233 @@
+"""The hook that trains masks in an MMEngine run."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.dist import broadcast_object_list
+from mmengine.hooks import EMAHook, Hook
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from ..isoflop import check_sparsity
+from ..sparsity import (ALGORITHMS, DISTRIBUTIONS, DROP_FRACTIONS,
+                        INITIALIZERS, MaskSet, MaskTrainer, UpdateSchedule,
+                        density, select_parameters)
+from ..sparsity.initializers import count_tolerance
+from ..sparsity.trainer import PLACEMENTS
+from .budget import matched_sparsity, nominal_sparsity
+from .checks import check_channels, check_wrapper, unwrap
+
+CHECKPOINT_KEY = 'sparse_training'
+
+
+@HOOKS.register_module()
+class SparseTrainingHook(Hook):
+    """Draws, trains, saves, restores and logs the masks of a run.
+
+    Needs a ``SparseOptimWrapper`` or ``SparseAmpOptimWrapper``. At each
+    update ``sparse/density``, ``sparse/drop_fraction``, ``sparse/moved``
+    (share of the active weights that moved) and ``sparse/itop_rate`` go to
+    the run's visualizer. Masks are in the checkpoint under the key
+    ``sparse_training``.
+
+    Args:
+        algorithm (str | dict): 'Static', 'SET' or 'RigL'.
+        sparsity (float, optional): Share of zero weights. None follows the
+            Sparse-IFT backbone; to be given only for models without one.
+        distribution (str | dict): 'Uniform', 'UniformPlus', 'ER', 'ERK' or
+            ``dict(type='Explicit', sparsities={pattern: sparsity})``.
+        init (str | dict, optional): First masks: 'Random', 'TopK' or
+            'FromWeights'. None is 'Random' for a run from scratch. With
+            ``load_from``, None takes the masks of that checkpoint, and it
+            is an error if there are none.
+        drop_fraction (float | dict): Share of the active weights dropped at
+            an update. A number is the start of a cosine; else
+            ``dict(type='Constant' | 'Linear' | 'Cosine', initial=0.3)``.
+        interval (int): Optimizer steps between two updates.
+        end (float): Share of all optimizer steps after which masks stay, in
+            (0, 1].
+        placement (str): 'after_step', the update follows the optimizer
+            step; 'replace_step', it takes its place.
+        include (Sequence[str], optional): Glob patterns of parameter names
+            to be sparse, in place of what the backbone says.
+        exclude (Sequence[str]): Glob patterns of parameter names to leave
+            dense.
+        seed (int, optional): Seed of the masks; None takes the run's.
+        log_layers (bool): Whether to log the density of each layer too.
+
+    Raises:
+        ValueError: If an argument is not among the above.
+    """
+
+    # Before LoggerHook and CheckpointHook.
+    priority = 'NORMAL'
+
+    def __init__(self,
+                 algorithm: str | dict = 'RigL',
+                 sparsity: float | None = None,
+                 distribution: str | dict = 'Uniform',
+                 init: str | dict | None = None,
+                 drop_fraction: float | dict = 0.3,
+                 interval: int = 100,
+                 end: float = 0.75,
+                 placement: str = 'after_step',
+                 include: Sequence[str] | None = None,
+                 exclude: Sequence[str] = (),
+                 seed: int | None = None,
+                 log_layers: bool = False) -> None:
+        if sparsity is not None:
+            check_sparsity(sparsity)
+        if not 0 < end <= 1:
+            raise ValueError('end is the share of the optimizer steps until '
+                             f'the last mask update, in (0, 1]; got {end}.')
+        if placement not in PLACEMENTS:
+            raise ValueError(f'Unknown placement {placement!r}; choose one '
+                             f'of {PLACEMENTS}.')
+        if not isinstance(drop_fraction, Mapping):
+            drop_fraction = dict(type='Cosine', initial=drop_fraction)
+        self.algorithm = ALGORITHMS.build(algorithm)
+        self.distribution = DISTRIBUTIONS.build(distribution)
+        self.initializer = INITIALIZERS.build(init or 'Random')
+        self.drop_fraction = DROP_FRACTIONS.build(drop_fraction)
+        self.init_is_given = init is not None
+        self.sparsity = sparsity
+        self.interval = interval
+        self.end = end
+        self.placement = placement
+        self.include = include
+        self.exclude = exclude
+        self.seed = seed
+        self.log_layers = log_layers
+        self.trainer: MaskTrainer | None = None
+        self._checkpoint: Mapping[str, Any] | None = None
+        self._loaded = False
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep the masks of a checkpoint until weights are loaded too.
+
+        Raises:
+            KeyError: If a run is resumed from a checkpoint without masks.
+        """
+        self._loaded = True
+        self._checkpoint = checkpoint.get(CHECKPOINT_KEY)
+        if self._checkpoint is None and runner._resume:
+            raise KeyError(
+                'The checkpoint to resume from holds no masks (no key '
+                f'{CHECKPOINT_KEY!r}): masks are restored, never guessed. '
+                'Resume from a checkpoint that SparseTrainingHook saved, or '
+                'start a new run with load_from and an explicit init.')
+
+    def before_train(self, runner: Runner) -> None:
+        """Check the config, draw or restore masks, attach the trainer.
+
+        Weights are initialised and loaded only now.
+        """
+        wrapper = check_wrapper(runner.optim_wrapper)
+        model = unwrap(runner.model)
+        check_channels(model)
+        nominal = nominal_sparsity(model, self.sparsity)
+        parameters = select_parameters(model, self.include, self.exclude)
+        shapes = {n: tuple(p.shape) for n, p in parameters.items()}
+        sparsity, ratio = matched_sparsity(model, shapes, self.distribution,
+                                           nominal)
+        counts = self.distribution.counts(shapes, sparsity)
+        # runner.seed differs between ranks under diff_rank_seed.
+        seed = [runner.seed if self.seed is None else self.seed]
+        broadcast_object_list(seed)
+        if self._checkpoint is not None:
+            masks = MaskSet(parameters, self._checkpoint['masks'])
+            _check_counts(masks, counts)
+        else:
+            if self._loaded and not self.init_is_given:
+                raise ValueError(
+                    'load_from names a checkpoint without masks, and random '
+                    'ones would cut its weights away; choose the first '
+                    "masks: init='TopK', 'FromWeights' or 'Random'.")
+            masks = MaskSet.draw(parameters, counts, self.initializer,
+                                 seed[0])
+        self.trainer = MaskTrainer(masks, self.algorithm,
+                                   self._schedule(runner),
+                                   self.drop_fraction, seed[0],
+                                   self.placement)
+        if self._checkpoint is not None and runner._resume:
+            self.trainer.load_state_dict(self._checkpoint)
+        self._checkpoint = None
+        self.trainer.enforce(runner.optim_wrapper.optimizer)
+        wrapper.mask_trainer = self.trainer
+        message = (f'{type(self.algorithm).__name__} on {len(masks)} '
+                   f'parameters: sparsity {nominal} as written, masks at '
+                   f'density {density(masks):.6f}')
+        if ratio is not None:
+            message += f', backbone FLOPs {ratio:.5f} of the dense backbone'
+        runner.logger.info(message)
+
+    def after_train_iter(self,
+                         runner: Runner,
+                         batch_idx: int,
+                         data_batch: Any = None,
+                         outputs: Any = None) -> None:
+        """Log a mask update, if there was one."""
+        trainer = self.trainer
+        if trainer is None or trainer.report is None:
+            return
+        report, trainer.report = trainer.report, None
+        if report.skipped:
+            runner.logger.warning(
+                f'Mask update at step {report.step} left out: a gradient was '
+                'not finite.')
+            return
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                # The average remembers dropped weights; the averaged network
+                # must be as sparse as the one that is trained.
+                trainer.masks.keep_weights_(
+                    dict(hook.ema_model.module.named_parameters()))
+        scalars = {
+            'sparse/density': density(trainer.masks),
+            'sparse/drop_fraction': report.drop_fraction,
+            'sparse/moved': report.moved,
+            'sparse/itop_rate': trainer.history.itop_rate(),
+        }
+        if self.log_layers:
+            scalars |= {
+                f'sparse/density/{name}':
+                    count / trainer.masks[name].numel()
+                for name, count in trainer.masks.counts().items()
+            }
+        runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+
+    def before_save_checkpoint(self, runner: Runner,
+                               checkpoint: dict) -> None:
+        """Add masks and the rest of the trainer's state."""
+        if self.trainer is not None:
+            checkpoint[CHECKPOINT_KEY] = self.trainer.state_dict()
+
+    def _schedule(self, runner: Runner) -> UpdateSchedule | None:
+        if not self.algorithm.dynamic:
+            return None
+        accumulated = runner.optim_wrapper._accumulative_counts
+        steps = math.ceil(runner.max_iters / accumulated)
+        return UpdateSchedule(self.interval, int(self.end * steps + 1e-9))
+
+
+def _check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
+    """Refuse masks of another sparsity than the config's.
+
+    Raises:
+        ValueError: If the number of active weights differs in any layer, by
+            more than masks read off weights may differ.
+    """
+    found = masks.counts()
+    wrong = {
+        n: (found[n], expected[n])
+        for n, mask in masks.items()
+        if abs(found[n] - expected[n]) > count_tolerance(mask.numel())
+    }
+    if wrong:
+        name, (has, wants) = next(iter(wrong.items()))
+        raise ValueError(
+            f'The masks of the checkpoint are not of this config\'s '
+            f'sparsity: {len(wrong)} of {len(expected)} layers differ, '
+            f'{name!r} has {has} active weights and the config asks for '
+            f'{wants}. Use the sparsity and distribution of that run.')

@@ -1,0 +1,105 @@
+"""First masks: random, by magnitude, or read off the weights."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .registry import Registry
+from .select import top_indices
+
+
+class Initializer:
+    """Draws the first mask of a layer."""
+
+    def mask(self, weight: Tensor, count: int,
+             generator: torch.Generator) -> Tensor:
+        """The mask of one layer.
+
+        Args:
+            weight (Tensor): Any shape.
+            count (int): Active weights.
+            generator (torch.Generator): Source of randomness, on the CPU.
+
+        Returns:
+            Tensor: Bool, shape and memory order of the weight, ``count``
+            entries True.
+        """
+        raise NotImplementedError
+
+
+INITIALIZERS: Registry[Initializer] = Registry('mask initializer')
+
+
+def count_tolerance(size: int) -> int:
+    """How far a count read off the weights may be from the one asked for.
+
+    Another tool rounds otherwise, and a weight can be zero by chance.
+
+    Args:
+        size (int): Weights of the layer.
+
+    Returns:
+        int: One in a thousand weights, at least one.
+    """
+    return max(1, size // 1000)
+
+
+def _mask_of_top(score: Tensor, weight: Tensor, count: int) -> Tensor:
+    flat = torch.zeros(score.numel(), dtype=torch.bool, device=weight.device)
+    flat[top_indices(score, count).to(weight.device)] = True
+    return torch.empty_like(
+        weight, dtype=torch.bool).copy_(flat.view(weight.shape))
+
+
+@INITIALIZERS.register
+@dataclass(frozen=True)
+class Random(Initializer):
+    """Exactly ``count`` positions, drawn uniformly."""
+
+    @torch.no_grad()
+    def mask(self, weight: Tensor, count: int,
+             generator: torch.Generator) -> Tensor:
+        """A random mask."""
+        score = torch.rand(weight.shape, generator=generator)
+        return _mask_of_top(score, weight, count)
+
+
+@INITIALIZERS.register
+@dataclass(frozen=True)
+class TopK(Initializer):
+    """The ``count`` weights of largest magnitude."""
+
+    @torch.no_grad()
+    def mask(self, weight: Tensor, count: int,
+             generator: torch.Generator) -> Tensor:
+        """The mask of the largest weights."""
+        return _mask_of_top(weight.abs(), weight, count)
+
+
+@INITIALIZERS.register
+@dataclass(frozen=True)
+class FromWeights(Initializer):
+    """The non-zero weights of a network pruned elsewhere.
+
+    Never used to resume a run: a weight just grown is exactly zero.
+    """
+
+    @torch.no_grad()
+    def mask(self, weight: Tensor, count: int,
+             generator: torch.Generator) -> Tensor:
+        """The mask of the non-zero weights.
+
+        Raises:
+            ValueError: If their number is not ``count``, up to one in a
+                thousand weights of the layer.
+        """
+        mask = weight != 0
+        found = int(mask.count_nonzero())
+        if abs(found - count) > count_tolerance(weight.numel()):
+            raise ValueError(
+                f'A weight of shape {tuple(weight.shape)} has {found} '
+                f'non-zero entries where the sparsity asks for {count}; '
+                'load a network pruned to that sparsity, or choose the '
+                "initial mask 'TopK' or 'Random'.")
+        return mask

@@ -1,0 +1,109 @@
+"""The masks of a model."""
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from .initializers import Initializer
+from .random import generator_for
+from .select import keep_only_
+
+
+class MaskSet(Mapping[str, Tensor]):
+    """Exact bool masks of named parameters.
+
+    Masks belong to a run, not to modules: as buffers they would be averaged
+    by SyncBuffersHook and misaligned by EMAHook, and the state_dict would no
+    longer be that of the plain network. They cost one byte a weight and are
+    only ever changed in place.
+
+    Args:
+        parameters (Mapping[str, nn.Parameter]): The sparse parameters.
+        masks (Mapping[str, Tensor]): Bool masks of the same names and
+            shapes; copied, to the device and memory order of the parameter.
+
+    Raises:
+        ValueError: If names, shapes or types do not agree.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter],
+                 masks: Mapping[str, Tensor]) -> None:
+        missing = [name for name in parameters if name not in masks]
+        unknown = [name for name in masks if name not in parameters]
+        if missing or unknown:
+            raise ValueError(
+                'The masks are not those of this network: no mask for '
+                f'{missing or "none"}, no sparse parameter for '
+                f'{unknown or "none"}.')
+        self.parameters = dict(parameters)
+        self._masks = {}
+        for name, parameter in parameters.items():
+            mask = masks[name]
+            if mask.dtype != torch.bool or mask.shape != parameter.shape:
+                raise ValueError(
+                    f'The mask of {name!r} is {mask.dtype} of shape '
+                    f'{tuple(mask.shape)}; the parameter needs a bool mask '
+                    f'of shape {tuple(parameter.shape)}.')
+            self._masks[name] = torch.empty_like(
+                parameter, dtype=torch.bool,
+                requires_grad=False).copy_(mask)
+
+    @classmethod
+    def draw(cls, parameters: Mapping[str, nn.Parameter],
+             counts: Mapping[str, int], initializer: Initializer,
+             seed: int) -> 'MaskSet':
+        """First masks of a run, the same on every rank.
+
+        Args:
+            parameters (Mapping[str, nn.Parameter]): The sparse parameters,
+                with their first values.
+            counts (Mapping[str, int]): Active weights by name.
+            initializer (Initializer): Chooses the positions.
+            seed (int): Seed of the run.
+
+        Returns:
+            MaskSet: The masks; weights are not touched yet.
+        """
+        return cls(
+            parameters, {
+                name: initializer.mask(p.detach(), counts[name],
+                                       generator_for(seed, 0, name))
+                for name, p in parameters.items()
+            })
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._masks[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._masks)
+
+    def __len__(self) -> int:
+        return len(self._masks)
+
+    def counts(self) -> dict[str, int]:
+        """Active weights by name."""
+        # One transfer for all, not one a layer.
+        if not self._masks:
+            return {}
+        counts = torch.stack(
+            [m.count_nonzero().cpu() for m in self.values()])
+        return dict(zip(self, counts.tolist(), strict=True))
+
+    def keep_weights_(self, parameters: Mapping[str, Tensor] | None = None
+                      ) -> None:
+        """Set to zero, in place, the weights outside the masks.
+
+        Args:
+            parameters (Mapping[str, Tensor], optional): Another network's
+                parameters of the same names, say a moving average's.
+        """
+        parameters = self.parameters if parameters is None else parameters
+        keep_only_([parameters[name].detach() for name in self],
+                   list(self.values()))
+
+    def keep_gradients_(self) -> None:
+        """Set to zero, in place, the gradients outside the masks."""
+        live = [n for n, p in self.parameters.items() if p.grad is not None]
+        keep_only_([self.parameters[n].grad for n in live],  # type: ignore
+                   [self[n] for n in live])

@@ -1,0 +1,110 @@
+"""Numbers about masks."""
+
+from collections.abc import Mapping
+from math import prod
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def density(masks: Mapping[str, Tensor]) -> float:
+    """Share of weights that are active, over all masks together."""
+    active = sum(int(mask.count_nonzero()) for mask in masks.values())
+    return active / sum(mask.numel() for mask in masks.values())
+
+
+class MaskHistory:
+    """Which weights were ever active, and which always.
+
+    Kept packed, an eighth of a byte a weight each, in main memory.
+
+    Args:
+        masks (Mapping[str, Tensor]): The first masks.
+    """
+
+    def __init__(self, masks: Mapping[str, Tensor]) -> None:
+        self._sizes = {name: prod(m.shape) for name, m in masks.items()}
+        self._ever = {name: self._pack(mask) for name, mask in masks.items()}
+        self._always = {name: bits.copy() for name, bits in self._ever.items()}
+
+    @staticmethod
+    def _pack(mask: Tensor) -> np.ndarray:
+        return np.packbits(mask.flatten().cpu().numpy())
+
+    def record(self, name: str, mask: Tensor) -> None:
+        """Take note of a layer's new mask."""
+        bits = self._pack(mask)
+        self._ever[name] |= bits
+        self._always[name] &= bits
+
+    def _share(self, packed: Mapping[str, np.ndarray]) -> float:
+        # Padding bits of the last byte are 0 in every mask.
+        ones = sum(int(np.unpackbits(bits).sum(dtype=np.int64))
+                   for bits in packed.values())
+        return ones / sum(self._sizes.values())
+
+    def itop_rate(self) -> float:
+        """Share of weights active at any time so far.
+
+        The in-time over-parameterisation rate of Liu et al. 2021.
+        """
+        return self._share(self._ever)
+
+    def degree_of_constraint(self) -> float:
+        """Share of weights active all the time so far."""
+        return self._share(self._always)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """Packed bits by name, as uint8 tensors."""
+        return {
+            'ever': {n: torch.from_numpy(b.copy())
+                     for n, b in self._ever.items()},
+            'always': {n: torch.from_numpy(b.copy())
+                       for n, b in self._always.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]
+                        ) -> None:
+        """Restore what :meth:`state_dict` gave for the same parameters."""
+        self._ever = {n: state['ever'][n].cpu().numpy().copy()
+                      for n in self._sizes}
+        self._always = {n: state['always'][n].cpu().numpy().copy()
+                        for n in self._sizes}
+
+
+def training_flops(algorithm: str,
+                   sparse: float,
+                   dense: float,
+                   interval: int = 100,
+                   end: float = 1.0) -> float:
+    """FLOPs of training on one sample, averaged over the schedule.
+
+    A backward pass costs two forward passes. RigL runs one dense backward
+    for the weights in every ``interval + 1`` (RigL, appendix H), until its
+    last update:  (3 f_S dT + 2 f_S + f_D) / (dT + 1).
+
+    Args:
+        algorithm (str): 'dense', 'static', 'set' or 'rigl', in any case.
+        sparse (float): FLOPs of a sparse forward pass, f_S.
+        dense (float): FLOPs of the same pass without masks, f_D.
+        interval (int): Optimizer steps between two updates, dT.
+        end (float): Share of the steps until the last update.
+
+    Returns:
+        float: In the unit of ``sparse`` and ``dense``.
+
+    Raises:
+        ValueError: If the algorithm is not one of the four.
+    """
+    algorithm = algorithm.lower()
+    if algorithm == 'dense':
+        return 3 * dense
+    if algorithm in ('static', 'set'):
+        return 3 * sparse
+    if algorithm == 'rigl':
+        updating = ((3 * sparse * interval + 2 * sparse + dense) /
+                    (interval + 1))
+        return end * updating + (1 - end) * 3 * sparse
+    raise ValueError(f'Training FLOPs are known for dense, static, set and '
+                     f'rigl; got {algorithm!r}.')

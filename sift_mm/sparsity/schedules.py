@@ -1,0 +1,102 @@
+"""When masks are updated, and how much of them."""
+
+import math
+from dataclasses import dataclass
+
+from .registry import Registry
+
+
+@dataclass(frozen=True)
+class UpdateSchedule:
+    """An update every ``interval`` optimizer steps, the last at ``end``.
+
+    Args:
+        interval (int): Optimizer steps between two updates.
+        end (int): Step after which masks stay (T_end).
+
+    Raises:
+        ValueError: If there would be no update at all.
+    """
+
+    interval: int
+    end: int
+
+    def __post_init__(self) -> None:
+        if self.interval < 1:
+            raise ValueError(
+                f'The update interval is a number of optimizer steps, at '
+                f'least 1; got {self.interval}.')
+        if self.interval > self.end:
+            raise ValueError(
+                f'Masks would never be updated: the update interval is '
+                f'{self.interval} optimizer steps and the last update is due '
+                f'by step {self.end}. Choose a shorter interval or the '
+                "algorithm 'Static'.")
+
+    def is_due(self, step: int) -> bool:
+        """Whether step number ``step``, counted from 1, updates masks."""
+        return step % self.interval == 0 and 0 < step <= self.end
+
+
+@dataclass(frozen=True)
+class DropFraction:
+    """Share of the active weights dropped at an update.
+
+    Args:
+        initial (float): The share at step 0 (alpha), in [0, 1].
+
+    Raises:
+        ValueError: If ``initial`` is outside [0, 1].
+    """
+
+    initial: float = 0.3
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.initial <= 1:
+            raise ValueError('The drop fraction is a share of the active '
+                             f'weights, in [0, 1]; got {self.initial}.')
+
+    def at(self, step: int, end: int) -> float:
+        """The share at a step.
+
+        Args:
+            step (int): Optimizer step, at most ``end``.
+            end (int): Step of the last update (T_end).
+
+        Returns:
+            float: In [0, 1].
+        """
+        raise NotImplementedError
+
+
+DROP_FRACTIONS: Registry[DropFraction] = Registry('drop-fraction schedule')
+
+
+@DROP_FRACTIONS.register
+@dataclass(frozen=True)
+class Constant(DropFraction):
+    """alpha, always."""
+
+    def at(self, step: int, end: int) -> float:
+        """The initial share."""
+        return self.initial
+
+
+@DROP_FRACTIONS.register
+@dataclass(frozen=True)
+class Linear(DropFraction):
+    """alpha * (1 - t / T_end)."""
+
+    def at(self, step: int, end: int) -> float:
+        """Falls on a straight line to 0."""
+        return self.initial * (1 - step / end)
+
+
+@DROP_FRACTIONS.register
+@dataclass(frozen=True)
+class Cosine(DropFraction):
+    """alpha / 2 * (1 + cos(pi * t / T_end)) (RigL, section 3)."""
+
+    def at(self, step: int, end: int) -> float:
+        """Falls on half a cosine to 0."""
+        return self.initial / 2 * (1 + math.cos(math.pi * step / end))

@@ -1,0 +1,83 @@
+"""Which parameters of a network are sparse."""
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+
+def sparsifiable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Weights that a mask can be put on: of convolutions and linear layers.
+
+    Norms and biases are never sparse.
+
+    Args:
+        model (nn.Module): A built network.
+
+    Returns:
+        dict[str, nn.Parameter]: By full name, in the network's order; a
+        shared parameter appears once.
+    """
+    weights = {
+        id(module.weight)
+        for module in model.modules()
+        if isinstance(module, (_ConvNd, nn.Linear))
+    }
+    return {n: p for n, p in model.named_parameters() if id(p) in weights}
+
+
+def select_parameters(model: nn.Module,
+                      include: Sequence[str] | None = None,
+                      exclude: Sequence[str] = ()) -> dict[str, nn.Parameter]:
+    """The parameters to be sparse, by what the network says and by patterns.
+
+    A module says which of its parameters are meant by a method
+    ``sparse_parameter_names()`` (names relative to the module), as
+    :class:`SparseIFTResNet` does.
+
+    Args:
+        model (nn.Module): A built network.
+        include (Sequence[str], optional): Glob patterns of full parameter
+            names, in place of what the modules say.
+        exclude (Sequence[str]): Glob patterns of names to leave dense.
+
+    Returns:
+        dict[str, nn.Parameter]: By full name, in the network's order.
+
+    Raises:
+        ValueError: If a pattern matches nothing or nothing is selected.
+    """
+    candidates = sparsifiable_parameters(model)
+
+    def matches(patterns: Sequence[str], pool: Sequence[str]) -> set[str]:
+        if isinstance(patterns, str):
+            raise ValueError(f'include and exclude take lists of patterns; '
+                             f'write [{patterns!r}].')
+        found = set()
+        for pattern in patterns:
+            hits = {name for name in pool if fnmatchcase(name, pattern)}
+            if not hits:
+                raise ValueError(
+                    f'The pattern {pattern!r} matches none of the parameters '
+                    f'that could be sparse: {", ".join(pool)}.')
+            found |= hits
+        return found
+
+    if include is not None:
+        names = matches(include, list(candidates))
+    else:
+        names = {
+            f'{prefix}.{name}' if prefix else name
+            for prefix, module in model.named_modules()
+            if hasattr(module, 'sparse_parameter_names')
+            for name in module.sparse_parameter_names()
+        }
+    names -= matches(exclude, [n for n in candidates if n in names])
+    if not names:
+        raise ValueError(
+            'No parameter is selected to be sparse: the model has no '
+            'Sparse-IFT backbone with a family, and include/exclude leave '
+            'nothing. Give include=[patterns] of: '
+            f'{", ".join(candidates)}.')
+    return {n: p for n, p in candidates.items() if n in names}
