@@ -5,7 +5,7 @@ _base_ = ['./retinanet_r18_fpn_10e_tree-crowns.py']
 from sift_mm.isoflop import wide_width
 
 sparsity = 0.75
-width = wide_width(32, sparsity)
+width = wide_width(24, sparsity)
 
 model = dict(
     backbone=dict(family='wide', sparsity=sparsity),

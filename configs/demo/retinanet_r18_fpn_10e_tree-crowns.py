@@ -16,12 +16,12 @@ model = dict(
     backbone=dict(
         type='SparseIFTResNet',
         depth=18,
-        base_channels=32,
+        base_channels=24,
         norm_cfg=norm_cfg,
         norm_eval=False),
     neck=dict(
         type='FPN',
-        in_channels=[32, 64, 128, 256],
+        in_channels=[24, 48, 96, 192],
         out_channels=64,
         norm_cfg=norm_cfg,
         num_outs=4),
@@ -30,7 +30,7 @@ model = dict(
         num_classes=1,
         in_channels=64,
         feat_channels=64,
-        stacked_convs=2,
+        stacked_convs=1,
         norm_cfg=norm_cfg,
         # Crowns are about as wide as high.
         anchor_generator=dict(
@@ -78,10 +78,12 @@ train_pipeline = [
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
+    dict(type='Resize', scale=(256, 256), keep_ratio=True),
     dict(type='LoadAnnotations', with_bbox=True),
     dict(
         type='PackDetInputs',
-        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape'))
+        meta_keys=('img_id', 'img_path', 'ori_shape', 'img_shape',
+                   'scale_factor'))
 ]
 train_dataloader = dict(
     batch_size=8,

@@ -2,5 +2,9 @@
 
 from .flops import FlopCount, count_flops
 from .spectral import SpectralGap, spectral_gap
+from .summary import Summary, summarize
 
-__all__ = ['FlopCount', 'SpectralGap', 'count_flops', 'spectral_gap']
+__all__ = [
+    'FlopCount', 'SpectralGap', 'Summary', 'count_flops', 'spectral_gap',
+    'summarize'
+]

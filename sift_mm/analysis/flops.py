@@ -78,4 +78,4 @@ def count_flops(model: nn.Module,
     by_module = {name.removeprefix(f'{root}.'): count
                  for name, count in counts.items()
                  if name.startswith(f'{root}.')}
-    return FlopCount(counts['Global'], by_module)
+    return FlopCount(counter.get_total_flops(), by_module)

@@ -54,6 +54,8 @@ def spectral_gap(mask: Tensor, weight: Tensor | None = None) -> SpectralGap:
     degrees = [edges / side for side in adjacency.shape]
     bound = sum(sqrt(max(d - 1, 0.)) for d in degrees)
     if weight is not None:
-        adjacency = adjacency * weight.flatten(1).abs().float()
+        # Selected, not multiplied: a NaN times 0 is a NaN.
+        adjacency = weight.flatten(1).abs().float().masked_fill(
+            ~mask.flatten(1), 0)
     first, second = torch.linalg.svdvals(adjacency)[:2].tolist()
     return SpectralGap(first, second, bound)

@@ -1,17 +1,29 @@
 """Mask training with plain PyTorch: nothing here knows OpenMMLab."""
 
 from .algorithms import ALGORITHMS, SET, Algorithm, RigL, Static
-from .distributions import (DISTRIBUTIONS, ER, ERK, Distribution, Explicit,
-                            Uniform, UniformPlus)
-from .initializers import (INITIALIZERS, FromWeights, Initializer, Random,
-                           TopK)
+from .distributions import (
+    DISTRIBUTIONS,
+    ER,
+    ERK,
+    Distribution,
+    Explicit,
+    Uniform,
+    UniformPlus,
+)
+from .initializers import INITIALIZERS, FromWeights, Initializer, Random, TopK
 from .masks import MaskSet
 from .metrics import MaskHistory, density, training_flops
 from .random import generator_for
-from .schedules import (DROP_FRACTIONS, Constant, Cosine, DropFraction,
-                        Linear, UpdateSchedule)
+from .schedules import (
+    DROP_FRACTIONS,
+    Constant,
+    Cosine,
+    DropFraction,
+    Linear,
+    UpdateSchedule,
+)
 from .select import keep_only_, top_indices
-from .targets import sparsifiable_parameters, select_parameters
+from .targets import select_parameters, sparsifiable_parameters
 from .trainer import MaskTrainer
 
 __all__ = [

@@ -83,11 +83,12 @@ class MaskSet(Mapping[str, Tensor]):
 
     def counts(self) -> dict[str, int]:
         """Active weights by name."""
-        # One transfer for all, not one a layer.
         if not self._masks:
             return {}
+        # One transfer for all, not one a layer.
+        device = next(iter(self.values())).device
         counts = torch.stack(
-            [m.count_nonzero().cpu() for m in self.values()])
+            [m.count_nonzero().to(device) for m in self.values()])
         return dict(zip(self, counts.tolist(), strict=True))
 
     def keep_weights_(self, parameters: Mapping[str, Tensor] | None = None

@@ -46,7 +46,8 @@ def select_parameters(model: nn.Module,
         dict[str, nn.Parameter]: By full name, in the network's order.
 
     Raises:
-        ValueError: If a pattern matches nothing or nothing is selected.
+        ValueError: If a pattern matches nothing, a module names a parameter
+            that cannot be sparse, or nothing is selected.
     """
     candidates = sparsifiable_parameters(model)
 
@@ -73,6 +74,11 @@ def select_parameters(model: nn.Module,
             if hasattr(module, 'sparse_parameter_names')
             for name in module.sparse_parameter_names()
         }
+        if unknown := names - candidates.keys():
+            raise ValueError(
+                'sparse_parameter_names() names what no mask can be put on: '
+                f'{", ".join(sorted(unknown))}. There are: '
+                f'{", ".join(candidates)}.')
     names -= matches(exclude, [n for n in candidates if n in names])
     if not names:
         raise ValueError(

@@ -1,0 +1,26 @@
+# `make demo` and `make test` are all a new checkout needs.
+PYTHON ?= python3
+VENV := .venv/bin/python
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint clean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+setup:  ## make .venv and install all that is needed (once, about half an hour)
+	@$(PYTHON) tools/setup_env.py
+
+demo: setup  ## train a Sparse Wide RetinaNet and its dense baseline, compare
+	@$(VENV) tools/demo.py
+
+test: setup  ## run the tests; ARGS='-k rigl' picks some
+	@$(VENV) -m pytest $(ARGS)
+
+lint: setup  ## ruff and mypy
+	@$(VENV) -m ruff check .
+	@$(VENV) -m mypy sift_mm
+
+clean:  ## remove what builds and tests leave; keeps .venv, data, work_dirs
+	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,0 +1,183 @@
+"""What masks cost a training step, and what a mask update costs.
+
+ResNet-18 Sparse Wide 0.75 (base width 128, 44.7 M masked weights) in plain
+PyTorch, SGD with momentum. All variants run in one process and take turns,
+so that whatever else the machine does hits all of them; a figure is the
+median over the rounds, of times or of the ratios within a round.
+
+    python benchmarks/masked_step.py [--rounds 15] [--batch 8] [--size 224]
+
+The targets: a masked step at most 1.02 times the unmasked one, an update
+cheaper than one unmasked step.
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock, ResNet
+
+from sift_mm.sparsity import (
+    SET,
+    Constant,
+    MaskSet,
+    MaskTrainer,
+    Random,
+    RigL,
+    Uniform,
+    UpdateSchedule,
+    keep_only_,
+    select_parameters,
+)
+
+SPARSITY = 0.75
+
+
+def build_model(width: int) -> ResNet:
+    """ResNet-18 whose first stage has ``width`` channels."""
+    # torchvision has no argument for it: the stages are rebuilt.
+    model = ResNet(BasicBlock, [2, 2, 2, 2])
+    model.inplanes = width
+    model.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
+    model.bn1 = nn.BatchNorm2d(width)
+    for i in range(4):
+        stage = model._make_layer(BasicBlock, width * 2**i, 2,
+                                  stride=1 if i == 0 else 2)
+        setattr(model, f'layer{i + 1}', stage)
+    model.fc = nn.Linear(width * 8, 1000)
+    return model
+
+
+def timed(function: Callable[[], object], device: torch.device) -> float:
+    """Seconds that a function takes, waiting for the device."""
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    function()
+    if device.type == 'cuda':
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+class Bench:
+    """The variants, all on one model.
+
+    Args:
+        batch (int): Images a step.
+        size (int): Height and width of an image, in pixels.
+        width (int): Channels of the first stage.
+        device (torch.device): Where it runs.
+    """
+
+    def __init__(self, batch: int, size: int, width: int,
+                 device: torch.device) -> None:
+        torch.manual_seed(0)
+        self.model = build_model(width).to(device)
+        self.images = torch.randn(batch, 3, size, size, device=device)
+        self.labels = torch.randint(1000, (batch, ), device=device)
+        parameters = select_parameters(
+            self.model, include=['layer*.conv*', 'layer*.downsample.0.*'])
+        counts = Uniform().counts(
+            {n: tuple(p.shape) for n, p in parameters.items()}, SPARSITY)
+        self.masks = MaskSet.draw(parameters, counts, Random(), 0)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), 1e-3,
+                                         momentum=0.9, weight_decay=1e-4)
+        self.trainers = {
+            kind.__name__: MaskTrainer(self.masks, kind(),
+                                       UpdateSchedule(1, 10**9),
+                                       Constant(0.3))
+            for kind in (SET, RigL)
+        }
+        self.between = MaskTrainer(self.masks, RigL(), None, Constant(0.3))
+        self.float_masks = [m.float() for m in self.masks.values()]
+        # Momentum exists from the first step on.
+        self.unmasked()
+        self.between.enforce(self.optimizer)
+        self.backward()
+        self.dense = [g.clone() for g in self.gradients()]
+
+    def gradients(self) -> list[torch.Tensor]:
+        """Gradients of the masked weights."""
+        return [p.grad for p in self.masks.parameters.values()
+                if p.grad is not None]
+
+    def backward(self) -> None:
+        """Gradients of one batch."""
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.model(self.images), self.labels).backward()
+
+    def restore(self) -> None:
+        """Dense gradients again, as they are after a backward pass."""
+        torch._foreach_copy_(self.gradients(), self.dense)
+
+    def unmasked(self) -> None:
+        """A step of the dense network."""
+        self.backward()
+        self.optimizer.step()
+
+    def masked(self) -> None:
+        """A step under masks, between two updates."""
+        self.backward()
+        self.between.step(self.optimizer, self.optimizer.step)
+
+    def update(self, name: str) -> None:
+        """What an update adds to a step: all of it but the step itself."""
+        self.trainers[name].step(self.optimizer, lambda: None)
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument('--rounds', type=int, default=15)
+    parser.add_argument('--batch', type=int, default=8)
+    parser.add_argument('--size', type=int, default=224)
+    parser.add_argument('--width', type=int, default=128)
+    parser.add_argument('--device', default='cuda'
+                        if torch.cuda.is_available() else 'cpu')
+    args = parser.parse_args()
+    device = torch.device(args.device)
+    bench = Bench(args.batch, args.size, args.width, device)
+    masks = list(bench.masks.values())
+    variants: dict[str, Callable[[], object]] = {
+        'unmasked step': bench.unmasked,
+        'masked step': bench.masked,
+        'gradients: keep_only_': lambda: keep_only_(bench.gradients(), masks),
+        'gradients: foreach mul, bool': lambda: torch._foreach_mul_(
+            bench.gradients(), masks),
+        'gradients: foreach mul, float': lambda: torch._foreach_mul_(
+            bench.gradients(), bench.float_masks),
+        'mask update, SET': lambda: bench.update('SET'),
+        'mask update, RigL': lambda: bench.update('RigL'),
+    }
+    times: dict[str, list[float]] = {name: [] for name in variants}
+    order = list(variants)
+    for i in range(args.rounds + 1):
+        # There and back: no variant always follows the same one.
+        for name in order if i % 2 else order[::-1]:
+            if 'step' not in name:
+                bench.restore()
+            seconds = timed(variants[name], device)
+            if i:  # the first round warms up
+                times[name].append(seconds)
+
+    weights = sum(m.numel() for m in masks)
+    where = (torch.cuda.get_device_name(device) if device.type == 'cuda' else
+             f'CPU, {torch.get_num_threads()} threads')
+    print(f'{where}, torch {torch.__version__}, {weights / 1e6:.1f} M masked '
+          f'weights, batch {args.batch}, {args.size} px, median of '
+          f'{args.rounds} rounds')
+    print(f'{"":32}{"ms":>9}{"x unmasked step":>18}{"  quartiles"}')
+    for name, values in times.items():
+        ratios = [v / u for v, u in zip(values, times['unmasked step'],
+                                        strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4)
+        print(f'{name:32}{1e3 * statistics.median(values):9.1f}'
+              f'{middle:18.3f}  {low:.3f} to {high:.3f}')
+
+
+if __name__ == '__main__':
+    main()

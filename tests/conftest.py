@@ -1,0 +1,89 @@
+"""What tests share: import paths, mini sets, a trained run of each library."""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).resolve().parent
+
+for folder in (TESTS, TESTS.parent):
+    if str(folder) not in sys.path:
+        sys.path.insert(0, str(folder))
+
+import minisets  # noqa: E402
+from minirun import ROOT, TEXTS, Run, run_script, write_config  # noqa: E402
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The mini set of each library, by its scope."""
+    root = tmp_path_factory.mktemp('data')
+    return {
+        'mmdet': minisets.mini_coco(root / 'coco', num_train=4, num_val=2),
+        'mmseg': minisets.mini_cityscapes(root / 'cityscapes'),
+        'mmpretrain': minisets.mini_imagenet(root / 'imagenet'),
+    }
+
+
+@pytest.fixture(scope='session')
+def configs(
+    data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, str]:
+    """A config file of each library, by its scope."""
+    folder = tmp_path_factory.mktemp('configs')
+    return {scope: write_config(folder, scope, data[scope]) for scope in TEXTS}
+
+
+def forget_instances() -> None:
+    """Drops MMEngine's named singletons.
+
+    A visualizer of the run before would be taken for that of the next.
+    """
+    from mmengine.logging import MessageHub, MMLogger
+    from mmengine.registry import DefaultScope
+    from mmengine.visualization import Visualizer
+
+    kinds = [MessageHub, MMLogger, DefaultScope, Visualizer]
+    for kind in kinds:
+        kind._instance_dict.clear()
+        kinds += kind.__subclasses__()  # Each has a list of its own.
+
+
+@pytest.fixture
+def fresh_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Lets a test call ``main`` as if it were in a process of its own."""
+    forget_instances()
+    monkeypatch.setenv('LOCAL_RANK', '0')
+    monkeypatch.chdir(tmp_path)
+    yield
+    forget_instances()
+
+
+@pytest.fixture(scope='session')
+def runs(
+    configs: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Run]:
+    """A trained run of each library, by its scope.
+
+    Detection is trained in a process of its own, as users do.
+    """
+    from tools import train
+
+    found = {}
+    for scope, config in configs.items():
+        work_dir = tmp_path_factory.mktemp(f'run_{scope}')
+        args = [config, '--work-dir', str(work_dir)]
+        if scope == 'mmdet':
+            done = run_script(sys.executable, ROOT / 'tools/train.py', *args)
+            assert done.returncode == 0, done.stderr
+            (work_dir / 'stdout.txt').write_text(done.stdout)
+        else:
+            forget_instances()
+            train.main(args)
+        last = (work_dir / 'last_checkpoint').read_text()
+        found[scope] = Run(config, work_dir, last)
+    return found

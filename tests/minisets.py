@@ -1,0 +1,253 @@
+"""Tiny data sets in the layouts of the real ones, made on the spot.
+
+They look enough like the real thing that the libraries' own dataset classes
+and metrics read them: COCO, Cityscapes and ImageNet. The same arguments make
+the same pixels. There is no CIFAR: MMPreTrain checks the MD5 of its files.
+"""
+
+import json
+from math import cos, pi, sin
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+COCO_CLASSES = (
+    'person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,'
+    'traffic light,fire hydrant,stop sign,parking meter,bench,bird,cat,dog,'
+    'horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,'
+    'tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,'
+    'baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,'
+    'fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,'
+    'hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,'
+    'toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,'
+    'toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,'
+    'hair drier,toothbrush'
+).split(',')
+# The real ids leave gaps, which a reader has to cope with.
+COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
+COCO_IDS = dict(
+    zip(
+        COCO_CLASSES,
+        (i for i in range(1, 91) if i not in COCO_GAPS),
+        strict=True,
+    )
+)
+# The classes that occur, with their colours: nothing is easier to learn.
+COCO_USED = {
+    'person': (220, 40, 40),
+    'car': (40, 200, 40),
+    'dog': (50, 60, 230),
+}
+IMAGENET_FOLDERS = ('n01440764', 'n01443537', 'n01484850', 'n01491361')
+
+
+def _noise(
+    rng: np.random.Generator, height: int, width: int, level: int = 128
+) -> Image.Image:
+    """Makes an image of grey noise around a level."""
+    pixels = rng.normal(level, 20, (height, width, 3)).clip(0, 255)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _polygon(box: tuple[int, int, int, int], is_round: bool) -> list[float]:
+    """Makes x, y, x, y ... of a rectangle or an ellipse in a box."""
+    x1, y1, x2, y2 = box
+    if not is_round:
+        return [x1, y1, x2, y1, x2, y2, x1, y2]
+    points = []
+    for step in range(16):
+        angle = 2 * pi * step / 16
+        points += [
+            (x1 + x2) / 2 + (x2 - x1) / 2 * cos(angle),
+            (y1 + y2) / 2 + (y2 - y1) / 2 * sin(angle),
+        ]
+    return points
+
+
+def _area(polygon: list[float]) -> float:
+    """Area of a polygon by the shoelace formula, in pixels."""
+    x, y = np.array(polygon[::2]), np.array(polygon[1::2])
+    return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
+
+
+def _coco_split(
+    root: Path,
+    split: str,
+    num_images: int,
+    size: tuple[int, int],
+    rng: np.random.Generator,
+) -> None:
+    """Writes images and annotation file of one split of COCO."""
+    folder = root / f'{split}2017'
+    folder.mkdir(parents=True, exist_ok=True)
+    images: list[dict] = []
+    annotations: list[dict] = []
+    for image_id in range(1, num_images + 1):
+        width, height = (int(v) for v in rng.integers(*size, 2, endpoint=True))
+        image = _noise(rng, height, width)
+        draw = ImageDraw.Draw(image)
+        for _ in range(rng.integers(1, 4)):
+            name = str(rng.choice(list(COCO_USED)))
+            w = int(rng.integers(width // 4, width // 2))
+            h = int(rng.integers(height // 4, height // 2))
+            x = int(rng.integers(0, width - w))
+            y = int(rng.integers(0, height - h))
+            polygon = _polygon((x, y, x + w, y + h), bool(rng.integers(2)))
+            draw.polygon(polygon, fill=COCO_USED[name])
+            annotations.append(
+                dict(
+                    id=len(annotations) + 1,
+                    image_id=image_id,
+                    category_id=COCO_IDS[name],
+                    bbox=[x, y, w, h],
+                    area=_area(polygon),
+                    segmentation=[polygon],
+                    iscrowd=0,
+                )
+            )
+        file_name = f'{image_id:012d}.jpg'
+        image.save(folder / file_name, quality=95)
+        images.append(
+            dict(id=image_id, file_name=file_name, width=width, height=height)
+        )
+    categories = [dict(id=i, name=name) for name, i in COCO_IDS.items()]
+    content = dict(
+        images=images, annotations=annotations, categories=categories
+    )
+    ann_file = root / 'annotations' / f'instances_{split}2017.json'
+    ann_file.parent.mkdir(exist_ok=True)
+    ann_file.write_text(json.dumps(content))
+
+
+def mini_coco(
+    root: str | Path,
+    num_train: int = 8,
+    num_val: int = 4,
+    size: tuple[int, int] = (64, 128),
+    seed: int = 0,
+) -> Path:
+    """Makes a detection set in the layout of COCO 2017.
+
+    Rectangles and ellipses of three of the 80 classes, one colour a class,
+    with boxes and polygons. Later objects may cover earlier ones.
+
+    Args:
+        root (str | Path): Folder to make.
+        num_train (int): Number of training images.
+        num_val (int): Number of validation images.
+        size (tuple[int, int]): Least and largest side, in pixels.
+        seed (int): Seed of everything random.
+
+    Returns:
+        Path: The folder, to be used as ``data_root``.
+    """
+    root = Path(root)
+    for index, (split, number) in enumerate(
+        (('train', num_train), ('val', num_val))
+    ):
+        rng = np.random.default_rng((seed, index))
+        _coco_split(root, split, number, size, rng)
+    return root
+
+
+def mini_cityscapes(
+    root: str | Path,
+    num_train: int = 4,
+    num_val: int = 2,
+    size: tuple[int, int] = (64, 128),
+    seed: int = 0,
+) -> Path:
+    """Makes a segmentation set in the layout of Cityscapes.
+
+    Streets of sky, buildings, road, a car and a person, with labels that
+    are train ids; the lowest rows are not labelled (255).
+
+    Args:
+        root (str | Path): Folder to make.
+        num_train (int): Number of training images.
+        num_val (int): Number of validation images.
+        size (tuple[int, int]): Height and width, in pixels.
+        seed (int): Seed of everything random.
+
+    Returns:
+        Path: The folder, to be used as ``data_root``.
+    """
+    root = Path(root)
+    height, width = size
+    for split, city, number in (
+        ('train', 'aachen', num_train),
+        ('val', 'frankfurt', num_val),
+    ):
+        rng = np.random.default_rng((seed, len(city)))
+        image_dir = root / 'leftImg8bit' / split / city
+        label_dir = root / 'gtFine' / split / city
+        for folder in (image_dir, label_dir):
+            folder.mkdir(parents=True, exist_ok=True)
+        for index in range(number):
+            image = _noise(rng, height, width)
+            label = Image.new('L', (width, height), 255)
+            draws = ImageDraw.Draw(image), ImageDraw.Draw(label)
+            x = int(rng.integers(0, width // 2))
+            horizon = int(rng.integers(height // 4, height // 2))
+            foot = height * 3 // 4
+            for shape, box, colour, train_id in (
+                ('rectangle', (0, 0, width, horizon), (90, 150, 220), 10),
+                ('rectangle', (0, horizon, width, foot), (120, 90, 60), 2),
+                ('rectangle', (0, foot, width, height - 4), (80, 70, 80), 0),
+                ('rectangle', (x, foot - 8, x + width // 4, foot + 4),
+                 (30, 30, 160), 13),
+                ('ellipse', (x + width // 3, foot - 12, x + width // 3 + 8,
+                             foot + 4), (220, 30, 60), 11),
+            ):  # fmt: skip
+                getattr(draws[0], shape)(box, fill=colour)
+                getattr(draws[1], shape)(box, fill=train_id)
+            stem = f'{city}_{index:06d}_000019'
+            image.save(image_dir / f'{stem}_leftImg8bit.png')
+            label.save(label_dir / f'{stem}_gtFine_labelTrainIds.png')
+    return root
+
+
+def mini_imagenet(
+    root: str | Path,
+    num_train: int = 4,
+    num_val: int = 2,
+    num_classes: int = 3,
+    size: int = 40,
+    seed: int = 0,
+) -> Path:
+    """Makes a classification set in the layout of ImageNet.
+
+    The brightness of an image tells its class. ``train`` and ``val`` hold
+    one folder a class, as CustomDataset reads them; ``meta`` has the lists
+    of images and labels by which ImageNet reads them as the first of its
+    1000 classes.
+
+    Args:
+        root (str | Path): Folder to make.
+        num_train (int): Number of training images of each class.
+        num_val (int): Number of validation images of each class.
+        num_classes (int): Number of classes, at most four.
+        size (int): Height and width, in pixels.
+        seed (int): Seed of everything random.
+
+    Returns:
+        Path: The folder, to be used as ``data_root``.
+    """
+    root = Path(root)
+    (root / 'meta').mkdir(parents=True, exist_ok=True)
+    for index, (split, number) in enumerate(
+        (('train', num_train), ('val', num_val))
+    ):
+        rng = np.random.default_rng((seed, index))
+        lines = []
+        for label, name in enumerate(IMAGENET_FOLDERS[:num_classes]):
+            folder = root / split / name
+            folder.mkdir(parents=True, exist_ok=True)
+            for copy in range(number):
+                image = _noise(rng, size, size, level=40 + 60 * label)
+                file_name = f'{name}_{copy}.JPEG'
+                image.save(folder / file_name, quality=95)
+                lines.append(f'{name}/{file_name} {label}')
+        (root / 'meta' / f'{split}.txt').write_text('\n'.join(lines) + '\n')
+    return root

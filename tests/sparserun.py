@@ -1,0 +1,88 @@
+"""The mini configs of minirun, made sparse, and probes for their runs."""
+
+import hashlib
+import os
+import signal
+from pathlib import Path
+
+from minirun import write_config
+from mmengine.dist import get_rank
+from mmengine.hooks import Hook
+from mmengine.registry import HOOKS
+
+SPARSE = """
+custom_imports = dict(
+    imports=['sift_mm', 'sparserun'], allow_failed_imports=False)
+model['backbone'].update(family='wide', sparsity=0.75)
+optim_wrapper['type'] = 'SparseOptimWrapper'
+custom_hooks = [dict(type='SparseTrainingHook', interval=1, end=1.),
+                dict(type='MaskProbe')]
+"""
+# Twice the mini width of 8: 16, 32, 64, 128.
+KINDS = {
+    'mmdet': """
+model['backbone'].update(type='SparseIFTResNet')
+model['neck'].update(in_channels=[16, 32, 64, 128])
+""",
+    # DeepLabV3+ in place of FCN: dilated, and its head reads stage 1 too.
+    'mmseg': """
+model['backbone'].update(type='SparseIFTResNet')
+model['decode_head'] = dict(
+    _delete_=True, type='DepthwiseSeparableASPPHead', in_channels=128,
+    in_index=3, channels=16, dilations=(1, 2), c1_in_channels=16,
+    c1_channels=8, num_classes=19, norm_cfg=dict(type='BN'),
+    loss_decode=dict(type='CrossEntropyLoss'))
+model['auxiliary_head'].update(
+    in_channels=64, in_index=2, norm_cfg=dict(type='BN'))
+model['backbone']['norm_cfg'] = dict(type='BN')
+""",
+    'mmpretrain': """
+model['backbone'].update(type='SparseIFTResNet_CIFAR')
+model['head'].update(in_channels=128)
+train_cfg['max_epochs'] = 3
+default_hooks['checkpoint'] = dict(type='CheckpointHook', interval=1)
+""",
+}
+
+
+def sparse_config(folder: Path, scope: str, data_root: Path,
+                  more: str = '') -> str:
+    """Writes the small sparse config of a library.
+
+    Args:
+        folder (Path): Folder to write it to.
+        scope (str): 'mmdet', 'mmseg' or 'mmpretrain'.
+        data_root (Path): The mini set that it reads.
+        more (str): Code to add to the config.
+
+    Returns:
+        str: Path of the config file.
+    """
+    folder.mkdir(exist_ok=True)
+    path = Path(write_config(folder, scope, data_root))
+    with path.open('a') as stream:
+        stream.write(SPARSE + KINDS[scope] + more)
+    return str(path)
+
+
+@HOOKS.register_module()
+class MaskProbe(Hook):
+    """Writes a digest of all masks after each iteration, one file a rank.
+
+    With KILL_AT in the environment it kills its process, as a machine that
+    fails does, after that many iterations.
+    """
+
+    priority = 'LOW'
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None,
+                         outputs=None):
+        """Write, and perhaps kill."""
+        digest = hashlib.sha256()
+        trainer = runner.optim_wrapper.mask_trainer
+        for mask in trainer.masks.values():
+            digest.update(mask.numpy().tobytes())
+        with open(f'{runner.work_dir}/masks_{get_rank()}.txt', 'a') as file:
+            file.write(f'{runner.iter} {digest.hexdigest()}\n')
+        if runner.iter + 1 == int(os.environ.get('KILL_AT', -1)):
+            os.kill(os.getpid(), signal.SIGKILL)

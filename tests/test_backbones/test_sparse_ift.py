@@ -1,0 +1,166 @@
+"""The backbones of three libraries, beside the libraries' own."""
+
+import pytest
+import torch
+from mmdet.registry import MODELS as DET
+from mmpretrain.registry import MODELS as CLS
+from mmseg.registry import MODELS as SEG
+
+import sift_mm.backbones
+from sift_mm.isoflop import wide_width
+
+# Registry, name of ours, name of theirs.
+KINDS = [
+    pytest.param(DET, 'SparseIFTResNet', 'ResNet', id='mmdet'),
+    pytest.param(SEG, 'SparseIFTResNet', 'ResNet', id='mmseg'),
+    pytest.param(CLS, 'SparseIFTResNet', 'ResNet', id='mmpretrain'),
+    pytest.param(CLS, 'SparseIFTResNet_CIFAR', 'ResNet_CIFAR', id='cifar'),
+]
+
+
+def build(registry, name, seed=0, **kwargs):
+    torch.manual_seed(seed)
+    model = registry.build(dict(type=name, **kwargs))
+    model.init_weights()
+    return model
+
+
+@pytest.mark.parametrize('depth', [18, 50])
+@pytest.mark.parametrize('registry, ours, theirs', KINDS)
+def test_without_family_it_is_the_parent(registry, ours, theirs, depth):
+    kwargs = dict(depth=depth, base_channels=8, stem_channels=8)
+    a = build(registry, ours, **kwargs)
+    b = build(registry, theirs, **kwargs)
+    assert a.sparse_parameter_names() == []
+    states = a.state_dict(), b.state_dict()
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    x = torch.randn(2, 3, 64, 64)
+    a.train(), b.train()
+    for first, second in zip(a(x), b(x), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize('sparsity, width', [(0.5, 90), (0.75, 128),
+                                             (0.9, 202)])
+@pytest.mark.parametrize('registry, ours, theirs', KINDS)
+def test_wide_has_the_authors_widths(registry, ours, theirs, sparsity,
+                                     width):
+    model = build(registry, ours, depth=18, family='wide', sparsity=sparsity)
+    assert model.conv1.out_channels == width  # The stem grows along.
+    last = 8 * width
+    assert model.layer4[1].conv2.weight.shape == (last, last, 3, 3)
+    assert model.out_channels[-1] == last
+
+
+@pytest.mark.parametrize('registry, ours, theirs', KINDS)
+def test_wide_loads_into_every_unmodified_resnet(registry, ours, theirs):
+    model = build(registry, ours, depth=18, base_channels=16,
+                  stem_channels=16, family='wide', sparsity=0.75)
+    libraries = [(CLS, 'ResNet_CIFAR')] if 'CIFAR' in ours else [
+        (DET, 'ResNet'), (SEG, 'ResNet'), (CLS, 'ResNet')]
+    for library, name in libraries:
+        plain = build(library, name, depth=18, base_channels=32,
+                      stem_channels=32, seed=1)
+        plain.load_state_dict(model.state_dict(), strict=True)
+
+
+@pytest.mark.parametrize('depth, count', [(18, 19), (34, 35), (50, 52),
+                                          (101, 103), (152, 154)])
+def test_sparse_are_the_convolutions_of_the_blocks(depth, count):
+    # R-18: 8 blocks of 2 and 3 shortcuts; R-50: 16 blocks of 3 and 4.
+    model = build(CLS, 'SparseIFTResNet', depth=depth, base_channels=2,
+                  stem_channels=2, family='wide', sparsity=0.5)
+    names = model.sparse_parameter_names()
+    assert len(names) == count
+    assert 'conv1.weight' not in names
+    assert 'layer2.0.downsample.0.weight' in names
+    parameters = dict(model.named_parameters())
+    assert all(parameters[name].dim() == 4 for name in names)
+
+
+@pytest.mark.parametrize('kwargs', [
+    dict(deep_stem=True), dict(deep_stem=True, avg_down=True),
+    dict(dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1)),
+    dict(with_cp=True), dict(norm_cfg=dict(type='GN', num_groups=2)),
+    dict(frozen_stages=1)
+])
+def test_the_parents_options_keep_working(kwargs):
+    model = build(SEG, 'SparseIFTResNet', depth=50, base_channels=4,
+                  stem_channels=4, family='wide', sparsity=0.75, **kwargs)
+    model.train()
+    out = model(torch.randn(2, 3, 64, 64, requires_grad=True))
+    assert [x.shape[1] for x in out] == model.out_channels == [32, 64, 128,
+                                                              256]
+    sum(x.sum() for x in out).backward()
+    assert 'layer1.0.conv1.weight' in model.sparse_parameter_names()
+    assert not any('stem' in n for n in model.sparse_parameter_names())
+
+
+def test_plugins_stay_dense():
+    model = build(
+        DET, 'SparseIFTResNet', depth=50, base_channels=8, family='wide',
+        sparsity=0.75, plugins=[dict(
+            cfg=dict(type='ContextBlock', ratio=1 / 4),
+            position='after_conv3')])
+    names = model.sparse_parameter_names()
+    assert len(names) == 52
+    assert not any('context' in name for name in names)
+
+
+@pytest.mark.parametrize('registry, ours, theirs', KINDS)
+def test_last_norms_start_at_zero_as_the_parents(registry, ours, theirs):
+    model = build(registry, ours, depth=18, family='wide', sparsity=0.5,
+                  base_channels=8, stem_channels=8)
+    assert not model.layer1[0].norm2.weight.any()
+    assert model.layer1[0].norm1.weight.all()
+
+
+def test_no_width_rounds_to_nothing():
+    model = build(DET, 'SparseIFTResNet', depth=18, base_channels=1,
+                  family='wide', sparsity=0.5)
+    assert model.base_channels == wide_width(1, 0.5) == 1
+
+
+def test_building_the_twin_leaves_the_random_state_alone():
+    model = build(CLS, 'SparseIFTResNet', depth=18, base_channels=4,
+                  stem_channels=6, family='wide', sparsity=0.75)
+    state = torch.get_rng_state()
+    twin = model.dense_twin()
+    assert torch.equal(state, torch.get_rng_state())
+    assert twin.conv1.out_channels == 6
+    assert twin.layer1[0].conv1.out_channels == 4
+    assert not hasattr(twin, 'family')
+
+
+def test_positional_arguments_keep_the_librarys_order():
+    model = DET.get('SparseIFTResNet')(18, 4, 10, 16, family='wide',
+                                       sparsity=0.75)
+    assert model.conv1.weight.shape == (20, 4, 7, 7)
+    assert model.base_channels == 32
+
+
+@pytest.mark.parametrize('kwargs, error, words', [
+    (dict(depth=18, sparsity=1.0, family='wide'), ValueError, r'\[0, 1\)'),
+    (dict(depth=18, sparsity=-.1, family='wide'), ValueError, r'\[0, 1\)'),
+    (dict(depth=18, sparsity='a', family='wide'), ValueError, r'\[0, 1\)'),
+    (dict(depth=18, sparsity=.5, family='tall'), ValueError, "'wide'"),
+    (dict(depth=18, sparsity=.5), ValueError, 'without a family'),
+    (dict(depth=18, flops='some'), ValueError, "'match' or 'nominal'"),
+    (dict(depth=20), KeyError, '18, 34, 50, 101, 152'),
+])
+@pytest.mark.parametrize('registry, ours, theirs', KINDS)
+def test_mistakes_get_a_sentence(registry, ours, theirs, kwargs, error,
+                                 words):
+    with pytest.raises(error, match=words):
+        registry.get(ours)(**kwargs)
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(sift_mm.backbones, 'find_spec', lambda name: None)
+    # A module that was imported is found without asking.
+    monkeypatch.delattr(sift_mm.backbones, 'mmdet')
+    assert sift_mm.backbones.register_backbones() == ['mmdet', 'mmseg',
+                                                      'mmpretrain']
+    with pytest.raises(ImportError, match='pip install onedl-mmdetection'):
+        _ = sift_mm.backbones.mmdet

@@ -1,0 +1,280 @@
+"""The hook: checks, logs, saves and restores, in real MMEngine runs."""
+
+import json
+
+import pytest
+import torch
+from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.registry import MODEL_WRAPPERS
+from toyrun import Toy, toy_runner
+
+from sift_mm.engine.checks import check_wrapper, unwrap
+
+
+def scalars(work_dir):
+    """What the run's visualizer wrote, by name."""
+    found = {}
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            for key, value in record.items():
+                found.setdefault(key, []).append((record.get('step'), value))
+    return found
+
+
+def hook_of(runner):
+    return next(h for h in runner.hooks
+                if type(h).__name__ == 'SparseTrainingHook')
+
+
+def final_state(runner):
+    """Weights, masks and optimizer slots of a run, to compare bit for bit."""
+    trainer = hook_of(runner).trainer
+    state = {f'w.{n}': p for n, p in runner.model.state_dict().items()}
+    state |= {f'm.{n}': m for n, m in trainer.masks.items()}
+    for i, p in enumerate(runner.model.parameters()):
+        state |= {f's.{i}.{k}': v for k, v in
+                  runner.optim_wrapper.optimizer.state[p].items()
+                  if isinstance(v, torch.Tensor)}
+    return state
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    different = [k for k in a if not torch.equal(a[k], b[k])]
+    assert not different
+
+
+@pytest.mark.parametrize('algorithm', ['Static', 'SET', 'RigL'])
+def test_a_run_keeps_its_density_exactly(tmp_path, algorithm):
+    runner = toy_runner(tmp_path, dict(algorithm=algorithm))
+    runner.train()
+    masks = hook_of(runner).trainer.masks
+    assert masks.counts() == {'hidden.weight': 64}  # Half of 8 * 16.
+    assert not runner.model.hidden.weight[~masks['hidden.weight']].any()
+    slot = runner.optim_wrapper.optimizer.state[
+        runner.model.hidden.weight]['momentum_buffer']
+    assert not slot[~masks['hidden.weight']].any()
+    assert runner.model.out.weight.all()
+
+
+def test_updates_are_logged(tmp_path):
+    toy_runner(tmp_path, dict(log_layers=True)).train()
+    logged = scalars(tmp_path)
+    # 16 steps, an update every 2, the last at 75 %, step 12.
+    steps = [step for step, _ in logged['sparse/density']]
+    assert steps == [2, 4, 6, 8, 10, 12]
+    assert {v for _, v in logged['sparse/density']} == {.5}
+    assert {v for _, v in logged['sparse/density/hidden.weight']} == {.5}
+    fractions = dict(logged['sparse/drop_fraction'])
+    # 0.3 / 2 * (1 + cos(pi * 6 / 12)) = 0.15, and 0 at the end.
+    assert fractions[6] == pytest.approx(.15)
+    assert fractions[12] == pytest.approx(0)
+    moved = dict(logged['sparse/moved'])
+    assert all(0 <= moved[s] <= fractions[s] + 1e-9 for s in steps)
+    assert moved[2] > 0
+    itop = [v for _, v in logged['sparse/itop_rate']]
+    assert itop == sorted(itop) and .5 < itop[-1] <= 1
+
+
+def test_a_static_run_logs_no_update(tmp_path):
+    toy_runner(tmp_path, dict(algorithm='Static', interval=10**6)).train()
+    assert 'sparse/density' not in scalars(tmp_path)
+
+
+def test_accumulation_counts_optimizer_steps(tmp_path):
+    # 16 iterations in threes: 6 steps, the last of a single batch. Updates
+    # every 2 until 75 %, step 4.
+    runner = toy_runner(tmp_path, dict(), dict(accumulative_counts=3))
+    runner.train()
+    assert hook_of(runner).trainer.steps == 6
+    steps = [step for step, _ in scalars(tmp_path)['sparse/density']]
+    assert steps == [6, 12]  # Iterations at which steps 2 and 4 happen.
+
+
+@pytest.mark.parametrize('algorithm', ['SET', 'RigL', 'Static'])
+def test_a_resumed_run_ends_bit_for_bit_where_the_unbroken_one_does(
+        tmp_path, algorithm):
+    kwargs = dict(algorithm=algorithm)
+    whole = toy_runner(tmp_path / 'whole', kwargs)
+    whole.train()
+    broken = toy_runner(tmp_path / 'broken', kwargs)
+
+    class Stop(Exception):
+        pass
+
+    def stop(*args, **kwargs):
+        if broken.iter == 9:  # In the third epoch; epoch_2.pth is the last.
+            raise Stop
+
+    hook = hook_of(broken)
+    original = hook.after_train_iter
+    hook.after_train_iter = lambda *a, **k: (original(*a, **k), stop())
+    with pytest.raises(Stop):
+        broken.train()
+    # Another seed of the masks: what the new process draws by itself must
+    # not survive, neither in the masks nor in later draws.
+    resumed = toy_runner(tmp_path / 'broken', dict(kwargs, seed=99),
+                         resume=True)
+    resumed.train()
+    assert_same(final_state(whole), final_state(resumed))
+    history = [hook_of(r).trainer.history for r in (whole, resumed)]
+    assert history[0].itop_rate() == history[1].itop_rate()
+    assert (history[0].degree_of_constraint()
+            == history[1].degree_of_constraint())
+
+
+def test_mask_state_is_plain_data(tmp_path):
+    toy_runner(tmp_path, dict(), epochs=1).train()
+    state = torch.load(tmp_path / 'epoch_1.pth',
+                       weights_only=False)['sparse_training']
+    path = tmp_path / 'state.pth'
+    torch.save(state, path)
+    again = torch.load(path, weights_only=True)
+    assert again['masks']['hidden.weight'].dtype == torch.bool
+    assert again['masks']['hidden.weight'].sum() == 64
+    assert again['steps'] == 4
+
+
+def strip_masks(source, target):
+    checkpoint = torch.load(source, weights_only=False)
+    del checkpoint['sparse_training']
+    torch.save(checkpoint, target)
+    return str(target)
+
+
+def test_resuming_without_masks_is_an_error(tmp_path):
+    toy_runner(tmp_path / 'a', dict(), epochs=1).train()
+    plain = strip_masks(tmp_path / 'a/epoch_1.pth', tmp_path / 'plain.pth')
+    runner = toy_runner(tmp_path / 'b', dict(), resume=True, load_from=plain)
+    with pytest.raises(KeyError, match='holds no masks'):
+        runner.train()
+
+
+def test_load_from_takes_the_masks_of_the_checkpoint(tmp_path):
+    first = toy_runner(tmp_path / 'a', dict(), epochs=1)
+    first.train()
+    second = toy_runner(
+        tmp_path / 'b', dict(algorithm='Static'), seed=99,
+        load_from=str(tmp_path / 'a/epoch_1.pth'))
+    second.train()
+    assert torch.equal(
+        hook_of(first).trainer.masks['hidden.weight'],
+        hook_of(second).trainer.masks['hidden.weight'])
+    assert hook_of(second).trainer.steps == 16  # A run of its own.
+
+
+def test_load_from_without_masks_needs_a_choice(tmp_path):
+    toy_runner(tmp_path / 'a', dict(), epochs=1).train()
+    plain = strip_masks(tmp_path / 'a/epoch_1.pth', tmp_path / 'plain.pth')
+    runner = toy_runner(tmp_path / 'b', dict(), load_from=plain)
+    with pytest.raises(ValueError, match="init='TopK'"):
+        runner.train()
+    # Those that are not zero are the checkpoint's 64 active weights.
+    runner = toy_runner(
+        tmp_path / 'c', dict(init='FromWeights', algorithm='Static'),
+        load_from=plain)
+    runner.train()
+    assert torch.equal(
+        hook_of(runner).trainer.masks['hidden.weight'],
+        torch.load(tmp_path / 'a/epoch_1.pth', weights_only=False)
+        ['sparse_training']['masks']['hidden.weight'])
+
+
+def test_masks_of_another_sparsity_are_refused(tmp_path):
+    toy_runner(tmp_path / 'a', dict(), epochs=1).train()
+    runner = toy_runner(tmp_path / 'b', dict(sparsity=.75), resume=True,
+                        load_from=str(tmp_path / 'a/epoch_1.pth'))
+    with pytest.raises(ValueError, match='64 active weights and the config '
+                       'asks for 32'):
+        runner.train()
+
+
+def test_the_moving_average_is_as_sparse(tmp_path):
+    runner = toy_runner(
+        tmp_path, dict(), custom_hooks=[dict(type='EMAHook', momentum=.1)])
+    runner.train()
+    mask = hook_of(runner).trainer.masks['hidden.weight']
+    checkpoint = torch.load(tmp_path / 'epoch_4.pth', weights_only=False)
+    averaged = checkpoint['state_dict']['hidden.weight']
+    assert not torch.equal(averaged, runner.model.hidden.weight)
+    assert not averaged[~mask].any() and averaged[mask].any()
+
+
+def test_without_a_checkpoint_nothing_is_saved_by_an_unused_hook(tmp_path):
+    runner = toy_runner(tmp_path, dict())
+    checkpoint = {}
+    hook_of(runner).before_save_checkpoint(runner, checkpoint)
+    assert checkpoint == {}
+
+
+@pytest.mark.parametrize('kwargs, words', [
+    (dict(algorithm='Rig'), 'Unknown mask-training algorithm .*RigL'),
+    (dict(distribution='flat'), 'Unknown sparsity distribution .*ERK'),
+    (dict(distribution=dict(type='ERK', power=2)), 'ERK.*power'),
+    (dict(init='zeros'), 'Unknown mask initializer .*TopK'),
+    (dict(drop_fraction=1.5), r'\[0, 1\]'),
+    (dict(drop_fraction=dict(type='step')), 'Unknown drop-fraction'),
+    (dict(sparsity=1.), r'\[0, 1\)'),
+    (dict(end=0), r'\(0, 1\]'),
+    (dict(placement='before'), 'Unknown placement'),
+])
+def test_mistakes_in_arguments_stop_the_runner_from_being_built(
+        tmp_path, kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        toy_runner(tmp_path, kwargs)
+
+
+@pytest.mark.parametrize('hook, wrapper, error, words', [
+    (dict(), dict(type='OptimWrapper'), TypeError,
+     "optim_wrapper.type='SparseOptimWrapper'"),
+    (dict(interval=13), dict(), ValueError,
+     'interval is 13 optimizer steps and the last update is due by step 12'),
+    (dict(interval=0), dict(), ValueError, 'at least 1'),
+    (dict(include=['hiden.*']), dict(), ValueError,
+     "'hiden.*' matches none .*hidden.weight, out.weight"),
+    (dict(include='hidden.weight'), dict(), ValueError,
+     r"\['hidden.weight'\]"),
+    (dict(exclude=['out.weight']), dict(), ValueError,
+     "'out.weight' matches none"),
+    (dict(include=None), dict(), ValueError, 'No parameter is selected'),
+    (dict(sparsity=None), dict(), ValueError, 'No sparsity is given'),
+    (dict(distribution=dict(type='Explicit', sparsities={'a': .5})), dict(),
+     ValueError, "no sparsity for 'hidden.weight'"),
+])
+def test_mistakes_stop_before_the_first_iteration(tmp_path, hook, wrapper,
+                                                  error, words):
+    runner = toy_runner(tmp_path, hook, wrapper)
+    with pytest.raises(error, match=words):
+        runner.train()
+    assert runner.iter == 0
+    assert not list(tmp_path.glob('*.pth'))
+
+
+def test_a_wrapper_for_several_optimizers_is_refused(tmp_path):
+    runner = toy_runner(tmp_path, dict())
+    model = runner.model
+    runner.optim_wrapper = OptimWrapperDict(
+        a=OptimWrapper(torch.optim.SGD(model.hidden.parameters(), .1)),
+        b=OptimWrapper(torch.optim.SGD(model.out.parameters(), .1)))
+    runner.param_schedulers = None
+    with pytest.raises(TypeError, match='OptimWrapperDict'):
+        runner.train()
+
+
+def test_a_plain_amp_wrapper_is_named_with_its_counterpart():
+    plain = OptimWrapper(torch.optim.SGD(Toy().parameters(), .1))
+    plain.loss_scaler = None  # What tells AMP from single precision.
+    with pytest.raises(TypeError, match="'SparseAmpOptimWrapper'"):
+        check_wrapper(plain)
+
+
+def test_sharding_wrappers_are_refused(monkeypatch):
+    class MMFullyShardedDataParallel(torch.nn.Module):
+        pass
+
+    monkeypatch.setitem(MODEL_WRAPPERS._module_dict, 'Sharded',
+                        MMFullyShardedDataParallel)
+    with pytest.raises(TypeError, match='MMFullyShardedDataParallel.*'
+                       'MMDistributedDataParallel'):
+        unwrap(MMFullyShardedDataParallel())

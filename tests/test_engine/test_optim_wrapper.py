@@ -1,0 +1,154 @@
+"""The optim wrappers: what happens between backward and the step."""
+
+import copy
+
+import pytest
+import torch
+from mmengine.logging import MessageHub
+from mmengine.optim import OptimWrapper
+from mmengine.optim.optimizer import amp_optimizer_wrapper
+from torch import nn
+
+from sift_mm.engine import SparseAmpOptimWrapper, SparseOptimWrapper
+from sift_mm.sparsity import (Constant, MaskSet, MaskTrainer, RigL,
+                              UpdateSchedule)
+
+
+def linear_and_masks(interval=None, fraction=0.5, **kwargs):
+    """A layer of eight weights, the first four of them active."""
+    model = nn.Linear(8, 1, bias=False)
+    model.weight.data = torch.arange(1., 9.).view(1, 8)
+    masks = MaskSet({'weight': model.weight},
+                    {'weight': torch.arange(8).view(1, 8) < 4})
+    schedule = UpdateSchedule(interval, 10**6) if interval else None
+    trainer = MaskTrainer(masks, RigL(), schedule, Constant(fraction),
+                          **kwargs)
+    return model, masks, trainer
+
+
+def test_without_masks_it_is_mmengines_wrapper():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 1))
+    twin = copy.deepcopy(model)
+    kwargs = dict(accumulative_counts=2)
+    ours = SparseOptimWrapper(
+        torch.optim.AdamW(model.parameters(), lr=.01),
+        clip_grad=dict(max_norm=.1), **kwargs)
+    theirs = OptimWrapper(
+        torch.optim.AdamW(twin.parameters(), lr=.01),
+        clip_grad=dict(max_norm=.1), **kwargs)
+    for _ in range(6):
+        x = torch.randn(5, 4)
+        ours.update_params(model(x).square().mean())
+        theirs.update_params(twin(x).square().mean())
+    for a, b in zip(model.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_clipping_norm_counts_active_weights_only():
+    model, _, trainer = linear_and_masks()
+    wrapper = SparseOptimWrapper(
+        torch.optim.SGD(model.parameters(), lr=1.),
+        clip_grad=dict(max_norm=1.))
+    wrapper.mask_trainer = trainer
+    trainer.enforce(wrapper.optimizer)
+    # The gradient is 2 everywhere: norm 2 * sqrt(4) = 4 under the mask,
+    # 2 * sqrt(8) = 5.66 without.
+    wrapper.update_params(2 * model.weight.sum())
+    hub = MessageHub.get_current_instance()
+    assert hub.get_scalar('train/grad_norm').current() == 4.
+    # Clipped to norm 1, each active weight moves by 1/2.
+    expected = torch.tensor([[.5, 1.5, 2.5, 3.5, 0, 0, 0, 0]])
+    assert torch.allclose(model.weight, expected, atol=1e-5)
+
+
+def test_scores_are_the_mean_over_accumulated_batches():
+    # k = floor(.5 * 4) = 2. Weights 1 and 2 are dropped; the gradients of
+    # two micro-batches cancel at position 4, where the mean of |.| would be
+    # largest, and agree at 5 and 6.
+    model, masks, trainer = linear_and_masks(interval=1)
+    wrapper = SparseOptimWrapper(
+        torch.optim.SGD(model.parameters(), lr=0.), accumulative_counts=2)
+    wrapper.mask_trainer = trainer
+    trainer.enforce(wrapper.optimizer)
+    for grad in ([0, 0, 0, 0, 9, 3, 2, 0], [0, 0, 0, 0, -9, 3, 2, 1]):
+        assert trainer.steps == 0  # Not at the first micro-batch.
+        wrapper.update_params(
+            (model.weight * torch.tensor([grad])).sum())
+    assert trainer.steps == 1
+    assert masks['weight'].nonzero()[:, 1].tolist() == [2, 3, 5, 6]
+
+
+@pytest.fixture
+def amp(monkeypatch):
+    """MMEngine's AMP wrapper on the CPU, with a real loss scaler.
+
+    Its constructor asks for an accelerator; nothing after it needs one.
+    """
+    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available',
+                        lambda: True)
+
+    def build(model, trainer, scale=2.**10, **kwargs):
+        wrapper = SparseAmpOptimWrapper(
+            optimizer=torch.optim.SGD(
+                model.parameters(), lr=.1, momentum=.9), **kwargs)
+        wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=scale)
+        wrapper.mask_trainer = trainer
+        trainer.enforce(wrapper.optimizer)
+        return wrapper
+
+    return build
+
+
+@pytest.mark.parametrize('placement', ['after_step', 'replace_step'])
+def test_amp_trains_as_single_precision_does(amp, placement):
+    states = []
+    for kind in ('amp', 'plain'):
+        torch.manual_seed(0)
+        model, masks, trainer = linear_and_masks(
+            interval=2, placement=placement)
+        if kind == 'amp':
+            wrapper = amp(model, trainer, clip_grad=dict(max_norm=1.))
+        else:
+            wrapper = SparseOptimWrapper(
+                torch.optim.SGD(model.parameters(), lr=.1, momentum=.9),
+                clip_grad=dict(max_norm=1.))
+            wrapper.mask_trainer = trainer
+            trainer.enforce(wrapper.optimizer)
+        for _ in range(8):
+            x = torch.randn(5, 8)
+            wrapper.update_params((model(x) - 1).square().mean())
+        states.append((model.weight.detach(), masks['weight']))
+    # Scales are powers of two, so that unscaling is exact.
+    assert torch.equal(states[0][0], states[1][0])
+    assert torch.equal(states[0][1], states[1][1])
+
+
+@pytest.mark.parametrize('placement', ['after_step', 'replace_step'])
+@pytest.mark.parametrize('bad', [float('inf'), float('nan')])
+@pytest.mark.parametrize('where', [0, 7])
+def test_an_overflow_moves_nothing(amp, placement, bad, where):
+    model, masks, trainer = linear_and_masks(interval=1, placement=placement)
+    wrapper = amp(model, trainer)
+    weight, mask = model.weight.clone(), masks['weight'].clone()
+    grad = torch.ones(1, 8)
+    grad[0, where] = bad
+    scale = wrapper.loss_scaler.get_scale()
+    wrapper.update_params((model.weight * grad).sum())
+    assert torch.equal(model.weight, weight)
+    assert torch.equal(masks['weight'], mask)
+    assert trainer.report.skipped
+    assert wrapper.loss_scaler.get_scale() == scale / 2
+    # The run goes on.
+    wrapper.update_params((model.weight * torch.arange(8.)).sum())
+    assert not trainer.report.skipped
+    assert not torch.equal(masks['weight'], mask)
+
+
+def test_amp_without_masks_is_mmengines_wrapper(amp):
+    model, _, trainer = linear_and_masks()
+    wrapper = amp(model, trainer)
+    wrapper.mask_trainer = None
+    before = model.weight.detach().clone()
+    wrapper.update_params(model.weight.sum())
+    assert torch.allclose(model.weight, before - .1)

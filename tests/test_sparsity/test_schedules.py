@@ -1,0 +1,67 @@
+from math import sqrt
+
+import pytest
+
+from sift_mm.sparsity import Constant, Cosine, Linear, UpdateSchedule
+
+
+def due(interval, end, steps):
+    schedule = UpdateSchedule(interval, end)
+    return [step for step in range(steps + 1) if schedule.is_due(step)]
+
+
+# Every 100 steps until 75 % of 1000: 800 would be too late, step 0 is none.
+@pytest.mark.parametrize('interval, end, expected', [
+    (100, 750, [100, 200, 300, 400, 500, 600, 700]),
+    (100, 700, [100, 200, 300, 400, 500, 600, 700]),
+    (100, 699, [100, 200, 300, 400, 500, 600]),
+    (300, 300, [300]),
+    (1, 4, [1, 2, 3, 4])])
+def test_steps_at_which_masks_are_updated(interval, end, expected):
+    assert due(interval, end, 1000) == expected
+
+
+@pytest.mark.parametrize('interval', [0, -1])
+def test_an_interval_below_one_is_refused(interval):
+    with pytest.raises(ValueError, match=f'at least 1; got {interval}'):
+        UpdateSchedule(interval, 10)
+
+
+def test_an_interval_longer_than_training_is_refused():
+    with pytest.raises(ValueError,
+                       match="never be updated.* 100 .* step 75.*'Static'"):
+        UpdateSchedule(100, 75)
+
+
+# Cosine: 0.15 (1 + cos(pi t / T)); cos is 1, sqrt(1/2), 1/2, 0, -1/2, -1.
+@pytest.mark.parametrize('schedule, step, end, expected', [
+    (Cosine(), 0, 100, 0.3),
+    (Cosine(), 25, 100, 0.15 * (1 + sqrt(0.5))),
+    (Cosine(), 100, 300, 0.225),
+    (Cosine(), 50, 100, 0.15),
+    (Cosine(), 200, 300, 0.075),
+    (Cosine(), 100, 100, 0),
+    (Cosine(0.5), 50, 100, 0.25),
+    (Linear(), 0, 100, 0.3),
+    (Linear(), 25, 100, 0.225),
+    (Linear(), 100, 100, 0),
+    (Linear(0.5), 30, 120, 0.375),
+    (Constant(), 0, 100, 0.3),
+    (Constant(0.2), 100, 100, 0.2)])
+def test_drop_fraction(schedule, step, end, expected):
+    assert schedule.at(step, end) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize('cls', [Constant, Linear, Cosine])
+@pytest.mark.parametrize('initial', [0.0, 0.3, 1.0])
+def test_a_drop_fraction_never_leaves_its_range_nor_rises(cls, initial):
+    values = [cls(initial).at(step, 97) for step in range(98)]
+    assert all(0 <= value <= initial for value in values)
+    assert values == sorted(values, reverse=True)
+
+
+@pytest.mark.parametrize('cls', [Constant, Linear, Cosine])
+@pytest.mark.parametrize('initial', [-0.1, 1.1, 30, float('nan')])
+def test_a_drop_fraction_outside_its_range_is_refused(cls, initial):
+    with pytest.raises(ValueError, match=rf'share.*\[0, 1\]; got {initial}'):
+        cls(initial)

@@ -1,0 +1,257 @@
+import numpy as np
+import pytest
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.profiler import ProfilerActivity, profile
+
+from sift_mm.sparsity import keep_only_, top_indices
+
+DEVICES = ['cpu'] + ['cuda'] * torch.cuda.is_available()
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+# Not a multiple of any power of two, and several cache-sized pieces.
+LARGE = (1 << 19) + 4093
+
+
+def plain(shape):
+    return torch.empty(shape)
+
+
+def channels_last(shape):
+    return torch.empty(shape).to(memory_format=torch.channels_last)
+
+
+def transposed(shape):
+    return torch.empty(shape[::-1]).permute(*reversed(range(len(shape))))
+
+
+def sliced(shape):
+    return torch.empty(*shape[:-1], 2 * shape[-1])[..., ::2]
+
+
+LAYOUTS = [
+    ((), plain), ((0, ), plain), ((7, ), sliced), ((5, 6), plain),
+    ((5, 6), transposed), ((5, 6), sliced), ((4, 3, 3, 3), plain),
+    ((4, 3, 3, 3), channels_last), ((4, 3, 3, 3), transposed),
+    ((4, 3, 1, 1), channels_last), ((4, 1, 3, 3), channels_last),
+    ((1, 3, 2, 2), channels_last), ((2, 3, 2, 3, 2), transposed)
+]
+
+
+def bits(tensor):
+    """The bit patterns, in logical order."""
+    dense = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
+    return dense.view(INTEGER[tensor.element_size()])
+
+
+def awkward(layout, dtype, seed):
+    """Random values and all that is no ordinary number."""
+    generator = torch.Generator().manual_seed(seed)
+    values = torch.randn(layout.shape, generator=generator)
+    special = torch.tensor([float('nan'), float('inf'), -float('inf'), -0.,
+                            1e-40, -torch.finfo(dtype).tiny])
+    pick = torch.randint(0, 12, layout.shape, generator=generator)
+    values = torch.where(pick < 6, special[pick % 6], values)
+    result = torch.empty_like(layout, dtype=dtype)
+    # empty_like forgets gaps between elements; keep them.
+    if result.stride() != layout.stride():
+        result = layout.to(dtype) if dtype != layout.dtype else layout
+    return result.copy_(values)
+
+
+def check_keep_only(tensor, mask):
+    expected = np.where(mask.cpu().numpy(), bits(tensor).numpy(), 0)
+    pointer, stride, held = tensor.data_ptr(), tensor.stride(), mask.clone()
+    assert keep_only_([tensor], [mask]) is None
+    np.testing.assert_array_equal(bits(tensor).numpy(), expected)
+    assert (tensor.data_ptr(), tensor.stride()) == (pointer, stride)
+    assert torch.equal(mask, held)
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('mask_layout', ['same', 'plain', 'channels_last'])
+@pytest.mark.parametrize('shape, layout', LAYOUTS)
+def test_values_inside_keep_their_bits_and_zero_is_outside(
+        shape, layout, mask_layout, dtype, device):
+    if mask_layout == 'channels_last' and len(shape) != 4:
+        mask_layout = 'plain'
+    like = {'same': layout, 'plain': plain,
+            'channels_last': channels_last}[mask_layout](shape)
+    for seed, density in enumerate([0., 0.3, 0.7, 1.]):
+        tensor = awkward(layout(shape), dtype, seed).to(device)
+        mask = torch.empty_like(like, dtype=torch.bool).copy_(
+            torch.rand(shape) < density).to(device)
+        check_keep_only(tensor, mask)
+
+
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('size', [LARGE, 1 << 18, (1 << 18) + 1])
+def test_tensors_of_several_pieces(size, dtype):
+    tensor = awkward(torch.empty(size), dtype, 0)
+    check_keep_only(tensor, torch.rand(size) < 0.25)
+
+
+def test_several_tensors_of_several_types_at_once():
+    tensors = [awkward(torch.empty(3, 4), dtype, 1) for dtype in DTYPES]
+    masks = [torch.rand(3, 4) < 0.5 for _ in tensors]
+    expected = [np.where(m.numpy(), bits(t).numpy(), 0)
+                for t, m in zip(tensors, masks, strict=True)]
+    keep_only_(iter(tensors), iter(masks))
+    for tensor, values in zip(tensors, expected, strict=True):
+        np.testing.assert_array_equal(bits(tensor).numpy(), values)
+
+
+def test_nothing_to_do():
+    keep_only_([], [])
+
+
+def test_one_mask_too_few_is_an_error():
+    with pytest.raises(ValueError, match='shorter'):
+        keep_only_([torch.zeros(2), torch.zeros(2)], [torch.ones(2).bool()])
+
+
+def allocated(function):
+    """Bytes that a function takes on the CPU, summed over its operators."""
+    with profile(activities=[ProfilerActivity.CPU],
+                 profile_memory=True) as result:
+        function()
+    return sum(max(0, e.self_cpu_memory_usage) for e in result.events())
+
+
+def test_memory_does_not_grow_with_the_tensors():
+    tensors = [torch.randn(1 << 22), torch.randn(64, 128, 16, 16).to(
+        memory_format=torch.channels_last)]
+    masks = [torch.rand_like(t) < 0.5 for t in tensors]
+    # A buffer of a piece each; the tensors are 16 MiB and 8 MiB.
+    assert allocated(lambda: keep_only_(tensors, masks)) <= 2 << 20
+    # The yardstick measures something.
+    assert allocated(lambda: tensors[0] * masks[0]) >= 16 << 20
+
+
+class TopkSizes(TorchFunctionMode):
+    """Writes down how many elements each topk looked through."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if getattr(func, '__name__', '') == 'topk':
+            self.sizes.append(args[0].numel())
+        return func(*args, **(kwargs or {}))
+
+
+def check_top(score, k):
+    """Against a full sort: the same values, k different positions."""
+    found = top_indices(score, k)
+    assert found.shape == (k, ) and found.dtype == torch.int64
+    flat = score.detach().cpu().double().reshape(-1).numpy()
+    found = found.cpu().numpy()
+    assert len(np.unique(found)) == k
+    np.testing.assert_array_equal(np.sort(flat[found]),
+                                  np.sort(flat)[flat.size - k:])
+
+
+def counts_for(n):
+    return sorted({0, 1, min(n, 33), n // 100, n // 10, n // 4 - 1, n // 4,
+                   n // 2, n - 1, n} & set(range(n + 1)))
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('shape', [(1, ), (9, ), (5, 7), (4, 3, 3, 3)])
+def test_small_scores(shape, dtype, device):
+    for seed in range(5):
+        generator = torch.Generator().manual_seed(seed)
+        score = torch.randn(shape, generator=generator).to(device, dtype)
+        for k in counts_for(score.numel()):
+            check_top(score, k)
+
+
+@pytest.mark.parametrize('layout', [channels_last, transposed])
+def test_positions_are_those_of_the_flattened_score(layout):
+    score = layout((4, 3, 3, 3))
+    score.copy_(torch.randn(score.shape))
+    check_top(score, 20)
+
+
+def rising(n):
+    return torch.arange(n, dtype=torch.float32)
+
+
+def every(stride, low, high):
+    """High at every stride-th position: a sample sees only or none of it."""
+    def make(n):
+        score = torch.full((n, ), low)
+        score[::stride] = high
+        return score
+    return make
+
+
+def needles(n):
+    score = torch.full((n, ), -torch.inf)
+    score[torch.arange(40) * (n // 50) + 1] = rising(40)
+    return score
+
+
+# The step between two samples at LARGE is LARGE >> 16 = 8.
+STRIDE = LARGE >> 16
+ADVERSARIES = {
+    'random': lambda n: torch.rand(n, generator=torch.Generator()),
+    'rising': rising,
+    'falling': lambda n: -rising(n),
+    'constant': torch.zeros,
+    'infinite': lambda n: torch.full((n, ), torch.inf),
+    'two values': lambda n: rising(n) % 2,
+    'few values': lambda n: (rising(n) * 0.61803).fmod(1).mul(5).floor(),
+    'sample sees the large': every(STRIDE, 0., 1.),
+    'sample sees the small': every(STRIDE, 1., 0.),
+    'period of twice the stride': lambda n: rising(n) % (2 * STRIDE),
+    'needles': needles,
+    'late': lambda n: (rising(n) > n - 1000).float() * rising(n),
+    'masked': lambda n: torch.rand(n).masked_fill_(torch.rand(n) < .9, -1),
+}
+
+
+@pytest.mark.parametrize('name', ADVERSARIES)
+def test_large_scores(name):
+    score = ADVERSARIES[name](LARGE)
+    for k in counts_for(LARGE):
+        check_top(score, k)
+
+
+@pytest.mark.parametrize('name', ['random', 'few values'])
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_large_scores_in_half_precision(name, dtype):
+    score = ADVERSARIES[name](LARGE).to(dtype)
+    for k in (1, LARGE // 10, LARGE // 2):
+        check_top(score, k)
+
+
+def test_a_sample_narrows_the_search():
+    # What the adversaries above are up against: without it, they would be
+    # tests of topk. And where it misleads, all is looked through.
+    score = ADVERSARIES['random'](LARGE)
+    with TopkSizes() as narrow:
+        top_indices(score, LARGE // 20)
+    assert max(narrow.sizes) < LARGE // 5
+    with TopkSizes() as wide:
+        top_indices(ADVERSARIES['sample sees the large'](LARGE), LARGE // 6)
+    assert max(wide.sizes) == LARGE
+
+
+@pytest.mark.parametrize('device', DEVICES)
+@pytest.mark.parametrize('name', ['constant', 'few values', 'random'])
+def test_the_choice_among_equals_is_repeatable(name, device):
+    score = ADVERSARIES[name](LARGE).to(device)
+    first = top_indices(score, LARGE // 7)
+    assert torch.equal(first.sort().values,
+                       top_indices(score.clone(), LARGE // 7).sort().values)
+
+
+def test_the_score_is_left_alone():
+    score = torch.rand(LARGE)
+    before = score.clone()
+    top_indices(score, 1000)
+    assert torch.equal(score, before)

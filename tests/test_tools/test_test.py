@@ -1,0 +1,128 @@
+"""Tests of tools/test.py on the runs of the three libraries."""
+
+import json
+import pickle
+from pathlib import Path
+
+import pytest
+from mmengine.config import Config
+from PIL import Image
+
+from tools import test as tester
+from tools.tta import flip_pipeline
+
+pytestmark = pytest.mark.usefixtures('fresh_process')
+
+
+def test_mmdet(runs: dict, tmp_path: Path) -> None:
+    run = runs['mmdet']
+    out = tmp_path / 'new' / 'pred.pkl'
+    args = [run.config, run.checkpoint, '--work-dir', str(tmp_path)]
+    metrics = tester.main([*args, '--out', str(out), '--show-dir', 'drawn'])
+    assert 'coco/bbox_mAP_50' in metrics
+    predictions = pickle.loads(out.read_bytes())
+    assert [p['img_id'] for p in predictions] == [1, 2]
+    assert 'gt_instances' not in predictions[0]
+    drawn = sorted(path.name for path in tmp_path.glob('*/drawn/*'))
+    assert drawn == ['000000000001.jpg', '000000000002.jpg']
+
+
+def test_mmseg(runs: dict, tmp_path: Path) -> None:
+    run = runs['mmseg']
+    args = [run.config, run.checkpoint, '--work-dir', str(tmp_path)]
+    metrics = tester.main([*args, '--out', 'maps', '--show-dir', 'drawn'])
+    assert 'mIoU' in metrics
+    maps = sorted((tmp_path / 'maps').iterdir())
+    assert len(maps) == 2
+    assert Image.open(maps[0]).size == (128, 64)
+    assert len(list((tmp_path / 'drawn').rglob('*.png'))) == 2
+
+
+def test_mmpretrain(runs: dict, tmp_path: Path) -> None:
+    run = runs['mmpretrain']
+    args = [run.config, run.checkpoint, '--work-dir', str(tmp_path)]
+    drawing = ['--show-dir', 'drawn', '--interval', '2']
+    metrics = tester.main([*args, '--out', 'pred.pkl', *drawing])
+    assert 'accuracy/top1' in metrics
+    assert len(pickle.loads((tmp_path / 'pred.pkl').read_bytes())) == 6
+    assert len(list((tmp_path / 'drawn').iterdir())) == 3
+
+
+def test_metrics_as_out_item(runs: dict, tmp_path: Path) -> None:
+    run = runs['mmpretrain']
+    metrics = tester.main(
+        [run.config, run.checkpoint, '--work-dir', str(tmp_path)]
+        + ['--out', 'metrics.json', '--out-item', 'metrics']
+    )
+    assert json.loads((tmp_path / 'metrics.json').read_text()) == metrics
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_tta(scope: str, runs: dict, tmp_path: Path) -> None:
+    run = runs[scope]
+    options = ['--tta', '--work-dir', str(tmp_path)]
+    if scope == 'mmseg':  # Its base has scales that are too much here.
+        options += ['--cfg-options', 'tta_pipeline=None']
+    metrics = tester.main([run.config, run.checkpoint, *options])
+    assert metrics
+
+
+def test_flip_pipeline() -> None:
+    load, ann = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')
+    pack = dict(type='PackDetInputs', meta_keys=('img_id', 'flip'))
+    result = flip_pipeline([load, ann, pack])
+    assert result[:-1] == [load]
+    assert result[-1]['transforms'] == [
+        [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
+        [ann],
+        [
+            dict(
+                type='PackDetInputs',
+                meta_keys=['img_id', 'flip', 'flip_direction'],
+            )
+        ],
+    ]
+    assert pack['meta_keys'] == ('img_id', 'flip')
+
+
+def options(scope: str, *argv: str) -> Config:
+    cfg = Config(dict(default_scope=scope, test_cfg=dict(), visualizer={}))
+    return tester.merge_args(cfg, tester.parse_args(['c', 'ckpt', *argv]))
+
+
+def test_resume_of_the_config_is_not_taken() -> None:
+    assert options('mmdet').load_from == 'ckpt'
+    assert options('mmdet').resume is False
+
+
+def test_show() -> None:
+    cfg = options('mmdet', '--show', '--wait-time', '3')
+    hook = cfg.default_hooks.visualization
+    assert hook.type == 'DetVisualizationHook'
+    assert hook.draw and hook.show and hook.wait_time == 3
+    assert 'test_out_dir' not in hook
+    with pytest.raises(SystemExit, match='not for mmagic'):
+        options('mmagic', '--show')
+
+
+def test_amp() -> None:
+    assert options('mmpretrain', '--amp').test_cfg.fp16
+
+
+def test_out_of_the_wrong_kind() -> None:
+    with pytest.raises(SystemExit, match='has to be a .pkl file, not maps'):
+        options('mmdet', '--out', 'maps')
+    with pytest.raises(SystemExit):
+        tester.parse_args(['c', 'ckpt', '--out-item', 'metrics'])
+
+
+def test_missing_checkpoint(configs: dict[str, str]) -> None:
+    with pytest.raises(SystemExit, match='no checkpoint .*none.pth'):
+        tester.main([configs['mmdet'], 'none.pth'])
+
+
+def test_missing_data(runs: dict) -> None:
+    run = runs['mmseg']
+    option = 'test_dataloader.dataset.data_root=elsewhere'
+    with pytest.raises(SystemExit, match='elsewhere.*gtFine.*make demo'):
+        tester.main([run.config, run.checkpoint, '--cfg-options', option])

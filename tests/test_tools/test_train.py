@@ -1,0 +1,211 @@
+"""Tests of tools/train.py: its options, and real runs."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from minirun import ROOT, run_script
+from mmengine.config import Config
+
+from tools import common, train
+
+pytestmark = pytest.mark.usefixtures('fresh_process')
+
+
+def merged(text: str, *options: str) -> Config:
+    """Config of a file with this text and these options."""
+    Path('some_config.py').write_text(text)
+    args = train.parse_args(['some_config.py', *options])
+    return train.merge_args(common.load_run_config(args), args)
+
+
+@pytest.mark.parametrize(
+    'before, after',
+    [
+        ("dict(type='OptimWrapper')", 'AmpOptimWrapper'),
+        ("dict(type='mmengine.OptimWrapper')", 'AmpOptimWrapper'),
+        ('dict(optimizer=None)', 'AmpOptimWrapper'),
+        ("dict(type='SparseOptimWrapper')", 'SparseAmpOptimWrapper'),
+        ("dict(type='AmpOptimWrapper')", 'AmpOptimWrapper'),
+        ("dict(type='SparseAmpOptimWrapper')", 'SparseAmpOptimWrapper'),
+    ],
+)
+def test_amp_maps_the_wrapper(before: str, after: str) -> None:
+    cfg = merged(f'optim_wrapper = {before}', '--amp')
+    assert cfg.optim_wrapper.type == after
+    assert cfg.optim_wrapper.loss_scale == 'dynamic'
+
+
+def test_amp_keeps_the_loss_scale() -> None:
+    text = "optim_wrapper = dict(type='SparseOptimWrapper', loss_scale=512.)"
+    assert merged(text, '--amp').optim_wrapper.loss_scale == 512.0
+
+
+@pytest.mark.parametrize(
+    'text, words',
+    [
+        ("optim_wrapper = dict(type='ApexOptimWrapper')", 'ApexOptimWrapper'),
+        ('model = dict()', 'an optim_wrapper'),
+    ],
+)
+def test_amp_refuses_what_it_cannot_map(text: str, words: str) -> None:
+    with pytest.raises(SystemExit, match=words):
+        merged(text, '--amp')
+
+
+def test_amp_needs_an_accelerator(
+    configs: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, 'has_accelerator', lambda: False)
+    with pytest.raises(SystemExit, match='needs an accelerator'):
+        train.main([configs['mmpretrain'], '--amp'])
+
+
+def test_work_dir_priority() -> None:
+    assert merged('').work_dir == './work_dirs/some_config'
+    assert merged("work_dir = 'x'").work_dir == 'x'
+    assert merged("work_dir = 'x'", '--work-dir', 'y').work_dir == 'y'
+
+
+def test_resume() -> None:
+    cfg = merged("load_from = 'a.pth'")
+    assert cfg.load_from == 'a.pth' and 'resume' not in cfg
+    cfg = merged("load_from = 'a.pth'", '--resume')
+    assert cfg.resume and cfg.load_from is None
+    cfg = merged("load_from = 'a.pth'", '--resume', 'b.pth')
+    assert cfg.resume and cfg.load_from == 'b.pth'
+
+
+def test_resume_from_a_missing_checkpoint(configs: dict[str, str]) -> None:
+    with pytest.raises(SystemExit, match='There is no checkpoint .*b.pth'):
+        train.main([configs['mmpretrain'], '--resume', 'b.pth'])
+
+
+def test_auto_scale_lr() -> None:
+    cfg = merged('auto_scale_lr = dict(base_batch_size=8)', '--auto-scale-lr')
+    assert cfg.auto_scale_lr.enable
+    with pytest.raises(SystemExit, match='base_batch_size'):
+        merged('auto_scale_lr = dict(enable=False)', '--auto-scale-lr')
+
+
+def test_no_validate() -> None:
+    text = 'val_cfg = dict()\nval_dataloader = dict()\nval_evaluator = dict()'
+    cfg = merged(text, '--no-validate')
+    assert cfg.val_cfg is cfg.val_dataloader is cfg.val_evaluator is None
+
+
+def test_loader_defaults_are_mmpretrains() -> None:
+    text = 'train_dataloader = dict(num_workers={})\ndefault_scope = {!r}'
+    loader = merged(text.format(2, 'mmpretrain')).train_dataloader
+    assert loader.collate_fn.type == 'default_collate'
+    assert loader.persistent_workers
+    loader = merged(text.format(0, 'mmpretrain')).train_dataloader
+    assert not loader.persistent_workers
+    assert merged(text.format(2, 'mmdet')).train_dataloader == dict(
+        num_workers=2
+    )
+
+
+def test_loader_options() -> None:
+    text = 'val_dataloader = dict(pin_memory=True, persistent_workers=True)'
+    options = '--no-pin-memory', '--no-persistent-workers'
+    cfg = merged(text, *options)
+    assert cfg.val_dataloader == dict(
+        pin_memory=False, persistent_workers=False
+    )
+    assert 'train_dataloader' not in cfg
+
+
+def test_cfg_options() -> None:
+    cfg = merged('a = dict(b=1)', '--cfg-options', 'a.b=2', 'a.c=[3,4]')
+    assert cfg.a == dict(b=2, c=[3, 4])
+
+
+def test_missing_config() -> None:
+    with pytest.raises(SystemExit, match='no config file nowhere.py'):
+        train.main(['nowhere.py'])
+
+
+def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(common, 'find_spec', lambda name: None)
+    with pytest.raises(SystemExit, match='install onedl-mmdetection'):
+        common.import_library(Config(dict(default_scope='mmdet')))
+
+
+def test_missing_data_stops_first(
+    configs: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train, 'build_runner', pytest.fail)
+    options = [
+        f'{phase}_dataloader.dataset.data_root=elsewhere'
+        for phase in ('train', 'val')
+    ]
+    with pytest.raises(SystemExit, match='make demo'):
+        train.main([configs['mmdet'], '--cfg-options', *options])
+    # Without validation its data is not asked for.
+    with pytest.raises(SystemExit) as stop:
+        train.main(
+            [configs['mmdet'], '--no-validate', '--cfg-options', options[0]]
+        )
+    assert 'val2017' not in str(stop.value)
+
+
+def test_replaces_sync_norms_only() -> None:
+    sync = dict(type='SyncBN', requires_grad=True)
+    group = dict(type='GN', num_groups=2)
+    cfg = Config(
+        dict(model=dict(a=dict(norm_cfg=sync), b=[dict(norm_cfg=group)]))
+    )
+    common.fit_to_cpu(cfg)
+    assert cfg.model.a.norm_cfg == dict(type='BN', requires_grad=True)
+    assert cfg.model.b[0].norm_cfg == group
+    assert cfg.env_cfg.dist_cfg.backend == 'gloo'
+    assert cfg.model_wrapper_cfg.device_ids is None
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_trains(scope: str, runs: dict) -> None:
+    run = runs[scope]
+    steps = dict(mmdet=2, mmseg=2, mmpretrain=3)[scope]
+    scalars = next(run.work_dir.glob('*/vis_data/scalars.json'))
+    logs = [json.loads(line) for line in scalars.read_text().splitlines()]
+    assert len([log for log in logs if 'loss' in log]) == steps
+    metric = dict(
+        mmdet='coco/bbox_mAP', mmseg='mIoU', mmpretrain='accuracy/top1'
+    )[scope]
+    assert metric in logs[-1]
+    state = torch.load(run.checkpoint, weights_only=False)
+    assert state['meta']['iter'] == steps
+    # The loss depends on the data: gradients have reached the stem.
+    assert state['optimizer']['state']
+
+
+def test_script_hides_noise(runs: dict) -> None:
+    text = (runs['mmdet'].work_dir / 'stdout.txt').read_text()
+    assert 'OneDL' not in text
+
+
+def test_resumes(runs: dict, tmp_path: Path) -> None:
+    run = runs['mmpretrain']
+    train.main(
+        [run.config, '--work-dir', str(tmp_path), '--resume', run.checkpoint]
+        + ['--no-validate', '--cfg-options', 'train_cfg.max_epochs=2']
+    )
+    assert not (tmp_path / 'epoch_1.pth').exists()
+    state = torch.load(tmp_path / 'epoch_2.pth', weights_only=False)
+    assert state['meta']['iter'] == 6
+
+
+def test_script_stops_with_a_sentence(configs: dict[str, str]) -> None:
+    done = run_script(
+        sys.executable,
+        ROOT / 'tools/train.py',
+        configs['mmpretrain'],
+        '--cfg-options',
+        'train_dataloader.dataset.data_root=elsewhere',
+    )
+    assert done.returncode == 1
+    assert 'Traceback' not in done.stderr
+    assert done.stderr.startswith('The data is missing: looked in ')

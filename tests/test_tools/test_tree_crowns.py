@@ -1,0 +1,383 @@
+"""The demo's data: what is cut, what counts, what a failure leaves."""
+
+import hashlib
+import io
+import itertools
+import json
+import subprocess
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tools.dataset_converters import tree_crowns as tool
+
+
+def voc(boxes):
+    sides = ('xmin', 'ymin', 'xmax', 'ymax')
+    objects = ''.join(
+        '<object><name>Tree</name><bndbox>'
+        + ''.join(
+            f'<{side}>{value}</{side}>'
+            for side, value in zip(sides, box, strict=True)
+        )
+        + '</bndbox></object>'
+        for box in boxes
+    )
+    return f'<annotation>{objects}</annotation>'.encode()
+
+
+def png(width, height):
+    """A picture in which every pixel tells where it is."""
+    y, x = np.mgrid[:height, :width]
+    pixels = np.stack([x % 256, y % 256, x // 256 * 16 + y // 256], axis=-1)
+    stream = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(stream, 'PNG')
+    return stream.getvalue()
+
+
+# Two photographs: the first, 300 x 700, has its validation tile at (44, 444)
+# and its training region above row 316; the second is one training tile.
+BOXES = {
+    'large': [
+        (10, 10, 50, 40),  # in the upper training tiles
+        (60, 446, 80, 476),  # in the validation tile
+        (24, 600, 84, 640),  # two thirds of it are right of column 44
+        (24, 650, 64, 690),  # half of it: not more, does not count
+        (100, 340, 140, 380),  # in the gap
+    ],
+    'small': [(0, 0, 256, 256)],
+}
+SIZES = {'large': (300, 700), 'small': (256, 256)}
+
+
+@pytest.fixture
+def wheel(tmp_path, monkeypatch):
+    path = tmp_path / 'deepforest-2.1.0-py3-none-any.whl'
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.writestr(tool.LICENSE, 'MIT')
+        for name, boxes in BOXES.items():
+            archive.writestr(f'deepforest/data/{name}.xml', voc(boxes))
+            archive.writestr(f'deepforest/data/{name}.png', png(*SIZES[name]))
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    monkeypatch.setattr(tool, 'WHEEL_SHA256', digest)
+    monkeypatch.setattr(
+        tool, 'PHOTOS', (tool.Photo('large', 1), tool.Photo('small', 0))
+    )
+    return path
+
+
+@pytest.mark.parametrize(
+    'box, part, counts',
+    [
+        ((110, 60, 130, 90), (10, 10, 30, 40), True),  # inside
+        ((90, 60, 130, 80), (0, 10, 30, 30), True),  # 3/4, clipped left
+        ((90, 60, 110, 80), (0, 10, 10, 30), False),  # exactly 1/2
+        ((340, 60, 369, 80), (240, 10, 256, 30), True),  # 16/29, right
+        ((340, 296, 380, 316), (240, 246, 256, 256), False),  # 1/5, corner
+        ((0, 0, 1000, 1000), (0, 0, 256, 256), False),  # larger than a tile
+        ((80, 60, 100, 80), None, None),  # touches the border only
+        ((400, 60, 420, 80), None, None),  # elsewhere
+    ],
+)
+def test_cut_counts_what_is_more_than_half_visible(box, part, counts):
+    tile = tool.Window(100, 50, 356, 306)
+    parts, counted = tool.cut(np.array([box], dtype=float), tile)
+    expected = [] if part is None else [part]
+    np.testing.assert_array_equal(
+        parts, np.array(expected, dtype=float).reshape(-1, 4)
+    )
+    assert counted.tolist() == ([] if part is None else [counts])
+
+
+def test_cut_keeps_the_order_of_several_boxes():
+    boxes = np.array(
+        [[0, 0, 10, 10], [300, 0, 310, 10], [250, 0, 262, 10]], dtype=float
+    )
+    parts, counts = tool.cut(boxes, tool.Window(0, 0, 256, 256))
+    assert parts.tolist() == [[0, 0, 10, 10], [250, 0, 256, 10]]
+    assert counts.tolist() == [True, False]
+
+
+@pytest.mark.parametrize(
+    'start, stop, overlap, starts',
+    [
+        (0, 256, 120, [0]),
+        (0, 257, 120, [0, 1]),
+        (0, 392, 120, [0, 136]),
+        (0, 393, 120, [0, 68, 137]),
+        (44, 556, 0, [44, 300]),
+    ],
+)
+def test_tile_starts(start, stop, overlap, starts):
+    assert tool.tile_starts(start, stop, overlap) == starts
+
+
+def test_tile_starts_needs_room_for_one():
+    with pytest.raises(ValueError, match='no tile of 256 fits in 255'):
+        tool.tile_starts(10, 265, 0)
+
+
+@pytest.mark.parametrize('overlap', [0, 60, 120])
+@pytest.mark.parametrize('length', [256, 400, 1000, 2299])
+def test_training_tiles_cover_the_line_with_enough_overlap(length, overlap):
+    starts = tool.tile_starts(0, length, overlap)
+    assert starts[0] == 0
+    assert starts[-1] + tool.TILE == length
+    assert all(
+        b - a <= tool.TILE - overlap for a, b in itertools.pairwise(starts)
+    )
+
+
+# The sizes are those of the real photographs.
+@pytest.mark.parametrize(
+    'width, height, val_rows, val_tiles',
+    [
+        (2299, 2472, 2, 16),
+        (1249, 1035, 1, 4),
+    ],
+)
+def test_no_pixel_is_in_both_splits_nor_in_the_gap(
+    width, height, val_rows, val_tiles
+):
+    regions = tool.split(width, height, val_rows)
+    used = {}
+    for name, overlap in dict(train=tool.OVERLAP, val=0).items():
+        used[name] = np.zeros((height, width), dtype=int)
+        for left, top, right, bottom in tool.tiles(regions[name], overlap):
+            assert 0 <= left < right <= width
+            assert 0 <= top < bottom <= height
+            used[name][top:bottom, left:right] += 1
+    assert not np.any((used['train'] > 0) & (used['val'] > 0))
+    assert used['val'].max() == 1  # no crown is counted twice
+    assert used['val'].sum() == val_tiles * 256**2
+    last_trained = np.flatnonzero(used['train'].any(axis=1)).max()
+    first_tested = np.flatnonzero(used['val'].any(axis=1)).min()
+    assert first_tested - last_trained - 1 == tool.GAP == 128
+
+
+def test_the_gap_and_the_overlap_hold_the_largest_crown():
+    largest = 108
+    assert min(tool.GAP, tool.OVERLAP) > largest
+
+
+def test_a_photograph_without_validation_is_all_training():
+    assert tool.split(400, 300, 0) == {'train': (0, 0, 400, 300)}
+
+
+def test_read_voc():
+    boxes = tool.read_voc(voc([(1, 2, 30, 40), (5, 6, 7, 8)]))
+    assert boxes.tolist() == [[1, 2, 30, 40], [5, 6, 7, 8]]
+    assert tool.read_voc(voc([])).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    'xml, sentence',
+    [
+        (b'<annotation>', 'not Pascal VOC XML'),
+        (b'<annotation><object/></annotation>', 'not Pascal VOC XML'),
+        (voc([(5, 5, 5, 9)]), 'without an area'),
+    ],
+)
+def test_read_voc_refuses_what_is_broken(xml, sentence):
+    with pytest.raises(tool.DataError, match=sentence):
+        tool.read_voc(xml)
+
+
+def test_the_set_that_is_made(wheel, tmp_path):
+    root = tool.prepare(tmp_path / 'data' / 'crowns', wheel)
+    val = json.loads((root / 'annotations' / 'val.json').read_text())
+    assert val['categories'] == [{'id': 1, 'name': 'tree'}]
+    assert val['images'] == [
+        {'id': 1, 'file_name': 'large_44_444.png', 'width': 256, 'height': 256}
+    ]
+    assert val['annotations'] == [
+        dict(
+            id=1,
+            image_id=1,
+            category_id=1,
+            bbox=[16, 2, 20, 30],
+            area=600,
+            iscrowd=0,
+        ),
+        dict(
+            id=2,
+            image_id=1,
+            category_id=1,
+            bbox=[0, 156, 40, 40],
+            area=1600,
+            iscrowd=0,
+        ),
+        dict(
+            id=3,
+            image_id=1,
+            category_id=1,
+            bbox=[0, 206, 20, 40],
+            area=800,
+            iscrowd=1,
+        ),
+    ]
+    train = json.loads((root / 'annotations' / 'train.json').read_text())
+    # Of the four tiles above the gap, one corner each at (0, 0) and (44, 60),
+    # those that start at row 60 hold no crown.
+    assert [i['file_name'] for i in train['images']] == [
+        'large_0_0.png',
+        'small_0_0.png',
+    ]
+    assert [a['bbox'] for a in train['annotations']] == [
+        [10, 10, 40, 30],
+        [0, 0, 256, 256],
+    ]
+    assert [a['image_id'] for a in train['annotations']] == [1, 2]
+    for split in (train, val):
+        ids = [a['id'] for a in split['annotations']]
+        assert ids == list(range(1, len(ids) + 1))
+
+
+def test_a_tile_shows_its_own_place(wheel, tmp_path):
+    root = tool.prepare(tmp_path / 'crowns', wheel)
+    with Image.open(root / 'val' / 'large_44_444.png') as picture:
+        assert picture.mode == 'RGB'
+        pixels = np.asarray(picture)
+    assert pixels.shape == (256, 256, 3)
+    assert pixels[0, 0].tolist() == [44, 444 % 256, 444 // 256]
+    assert pixels[-1, -1].tolist() == [299 % 256, 699 % 256, 16 + 699 // 256]
+
+
+def test_pycocotools_reads_it(wheel, tmp_path):
+    coco = pytest.importorskip('pycocotools.coco')
+    root = tool.prepare(tmp_path / 'crowns', wheel)
+    val = coco.COCO(str(root / 'annotations' / 'val.json'))
+    assert len(val.getAnnIds(catIds=[1], iscrowd=False)) == 2
+
+
+def test_a_second_call_does_nothing(wheel, tmp_path, monkeypatch):
+    root = tool.prepare(tmp_path / 'crowns', wheel)
+    before = {p: p.stat().st_mtime_ns for p in root.rglob('*')}
+    monkeypatch.setattr(tool, 'convert', lambda *_: pytest.fail('converts'))
+    tool.prepare(root)
+    assert {p: p.stat().st_mtime_ns for p in root.rglob('*')} == before
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        lambda root: (root / 'train' / 'small_0_0.png').unlink(),
+        lambda root: (root / 'annotations' / 'val.json').write_text('{'),
+    ],
+)
+def test_a_damaged_set_is_made_anew(wheel, tmp_path, damage):
+    root = tool.prepare(tmp_path / 'crowns', wheel)
+    damage(root)
+    assert not tool.is_complete(root)
+    tool.prepare(root, wheel)
+    assert tool.is_complete(root)
+    assert {p.name for p in tmp_path.iterdir()} == {'crowns', wheel.name}
+
+
+def test_an_older_layout_is_made_anew(wheel, tmp_path, monkeypatch):
+    root = tool.prepare(tmp_path / 'crowns', wheel)
+    monkeypatch.setattr(tool, 'LAYOUT', tool.LAYOUT + 1)
+    assert not tool.is_complete(root)
+    tool.prepare(root, wheel)
+    assert tool.is_complete(root)
+
+
+def test_an_empty_folder_is_filled(wheel, tmp_path):
+    (tmp_path / 'crowns').mkdir()
+    assert tool.is_complete(tool.prepare(tmp_path / 'crowns', wheel))
+
+
+@pytest.mark.parametrize('manifest', [None, '{"files": {}}', 'no json'])
+def test_a_folder_of_somebody_else_is_left_alone(wheel, tmp_path, manifest):
+    root = tmp_path / 'mine'
+    root.mkdir()
+    (root / 'notes.txt').write_text('dear diary')
+    if manifest:
+        (root / 'manifest.json').write_text(manifest)
+    with pytest.raises(tool.DataError, match='remove it or name another'):
+        tool.prepare(root, wheel)
+    assert (root / 'notes.txt').read_text() == 'dear diary'
+
+
+def one_sentence(text):
+    return text.count('\n') == 1 and text.endswith('.\n')
+
+
+def test_a_wrong_hash_is_one_sentence_and_leaves_nothing(
+    wheel, tmp_path, capsys
+):
+    wheel.write_bytes(wheel.read_bytes()[:-100])
+    root = tmp_path / 'data' / 'crowns'
+    code = tool.main(['--root', str(root), '--wheel', str(wheel)])
+    captured = capsys.readouterr()
+    assert code == 1
+    assert 'broken or not the wheel of deepforest==2.1.0' in captured.err
+    assert one_sentence(captured.err)
+    assert list(root.parent.iterdir()) == []
+
+
+def test_a_missing_wheel_is_one_sentence(tmp_path, capsys):
+    code = tool.main(
+        [
+            '--root',
+            str(tmp_path / 'crowns'),
+            '--wheel',
+            str(tmp_path / 'no.whl'),
+        ]
+    )
+    captured = capsys.readouterr()
+    assert code == 1
+    assert 'no.whl cannot be read: No such file' in captured.err
+    assert one_sentence(captured.err)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_that_lacks_a_file_leaves_nothing(
+    wheel, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(
+        tool, 'PHOTOS', (*tool.PHOTOS, tool.Photo('absent', 0))
+    )
+    with pytest.raises(tool.DataError, match='absent'):
+        tool.prepare(tmp_path / 'crowns', wheel)
+    assert list(tmp_path.iterdir()) == [wheel]
+
+
+def pip_that(monkeypatch, code, stderr='', wheel=None):
+    """Replace pip by something that ends so and delivers that wheel."""
+    calls = []
+
+    def run(command, **_):
+        calls.append(command)
+        if wheel is not None:
+            dest = next(a for a in command if a.startswith('--dest='))
+            Path(dest[7:], wheel.name).write_bytes(wheel.read_bytes())
+        return subprocess.CompletedProcess(command, code, '', stderr)
+
+    monkeypatch.setattr(tool.subprocess, 'run', run)
+    return calls
+
+
+def test_a_failed_download_is_one_sentence_and_leaves_nothing(
+    tmp_path, capsys, monkeypatch
+):
+    pip_that(monkeypatch, 1, 'WARNING: retrying\nERROR: no network\n')
+    root = tmp_path / 'data' / 'crowns'
+    assert tool.main(['--root', str(root)]) == 1
+    captured = capsys.readouterr()
+    assert 'could not be downloaded (no network)' in captured.err
+    assert one_sentence(captured.err)
+    assert list(root.parent.iterdir()) == []
+
+
+def test_a_download_is_checked_used_and_removed(wheel, tmp_path, monkeypatch):
+    calls = pip_that(monkeypatch, 0, wheel=wheel)
+    root = tool.prepare(tmp_path / 'data' / 'crowns')
+    assert tool.is_complete(root)
+    assert [p.name for p in root.parent.iterdir()] == ['crowns']
+    assert calls[0][1:4] == ['-m', 'pip', 'download']
+    assert '--no-deps' in calls[0]
+    assert calls[0][-1] == 'deepforest==2.1.0'

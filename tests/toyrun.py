@@ -1,0 +1,84 @@
+"""A small MMEngine run on generated points, for tests of the engine."""
+
+import itertools
+
+import torch
+from mmengine.model import BaseModel
+from mmengine.runner import Runner
+from torch import nn
+
+_names = (f'toy{i}' for i in itertools.count())
+
+
+class Points(torch.utils.data.Dataset):
+    """Sixteen points and the product of two of their coordinates."""
+
+    def __init__(self):
+        generator = torch.Generator().manual_seed(0)
+        self.x = torch.randn(16, 8, generator=generator)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, index):
+        x = self.x[index]
+        return x, x[:1] * x[1:2]
+
+
+class Toy(BaseModel):
+    """Two linear layers; the first can be sparse, the second stays dense."""
+
+    def __init__(self):
+        super().__init__()
+        self.hidden = nn.Linear(8, 16)
+        self.out = nn.Linear(16, 1)
+
+    def forward(self, inputs, targets=None, mode='tensor'):
+        """Loss or output."""
+        y = self.out(torch.tanh(self.hidden(inputs)))
+        if mode == 'loss':
+            return dict(loss=(y - targets).square().mean())
+        return y
+
+
+def toy_runner(work_dir, hook=None, wrapper=None, epochs=4, **kwargs):
+    """A runner with four iterations an epoch.
+
+    Args:
+        work_dir (Path): For logs and checkpoints.
+        hook (dict, optional): Arguments of the SparseTrainingHook that are
+            not the test's standard ones; None for no such hook.
+        wrapper (dict, optional): Arguments of the optim wrapper.
+        epochs (int): Epochs.
+        **kwargs: Further arguments of the runner.
+    """
+    torch.manual_seed(0)
+    hooks = kwargs.pop('custom_hooks', [])
+    if hook is not None:
+        hooks = [dict(dict(
+            type='SparseTrainingHook', sparsity=0.5, interval=2,
+            include=['hidden.weight']), **hook), *hooks]
+    return Runner(
+        model=kwargs.pop('model', None) or Toy(),
+        work_dir=str(work_dir),
+        train_dataloader=dict(
+            dataset=Points(), batch_size=4,
+            collate_fn=dict(type='default_collate'),
+            sampler=dict(type='DefaultSampler', shuffle=True)),
+        train_cfg=dict(by_epoch=True, max_epochs=epochs),
+        optim_wrapper=dict(dict(
+            type='SparseOptimWrapper',
+            optimizer=dict(type='SGD', lr=0.1, momentum=0.9,
+                           weight_decay=0.01)), **(wrapper or {})),
+        param_scheduler=dict(type='CosineAnnealingLR', T_max=4),
+        default_hooks=dict(
+            logger=dict(type='LoggerHook', interval=1),
+            checkpoint=dict(type='CheckpointHook', interval=1)),
+        visualizer=dict(
+            type='Visualizer', name=next(_names),
+            vis_backends=[dict(type='LocalVisBackend')]),
+        custom_hooks=hooks,
+        randomness=dict(seed=kwargs.pop('seed', 3)),
+        log_level='WARNING',
+        experiment_name=next(_names),
+        **kwargs)

@@ -1,0 +1,1 @@
+"""Command line tools of sift_mm, importable so that scripts share code."""

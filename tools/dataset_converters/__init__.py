@@ -1,0 +1,1 @@
+"""Tools that bring data sets into the form that configs expect."""

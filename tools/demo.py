@@ -1,0 +1,201 @@
+"""The demo: a Sparse Wide RetinaNet against its dense baseline.
+
+Trains both on aerial photographs of trees, at equal FLOPs of the backbone,
+tests them, and leaves a table, pictures and curves in work_dirs/demo. What
+is done already is not done again; a run that was interrupted is resumed.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from tools.dataset_converters.tree_crowns import DataError, prepare  # noqa
+
+CONFIGS = ROOT / 'configs' / 'demo'
+RUNS = {
+    'dense': CONFIGS / 'retinanet_r18_fpn_10e_tree-crowns.py',
+    'sparse_wide':
+    CONFIGS / 'retinanet_r18-sift-wide-s75_fpn_rigl-10e_tree-crowns.py',
+}
+OUT = ROOT / 'work_dirs' / 'demo'
+TILE = (256, 256)
+COLUMNS = ('network', 'GFLOPs', 'of it backbone', 'parameters', 'active',
+           'density', 'AP', 'AP50', 'seconds')
+
+
+def run_tool(what: str, *arguments: str) -> None:
+    """Run one of the tools, its log in a file, its progress on the screen.
+
+    Args:
+        what (str): The step's name in messages and of the log file.
+        *arguments (str): The tool and its arguments.
+
+    Raises:
+        SystemExit: If it fails; the end of its log was printed then.
+    """
+    log = OUT / f'{what}.log'
+    lines: list[str] = []
+    with log.open('w') as stream, subprocess.Popen(
+        [sys.executable, *arguments], cwd=ROOT, text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env={**os.environ, 'PYTHONUNBUFFERED': '1'}) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            stream.write(line)
+            lines.append(line)
+            if 'Epoch(' in line:
+                progress = line[line.index('Epoch('):].strip()
+                print(f'  {what}: {progress[:100]}', flush=True)
+    if process.returncode:
+        print(''.join(lines[-20:]), file=sys.stderr)
+        raise SystemExit(f'The step {what} failed; its whole log is {log}.')
+
+
+def train(name: str) -> Path:
+    """Train a network, unless it is trained; return its checkpoint."""
+    from mmengine.config import Config
+    work_dir = OUT / name
+    epochs = Config.fromfile(RUNS[name]).max_epochs
+    checkpoint = work_dir / f'epoch_{epochs}.pth'
+    if not checkpoint.exists():
+        print(f'Training the network "{name}", {epochs} epochs', flush=True)
+        run_tool(f'train_{name}', 'tools/train.py', str(RUNS[name]),
+                 '--work-dir', str(work_dir), '--resume')
+    return checkpoint
+
+
+def test(name: str, checkpoint: Path) -> dict[str, float]:
+    """Test a network and draw its predictions; return its metrics."""
+    metrics = OUT / name / 'metrics.json'
+    if not metrics.exists():
+        print(f'Testing the network "{name}"', flush=True)
+        run_tool(f'test_{name}', 'tools/test.py', str(RUNS[name]),
+                 str(checkpoint), '--work-dir', str(OUT / name / 'test'),
+                 '--out', str(metrics), '--out-item', 'metrics',
+                 '--show-dir', str(OUT / 'pictures' / name))
+    return json.loads(metrics.read_text())
+
+
+def scalars(name: str) -> Iterator[dict[str, Any]]:
+    """What a training run logged, in order, resumed runs included."""
+    for path in sorted((OUT / name).glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            yield json.loads(line)
+
+
+def measure(name: str, checkpoint: Path) -> dict[str, float]:
+    """Count a trained network's FLOPs, parameters and density."""
+    import torch
+    from mmdet.registry import MODELS
+    from mmengine.config import Config
+    from mmengine.registry import init_default_scope
+
+    from sift_mm.analysis import count_flops, summarize
+    config = Config.fromfile(RUNS[name])
+    init_default_scope('mmdet')
+    model = MODELS.build(config.model)
+    state = torch.load(checkpoint, map_location='cpu', weights_only=False)
+    masks = state.get('sparse_training', {}).get('masks', {})
+    summary = summarize(model, TILE, masks, mode='tensor')
+    backbone = count_flops(model.backbone, TILE)
+    densities = {n.removeprefix('backbone.'): float(m.float().mean())
+                 for n, m in masks.items()}
+    return {
+        'gflops': summary.flops / 1e9,
+        'backbone_gflops': backbone.sparse(densities) / 1e9,
+        'parameters': summary.parameters,
+        'active': summary.active,
+        'density': summary.density,
+    }
+
+
+def train_seconds(name: str) -> float:
+    """Seconds that training took, validation aside."""
+    logged = [s for s in scalars(name) if 'loss' in s]
+    steps = {s['step']: s['time'] for s in logged}
+    # Each record holds the mean time of the steps since the one before.
+    ends = sorted(steps)
+    return sum(steps[end] * (end - start)
+               for start, end in zip([0, *ends], ends, strict=False))
+
+
+def table(results: dict[str, dict[str, float]]) -> str:
+    """The comparison as a Markdown table."""
+    rows = [COLUMNS, tuple('---' for _ in COLUMNS)]
+    for name, r in results.items():
+        rows.append((
+            name, f'{r["gflops"]:.3f}', f'{r["backbone_gflops"]:.3f}',
+            f'{r["parameters"] / 1e6:.2f} M', f'{r["active"] / 1e6:.2f} M',
+            f'{r["density"]:.3f}', f'{r["AP"]:.3f}', f'{r["AP50"]:.3f}',
+            f'{r["seconds"]:.0f}'))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return '\n'.join(
+        '| ' + ' | '.join(cell.ljust(width) for cell, width in
+                          zip(row, widths, strict=True)) + ' |'
+        for row in rows)
+
+
+def draw_curves(path: Path) -> None:
+    """Draw what the runs logged: loss, AP50 and the masks' numbers."""
+    import matplotlib
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+    figure, axes = plt.subplots(1, 3, figsize=(15, 4))
+    panels = [('loss', 'training loss'),
+              ('coco/bbox_mAP_50', 'AP50, validation regions')]
+    for axis, (key, title) in zip(axes, panels, strict=False):
+        for name in RUNS:
+            points = {s['step']: s[key] for s in scalars(name) if key in s}
+            axis.plot(points.keys(), points.values(), marker='.', label=name)
+        axis.set(title=title, xlabel='epoch' if 'coco' in key else 'step')
+        axis.legend()
+    for key in ('density', 'drop_fraction', 'moved', 'itop_rate'):
+        points = {s['step']: s[f'sparse/{key}'] for s in scalars('sparse_wide')
+                  if f'sparse/{key}' in s}
+        axes[2].plot(points.keys(), points.values(), marker='.', label=key)
+    axes[2].set(title='masks of sparse_wide', xlabel='step', ylim=(0, 1))
+    axes[2].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Run what is not done yet, then print the table."""
+    OUT.mkdir(parents=True, exist_ok=True)
+    try:
+        prepare(ROOT / 'data' / 'tree_crowns')
+    except DataError as error:
+        raise SystemExit(str(error)) from error
+    results = {}
+    for name in RUNS:
+        checkpoint = train(name)
+        metrics = test(name, checkpoint)
+        results[name] = {
+            **measure(name, checkpoint), 'AP': metrics['coco/bbox_mAP'],
+            'AP50': metrics['coco/bbox_mAP_50'],
+            'seconds': train_seconds(name)
+        }
+    draw_curves(OUT / 'curves.png')
+    (OUT / 'results.json').write_text(json.dumps(results, indent=2))
+    text = table(results)
+    (OUT / 'table.md').write_text(text + '\n')
+    print(f'\n{text}\n')
+    print('FLOPs are 2 x MACs of one 256 x 256 tile, masked weights not '
+          'counted; the backbones are\nmatched, neck and head follow the '
+          'wider features. Seconds are of training.\n')
+    shown = OUT.relative_to(ROOT)
+    print(f'Pictures (truth left, predictions right) are in {shown}/pictures,'
+          f' curves in {shown}/curves.png,\nruns in {shown}/*/. Next: put '
+          'COCO into data/coco and run\n  .venv/bin/python tools/train.py '
+          'configs/retinanet_sift_wide_r18.py')
+
+
+if __name__ == '__main__':
+    main()

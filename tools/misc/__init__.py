@@ -1,0 +1,1 @@
+"""Small tools for looking at configs."""
