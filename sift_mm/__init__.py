@@ -2,13 +2,16 @@
 
 Importing this package registers backbones, optim wrappers and hooks;
 ``custom_imports = dict(imports=['sift_mm'])`` is all that a config needs.
+Without MMEngine, ``sift_mm.sparsity`` and ``sift_mm.analysis`` work on plain
+PyTorch.
 """
 
-from . import engine
-from .backbones import register_backbones
+from importlib.util import find_spec
 
 __version__ = '0.1.0'
 
-register_backbones()
+if find_spec('mmengine') is not None:
+    from . import engine  # noqa: F401
+    from .backbones import register_backbones
 
-__all__ = ['engine']
+    register_backbones()

@@ -51,7 +51,7 @@ def forget_instances() -> None:
         kinds += kind.__subclasses__()  # Each has a list of its own.
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def fresh_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:

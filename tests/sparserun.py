@@ -1,6 +1,7 @@
 """The mini configs of minirun, made sparse, and probes for their runs."""
 
 import hashlib
+import json
 import os
 import signal
 from pathlib import Path
@@ -67,7 +68,7 @@ def sparse_config(folder: Path, scope: str, data_root: Path,
 
 @HOOKS.register_module()
 class MaskProbe(Hook):
-    """Writes a digest of all masks after each iteration, one file a rank.
+    """Writes digest and counts of all masks each iteration, a file a rank.
 
     With KILL_AT in the environment it kills its process, as a machine that
     fails does, after that many iterations.
@@ -79,10 +80,12 @@ class MaskProbe(Hook):
                          outputs=None):
         """Write, and perhaps kill."""
         digest = hashlib.sha256()
-        trainer = runner.optim_wrapper.mask_trainer
-        for mask in trainer.masks.values():
+        masks = runner.optim_wrapper.mask_trainer.masks
+        for mask in masks.values():
             digest.update(mask.numpy().tobytes())
+        record = dict(iter=runner.iter, digest=digest.hexdigest(),
+                      counts=masks.counts())
         with open(f'{runner.work_dir}/masks_{get_rank()}.txt', 'a') as file:
-            file.write(f'{runner.iter} {digest.hexdigest()}\n')
+            file.write(json.dumps(record) + '\n')
         if runner.iter + 1 == int(os.environ.get('KILL_AT', -1)):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -31,21 +31,29 @@ class FlopCount:
     by_module: Mapping[str, int]
 
     def of(self, parameter: str) -> int:
-        """FLOPs of the module that holds a parameter."""
+        """FLOPs of the module that holds a parameter.
+
+        0 for a module that is not called itself in the forward pass.
+        """
         return self.by_module.get(parameter.rpartition('.')[0], 0)
 
-    def sparse(self, densities: Mapping[str, float]) -> float:
+    def sparse(self, densities: Mapping[str, float],
+               module: str = '') -> float:
         """FLOPs under masks: a masked layer costs its share of weights.
 
         Args:
             densities (Mapping[str, float]): Share of active weights by
                 parameter name; dense where not named.
+            module (str): Name of the submodule to count, '' for the whole.
 
         Returns:
             float: FLOPs of the forward pass, in 2 x MACs.
         """
-        return self.total - sum((1 - density) * self.of(name)
-                                for name, density in densities.items())
+        dense = self.by_module[module] if module else self.total
+        prefix = f'{module}.' if module else ''
+        return dense - sum((1 - density) * self.of(name)
+                           for name, density in densities.items()
+                           if name.startswith(prefix))
 
 
 def count_flops(model: nn.Module,
@@ -54,7 +62,8 @@ def count_flops(model: nn.Module,
                 **forward_kwargs: Any) -> FlopCount:
     """Count the FLOPs of a forward pass on one image.
 
-    Runs on the meta device: no memory, no arithmetic, the model untouched.
+    Runs a copy of the model on the meta device: no arithmetic, no memory
+    for activations, the model untouched.
 
     Args:
         model (nn.Module): A backbone, or a detector, segmentor or classifier

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..sparsity import density
-from .flops import count_flops
+from .flops import FlopCount, count_flops
 
 
 @dataclass(frozen=True)
@@ -15,20 +15,25 @@ class Summary:
     """What a network costs.
 
     Args:
-        flops (float): FLOPs of a forward pass on one image under the masks,
-            in 2 x MACs.
-        dense_flops (int): The same without masks.
+        count (FlopCount): FLOPs of a forward pass on one image, all weights
+            dense.
+        densities (Mapping[str, float]): Share of active weights by name of
+            each masked parameter.
         parameters (int): Number of parameters.
         active (int): Those of them that a mask does not hold at zero.
         density (float): Share of active weights, over all masked weights; 1
             without masks.
     """
 
-    flops: float
-    dense_flops: int
+    count: FlopCount
+    densities: Mapping[str, float]
     parameters: int
     active: int
     density: float
+
+    def flops(self, module: str = '') -> float:
+        """FLOPs under the masks, of the whole or a submodule, 2 x MACs."""
+        return self.count.sparse(self.densities, module)
 
 
 def summarize(model: nn.Module,
@@ -61,8 +66,8 @@ def summarize(model: nn.Module,
     masked_out = sum(m.numel() - int(m.count_nonzero())
                      for m in masks.values())
     return Summary(
-        flops=count.sparse({n: density({n: m}) for n, m in masks.items()}),
-        dense_flops=count.total,
+        count=count,
+        densities={name: density({name: m}) for name, m in masks.items()},
         parameters=total,
         active=total - masked_out,
         density=density(masks) if masks else 1.0)

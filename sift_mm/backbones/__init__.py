@@ -19,21 +19,13 @@ PACKAGES = {
 }
 
 
-def register_backbones() -> list[str]:
-    """Register the backbones of every library that is installed.
-
-    Returns:
-        list[str]: Libraries that are not installed.
-    """
-    missing = []
+def register_backbones() -> None:
+    """Register the backbones of every library that is installed."""
     for library in PACKAGES:
         # A library that is there but broken should say so: only its absence
         # is no error.
-        if find_spec(library) is None:
-            missing.append(library)
-        else:
+        if find_spec(library) is not None:
             importlib.import_module(f'{__name__}.{library}')
-    return missing
 
 
 def __getattr__(name: str) -> object:

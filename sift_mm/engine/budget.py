@@ -17,11 +17,19 @@ def sparse_backbone(model: nn.Module) -> tuple[str, SparseIFTMixin] | None:
     Returns:
         tuple, optional: ('backbone.', module), or None without a backbone of
         a family.
+
+    Raises:
+        ValueError: If there are several: one sparsity cannot be matched for
+            both.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, SparseIFTMixin) and module.family is not None:
-            return (f'{name}.' if name else ''), module
-    return None
+    found = [((f'{name}.' if name else ''), module)
+             for name, module in model.named_modules()
+             if isinstance(module, SparseIFTMixin) and module.family]
+    if len(found) > 1:
+        raise ValueError('The model has several Sparse-IFT backbones with a '
+                         f'family, {[name for name, _ in found]}; masks can '
+                         'be trained for one.')
+    return found[0] if found else None
 
 
 def nominal_sparsity(model: nn.Module, sparsity: float | None) -> float:
@@ -76,7 +84,6 @@ def matched_sparsity(model: nn.Module, shapes: Mapping[str, tuple[int, ...]],
     if found is None:
         return nominal, None
     prefix, backbone = found
-    assert isinstance(backbone, nn.Module)
     in_channels = next(backbone.parameters()).shape[1]
     shape = backbone.match_shape
     own = count_flops(backbone, shape, in_channels)

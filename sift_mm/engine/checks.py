@@ -49,37 +49,46 @@ def check_wrapper(optim_wrapper: Any) -> MaskedStep:
         'scripts replaces the type; that of tools/train.py does not).')
 
 
-def _consumer_channels(model: nn.Module, out: list[int],
-                       out_indices: tuple[int, ...]
-                       ) -> list[tuple[str, Any, Any]]:
-    """(config key, value found, value expected) of what reads features."""
-    def last(key: str, module: nn.Module) -> list[tuple[str, Any, Any]]:
-        found = getattr(module, 'in_channels', None)
-        if isinstance(found, (list, tuple)):
-            return [(key, list(found), out)]
-        return [(key, found, out[-1])] if isinstance(found, int) else []
+def _consumer_channels(model: Any,
+                       out: list[int]) -> list[tuple[str, Any, Any]]:
+    """(config key, value found, value expected) of what reads features.
 
-    if getattr(model, 'neck', None) is not None:
-        return last('neck.in_channels', model.neck)
+    Only where the meaning of ``in_channels`` is known: necks of the FPN
+    family, heads of mmseg, and a classifier's head.
+    """
+    neck = getattr(model, 'neck', None)
+    if hasattr(neck, 'lateral_convs'):
+        return [('neck.in_channels', list(neck.in_channels), out)]
+    if neck is not None and any(True for _ in neck.parameters()):
+        return []
     checks: list[tuple[str, Any, Any]] = []
-    heads = [('decode_head', getattr(model, 'decode_head', None)),
-             ('auxiliary_head', getattr(model, 'auxiliary_head', None))]
-    for key, head in heads:
-        index = getattr(head, 'in_index', None)
-        found = getattr(head, 'in_channels', None)
-        if isinstance(index, int) and isinstance(found, int):
-            checks.append((f'{key}.in_channels', found, out[index]))
-        elif isinstance(index, (list, tuple)) and isinstance(
-                found, (list, tuple)):
-            checks.append((f'{key}.in_channels', list(found),
-                           [out[i] for i in index]))
+    for key in ('decode_head', 'auxiliary_head'):
+        heads = getattr(model, key, None)
+        for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
+            checks += _segmentation_head(key, head, out)
+    head = getattr(model, 'head', None)
+    if isinstance(getattr(head, 'in_channels', None), int):
+        checks.append(('head.in_channels', head.in_channels, out[-1]))
+    return checks
+
+
+def _segmentation_head(key: str, head: Any,
+                       out: list[int]) -> list[tuple[str, Any, Any]]:
+    index, found = (getattr(head, name, None)
+                    for name in ('in_index', 'in_channels'))
+    indices = [index] if isinstance(index, int) else index
+    if indices is None or found is None or max(indices) >= len(out):
+        return []
+    expected: Any = [out[i] for i in indices]
+    if isinstance(found, int):
+        # Of several maps that are concatenated, a head knows the sum.
+        expected = sum(expected)
+    checks = [(f'{key}.in_channels', found if isinstance(found, int)
+               else list(found), expected)]
+    if hasattr(head, 'c1_bottleneck'):
         # DeepLabV3+ also reads the first feature map.
-        bottleneck = getattr(head, 'c1_bottleneck', None)
-        if bottleneck is not None:
-            checks.append((f'{key}.c1_in_channels',
-                           bottleneck.conv.in_channels, out[0]))
-    if getattr(model, 'head', None) is not None:
-        checks += last('head.in_channels', model.head)
+        checks.append((f'{key}.c1_in_channels',
+                       head.c1_bottleneck.conv.in_channels, out[0]))
     return checks
 
 
@@ -93,12 +102,11 @@ def check_channels(model: nn.Module) -> None:
     if found is None or found[0] != 'backbone.':
         return
     backbone = found[1]
-    checks = _consumer_channels(model, backbone.out_channels,
-                                tuple(backbone.out_indices))  # type: ignore
-    for key, value, expected in checks:
+    for key, value, expected in _consumer_channels(
+            model, backbone.out_channels):
         if value != expected:
             raise ValueError(
                 f'model.{key} is {value}, but the backbone (family='
                 f'{backbone.family!r}, sparsity={backbone.sparsity}, '
-                f'{backbone.base_channels} channels at its first '  # type: ignore
+                f'{backbone.base_channels} channels at its first '
                 f'stage) gives {expected}; write {key}={expected}.')

@@ -8,15 +8,25 @@ from mmengine.dist import broadcast_object_list
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from torch import nn
 
 from ..isoflop import check_sparsity
-from ..sparsity import (ALGORITHMS, DISTRIBUTIONS, DROP_FRACTIONS,
-                        INITIALIZERS, MaskSet, MaskTrainer, UpdateSchedule,
-                        density, select_parameters)
+from ..sparsity import (
+    ALGORITHMS,
+    DISTRIBUTIONS,
+    DROP_FRACTIONS,
+    INITIALIZERS,
+    MaskSet,
+    MaskTrainer,
+    UpdateSchedule,
+    density,
+    select_parameters,
+)
 from ..sparsity.initializers import count_tolerance
 from ..sparsity.trainer import PLACEMENTS
 from .budget import matched_sparsity, nominal_sparsity
 from .checks import check_channels, check_wrapper, unwrap
+from .optim_wrapper import MaskedStep
 
 CHECKPOINT_KEY = 'sparse_training'
 
@@ -118,49 +128,94 @@ class SparseTrainingHook(Hook):
                 'Resume from a checkpoint that SparseTrainingHook saved, or '
                 'start a new run with load_from and an explicit init.')
 
+    def before_run(self, runner: Runner) -> None:
+        """Tell the wrapper that masks will come."""
+        if isinstance(runner.optim_wrapper, MaskedStep):
+            runner.optim_wrapper.has_hook = True
+
     def before_train(self, runner: Runner) -> None:
         """Check the config, draw or restore masks, attach the trainer.
 
         Weights are initialised and loaded only now.
         """
         wrapper = check_wrapper(runner.optim_wrapper)
+        if wrapper.mask_trainer is not self.trainer:
+            raise ValueError('A run has one SparseTrainingHook; custom_hooks '
+                             'names several.')
+        if self.trainer is not None and self._checkpoint is None:
+            return  # Training goes on after an earlier call of train().
         model = unwrap(runner.model)
         check_channels(model)
-        nominal = nominal_sparsity(model, self.sparsity)
         parameters = select_parameters(model, self.include, self.exclude)
         shapes = {n: tuple(p.shape) for n, p in parameters.items()}
+        nominal = nominal_sparsity(model, self.sparsity)
         sparsity, ratio = matched_sparsity(model, shapes, self.distribution,
                                            nominal)
-        counts = self.distribution.counts(shapes, sparsity)
         # runner.seed differs between ranks under diff_rank_seed.
         seed = [runner.seed if self.seed is None else self.seed]
         broadcast_object_list(seed)
-        if self._checkpoint is not None:
-            masks = MaskSet(parameters, self._checkpoint['masks'])
-            _check_counts(masks, counts)
-        else:
-            if self._loaded and not self.init_is_given:
-                raise ValueError(
-                    'load_from names a checkpoint without masks, and random '
-                    'ones would cut its weights away; choose the first '
-                    "masks: init='TopK', 'FromWeights' or 'Random'.")
-            masks = MaskSet.draw(parameters, counts, self.initializer,
-                                 seed[0])
-        self.trainer = MaskTrainer(masks, self.algorithm,
-                                   self._schedule(runner),
-                                   self.drop_fraction, seed[0],
-                                   self.placement)
+        masks = self._first_masks(
+            model, parameters, self.distribution.counts(shapes, sparsity),
+            seed[0], runner._resume)
+        trainer = MaskTrainer(masks, self.algorithm, self._schedule(runner),
+                              self.drop_fraction, seed[0], self.placement)
         if self._checkpoint is not None and runner._resume:
-            self.trainer.load_state_dict(self._checkpoint)
+            self._warn_of_changes(runner, trainer)
+            trainer.load_state_dict(self._checkpoint)
         self._checkpoint = None
-        self.trainer.enforce(runner.optim_wrapper.optimizer)
-        wrapper.mask_trainer = self.trainer
+        self.trainer = wrapper.mask_trainer = trainer
+        trainer.enforce(runner.optim_wrapper.optimizer)
+        self._mask_averages(runner)
         message = (f'{type(self.algorithm).__name__} on {len(masks)} '
                    f'parameters: sparsity {nominal} as written, masks at '
                    f'density {density(masks):.6f}')
         if ratio is not None:
             message += f', backbone FLOPs {ratio:.5f} of the dense backbone'
         runner.logger.info(message)
+
+    def _first_masks(self, model: nn.Module,
+                     parameters: Mapping[str, nn.Parameter],
+                     counts: Mapping[str, int], seed: int,
+                     resumed: bool) -> MaskSet:
+        """The masks of the checkpoint, or new ones.
+
+        Raises:
+            ValueError: If the checkpoint's have another sparsity, or loaded
+                weights have no masks and nobody said how to draw them.
+        """
+        if self._checkpoint is not None and (resumed
+                                             or not self.init_is_given):
+            masks = MaskSet(parameters, self._checkpoint['masks'])
+            _check_counts(masks, counts)
+            return masks
+        if not self.init_is_given and (
+                self._loaded or _is_pretrained(model, parameters)):
+            raise ValueError(
+                'Weights come from a checkpoint without masks (load_from, or '
+                'an init_cfg of type Pretrained), and random masks would cut '
+                'them away; choose the first masks of SparseTrainingHook: '
+                "init='FromWeights', 'TopK' or 'Random'.")
+        return MaskSet.draw(parameters, counts, self.initializer, seed)
+
+    def _warn_of_changes(self, runner: Runner, trainer: MaskTrainer) -> None:
+        assert self._checkpoint is not None
+        now = trainer.state_dict()
+        for key in ('algorithm', 'placement'):
+            if self._checkpoint[key] != now[key]:
+                runner.logger.warning(
+                    f'The resumed run had {key}={self._checkpoint[key]!r}; '
+                    f'it goes on with {now[key]!r}.')
+
+    def _mask_averages(self, runner: Runner) -> None:
+        """Make averaged networks as sparse as the one that is trained.
+
+        An average remembers weights that were dropped.
+        """
+        assert self.trainer is not None
+        for hook in runner.hooks:
+            if isinstance(hook, EMAHook):
+                self.trainer.masks.keep_weights_(
+                    dict(hook.ema_model.module.named_parameters()))
 
     def after_train_iter(self,
                          runner: Runner,
@@ -177,12 +232,7 @@ class SparseTrainingHook(Hook):
                 f'Mask update at step {report.step} left out: a gradient was '
                 'not finite.')
             return
-        for hook in runner.hooks:
-            if isinstance(hook, EMAHook):
-                # The average remembers dropped weights; the averaged network
-                # must be as sparse as the one that is trained.
-                trainer.masks.keep_weights_(
-                    dict(hook.ema_model.module.named_parameters()))
+        self._mask_averages(runner)
         scalars = {
             'sparse/density': density(trainer.masks),
             'sparse/drop_fraction': report.drop_fraction,
@@ -202,6 +252,9 @@ class SparseTrainingHook(Hook):
         """Add masks and the rest of the trainer's state."""
         if self.trainer is not None:
             checkpoint[CHECKPOINT_KEY] = self.trainer.state_dict()
+        elif self._checkpoint is not None:
+            # Loaded and saved without training in between.
+            checkpoint[CHECKPOINT_KEY] = self._checkpoint
 
     def _schedule(self, runner: Runner) -> UpdateSchedule | None:
         if not self.algorithm.dynamic:
@@ -209,6 +262,18 @@ class SparseTrainingHook(Hook):
         accumulated = runner.optim_wrapper._accumulative_counts
         steps = math.ceil(runner.max_iters / accumulated)
         return UpdateSchedule(self.interval, int(self.end * steps + 1e-9))
+
+
+def _is_pretrained(model: nn.Module,
+                   parameters: Mapping[str, nn.Parameter]) -> bool:
+    """Whether an init_cfg loads a checkpoint into a sparse parameter."""
+    for prefix, module in model.named_modules():
+        configs = getattr(module, 'init_cfg', None) or []
+        configs = [configs] if isinstance(configs, Mapping) else configs
+        if any(c.get('type') == 'Pretrained' for c in configs) and any(
+                name.startswith(prefix) for name in parameters):
+            return True
+    return False
 
 
 def _check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
@@ -227,7 +292,7 @@ def _check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
     if wrong:
         name, (has, wants) = next(iter(wrong.items()))
         raise ValueError(
-            f'The masks of the checkpoint are not of this config\'s '
-            f'sparsity: {len(wrong)} of {len(expected)} layers differ, '
+            'The masks of the checkpoint do not have the sparsity that the '
+            f'config asks for: {len(wrong)} of {len(expected)} layers differ, '
             f'{name!r} has {has} active weights and the config asks for '
             f'{wants}. Use the sparsity and distribution of that run.')

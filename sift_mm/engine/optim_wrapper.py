@@ -4,11 +4,13 @@ from typing import Any
 
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
+from torch import nn
 
 from ..sparsity import MaskTrainer
+from .budget import sparse_backbone
 
 
-class MaskedStep:
+class MaskedStep(OptimWrapper):
     """Mixin: an optim wrapper that a mask trainer can be attached to.
 
     ``step`` is the one place where the dense gradient is complete (backward,
@@ -18,13 +20,32 @@ class MaskedStep:
         mask_trainer (MaskTrainer, optional): Set by
             :class:`SparseTrainingHook`; without it the wrapper is its
             parent.
+        has_hook (bool): Whether there is a hook to set it.
     """
 
     mask_trainer: MaskTrainer | None = None
+    has_hook = False
+
+    def initialize_count_status(self, model: nn.Module, init_counts: int,
+                                max_counts: int) -> None:
+        """Called by the runner before training.
+
+        Raises:
+            RuntimeError: If a Sparse-IFT network is about to be trained
+                without masks, at several times the FLOPs it is meant to have.
+        """
+        super().initialize_count_status(model, init_counts, max_counts)
+        if not self.has_hook and sparse_backbone(model) is not None:
+            raise RuntimeError(
+                'The backbone has a Sparse-IFT family, but no hook trains '
+                'its masks: add '
+                "dict(type='SparseTrainingHook') to custom_hooks "
+                ' (a config that sets the list replaces it), or '
+                'take the plain OptimWrapper to train it dense.')
 
 
 @OPTIM_WRAPPERS.register_module()
-class SparseOptimWrapper(MaskedStep, OptimWrapper):
+class SparseOptimWrapper(MaskedStep):
     """MMEngine's OptimWrapper with mask training."""
 
     def step(self, **kwargs: Any) -> None:

@@ -100,8 +100,10 @@ class MaskSet(Mapping[str, Tensor]):
                 parameters of the same names, say a moving average's.
         """
         parameters = self.parameters if parameters is None else parameters
-        keep_only_([parameters[name].detach() for name in self],
-                   list(self.values()))
+        for name, mask in self.items():
+            # A moving average may be kept on another device.
+            weight = parameters[name].detach()
+            keep_only_([weight], [mask.to(weight.device)])
 
     def keep_gradients_(self) -> None:
         """Set to zero, in place, the gradients outside the masks."""

@@ -54,6 +54,10 @@ class MaskTrainer:
             Sparse-IFT code). 'replace_step': on an update the optimizer
             does not step (RigL, algorithm 1).
 
+    The optimizer must leave a weight of value, gradient and slots zero where
+    it is, as SGD, Adam and all element-wise ones do. One that mixes weights,
+    Muon say, is found out at the first step.
+
     Raises:
         ValueError: If the placement is unknown.
     """
@@ -77,6 +81,7 @@ class MaskTrainer:
         self.history = MaskHistory(masks)
         self.steps = 0
         self.report: UpdateReport | None = None
+        self._optimizer_is_checked = False
 
     def enforce(self, optimizer: Optimizer) -> None:
         """Set weights and optimizer slots outside the masks to zero."""
@@ -95,6 +100,9 @@ class MaskTrainer:
             optimizer (Optimizer): Whose parameters hold the gradients.
             run (Callable): Clips and steps. Not called where an update
                 replaces the step.
+
+        Raises:
+            TypeError: If the optimizer moves weights outside the masks.
         """
         self.steps += 1
         due = self.schedule is not None and self.schedule.is_due(self.steps)
@@ -117,8 +125,21 @@ class MaskTrainer:
                      for n, p in live.items()}
         self.masks.keep_gradients_()
         run()
+        if not self._optimizer_is_checked:
+            self._check_optimizer(optimizer)
         if due:
             self._update(optimizer, live, dense)
+
+    def _check_optimizer(self, optimizer: Optimizer) -> None:
+        self._optimizer_is_checked = True
+        for name, mask in self.masks.items():
+            weight = self.masks.parameters[name].detach()
+            if weight.masked_fill(mask, 0).any():
+                raise TypeError(
+                    f'{type(optimizer).__name__} moved weights of {name!r} '
+                    'outside the mask, where gradient and slots are zero; '
+                    'mask training needs an optimizer that works weight by '
+                    'weight, such as SGD or AdamW.')
 
     @torch.no_grad()
     def _update(self, optimizer: Optimizer, live: Mapping[str, nn.Parameter],

@@ -138,6 +138,8 @@ def test_positional_arguments_keep_the_librarys_order():
                                        sparsity=0.75)
     assert model.conv1.weight.shape == (20, 4, 7, 7)
     assert model.base_channels == 32
+    with pytest.raises(TypeError, match='in_channels'):
+        DET.get('SparseIFTResNet')(18, 4, in_channels=3)
 
 
 @pytest.mark.parametrize('kwargs, error, words', [
@@ -146,6 +148,9 @@ def test_positional_arguments_keep_the_librarys_order():
     (dict(depth=18, sparsity='a', family='wide'), ValueError, r'\[0, 1\)'),
     (dict(depth=18, sparsity=.5, family='tall'), ValueError, "'wide'"),
     (dict(depth=18, sparsity=.5), ValueError, 'without a family'),
+    (dict(depth=18, family='wide'), ValueError, 'needs a sparsity'),
+    (dict(depth=18, family='wide', sparsity=.5, dcn=dict(type='DCN')),
+     ValueError, 'dcn'),
     (dict(depth=18, flops='some'), ValueError, "'match' or 'nominal'"),
     (dict(depth=20), KeyError, '18, 34, 50, 101, 152'),
 ])
@@ -160,7 +165,6 @@ def test_a_library_that_is_missing_is_named(monkeypatch):
     monkeypatch.setattr(sift_mm.backbones, 'find_spec', lambda name: None)
     # A module that was imported is found without asking.
     monkeypatch.delattr(sift_mm.backbones, 'mmdet')
-    assert sift_mm.backbones.register_backbones() == ['mmdet', 'mmseg',
-                                                      'mmpretrain']
+    sift_mm.backbones.register_backbones()  # Not an error.
     with pytest.raises(ImportError, match='pip install onedl-mmdetection'):
         _ = sift_mm.backbones.mmdet

@@ -168,7 +168,7 @@ def test_load_from_without_masks_needs_a_choice(tmp_path):
     toy_runner(tmp_path / 'a', dict(), epochs=1).train()
     plain = strip_masks(tmp_path / 'a/epoch_1.pth', tmp_path / 'plain.pth')
     runner = toy_runner(tmp_path / 'b', dict(), load_from=plain)
-    with pytest.raises(ValueError, match="init='TopK'"):
+    with pytest.raises(ValueError, match="'TopK' or 'Random'"):
         runner.train()
     # Those that are not zero are the checkpoint's 64 active weights.
     runner = toy_runner(
@@ -278,3 +278,95 @@ def test_sharding_wrappers_are_refused(monkeypatch):
     with pytest.raises(TypeError, match='MMFullyShardedDataParallel.*'
                        'MMDistributedDataParallel'):
         unwrap(MMFullyShardedDataParallel())
+
+
+def pretrained_toy(path):
+    model = Toy()
+    model.init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    return model
+
+
+def test_pretrained_weights_without_masks_need_a_choice(tmp_path):
+    toy_runner(tmp_path / 'a', dict(), epochs=1).train()
+    path = tmp_path / 'a/epoch_1.pth'
+    runner = toy_runner(tmp_path / 'b', dict(), model=pretrained_toy(path))
+    with pytest.raises(ValueError, match='Pretrained.*FromWeights'):
+        runner.train()
+    runner = toy_runner(tmp_path / 'c', dict(init='TopK'),
+                        model=pretrained_toy(path))
+    runner.train()
+
+
+def test_an_explicit_init_wins_over_the_checkpoints_masks(tmp_path):
+    toy_runner(tmp_path / 'a', dict(), epochs=1).train()
+    runner = toy_runner(
+        tmp_path / 'b', dict(init='TopK', sparsity=.75, algorithm='Static'),
+        load_from=str(tmp_path / 'a/epoch_1.pth'))
+    runner.train()
+    assert hook_of(runner).trainer.masks.counts() == {'hidden.weight': 32}
+
+
+def test_two_hooks_are_refused(tmp_path):
+    runner = toy_runner(tmp_path, dict(), custom_hooks=[dict(
+        type='SparseTrainingHook', sparsity=.5, interval=2,
+        include=['out.weight'])])
+    with pytest.raises(ValueError, match='one SparseTrainingHook'):
+        runner.train()
+
+
+def test_a_second_call_of_train_leaves_the_masks_alone(tmp_path):
+    runner = toy_runner(tmp_path, dict())
+    runner.train()
+    before = {k: v.clone() for k, v in final_state(runner).items()}
+    runner.train()
+    assert_same(before, final_state(runner))
+
+
+def test_loaded_and_saved_without_training_masks_stay(tmp_path):
+    toy_runner(tmp_path / 'a', dict(), epochs=1).train()
+    runner = toy_runner(tmp_path / 'b', dict())
+    runner.load_checkpoint(str(tmp_path / 'a/epoch_1.pth'))
+    checkpoint = {}
+    hook_of(runner).before_save_checkpoint(runner, checkpoint)
+    assert checkpoint['sparse_training']['masks']['hidden.weight'].sum() == 64
+
+
+def test_a_change_of_algorithm_on_resume_is_said(tmp_path, monkeypatch):
+    toy_runner(tmp_path, dict(), epochs=2).train()
+    runner = toy_runner(tmp_path, dict(algorithm='SET'), resume=True)
+    said = []
+    monkeypatch.setattr(runner.logger, 'warning', said.append)
+    runner.train()
+    assert any("algorithm='RigL'; it goes on with 'SET'" in s for s in said)
+
+
+def test_the_moving_average_survives_a_resume(tmp_path):
+    def run(folder, **kwargs):
+        runner = toy_runner(folder, dict(), custom_hooks=[
+            dict(type='EMAHook', momentum=.1)], **kwargs)
+        runner.train()
+        return torch.load(folder / 'epoch_4.pth', weights_only=False)
+
+    whole = run(tmp_path / 'a')
+    run_half = toy_runner(tmp_path / 'b', dict(), epochs=4, custom_hooks=[
+        dict(type='EMAHook', momentum=.1)])
+    run_half.train()
+    for epoch in (3, 4):
+        (tmp_path / f'b/epoch_{epoch}.pth').unlink()
+    (tmp_path / 'b/last_checkpoint').write_text(
+        str(tmp_path / 'b/epoch_2.pth'))
+    resumed = run(tmp_path / 'b', resume=True)
+    for key, value in whole['state_dict'].items():
+        assert torch.equal(value, resumed['state_dict'][key]), key
+    mask = resumed['sparse_training']['masks']['hidden.weight']
+    assert not resumed['state_dict']['hidden.weight'][~mask].any()
+
+
+def test_a_skipped_update_is_said(tmp_path, monkeypatch):
+    runner = toy_runner(tmp_path, dict(), epochs=1)
+    said = []
+    monkeypatch.setattr(runner.logger, 'warning', said.append)
+    runner.train_dataloader.dataset.x[:] = float('nan')
+    runner.train()
+    assert any('step 2 left out' in s for s in said)
+    assert 'sparse/density' not in scalars(tmp_path)

@@ -10,8 +10,13 @@ from mmengine.optim.optimizer import amp_optimizer_wrapper
 from torch import nn
 
 from sift_mm.engine import SparseAmpOptimWrapper, SparseOptimWrapper
-from sift_mm.sparsity import (Constant, MaskSet, MaskTrainer, RigL,
-                              UpdateSchedule)
+from sift_mm.sparsity import (
+    Constant,
+    MaskSet,
+    MaskTrainer,
+    RigL,
+    UpdateSchedule,
+)
 
 
 def linear_and_masks(interval=None, fraction=0.5, **kwargs):
