@@ -16,8 +16,10 @@ custom_imports = dict(
     imports=['sift_mm', 'sparserun'], allow_failed_imports=False)
 model['backbone'].update(family='wide', sparsity=0.75)
 optim_wrapper['type'] = 'SparseOptimWrapper'
-custom_hooks = [dict(type='SparseTrainingHook', interval=1, end=1.),
-                dict(type='MaskProbe')]
+custom_hooks = [
+    dict(type='SparseTrainingHook', interval=1, end=1.,
+         drop_fraction=dict(type='Constant', initial=0.3)),
+    dict(type='MaskProbe')]
 """
 # Twice the mini width of 8: 16, 32, 64, 128.
 KINDS = {

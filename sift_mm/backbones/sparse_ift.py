@@ -87,7 +87,7 @@ class SparseIFTMixin(nn.Module):
             depth, *args, **kwargs).arguments
         kwargs.update(kwargs.pop('kwargs', {}))
         dense_kwargs = copy.deepcopy(kwargs)
-        if family == 'wide':
+        if family == 'wide' and sparsity is not None:
             base = kwargs.get('base_channels', 64)
             stem = kwargs.get('stem_channels', self.dense_stem_channels)
             kwargs['base_channels'] = wide_width(base, sparsity)

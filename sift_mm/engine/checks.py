@@ -56,7 +56,7 @@ def _consumer_channels(model: Any,
     Only where the meaning of ``in_channels`` is known: necks of the FPN
     family, heads of mmseg, and a classifier's head.
     """
-    neck = getattr(model, 'neck', None)
+    neck: Any = getattr(model, 'neck', None)
     if hasattr(neck, 'lateral_convs'):
         return [('neck.in_channels', list(neck.in_channels), out)]
     if neck is not None and any(True for _ in neck.parameters()):
@@ -66,7 +66,7 @@ def _consumer_channels(model: Any,
         heads = getattr(model, key, None)
         for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
             checks += _segmentation_head(key, head, out)
-    head = getattr(model, 'head', None)
+    head: Any = getattr(model, 'head', None)
     if isinstance(getattr(head, 'in_channels', None), int):
         checks.append(('head.in_channels', head.in_channels, out[-1]))
     return checks

@@ -10,8 +10,10 @@ from torch import Tensor
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 # Elements a piece on the CPU: masks are widened piece by piece in cache. A
 # mixed-type multiplication of whole tensors widens them through memory and
-# takes several times longer (benchmarks/masked_step.py).
-_PIECE = 1 << 18
+# takes several times longer (benchmarks/masked_step.py). Smaller pieces are
+# no faster, and threads have to wait for each other after every one of them:
+# where data loaders compete for the cores, that is what costs.
+_PIECE = 1 << 20
 
 
 def _flat_pair(tensor: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:

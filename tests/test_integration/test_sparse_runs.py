@@ -84,12 +84,9 @@ def test_a_network_trains_with_rigl_and_keeps_its_density(
     if scope == 'mmpretrain':
         CLS.build(dict(type='ResNet_CIFAR', **kwargs)).load_state_dict(state)
     else:
-        # The three name the stem alike only where it is the 7x7 one;
-        # mmseg's V1c has three 3x3.
-        deep = scope == 'mmseg'
-        for library in [SEG] if deep else [DET, SEG, CLS]:
-            library.build(dict(type='ResNet', deep_stem=deep, **kwargs)
-                          ).load_state_dict(state, strict=True)
+        for library in (DET, SEG, CLS):
+            library.build(dict(type='ResNet', **kwargs)).load_state_dict(
+                state, strict=True)
 
     metrics = test_tool.main([
         config, (work_dir / 'last_checkpoint').read_text(),
@@ -101,13 +98,15 @@ def test_killed_and_resumed_it_ends_where_the_unbroken_run_ends(
         data, tmp_path):
     config = sparse_config(tmp_path / 'c', 'mmpretrain', data['mmpretrain'])
     train = [sys.executable, ROOT / 'tools/train.py', config, '--work-dir']
-    whole = run_script(*train, tmp_path / 'whole')
+    whole = run_script(*train, tmp_path / 'whole', PYTHONPATH='.')
     assert whole.returncode == 0, whole.stderr
     iters = last_checkpoint(tmp_path / 'whole')['meta']['iter']
-    killed = run_script(*train, tmp_path / 'broken', KILL_AT=str(iters - 1))
+    killed = run_script(*train, tmp_path / 'broken', KILL_AT=str(iters - 1),
+                        PYTHONPATH='.')
     assert killed.returncode < 0
     assert not (tmp_path / 'broken/epoch_3.pth').exists()
-    resumed = run_script(*train, tmp_path / 'broken', '--resume')
+    resumed = run_script(*train, tmp_path / 'broken', '--resume',
+                         PYTHONPATH='.')
     assert resumed.returncode == 0, resumed.stderr
 
     a = last_checkpoint(tmp_path / 'whole')
@@ -134,7 +133,7 @@ def test_two_processes_hold_equal_masks_after_every_update(
     done = run_script(
         'bash', ROOT / 'tools/dist_train.sh', config, 2, '--work-dir',
         tmp_path / 'run', PORT=free_port(), CUDA_VISIBLE_DEVICES='-1',
-        OMP_NUM_THREADS='1')
+        OMP_NUM_THREADS='1', PYTHONPATH='.')
     assert done.returncode == 0, done.stderr
     ranks = [probed(tmp_path / 'run', rank) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
