@@ -63,9 +63,9 @@ def _consumer_channels(model: Any,
         return []
     checks: list[tuple[str, Any, Any]] = []
     for key in ('decode_head', 'auxiliary_head'):
-        heads = getattr(model, key, None)
-        for head in heads if isinstance(heads, nn.ModuleList) else [heads]:
-            checks += _segmentation_head(key, head, out)
+        reader = getattr(model, key, None)
+        for one in reader if isinstance(reader, nn.ModuleList) else [reader]:
+            checks += _segmentation_head(key, one, out)
     head: Any = getattr(model, 'head', None)
     if isinstance(getattr(head, 'in_channels', None), int):
         checks.append(('head.in_channels', head.in_channels, out[-1]))
