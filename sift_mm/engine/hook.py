@@ -117,12 +117,12 @@ class SparseTrainingHook(Hook):
         """Keep the masks of a checkpoint until weights are loaded too.
 
         Raises:
-            KeyError: If a run is resumed from a checkpoint without masks.
+            ValueError: If a run is resumed from a checkpoint without masks.
         """
         self._loaded = True
         self._checkpoint = checkpoint.get(CHECKPOINT_KEY)
         if self._checkpoint is None and runner._resume:
-            raise KeyError(
+            raise ValueError(
                 'The checkpoint to resume from holds no masks (no key '
                 f'{CHECKPOINT_KEY!r}): masks are restored, never guessed. '
                 'Resume from a checkpoint that SparseTrainingHook saved, or '

@@ -147,7 +147,7 @@ def test_resuming_without_masks_is_an_error(tmp_path):
     toy_runner(tmp_path / 'a', dict(), epochs=1).train()
     plain = strip_masks(tmp_path / 'a/epoch_1.pth', tmp_path / 'plain.pth')
     runner = toy_runner(tmp_path / 'b', dict(), resume=True, load_from=plain)
-    with pytest.raises(KeyError, match='holds no masks'):
+    with pytest.raises(ValueError, match='holds no masks'):
         runner.train()
 
 
