@@ -83,13 +83,7 @@ class MaskSet(Mapping[str, Tensor]):
 
     def counts(self) -> dict[str, int]:
         """Active weights by name."""
-        if not self._masks:
-            return {}
-        # One transfer for all, not one a layer.
-        device = next(iter(self.values())).device
-        counts = torch.stack(
-            [m.count_nonzero().to(device) for m in self.values()])
-        return dict(zip(self, counts.tolist(), strict=True))
+        return {name: int(m.count_nonzero()) for name, m in self.items()}
 
     def keep_weights_(self, parameters: Mapping[str, Tensor] | None = None
                       ) -> None:

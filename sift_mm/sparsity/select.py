@@ -52,7 +52,8 @@ def keep_only_(tensors: Iterable[Tensor], masks: Iterable[Tensor]) -> None:
         else:
             bits.mul_(mask)
     if on_device[0]:
-        # One call; the kernel widens the mask while it reads it.
+        # One call: types differ, so that it is a kernel a tensor, but they
+        # are launched without Python in between.
         torch._foreach_mul_(*on_device)
 
 
