@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.dataset_converters.tree_crowns import DataError, prepare  # noqa
+from tools.dataset_converters.tree_crowns import DataError, prepare  # noqa: E402
 
 CONFIGS = ROOT / 'configs' / 'demo'
 RUNS = {

@@ -66,9 +66,7 @@ class Algorithm:
         k = int(fraction * int(mask.count_nonzero()) + 1e-9)
         if k == 0:
             return mask.clone()
-        new = mask.flatten()
-        if new.data_ptr() == mask.data_ptr():
-            new = new.clone()
+        new = mask.clone().flatten()
         magnitude = weight.abs().neg_().flatten()
         new[top_indices(magnitude.masked_fill_(~new, -torch.inf), k)] = False
         score = self.growth_score(weight, gradient, generator).flatten()
