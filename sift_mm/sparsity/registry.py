@@ -33,13 +33,13 @@ class Registry(Generic[T]):
         """The registered names."""
         return [cls.__name__ for cls in self._classes.values()]
 
-    def build(self, cfg: 'str | Mapping[str, Any] | T') -> T:
+    def build(self, cfg: 'str | Mapping[str, Any] | T | None') -> T:
         """Build from a name, a ``dict(type=name, ...)``, or pass through.
 
         Raises:
             ValueError: If the name is unknown or the arguments do not fit.
         """
-        if isinstance(cfg, str):
+        if cfg is None or isinstance(cfg, str):
             cfg = {'type': cfg}
         if not isinstance(cfg, Mapping):
             return cfg

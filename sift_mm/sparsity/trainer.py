@@ -139,7 +139,8 @@ class MaskTrainer:
                     f'{type(optimizer).__name__} moved weights of {name!r} '
                     'outside the mask, where gradient and slots are zero; '
                     'mask training needs an optimizer that works weight by '
-                    'weight, such as SGD or AdamW.')
+                    'weight, such as SGD or AdamW (and enforce() called once '
+                    'before the first step).')
 
     @torch.no_grad()
     def _update(self, optimizer: Optimizer, live: Mapping[str, nn.Parameter],
@@ -204,7 +205,7 @@ class MaskTrainer:
 def _finite_gradients(optimizer: Optimizer) -> bool:
     gradients = [
         p.grad for group in optimizer.param_groups for p in group['params']
-        if p.grad is not None
+        if p.grad is not None and p.grad.numel()
     ]
     if not gradients:
         return False

@@ -71,3 +71,8 @@ def test_an_argument_that_does_not_fit_is_named():
 
 def test_names():
     assert ALGORITHMS.names == ['Static', 'SET', 'RigL']
+
+
+def test_nothing_is_no_name() -> None:
+    with pytest.raises(ValueError, match='Unknown .*None'):
+        ALGORITHMS.build(None)
