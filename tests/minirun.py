@@ -5,6 +5,7 @@ minisets. A training takes two or three iterations, each some milliseconds.
 """
 
 import os
+import socket
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -130,6 +131,13 @@ class Run:
     config: str
     work_dir: Path
     checkpoint: str
+
+
+def free_port() -> str:
+    """A port that nothing listens on, for the ranks of a run."""
+    with socket.socket() as sock:
+        sock.bind(('127.0.0.1', 0))
+        return str(sock.getsockname()[1])
 
 
 def run_script(*args: object, **env: str) -> subprocess.CompletedProcess:

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..sparsity import density
 from .flops import FlopCount, count_flops
 
 
@@ -63,11 +62,12 @@ def summarize(model: nn.Module,
                        f'parameters {unknown}.')
     count = count_flops(model, shape, **forward_kwargs)
     total = sum(p.numel() for p in parameters.values())
-    masked_out = sum(m.numel() - int(m.count_nonzero())
-                     for m in masks.values())
+    counts = {name: int(m.count_nonzero()) for name, m in masks.items()}
+    masked = sum(m.numel() for m in masks.values())
+    active = sum(counts.values())
     return Summary(
         count=count,
-        densities={name: density({name: m}) for name, m in masks.items()},
+        densities={n: counts[n] / m.numel() for n, m in masks.items()},
         parameters=total,
-        active=total - masked_out,
-        density=density(masks) if masks else 1.0)
+        active=total - masked + active,
+        density=active / masked if masks else 1.0)

@@ -160,7 +160,7 @@ class SparseTrainingHook(Hook):
         trainer = MaskTrainer(masks, self.algorithm, self._schedule(runner),
                               self.drop_fraction, seed[0], self.placement)
         if self._checkpoint is not None and runner._resume:
-            self._warn_of_changes(runner, trainer)
+            self._warn_of_changes(runner)
             trainer.load_state_dict(self._checkpoint)
         self._checkpoint = None
         self.trainer = wrapper.mask_trainer = trainer
@@ -197,14 +197,15 @@ class SparseTrainingHook(Hook):
                 "init='FromWeights', 'TopK' or 'Random'.")
         return MaskSet.draw(parameters, counts, self.initializer, seed)
 
-    def _warn_of_changes(self, runner: Runner, trainer: MaskTrainer) -> None:
+    def _warn_of_changes(self, runner: Runner) -> None:
         assert self._checkpoint is not None
-        now = trainer.state_dict()
-        for key in ('algorithm', 'placement'):
-            if self._checkpoint[key] != now[key]:
+        now = dict(algorithm=type(self.algorithm).__name__,
+                   placement=self.placement)
+        for key, value in now.items():
+            if self._checkpoint[key] != value:
                 runner.logger.warning(
                     f'The resumed run had {key}={self._checkpoint[key]!r}; '
-                    f'it goes on with {now[key]!r}.')
+                    f'it goes on with {value!r}.')
 
     def _mask_averages(self, runner: Runner) -> None:
         """Make averaged networks as sparse as the one that is trained.

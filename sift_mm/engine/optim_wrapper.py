@@ -38,9 +38,8 @@ class MaskedStep(OptimWrapper):
         if not self.has_hook and sparse_backbone(model) is not None:
             raise RuntimeError(
                 'The backbone has a Sparse-IFT family, but no hook trains '
-                'its masks: add '
-                "dict(type='SparseTrainingHook') to custom_hooks "
-                ' (a config that sets the list replaces it), or '
+                "its masks: add dict(type='SparseTrainingHook') to "
+                'custom_hooks (a config that sets the list replaces it), or '
                 'take the plain OptimWrapper to train it dense.')
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from minirun import ROOT, run_script
+from minirun import ROOT, free_port, run_script
 from mmdet.registry import MODELS as DET
 from mmengine.config import Config
 from mmpretrain.registry import MODELS as CLS
@@ -17,13 +17,6 @@ from sparserun import sparse_config
 
 from tools import test as test_tool
 from tools import train as train_tool
-
-
-def free_port():
-    import socket
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        return str(sock.getsockname()[1])
 
 
 def load(path):

@@ -5,17 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from minirun import ROOT, run_script
+from minirun import ROOT, free_port, run_script
 
 TOOLS = ROOT / 'tools'
-
-
-def free_port() -> str:
-    import socket
-
-    with socket.socket() as sock:
-        sock.bind(('127.0.0.1', 0))
-        return str(sock.getsockname()[1])
 
 
 def test_dist_train(configs: dict[str, str], tmp_path: Path) -> None:
