@@ -9,7 +9,11 @@ project and can be used from a config file.
 import math
 from collections.abc import Callable
 
-FAMILIES = ('wide', )
+FAMILIES = ('wide', 'parallel', 'factorized', 'doped', 'wide_factorized')
+# What stands between the two inner layers, or behind each branch.
+INNER = ('none', 'norm', 'norm_act')
+# Which factors of V(U x) carry masks.
+SPARSE_FACTORS = ('both', 'u', 'none')
 
 
 def check_sparsity(sparsity: float) -> None:
@@ -75,41 +79,170 @@ def wide_width(base_width: int, sparsity: float) -> int:
     return int(base_width * math.sqrt(expansion(sparsity)) + 1e-9)
 
 
-def solve_sparsity(cost: Callable[[float], float],
-                   budget: float,
-                   tolerance: float = 1e-7) -> float:
-    """The sparsity at which a network costs its budget.
-
-    Stem and head grow with a Sparse Wide network and stay dense, so at the
-    nominal sparsity the network costs more than the dense one. ``cost`` has
-    to fall as the sparsity grows; bisection makes no other assumption, so
-    that one solver serves every distribution (ERK caps layers at dense,
-    which bends the line that it is for a uniform one).
+def parallel_branches(sparsity: float) -> int:
+    """Number of branches of a Sparse Parallel layer, 1 / (1 - s).
 
     Args:
-        cost (Callable): FLOPs of the network at a sparsity.
+        sparsity (float): Share of zero weights, in [0, 1).
+
+    Returns:
+        int: The nearest whole number, 2.5 being rounded up.
+
+    Raises:
+        ValueError: If that is a single branch, which is the dense layer.
+    """
+    branches = math.floor(expansion(sparsity) + 0.5)
+    if branches < 2:
+        raise ValueError(
+            f'At sparsity {sparsity} a Sparse Parallel layer has 1 / (1 - s) '
+            f'= {expansion(sparsity):.3g} branches, rounded to one, which is '
+            'the dense layer; choose a sparsity of 1/3 or more.')
+    return branches
+
+
+def factorized_rank(fan_in: int,
+                    fan_out: int,
+                    sparsity: float,
+                    sparse: str = 'both',
+                    cost: float | None = None,
+                    multiple: int = 1) -> int:
+    """Inner width of a factorised layer V(U x), from its FLOPs.
+
+    ``r = cost / (d_U fan_in + d_V fan_out)``, rounded up, where d is 1 - s
+    for a sparse factor and 1 for a dense one. With both sparse and the cost
+    of the layer itself that is the paper's
+    ``fan_in fan_out / (fan_in + fan_out) / (1 - s)``.
+
+    Args:
+        fan_in (int): Inputs of one output; ``k * k * d_in`` for a
+            convolution.
+        fan_out (int): Outputs, d_out.
+        sparsity (float): Share of zero weights, in [0, 1).
+        sparse (str): Which factors carry masks: 'both', 'u' or 'none'.
+        cost (float, optional): MACs of one position to be met; those of the
+            dense layer, ``fan_in * fan_out``, if None.
+        multiple (int): The rank is a multiple of this.
+
+    Returns:
+        int: The rank, in channels.
+
+    Raises:
+        ValueError: If the sparsity is outside [0, 1).
+    """
+    check_sparsity(sparsity)
+    density_u, density_v = factor_densities(sparsity, sparse)
+    cost = fan_in * fan_out if cost is None else cost
+    exact = cost / (density_u * fan_in + density_v * fan_out)
+    return max(1, math.ceil(exact / multiple - 1e-9)) * multiple
+
+
+def factor_densities(sparsity: float, sparse: str) -> tuple[float, float]:
+    """Densities of U and V.
+
+    Raises:
+        ValueError: If ``sparse`` is not one of ``SPARSE_FACTORS``.
+    """
+    if sparse not in SPARSE_FACTORS:
+        raise ValueError('sparse_factors says which factors carry masks, one '
+                         f'of {SPARSE_FACTORS}; got {sparse!r}.')
+    return (1 - sparsity if sparse != 'none' else 1.0,
+            1 - sparsity if sparse == 'both' else 1.0)
+
+
+def doped_rank(fan_in: int,
+               fan_out: int,
+               sparsity: float,
+               multiple: int = 1) -> int:
+    """Rank of the dense part of a Sparse Doped layer W x + V(U x).
+
+    ``r = s fan_in fan_out / (fan_in + fan_out)``, rounded down: the low-rank
+    part costs what the mask saves.
+
+    Args:
+        fan_in (int): As for :func:`factorized_rank`.
+        fan_out (int): Likewise.
+        sparsity (float): Share of zero weights, in [0, 1).
+        multiple (int): The rank is a multiple of this.
+
+    Returns:
+        int: The rank, in channels.
+
+    Raises:
+        ValueError: If the rank is 0: the layer is too small for it.
+    """
+    check_sparsity(sparsity)
+    exact = sparsity * fan_in * fan_out / (fan_in + fan_out)
+    rank = math.floor(exact / multiple + 1e-9) * multiple
+    if not rank:
+        raise ValueError(
+            f'A Sparse Doped layer of {fan_in} inputs and {fan_out} outputs '
+            f'has rank {exact:.3g} at sparsity {sparsity}, less than '
+            f'{multiple}; choose a larger sparsity or leave the layer out.')
+    return rank
+
+
+def inner_expansion(edge: float, inner: float, sparsity: float) -> float:
+    """How much wider the inside of a chain of layers is at equal FLOPs.
+
+    A chain keeps its first input and its last output. Widening all that is
+    between by k, the layers at either end cost k times as much and those
+    between two inner widths k * k times, under masks (1 - s) of it:
+    ``(1 - s) (k edge + k k inner) = edge + inner``. For a feed-forward pair
+    ``inner`` is 0 and k = 1 / (1 - s).
+
+    Args:
+        edge (float): FLOPs of the first and the last layer, any unit.
+        inner (float): FLOPs of the layers between, in the same unit.
+        sparsity (float): Share of zero weights, in [0, 1).
+
+    Returns:
+        float: The factor k, at least 1.
+    """
+    total = (edge + inner) * expansion(sparsity)
+    return 2 * total / (edge + math.sqrt(edge**2 + 4 * inner * total))
+
+
+def solve_sparsity(cost: Callable[[float], float],
+                   budget: float,
+                   tolerance: float = 1e-9) -> float:
+    """The sparsity at which a network costs its budget.
+
+    Some parts of a network grow with it and stay dense (the stem of a Sparse
+    Wide one), others are sparse and do not grow (the shortcuts of a Sparse
+    Parallel one), so that the nominal sparsity misses the dense FLOPs. The
+    cost falls linearly with the sparsity where the distribution is uniform:
+    one chord solves it. ERK caps layers at dense, which makes it a chain of
+    lines; the chord is drawn anew until it holds.
+
+    Args:
+        cost (Callable): FLOPs of the network at a sparsity in [0, 1], before
+            masks are rounded to whole weights.
         budget (float): FLOPs to be met, in the unit of ``cost``.
-        tolerance (float): Absolute error allowed in the sparsity.
+        tolerance (float): Relative error allowed in the FLOPs.
 
     Returns:
         float: The sparsity, in [0, 1).
 
     Raises:
-        ValueError: If no sparsity meets the budget.
+        ValueError: If no sparsity meets the budget, with what can be met.
     """
-    low, high = 0.0, 1 - tolerance
-    if cost(low) <= budget:
+    low, high = 0.0, 1.0
+    above, below = cost(low), cost(high)
+    if abs(above - budget) <= tolerance * budget:
         return low
-    if cost(high) > budget:
+    if not below < budget < above:
+        nearest = below if budget <= below else above
         raise ValueError(
-            f'Even with all masked weights removed the network costs '
-            f'{cost(high):.4g} FLOPs, more than the budget of {budget:.4g}; '
-            "choose a smaller sparsity (a narrower network) or "
-            "flops='nominal'.")
-    while high - low > tolerance:
-        middle = (low + high) / 2
-        if cost(middle) > budget:
-            low = middle
+            f'With its masks this network has between {below:.4g} and '
+            f'{above:.4g} FLOPs; the budget is {budget:.4g}. The nearest '
+            f'that it can have is {nearest / budget:.4f} of the budget.')
+    for _ in range(200):
+        middle = low + (high - low) * (above - budget) / (above - below)
+        found = cost(middle)
+        if abs(found - budget) <= tolerance * budget:
+            break
+        if found > budget:
+            low, above = middle, found
         else:
-            high = middle
-    return high
+            high, below = middle, found
+    return middle

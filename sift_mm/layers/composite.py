@@ -1,0 +1,81 @@
+"""What the layers that stand in for a dense one have in common."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..isoflop import INNER
+
+
+class Composite(nn.Module):
+    """A layer made of several, in place of a dense one.
+
+    It reads and gives what the dense layer did, and has its attributes
+    (``in_channels``, ``stride``, ...). It is no ``nn.Conv2d``, so that
+    nothing fuses it with a norm by mistake.
+
+    Args:
+        layer (nn.Module): The dense layer to replace.
+        inner (str): 'none', 'norm' or 'norm_act': what follows an inner
+            layer.
+        density (float): Share of active weights that the masks are meant to
+            leave; initialisation allows for it.
+        scale (float): Root mean square of the dense layer's weights: at
+            inputs of unit variance the output under masks has the variance
+            that the dense layer's has.
+
+    Raises:
+        ValueError: If ``inner`` is not one of the three.
+    """
+
+    def __init__(self, layer: Any, inner: str, density: float,
+                 scale: float) -> None:
+        super().__init__()
+        check_inner(inner)
+        for name in layer.__constants__:
+            setattr(self, name, getattr(layer, name))
+        self.inner = inner
+        self.density = density
+        self.scale = scale
+
+    def sparse_parameter_names(self) -> list[str]:
+        """Names of the weights that masks go on."""
+        raise NotImplementedError
+
+    def init_weights(self) -> None:
+        """Draw all weights anew."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        """What follows an inner layer, for ``print``."""
+        return f'inner={self.inner!r}'
+
+
+def check_inner(inner: str) -> None:
+    """Refuse an unknown inner non-linearity.
+
+    Raises:
+        ValueError: If ``inner`` is not one of ``INNER``.
+    """
+    if inner not in INNER:
+        raise ValueError(f'inner is what follows an inner layer, one of '
+                         f'{INNER}; got {inner!r}.')
+
+
+@torch.no_grad()
+def draw(layer: Any, variance: float) -> None:
+    """Normal weights of mean 0 and a variance; a bias of 0."""
+    layer.weight.normal_(0, variance**0.5)
+    if layer.bias is not None:
+        layer.bias.zero_()
+
+
+@torch.no_grad()
+def reset_norm(norm: nn.Module, value: float) -> None:
+    """Give a norm's weight a value and its bias 0, if it has them."""
+    weight, bias = (getattr(norm, n, None) for n in ('weight', 'bias'))
+    if isinstance(weight, Tensor):
+        weight.fill_(value)
+    if isinstance(bias, Tensor):
+        bias.zero_()

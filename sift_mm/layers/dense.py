@@ -1,0 +1,103 @@
+"""The dense layers that Sparse-IFT replaces, and how to make their like."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+Norm = Callable[[int], nn.Module]
+Size = tuple[int, int, int]
+
+PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+BATCH_NORMS = {
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.Conv3d: nn.BatchNorm3d,
+}
+# Subclasses that differ from PyTorch's for empty inputs only.
+_SAME = 'mmcv.cnn.bricks.wrappers'
+
+
+def plain_type(layer: nn.Module) -> type[nn.Module] | None:
+    """PyTorch's class that a layer behaves as; None if it is no such layer.
+
+    By exact type: a subclass may use its weight in another way.
+    """
+    kind = type(layer)
+    if kind.__module__ == _SAME:
+        kind = kind.__bases__[0]
+    return kind if kind in PLAIN else None
+
+
+def size_of(layer: nn.Module) -> Size:
+    """Inputs of one output, outputs and groups of a dense layer.
+
+    Returns:
+        tuple[int, int, int]: ``k * k * d_in / groups``, ``d_out``, groups.
+    """
+    weight: Any = layer.weight
+    groups: Any = getattr(layer, 'groups', 1)
+    return weight[0].numel(), weight.shape[0], groups
+
+
+def make_like(layer: Any,
+              d_in: int | None = None,
+              d_out: int | None = None,
+              bias: bool = False,
+              pointwise: bool = False) -> nn.Module:
+    """A new layer of a layer's kind, on its device, in its precision.
+
+    Args:
+        layer (nn.Module): The dense layer.
+        d_in (int, optional): Channels or features read; the layer's if None.
+        d_out (int, optional): Those given; the layer's if None.
+        bias (bool): Whether it has a bias.
+        pointwise (bool): Whether a convolution is to have kernel and stride
+            1, and no padding.
+
+    Returns:
+        nn.Module: PyTorch's own layer with its default initialisation.
+    """
+    kind: Any = plain_type(layer)
+    where = dict(device=layer.weight.device, dtype=layer.weight.dtype)
+    if kind is nn.Linear:
+        return nn.Linear(d_in or layer.in_features,
+                         d_out or layer.out_features, bias, **where)
+    shape = dict(kernel_size=1) if pointwise else dict(
+        kernel_size=layer.kernel_size, stride=layer.stride,
+        padding=layer.padding, dilation=layer.dilation,
+        padding_mode=layer.padding_mode)
+    return kind(d_in or layer.in_channels, d_out or layer.out_channels,
+                groups=layer.groups, bias=bias, **shape, **where)
+
+
+def default_norm(layer: nn.Module) -> Norm:
+    """The norm for inner outputs of a layer's kind.
+
+    Returns:
+        Callable: Number of channels to a norm: batch norm for a convolution,
+        layer norm for a linear layer, whose channels come last.
+    """
+    weight: Any = layer.weight
+    kind = BATCH_NORMS.get(plain_type(layer), nn.LayerNorm)  # type: ignore
+    return lambda n: kind(n, device=weight.device, dtype=weight.dtype)
+
+
+@torch.no_grad()
+def weight_scale(layer: nn.Module) -> float:
+    """Root mean square of a layer's weights as they are now.
+
+    That of Kaiming's initialisation where they have no values yet.
+    """
+    weight: Any = layer.weight
+    if weight.is_meta or not weight.any():
+        return kaiming_scale(layer)
+    return float(weight.float().square().mean().sqrt())
+
+
+def kaiming_scale(layer: nn.Module) -> float:
+    """Standard deviation of Kaiming's normal weights, fan_out, ReLU."""
+    weight: Any = layer.weight
+    return math.sqrt(2 / (weight.shape[0] * weight[0, 0].numel()))

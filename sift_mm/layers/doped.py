@@ -1,0 +1,54 @@
+"""Sparse Doped: a sparse layer beside a dense one of low rank."""
+
+from torch import Tensor, nn
+
+from .composite import Composite, draw
+from .dense import Norm, make_like, weight_scale
+from .factorized import Factorized
+
+
+class Doped(Composite):
+    """Sparse W x + dense V(U x) (Sparse-IFT, section 3.4).
+
+    Initialisation: W normal of variance ``scale**2``, as the dense layer, of
+    whose output variance its mask leaves the share ``density``; U and V as
+    in :class:`Factorized`, dense, for the rest.
+
+    Args:
+        layer (nn.Module): The dense layer to replace.
+        rank (int): Inner width of the dense part, in channels; a multiple of
+            the groups.
+        inner (str): What is between U and V: 'none', 'norm', 'norm_act'.
+        norm (Callable, optional): Number of channels to a norm; by default
+            batch norm, layer norm for a linear layer.
+        density (float): Share of active weights of W.
+        scale (float, optional): As for :class:`Composite`; that of the
+            layer's weights if None.
+    """
+
+    def __init__(self,
+                 layer: nn.Module,
+                 rank: int,
+                 inner: str = 'none',
+                 norm: Norm | None = None,
+                 density: float = 0.5,
+                 scale: float | None = None) -> None:
+        super().__init__(layer, inner, density, scale or weight_scale(layer))
+        self.sparse = make_like(layer, bias=layer.bias is not None)
+        self.low_rank = Factorized(
+            layer, rank, sparse='none', inner=inner, norm=norm,
+            scale=self.scale, share=1 - density, bias=False)
+        self.init_weights()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The sum of both parts, of the dense layer's output shape."""
+        return self.sparse(x) + self.low_rank(x)
+
+    def sparse_parameter_names(self) -> list[str]:
+        """The weight of the sparse part."""
+        return ['sparse.weight']
+
+    def init_weights(self) -> None:
+        """Draw all weights anew, see the class."""
+        draw(self.sparse, self.scale**2)
+        self.low_rank.init_weights()

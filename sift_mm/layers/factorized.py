@@ -1,0 +1,76 @@
+"""Sparse Factorized: two layers, V(U x), with sparse factors."""
+
+from torch import Tensor, nn
+
+from ..isoflop import factor_densities
+from .composite import Composite, draw, reset_norm
+from .dense import Norm, default_norm, make_like, size_of, weight_scale
+
+
+class Factorized(Composite):
+    """V(act(norm(U x))) of inner width r (Sparse-IFT, section 3.3).
+
+    Of a convolution, U carries kernel, stride, padding and dilation, and V is
+    1 x 1. Of a grouped one both have its groups: each group is factorised.
+
+    Initialisation, for F inputs of one output: U normal of variance
+    ``1 / (F density)``, which gives its outputs the variance of its inputs;
+    V normal of variance ``share F scale**2 / (m r density)``, r counted in
+    one group, where m, the mean square of what V reads, is 1, or 1/2 behind
+    norm and ReLU. A factor without mask has density 1.
+
+    Args:
+        layer (nn.Module): The dense layer to replace.
+        rank (int): Inner width, in channels; a multiple of the groups.
+        sparse (str): Which factors carry masks: 'both', 'u' or 'none'.
+        inner (str): What is between U and V: 'none', 'norm', 'norm_act'.
+        norm (Callable, optional): Number of channels to a norm; by default
+            batch norm, layer norm for a linear layer.
+        density (float): Share of active weights of a sparse factor.
+        scale (float, optional): As for :class:`Composite`; that of the
+            layer's weights if None.
+        share (float): Part of the dense layer's output variance to give.
+        bias (bool): Whether to have the layer's bias, if it has one.
+    """
+
+    def __init__(self,
+                 layer: nn.Module,
+                 rank: int,
+                 sparse: str = 'both',
+                 inner: str = 'none',
+                 norm: Norm | None = None,
+                 density: float = 1.0,
+                 scale: float | None = None,
+                 share: float = 1.0,
+                 bias: bool = True) -> None:
+        super().__init__(layer, inner, density, scale or weight_scale(layer))
+        self._densities = factor_densities(1 - density, sparse)
+        self.sparse = sparse
+        self.share = share
+        self.u = make_like(layer, d_out=rank)
+        self.norm = ((norm or default_norm(layer))(rank)
+                     if inner != 'none' else nn.Identity())
+        self.act = (nn.ReLU(inplace=True)
+                    if inner == 'norm_act' else nn.Identity())
+        self.v = make_like(layer, d_in=rank, pointwise=True,
+                           bias=bias and layer.bias is not None)
+        self.init_weights()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product, of the dense layer's output shape."""
+        return self.v(self.act(self.norm(self.u(x))))
+
+    def sparse_parameter_names(self) -> list[str]:
+        """The weights of the sparse factors."""
+        names = {'both': ['u', 'v'], 'u': ['u'], 'none': []}[self.sparse]
+        return [f'{name}.weight' for name in names]
+
+    def init_weights(self) -> None:
+        """Draw all weights anew, see the class."""
+        fan_in, rank, groups = size_of(self.u)
+        density_u, density_v = self._densities
+        square = 0.5 if self.inner == 'norm_act' else 1.0
+        draw(self.u, 1 / (fan_in * density_u))
+        draw(self.v, self.share * fan_in * self.scale**2 /
+             (square * rank / groups * density_v))
+        reset_norm(self.norm, 1.)
