@@ -8,6 +8,9 @@ PyTorch.
 
 from importlib.util import find_spec
 
+from .layers import transform
+
+__all__ = ['transform']
 __version__ = '0.1.0'
 
 if find_spec('mmengine') is not None:

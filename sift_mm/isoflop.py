@@ -7,7 +7,7 @@ project and can be used from a config file.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 FAMILIES = ('wide', 'parallel', 'factorized', 'doped', 'wide_factorized')
 # What stands between the two inner layers, or behind each branch.
@@ -134,6 +134,29 @@ def factorized_rank(fan_in: int,
     cost = fan_in * fan_out if cost is None else cost
     exact = cost / (density_u * fan_in + density_v * fan_out)
     return max(1, math.ceil(exact / multiple - 1e-9)) * multiple
+
+
+def spread_ranks(exact: Mapping[str, float],
+                 costs: Mapping[str, float],
+                 multiple: int = 1) -> dict[str, int]:
+    """Whole ranks whose FLOPs add up to those of the exact ones.
+
+    What rounding adds to one layer is taken from the next.
+
+    Args:
+        exact (Mapping[str, float]): Rank that each layer should have.
+        costs (Mapping[str, float]): FLOPs that one more rank costs it.
+        multiple (int): Ranks are multiples of this.
+
+    Returns:
+        dict[str, int]: Ranks, at least ``multiple``.
+    """
+    ranks, left = {}, 0.0
+    for name, rank in exact.items():
+        wanted = (rank + left / costs[name]) / multiple
+        ranks[name] = max(1, round(wanted)) * multiple
+        left += (rank - ranks[name]) * costs[name]
+    return ranks
 
 
 def factor_densities(sparsity: float, sparse: str) -> tuple[float, float]:

@@ -75,12 +75,22 @@ def count_flops(model: nn.Module,
     Returns:
         FlopCount: Counts in 2 x MACs.
     """
+    image = torch.empty(1, in_channels, *shape, device='meta')
+    return count_call(on_meta(model), image, **forward_kwargs)
+
+
+def on_meta(model: nn.Module) -> nn.Module:
+    """A copy of a model in eval mode that has shapes, but no numbers."""
     model = copy.deepcopy(model).to('meta')
     model.eval()  # OpenMMLab's backbones return nothing here.
-    image = torch.empty(1, in_channels, *shape, device='meta')
+    return model
+
+
+def count_call(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
+    """Count the FLOPs of one call of a model, see :class:`FlopCount`."""
     counter = FlopCounterMode(display=False)
     with counter, torch.no_grad():
-        model(image, **forward_kwargs)
+        model(*args, **kwargs)
     root = type(model).__name__
     counts = {name: sum(ops.values())
               for name, ops in counter.get_flop_counts().items()}

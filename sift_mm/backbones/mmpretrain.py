@@ -16,3 +16,4 @@ class SparseIFTResNet_CIFAR(SparseIFTMixin, ResNet_CIFAR):
     """MMPretrain's ResNet with the 3x3 stem, see :class:`SparseIFTMixin`."""
 
     match_shape = (32, 32)
+    parallel_inner = 'norm'

@@ -2,43 +2,64 @@
 
 import copy
 import inspect
+import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import nn
 
-from ..isoflop import check_family, check_sparsity, wide_width
+from ..analysis import count_flops
+from ..isoflop import factor_densities, spread_ranks, wide_width
+from ..layers import Composite, Member, Parallel
+from ..layers.dense import kaiming_scale, plain_type, put, size_of
 
 # Convolutions of the residual blocks and their shortcuts. The stem, norms
 # and what plugins bring along stay dense.
-_RESIDUAL = re.compile(r'layer\d+\.\d+\.(conv\d+|downsample\.\d+)')
+_BRANCH = re.compile(r'layer\d+\.\d+\.conv(\d+)')
+_SHORTCUT = re.compile(r'layer\d+\.\d+\.downsample\.\d+')
 
 
 class SparseIFTMixin(nn.Module):
     """Mixin for a ResNet of mmdet, mmseg or mmpretrain.
 
-    The network keeps its own modules, parameter names and initialisation;
-    Sparse Wide only builds it wider. Masks are not part of it: the training
-    hook draws them over :meth:`sparse_parameter_names`.
+    Sparse Wide builds the network wider, and otherwise keeps its modules,
+    parameter names and initialisation. The other members replace the
+    convolutions of the residual branches by :class:`Parallel`,
+    :class:`Factorized` and :class:`Doped` layers; shortcuts stay one layer,
+    save with 'wide_factorized', where dense ones of the wider network would
+    cost more than the whole dense network. Masks are not part of the network:
+    the training hook draws them over :meth:`sparse_parameter_names`.
 
     Args:
         depth (int): Depth of the ResNet: 18, 34, 50, 101 or 152.
-        family (str, optional): Member of the Sparse-IFT family, 'wide'; None
-            is the library's own network, weight for weight.
+        family (str, optional): Member of the Sparse-IFT family, 'wide',
+            'parallel', 'factorized', 'doped' or 'wide_factorized'; None is
+            the library's own network, weight for weight.
         sparsity (float, optional): Nominal share of zero weights, in [0, 1).
-            It sets the width; ``base_channels`` and ``stem_channels`` are
-            those of the dense network.
+            It sets width, branches and ranks; ``base_channels`` and
+            ``stem_channels`` are those of the dense network.
         flops (str): 'match': masks are drawn at the sparsity where the whole
-            backbone, with its dense and wider stem, has the FLOPs of the
-            dense backbone. 'nominal': masks are drawn at ``sparsity``.
+            backbone has the FLOPs of the dense backbone, with a stem that is
+            wider and dense, and shortcuts that are sparse and not larger;
+            without masks, ranks are chosen so. 'nominal': masks are drawn at
+            ``sparsity``, and ranks match the layers one by one.
+        inner (str, optional): What follows an inner layer: 'none', 'norm' or
+            'norm_act'. None is the authors' choice: 'none', for 'parallel'
+            'norm_act' with the ImageNet and 'norm' with the CIFAR stem. The
+            block's norm behind a Parallel layer with inner norms is left out.
+        sparse_factors (str, optional): Which factors of the two factorized
+            members carry masks: 'both' (default of 'factorized'), 'u' or
+            'none' (default of 'wide_factorized').
         *args: Arguments of the library's ResNet after depth.
         **kwargs: Likewise.
 
     Raises:
         KeyError: If the library has no ResNet of this depth.
-        ValueError: If family, sparsity or flops are not among the above, or
-            a family is asked for along with deformable convolutions.
+        ValueError: If an argument is not among the above, a layer is too
+            small for the sparsity, or a family is asked for along with
+            convolutions that are not plain ones.
     """
 
     # The stem's width where the caller gives none; mmdet's follows
@@ -49,6 +70,12 @@ class SparseIFTMixin(nn.Module):
     base_channels: int
     block: type[nn.Module]
     out_indices: tuple[int, ...]
+    norm_cfg: dict[str, Any]
+    zero_init_residual: bool
+    init_cfg: Any
+    is_init: bool
+    # Behind each branch of a Parallel layer.
+    parallel_inner = 'norm_act'
     # Height and width at which FLOPs are matched. The ratio of two networks
     # of the same strides is the same at every multiple of 32.
     match_shape = (224, 224)
@@ -59,21 +86,14 @@ class SparseIFTMixin(nn.Module):
                  family: str | None = None,
                  sparsity: float | None = None,
                  flops: str = 'match',
+                 inner: str | None = None,
+                 sparse_factors: str | None = None,
                  **kwargs: Any) -> None:
-        check_family(family)
-        if sparsity is not None:
-            check_sparsity(sparsity)
         if flops not in ('match', 'nominal'):
             raise ValueError("flops is 'match' or 'nominal'; got "
                              f'{flops!r}.')
-        if family is None and sparsity:
-            raise ValueError(
-                f'sparsity={sparsity} without a family: the network would '
-                "be the dense one. Set family='wide', or leave it out.")
-        if family is not None and sparsity is None:
-            raise ValueError(f'family={family!r} needs a sparsity, the one '
-                             'number that width and masks follow from.')
-        if family is not None and kwargs.get('dcn') is not None:
+        member = self._member(family, sparsity, inner, sparse_factors)
+        if member is not None and kwargs.get('dcn') is not None:
             raise ValueError('Deformable convolutions (dcn) cannot be masked '
                              'yet; leave dcn out or set family=None.')
         if depth not in self.arch_settings:
@@ -87,18 +107,153 @@ class SparseIFTMixin(nn.Module):
             depth, *args, **kwargs).arguments
         kwargs.update(kwargs.pop('kwargs', {}))
         dense_kwargs = copy.deepcopy(kwargs)
-        if family == 'wide' and sparsity is not None:
+        if member is not None and member.widens:
             base = kwargs.get('base_channels', 64)
             stem = kwargs.get('stem_channels', self.dense_stem_channels)
-            kwargs['base_channels'] = wide_width(base, sparsity)
+            kwargs['base_channels'] = wide_width(base, member.sparsity)
             if stem is not None:
-                kwargs['stem_channels'] = wide_width(stem, sparsity)
+                kwargs['stem_channels'] = wide_width(stem, member.sparsity)
+            _check_groups(kwargs.get('norm_cfg'), kwargs['base_channels'])
         super().__init__(**kwargs)
+        self.member = member
         self.family = family
         self.sparsity = sparsity or 0.0
         self.flops = flops
         self._parent = parent
         self._dense_kwargs = dense_kwargs
+        if member is not None and member.family != 'wide':
+            self._put_layers(member)
+
+    def _member(self, family: str | None, sparsity: float | None,
+                inner: str | None, sparse_factors: str | None
+                ) -> Member | None:
+        """The member of the family that the arguments ask for.
+
+        Raises:
+            ValueError: If they contradict one another.
+        """
+        if family is None:
+            if sparsity or inner or sparse_factors:
+                raise ValueError(
+                    f'sparsity={sparsity}, inner={inner!r} or sparse_factors='
+                    f'{sparse_factors!r} without a family: the network would '
+                    "be the dense one. Set family='wide' (or another), or "
+                    'leave them out.')
+            return None
+        if sparsity is None:
+            raise ValueError(f'family={family!r} needs a sparsity, the one '
+                             'number that sizes and masks follow from.')
+        if inner is None:
+            inner = self.parallel_inner if family == 'parallel' else 'none'
+        return Member(family, sparsity, inner, sparse_factors)
+
+    def _put_layers(self, member: Member) -> None:
+        """Put the layers of a member other than Wide into the network.
+
+        Raises:
+            ValueError: If one cannot be replaced.
+        """
+        layers = {
+            name: module for name, module in self.named_modules()
+            if _BRANCH.fullmatch(name)
+            or (member.widens and isinstance(module, nn.Conv2d)
+                and _SHORTCUT.fullmatch(name))
+        }
+        for name, layer in layers.items():
+            if plain_type(layer) is None:
+                raise ValueError(
+                    f'{name} is a {type(layer).__name__}, which family='
+                    f'{member.family!r} cannot replace; set conv_cfg=None.')
+        ranks = self._ranks(member, layers)
+        groups = self.norm_cfg.get('num_groups', 1)
+        for name, layer in layers.items():
+            try:
+                new = member.build(layer, self._inner_norm, groups,
+                                   kaiming_scale(layer),
+                                   rank=ranks.get(name))
+            except ValueError as error:
+                raise ValueError(f'{name}: {error}') from None
+            put(self, name, new)
+            if isinstance(new, Parallel) and new.norms:
+                # No norm behind the sum of normed branches.
+                block, _, conv = name.rpartition('.')
+                norm = getattr(self.get_submodule(block),
+                               f'norm{conv[-1]}_name')
+                put(self, f'{block}.{norm}', nn.Identity())
+
+    def _inner_norm(self, channels: int) -> nn.Module:
+        from mmcv.cnn import build_norm_layer
+        return build_norm_layer(self.norm_cfg, channels)[1]
+
+    def _ranks(self, member: Member,
+               layers: Mapping[str, Any]) -> dict[str, int]:
+        """Inner widths of the layers of a wide network without masks.
+
+        Each is to have the FLOPs of the dense twin's layer, all together
+        also make up for what else has grown.
+
+        Raises:
+            ValueError: If what else has grown costs more than the budget.
+        """
+        if member.family != 'wide_factorized':
+            return {}
+        twin = self.dense_twin()
+        channels = next(self.parameters()).shape[1]
+        own, dense = (count_flops(m, self.match_shape, channels)
+                      for m in (self, twin))
+        exact, costs = {}, {}
+        for name, layer in layers.items():
+            fan_in, fan_out, _ = size_of(layer)
+            density_u, density_v = factor_densities(member.sparsity,
+                                                    member.factors)
+            positions = own.by_module[name] / (fan_in * fan_out)
+            costs[name] = positions * (density_u * fan_in +
+                                       density_v * fan_out)
+            exact[name] = dense.by_module[name] / costs[name]
+        step = self.norm_cfg.get('num_groups', 1)
+        step = step if member.inner != 'none' else 1
+        if self.flops == 'nominal' or member.factors != 'none':
+            return {name: math.ceil(rank / step - 1e-9) * step
+                    for name, rank in exact.items()}
+        rest = own.total - sum(own.by_module[name] for name in layers)
+        share = (dense.total - rest) / sum(dense.by_module[name]
+                                           for name in layers)
+        if share <= 0:
+            raise ValueError(
+                f'Stem and norms alone cost {rest / dense.total:.3g} of the '
+                f'dense FLOPs at sparsity {member.sparsity}; the nearest that '
+                "can meet them is a smaller sparsity or flops='nominal'.")
+        return spread_ranks({n: share * r for n, r in exact.items()}, costs,
+                            step)
+
+    def init_weights(self) -> None:
+        """Initialise as the library does, inner layers as they should be.
+
+        The library's rule would draw each inner layer as if it stood alone.
+        """
+        again = self.is_init
+        super().init_weights()  # type: ignore[misc]
+        config = self.init_cfg
+        if again or (isinstance(config, Mapping)
+                     and config.get('type') == 'Pretrained'):
+            return
+        last = {name.rpartition('.')[0]: layer
+                for name, layer in self.named_modules()
+                if isinstance(layer, Composite)}
+        for layer in self.modules():
+            if isinstance(layer, Composite):
+                layer.init_weights()
+        for layer in last.values():
+            if self.zero_init_residual and isinstance(layer, Parallel):
+                layer.zero_norms()
+
+    def sibling(self, sparsity: float) -> 'SparseIFTMixin':
+        """The backbone of another sparsity, everything else alike."""
+        assert self.member is not None
+        return type(self)(
+            **copy.deepcopy(self._dense_kwargs), family=self.family,
+            sparsity=sparsity, flops=self.flops, inner=self.member.inner,
+            sparse_factors=self.member.sparse_factors)
 
     @property
     def out_channels(self) -> list[int]:
@@ -112,11 +267,15 @@ class SparseIFTMixin(nn.Module):
         """Names of the weights that masks go on; none at family=None."""
         if self.family is None:
             return []
-        return [
-            f'{name}.weight'
-            for name, module in self.named_modules()
-            if isinstance(module, nn.Conv2d) and _RESIDUAL.fullmatch(name)
-        ]
+        names = []
+        for name, module in self.named_modules():
+            if isinstance(module, Composite):
+                names += [f'{name}.{n}'
+                          for n in module.sparse_parameter_names()]
+            elif isinstance(module, nn.Conv2d) and (
+                    _BRANCH.fullmatch(name) or _SHORTCUT.fullmatch(name)):
+                names.append(f'{name}.weight')
+        return names
 
     def dense_twin(self) -> nn.Module:
         """The dense network that this one is compared with.
@@ -132,3 +291,17 @@ class SparseIFTMixin(nn.Module):
         """Family, sparsity and FLOPs, for ``print``."""
         return (f'family={self.family!r}, sparsity={self.sparsity}, '
                 f'flops={self.flops!r}')
+
+
+def _check_groups(norm_cfg: Mapping[str, Any] | None, width: int) -> None:
+    """Refuse a group norm that does not divide a width.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    groups = (norm_cfg or {}).get('num_groups', 1)
+    if width % groups:
+        raise ValueError(
+            f"norm_cfg's {groups} groups do not divide the width of {width} "
+            'channels that follows from the sparsity; choose num_groups that '
+            'divides it, or another sparsity.')

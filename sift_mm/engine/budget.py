@@ -1,14 +1,47 @@
-"""The sparsity of a run: as written, or solved for equal FLOPs."""
+"""The masks of a run: on what, and how many weights, for equal FLOPs."""
 
-from collections.abc import Mapping
-from math import prod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
+import torch
 from torch import nn
 
-from ..analysis import count_flops
+from ..analysis import FlopCount, count_flops
 from ..backbones import SparseIFTMixin
 from ..isoflop import solve_sparsity
-from ..sparsity import Distribution, Explicit
+from ..sparsity import (
+    Distribution,
+    Explicit,
+    select_parameters,
+    sparse_parameter_names,
+)
+
+
+@dataclass(frozen=True)
+class MaskPlan:
+    """Which parameters get masks, and of how many weights.
+
+    Args:
+        parameters (dict[str, nn.Parameter]): By full name; empty for a
+            Sparse-IFT backbone that needs no masks.
+        counts (dict[str, int]): Active weights of each.
+        nominal (float): The sparsity as written.
+        sparsity (float): That the masks are drawn at.
+        ratio (float, optional): FLOPs of the Sparse-IFT backbone over those
+            of its dense twin; None without such a backbone.
+    """
+
+    parameters: dict[str, nn.Parameter]
+    counts: dict[str, int]
+    nominal: float
+    sparsity: float
+    ratio: float | None
+
+    @property
+    def densities(self) -> dict[str, float]:
+        """Share of active weights by parameter."""
+        return {n: self.counts[n] / p.numel()
+                for n, p in self.parameters.items()}
 
 
 def sparse_backbone(model: nn.Module) -> tuple[str, SparseIFTMixin] | None:
@@ -62,42 +95,81 @@ def nominal_sparsity(model: nn.Module, sparsity: float | None) -> float:
     return written
 
 
-def matched_sparsity(model: nn.Module, shapes: Mapping[str, tuple[int, ...]],
-                     distribution: Distribution,
-                     nominal: float) -> tuple[float, float | None]:
-    """The sparsity that masks are drawn at.
+def plan_masks(model: nn.Module,
+               distribution: Distribution,
+               sparsity: float | None = None,
+               include: Sequence[str] | None = None,
+               exclude: Sequence[str] = ()) -> MaskPlan:
+    """Decide on the masks of a model, at the FLOPs that it asks for.
 
     Args:
         model (nn.Module): The model.
-        shapes (Mapping): Shapes of the sparse parameters by full name.
         distribution (Distribution): Shares the sparsity out over layers.
-        nominal (float): The sparsity as written.
+        sparsity (float, optional): As written in the hook.
+        include (Sequence[str], optional): As for :func:`select_parameters`.
+        exclude (Sequence[str]): Likewise.
 
     Returns:
-        tuple[float, float | None]: The sparsity, and the backbone's FLOPs
-        over those of its dense twin; None without a Sparse-IFT backbone.
+        MaskPlan: Parameters and counts.
 
     Raises:
-        ValueError: If the backbone asks for a match that no sparsity gives.
+        ValueError: If the model and the arguments do not say one sparsity
+            and some parameters, or no masks give the dense twin's FLOPs.
     """
+    nominal = nominal_sparsity(model, sparsity)
     found = sparse_backbone(model)
+    parameters = {}
+    if include is not None or not found or sparse_parameter_names(model):
+        parameters = select_parameters(model, include, exclude)
+    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
     if found is None:
-        return nominal, None
+        return MaskPlan(parameters, distribution.counts(shapes, nominal),
+                        nominal, nominal, None)
     prefix, backbone = found
-    in_channels = next(backbone.parameters()).shape[1]
-    shape = backbone.match_shape
-    own = count_flops(backbone, shape, in_channels)
-    budget = count_flops(backbone.dense_twin(), shape, in_channels).total
+    own, budget = backbone_flops(backbone)
 
-    def cost(sparsity: float) -> float:
-        counts = distribution.counts(shapes, sparsity)
-        return own.sparse({
-            name.removeprefix(prefix): counts[name] / prod(shapes[name])
-            for name in shapes if name.startswith(prefix)
-        })
+    def cost(densities: dict[str, float]) -> float:
+        return own.sparse({name.removeprefix(prefix): density
+                           for name, density in densities.items()
+                           if name.startswith(prefix)})
 
-    sparsity = nominal
+    solved = nominal
     # An explicit distribution does not listen to the sparsity.
-    if backbone.flops == 'match' and not isinstance(distribution, Explicit):
-        sparsity = solve_sparsity(cost, budget)
-    return sparsity, cost(sparsity) / budget
+    if (backbone.flops == 'match' and parameters
+            and not isinstance(distribution, Explicit)):
+        try:
+            solved = solve_sparsity(
+                lambda s: cost(distribution.densities(shapes, s)), budget)
+        except ValueError as error:
+            raise ValueError(f'{error} {_advice(backbone)}') from None
+    counts = distribution.counts(shapes, solved)
+    plan = MaskPlan(parameters, counts, nominal, solved, None)
+    return replace(plan, ratio=cost(plan.densities) / budget)
+
+
+def backbone_flops(backbone: SparseIFTMixin) -> tuple[FlopCount, float]:
+    """FLOPs of a backbone with dense weights, and of its dense twin.
+
+    Returns:
+        tuple[FlopCount, float]: In 2 x MACs, at the backbone's
+        ``match_shape``.
+    """
+    shape = backbone.match_shape
+    channels = next(backbone.parameters()).shape[1]
+    return (count_flops(backbone, shape, channels),
+            count_flops(backbone.dense_twin(), shape, channels).total)
+
+
+def _advice(backbone: SparseIFTMixin) -> str:
+    """What to do about a budget that masks cannot meet."""
+    below = backbone.sparsity
+    while backbone.family == 'wide' and below > 0.01:
+        below = round(below - 0.01, 2)
+        with torch.device('meta'):
+            sibling = backbone.sibling(below)
+        own, budget = backbone_flops(sibling)
+        masked = dict.fromkeys(sibling.sparse_parameter_names(), 0.)
+        if own.sparse(masked) < budget:
+            return (f'The nearest sparsity that can meet it is {below}; '
+                    "set it, or flops='nominal'.")
+    return "Mask more layers, or set flops='nominal'."

@@ -20,11 +20,10 @@ from ..sparsity import (
     MaskTrainer,
     UpdateSchedule,
     density,
-    select_parameters,
 )
 from ..sparsity.initializers import count_tolerance
 from ..sparsity.trainer import PLACEMENTS
-from .budget import matched_sparsity, nominal_sparsity
+from .budget import MaskPlan, plan_masks
 from .checks import check_channels, check_wrapper, unwrap
 from .optim_wrapper import MaskedStep
 
@@ -112,21 +111,12 @@ class SparseTrainingHook(Hook):
         self.trainer: MaskTrainer | None = None
         self._checkpoint: Mapping[str, Any] | None = None
         self._loaded = False
+        self._budget: dict[str, float] = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the masks of a checkpoint until weights are loaded too.
-
-        Raises:
-            ValueError: If a run is resumed from a checkpoint without masks.
-        """
+        """Keep the masks of a checkpoint until weights are loaded too."""
         self._loaded = True
         self._checkpoint = checkpoint.get(CHECKPOINT_KEY)
-        if self._checkpoint is None and runner._resume:
-            raise ValueError(
-                'The checkpoint to resume from holds no masks (no key '
-                f'{CHECKPOINT_KEY!r}): masks are restored, never guessed. '
-                'Resume from a checkpoint that SparseTrainingHook saved, or '
-                'start a new run with load_from and an explicit init.')
 
     def before_run(self, runner: Runner) -> None:
         """Tell the wrapper that masks will come."""
@@ -137,6 +127,12 @@ class SparseTrainingHook(Hook):
         """Check the config, draw or restore masks, attach the trainer.
 
         Weights are initialised and loaded only now.
+
+        Raises:
+            TypeError: If the run's optim wrapper or model wrapper cannot
+                work under masks.
+            ValueError: If the config contradicts itself, or the checkpoint
+                does not have the masks that it asks for.
         """
         wrapper = check_wrapper(runner.optim_wrapper)
         if wrapper.mask_trainer is not self.trainer:
@@ -146,17 +142,16 @@ class SparseTrainingHook(Hook):
             return  # Training goes on after an earlier call of train().
         model = unwrap(runner.model)
         check_channels(model)
-        parameters = select_parameters(model, self.include, self.exclude)
-        shapes = {n: tuple(p.shape) for n, p in parameters.items()}
-        nominal = nominal_sparsity(model, self.sparsity)
-        sparsity, ratio = matched_sparsity(model, shapes, self.distribution,
-                                           nominal)
+        plan = self.plan(model)
+        if not plan.parameters:
+            runner.logger.info(
+                'The backbone needs no masks: its FLOPs are '
+                f'{plan.ratio:.5f} of the dense backbone without them.')
+            return
         # runner.seed differs between ranks under diff_rank_seed.
         seed = [runner.seed if self.seed is None else self.seed]
         broadcast_object_list(seed)
-        masks = self._first_masks(
-            model, parameters, self.distribution.counts(shapes, sparsity),
-            seed[0], runner._resume)
+        masks = self._first_masks(model, plan, seed[0], runner._resume)
         trainer = MaskTrainer(masks, self.algorithm, self._schedule(runner),
                               self.drop_fraction, seed[0], self.placement)
         if self._checkpoint is not None and runner._resume:
@@ -166,36 +161,51 @@ class SparseTrainingHook(Hook):
         self.trainer = wrapper.mask_trainer = trainer
         trainer.enforce(runner.optim_wrapper.optimizer)
         self._mask_averages(runner)
+        self._budget = {'nominal': plan.nominal, 'sparsity': plan.sparsity}
         message = (f'{type(self.algorithm).__name__} on {len(masks)} '
-                   f'parameters: sparsity {nominal} as written, masks at '
-                   f'density {density(masks):.6f}')
-        if ratio is not None:
-            message += f', backbone FLOPs {ratio:.5f} of the dense backbone'
+                   f'parameters: sparsity {plan.nominal} as written, '
+                   f'{plan.sparsity:.6f} as solved, masks at density '
+                   f'{density(masks):.6f}')
+        if plan.ratio is not None:
+            self._budget['flops_ratio'] = plan.ratio
+            message += (f', backbone FLOPs {plan.ratio:.6f} of the dense '
+                        'backbone')
         runner.logger.info(message)
 
-    def _first_masks(self, model: nn.Module,
-                     parameters: Mapping[str, nn.Parameter],
-                     counts: Mapping[str, int], seed: int,
+    def plan(self, model: nn.Module) -> MaskPlan:
+        """The masks that this hook would give a model, see `plan_masks`."""
+        return plan_masks(model, self.distribution, self.sparsity,
+                          self.include, self.exclude)
+
+    def _first_masks(self, model: nn.Module, plan: MaskPlan, seed: int,
                      resumed: bool) -> MaskSet:
         """The masks of the checkpoint, or new ones.
 
         Raises:
-            ValueError: If the checkpoint's have another sparsity, or loaded
-                weights have no masks and nobody said how to draw them.
+            ValueError: If the checkpoint's have another sparsity, or there
+                are none where a run is resumed, or loaded weights have none
+                and nobody said how to draw them.
         """
+        if self._checkpoint is None and resumed:
+            raise ValueError(
+                'The checkpoint to resume from holds no masks (no key '
+                f'{CHECKPOINT_KEY!r}): masks are restored, never guessed. '
+                'Resume from a checkpoint that SparseTrainingHook saved, or '
+                'start a new run with load_from and an explicit init.')
         if self._checkpoint is not None and (resumed
                                              or not self.init_is_given):
-            masks = MaskSet(parameters, self._checkpoint['masks'])
-            _check_counts(masks, counts)
+            masks = MaskSet(plan.parameters, self._checkpoint['masks'])
+            _check_counts(masks, plan.counts)
             return masks
         if not self.init_is_given and (
-                self._loaded or _is_pretrained(model, parameters)):
+                self._loaded or _is_pretrained(model, plan.parameters)):
             raise ValueError(
                 'Weights come from a checkpoint without masks (load_from, or '
                 'an init_cfg of type Pretrained), and random masks would cut '
                 'them away; choose the first masks of SparseTrainingHook: '
                 "init='FromWeights', 'TopK' or 'Random'.")
-        return MaskSet.draw(parameters, counts, self.initializer, seed)
+        return MaskSet.draw(plan.parameters, plan.counts, self.initializer,
+                            seed)
 
     def _warn_of_changes(self, runner: Runner) -> None:
         assert self._checkpoint is not None
@@ -252,7 +262,8 @@ class SparseTrainingHook(Hook):
                                checkpoint: dict) -> None:
         """Add masks and the rest of the trainer's state."""
         if self.trainer is not None:
-            checkpoint[CHECKPOINT_KEY] = self.trainer.state_dict()
+            checkpoint[CHECKPOINT_KEY] = (
+                self.trainer.state_dict() | {'budget': self._budget})
         elif self._checkpoint is not None:
             # Loaded and saved without training in between.
             checkpoint[CHECKPOINT_KEY] = self._checkpoint

@@ -6,8 +6,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
-from ..sparsity import MaskTrainer
-from .budget import sparse_backbone
+from ..sparsity import MaskTrainer, sparse_parameter_names
 
 
 class MaskedStep(OptimWrapper):
@@ -35,12 +34,12 @@ class MaskedStep(OptimWrapper):
                 without masks, at several times the FLOPs it is meant to have.
         """
         super().initialize_count_status(model, init_counts, max_counts)
-        if not self.has_hook and sparse_backbone(model) is not None:
+        if not self.has_hook and sparse_parameter_names(model):
             raise RuntimeError(
-                'The backbone has a Sparse-IFT family, but no hook trains '
-                "its masks: add dict(type='SparseTrainingHook') to "
-                'custom_hooks (a config that sets the list replaces it), or '
-                'take the plain OptimWrapper to train it dense.')
+                'The network has layers that are meant to be sparse, but no '
+                "hook trains their masks: add dict(type='SparseTrainingHook')"
+                ' to custom_hooks (a config that sets the list replaces it), '
+                'or take the plain OptimWrapper to train it dense.')
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -3,6 +3,11 @@
 from .composite import Composite
 from .doped import Doped
 from .factorized import Factorized
+from .members import Member
 from .parallel import Parallel
+from .transform import Replacement, TransformReport, transform
 
-__all__ = ['Composite', 'Doped', 'Factorized', 'Parallel']
+__all__ = [
+    'Composite', 'Doped', 'Factorized', 'Member', 'Parallel', 'Replacement',
+    'TransformReport', 'transform'
+]

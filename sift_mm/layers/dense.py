@@ -46,7 +46,8 @@ def make_like(layer: Any,
               d_in: int | None = None,
               d_out: int | None = None,
               bias: bool = False,
-              pointwise: bool = False) -> nn.Module:
+              pointwise: bool = False,
+              kind: type[nn.Module] | None = None) -> nn.Module:
     """A new layer of a layer's kind, on its device, in its precision.
 
     Args:
@@ -56,21 +57,22 @@ def make_like(layer: Any,
         bias (bool): Whether it has a bias.
         pointwise (bool): Whether a convolution is to have kernel and stride
             1, and no padding.
+        kind (type, optional): Class of the new layer; PyTorch's own if None.
 
     Returns:
-        nn.Module: PyTorch's own layer with its default initialisation.
+        nn.Module: The layer with its class's initialisation.
     """
-    kind: Any = plain_type(layer)
+    new: Any = kind or plain_type(layer)
     where = dict(device=layer.weight.device, dtype=layer.weight.dtype)
-    if kind is nn.Linear:
-        return nn.Linear(d_in or layer.in_features,
-                         d_out or layer.out_features, bias, **where)
+    if isinstance(layer, nn.Linear):
+        return new(d_in or layer.in_features, d_out or layer.out_features,
+                   bias, **where)
     shape = dict(kernel_size=1) if pointwise else dict(
         kernel_size=layer.kernel_size, stride=layer.stride,
         padding=layer.padding, dilation=layer.dilation,
         padding_mode=layer.padding_mode)
-    return kind(d_in or layer.in_channels, d_out or layer.out_channels,
-                groups=layer.groups, bias=bias, **shape, **where)
+    return new(d_in or layer.in_channels, d_out or layer.out_channels,
+               groups=layer.groups, bias=bias, **shape, **where)
 
 
 def default_norm(layer: nn.Module) -> Norm:
@@ -101,3 +103,31 @@ def kaiming_scale(layer: nn.Module) -> float:
     """Standard deviation of Kaiming's normal weights, fan_out, ReLU."""
     weight: Any = layer.weight
     return math.sqrt(2 / (weight.shape[0] * weight[0, 0].numel()))
+
+
+def channels_in(layer: Any) -> int:
+    """Channels or features that a dense layer reads."""
+    return layer.weight.shape[1] * getattr(layer, 'groups', 1)
+
+
+def is_depthwise(layer: Any) -> bool:
+    """Whether each output of a convolution reads one channel."""
+    return getattr(layer, 'groups', 1) > 1 and layer.weight.shape[1] == 1
+
+
+def put(module: nn.Module, name: str, new: nn.Module) -> None:
+    """Replace a submodule; mode and frozen parameters stay what they are.
+
+    Args:
+        module (nn.Module): The module, changed in place.
+        name (str): Name of the submodule.
+        new (nn.Module): Takes its place wherever it is registered.
+    """
+    old = module.get_submodule(name)
+    new.train(old.training)
+    if not all(p.requires_grad for p in old.parameters()):
+        new.requires_grad_(False)
+    for parent in list(module.modules()):
+        for key, child in parent._modules.items():
+            if child is old:
+                parent._modules[key] = new

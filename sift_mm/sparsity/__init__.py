@@ -23,7 +23,11 @@ from .schedules import (
     UpdateSchedule,
 )
 from .select import keep_only_, top_indices
-from .targets import select_parameters, sparsifiable_parameters
+from .targets import (
+    select_parameters,
+    sparse_parameter_names,
+    sparsifiable_parameters,
+)
 from .trainer import MaskTrainer
 
 __all__ = [
@@ -33,5 +37,6 @@ __all__ = [
     'MaskHistory', 'MaskSet', 'MaskTrainer', 'Random', 'RigL', 'Static',
     'TopK', 'Uniform', 'UniformPlus', 'UpdateSchedule', 'density',
     'generator_for', 'keep_only_', 'select_parameters',
-    'sparsifiable_parameters', 'top_indices', 'training_flops'
+    'sparse_parameter_names', 'sparsifiable_parameters', 'top_indices',
+    'training_flops'
 ]

@@ -27,14 +27,32 @@ def sparsifiable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in model.named_parameters() if id(p) in weights}
 
 
+def sparse_parameter_names(model: nn.Module) -> set[str]:
+    """Full names of the parameters that modules say masks go on.
+
+    A module says so by a method ``sparse_parameter_names()`` that gives names
+    relative to it, as the layers of Sparse-IFT and its backbones do.
+
+    Args:
+        model (nn.Module): A built network.
+
+    Returns:
+        set[str]: Names, empty if no module has anything to say.
+    """
+    return {
+        f'{prefix}.{name}' if prefix else name
+        for prefix, module in model.named_modules()
+        if hasattr(module, 'sparse_parameter_names')
+        for name in module.sparse_parameter_names()
+    }
+
+
 def select_parameters(model: nn.Module,
                       include: Sequence[str] | None = None,
                       exclude: Sequence[str] = ()) -> dict[str, nn.Parameter]:
     """The parameters to be sparse, by what the network says and by patterns.
 
-    A module says which of its parameters are meant by a method
-    ``sparse_parameter_names()`` (names relative to the module), as
-    :class:`SparseIFTResNet` does.
+    What the network says is :func:`sparse_parameter_names`.
 
     Args:
         model (nn.Module): A built network.
@@ -68,12 +86,7 @@ def select_parameters(model: nn.Module,
     if include is not None:
         names = matches(include, list(candidates))
     else:
-        names = {
-            f'{prefix}.{name}' if prefix else name
-            for prefix, module in model.named_modules()
-            if hasattr(module, 'sparse_parameter_names')
-            for name in module.sparse_parameter_names()
-        }
+        names = sparse_parameter_names(model)
         if unknown := names - candidates.keys():
             raise ValueError(
                 'sparse_parameter_names() names what no mask can be put on: '

@@ -1,0 +1,5 @@
+"""Trained networks made ready for inference."""
+
+from .fold import FoldReport, fold
+
+__all__ = ['FoldReport', 'fold']

@@ -1,0 +1,285 @@
+"""Sparse-IFT for any built network."""
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from .composite import Composite
+from .dense import (
+    channels_in,
+    is_depthwise,
+    plain_type,
+    put,
+    size_of,
+    weight_scale,
+)
+from .members import Member, share_of_flops
+from .wide import find_chains, widen
+
+# Parts of the names that classifiers go by.
+CLASSIFIERS = {'head', 'heads', 'fc', 'classifier', 'lm_head', 'score'}
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A layer that was replaced.
+
+    Args:
+        before (str): The dense layer, with its sizes.
+        after (str): What stands in its place, with its sizes.
+        flops_ratio (float): FLOPs under masks at the nominal sparsity over
+            those of the dense layer, or, in a chain that was widened, of the
+            chain.
+        sparse_parameters (tuple[str, ...]): Full names of the weights that
+            masks go on.
+    """
+
+    before: str
+    after: str
+    flops_ratio: float
+    sparse_parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TransformReport:
+    """What :func:`transform` did to a network.
+
+    Args:
+        replaced (Mapping[str, Replacement]): By name of the layer.
+        skipped (Mapping[str, str]): Why a layer was left as it was, by name.
+    """
+
+    replaced: Mapping[str, Replacement]
+    skipped: Mapping[str, str]
+
+    @property
+    def sparse_parameters(self) -> list[str]:
+        """Full names of all weights that masks go on."""
+        return [name for one in self.replaced.values()
+                for name in one.sparse_parameters]
+
+    def __str__(self) -> str:
+        lines = [f'{len(self.replaced)} layers replaced:']
+        lines += [f'  {name}: {one.before} -> {one.after}, FLOPs '
+                  f'{one.flops_ratio:.4f} of the dense'
+                  for name, one in self.replaced.items()]
+        lines += [f'{len(self.skipped)} left as they were:']
+        lines += [f'  {name}: {why}' for name, why in self.skipped.items()]
+        return '\n'.join(lines)
+
+
+def transform(module: nn.Module,
+              family: str,
+              sparsity: float,
+              include: Sequence[str] | None = None,
+              exclude: Sequence[str] = (),
+              inner: str = 'none',
+              sparse_factors: str | None = None) -> TransformReport:
+    """Replace a network's dense layers by a member of the family, in place.
+
+    Convolutions and linear layers of PyTorch's own types (mmcv's wrappers of
+    them too) are replaced by larger ones of the same FLOPs under masks. 'wide'
+    and 'wide_factorized' widen the inside of feed-forward pairs and residual
+    blocks, so that the network's interface stays; a block is one if it runs,
+    with outputs of the same shape, after it was widened.
+
+    New layers have new weights (see their classes), drawn from PyTorch's
+    random state; transform before loading a checkpoint of the transformed
+    network, and after initialising the rest. Masks are not part of a network:
+    ``SparseTrainingHook`` or ``MaskSet`` put them on the weights that the
+    report, and ``sparse_parameter_names``, list.
+
+    Args:
+        module (nn.Module): The network.
+        family (str): 'wide', 'parallel', 'factorized', 'doped' or
+            'wide_factorized'.
+        sparsity (float): Share of zero weights, in [0, 1).
+        include (Sequence[str], optional): Glob patterns of layer names. None
+            takes all but the stem (a convolution that reads an image of up
+            to 4 channels) and the classifier (the last layer, if it is
+            linear and its name says so).
+        exclude (Sequence[str]): Glob patterns of layer names to leave.
+        inner (str): What follows an inner layer: 'none', 'norm', 'norm_act'.
+        sparse_factors (str, optional): As for :class:`Member`.
+
+    Returns:
+        TransformReport: What was replaced, with sizes, and what was not, with
+        the reason.
+
+    Raises:
+        ValueError: If an argument is wrong, a pattern matches no layer, or
+            nothing could be replaced.
+    """
+    member = Member(family, sparsity, inner, sparse_factors)
+    layers, skipped = _choose(module, include, exclude)
+    replaced = (_widen(module, member, layers, skipped) if member.widens
+                else _replace(module, member, layers, skipped))
+    report = TransformReport(replaced, skipped)
+    if not replaced:
+        raise ValueError(f'No layer could be replaced. {report}')
+    return report
+
+
+def _choose(module: nn.Module, include: Sequence[str] | None,
+            exclude: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
+    """Layers to replace, and why others cannot or should not be."""
+    if plain_type(module):
+        raise ValueError('The module is itself a layer, which cannot be '
+                         'replaced in place; give the one that holds it.')
+    found = dict(_layers(module))
+    wanted = set(_matching(found, include)) if include is not None else (
+        set(found) - _stem_and_classifier(found).keys())
+    unwanted = set(_matching(found, exclude))
+    owners: dict[int, list[str]] = {}
+    for name, p in module.named_parameters(remove_duplicate=False):
+        owners.setdefault(id(p), []).append(name.rpartition('.')[0])
+    layers, skipped = {}, {}
+    for name, layer in found.items():
+        if name in unwanted or (include is not None and name not in wanted):
+            skipped[name] = 'not asked for'
+        elif name not in wanted:
+            skipped[name] = _stem_and_classifier(found)[name]
+        elif reason := _obstacle(module, layer, owners):
+            skipped[name] = reason
+        else:
+            layers[name] = layer
+    return layers, skipped
+
+
+def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """What holds the weights of a network, but for norms and embeddings."""
+    inside = ''
+    for name, child in module.named_modules():
+        if inside and name.startswith(inside):
+            continue
+        weight = getattr(child, 'weight', None)
+        if isinstance(child, Composite):
+            inside = f'{name}.'
+            yield name, child
+        elif isinstance(child, (_ConvNd, nn.Linear, nn.MultiheadAttention)):
+            yield name, child
+        elif (isinstance(weight, nn.Parameter) and weight.dim() > 1
+              and not isinstance(child, (nn.Embedding, nn.LayerNorm))):
+            yield name, child
+
+
+def _matching(names: Mapping[str, Any],
+              patterns: Sequence[str]) -> Iterator[str]:
+    if isinstance(patterns, str):
+        raise ValueError('include and exclude take lists of patterns; write '
+                         f'[{patterns!r}].')
+    for pattern in patterns:
+        hits = [name for name in names if fnmatchcase(name, pattern)]
+        if not hits:
+            raise ValueError(f'The pattern {pattern!r} matches no layer; '
+                             f'there are: {", ".join(names)}.')
+        yield from hits
+
+
+def _stem_and_classifier(layers: Mapping[str, Any]) -> dict[str, str]:
+    """Layers that stay dense unless asked for, with the reason."""
+    found = {
+        name: 'the stem, it reads the image'
+        for name, layer in layers.items()
+        if isinstance(layer, _ConvNd) and channels_in(layer) <= 4
+    }
+    last = list(layers)[-1] if layers else ''
+    if (isinstance(layers.get(last), nn.Linear)
+            and CLASSIFIERS & set(last.split('.'))):
+        found[last] = 'the classifier, the last layer'
+    return found
+
+
+def _obstacle(module: nn.Module, layer: Any,
+              owners: Mapping[int, list[str]]) -> str:
+    """Why a layer cannot be replaced; '' if it can."""
+    kind = type(layer).__name__
+    if isinstance(layer, Composite):
+        return f'a {kind} layer already'
+    if plain_type(layer) is None:
+        return (f'of type {kind}, of which it is not known whether it uses '
+                'its weight as a plain layer does')
+    if is_depthwise(layer):
+        return 'depthwise'
+    if layer._forward_hooks or layer._forward_pre_hooks:
+        return 'it has forward hooks, which would be lost'
+    sharers = set(owners[id(layer.weight)])
+    if any(module.get_submodule(name) is not layer for name in sharers):
+        return f'it shares its weight: {", ".join(sorted(sharers))}'
+    return ''
+
+
+def _describe(layer: nn.Module) -> str:
+    if not isinstance(layer, Composite):
+        return repr(layer)
+    parts = Counter(repr(m) for m in layer.modules() if plain_type(m))
+    return (f'{type(layer).__name__}(' + ', '.join(
+        f'{n} x {part}' if n > 1 else part for part, n in parts.items()) +
+        ')')
+
+
+def _replace(module: nn.Module, member: Member, layers: Mapping[str, Any],
+             skipped: dict[str, str]) -> dict[str, Replacement]:
+    replaced = {}
+    for name, layer in layers.items():
+        try:
+            new = member.build(layer)
+        except ValueError as error:
+            skipped[name] = str(error)
+            continue
+        put(module, name, new)
+        replaced[name] = Replacement(
+            _describe(layer), _describe(new),
+            share_of_flops(new, layer, member.sparsity),
+            tuple(f'{name}.{n}' for n in new.sparse_parameter_names()))
+    return replaced
+
+
+def _widen(module: nn.Module, member: Member, layers: Mapping[str, Any],
+           skipped: dict[str, str]) -> dict[str, Replacement]:
+    """Widen all chains, the innermost blocks first."""
+    names = {id(layer): name for name, layer in layers.items()}
+    parents = Counter(id(child) for parent in module.modules()
+                      for child in parent.children())
+    left = [layer for layer in layers.values() if parents[id(layer)] == 1]
+    replaced: dict[str, Replacement] = {}
+    for block in reversed(list(module.modules())):
+        for chain in find_chains(block, left):
+            ours = [names[id(link.layer)] for link in chain]
+            try:
+                new, ratio = widen(block, chain, member.sparsity)
+            except ValueError as error:
+                skipped |= dict.fromkeys(ours, str(error))
+                continue
+            left = [one for one in left if names[id(one)] not in ours]
+            for name, link in zip(ours, chain, strict=True):
+                skipped.pop(name, None)
+                wide: Any = new[link.name]
+                if member.family == 'wide_factorized':
+                    wide = _factorize(member, link.layer, wide)
+                    put(block, link.name, wide)
+                    ratio = share_of_flops(wide, link.layer, member.sparsity)
+                replaced[name] = Replacement(
+                    _describe(link.layer), _describe(wide), ratio,
+                    tuple(f'{name}.{n}' for n in wide.sparse_parameter_names())
+                )
+    for layer in left:
+        skipped.setdefault(names[id(layer)], 'no width between it and '
+                           'another layer belongs to its block alone')
+    for name, layer in layers.items():
+        if parents[id(layer)] > 1:
+            skipped[name] = 'it is used in several places'
+    return replaced
+
+
+def _factorize(member: Member, old: nn.Module, wide: nn.Module) -> Composite:
+    """Factorise a widened layer down to the FLOPs that it had before."""
+    fan_in, fan_out, groups = size_of(old)
+    scale = weight_scale(old) * math.sqrt(fan_in / size_of(wide)[0])
+    return member.build(wide, scale=scale, cost=fan_in * fan_out / groups)

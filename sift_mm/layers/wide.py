@@ -1,0 +1,246 @@
+"""Sparse Wide inside a block: wider hidden widths, the same interface.
+
+A feed-forward pair or a residual block is a chain of layers, each reading
+what the one before gives. Its first input and its last output belong to the
+network around it; what is between can be made wider.
+"""
+
+import math
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..analysis import FlopCount, count_call, on_meta
+from ..isoflop import inner_expansion
+from .composite import draw
+from .dense import (
+    channels_in,
+    make_like,
+    plain_type,
+    put,
+    size_of,
+    weight_scale,
+)
+
+SHORTCUTS = ('downsample', 'shortcut')
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+               nn.SyncBatchNorm)
+
+
+class _Wide(nn.Module):
+    """A dense layer that was widened: sparse, otherwise as it was."""
+
+    def sparse_parameter_names(self) -> list[str]:
+        """The weight."""
+        return ['weight']
+
+
+class WideLinear(_Wide, nn.Linear):
+    """A linear layer of a widened chain."""
+
+
+class WideConv1d(_Wide, nn.Conv1d):
+    """A 1d convolution of a widened chain."""
+
+
+class WideConv2d(_Wide, nn.Conv2d):
+    """A 2d convolution of a widened chain."""
+
+
+class WideConv3d(_Wide, nn.Conv3d):
+    """A 3d convolution of a widened chain."""
+
+
+WIDE = {nn.Linear: WideLinear, nn.Conv1d: WideConv1d, nn.Conv2d: WideConv2d,
+        nn.Conv3d: WideConv3d}
+
+
+@dataclass
+class Link:
+    """A layer of a chain, and the norms between it and the next.
+
+    Args:
+        name (str): Name of the layer within its block.
+        layer (nn.Module): The layer.
+        norms (dict[str, nn.Module]): By name within the block.
+    """
+
+    name: str
+    layer: Any
+    norms: dict[str, nn.Module] = field(default_factory=dict)
+
+
+def norm_width(norm: Any) -> int | None:
+    """Width of a norm that can be rebuilt at another; None for others."""
+    if type(norm) in BATCH_NORMS:
+        return norm.num_features
+    if type(norm) is nn.GroupNorm:
+        return norm.num_channels
+    if type(norm) is nn.LayerNorm and len(norm.normalized_shape) == 1:
+        return norm.normalized_shape[0]
+    return None
+
+
+def wider_norm(norm: Any, width: int) -> nn.Module:
+    """A new norm like another one, of another width."""
+    affine = getattr(norm, 'weight', None) is not None
+    if isinstance(norm, nn.GroupNorm):
+        new: Any = nn.GroupNorm(norm.num_groups, width, norm.eps, affine)
+    elif isinstance(norm, nn.LayerNorm):
+        new = nn.LayerNorm(width, norm.eps, affine,
+                           bias=norm.bias is not None)
+    else:
+        new = type(norm)(width, norm.eps, norm.momentum, affine,
+                         norm.track_running_stats)
+    like = next(norm.parameters(), None)
+    return new if like is None else new.to(like.device, like.dtype)
+
+
+def own_modules(block: nn.Module, prefix: str = ''
+                ) -> Iterator[tuple[str, nn.Module]]:
+    """Modules of a block itself and of its Sequentials, no shortcuts."""
+    for name, child in block.named_children():
+        if not isinstance(child, nn.Sequential):
+            yield f'{prefix}{name}', child
+        elif name not in SHORTCUTS:
+            yield from own_modules(child, f'{prefix}{name}.')
+
+
+def find_chains(block: nn.Module,
+                allowed: Collection[nn.Module]) -> list[list[Link]]:
+    """Chains of two layers or more, by the order of registration.
+
+    Args:
+        block (nn.Module): The block.
+        allowed (Collection[nn.Module]): Layers that may be replaced.
+
+    Returns:
+        list[list[Link]]: What looks like chains; whether they are shows when
+        the block runs.
+    """
+    chains: list[list[Link]] = [[]]
+    for name, module in own_modules(block):
+        last = chains[-1][-1] if chains[-1] else None
+        if any(module is layer for layer in allowed):
+            if last and last.layer.weight.shape[0] != channels_in(module):
+                chains.append([])
+            chains[-1].append(Link(name, module))
+        elif last and norm_width(module) == last.layer.weight.shape[0]:
+            last.norms[name] = module
+        elif any(True for _ in module.parameters()):
+            chains.append([])
+    return [chain for chain in chains if len(chain) > 1]
+
+
+def widen(block: nn.Module, chain: list[Link],
+          sparsity: float) -> tuple[dict[str, nn.Module], float]:
+    """Make the inside of a chain wider, at equal FLOPs under masks.
+
+    Layers are drawn normal, such that their outputs under masks have the
+    variance that those of the old ones have; biases are 0.
+
+    Args:
+        block (nn.Module): The block, changed in place.
+        chain (list[Link]): One of its chains.
+        sparsity (float): Share of zero weights of the masks to come.
+
+    Returns:
+        tuple[dict[str, nn.Module], float]: New layers by name within the
+        block, and their FLOPs under masks over those of the old ones.
+
+    Raises:
+        ValueError: If the block's interface would change, or it cannot be
+            told; the block is then as it was.
+    """
+    trial = on_meta(block)
+    image, before = _run(trial, chain)
+    flops = {link.name: before.of(f'{link.name}.weight') for link in chain}
+    new = _widths(chain, flops, sparsity)
+    shape = trial(image).shape
+    _replace(trial, chain, new, 1 - sparsity)
+    try:
+        after = count_call(trial, image)
+        changed = trial(image).shape != shape
+    except Exception as error:
+        raise ValueError(f'{type(block).__name__} does not run with a wider '
+                         f'inside: {error}') from None
+    if changed:
+        raise ValueError(f'a wider inside changes the output of '
+                         f'{type(block).__name__}')
+    wide = sum(after.of(f'{name}.weight') for name in flops)
+    return (_replace(block, chain, new, 1 - sparsity),
+            (1 - sparsity) * wide / sum(flops.values()))
+
+
+def _run(block: nn.Module, chain: list[Link]) -> tuple[Tensor, FlopCount]:
+    """An input that a block on the meta device takes, and what it costs."""
+    inputs = {channels_in(chain[0].layer)}
+    inputs |= {channels_in(module) for _, module in own_modules(block)
+               if plain_type(module)}
+    reason: Exception | None = None
+    for channels in inputs:
+        for shape in [(2, 16, channels), (2, channels, 32, 32),
+                      (2, 16, 16, channels), (2, channels, 32),
+                      (2, channels, 16, 16, 16)]:
+            tensor = torch.empty(shape, device='meta')
+            try:
+                count = count_call(block, tensor)
+            except Exception as error:
+                reason = reason or error
+                continue
+            if all(count.of(f'{link.name}.weight') for link in chain):
+                return tensor, count
+    raise ValueError(f'{type(block).__name__} does not run on a tensor alone, '
+                     'so that it cannot be told whether its interface would '
+                     f'stay ({reason})')
+
+
+def _widths(chain: list[Link], flops: dict[str, int],
+            sparsity: float) -> dict[str, int]:
+    """New output width of each layer but the last.
+
+    Rounded down, or to a multiple of the groups that convolutions and norms
+    divide a width into.
+
+    Raises:
+        ValueError: If there is no wider multiple of the groups.
+    """
+    edge = flops[chain[0].name] + flops[chain[-1].name]
+    factor = inner_expansion(edge, sum(flops.values()) - edge, sparsity)
+    groups = [getattr(link.layer, 'groups', 1) for link in chain]
+    groups += [getattr(norm, 'num_groups', 1) for link in chain[:-1]
+               for norm in link.norms.values()]
+    step = math.lcm(*groups)
+    new = {}
+    for link in chain[:-1]:
+        old = link.layer.weight.shape[0]
+        new[link.name] = (int(factor * old + 1e-9) if step == 1 else
+                          round(factor * old / step) * step)
+        if new[link.name] <= old:
+            raise ValueError(
+                f'{factor:.3g} times its {old} channels is no wider multiple '
+                f'of the groups, {step}')
+    return new
+
+
+def _replace(block: nn.Module, chain: list[Link], new: dict[str, int],
+             density: float) -> dict[str, nn.Module]:
+    made: dict[str, nn.Module] = {}
+    d_in: int | None = None
+    for link in chain:
+        layer, d_out = link.layer, new.get(link.name)
+        kind: Any = plain_type(layer)
+        wide = make_like(layer, d_in, d_out, layer.bias is not None,
+                         kind=WIDE[kind])
+        draw(wide, size_of(layer)[0] * weight_scale(layer)**2 /
+             (size_of(wide)[0] * density))
+        put(block, link.name, wide)
+        made[link.name] = wide
+        if d_out:
+            for name, norm in link.norms.items():
+                put(block, name, wider_norm(norm, d_out))
+        d_in = d_out
+    return made

@@ -1,0 +1,616 @@
+import copy
+import re
+
+import pytest
+import torch
+import torchvision
+from mmcv.cnn import ConvModule
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from sift_mm.deploy import FoldReport, fold
+from sift_mm.layers import Composite, Doped, Factorized, Parallel
+
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
+MAKE = {
+    'parallel': lambda layer, **kw: Parallel(layer, 3, **kw),
+    'factorized': lambda layer, **kw: Factorized(layer, 4, **kw),
+    'doped': lambda layer, **kw: Doped(layer, 2, **kw),
+}
+SIZES = {nn.Linear: (), nn.Conv1d: (9,), nn.Conv2d: (9, 8),
+         nn.Conv3d: (5, 6, 7)}
+NORMS = {nn.Linear: nn.BatchNorm1d, nn.Conv1d: nn.BatchNorm1d,
+         nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    number = torch.seed() % 2**31
+    print(f'torch.manual_seed({number})')
+    torch.manual_seed(number)
+    return number
+
+
+@torch.no_grad()
+def trained(model):
+    """Every norm gets statistics and weights that training could leave."""
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            if module.running_mean is not None:
+                module.running_mean.uniform_(-1, 1)
+                module.running_var.uniform_(0.5, 2)
+            if module.weight is not None:
+                module.weight.uniform_(0.5, 1.5)
+                module.bias.uniform_(-1, 1)
+        elif getattr(module, 'bias', None) is not None:
+            module.bias.uniform_(-1, 1)
+    model.eval()  # OpenMMLab's backbones return nothing here.
+    return model
+
+
+def assert_same(after, before):
+    # To the scale of the output, which random statistics leave open.
+    assert after.dtype == before.dtype and before.abs().max() > 0.1
+    error = (after - before).abs().max() / before.abs().max().clamp(min=1)
+    assert error < TOLERANCE[before.dtype], float(error)
+
+
+@torch.no_grad()
+def assert_folds_to_the_same(model, x, **kwargs):
+    before = model(x)
+    report = fold(model, **kwargs)
+    assert_same(model(x), before)
+    return report
+
+
+def plain(layer, kind):
+    assert type(layer) is kind and not layer.training
+    return layer
+
+
+# Worked by hand.
+
+
+def fill(layer, weight, bias=None):
+    layer.weight.data = torch.tensor(weight).view_as(layer.weight)
+    if bias is not None:
+        layer.bias.data = torch.tensor(bias)
+
+
+def test_a_product_by_hand():
+    factorized = Factorized(nn.Conv2d(2, 2, 1), 3)
+    fill(factorized.u, [[1., 2.], [0., 1.], [3., 0.]])
+    fill(factorized.v, [[1., 0., 2.], [0., -1., 1.]], [5., 6.])
+    model = nn.Sequential(factorized).eval()
+    report = fold(model)
+    # (1, 0, 2) U = (1, 2) + 2 (3, 0); (0, -1, 1) U = -(0, 1) + (3, 0).
+    layer = plain(model[0], nn.Conv2d)
+    assert layer.weight.flatten(1).tolist() == [[7, 2], [3, -1]]
+    assert layer.bias.tolist() == [5, 6]
+    assert report == FoldReport(
+        {'0': 'Factorized of rank 3 -> Conv2d(2, 2, kernel_size=(1, 1), '
+              'stride=(1, 1))'}, [], {})
+
+
+def test_a_product_in_two_groups_by_hand():
+    factorized = Factorized(nn.Conv1d(4, 2, 1, groups=2, bias=False), 4)
+    fill(factorized.u, [[1., 2.], [3., 4.], [5., 6.], [7., 8.]])
+    fill(factorized.v, [[1., 1.], [1., -1.]])
+    model = nn.Sequential(factorized).eval()
+    fold(model)
+    # The first group adds its rows of U, the second subtracts its own.
+    layer = plain(model[0], nn.Conv1d)
+    assert layer.weight.flatten(1).tolist() == [[4, 6], [-2, -2]]
+    assert layer.groups == 2 and layer.bias is None
+
+
+def test_a_sum_by_hand():
+    parallel = Parallel(nn.Linear(2, 1), 2)
+    fill(parallel.layers[0], [[1., 0.]], [7.])
+    fill(parallel.layers[1], [[3., -2.]])
+    model = nn.Sequential(parallel).eval()
+    report = fold(model)
+    assert model[0].weight.tolist() == [[4, -2]]
+    assert model[0].bias.tolist() == [7]
+    assert report.folded['0'].startswith('Parallel of 2 branches -> Linear(')
+
+
+def set_norm(norm, mean, variance, weight, bias):
+    norm.eps = 0.
+    for name, value in (('running_mean', mean), ('running_var', variance),
+                        ('weight', weight), ('bias', bias)):
+        getattr(norm, name).data = torch.tensor(value)
+
+
+def test_an_inner_norm_by_hand():
+    factorized = Factorized(nn.Conv2d(1, 1, 1), 2, inner='norm')
+    fill(factorized.u, [[2.], [3.]])
+    # (y - 1) / 2 * 4 + 5 = 2 y + 3 and y - 0 over 1, times 1, minus 1.
+    set_norm(factorized.norm, [1., 0.], [4., 1.], [4., 1.], [5., -1.])
+    fill(factorized.v, [[10., 1.]], [0.5])
+    model = nn.Sequential(factorized).eval()
+    fold(model)
+    # 10 (4 x + 3) + (3 x - 1) + 0.5.
+    assert model[0].weight.tolist() == [[[[43]]]]
+    assert model[0].bias.tolist() == [29.5]
+
+
+def test_doped_by_hand():
+    doped = Doped(nn.Linear(2, 2), 1)
+    fill(doped.sparse, [[1., 0.], [0., 1.]], [3., 4.])
+    fill(doped.low_rank.u, [[1., 2.]])
+    fill(doped.low_rank.v, [[10.], [20.]])
+    model = nn.Sequential(doped).eval()
+    report = fold(model)
+    assert model[0].weight.tolist() == [[11, 20], [20, 41]]
+    assert model[0].bias.tolist() == [3, 4]
+    assert report.folded['0'].startswith('Doped of rank 1 -> Linear(')
+
+
+def test_a_norm_behind_a_layer_by_hand():
+    model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)).eval()
+    fill(model[0], [3.], [2.])
+    set_norm(model[1], [1.], [4.], [4.], [5.])
+    report = fold(model)
+    # 2 (3 x + 2) + 3, as above.
+    assert model[0].weight.item() == 6 and model[0].bias.item() == 7
+    assert type(model[1]) is nn.Identity
+    assert report == FoldReport({}, ['1'], {})
+
+
+# Random layers: outputs before and after.
+
+
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float64])
+@pytest.mark.parametrize('inner', ['none', 'norm'])
+@pytest.mark.parametrize('bias', [True, False])
+@pytest.mark.parametrize('kind', [nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear])
+@pytest.mark.parametrize('member', MAKE)
+def test_members_become_one_plain_layer(member, kind, bias, inner, dtype):
+    size = () if kind is nn.Linear else (3,)
+    shape = {} if kind is nn.Linear else dict(stride=2, padding=1)
+    layer = kind(6, 8, *size, **shape, bias=bias, dtype=dtype)
+    composite = MAKE[member](
+        layer, inner=inner, norm=lambda n: NORMS[kind](n, dtype=dtype))
+    model = trained(nn.Sequential(composite))
+    x = torch.randn(2, 6, *SIZES[kind], dtype=dtype)
+    report = assert_folds_to_the_same(model, x)
+    folded = plain(model[0], kind)
+    assert folded.weight.shape == layer.weight.shape
+    assert (folded.bias is not None) == (bias or inner == 'norm')
+    assert report.folded.keys() == {'0'} and not report.kept
+    assert len(list(model.modules())) == 2
+
+
+@pytest.mark.parametrize('options', [
+    dict(stride=(2, 1), padding=(2, 1), dilation=(2, 1)),
+    dict(groups=2, padding=1), dict(padding='same'),
+    dict(padding=1, padding_mode='reflect'),
+    dict(padding=2, padding_mode='circular', groups=2, stride=2)])
+@pytest.mark.parametrize('inner', ['none', 'norm'])
+@pytest.mark.parametrize('member', MAKE)
+def test_the_layer_keeps_what_a_convolution_has(member, inner, options):
+    layer = nn.Conv2d(4, 6, 3, **options)
+    model = trained(nn.Sequential(MAKE[member](layer, inner=inner)))
+    assert_folds_to_the_same(model, torch.randn(2, 4, 9, 8))
+    for name in ('kernel_size', 'stride', 'padding', 'dilation', 'groups',
+                 'padding_mode', 'in_channels', 'out_channels'):
+        assert getattr(model[0], name) == getattr(layer, name), name
+
+
+@pytest.mark.parametrize('norm', [
+    nn.SyncBatchNorm, lambda n: nn.BatchNorm2d(n, affine=False)])
+@pytest.mark.parametrize('member', MAKE)
+def test_inner_norms_of_other_kinds(member, norm):
+    layer = nn.Conv2d(4, 6, 3, padding=1)
+    model = trained(nn.Sequential(
+        MAKE[member](layer, inner='norm', norm=norm)))
+    report = assert_folds_to_the_same(model, torch.randn(2, 4, 9, 8))
+    assert report.folded and not report.kept
+
+
+def test_half_precision_is_rounded_once():
+    layer = nn.Conv2d(8, 8, 3, dtype=torch.bfloat16)
+    exact = trained(nn.Sequential(Factorized(layer, 8)).double())
+    model = copy.deepcopy(exact).bfloat16()
+    exact.load_state_dict(model.state_dict())
+    fold(model)
+    fold(exact)
+    assert model[0].weight.dtype == model[0].bias.dtype == torch.bfloat16
+    assert torch.equal(model[0].weight, exact[0].weight.bfloat16())
+
+
+def test_folding_draws_no_random_numbers():
+    model = nn.Sequential(Factorized(nn.Conv2d(2, 2, 3), 2)).eval()
+    state = torch.get_rng_state()
+    fold(model)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+class Two(nn.Module):
+    """One layer under three names, in two parents."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.first = layer
+        self.second = layer
+        self.block = nn.Sequential(layer, nn.ReLU())
+
+    def forward(self, x):
+        return self.first(x) + 2 * self.second(x + 1) + self.block(x)
+
+
+def test_a_shared_composite_stays_shared():
+    model = trained(Two(Parallel(nn.Conv2d(3, 4, 3), 2, inner='norm')))
+    report = assert_folds_to_the_same(model, torch.randn(2, 3, 5, 5))
+    assert list(report.folded) == ['first', 'second', 'block.0']
+    assert model.first is model.second is model.block[0]
+    assert len(list(model.parameters())) == 2
+
+
+def test_a_product_of_sparse_factors_fills_up():
+    # Zeros in the factors fill up in the product, outputs stay.
+    model = nn.Sequential(Factorized(nn.Linear(8, 8), 16)).eval()
+    for parameter in model.parameters():
+        parameter.data *= torch.rand_like(parameter) < 0.5
+    x = torch.randn(4, 8)
+    before = model(x)
+    fold(model)
+    torch.testing.assert_close(model(x), before, rtol=1e-5, atol=1e-5)
+    assert model[0].weight.count_nonzero() > 32
+
+
+# What cannot be folded, and says so.
+
+
+def group_norm(channels):
+    return nn.GroupNorm(1, channels)
+
+
+def no_statistics(channels):
+    return nn.BatchNorm2d(channels, track_running_stats=False)
+
+
+@pytest.mark.parametrize('member, reason', [
+    ('parallel', "inner='norm_act'"), ('factorized', "inner='norm_act'"),
+    ('doped', "low_rank cannot be folded: .*inner='norm_act'")])
+def test_an_activation_inside_is_kept(member, reason):
+    block = MAKE[member](nn.Conv2d(4, 6, 3), inner='norm_act')
+    model = trained(nn.Sequential(block, nn.BatchNorm2d(6)))
+    report = assert_folds_to_the_same(model, torch.randn(2, 4, 5, 5))
+    assert model[0] is block and not report.folded
+    assert re.search(reason, report.kept['0'])
+    assert type(block).__name__ in report.kept['1']
+    assert_all_that_remains_is_named(model, report)
+
+
+def assert_all_that_remains_is_named(model, report):
+    kinds = (Composite, nn.modules.batchnorm._BatchNorm)
+    assert report.kept.keys() == {
+        n for n, m in model.named_modules() if isinstance(m, kinds)}
+    assert all(report.kept.values())
+
+
+@pytest.mark.parametrize('norm, name', [
+    (group_norm, 'GroupNorm'), (no_statistics, 'BatchNorm2d')])
+@pytest.mark.parametrize('member', MAKE)
+def test_norms_that_depend_on_the_input_are_kept(member, norm, name):
+    layer = nn.Conv2d(4, 6, 3)
+    model = nn.Sequential(MAKE[member](layer, inner='norm', norm=norm)).eval()
+    report = assert_folds_to_the_same(model, torch.randn(2, 4, 5, 5))
+    assert f'{name} has no running statistics' in report.kept['0']
+    assert_all_that_remains_is_named(model, report)
+
+
+def test_layer_norm_inside_a_linear_layer_is_kept():
+    model = nn.Sequential(Parallel(nn.Linear(3, 4), 2, inner='norm')).eval()
+    assert 'LayerNorm' in fold(model).kept['0']
+
+
+class MyParallel(Parallel):
+    """May do anything."""
+
+
+@pytest.mark.parametrize('change, reason', [
+    (lambda m: m.register_forward_hook(lambda *args: None), 'it has hooks'),
+    (lambda m: m.layers[1].register_forward_pre_hook(lambda *args: None),
+     'layers.1 has hooks'),
+    (lambda m: parametrizations.weight_norm(m.layers[0]), 'layers.0'),
+    (lambda m: m.layers.append(nn.ConvTranspose2d(3, 4, 1)),
+     'ConvTranspose2d')])
+def test_an_altered_composite_is_kept(change, reason):
+    model = nn.Sequential(Parallel(nn.Conv2d(3, 4, 1), 2)).eval()
+    change(model[0])
+    assert reason in fold(model.eval()).kept['0']
+    assert type(model[0]) is Parallel
+
+
+def test_a_subclass_is_kept():
+    model = nn.Sequential(MyParallel(nn.Conv2d(3, 4, 1), 2)).eval()
+    assert 'MyParallel' in fold(model).kept['0']
+
+
+@pytest.mark.parametrize('make', MAKE.values())
+def test_the_root_cannot_be_replaced(make):
+    with pytest.raises(ValueError, match='fold the module that holds it'):
+        fold(make(nn.Conv2d(4, 6, 1)).eval())
+
+
+@pytest.mark.parametrize('part', [0, 1])
+def test_training_mode_is_refused_and_nothing_done(part):
+    model = nn.Sequential(Parallel(nn.Conv2d(3, 4, 1), 2), nn.BatchNorm2d(4))
+    model.eval()
+    model[part].train()
+    children = list(model)
+    with pytest.raises(ValueError, match=r'call model\.eval\(\) first'):
+        fold(model)
+    assert list(model) == children
+    assert len(fold(model.eval()).folded) == 1
+
+
+def test_only_norms_and_composites_need_evaluation_mode():
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    model[1].eval()
+    assert fold(model).norms == ['1']
+
+
+# Norms behind plain layers.
+
+
+@pytest.mark.parametrize('layer, norm', [
+    (nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6)),
+    (nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)),
+    (nn.Conv2d(4, 6, 3), nn.SyncBatchNorm(6)),
+    (nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4, affine=False)),
+    (nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.BatchNorm2d(6, eps=0.1)),
+    (nn.Conv3d(4, 6, 3), nn.BatchNorm3d(6)),
+    (nn.Linear(4, 6), nn.BatchNorm1d(6)),
+    (nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6, affine=False))])
+def test_norms_behind_layers(layer, norm):
+    model = trained(nn.Sequential(layer, nn.Identity(), norm, nn.ReLU()))
+    x = torch.randn(3, 4, *SIZES[type(layer)])
+    assert assert_folds_to_the_same(model, x).norms == ['2']
+    assert type(model[0]) is type(layer) and type(model[2]) is nn.Identity
+
+
+def test_a_norm_behind_a_composite():
+    model = trained(nn.Sequential(
+        Doped(nn.Conv2d(4, 6, 3, padding=1), 2), nn.BatchNorm2d(6)))
+    report = assert_folds_to_the_same(model, torch.randn(2, 4, 5, 5))
+    assert report.norms == ['1'] and list(report.folded) == ['0']
+
+
+def test_composites_only():
+    model = trained(nn.Sequential(
+        Parallel(nn.Conv2d(4, 6, 3), 2), nn.BatchNorm2d(6)))
+    report = assert_folds_to_the_same(model, torch.randn(2, 4, 5, 5),
+                                      norms=False)
+    assert type(model[1]) is nn.BatchNorm2d
+    assert not report.norms and not report.kept
+
+
+def test_mmcv_layers_keep_their_kind():
+    from mmcv.cnn.bricks.wrappers import Conv2d
+    model = trained(nn.Sequential(Conv2d(4, 6, 3), nn.BatchNorm2d(6)))
+    assert assert_folds_to_the_same(model, torch.randn(2, 4, 5, 5)).norms
+    assert type(model[0]) is Conv2d
+
+
+class Activated(nn.BatchNorm2d):
+    """As timm's norms."""
+
+    def forward(self, x):
+        return super().forward(x).relu()
+
+
+def hooked(module):
+    module.register_forward_hook(lambda m, args, out: out + 1)
+    return module
+
+
+def patched(module):
+    module.forward = lambda x: x + 1
+    return module
+
+
+class Ordered(nn.Sequential):
+    """A sequence that is not run as one."""
+
+    def forward(self, x):
+        return super().forward(x)
+
+
+@pytest.mark.parametrize('model, reason', [
+    # mmcv fuses this one, wrongly.
+    (nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), 'ReLU'),
+    (nn.Sequential(nn.Conv2d(4, 4, 3), nn.Dropout(), nn.BatchNorm2d(4)),
+     'Dropout'),
+    (nn.Sequential(nn.Conv2d(4, 4, 3), nn.GroupNorm(1, 4), nn.BatchNorm2d(4)),
+     'GroupNorm'),
+    (nn.Sequential(nn.ConvTranspose2d(4, 4, 3), nn.Identity(),
+                   nn.BatchNorm2d(4)), 'ConvTranspose2d'),
+    (nn.Sequential(nn.Identity(), nn.Identity(), nn.BatchNorm2d(4)),
+     'nothing'),
+    (nn.Sequential(nn.Conv2d(4, 4, 3), nn.Identity(),
+                   nn.BatchNorm2d(4, track_running_stats=False)),
+     'no running statistics'),
+    (nn.Sequential(nn.Conv2d(4, 4, 3), nn.Identity(), Activated(4)),
+     'Activated has a forward method'),
+    (nn.Sequential(hooked(nn.Conv2d(4, 4, 3)), nn.Identity(),
+                   nn.BatchNorm2d(4)), 'the layer before it has hooks'),
+    (nn.Sequential(nn.Conv2d(4, 4, 3), nn.Identity(),
+                   hooked(nn.BatchNorm2d(4))), 'it has hooks'),
+    (nn.Sequential(nn.Conv2d(4, 4, 3), nn.Identity(),
+                   patched(nn.BatchNorm2d(4))), 'it has hooks'),
+    (nn.Sequential(parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
+                   nn.Identity(), nn.BatchNorm2d(4)), 'Parametrized'),
+    (nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)),
+                   nn.Identity(), nn.BatchNorm2d(4)), 'has hooks')],
+    ids=lambda value: value if isinstance(value, str) else '')
+def test_norms_that_are_kept(model, reason):
+    report = assert_folds_to_the_same(trained(model),
+                                      torch.randn(2, 4, 7, 7))
+    assert not report.norms and report.kept.keys() == {'2'}
+    assert reason in report.kept['2']
+
+
+@pytest.mark.parametrize('model, reason', [
+    (nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(4)), 'of 4 channels'),
+    (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm2d(4)), 'not for what'),
+    (nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm1d(4)), 'not for what'),
+    (nn.ModuleList([nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)]), 'ModuleList'),
+    (nn.ModuleDict(dict(a=nn.Conv2d(4, 4, 3), b=nn.BatchNorm2d(4))),
+     'ModuleDict')])
+def test_siblings_that_cannot_be_a_pair(model, reason):
+    report = fold(model.eval())
+    assert not report.norms
+    assert reason in next(iter(report.kept.values()))
+
+
+def test_norms_in_a_row_are_clear_in_a_sequential_only():
+    def parts():
+        return nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.BatchNorm2d(4)
+
+    model = trained(nn.Sequential(*parts()))
+    report = assert_folds_to_the_same(model, torch.randn(2, 4, 5, 5))
+    assert report.norms == ['1', '2']
+    report = fold(trained(Ordered(*parts())))
+    assert not report.norms and report.kept.keys() == {'1', '2'}
+    assert 'take turns' in report.kept['1']
+
+
+class Heads(nn.Module):
+    """Heads that share convolutions over levels, each with its norms."""
+
+    def __init__(self):
+        super().__init__()
+        self.levels = nn.ModuleList(
+            ConvModule(4, 4, 3, padding=1, norm_cfg=dict(type='BN'))
+            for _ in range(2))
+        self.levels[1].conv = self.levels[0].conv
+
+    def forward(self, x):
+        return torch.cat([level(x) for level in self.levels])
+
+
+def test_a_convolution_with_a_norm_for_each_level_is_kept():
+    model = trained(Heads())
+    report = assert_folds_to_the_same(model, torch.randn(2, 4, 5, 5))
+    assert not report.norms
+    assert report.kept.keys() == {'levels.0.bn', 'levels.1.bn'}
+    assert '2 places' in report.kept['levels.0.bn']
+    assert_all_that_remains_is_named(model, report)
+
+
+def test_a_shared_norm_is_kept():
+    norm = nn.BatchNorm2d(4)
+    model = trained(nn.Sequential(nn.Conv2d(4, 4, 3), norm,
+                                  nn.Conv2d(4, 4, 3), norm))
+    report = assert_folds_to_the_same(model, torch.randn(2, 4, 7, 7))
+    assert report.kept.keys() == {'1', '3'}
+
+
+def test_a_pair_that_is_shared_as_a_whole_is_folded():
+    block = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4))
+    model = trained(nn.Sequential(block, nn.ReLU(), block))
+    report = assert_folds_to_the_same(model, torch.randn(2, 4, 7, 7))
+    assert report.norms == ['0.1']
+
+
+@pytest.mark.parametrize('order, folded', [
+    (('conv', 'norm', 'act'), True), (('act', 'conv', 'norm'), True),
+    (('norm', 'act', 'conv'), False), (('conv', 'act', 'norm'), False),
+    (('norm', 'conv', 'act'), False)])
+def test_conv_modules_of_any_order(order, folded):
+    model = trained(nn.Sequential(ConvModule(
+        4, 4, 3, norm_cfg=dict(type='BN'), order=order)))
+    report = assert_folds_to_the_same(model, torch.randn(2, 4, 5, 5))
+    assert report.norms == (['0.bn'] if folded else [])
+    assert folded or str(order) in report.kept['0.bn']
+
+
+def test_a_conv_module_that_folds_itself_is_left_alone():
+    model = trained(nn.Sequential(ConvModule(
+        4, 4, 3, norm_cfg=dict(type='BN'), efficient_conv_bn_eval=True)))
+    report = assert_folds_to_the_same(model, torch.randn(2, 4, 5, 5))
+    assert 'itself in each forward pass' in report.kept['0.bn']
+
+
+def test_all_norms_of_a_resnet():
+    model = trained(torchvision.models.resnet18(num_classes=10))
+    norms = [n for n, m in model.named_modules()
+             if isinstance(m, nn.BatchNorm2d)]
+    report = assert_folds_to_the_same(model, torch.randn(2, 3, 64, 64))
+    assert sorted(report.norms) == sorted(norms) and not report.kept
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
+
+
+def put_members(model, **kwargs):
+    """Replace the 3 x 3 convolutions of a ResNet, members in turn."""
+    makes = list(MAKE.values())
+    for block in (b for n in range(1, 5) for b in getattr(model, f'layer{n}')):
+        block.conv2 = makes[0](block.conv2, **kwargs)
+        makes.append(makes.pop(0))
+    return model
+
+
+def test_the_state_dict_is_that_of_the_plain_network():
+    plain_model = torchvision.models.resnet18(num_classes=10).eval()
+    model = trained(put_members(copy.deepcopy(plain_model)))
+    report = assert_folds_to_the_same(model, torch.randn(2, 3, 64, 64),
+                                      norms=False)
+    assert len(report.folded) == 8 and not report.norms and not report.kept
+    assert [(k, v.shape) for k, v in model.state_dict().items()] == [
+        (k, v.shape) for k, v in plain_model.state_dict().items()]
+    plain_model.load_state_dict(model.state_dict())
+    x = torch.randn(2, 3, 64, 64)
+    assert torch.equal(plain_model(x), model(x))
+
+
+@pytest.mark.parametrize('inner', ['norm', 'norm_act'])
+def test_a_network_with_inner_norms(inner):
+    model = put_members(torchvision.models.resnet18(num_classes=10),
+                        inner=inner)
+    report = assert_folds_to_the_same(trained(model),
+                                      torch.randn(2, 3, 64, 64))
+    assert len(report.folded) == (8 if inner == 'norm' else 0)
+    assert_all_that_remains_is_named(model, report)
+
+
+@pytest.mark.parametrize('dtype', TOLERANCE)
+@pytest.mark.parametrize('inner', ['none', 'norm', 'norm_act'])
+@pytest.mark.parametrize('family', MAKE)
+@torch.no_grad()
+def test_backbones_of_the_toolkit(family, inner, dtype):
+    from mmpretrain.registry import MODELS
+
+    import sift_mm  # noqa: F401
+    size = dict(depth=18, base_channels=16, stem_channels=16)
+    model = trained(MODELS.build(dict(
+        type='SparseIFTResNet', family=family, sparsity=0.75, inner=inner,
+        **size)).to(dtype))
+    x = torch.randn(2, 3, 64, 64, dtype=dtype)
+    before, = model(x)
+    composites = copy.deepcopy(model)
+    report = fold(composites, norms=False)
+    assert bool(report.folded) == (inner != 'norm_act') and not report.norms
+    assert_same(composites(x)[0], before)
+    if inner == 'none':
+        plain_model = MODELS.build(dict(type='mmpretrain.ResNet', **size))
+        plain_model.to(dtype).load_state_dict(composites.state_dict())
+        plain_model.eval()
+        assert_same(plain_model(x)[0], before)
+    report = fold(model)
+    assert_same(model(x)[0], before)
+    assert report.norms
+    assert_all_that_remains_is_named(model, report)
+
+
+def test_the_report_reads_well():
+    report = FoldReport({'a': 'Parallel of 2 branches -> Linear(2, 1)'},
+                        ['b'], {'c': 'of a reason'})
+    assert str(report) == (
+        '1 composites and 1 norms folded, 1 modules kept.\n'
+        '  a: Parallel of 2 branches -> Linear(2, 1)\n'
+        '  b: norm, folded\n'
+        '  c: kept, of a reason')
