@@ -6,8 +6,11 @@ get_flops tools print MACs under the name of FLOPs, half of this.
 """
 
 import copy
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,11 +27,15 @@ class FlopCount:
 
     Args:
         total (int): All of it, with every weight dense.
-        by_module (Mapping[str, int]): By module name, children included.
+        by_module (Mapping[str, int]): By module name, what it calls included.
+            A shared module goes by its first name, as its parameters do.
+        own (Mapping[str, int]): By module name, without what it calls; the
+            sum is the total.
     """
 
     total: int
     by_module: Mapping[str, int]
+    own: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, parameter: str) -> int:
         """FLOPs of the module that holds a parameter.
@@ -88,13 +95,28 @@ def on_meta(model: nn.Module) -> nn.Module:
 
 def count_call(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
     """Count the FLOPs of one call of a model, see :class:`FlopCount`."""
+    # The counter's own table goes by the last name of a shared module, and
+    # does not tell what a module computes from what it calls.
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
+    by_module: dict[str, int] = defaultdict(int)
+    own: dict[str, int] = defaultdict(int)
+    running: list[tuple[str, int]] = []
+
+    def enter(name: str, *_: Any) -> None:
+        running.append((name, counter.get_total_flops()))
+
+    def leave(name: str, *_: Any) -> None:
+        spent = counter.get_total_flops() - running.pop()[1]
+        by_module[name] += spent
+        own[name] += spent
+        if running:
+            own[running[-1][0]] -= spent
+
+    with ExitStack() as hooks, counter, torch.no_grad():
+        for name, module in model.named_modules():
+            hooks.enter_context(
+                module.register_forward_pre_hook(partial(enter, name)))
+            hooks.enter_context(
+                module.register_forward_hook(partial(leave, name)))
         model(*args, **kwargs)
-    root = type(model).__name__
-    counts = {name: sum(ops.values())
-              for name, ops in counter.get_flop_counts().items()}
-    by_module = {name.removeprefix(f'{root}.'): count
-                 for name, count in counts.items()
-                 if name.startswith(f'{root}.')}
-    return FlopCount(counter.get_total_flops(), by_module)
+    return FlopCount(counter.get_total_flops(), dict(by_module), dict(own))

@@ -250,10 +250,11 @@ class SparseIFTMixin(nn.Module):
     def sibling(self, sparsity: float) -> 'SparseIFTMixin':
         """The backbone of another sparsity, everything else alike."""
         assert self.member is not None
-        return type(self)(
-            **copy.deepcopy(self._dense_kwargs), family=self.family,
-            sparsity=sparsity, flops=self.flops, inner=self.member.inner,
-            sparse_factors=self.member.sparse_factors)
+        with torch.random.fork_rng(devices=[]):
+            return type(self)(
+                **copy.deepcopy(self._dense_kwargs), family=self.family,
+                sparsity=sparsity, flops=self.flops, inner=self.member.inner,
+                sparse_factors=self.member.sparse_factors)
 
     @property
     def out_channels(self) -> list[int]:

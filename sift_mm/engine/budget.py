@@ -1,9 +1,9 @@
 """The masks of a run: on what, and how many weights, for equal FLOPs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import nn
 
 from ..analysis import FlopCount, count_flops
@@ -162,14 +162,17 @@ def backbone_flops(backbone: SparseIFTMixin) -> tuple[FlopCount, float]:
 
 def _advice(backbone: SparseIFTMixin) -> str:
     """What to do about a budget that masks cannot meet."""
-    below = backbone.sparsity
-    while backbone.family == 'wide' and below > 0.01:
-        below = round(below - 0.01, 2)
-        with torch.device('meta'):
-            sibling = backbone.sibling(below)
+    low, high = 0, math.ceil(100 * backbone.sparsity)  # hundredths
+    while backbone.family == 'wide' and high - low > 1:
+        middle = (low + high) // 2
+        sibling = backbone.sibling(middle / 100)
         own, budget = backbone_flops(sibling)
         masked = dict.fromkeys(sibling.sparse_parameter_names(), 0.)
         if own.sparse(masked) < budget:
-            return (f'The nearest sparsity that can meet it is {below}; '
-                    "set it, or flops='nominal'.")
+            low = middle
+        else:
+            high = middle
+    if low:
+        return (f'The nearest sparsity that can meet it is {low / 100}; set '
+                "it, or flops='nominal'.")
     return "Mask more layers, or set flops='nominal'."

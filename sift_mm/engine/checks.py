@@ -49,12 +49,20 @@ def check_wrapper(optim_wrapper: Any) -> MaskedStep:
         'scripts replaces the type; that of tools/train.py does not).')
 
 
-def _consumer_channels(model: Any,
-                       out: list[int]) -> list[tuple[str, Any, Any]]:
-    """(config key, value found, value expected) of what reads features.
+def consumer_channels(model: Any,
+                      out: list[int]) -> list[tuple[str, Any, Any]]:
+    """What the config says, and should say, of channels that are read.
 
     Only where the meaning of ``in_channels`` is known: necks of the FPN
     family, heads of mmseg, and a classifier's head.
+
+    Args:
+        model (nn.Module): Detector, segmentor or classifier.
+        out (list[int]): Channels of the features that a backbone gives.
+
+    Returns:
+        list[tuple[str, Any, Any]]: (key below ``model`` in the config, value
+        found, value expected).
     """
     neck: Any = getattr(model, 'neck', None)
     if hasattr(neck, 'lateral_convs'):
@@ -64,8 +72,10 @@ def _consumer_channels(model: Any,
     checks: list[tuple[str, Any, Any]] = []
     for key in ('decode_head', 'auxiliary_head'):
         reader = getattr(model, key, None)
-        for one in reader if isinstance(reader, nn.ModuleList) else [reader]:
-            checks += _segmentation_head(key, one, out)
+        several = isinstance(reader, nn.ModuleList)
+        for i, one in enumerate(reader if several else [reader]):
+            checks += _segmentation_head(f'{key}.{i}' if several else key,
+                                         one, out)
     head: Any = getattr(model, 'head', None)
     if isinstance(getattr(head, 'in_channels', None), int):
         checks.append(('head.in_channels', head.in_channels, out[-1]))
@@ -102,7 +112,7 @@ def check_channels(model: nn.Module) -> None:
     if found is None or found[0] != 'backbone.':
         return
     backbone = found[1]
-    for key, value, expected in _consumer_channels(
+    for key, value, expected in consumer_channels(
             model, backbone.out_channels):
         if value != expected:
             raise ValueError(

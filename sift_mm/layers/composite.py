@@ -47,6 +47,14 @@ class Composite(nn.Module):
         """Draw all weights anew."""
         raise NotImplementedError
 
+    def __getattr__(self, name: str) -> Any:
+        if name == 'weight':
+            raise AttributeError(
+                f'A {type(self).__name__} layer has no one weight. What '
+                'reads it does not call the layer; leave this layer dense '
+                '(exclude=[...] of sift_mm.transform).')
+        return super().__getattr__(name)
+
     def extra_repr(self) -> str:
         """What follows an inner layer, for ``print``."""
         return f'inner={self.inner!r}'

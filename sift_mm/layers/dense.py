@@ -16,8 +16,9 @@ BATCH_NORMS = {
     nn.Conv2d: nn.BatchNorm2d,
     nn.Conv3d: nn.BatchNorm3d,
 }
-# Subclasses that differ from PyTorch's for empty inputs only.
-_SAME = 'mmcv.cnn.bricks.wrappers'
+# Modules of subclasses that compute what PyTorch's layers do: mmcv's differ
+# for empty inputs only.
+_SAME = ('mmcv.cnn.bricks.wrappers', f'{__package__}.wide')
 
 
 def plain_type(layer: nn.Module) -> type[nn.Module] | None:
@@ -26,8 +27,8 @@ def plain_type(layer: nn.Module) -> type[nn.Module] | None:
     By exact type: a subclass may use its weight in another way.
     """
     kind = type(layer)
-    if kind.__module__ == _SAME:
-        kind = kind.__bases__[0]
+    if kind.__module__ in _SAME:
+        kind = kind.__bases__[-1]
     return kind if kind in PLAIN else None
 
 

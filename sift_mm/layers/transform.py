@@ -1,5 +1,6 @@
 """Sparse-IFT for any built network."""
 
+import inspect
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from .dense import (
     weight_scale,
 )
 from .members import Member, share_of_flops
-from .wide import find_chains, widen
+from .wide import Wide, find_chains, widen
 
 # Parts of the names that classifiers go by.
 CLASSIFIERS = {'head', 'heads', 'fc', 'classifier', 'lm_head', 'score'}
@@ -117,7 +118,7 @@ def transform(module: nn.Module,
             nothing could be replaced.
     """
     member = Member(family, sparsity, inner, sparse_factors)
-    layers, skipped = _choose(module, include, exclude)
+    layers, skipped = _choose(module, family, include, exclude)
     replaced = (_widen(module, member, layers, skipped) if member.widens
                 else _replace(module, member, layers, skipped))
     report = TransformReport(replaced, skipped)
@@ -126,7 +127,7 @@ def transform(module: nn.Module,
     return report
 
 
-def _choose(module: nn.Module, include: Sequence[str] | None,
+def _choose(module: nn.Module, family: str, include: Sequence[str] | None,
             exclude: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     """Layers to replace, and why others cannot or should not be."""
     if plain_type(module):
@@ -145,7 +146,7 @@ def _choose(module: nn.Module, include: Sequence[str] | None,
             skipped[name] = 'not asked for'
         elif name not in wanted:
             skipped[name] = _stem_and_classifier(found)[name]
-        elif reason := _obstacle(module, layer, owners):
+        elif reason := _obstacle(module, layer, family, owners):
             skipped[name] = reason
         else:
             layers[name] = layer
@@ -196,11 +197,11 @@ def _stem_and_classifier(layers: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
-def _obstacle(module: nn.Module, layer: Any,
+def _obstacle(module: nn.Module, layer: Any, family: str,
               owners: Mapping[int, list[str]]) -> str:
     """Why a layer cannot be replaced; '' if it can."""
     kind = type(layer).__name__
-    if isinstance(layer, Composite):
+    if isinstance(layer, (Composite, Wide)):
         return f'a {kind} layer already'
     if plain_type(layer) is None:
         return (f'of type {kind}, of which it is not known whether it uses '
@@ -212,7 +213,25 @@ def _obstacle(module: nn.Module, layer: Any,
     sharers = set(owners[id(layer.weight)])
     if any(module.get_submodule(name) is not layer for name in sharers):
         return f'it shares its weight: {", ".join(sorted(sharers))}'
+    for name in sharers:
+        owner, _, attribute = name.rpartition('.')
+        if family != 'wide' and _reads_weight(module.get_submodule(owner),
+                                              attribute):
+            return 'its weight is read by the module that holds it'
     return ''
+
+
+def _reads_weight(owner: nn.Module, name: str) -> bool:
+    """Whether a module's forward uses a layer's weight without a call.
+
+    As torchvision's Swin does with ``qkv``. What its forward calls in turn is
+    not looked into; a composite layer then says so when its weight is read.
+    """
+    try:
+        source = inspect.getsource(type(owner).forward)
+    except (OSError, TypeError):
+        return False
+    return f'self.{name}.weight' in source
 
 
 def _describe(layer: nn.Module) -> str:

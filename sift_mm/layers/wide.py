@@ -30,7 +30,7 @@ BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
                nn.SyncBatchNorm)
 
 
-class _Wide(nn.Module):
+class Wide(nn.Module):
     """A dense layer that was widened: sparse, otherwise as it was."""
 
     def sparse_parameter_names(self) -> list[str]:
@@ -38,19 +38,19 @@ class _Wide(nn.Module):
         return ['weight']
 
 
-class WideLinear(_Wide, nn.Linear):
+class WideLinear(Wide, nn.Linear):
     """A linear layer of a widened chain."""
 
 
-class WideConv1d(_Wide, nn.Conv1d):
+class WideConv1d(Wide, nn.Conv1d):
     """A 1d convolution of a widened chain."""
 
 
-class WideConv2d(_Wide, nn.Conv2d):
+class WideConv2d(Wide, nn.Conv2d):
     """A 2d convolution of a widened chain."""
 
 
-class WideConv3d(_Wide, nn.Conv3d):
+class WideConv3d(Wide, nn.Conv3d):
     """A 3d convolution of a widened chain."""
 
 
@@ -202,8 +202,8 @@ def _widths(chain: list[Link], flops: dict[str, int],
             sparsity: float) -> dict[str, int]:
     """New output width of each layer but the last.
 
-    Rounded down, or to a multiple of the groups that convolutions and norms
-    divide a width into.
+    Rounded to a multiple of the groups that convolutions and norms divide a
+    width into.
 
     Raises:
         ValueError: If there is no wider multiple of the groups.
@@ -217,8 +217,7 @@ def _widths(chain: list[Link], flops: dict[str, int],
     new = {}
     for link in chain[:-1]:
         old = link.layer.weight.shape[0]
-        new[link.name] = (int(factor * old + 1e-9) if step == 1 else
-                          round(factor * old / step) * step)
+        new[link.name] = round(factor * old / step) * step
         if new[link.name] <= old:
             raise ValueError(
                 f'{factor:.3g} times its {old} channels is no wider multiple '
@@ -231,7 +230,9 @@ def _replace(block: nn.Module, chain: list[Link], new: dict[str, int],
     made: dict[str, nn.Module] = {}
     d_in: int | None = None
     for link in chain:
-        layer, d_out = link.layer, new.get(link.name)
+        # By name: the block may be a copy of the chain's.
+        layer: Any = block.get_submodule(link.name)
+        d_out = new.get(link.name)
         kind: Any = plain_type(layer)
         wide = make_like(layer, d_in, d_out, layer.bias is not None,
                          kind=WIDE[kind])
@@ -240,7 +241,8 @@ def _replace(block: nn.Module, chain: list[Link], new: dict[str, int],
         put(block, link.name, wide)
         made[link.name] = wide
         if d_out:
-            for name, norm in link.norms.items():
+            for name in link.norms:
+                norm = block.get_submodule(name)
                 put(block, name, wider_norm(norm, d_out))
         d_in = d_out
     return made

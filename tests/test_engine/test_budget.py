@@ -1,5 +1,7 @@
 """The sparsity of a run: one number, matched to the FLOPs of the twin."""
 
+import re
+
 import pytest
 import torch
 from mmpretrain.registry import MODELS
@@ -8,68 +10,116 @@ from torch import nn
 
 from sift_mm.analysis import count_flops
 from sift_mm.engine import SparseOptimWrapper
-from sift_mm.engine.budget import matched_sparsity, sparse_backbone
-from sift_mm.sparsity import ERK, Explicit, Uniform, select_parameters
+from sift_mm.engine.budget import plan_masks, sparse_backbone
+from sift_mm.isoflop import FAMILIES
+from sift_mm.sparsity import ERK, Explicit, Uniform, UniformPlus
 
 
-def solve(distribution=None, registry=MODELS, name='SparseIFTResNet',
-          **kwargs):
+def plan(distribution=None, registry=MODELS, name='SparseIFTResNet',
+         **kwargs):
     backbone = registry.build(dict(dict(
         type=name, depth=18, family='wide', sparsity=.75), **kwargs))
-    shapes = {n: tuple(p.shape) for n, p in
-              select_parameters(backbone).items()}
-    found = matched_sparsity(backbone, shapes, distribution or Uniform(),
-                             backbone.sparsity)
-    return backbone, shapes, found
+    return backbone, plan_masks(backbone, distribution or Uniform())
 
 
-def test_resnet18_against_a_count_by_hand():
-    # ResNet-18 at 224, in MMACs. Stem: 49 * 3 * 64 * 112^2 = 118.0. Stages:
-    # 4 convolutions of 9 * 64^2 * 56^2 = 115.6 in the first; three of 115.6,
-    # one of half, and a shortcut of 64 * 128 * 28^2 = 6.4 in each other.
-    stem = 49 * 3 * 64 * 112**2
-    conv = 9 * 64**2 * 56**2
-    shortcut = 64 * 128 * 28**2
-    blocks = 4 * conv + 3 * (3.5 * conv + shortcut)
-    backbone, _, (sparsity, ratio) = solve()
+# ResNet-18 at 224, in MMACs. Stem: 49 * 3 * 64 * 112^2 = 118.0. Stages: 4
+# convolutions of 9 * 64^2 * 56^2 = 115.6 in the first; three of 115.6, one of
+# half, and a shortcut of 64 * 128 * 28^2 = 6.4 in each other.
+STEM = 49 * 3 * 64 * 112**2
+CONVS = (4 + 3 * 3.5) * 9 * 64**2 * 56**2
+SHORTCUTS = 3 * 64 * 128 * 28**2
+
+
+@pytest.mark.parametrize('family, density', [
+    # Twice as wide: two stems, everything else four times.
+    ('wide', (CONVS + SHORTCUTS - STEM) / (4 * (CONVS + SHORTCUTS))),
+    # Four branches; stem and shortcuts as they were, the latter sparse.
+    ('parallel', (CONVS + SHORTCUTS) / (4 * CONVS + SHORTCUTS))])
+def test_resnet18_against_a_count_by_hand(family, density):
+    backbone, found = plan(family=family)
     assert count_flops(backbone.dense_twin(), (224, 224)).total == 2 * (
-        stem + blocks)
-    # Twice as wide: 2 stems and 4 times the blocks at density d.
-    density = (stem + blocks - 2 * stem) / (4 * blocks)
-    assert sparsity == pytest.approx(1 - density, abs=1e-6)
-    assert sparsity == pytest.approx(.7674, abs=1e-4)
-    assert ratio == pytest.approx(1, abs=1e-5)
+        STEM + CONVS + SHORTCUTS)
+    assert found.sparsity == pytest.approx(1 - density, abs=1e-9)
+    assert found.nominal == .75
+    assert found.ratio == pytest.approx(1, abs=1e-5)
 
 
-@pytest.mark.parametrize('distribution', [Uniform(), ERK()])
+@pytest.mark.parametrize('distribution', [Uniform(), ERK(), UniformPlus()])
 @pytest.mark.parametrize('kwargs', [
     dict(sparsity=.5), dict(sparsity=.9), dict(depth=34), dict(depth=50),
-    dict(name='SparseIFTResNet_CIFAR'),
+    dict(name='SparseIFTResNet_CIFAR'), dict(family='parallel'),
+    dict(family='factorized', sparse_factors='u'),
+    dict(family='doped', depth=50),
+    dict(family='wide_factorized', sparse_factors='both'),
     dict(registry=SEG, deep_stem=True, strides=(1, 2, 1, 1),
          dilations=(1, 1, 2, 4)),
 ])
 def test_whole_backbones_match_within_a_thousandth(kwargs, distribution):
-    *_, (_, ratio) = solve(distribution, **kwargs)
-    assert abs(ratio - 1) < 1e-3
+    _, found = plan(distribution, **kwargs)
+    assert abs(found.ratio - 1) < 1e-3
+    assert set(found.densities) == set(found.counts)
 
 
-def test_nominal_keeps_the_number_and_says_what_it_costs():
-    *_, (sparsity, ratio) = solve(flops='nominal')
-    assert sparsity == .75
+@pytest.mark.parametrize('depth', [18, 50])
+@pytest.mark.parametrize('sparsity', [.5, .75, .9])
+def test_wide_factorized_matches_by_its_ranks(depth, sparsity):
+    backbone, found = plan(family='wide_factorized', depth=depth,
+                           sparsity=sparsity)
+    assert not found.parameters and not found.counts
+    own, dense = (count_flops(m, (224, 224)).total
+                  for m in (backbone, backbone.dense_twin()))
+    assert own / dense == found.ratio == pytest.approx(1, abs=1e-3)
+
+
+# At 0.75, each layer's FLOPs as the formula's rounding leaves them: stems
+# and shortcuts make the rest.
+@pytest.mark.parametrize('family, low, high', [
+    ('wide', 1.06, 1.07), ('parallel', .99, 1), ('factorized', .99, 1),
+    ('doped', .98, 1), ('wide_factorized', 1.06, 1.08)])
+def test_nominal_keeps_the_number_and_says_what_it_costs(family, low, high):
+    _, found = plan(family=family, flops='nominal')
+    assert found.sparsity == .75
+    assert low < found.ratio < high
+
+
+def test_nominal_wide_by_hand():
     # One stem of 118.0 more than the dense network's 1813.6.
-    assert ratio == pytest.approx(1 + 118.0 / 1813.6, abs=1e-3)
+    _, found = plan(flops='nominal')
+    assert found.ratio == pytest.approx(1 + 118.0 / 1813.6, abs=1e-3)
 
 
 def test_an_explicit_distribution_is_not_matched():
-    _, _, (sparsity, ratio) = solve(Explicit({'*': .5}))
-    assert sparsity == .75
-    assert ratio > 1.9
+    _, found = plan(Explicit({'*': .5}))
+    assert found.sparsity == .75
+    assert found.ratio > 1.9
 
 
-def test_a_budget_out_of_reach_is_an_error():
-    # At width 1 the stem alone costs more than the budget.
-    with pytest.raises(ValueError, match="flops='nominal'"):
-        solve(base_channels=1, stem_channels=16)
+def test_a_budget_out_of_reach_is_an_error_with_the_nearest():
+    # At a wide enough stem, the stem alone costs more than the budget.
+    kwargs = dict(base_channels=8, stem_channels=64)
+    with pytest.raises(ValueError, match='nearest that it can have is '
+                       r'2\.\d+ of the budget.*The nearest sparsity') as e:
+        plan(sparsity=.9, **kwargs)
+    nearest = float(re.search(r'can meet it is ([\d.]+);', str(e.value))[1])
+    plan(sparsity=nearest, **kwargs)
+    with pytest.raises(ValueError):
+        plan(sparsity=nearest + .01, **kwargs)
+
+
+def test_masks_on_too_little_are_an_error():
+    backbone = MODELS.build(dict(type='SparseIFTResNet', depth=18,
+                                 base_channels=16, family='parallel',
+                                 sparsity=.75))
+    with pytest.raises(ValueError, match='Mask more layers'):
+        plan_masks(backbone, Uniform(), include=['layer1.0.conv1.*'])
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_a_sibling_differs_in_its_sparsity(family):
+    backbone, _ = plan(family=family, base_channels=16, stem_channels=16)
+    sibling = backbone.sibling(.5)
+    assert (sibling.family, sibling.sparsity) == (family, .5)
+    assert sibling.dense_twin().base_channels == 16
 
 
 def test_two_backbones_are_refused():
