@@ -21,8 +21,10 @@ from .dense import (
     weight_scale,
 )
 from .members import Member, share_of_flops
-from .wide import Wide, find_chains, widen
+from .wide import Link, Wide, find_chains, widen
 
+# A layer whose FLOPs rounding would change by more has no equal.
+TOLERANCE = 0.25
 # Parts of the names that classifiers go by.
 CLASSIFIERS = {'head', 'heads', 'fc', 'classifier', 'lm_head', 'score'}
 
@@ -252,10 +254,14 @@ def _replace(module: nn.Module, member: Member, layers: Mapping[str, Any],
         except ValueError as error:
             skipped[name] = str(error)
             continue
+        ratio = share_of_flops(new, layer, member.sparsity)
+        if abs(ratio - 1) > TOLERANCE:
+            skipped[name] = (f'no whole number of ranks or branches has its '
+                             f'FLOPs, the nearest {ratio:.2f} of them')
+            continue
         put(module, name, new)
         replaced[name] = Replacement(
-            _describe(layer), _describe(new),
-            share_of_flops(new, layer, member.sparsity),
+            _describe(layer), _describe(new), ratio,
             tuple(f'{name}.{n}' for n in new.sparse_parameter_names()))
     return replaced
 
@@ -263,42 +269,66 @@ def _replace(module: nn.Module, member: Member, layers: Mapping[str, Any],
 def _widen(module: nn.Module, member: Member, layers: Mapping[str, Any],
            skipped: dict[str, str]) -> dict[str, Replacement]:
     """Widen all chains, the innermost blocks first."""
-    names = {id(layer): name for name, layer in layers.items()}
     parents = Counter(id(child) for parent in module.modules()
                       for child in parent.children())
-    left = [layer for layer in layers.values() if parents[id(layer)] == 1]
-    replaced: dict[str, Replacement] = {}
-    for block in reversed(list(module.modules())):
-        for chain in find_chains(block, left):
-            ours = [names[id(link.layer)] for link in chain]
-            try:
-                new, ratio = widen(block, chain, member.sparsity)
-            except ValueError as error:
-                skipped |= dict.fromkeys(ours, str(error))
-                continue
-            left = [one for one in left if names[id(one)] not in ours]
-            for name, link in zip(ours, chain, strict=True):
-                skipped.pop(name, None)
-                wide: Any = new[link.name]
-                if member.family == 'wide_factorized':
-                    wide = _factorize(member, link.layer, wide)
-                    put(block, link.name, wide)
-                    ratio = share_of_flops(wide, link.layer, member.sparsity)
-                replaced[name] = Replacement(
-                    _describe(link.layer), _describe(wide), ratio,
-                    tuple(f'{name}.{n}' for n in wide.sparse_parameter_names())
-                )
-    for layer in left:
-        skipped.setdefault(names[id(layer)], 'no width between it and '
-                           'another layer belongs to its block alone')
+    names: dict[int, str] = {}
     for name, layer in layers.items():
         if parents[id(layer)] > 1:
             skipped[name] = 'it is used in several places'
+        elif member.family != 'wide' and size_of(layer)[2] > 1:
+            skipped[name] = 'grouped: its groups are too small to factorise'
+        else:
+            names[id(layer)] = name
+    replaced: dict[str, Replacement] = {}
+    for block in reversed(list(module.modules())):
+        left = [one for one in layers.values()
+                if names.get(id(one), '') not in {'', *replaced}]
+        chains = find_chains(block, left)
+        tried = set()
+        while chains:
+            chain = chains.pop(0)
+            ours = tuple(names[id(link.layer)] for link in chain)
+            if ours in tried:
+                continue
+            tried.add(ours)
+            if replaced.keys().isdisjoint(ours):
+                try:
+                    replaced |= _widen_chain(block, chain, ours, member)
+                    continue
+                except ValueError as error:
+                    for name in ours:
+                        skipped.setdefault(name, str(error))
+            # A part of it may be a chain: a feed-forward pair behind another
+            # layer of the same width.
+            chains += [part for part in (chain[1:], chain[:-1])
+                       if len(part) > 1]
+    for name in names.values():
+        if name in replaced:
+            skipped.pop(name, None)
+        else:
+            skipped.setdefault(name, 'no width between it and another layer '
+                               'belongs to its block alone')
+    return replaced
+
+
+def _widen_chain(block: nn.Module, chain: list[Link], names: Sequence[str],
+                 member: Member) -> dict[str, Replacement]:
+    new, ratio = widen(block, chain, member.sparsity)
+    replaced = {}
+    for name, link in zip(names, chain, strict=True):
+        wide: Any = new[link.name]
+        if member.family == 'wide_factorized':
+            wide = _factorize(member, link.layer, wide)
+            put(block, link.name, wide)
+            ratio = share_of_flops(wide, link.layer, member.sparsity)
+        replaced[name] = Replacement(
+            _describe(link.layer), _describe(wide), ratio,
+            tuple(f'{name}.{n}' for n in wide.sparse_parameter_names()))
     return replaced
 
 
 def _factorize(member: Member, old: nn.Module, wide: nn.Module) -> Composite:
     """Factorise a widened layer down to the FLOPs that it had before."""
-    fan_in, fan_out, groups = size_of(old)
+    fan_in, fan_out, _ = size_of(old)
     scale = weight_scale(old) * math.sqrt(fan_in / size_of(wide)[0])
-    return member.build(wide, scale=scale, cost=fan_in * fan_out / groups)
+    return member.build(wide, scale=scale, cost=fan_in * fan_out)

@@ -1,0 +1,337 @@
+"""sift_mm.transform on networks of other libraries."""
+
+import random
+
+import pytest
+import torch
+import torchvision
+from mmpretrain.registry import MODELS
+from torch import nn
+from torch.nn import functional as F
+
+import sift_mm
+from sift_mm.analysis import count_flops
+from sift_mm.isoflop import FAMILIES
+from sift_mm.layers import Factorized, Parallel
+from sift_mm.layers.wide import WideConv2d, WideLinear
+from sift_mm.sparsity import select_parameters, sparse_parameter_names
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    value = random.randrange(10**6)
+    print(f'seed {value}')
+    torch.manual_seed(value)
+
+
+class GPTBlock(nn.Module):
+    """A GPT's block: attention by hand, feed-forward layers by name."""
+
+    def __init__(self, width=32):
+        super().__init__()
+        self.ln_1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.ln_2 = nn.LayerNorm(width)
+        self.c_fc = nn.Linear(width, 4 * width)
+        self.c_proj = nn.Linear(4 * width, width)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.ln_1(x)).chunk(3, -1)
+        x = x + self.proj(F.scaled_dot_product_attention(q, k, v))
+        return x + self.c_proj(F.gelu(self.c_fc(self.ln_2(x))))
+
+
+class GPT(nn.Module):
+    """Two blocks; the output layer shares the embedding's weight."""
+
+    def __init__(self, width=32, words=50):
+        super().__init__()
+        self.wte = nn.Embedding(words, width)
+        self.blocks = nn.ModuleList(GPTBlock(width) for _ in range(2))
+        self.lm_head = nn.Linear(width, words, bias=False)
+        self.lm_head.weight = self.wte.weight
+
+    def forward(self, x):
+        x = self.wte((x[:, 0, 0] * 49).long().clamp(0, 49))
+        for block in self.blocks:
+            x = block(x)
+        return self.lm_head(x)
+
+
+def vit():
+    return torchvision.models.VisionTransformer(32, 8, 2, 2, 32, 128,
+                                                num_classes=10)
+
+
+def swin():
+    return torchvision.models.SwinTransformer([4, 4], 16, [2, 2], [2, 2],
+                                              [4, 4], num_classes=10)
+
+
+def resnext():
+    block = torchvision.models.resnet.Bottleneck
+    return torchvision.models.ResNet(block, [1, 2, 1, 1], groups=32,
+                                     width_per_group=4)
+
+
+NETWORKS = {
+    'resnet18': torchvision.models.resnet18,
+    'resnext': resnext,
+    'mobilenet': torchvision.models.mobilenet_v2,
+    'densenet': lambda: torchvision.models.DenseNet(8, (2, 2), 16),
+    'vit': vit,
+    'swin': swin,
+    'gpt': GPT,
+    'mmpretrain-vit': lambda: MODELS.build(dict(
+        type='VisionTransformer', arch='deit-tiny', img_size=32,
+        patch_size=8)),
+    'mmpretrain-resnet50': lambda: MODELS.build(dict(type='ResNet',
+                                                     depth=50,
+                                                     base_channels=16)),
+    'mmpretrain-convnext': lambda: MODELS.build(dict(type='ConvNeXt',
+                                                     arch='atto')),
+}
+NO_CHAIN = {('mobilenet', 'wide'): 'depthwise',
+            ('mobilenet', 'wide_factorized'): 'depthwise',
+            ('resnext', 'wide_factorized'): 'grouped'}
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+@pytest.mark.parametrize('family', FAMILIES)
+def test_networks_of_other_libraries(name, family):
+    model = NETWORKS[name]()
+    x = torch.rand(2, 3, 32, 32)
+    dense = count_flops(model, (32, 32))
+    model.eval()
+    shapes = _shapes(model(x))
+    if (name, family) in NO_CHAIN:
+        with pytest.raises(ValueError, match=NO_CHAIN[name, family]):
+            sift_mm.transform(model, family, .75)
+        return
+    report = sift_mm.transform(model, family, .75)
+    model.train()
+    out = model(x)
+    assert _shapes(out) == shapes
+    # Whole channels and ranks are all that stands between this and 1.
+    count = count_flops(model, (32, 32))
+    sparse = count.sparse(dict.fromkeys(report.sparse_parameters, .25))
+    assert sparse / dense.total == pytest.approx(1, abs=.05)
+    for one in report.replaced.values():
+        assert one.flops_ratio == pytest.approx(1, abs=.25)
+    # All that holds weights is either replaced or named.
+    assert set(report.sparse_parameters) == sparse_parameter_names(model)
+    if family != 'wide_factorized':
+        assert list(select_parameters(model))
+    assert not report.replaced.keys() & report.skipped.keys()
+    _total(out).backward()
+    for parameter in report.sparse_parameters:
+        assert model.get_parameter(parameter).grad is not None
+
+
+def _shapes(out):
+    return [o.shape for o in out] if isinstance(out, tuple) else [out.shape]
+
+
+def _total(out):
+    return sum(o.sum() for o in out) if isinstance(out, tuple) else out.sum()
+
+
+def test_a_feed_forward_pair_by_hand():
+    # 1 / (1 - .75) = 4 times as wide, and nothing else touched.
+    model = GPT()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    report = sift_mm.transform(model, 'wide', .75)
+    assert list(report.replaced) == [
+        f'blocks.{i}.{n}' for i in (1, 0) for n in ('c_fc', 'c_proj')]
+    for block in model.blocks:
+        assert isinstance(block.c_fc, WideLinear)
+        assert block.c_fc.weight.shape == (512, 32)
+        assert block.c_proj.weight.shape == (32, 512)
+    one = report.replaced['blocks.0.c_fc']
+    assert 'out_features=128' in one.before
+    assert 'out_features=512' in one.after
+    assert one.flops_ratio == 1
+    for name, p in model.named_parameters():
+        if '.c_' not in name:
+            assert torch.equal(p, before[name])
+    assert 'classifier' in report.skipped['lm_head']
+    assert 'blocks.0.c_fc' in str(report) and 'lm_head' in str(report)
+    report = sift_mm.transform(model, 'doped', .75, include=['*proj',
+                                                             'lm_head'])
+    assert 'shares its weight' in report.skipped['lm_head']
+
+
+@pytest.mark.parametrize('sparsity', [.5, .75, .9])
+def test_residual_blocks_by_hand(sparsity):
+    # BasicBlock: both convolutions touch the one inner width, so that it is
+    # 1 / (1 - s) times as wide. Bottleneck at stride 1: 1x1, 3x3 and 1x1 of
+    # 4 m m, 9 m m and 4 m m weights at equal resolution.
+    model = torchvision.models.resnet18()
+    sift_mm.transform(model, 'wide', sparsity)
+    assert model.layer2[1].conv1.out_channels == round(128 / (1 - sparsity))
+    assert model.layer2[1].bn1.num_features == round(128 / (1 - sparsity))
+    assert isinstance(model.layer2[1].conv2, WideConv2d)
+    assert model.layer2[1].bn2.num_features == 128
+    assert type(model.layer2[0].downsample[0]) is nn.Conv2d
+    model = torchvision.models.resnet50()
+    sift_mm.transform(model, 'wide', sparsity)
+    width = model.layer1[1].conv2.in_channels
+    k = width / 64
+    assert (1 - sparsity) * (8 * k + 9 * k * k) == pytest.approx(17, rel=.01)
+
+
+def test_variance_of_a_wide_pair_under_masks_is_the_dense_ones():
+    dense = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64))
+    x = torch.randn(512, 64)
+    expected = F.linear(F.linear(x, dense[0].weight).relu(), dense[2].weight)
+    report = sift_mm.transform(dense, 'wide', .75)
+    with torch.no_grad():
+        for name in report.sparse_parameters:
+            weight = dense.get_parameter(name)
+            weight *= torch.rand_like(weight) < .25
+    assert .6 < dense(x).var() / expected.var() < 1.6
+
+
+def test_include_and_exclude():
+    model = torchvision.models.resnet18()
+    report = sift_mm.transform(model, 'parallel', .75,
+                               include=['layer1.*', 'fc'],
+                               exclude=['*.1.conv2'])
+    assert list(report.replaced) == ['layer1.0.conv1', 'layer1.0.conv2',
+                                     'layer1.1.conv1', 'fc']
+    assert report.skipped['layer1.1.conv2'] == 'not asked for'
+    assert isinstance(model.fc, Parallel)
+    assert type(model.layer1[1].conv2) is nn.Conv2d
+
+
+def test_stem_and_classifier_stay_unless_asked_for():
+    report = sift_mm.transform(vit(), 'factorized', .5)
+    assert 'stem' in report.skipped['conv_proj']
+    assert 'classifier' in report.skipped['heads.head']
+    model = vit()
+    sift_mm.transform(model, 'factorized', .5,
+                      include=['conv_proj', 'heads.head'])
+    assert isinstance(model.conv_proj, Factorized)
+    assert isinstance(model.heads.head, Factorized)
+
+
+class Residual(nn.Module):
+    """Adds to what is between its layers: the width is not its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.second(x + self.first(x))
+
+
+class Odd(nn.Linear):
+    """Its weight is not used as a linear layer's."""
+
+    def forward(self, x):
+        return F.linear(x, self.weight.abs())
+
+
+class TwoInputs(nn.Sequential):
+    """Cannot be run on a tensor alone."""
+
+    def forward(self, x, scale):
+        return super().forward(x) * scale
+
+
+def hooked():
+    model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
+    model[0].register_forward_hook(lambda *args: None)
+    return model
+
+
+def twice():
+    layer = nn.Linear(8, 8)
+    return nn.Sequential(layer, nn.ReLU(), nn.Sequential(layer))
+
+
+@pytest.mark.parametrize('make, family, name, words', [
+    (Residual, 'wide', 'first', 'does not run with a wider'),
+    (lambda: nn.Sequential(Odd(8, 8), nn.Linear(8, 8)), 'doped', '0', 'Odd'),
+    (lambda: TwoInputs(nn.Linear(8, 8), nn.Linear(8, 8)), 'wide', '0',
+     'on a tensor alone'),
+    (hooked, 'parallel', '0', 'forward hooks'),
+    (twice, 'wide', '0', 'several places'),
+    (swin, 'doped', 'features.1.0.attn.qkv', 'weight is read'),
+    (vit, 'parallel', 'encoder.layers.encoder_layer_0.self_attention',
+     'MultiheadAttention'),
+    (lambda: nn.Sequential(nn.ConvTranspose2d(8, 8, 3), nn.Conv2d(8, 8, 3)),
+     'parallel', '0', 'ConvTranspose2d'),
+    (lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(80, 80)), 'doped', '0',
+     'rank'),
+    (lambda: nn.Sequential(nn.Conv2d(16, 8, 1, groups=8), nn.Conv2d(
+        8, 8, 3)), 'factorized', '0', 'nearest 1.50'),
+    (lambda: nn.Sequential(nn.Conv2d(64, 64, 3, groups=2), nn.Conv2d(
+        64, 64, 3)), 'wide_factorized', '0', 'grouped'),
+    (lambda: nn.Sequential(nn.Conv2d(8, 10, 3), nn.GroupNorm(5, 10),
+                           nn.Conv2d(10, 8, 3)), 'wide', '0', ''),
+    (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(
+        nn.Linear(8, 8)), nn.Linear(8, 8)), 'parallel', '0',
+     'ParametrizedLinear'),
+])
+def test_what_cannot_be_replaced_is_named(make, family, name, words):
+    model = make()
+    kept = model.get_submodule(name)
+    try:
+        report = sift_mm.transform(model, family, .5)
+    except ValueError as error:
+        assert words in str(error) and f'{name}: ' in str(error)
+    else:
+        if not words:  # A group norm between can be widened.
+            assert model[1].num_channels == 20
+            return
+        assert words in report.skipped[name]
+    assert model.get_submodule(name) is kept
+
+
+def test_a_layer_in_two_places_is_replaced_in_both():
+    model = twice()
+    sift_mm.transform(model, 'parallel', .5)
+    assert isinstance(model[0], Parallel) and model[2][0] is model[0]
+
+
+def test_twice_is_not_done():
+    model = torchvision.models.resnet18()
+    sift_mm.transform(model, 'parallel', .5)
+    with pytest.raises(ValueError, match='a Parallel layer already'):
+        sift_mm.transform(model, 'doped', .5)
+    model = torchvision.models.resnet18()
+    sift_mm.transform(model, 'wide', .5)
+    with pytest.raises(ValueError, match='a WideConv2d layer already'):
+        sift_mm.transform(model, 'wide', .5, include=['layer?.?.conv?'])
+
+
+@pytest.mark.parametrize('kwargs, words', [
+    (dict(include=['layer9.*']), "'layer9.*' matches no layer.*conv1"),
+    (dict(include='fc'), r"write \['fc'\]"),
+    (dict(family='tall'), "'wide_factorized'"),
+    (dict(sparsity=1.5), r'\[0, 1\)')])
+def test_mistakes_are_named_and_change_nothing(kwargs, words):
+    model = torchvision.models.resnet18()
+    before = list(model.state_dict())
+    with pytest.raises(ValueError, match=words):
+        sift_mm.transform(model, **dict(dict(family='parallel', sparsity=.5),
+                                        **kwargs))
+    assert list(model.state_dict()) == before
+
+
+def test_a_layer_by_itself_is_refused():
+    with pytest.raises(ValueError, match='give the one that holds it'):
+        sift_mm.transform(nn.Linear(4, 4), 'parallel', .5)
+
+
+def test_random_state_of_a_failed_transform_is_untouched():
+    # A trial of a block that does not qualify draws nothing.
+    model = Residual()
+    state = torch.get_rng_state()
+    with pytest.raises(ValueError):
+        sift_mm.transform(model, 'wide', .5)
+    assert torch.equal(state, torch.get_rng_state())
