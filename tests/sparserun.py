@@ -14,34 +14,35 @@ from mmengine.registry import HOOKS
 SPARSE = """
 custom_imports = dict(
     imports=['sift_mm', 'sparserun'], allow_failed_imports=False)
-model['backbone'].update(family='wide', sparsity=0.75)
+model['backbone'].update(family=family, sparsity=0.75)
+# Twice the mini width of 8: 16, 32, 64, 128.
+factor = 2 if 'wide' in family else 1
 optim_wrapper['type'] = 'SparseOptimWrapper'
 custom_hooks = [
     dict(type='SparseTrainingHook', interval=1, end=1.,
          drop_fraction=dict(type='Constant', initial=0.3)),
     dict(type='MaskProbe')]
 """
-# Twice the mini width of 8: 16, 32, 64, 128.
 KINDS = {
     'mmdet': """
 model['backbone'].update(type='SparseIFTResNet')
-model['neck'].update(in_channels=[16, 32, 64, 128])
+model['neck'].update(in_channels=[8 * factor * 2**i for i in range(4)])
 """,
     # DeepLabV3+ in place of FCN: dilated, and its head reads stage 1 too.
     'mmseg': """
 model['backbone'].update(type='SparseIFTResNet')
 model['decode_head'] = dict(
-    _delete_=True, type='DepthwiseSeparableASPPHead', in_channels=128,
-    in_index=3, channels=16, dilations=(1, 2), c1_in_channels=16,
+    _delete_=True, type='DepthwiseSeparableASPPHead', in_channels=64 * factor,
+    in_index=3, channels=16, dilations=(1, 2), c1_in_channels=8 * factor,
     c1_channels=8, num_classes=19, norm_cfg=dict(type='BN'),
     loss_decode=dict(type='CrossEntropyLoss'))
 model['auxiliary_head'].update(
-    in_channels=64, in_index=2, norm_cfg=dict(type='BN'))
+    in_channels=32 * factor, in_index=2, norm_cfg=dict(type='BN'))
 model['backbone']['norm_cfg'] = dict(type='BN')
 """,
     'mmpretrain': """
 model['backbone'].update(type='SparseIFTResNet_CIFAR')
-model['head'].update(in_channels=128)
+model['head'].update(in_channels=64 * factor)
 train_cfg['max_epochs'] = 3
 default_hooks['checkpoint'] = dict(type='CheckpointHook', interval=1)
 """,
@@ -49,7 +50,7 @@ default_hooks['checkpoint'] = dict(type='CheckpointHook', interval=1)
 
 
 def sparse_config(folder: Path, scope: str, data_root: Path,
-                  more: str = '') -> str:
+                  more: str = '', family: str = 'wide') -> str:
     """Writes the small sparse config of a library.
 
     Args:
@@ -57,6 +58,7 @@ def sparse_config(folder: Path, scope: str, data_root: Path,
         scope (str): 'mmdet', 'mmseg' or 'mmpretrain'.
         data_root (Path): The mini set that it reads.
         more (str): Code to add to the config.
+        family (str): Member of the family.
 
     Returns:
         str: Path of the config file.
@@ -64,7 +66,7 @@ def sparse_config(folder: Path, scope: str, data_root: Path,
     folder.mkdir(exist_ok=True)
     path = Path(write_config(folder, scope, data_root))
     with path.open('a') as stream:
-        stream.write(SPARSE + KINDS[scope] + more)
+        stream.write(f'family = {family!r}{SPARSE}{KINDS[scope]}{more}')
     return str(path)
 
 
@@ -82,6 +84,8 @@ class MaskProbe(Hook):
                          outputs=None):
         """Write, and perhaps kill."""
         digest = hashlib.sha256()
+        if runner.optim_wrapper.mask_trainer is None:
+            return  # A member without masks.
         masks = runner.optim_wrapper.mask_trainer.masks
         for mask in masks.values():
             digest.update(mask.numpy().tobytes())

@@ -42,9 +42,11 @@ class SparseIFTMixin(nn.Module):
             ``stem_channels`` are those of the dense network.
         flops (str): 'match': masks are drawn at the sparsity where the whole
             backbone has the FLOPs of the dense backbone, with a stem that is
-            wider and dense, and shortcuts that are sparse and not larger;
-            without masks, ranks are chosen so. 'nominal': masks are drawn at
-            ``sparsity``, and ranks match the layers one by one.
+            wider and dense, and shortcuts that are sparse and not larger.
+            Without masks, ranks are chosen so, at the strides of a
+            classifier, for its checkpoint to load into a dilated network.
+            'nominal': masks are drawn at ``sparsity``, and ranks match the
+            layers one by one.
         inner (str, optional): What follows an inner layer: 'none', 'norm' or
             'norm_act'. None is the authors' choice: 'none', for 'parallel'
             'norm_act' with the ImageNet and 'norm' with the CIFAR stem. The
@@ -122,7 +124,7 @@ class SparseIFTMixin(nn.Module):
         self._parent = parent
         self._dense_kwargs = dense_kwargs
         if member is not None and member.family != 'wide':
-            self._put_layers(member)
+            self._put_layers(member, kwargs)
 
     def _member(self, family: str | None, sparsity: float | None,
                 inner: str | None, sparse_factors: str | None
@@ -147,7 +149,8 @@ class SparseIFTMixin(nn.Module):
             inner = self.parallel_inner if family == 'parallel' else 'none'
         return Member(family, sparsity, inner, sparse_factors)
 
-    def _put_layers(self, member: Member) -> None:
+    def _put_layers(self, member: Member,
+                    kwargs: Mapping[str, Any]) -> None:
         """Put the layers of a member other than Wide into the network.
 
         Raises:
@@ -164,7 +167,7 @@ class SparseIFTMixin(nn.Module):
                 raise ValueError(
                     f'{name} is a {type(layer).__name__}, which family='
                     f'{member.family!r} cannot replace; set conv_cfg=None.')
-        ranks = self._ranks(member, layers)
+        ranks = self._ranks(member, layers, kwargs)
         groups = self.norm_cfg.get('num_groups', 1)
         for name, layer in layers.items():
             try:
@@ -185,22 +188,32 @@ class SparseIFTMixin(nn.Module):
         from mmcv.cnn import build_norm_layer
         return build_norm_layer(self.norm_cfg, channels)[1]
 
-    def _ranks(self, member: Member,
-               layers: Mapping[str, Any]) -> dict[str, int]:
+    def _classifiers(self, kwargs: Mapping[str, Any]) -> nn.Module:
+        """The library's ResNet of some arguments, as a classifier has it."""
+        stages = kwargs.get('num_stages', 4)
+        with torch.random.fork_rng(devices=[]):
+            return self._parent(**copy.deepcopy(dict(
+                kwargs, strides=(1, 2, 2, 2)[:stages],
+                dilations=(1, ) * stages)))
+
+    def _ranks(self, member: Member, layers: Mapping[str, Any],
+               wide_kwargs: Mapping[str, Any]) -> dict[str, int]:
         """Inner widths of the layers of a wide network without masks.
 
         Each is to have the FLOPs of the dense twin's layer, all together
-        also make up for what else has grown.
+        also make up for what else has grown. Strides and dilations are those
+        of a classifier, whatever they are here: a pretrained network has to
+        load into a segmentor.
 
         Raises:
             ValueError: If what else has grown costs more than the budget.
         """
         if member.family != 'wide_factorized':
             return {}
-        twin = self.dense_twin()
         channels = next(self.parameters()).shape[1]
-        own, dense = (count_flops(m, self.match_shape, channels)
-                      for m in (self, twin))
+        own, dense = (
+            count_flops(self._classifiers(kwargs), self.match_shape, channels)
+            for kwargs in (wide_kwargs, self._dense_kwargs))
         exact, costs = {}, {}
         for name, layer in layers.items():
             fan_in, fan_out, _ = size_of(layer)

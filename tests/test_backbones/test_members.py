@@ -1,0 +1,242 @@
+"""The members that put other layers into the libraries' ResNets."""
+
+import copy
+
+import pytest
+import torch
+from mmdet.registry import MODELS as DET
+from mmpretrain.registry import MODELS as CLS
+from mmseg.registry import MODELS as SEG
+from torch import nn
+from torch.nn import functional as F
+
+from sift_mm.isoflop import factorized_rank
+from sift_mm.layers import Composite, Doped, Factorized, Parallel
+
+LIBRARIES = [pytest.param(DET, 'SparseIFTResNet', id='mmdet'),
+             pytest.param(SEG, 'SparseIFTResNet', id='mmseg'),
+             pytest.param(CLS, 'SparseIFTResNet', id='mmpretrain'),
+             pytest.param(CLS, 'SparseIFTResNet_CIFAR', id='cifar')]
+LAYERS = dict(parallel=Parallel, factorized=Factorized, doped=Doped,
+              wide_factorized=Factorized)
+
+
+def build(registry=SEG, name='SparseIFTResNet', seed=0, **kwargs):
+    torch.manual_seed(seed)
+    model = registry.build(dict(dict(
+        type=name, depth=18, base_channels=16, stem_channels=16,
+        sparsity=.75), **kwargs))
+    model.init_weights()
+    return model
+
+
+def layers_of(model):
+    # A Doped layer has a Factorized one inside.
+    return {n: m for n, m in model.named_modules()
+            if isinstance(m, Composite) and not n.endswith('low_rank')}
+
+
+@pytest.mark.parametrize('depth, convs', [(18, 16), (50, 48)])
+@pytest.mark.parametrize('family', LAYERS)
+@pytest.mark.parametrize('registry, name', LIBRARIES)
+def test_all_convolutions_of_the_branches_are_replaced(
+        registry, name, family, depth, convs):
+    model = build(registry, name, family=family, depth=depth)
+    found = layers_of(model)
+    shortcuts = 3 if depth == 18 else 4
+    whole = family == 'wide_factorized'
+    assert len(found) == convs + shortcuts * whole
+    assert all(isinstance(m, LAYERS[family]) for m in found.values())
+    assert type(model.conv1) is nn.Conv2d
+    assert ('layer2.0.downsample.0' in found) == whole
+    sparse = model.sparse_parameter_names()
+    assert len(sparse) == dict(
+        parallel=4 * convs + shortcuts, factorized=2 * convs + shortcuts,
+        doped=convs + shortcuts, wide_factorized=0)[family]
+    assert set(sparse) <= dict(model.named_parameters()).keys()
+    model.train()
+    out = model(torch.rand(2, 3, 64, 64))
+    assert [x.shape[1] for x in out] == model.out_channels
+    sum(x.square().mean() for x in out).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize('name, norm_act', [('SparseIFTResNet', True),
+                                            ('SparseIFTResNet_CIFAR', False)])
+def test_parallel_blocks_are_the_authors(name, norm_act):
+    # CIFAR: relu(sum BN(conv)); ImageNet: relu(sum relu(BN(conv))). No norm
+    # behind the sum.
+    model = build(CLS, name, family='parallel', sparsity=.5)
+    block = model.layer2[0]
+    state = {k: v.double() for k, v in block.state_dict().items()}
+    block.double().train()
+    x = torch.rand(4, 16, 8, 8, dtype=torch.float64)
+
+    def branches(x, conv, stride):
+        total = 0
+        for i in range(2):
+            out = F.conv2d(x, state[f'{conv}.layers.{i}.weight'], None,
+                           stride, 1)
+            out = F.batch_norm(out, None, None,
+                               state[f'{conv}.norms.{i}.weight'],
+                               state[f'{conv}.norms.{i}.bias'], True)
+            total = total + (out.relu() if norm_act else out)
+        return total
+
+    shortcut = F.batch_norm(
+        F.conv2d(x, state['downsample.0.weight'], None, 2), None, None,
+        state['downsample.1.weight'], state['downsample.1.bias'], True)
+    expected = branches(x, 'conv1', 2).relu()
+    expected = (branches(expected, 'conv2', 1) + shortcut).relu()
+    assert expected.mean() > .1
+    torch.testing.assert_close(block(x), expected)
+
+
+@pytest.mark.parametrize('inner', ['none', 'norm', 'norm_act'])
+@pytest.mark.parametrize('family', LAYERS)
+def test_the_inner_layer_is_an_option(family, inner):
+    model = build(family=family, inner=inner)
+    for name, layer in layers_of(model).items():
+        assert layer.inner == inner
+        block, _, conv = name.rpartition('.')
+        behind = model.get_submodule(block)
+        if family == 'parallel' and 'downsample' not in name:
+            # The block's own norm is there only if no branch has one.
+            kind = nn.BatchNorm2d if inner == 'none' else nn.Identity
+            assert type(getattr(behind, f'norm{conv[-1]}')) is kind
+
+
+def test_only_u_sparse():
+    model = build(family='factorized', sparse_factors='u')
+    layer = model.layer1[0].conv1
+    rank = factorized_rank(9 * 16, 16, .75, 'u')
+    assert layer.u.weight.shape == (rank, 16, 3, 3)
+    names = model.sparse_parameter_names()
+    assert 'layer1.0.conv1.u.weight' in names
+    assert not any('.v.' in n for n in names)
+
+
+@pytest.mark.parametrize('family', LAYERS)
+@pytest.mark.parametrize('kwargs', [
+    dict(deep_stem=True), dict(depth=50, avg_down=True),
+    dict(dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1)),
+    dict(depth=50, dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1),
+         contract_dilation=True, multi_grid=(1, 2, 4)),
+    dict(norm_cfg=dict(type='GN', num_groups=4), inner='norm'),
+    dict(norm_cfg=dict(type='SyncBN', requires_grad=True), inner='norm'),
+    dict(style='caffe', depth=50), dict(in_channels=6)])
+def test_the_parents_options_keep_working(family, kwargs):
+    kwargs = copy.deepcopy(kwargs)
+    channels = kwargs.get('in_channels', 3)
+    model = build(family=family, **kwargs)
+    if kwargs.get('norm_cfg', {}).get('type') == 'SyncBN':
+        norms = [m for m in model.modules()
+                 if isinstance(m, nn.SyncBatchNorm)]
+        assert len(norms) > 20  # Inner ones too.
+        model.eval()  # In training they want a GPU.
+    twin = model.dense_twin()
+    x = torch.rand(2, channels, 64, 64)
+    wide = 2 if family == 'wide_factorized' else 1
+    for ours, theirs in zip(model(x), twin(x), strict=True):
+        assert ours.shape[2:] == theirs.shape[2:]
+        assert ours.shape[1] == wide * theirs.shape[1]
+    for name, layer in layers_of(model).items():
+        old = twin.get_submodule(name)
+        assert (layer.stride, layer.dilation) == (old.stride, old.dilation)
+
+
+@pytest.mark.parametrize('family', LAYERS)
+def test_checkpointing_changes_nothing(family):
+    x = torch.rand(2, 3, 64, 64, requires_grad=True)
+    grads = []
+    for with_cp in (False, True):
+        model = build(family=family, with_cp=with_cp, zero_init_residual=False)
+        model.train()
+        sum(o.square().mean() for o in model(x)).backward()
+        grads.append({n: p.grad for n, p in model.named_parameters()})
+    for name, grad in grads[0].items():
+        torch.testing.assert_close(grad, grads[1][name])
+
+
+@pytest.mark.parametrize('family', LAYERS)
+@pytest.mark.parametrize('registry, name', LIBRARIES)
+def test_frozen_stages_are_frozen(registry, name, family):
+    model = build(registry, name, family=family, frozen_stages=2)
+    model.train()
+    for key, parameter in model.named_parameters():
+        frozen = key.startswith(('conv1', 'bn1', 'layer1', 'layer2'))
+        assert parameter.requires_grad != frozen, key
+    assert not any(m.training for m in model.layer2.modules())
+    assert model.layer3[0].conv1.training
+
+
+@pytest.mark.parametrize('family', LAYERS)
+def test_the_three_libraries_build_the_same_network(family):
+    x = torch.rand(1, 3, 64, 64)
+    models = [build(registry, family=family)
+              for registry in (CLS, DET, SEG)]
+    outs = []
+    for model in models:
+        model.load_state_dict(models[0].state_dict(), strict=True)
+        model.eval()
+        outs.append(model(x)[-1])
+    torch.testing.assert_close(outs[0], outs[1])
+    torch.testing.assert_close(outs[0], outs[2])
+
+
+@pytest.mark.parametrize('registry, name', LIBRARIES)
+def test_blocks_start_as_the_identity(registry, name):
+    # As the parent's do: its last norm starts at 0. Where a ReLU is behind
+    # the norms of the branches, they would be stuck there.
+    x = torch.rand(2, 16, 8, 8)
+    for inner, identity in [('none', True), ('norm', True),
+                            ('norm_act', False)]:
+        model = build(registry, name, family='parallel', inner=inner)
+        model.train()
+        assert torch.equal(model.layer1[1](x), x) == identity
+        model = build(registry, name, family='parallel', inner=inner,
+                      zero_init_residual=False)
+        assert not torch.equal(model.layer1[1](x), x)
+
+
+def test_inner_layers_are_not_drawn_by_the_librarys_rule():
+    # By Kaiming's rule, fan_out, V's variance would be 2 / 16.
+    model = build(family='factorized', base_channels=32, inner='norm_act')
+    layer = model.layer3[1].conv1
+    rank = layer.v.in_channels
+    # F scale^2 = 2 (fan_in over fan_out), over m r density of 1/2 and 1/4.
+    assert layer.v.weight.var().item() == pytest.approx(
+        2 / (.5 * rank * .25), rel=.1)
+    assert layer.u.weight.var().item() == pytest.approx(
+        1 / (9 * 128 * .25), rel=.1)
+
+
+@pytest.mark.parametrize('family', LAYERS)
+@pytest.mark.parametrize('registry, name', LIBRARIES)
+def test_pretrained_weights_are_kept(registry, name, family, tmp_path):
+    path = str(tmp_path / 'model.pth')
+    saved = build(registry, name, family=family, seed=1)
+    torch.save(dict(state_dict=saved.state_dict()), path)
+    loaded = build(registry, name, family=family, init_cfg=dict(
+        type='Pretrained', checkpoint=path))
+    for key, value in saved.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[key]), key
+
+
+@pytest.mark.parametrize('kwargs, words', [
+    (dict(family='parallel', sparsity=.2), 'layer1.0.conv1: .*1/3 or more'),
+    (dict(family='doped', base_channels=1, sparsity=.1),
+     'layer1.0.conv1: .*larger sparsity'),
+    (dict(family='wide', inner='norm'), 'no inner layers'),
+    (dict(family='parallel', sparse_factors='u'), 'no factors'),
+    (dict(family=None, sparsity=None, inner='norm'), 'without a family'),
+    (dict(family='factorized', conv_cfg=dict(type='ConvWS')),
+     'ConvWS2d.*conv_cfg=None'),
+    (dict(family='wide', sparsity=.5, base_channels=64,
+          norm_cfg=dict(type='GN', num_groups=32)),
+     '32 groups do not divide the width of 90'),
+    (dict(family='wide_factorized', sparsity=.9, base_channels=2,
+          stem_channels=64), "flops='nominal'")])
+def test_mistakes_get_a_sentence(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        build(**kwargs)

@@ -1,0 +1,128 @@
+"""Every member of the family in runs of the three libraries."""
+
+import json
+import re
+
+import pytest
+import torch
+from mmdet.registry import MODELS as DET
+from mmpretrain.registry import MODELS as CLS
+from mmseg.registry import MODELS as SEG
+from sparserun import sparse_config
+
+from sift_mm.isoflop import FAMILIES
+from tools import test as test_tool
+from tools import train as train_tool
+
+
+def load(path):
+    # As weights_only loading has it: tensors, numbers, strings and dicts.
+    return torch.load(path, weights_only=False, map_location='cpu')
+
+
+def final(work_dir):
+    return load((work_dir / 'last_checkpoint').read_text())
+
+
+def train(config, work_dir, *options):
+    train_tool.main([config, '--work-dir', str(work_dir), *options])
+    return final(work_dir)
+
+
+def assert_masked(checkpoint, records):
+    """Counts never change, and weights outside the masks are zero."""
+    masks = checkpoint['sparse_training']['masks']
+    counts = {name: int(mask.sum()) for name, mask in masks.items()}
+    assert len(records) > 1
+    for record in records:
+        assert record['counts'] == counts
+    for name, mask in masks.items():
+        weight = checkpoint['state_dict'][name]
+        assert weight[mask].any() and not weight[~mask].any()
+    budget = checkpoint['sparse_training']['budget']
+    assert budget['nominal'] == .75
+    # Narrow layers of few weights: a thousandth is one of them.
+    assert budget['flops_ratio'] == pytest.approx(1, abs=1e-3)
+    density = sum(counts.values()) / sum(m.numel() for m in masks.values())
+    assert density == pytest.approx(1 - budget['sparsity'], abs=1e-3)
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+@pytest.mark.parametrize('algorithm', ['Static', 'SET', 'RigL'])
+@pytest.mark.parametrize('family', [f for f in FAMILIES
+                                    if f != 'wide_factorized'])
+def test_members_train_with_every_algorithm(scope, algorithm, family, data,
+                                            tmp_path):
+    config = sparse_config(
+        tmp_path / 'c', scope, data[scope],
+        f"custom_hooks[0]['algorithm'] = '{algorithm}'\n", family)
+    checkpoint = train(config, tmp_path / 'run')
+    records = [json.loads(line) for line in
+               (tmp_path / 'run/masks_0.txt').read_text().splitlines()]
+    assert_masked(checkpoint, records)
+    moved = len({r['digest'] for r in records})
+    assert moved == (1 if algorithm == 'Static' else len(records))
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_wide_factorized_trains_without_masks(scope, data, tmp_path):
+    config = sparse_config(tmp_path / 'c', scope, data[scope],
+                           family='wide_factorized')
+    checkpoint = train(config, tmp_path / 'run')
+    assert 'sparse_training' not in checkpoint
+    log = next((tmp_path / 'run').glob('*/*.log')).read_text()
+    ratio = re.search(r'needs no masks: its FLOPs are ([\d.]+) of', log)[1]
+    if scope != 'mmseg':  # Its ranks are those of a classifier's strides.
+        assert float(ratio) == pytest.approx(1, abs=.02)  # Of rank 1 to 10.
+    # Neither hook nor wrapper is needed.
+    config = sparse_config(tmp_path / 'c', scope, data[scope],
+                           "custom_hooks = []\noptim_wrapper['type'] = "
+                           "'OptimWrapper'\n", family='wide_factorized')
+    other = train(config, tmp_path / 'plain')
+    for key, value in checkpoint['state_dict'].items():
+        assert torch.equal(value, other['state_dict'][key]), key
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_members_resume_evaluate_and_load_downstream(family, data, tmp_path):
+    config = sparse_config(tmp_path / 'c', 'mmpretrain', data['mmpretrain'],
+                           family=family)
+    whole = train(config, tmp_path / 'whole')
+    resumed = train(config, tmp_path / 'resumed', '--resume',
+                    str(tmp_path / 'whole/epoch_1.pth'))
+    for key, value in whole['state_dict'].items():
+        assert torch.equal(value, resumed['state_dict'][key]), key
+    if family != 'wide_factorized':
+        for name, mask in whole['sparse_training']['masks'].items():
+            assert torch.equal(
+                mask, resumed['sparse_training']['masks'][name]), name
+    assert test_tool.main([
+        config, (tmp_path / 'whole/last_checkpoint').read_text(),
+        '--work-dir', str(tmp_path / 'test')])
+
+    # The backbone of a classifier is that of a detector and a segmentor.
+    state = {k.removeprefix('backbone.'): v
+             for k, v in whole['state_dict'].items()
+             if k.startswith('backbone.')}
+    kwargs = dict(type='SparseIFTResNet', depth=18, base_channels=8,
+                  stem_channels=8, family=family, sparsity=.75, inner='norm'
+                  if family == 'parallel' else None)
+    x = torch.rand(1, 3, 64, 64)
+    outs = []
+    for library in (DET, SEG):
+        backbone = library.build(dict(
+            kwargs, init_cfg=dict(type='Pretrained', prefix='backbone.',
+                                  checkpoint=str(tmp_path /
+                                                 'whole/epoch_3.pth'))))
+        backbone.init_weights()
+        for key, value in backbone.state_dict().items():
+            if key != 'conv1.weight':  # 7 x 7 here, 3 x 3 there.
+                assert torch.equal(value, state[key]), key
+        torch.nn.init.constant_(backbone.conv1.weight, .01)
+        backbone.eval()
+        with torch.no_grad():
+            outs.append(backbone(x)[-1])
+    torch.testing.assert_close(*outs)
+    # With the stem it was trained with, everything fits.
+    plain = CLS.build(dict(kwargs, type='SparseIFTResNet_CIFAR'))
+    plain.load_state_dict(state, strict=True)
