@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..analysis import count_flops
-from ..isoflop import factor_densities, spread_ranks, wide_width
+from ..analysis import FlopCount, count_flops
+from ..isoflop import wide_width
 from ..layers import Composite, Member, Parallel
-from ..layers.dense import kaiming_scale, plain_type, put, size_of
+from ..layers.dense import kaiming_scale, plain_type, put
+from .ranks import ranks_for
 
 # Convolutions of the residual blocks and their shortcuts. The stem, norms
 # and what plugins bring along stay dense.
@@ -110,11 +111,7 @@ class SparseIFTMixin(nn.Module):
         kwargs.update(kwargs.pop('kwargs', {}))
         dense_kwargs = copy.deepcopy(kwargs)
         if member is not None and member.widens:
-            base = kwargs.get('base_channels', 64)
-            stem = kwargs.get('stem_channels', self.dense_stem_channels)
-            kwargs['base_channels'] = wide_width(base, member.sparsity)
-            if stem is not None:
-                kwargs['stem_channels'] = wide_width(stem, member.sparsity)
+            kwargs = self._widened(kwargs, member.sparsity)
             _check_groups(kwargs.get('norm_cfg'), kwargs['base_channels'])
         super().__init__(**kwargs)
         self.member = member
@@ -188,56 +185,65 @@ class SparseIFTMixin(nn.Module):
         from mmcv.cnn import build_norm_layer
         return build_norm_layer(self.norm_cfg, channels)[1]
 
-    def _classifiers(self, kwargs: Mapping[str, Any]) -> nn.Module:
-        """The library's ResNet of some arguments, as a classifier has it."""
-        stages = kwargs.get('num_stages', 4)
-        with torch.random.fork_rng(devices=[]):
-            return self._parent(**copy.deepcopy(dict(
-                kwargs, strides=(1, 2, 2, 2)[:stages],
-                dilations=(1, ) * stages)))
+    def _ranks(self, member: Member, layers: Mapping[str, nn.Module],
+               kwargs: Mapping[str, Any]) -> dict[str, int]:
+        """Ranks that do not follow from a layer alone.
 
-    def _ranks(self, member: Member, layers: Mapping[str, Any],
-               wide_kwargs: Mapping[str, Any]) -> dict[str, int]:
-        """Inner widths of the layers of a wide network without masks.
-
-        Each is to have the FLOPs of the dense twin's layer, all together
-        also make up for what else has grown. Strides and dilations are those
-        of a classifier, whatever they are here: a pretrained network has to
-        load into a segmentor.
-
-        Raises:
-            ValueError: If what else has grown costs more than the budget.
+        Strides and dilations are those of a classifier, whatever they are
+        here: a pretrained network has to load into a segmentor.
         """
         if member.family != 'wide_factorized':
             return {}
-        channels = next(self.parameters()).shape[1]
-        own, dense = (
-            count_flops(self._classifiers(kwargs), self.match_shape, channels)
-            for kwargs in (wide_kwargs, self._dense_kwargs))
-        exact, costs = {}, {}
-        for name, layer in layers.items():
-            fan_in, fan_out, _ = size_of(layer)
-            density_u, density_v = factor_densities(member.sparsity,
-                                                    member.factors)
-            positions = own.by_module[name] / (fan_in * fan_out)
-            costs[name] = positions * (density_u * fan_in +
-                                       density_v * fan_out)
-            exact[name] = dense.by_module[name] / costs[name]
-        step = self.norm_cfg.get('num_groups', 1)
-        step = step if member.inner != 'none' else 1
-        if self.flops == 'nominal' or member.factors != 'none':
-            return {name: math.ceil(rank / step - 1e-9) * step
-                    for name, rank in exact.items()}
-        rest = own.total - sum(own.by_module[name] for name in layers)
-        share = (dense.total - rest) / sum(dense.by_module[name]
-                                           for name in layers)
-        if share <= 0:
-            raise ValueError(
-                f'Stem and norms alone cost {rest / dense.total:.3g} of the '
-                f'dense FLOPs at sparsity {member.sparsity}; the nearest that '
-                "can meet them is a smaller sparsity or flops='nominal'.")
-        return spread_ranks({n: share * r for n, r in exact.items()}, costs,
-                            step)
+        stages = kwargs.get('num_stages', 4)
+        usual = dict(strides=(1, 2, 2, 2)[:stages], dilations=(1, ) * stages)
+        groups = self.norm_cfg.get('num_groups', 1)
+        wide, dense = (self._count(dict(k, **usual))
+                       for k in (kwargs, self._dense_kwargs))
+        try:
+            return ranks_for(layers, member, wide, dense,
+                             self.flops == 'match',
+                             groups if member.inner != 'none' else 1)
+        except ValueError as error:
+            raise ValueError(f'{error} {self.advice(**usual)}') from None
+
+    def _count(self, kwargs: Mapping[str, Any]) -> FlopCount:
+        """FLOPs of the library's ResNet of some arguments."""
+        with torch.random.fork_rng(devices=[]):
+            model = self._parent(**copy.deepcopy(dict(kwargs)))
+        channels = next(model.parameters()).shape[1]
+        return count_flops(model, self.match_shape, channels)
+
+    def advice(self, **kwargs: Any) -> str:
+        """What to do where a wider stem costs more than the whole budget.
+
+        Args:
+            **kwargs: Arguments of the library's ResNet to be changed.
+
+        Returns:
+            str: A sentence with the nearest sparsity that can be met.
+        """
+        dense_kwargs = dict(self._dense_kwargs, **kwargs)
+        budget = self._count(dense_kwargs).total
+        low, high = 0, math.ceil(100 * self.sparsity)  # hundredths
+        while high - low > 1:
+            middle = (low + high) // 2
+            wide = self._count(self._widened(dense_kwargs, middle / 100))
+            rest = wide.total - sum(
+                flops for name, flops in wide.by_module.items()
+                if _BRANCH.fullmatch(name) or _SHORTCUT.fullmatch(name))
+            low, high = (middle, high) if rest < budget else (low, middle)
+        return (f'The nearest sparsity that can meet it is {low / 100}; set '
+                "it, or flops='nominal'.")
+
+    def _widened(self, kwargs: Mapping[str, Any],
+                 sparsity: float) -> dict[str, Any]:
+        """Arguments of the wider network."""
+        base = kwargs.get('base_channels', 64)
+        stem = kwargs.get('stem_channels', self.dense_stem_channels)
+        wide = dict(kwargs, base_channels=wide_width(base, sparsity))
+        if stem is not None:
+            wide['stem_channels'] = wide_width(stem, sparsity)
+        return wide
 
     def init_weights(self) -> None:
         """Initialise as the library does, inner layers as they should be.
@@ -259,15 +265,6 @@ class SparseIFTMixin(nn.Module):
         for layer in last.values():
             if self.zero_init_residual and isinstance(layer, Parallel):
                 layer.zero_norms()
-
-    def sibling(self, sparsity: float) -> 'SparseIFTMixin':
-        """The backbone of another sparsity, everything else alike."""
-        assert self.member is not None
-        with torch.random.fork_rng(devices=[]):
-            return type(self)(
-                **copy.deepcopy(self._dense_kwargs), family=self.family,
-                sparsity=sparsity, flops=self.flops, inner=self.member.inner,
-                sparse_factors=self.member.sparse_factors)
 
     @property
     def out_channels(self) -> list[int]:

@@ -1,6 +1,5 @@
 """The masks of a run: on what, and how many weights, for equal FLOPs."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -141,7 +140,9 @@ def plan_masks(model: nn.Module,
             solved = solve_sparsity(
                 lambda s: cost(distribution.densities(shapes, s)), budget)
         except ValueError as error:
-            raise ValueError(f'{error} {_advice(backbone)}') from None
+            advice = (backbone.advice() if backbone.family == 'wide' else
+                      "Mask more layers, or set flops='nominal'.")
+            raise ValueError(f'{error} {advice}') from None
     counts = distribution.counts(shapes, solved)
     plan = MaskPlan(parameters, counts, nominal, solved, None)
     return replace(plan, ratio=cost(plan.densities) / budget)
@@ -158,21 +159,3 @@ def backbone_flops(backbone: SparseIFTMixin) -> tuple[FlopCount, float]:
     channels = next(backbone.parameters()).shape[1]
     return (count_flops(backbone, shape, channels),
             count_flops(backbone.dense_twin(), shape, channels).total)
-
-
-def _advice(backbone: SparseIFTMixin) -> str:
-    """What to do about a budget that masks cannot meet."""
-    low, high = 0, math.ceil(100 * backbone.sparsity)  # hundredths
-    while backbone.family == 'wide' and high - low > 1:
-        middle = (low + high) // 2
-        sibling = backbone.sibling(middle / 100)
-        own, budget = backbone_flops(sibling)
-        masked = dict.fromkeys(sibling.sparse_parameter_names(), 0.)
-        if own.sparse(masked) < budget:
-            low = middle
-        else:
-            high = middle
-    if low:
-        return (f'The nearest sparsity that can meet it is {low / 100}; set '
-                "it, or flops='nominal'.")
-    return "Mask more layers, or set flops='nominal'."

@@ -71,7 +71,7 @@ def consumer_channels(model: Any,
         return []
     checks: list[tuple[str, Any, Any]] = []
     for key in ('decode_head', 'auxiliary_head'):
-        reader = getattr(model, key, None)
+        reader: Any = getattr(model, key, None)
         several = isinstance(reader, nn.ModuleList)
         for i, one in enumerate(reader if several else [reader]):
             checks += _segmentation_head(f'{key}.{i}' if several else key,

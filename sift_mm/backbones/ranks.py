@@ -1,0 +1,54 @@
+"""Ranks of a Sparse Wide Factorized network, from its FLOPs."""
+
+import math
+from collections.abc import Mapping
+
+from torch import nn
+
+from ..analysis import FlopCount
+from ..isoflop import factor_densities, spread_ranks
+from ..layers import Member
+from ..layers.dense import size_of
+
+
+def ranks_for(layers: Mapping[str, nn.Module], member: Member,
+              wide: FlopCount, dense: FlopCount, match: bool,
+              multiple: int) -> dict[str, int]:
+    """Inner widths at which wide factorized layers cost what dense ones do.
+
+    Args:
+        layers (Mapping[str, nn.Module]): Layers of the wide network by name,
+            before they are factorised.
+        member (Member): The member, 'wide_factorized'.
+        wide (FlopCount): FLOPs of the wide network as it is.
+        dense (FlopCount): Those of its dense twin.
+        match (bool): Whether all layers together are to make up for what
+            else has grown, the stem; else each has the FLOPs of its dense
+            layer, rounded up.
+        multiple (int): Ranks are multiples of this.
+
+    Returns:
+        dict[str, int]: Ranks by name.
+
+    Raises:
+        ValueError: If what else has grown costs more than the dense network.
+    """
+    density_u, density_v = factor_densities(member.sparsity, member.factors)
+    exact, costs = {}, {}
+    for name, layer in layers.items():
+        fan_in, fan_out, _ = size_of(layer)
+        positions = wide.by_module[name] / (fan_in * fan_out)
+        costs[name] = positions * (density_u * fan_in + density_v * fan_out)
+        exact[name] = dense.by_module[name] / costs[name]
+    # Masks, where there are any, make up for the rest.
+    if not match or member.factors != 'none':
+        return {name: math.ceil(rank / multiple - 1e-9) * multiple
+                for name, rank in exact.items()}
+    rest = wide.total - sum(wide.by_module[name] for name in layers)
+    share = (dense.total - rest) / sum(dense.by_module[name]
+                                       for name in layers)
+    if share <= 0:
+        raise ValueError(f'At sparsity {member.sparsity} the wider stem alone '
+                         f'costs {rest / dense.total:.3g} of the dense FLOPs.')
+    return spread_ranks({n: share * r for n, r in exact.items()}, costs,
+                        multiple)
