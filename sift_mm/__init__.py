@@ -8,9 +8,10 @@ PyTorch.
 
 from importlib.util import find_spec
 
+from . import deploy
 from .layers import transform
 
-__all__ = ['transform']
+__all__ = ['deploy', 'transform']
 __version__ = '0.1.0'
 
 if find_spec('mmengine') is not None:

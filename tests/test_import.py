@@ -26,6 +26,7 @@ def run(absent, code):
 def test_mask_training_needs_only_pytorch():
     done = run({'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'},
                'import sift_mm.sparsity, sift_mm.analysis, sift_mm.isoflop\n'
+               'assert sift_mm.transform and sift_mm.deploy.fold\n'
                'assert "mmengine" not in sys.modules\n')
     assert done.returncode == 0, done.stderr
 

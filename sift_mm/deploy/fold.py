@@ -44,8 +44,8 @@ class FoldReport:
     kept: dict[str, str]
 
     def __str__(self) -> str:
-        lines = [f'{len(self.folded)} composites and {len(self.norms)} norms '
-                 f'folded, {len(self.kept)} modules kept.']
+        lines = [f'Composites folded: {len(self.folded)}, norms folded: '
+                 f'{len(self.norms)}, kept: {len(self.kept)}']
         lines += [f'  {name}: {what}' for name, what in self.folded.items()]
         lines += [f'  {name}: norm, folded' for name in self.norms]
         lines += [f'  {name}: kept, {why}' for name, why in self.kept.items()]
@@ -251,10 +251,11 @@ def _doubt(parent: nn.Module, layer: nn.Module | None, norm: nn.Module,
         places (Counter): In how many places a module is registered.
     """
     kind, order = type(parent).__name__, getattr(parent, 'order', None)
-    if layer is None or plain_type(layer) is None:
-        follows = 'nothing' if layer is None else type(layer).__name__
-        return ('the module before it is no plain convolution or linear '
-                f'layer but {follows}')
+    if layer is None:
+        return f'it is the first in its {kind}'
+    if plain_type(layer) is None:
+        return (f'the {type(layer).__name__} before it is no plain '
+                'convolution or linear layer')
     if isinstance(parent, (nn.ModuleList, nn.ModuleDict)):
         return f'a {kind} does not say what runs after what'
     if isinstance(order, (list, tuple)) and (

@@ -5,11 +5,13 @@ import pytest
 import torch
 import torchvision
 from mmcv.cnn import ConvModule
+from mmcv.cnn.bricks import wrappers
 from torch import nn
 from torch.nn.utils import parametrizations
 
 from sift_mm.deploy import FoldReport, fold
 from sift_mm.layers import Composite, Doped, Factorized, Parallel
+from sift_mm.layers.wide import WideConv2d
 
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 MAKE = {
@@ -42,7 +44,7 @@ def trained(model):
             if module.weight is not None:
                 module.weight.uniform_(0.5, 1.5)
                 module.bias.uniform_(-1, 1)
-        elif getattr(module, 'bias', None) is not None:
+        elif isinstance(getattr(module, 'bias', None), torch.Tensor):
             module.bias.uniform_(-1, 1)
     model.eval()  # OpenMMLab's backbones return nothing here.
     return model
@@ -389,11 +391,11 @@ def test_composites_only():
     assert not report.norms and not report.kept
 
 
-def test_mmcv_layers_keep_their_kind():
-    from mmcv.cnn.bricks.wrappers import Conv2d
-    model = trained(nn.Sequential(Conv2d(4, 6, 3), nn.BatchNorm2d(6)))
+@pytest.mark.parametrize('kind', [wrappers.Conv2d, WideConv2d])
+def test_layers_that_work_as_plain_ones_keep_their_kind(kind):
+    model = trained(nn.Sequential(kind(4, 6, 3), nn.BatchNorm2d(6)))
     assert assert_folds_to_the_same(model, torch.randn(2, 4, 5, 5)).norms
-    assert type(model[0]) is Conv2d
+    assert type(model[0]) is kind
 
 
 class Activated(nn.BatchNorm2d):
@@ -430,7 +432,7 @@ class Ordered(nn.Sequential):
     (nn.Sequential(nn.ConvTranspose2d(4, 4, 3), nn.Identity(),
                    nn.BatchNorm2d(4)), 'ConvTranspose2d'),
     (nn.Sequential(nn.Identity(), nn.Identity(), nn.BatchNorm2d(4)),
-     'nothing'),
+     'the first in its Sequential'),
     (nn.Sequential(nn.Conv2d(4, 4, 3), nn.Identity(),
                    nn.BatchNorm2d(4, track_running_stats=False)),
      'no running statistics'),
@@ -610,7 +612,7 @@ def test_the_report_reads_well():
     report = FoldReport({'a': 'Parallel of 2 branches -> Linear(2, 1)'},
                         ['b'], {'c': 'of a reason'})
     assert str(report) == (
-        '1 composites and 1 norms folded, 1 modules kept.\n'
+        'Composites folded: 1, norms folded: 1, kept: 1\n'
         '  a: Parallel of 2 branches -> Linear(2, 1)\n'
         '  b: norm, folded\n'
         '  c: kept, of a reason')
