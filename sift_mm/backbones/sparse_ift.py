@@ -274,6 +274,11 @@ class SparseIFTMixin(nn.Module):
         return [self.base_channels * owner.expansion * 2**i
                 for i in self.out_indices]
 
+    @property
+    def dense_base_channels(self) -> int:
+        """Width of the dense twin's first stage."""
+        return self._dense_kwargs.get('base_channels', 64)
+
     def sparse_parameter_names(self) -> list[str]:
         """Names of the weights that masks go on; none at family=None."""
         if self.family is None:

@@ -26,8 +26,9 @@ class MaskPlan:
         counts (dict[str, int]): Active weights of each.
         nominal (float): The sparsity as written.
         sparsity (float): That the masks are drawn at.
-        ratio (float, optional): FLOPs of the Sparse-IFT backbone over those
-            of its dense twin; None without such a backbone.
+        ratio (float, optional): FLOPs of the Sparse-IFT backbone, with its
+            classifier if it has one, over those of its dense twin; None
+            without such a backbone.
     """
 
     parameters: dict[str, nn.Parameter]
@@ -126,11 +127,13 @@ def plan_masks(model: nn.Module,
                         nominal, nominal, None)
     prefix, backbone = found
     own, budget = backbone_flops(backbone)
+    classifier, dense_classifier = _classifier_flops(model, backbone)
+    budget += dense_classifier
 
     def cost(densities: dict[str, float]) -> float:
-        return own.sparse({name.removeprefix(prefix): density
-                           for name, density in densities.items()
-                           if name.startswith(prefix)})
+        return classifier + own.sparse({
+            name.removeprefix(prefix): density
+            for name, density in densities.items() if name.startswith(prefix)})
 
     solved = nominal
     # An explicit distribution does not listen to the sparsity.
@@ -159,3 +162,18 @@ def backbone_flops(backbone: SparseIFTMixin) -> tuple[FlopCount, float]:
     channels = next(backbone.parameters()).shape[1]
     return (count_flops(backbone, shape, channels),
             count_flops(backbone.dense_twin(), shape, channels).total)
+
+
+def _classifier_flops(model: nn.Module,
+                      backbone: SparseIFTMixin) -> tuple[float, float]:
+    """FLOPs of a linear classifier on the backbone, and of its dense twin's.
+
+    It grows with the features. Necks and heads of detectors and segmentors
+    are left out: their FLOPs depend on the image otherwise than a backbone's.
+    """
+    layer = getattr(getattr(model, 'head', None), 'fc', None)
+    width = backbone.out_channels[-1]
+    if not isinstance(layer, nn.Linear) or layer.in_features != width:
+        return 0, 0
+    flops = 2 * width * layer.out_features
+    return flops, flops * backbone.dense_base_channels / backbone.base_channels

@@ -146,7 +146,7 @@ class SparseTrainingHook(Hook):
         if not plan.parameters:
             runner.logger.info(
                 'The backbone needs no masks: its FLOPs are '
-                f'{plan.ratio:.5f} of the dense backbone without them.')
+                f'{plan.ratio:.6f} of the dense one without them.')
             return
         # runner.seed differs between ranks under diff_rank_seed.
         seed = [runner.seed if self.seed is None else self.seed]
@@ -168,8 +168,8 @@ class SparseTrainingHook(Hook):
                    f'{density(masks):.6f}')
         if plan.ratio is not None:
             self._budget['flops_ratio'] = plan.ratio
-            message += (f', backbone FLOPs {plan.ratio:.6f} of the dense '
-                        'backbone')
+            message += (f', FLOPs of the backbone (with a classifier, if it '
+                        f'has one) {plan.ratio:.6f} of the dense one')
         runner.logger.info(message)
 
     def plan(self, model: nn.Module) -> MaskPlan:

@@ -43,6 +43,27 @@ def test_resnet18_against_a_count_by_hand(family, density):
     assert found.ratio == pytest.approx(1, abs=1e-5)
 
 
+def test_a_classifier_grows_along_and_is_matched_too():
+    model = MODELS.build(dict(
+        type='ImageClassifier', neck=dict(type='GlobalAveragePooling'),
+        head=dict(type='LinearClsHead', num_classes=10000, in_channels=1024),
+        backbone=dict(type='SparseIFTResNet', depth=18, family='wide',
+                      sparsity=.75)))
+    found = plan_masks(model, Uniform())
+    # 1024 in place of 512 features, to 10,000 classes: 5.12 MMACs more.
+    density = (CONVS + SHORTCUTS - STEM - 512 * 10000) / (
+        4 * (CONVS + SHORTCUTS))
+    assert found.sparsity == pytest.approx(1 - density, abs=1e-9)
+    whole, backbone = (count_flops(m, (224, 224), **kw).sparse({
+        name.removeprefix(prefix): share
+        for name, share in found.densities.items()}) for m, kw, prefix in (
+            (model, dict(mode='tensor'), ''), (model.backbone, {},
+                                               'backbone.')))
+    dense = 2 * (STEM + CONVS + SHORTCUTS + 512 * 10000)
+    assert whole / dense == pytest.approx(1, abs=1e-5)
+    assert backbone / dense < .995
+
+
 @pytest.mark.parametrize('distribution', [Uniform(), ERK(), UniformPlus()])
 @pytest.mark.parametrize('kwargs', [
     dict(sparsity=.5), dict(sparsity=.9), dict(depth=34), dict(depth=50),

@@ -131,8 +131,7 @@ def layers_ratio(model: Any, densities: dict[str, float]
     rank = sum(
         own.sparse(densities, n) / m.v.weight.shape[1]
         for n, m in model.named_modules() if isinstance(m, Factorized)) / total
-    base = model._dense_kwargs.get('base_channels', 64)
-    exact = base * sift_mm.isoflop.expansion(model.sparsity)**.5
+    exact = model.dense_base_channels * sift_mm.isoflop.expansion(model.sparsity)**.5
     low = {'wide': ((exact - 1) / exact)**2, 'doped': 1 - rank}
     high = 1 + (0 if model.family == 'doped' else rank)
     return (sparse / total, low.get(model.family, 1) - slack, high + slack)
