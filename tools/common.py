@@ -85,14 +85,19 @@ def load_config(args: argparse.Namespace) -> Config:
     Raises:
         SystemExit: If there is no such file.
     """
-    if '::' not in args.config and not osp.isfile(args.config):
-        raise SystemExit(f'There is no config file {args.config}.')
     if not is_installed('mmsegmentation'):
         # MMEngine looks the base configs of `mmseg::` up under that
         # distribution name, which the maintained continuation has given up.
         MODULE2PACKAGE['mmseg'] = 'mmseg'
+    try:
+        # Config.fromfile takes a name such as `mmdet::...` for bases alone.
+        path, _ = Config._get_cfg_path(args.config, '')
+    except FileNotFoundError:
+        path = ''
+    if not osp.isfile(path):
+        raise SystemExit(f'There is no config file {args.config}.')
     with _without_noise():
-        cfg = Config.fromfile(args.config)
+        cfg = Config.fromfile(path)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
     return cfg
@@ -209,7 +214,7 @@ def _log(message: str) -> None:
         print_log(message, logger='current')
 
 
-def _replace_sync_norms(node: Any) -> bool:
+def replace_sync_norms(node: Any) -> bool:
     """Turns synchronised norms of a model config into BN, in place."""
     found = False
     if isinstance(node, dict):
@@ -219,7 +224,7 @@ def _replace_sync_norms(node: Any) -> bool:
         node = list(node.values())
     if isinstance(node, (list, tuple)):
         for child in node:
-            found |= _replace_sync_norms(child)
+            found |= replace_sync_norms(child)
     return found
 
 
@@ -250,7 +255,7 @@ def fit_to_cpu(cfg: Config) -> None:
         'DistributedDataParallel'
     ):
         wrapper.setdefault('device_ids', None)
-    if _replace_sync_norms(cfg.model):
+    if replace_sync_norms(cfg.model):
         _log(
             'No accelerator found: SyncBN becomes BN, and every process '
             'keeps statistics of its own.'

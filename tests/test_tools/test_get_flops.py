@@ -1,0 +1,378 @@
+"""Tests of tools/analysis/get_flops.py, on configs whose data is nowhere."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from minirun import ROOT, write_config
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+from sparserun import sparse_config
+
+from sift_mm.analysis import count_flops
+from tools.analysis import get_flops
+
+pytestmark = pytest.mark.usefixtures('fresh_process')
+NOWHERE = Path('nowhere')
+
+
+@pytest.fixture
+def report(capsys: pytest.CaptureFixture) -> Any:
+    """Runs the tool and reads its JSON from the standard output."""
+
+    def run(config: str, *options: str) -> dict:
+        get_flops.main([config, *options, '--json'])
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+def message(*argv: str) -> str:
+    with pytest.raises(SystemExit) as stop:
+        get_flops.main(argv)
+    assert isinstance(stop.value.code, str)  # Printed; the status is 1.
+    assert '\n' not in stop.value.code
+    return stop.value.code
+
+
+@pytest.mark.parametrize(
+    'scope, shape, parts',
+    [
+        ('mmdet', (128, 128), ['backbone', 'neck', 'bbox_head']),
+        ('mmseg', (64, 64), ['backbone', 'decode_head', 'auxiliary_head']),
+        ('mmpretrain', (32, 32), ['backbone', 'neck', 'head']),
+    ],
+)
+def test_the_libraries(
+    scope: str, shape: tuple, parts: list, tmp_path: Path, report: Any
+) -> None:
+    if scope == 'mmseg':
+        dense = sparse_config(tmp_path / 'dense', scope, NOWHERE, DENSE_SEG)
+    else:
+        dense = write_config(tmp_path, scope, NOWHERE)
+    found = report(sparse_config(tmp_path / 'sparse', scope, NOWHERE))
+    assert tuple(found['shape']) == shape
+    # Rows add up.
+    for key in ('flops_dense', 'flops_sparse', 'parameters', 'active'):
+        rows = sum(row[key] for row in found['layers'])
+        assert rows == pytest.approx(found['total'][key], rel=1e-12)
+    # The dense network is that of a config written by hand.
+    cfg = Config.fromfile(dense)
+    init_default_scope(scope)
+    count = count_flops(MODELS.build(cfg.model), shape, mode='tensor')
+    other = found['comparison']
+    assert [part['name'] for part in other['parts']] == parts
+    assert other['total']['flops_of_dense'] == count.total
+    assert other['total']['flops'] == found['total']['flops_sparse']
+    assert sum(part['flops'] for part in other['parts']) == pytest.approx(
+        other['total']['flops'], rel=1e-12
+    )
+    by_name = {part['name']: part for part in other['parts']}
+    assert by_name['backbone']['flops_of_dense'] == count.by_module['backbone']
+    # The backbone is matched, as far as whole weights allow.
+    assert other['backbone_ratio'] == pytest.approx(1, abs=2e-3)
+    added = sum(
+        part['flops'] - part['flops_of_dense'] for part in other['parts'][1:]
+    )
+    assert other['added_share'] == pytest.approx(added / count.total)
+    assert added > 0
+
+
+DENSE_SEG = """
+model['backbone'].update(family=None, sparsity=None)
+model['decode_head'].update(in_channels=64, c1_in_channels=8)
+model['auxiliary_head'].update(in_channels=32)
+"""
+
+
+def test_what_a_wider_neck_costs(tmp_path: Path, report: Any) -> None:
+    found = report(sparse_config(tmp_path, 'mmdet', NOWHERE))
+    neck = found['comparison']['parts'][1]
+    # Of the FPN, from stage 2 on: lateral convolutions of 16 outputs read
+    # twice 16, 32 and 64 channels at 16, 8 and 4 pixels a side; the extra
+    # level reads the last feature map and has 16 outputs at 2 x 2.
+    extra = sum(
+        2 * 16 * channels * side**2
+        for channels, side in [(16, 16), (32, 8), (64, 4)]
+    )
+    assert neck['flops'] - neck['flops_of_dense'] == (
+        extra + 2 * 9 * 16 * 64 * 2**2
+    )
+
+
+def test_training_by_hand(tmp_path: Path, report: Any) -> None:
+    more = "custom_hooks[0].update(interval=9, end=0.5, algorithm='SET')"
+    found = report(
+        sparse_config(tmp_path, 'mmpretrain', NOWHERE, more),
+        '--epoch-samples',
+        '1000',
+    )
+    sparse = found['total']['flops_sparse']
+    full = found['total']['flops_dense']
+    dense = found['comparison']['total']['flops_of_dense']
+    assert found['masks']['algorithm'] == 'SET'
+    methods = found['training']['flops_per_sample']
+    assert methods['dense'] == 3 * dense
+    assert methods['static'] == methods['SET'] == 3 * sparse
+    # Ten steps of sparse passes, one of their backward passes for weights
+    # dense; for half of the training.
+    updating = (9 * 3 * sparse + 2 * sparse + full) / 10
+    assert methods['RigL'] == pytest.approx((updating + 3 * sparse) / 2)
+    # Three epochs of a thousand.
+    assert found['training']['samples'] == 3000
+    assert found['training']['flops'] == pytest.approx(
+        {name: 3000 * flops for name, flops in methods.items()}
+    )
+
+
+def test_auxiliary_heads_train(tmp_path: Path, report: Any) -> None:
+    found = report(sparse_config(tmp_path, 'mmseg', NOWHERE))
+    # A 3 x 3 convolution from 32 to 8 channels and a 1 x 1 one to 19
+    # classes, at an eighth of 64 pixels.
+    head = 2 * (9 * 32 * 8 + 8 * 19) * 8**2
+    dense = found['comparison']['total']['flops_of_dense']
+    methods = found['training']['flops_per_sample']
+    assert methods['dense'] == 3 * (dense + head)
+    # Twice the channels to read.
+    wider = 2 * (9 * 64 * 8 + 8 * 19) * 8**2
+    sparse = found['total']['flops_sparse']
+    assert methods['static'] == pytest.approx(3 * (sparse + wider))
+    # Two iterations of 16, the batch of auto_scale_lr.
+    assert found['training']['samples'] == 32
+
+
+TWO_HEADS = """
+model['auxiliary_head'] = 2 * [dict(
+    type='FCNHead', in_channels=64, in_index=2, channels=8, num_convs=1,
+    concat_input=False, num_classes=19, norm_cfg=dict(type='BN'))]
+"""
+
+
+def test_several_auxiliary_heads(tmp_path: Path, report: Any) -> None:
+    config = sparse_config(tmp_path, 'mmseg', NOWHERE, TWO_HEADS)
+    found = report(config)
+    head = 2 * (9 * 32 * 8 + 8 * 19) * 8**2
+    dense = found['comparison']['total']['flops_of_dense']
+    methods = found['training']['flops_per_sample']
+    assert methods['dense'] == 3 * (dense + 2 * head)
+    assert 'model.auxiliary_head.1.in_channels is 32, but' in message(
+        config, '--cfg-options', 'model.auxiliary_head.1.in_channels=32'
+    )
+
+
+def test_training_images_may_be_smaller(tmp_path: Path, report: Any) -> None:
+    config = write_config(tmp_path, 'mmseg', NOWHERE)
+    with open(config, 'a') as stream:
+        stream.write(
+            'test_pipeline[1] = dict('
+            "type='Resize', scale=(256, 128), keep_ratio=True)\n"
+        )
+    found = report(config)
+    assert found['shape'] == [128, 256]
+    assert found['training']['shape'] == [64, 64]
+    methods = found['training']['flops_per_sample']
+    assert list(methods) == ['dense']
+    # An eighth of the pixels, and the auxiliary head.
+    head = 2 * (9 * 32 * 8 + 8 * 19) * 8**2
+    assert methods['dense'] == 3 * (found['total']['flops_dense'] / 8 + head)
+    given = report(config, '--shape', '32', '64')
+    assert given['shape'] == given['training']['shape'] == [32, 64]
+
+
+FAMILIES = ['wide', 'parallel', 'factorized', 'doped', 'wide_factorized']
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_every_family(family: str, tmp_path: Path, report: Any) -> None:
+    width = 256 if 'wide' in family else 128
+    more = f"""
+model['backbone'].update(
+    family={family!r}, base_channels=16, stem_channels=16)
+model['head']['in_channels'] = {width}
+"""
+    found = report(sparse_config(tmp_path, 'mmpretrain', NOWHERE, more))
+    backbone = dict(type='ResNet_CIFAR', depth=18)
+    narrow = MODELS.build(backbone | dict(base_channels=16, stem_channels=16))
+    part = found['comparison']['parts'][0]
+    assert part['flops_of_dense'] == count_flops(narrow, (32, 32)).total
+    # Ranks are whole numbers, and not many at this width.
+    assert found['comparison']['backbone_ratio'] == pytest.approx(1, abs=0.01)
+    assert (found['comparison']['added_share'] > 0) == ('wide' in family)
+    methods = found['training']['flops_per_sample']
+    if family == 'wide_factorized':
+        assert found['masks'] is None
+        assert list(methods) == ['dense', 'unmasked']
+        assert methods['unmasked'] == 3 * found['total']['flops_dense']
+    else:
+        assert list(methods) == ['dense', 'static', 'SET', 'RigL']
+        assert methods['static'] < methods['RigL']
+        assert found['total']['active'] < found['total']['parameters']
+
+
+def test_nothing_but_json_is_printed(tmp_path: Path, report: Any) -> None:
+    config = write_config(tmp_path, 'mmpretrain', NOWHERE)
+    with open(config, 'a') as stream:
+        stream.write("print('as some libraries do')\n")
+    assert report(config)['config'] == config
+
+
+def test_masks_without_a_sparse_backbone(tmp_path: Path, report: Any) -> None:
+    config = write_config(tmp_path, 'mmpretrain', NOWHERE)
+    with open(config, 'a') as stream:
+        stream.write(
+            "custom_imports = dict(imports=['sift_mm'])\n"
+            "custom_hooks = [dict(type='SparseTrainingHook', sparsity=0.5, "
+            "include=['backbone.conv1.weight'])]\n"
+        )
+    found = report(config)
+    # A stem of 3 x 3 x 3 x 8 weights at 32 x 32 positions, half of it.
+    saved = 2 * 27 * 8 * 32 * 32 / 2
+    total = found['total']
+    assert total['flops_sparse'] == total['flops_dense'] - saved
+    assert total['active'] == total['parameters'] - 27 * 4
+    assert found['comparison']['total']['flops_of_dense'] == (
+        total['flops_dense']
+    )
+    assert found['sparse_backbone'] is False
+
+
+def test_synchronised_norms_do_not_matter(tmp_path: Path, report: Any) -> None:
+    # This one wants a process group to be built.
+    config = write_config(tmp_path, 'mmpretrain', NOWHERE)
+    plain = report(config)
+    assert plain['layers'][1]['type'] == 'BatchNorm2d'
+    with open(config, 'a') as stream:
+        stream.write("model['backbone']['norm_cfg'] = dict(type='MMSyncBN')\n")
+    assert report(config)['layers'] == plain['layers']
+
+
+def test_a_retinanet_as_it_is_published(
+    report: Any, capsys: pytest.CaptureFixture
+) -> None:
+    # MMDetection has 250 GMACs for the dense R-50; mmengine's counter,
+    # which has norms too, 250.97.
+    found = report('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
+    assert found['shape'] == [800, 1344]
+    assert found['total']['flops_dense'] / 2e9 == pytest.approx(250.5, abs=0.1)
+    assert found['total']['parameters'] == 37_968_692
+    assert found['training']['samples'] == 12 * 117_266
+
+
+def test_the_text(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config = str(ROOT / 'configs/retinanet_sift_wide_r18.py')
+    file = tmp_path / 'out' / 'numbers.json'
+    get_flops.main([config, '--json', str(file)])
+    text = capsys.readouterr().out
+    found = json.loads(file.read_text())
+    lines = text.splitlines()
+    assert lines[0] == (
+        f'{config} at 800 x 1344 (test pipeline, Resize (1333, 800), padded '
+        'to multiples of 32)'
+    )
+    assert 'FLOPs are 2 x MACs' in text and found['counts'].endswith('10^15.')
+    # A row of numbers, in the units of the header.
+    row = next(line for line in lines if line.startswith('backbone.conv1 '))
+    assert row.split() == [
+        *('backbone.conv1', 'Conv2d', '10.115', '10.115', '0.019', '0.019'),
+        *('0.075', '0.075', '137.626'),
+    ]
+    header = next(line for line in lines if line.startswith('layer '))
+    assert len(header) == len(row)  # Aligned to the right.
+    assert [line.split()[:2] for line in lines if line.startswith('sum')] == [
+        ['sum', f'{found["total"]["flops_dense"] / 1e9:.3f}'],
+        ['sum', f'{found["total"]["flops_sparse"] / 1e9:.3f}'],
+    ]
+    assert 'Masks: RigL on 19 parameters, sparsity 0.75 as written' in text
+    assert "has 1.0000 of the dense one's FLOPs. Neck and heads" in text
+    assert 'add 0.65% to the dense network.' in text
+    assert '1,407,192, 12 epochs of 117,266, CocoDataset as pub' in text
+    assert '-0.000' not in text
+
+
+def test_text_without_a_schedule(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    get_flops.main([write_config(tmp_path, 'mmpretrain', NOWHERE)])
+    text = capsys.readouterr().out
+    assert 'No masks: all weights are dense.' in text
+    assert 'no Sparse-IFT backbone: the dense network is this one' in text
+    last = [line.split() for line in text.splitlines()[-3:]]
+    assert last[0][0] == 'dense' and last[0][-1] == '-'
+    assert '--epoch-samples N says it' in text
+
+
+CHANNEL_MAPPER = """
+model['neck'] = dict(
+    _delete_=True, type='ChannelMapper', in_channels=[16, 32, 64, 128],
+    out_channels=16, num_outs=5)
+"""
+
+
+def test_a_neck_whose_channels_are_not_known(
+    tmp_path: Path, report: Any, capsys: pytest.CaptureFixture
+) -> None:
+    config = sparse_config(tmp_path, 'mmdet', NOWHERE, CHANNEL_MAPPER)
+    found = report(config)
+    assert found['comparison'] is None
+    assert 'does not run' in found['not_compared']
+    methods = found['training']['flops_per_sample']
+    assert list(methods) == ['static', 'SET', 'RigL']
+    get_flops.main([config])
+    assert 'Not compared with a dense network: ' in capsys.readouterr().out
+
+
+def test_a_missing_config() -> None:
+    assert message('nope.py') == 'There is no config file nope.py.'
+    name = 'mmdet::retinanet/nope.py'
+    assert message(name) == f'There is no config file {name}.'
+
+
+def test_a_config_of_something_else(tmp_path: Path) -> None:
+    path = tmp_path / 'data.py'
+    path.write_text('a = 1')
+    assert message(str(path)) == f'{path}: the config has no model'
+
+
+def test_a_config_without_a_size(tmp_path: Path) -> None:
+    config = write_config(tmp_path, 'mmpretrain', NOWHERE)
+    with open(config, 'a') as stream:
+        stream.write('del pipeline[1]\n')
+    assert message(config).endswith('give it by --shape H W')
+
+
+def test_channels_that_do_not_fit(tmp_path: Path) -> None:
+    config = sparse_config(tmp_path, 'mmpretrain', NOWHERE)
+    assert 'model.head.in_channels is 64, but the backbone' in message(
+        config, '--cfg-options', 'model.head.in_channels=64'
+    )
+
+
+def test_a_shape_that_the_model_does_not_take(tmp_path: Path) -> None:
+    config = write_config(tmp_path, 'mmpretrain', NOWHERE)
+    with open(config, 'a') as stream:
+        stream.write("""
+model['backbone'] = dict(
+    _delete_=True, type='MlpMixer', img_size=32, patch_size=16,
+    arch=dict(embed_dims=8, num_layers=1, tokens_mlp_dims=8,
+              channels_mlp_dims=8))
+model['neck'] = dict(dim=1)
+model['head']['in_channels'] = 8
+""")
+    assert (
+        'the model does not run in tensor mode on an image of 64 x 96 pixels '
+        "alone (AssertionError: The MLP-Mixer doesn't support dynamic input"
+    ) in message(config, '--shape', '64', '96')
+    get_flops.main([config])
+
+
+@pytest.mark.parametrize('size', ['0', '-3', '1.5', 'x'])
+def test_sizes_are_positive(
+    size: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        get_flops.main(['config.py', '--shape', '64', size])
+    error = capsys.readouterr().err
+    assert f'{size!r} is not a whole number above zero' in error or (
+        'expected 2 arguments' in error  # It looks like an option.
+    )
