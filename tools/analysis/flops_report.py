@@ -150,7 +150,7 @@ def report_masks(
         parameters=len(plan.parameters),
         nominal_sparsity=plan.nominal,
         sparsity=plan.sparsity,
-        backbone_flops_ratio=plan.ratio,
+        flops_ratio=plan.ratio,
         interval=hook.interval,
         end=hook.end,
     )

@@ -131,7 +131,8 @@ def layers_ratio(model: Any, densities: dict[str, float]
     rank = sum(
         own.sparse(densities, n) / m.v.weight.shape[1]
         for n, m in model.named_modules() if isinstance(m, Factorized)) / total
-    exact = model.dense_base_channels * sift_mm.isoflop.expansion(model.sparsity)**.5
+    exact = (model.dense_base_channels *
+             sift_mm.isoflop.expansion(model.sparsity)**0.5)
     low = {'wide': ((exact - 1) / exact)**2, 'doped': 1 - rank}
     high = 1 + (0 if model.family == 'doped' else rank)
     return (sparse / total, low.get(model.family, 1) - slack, high + slack)
