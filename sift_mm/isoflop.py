@@ -259,13 +259,22 @@ def solve_sparsity(cost: Callable[[float], float],
             f'With its masks this network has between {below:.4g} and '
             f'{above:.4g} FLOPs; the budget is {budget:.4g}. The nearest '
             f'that it can have is {nearest / budget:.4f} of the budget.')
+    over, under = above - budget, below - budget
+    side = 0
     for _ in range(200):
-        middle = low + (high - low) * (above - budget) / (above - below)
-        found = cost(middle)
-        if abs(found - budget) <= tolerance * budget:
-            break
-        if found > budget:
-            low, above = middle, found
+        middle = low + (high - low) * over / (over - under)
+        found = cost(middle) - budget
+        if abs(found) <= tolerance * budget:
+            return middle
+        # An end that stays twice counts for half (the Illinois rule): a
+        # steep bend would hold it for good.
+        if found > 0:
+            low, over = middle, found
+            under *= 0.5 if side > 0 else 1
+            side = 1
         else:
-            high, below = middle, found
-    return middle
+            high, under = middle, found
+            over *= 0.5 if side < 0 else 1
+            side = -1
+    raise ValueError(f'No sparsity was found that meets {budget:.4g} FLOPs: '
+                     'the cost has to fall steadily with the sparsity.')

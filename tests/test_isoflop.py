@@ -175,6 +175,19 @@ def test_solve_sparsity_of_a_bent_line():
     assert solve_sparsity(cost, 60) == pytest.approx(0.9, abs=1e-8)
 
 
+@pytest.mark.parametrize('budget', [5, 9.5, 100, 900])
+def test_solve_sparsity_of_a_steep_bend(budget):
+    def cost(s):
+        return 1000 - 990 * min(s / .01, 1) - 9 * s
+
+    assert cost(solve_sparsity(cost, budget)) == pytest.approx(budget)
+
+
+def test_solve_sparsity_of_a_jump_does_not_guess():
+    with pytest.raises(ValueError, match='fall steadily'):
+        solve_sparsity(lambda s: 100 if s < .5 else 10, 50)
+
+
 def test_solve_sparsity_leaves_a_network_of_the_budget_dense():
     assert solve_sparsity(lambda s: 100 * (1 - s), 100) == 0
 

@@ -120,7 +120,7 @@ class SparseIFTMixin(nn.Module):
         self.flops = flops
         self._parent = parent
         self._dense_kwargs = dense_kwargs
-        if member is not None and member.family != 'wide':
+        if member is not None:
             self._put_layers(member, kwargs)
 
     def _member(self, family: str | None, sparsity: float | None,
@@ -148,10 +148,10 @@ class SparseIFTMixin(nn.Module):
 
     def _put_layers(self, member: Member,
                     kwargs: Mapping[str, Any]) -> None:
-        """Put the layers of a member other than Wide into the network.
+        """Put the layers of the member into the network.
 
         Raises:
-            ValueError: If one cannot be replaced.
+            ValueError: If one cannot be replaced, or masked.
         """
         layers = {
             name: module for name, module in self.named_modules()
@@ -162,8 +162,10 @@ class SparseIFTMixin(nn.Module):
         for name, layer in layers.items():
             if plain_type(layer) is None:
                 raise ValueError(
-                    f'{name} is a {type(layer).__name__}, which family='
-                    f'{member.family!r} cannot replace; set conv_cfg=None.')
+                    f'{name} is a {type(layer).__name__}, which is not known '
+                    'to work under masks; set conv_cfg=None.')
+        if member.family == 'wide':
+            return  # That is all: it was built wider.
         ranks = self._ranks(member, layers, kwargs)
         groups = self.norm_cfg.get('num_groups', 1)
         for name, layer in layers.items():
@@ -213,25 +215,30 @@ class SparseIFTMixin(nn.Module):
         channels = next(model.parameters()).shape[1]
         return count_flops(model, self.match_shape, channels)
 
-    def advice(self, **kwargs: Any) -> str:
-        """What to do where a wider stem costs more than the whole budget.
+    def advice(self, classifier: float = 0, **kwargs: Any) -> str:
+        """What to do where what is dense and wider costs the whole budget.
 
         Args:
+            classifier (float): FLOPs of the dense network's classifier.
             **kwargs: Arguments of the library's ResNet to be changed.
 
         Returns:
             str: A sentence with the nearest sparsity that can be met.
         """
         dense_kwargs = dict(self._dense_kwargs, **kwargs)
-        budget = self._count(dense_kwargs).total
+        budget = self._count(dense_kwargs).total + classifier
         low, high = 0, math.ceil(100 * self.sparsity)  # hundredths
         while high - low > 1:
             middle = (low + high) // 2
-            wide = self._count(self._widened(dense_kwargs, middle / 100))
-            rest = wide.total - sum(
+            wide_kwargs = self._widened(dense_kwargs, middle / 100)
+            wide = self._count(wide_kwargs)
+            growth = wide_kwargs['base_channels'] / self.dense_base_channels
+            rest = wide.total + growth * classifier - sum(
                 flops for name, flops in wide.by_module.items()
                 if _BRANCH.fullmatch(name) or _SHORTCUT.fullmatch(name))
             low, high = (middle, high) if rest < budget else (low, middle)
+        if not low:
+            return "No sparsity can meet it; set flops='nominal'."
         return (f'The nearest sparsity that can meet it is {low / 100}; set '
                 "it, or flops='nominal'.")
 
@@ -252,9 +259,7 @@ class SparseIFTMixin(nn.Module):
         """
         again = self.is_init
         super().init_weights()  # type: ignore[misc]
-        config = self.init_cfg
-        if again or (isinstance(config, Mapping)
-                     and config.get('type') == 'Pretrained'):
+        if again or loads_checkpoint(self.init_cfg):
             return
         last = {name.rpartition('.')[0]: layer
                 for name, layer in self.named_modules()
@@ -275,6 +280,11 @@ class SparseIFTMixin(nn.Module):
                 for i in self.out_indices]
 
     @property
+    def grows(self) -> bool:
+        """Whether stem and features are wider than the dense twin's."""
+        return self.base_channels > self.dense_base_channels
+
+    @property
     def dense_base_channels(self) -> int:
         """Width of the dense twin's first stage."""
         return self._dense_kwargs.get('base_channels', 64)
@@ -289,7 +299,10 @@ class SparseIFTMixin(nn.Module):
                 names += [f'{name}.{n}'
                           for n in module.sparse_parameter_names()]
             elif isinstance(module, nn.Conv2d) and (
-                    _BRANCH.fullmatch(name) or _SHORTCUT.fullmatch(name)):
+                    _SHORTCUT.fullmatch(name) or
+                    # Of the other members it would be a layer that was
+                    # folded, which is dense.
+                    (self.family == 'wide' and _BRANCH.fullmatch(name))):
                 names.append(f'{name}.weight')
         return names
 
@@ -307,6 +320,15 @@ class SparseIFTMixin(nn.Module):
         """Family, sparsity and FLOPs, for ``print``."""
         return (f'family={self.family!r}, sparsity={self.sparsity}, '
                 f'flops={self.flops!r}')
+
+
+def loads_checkpoint(init_cfg: Any) -> bool:
+    """Whether a module's ``init_cfg`` loads weights from a file."""
+    configs = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
+    types = [config.get('type') for config in configs]
+    return any(kind in ('Pretrained', 'PretrainedInit')
+               or getattr(kind, '__name__', '') == 'PretrainedInit'
+               for kind in types)
 
 
 def _check_groups(norm_cfg: Mapping[str, Any] | None, width: int) -> None:

@@ -1,5 +1,6 @@
 """The masks of a run: on what, and how many weights, for equal FLOPs."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -8,6 +9,7 @@ from torch import nn
 from ..analysis import FlopCount, count_flops
 from ..backbones import SparseIFTMixin
 from ..isoflop import solve_sparsity
+from ..layers import Composite, Wide
 from ..sparsity import (
     Distribution,
     Explicit,
@@ -79,19 +81,26 @@ def nominal_sparsity(model: nn.Module, sparsity: float | None) -> float:
         ValueError: If the two disagree or neither says it.
     """
     found = sparse_backbone(model)
-    if found is None:
-        if sparsity is None:
-            raise ValueError(
-                'No sparsity is given: the model has no Sparse-IFT backbone '
-                'with a family, so SparseTrainingHook needs sparsity=... and '
-                'include=[...].')
-        return sparsity
-    written = found[1].sparsity
-    if sparsity is not None and sparsity != written:
+    if found is not None:
+        sizes = {found[1].sparsity}
+    else:
+        # Of layers that sift_mm.transform put in.
+        sizes = {round(1 - module.density, 12) for module in model.modules()
+                 if isinstance(module, (Composite, Wide))
+                 and module.sparse_parameter_names()}
+    if len(sizes) > 1:
+        raise ValueError(f'The layers of the model have several sparsities, '
+                         f'{sorted(sizes)}; masks are drawn at one.')
+    written = next(iter(sizes), sparsity)
+    if written is None:
         raise ValueError(
-            f'The backbone has sparsity={written} and SparseTrainingHook '
-            f'sparsity={sparsity}. Write it once, in the backbone: the hook '
-            'follows where it has none.')
+            'No sparsity is given: the model has no Sparse-IFT layers, so '
+            'SparseTrainingHook needs sparsity=... and include=[...].')
+    if sparsity is not None and not math.isclose(sparsity, written):
+        raise ValueError(
+            f'The layers of the model have sparsity={written} and '
+            f'SparseTrainingHook sparsity={sparsity}. Write it once, in the '
+            'model: the hook follows where it has none.')
     return written
 
 
@@ -143,7 +152,9 @@ def plan_masks(model: nn.Module,
             solved = solve_sparsity(
                 lambda s: cost(distribution.densities(shapes, s)), budget)
         except ValueError as error:
-            advice = (backbone.advice() if backbone.family == 'wide' else
+            everything = include is None and not exclude
+            advice = (backbone.advice(dense_classifier)
+                      if everything and backbone.grows else
                       "Mask more layers, or set flops='nominal'.")
             raise ValueError(f'{error} {advice}') from None
     counts = distribution.counts(shapes, solved)

@@ -10,6 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+from ..backbones.sparse_ift import loads_checkpoint
 from ..isoflop import check_sparsity
 from ..sparsity import (
     ALGORITHMS,
@@ -145,8 +146,9 @@ class SparseTrainingHook(Hook):
         plan = self.plan(model)
         if not plan.parameters:
             runner.logger.info(
-                'The backbone needs no masks: its FLOPs are '
-                f'{plan.ratio:.6f} of the dense one without them.')
+                'The backbone needs no masks: its FLOPs (with a classifier, '
+                f'if it has one) are {plan.ratio:.6f} of the dense one '
+                'without them.')
             return
         # runner.seed differs between ranks under diff_rank_seed.
         seed = [runner.seed if self.seed is None else self.seed]
@@ -280,10 +282,9 @@ def _is_pretrained(model: nn.Module,
                    parameters: Mapping[str, nn.Parameter]) -> bool:
     """Whether an init_cfg loads a checkpoint into a sparse parameter."""
     for prefix, module in model.named_modules():
-        configs = getattr(module, 'init_cfg', None) or []
-        configs = [configs] if isinstance(configs, Mapping) else configs
-        if any(c.get('type') == 'Pretrained' for c in configs) and any(
-                name.startswith(prefix) for name in parameters):
+        inside = f'{prefix}.' if prefix else ''
+        if loads_checkpoint(getattr(module, 'init_cfg', None)) and any(
+                name.startswith(inside) for name in parameters):
             return True
     return False
 

@@ -6,8 +6,9 @@ from .factorized import Factorized
 from .members import Member
 from .parallel import Parallel
 from .transform import Replacement, TransformReport, transform
+from .wide import Wide
 
 __all__ = [
     'Composite', 'Doped', 'Factorized', 'Member', 'Parallel', 'Replacement',
-    'TransformReport', 'transform'
+    'TransformReport', 'Wide', 'transform'
 ]

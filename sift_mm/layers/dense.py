@@ -72,8 +72,11 @@ def make_like(layer: Any,
         kernel_size=layer.kernel_size, stride=layer.stride,
         padding=layer.padding, dilation=layer.dilation,
         padding_mode=layer.padding_mode)
-    return new(d_in or layer.in_channels, d_out or layer.out_channels,
+    made = new(d_in or layer.in_channels, d_out or layer.out_channels,
                groups=layer.groups, bias=bias, **shape, **where)
+    if layer.weight.dim() == 4 and not layer.weight.is_contiguous():
+        made.to(memory_format=torch.channels_last)
+    return made
 
 
 def default_norm(layer: nn.Module) -> Norm:

@@ -20,6 +20,8 @@ from .doped import Doped
 from .factorized import Factorized
 from .parallel import Parallel
 
+# A layer whose FLOPs rounding would change by more has no equal.
+TOLERANCE = 0.25
 DEFAULT_FACTORS = {'factorized': 'both', 'wide_factorized': 'none'}
 
 
@@ -86,8 +88,8 @@ class Member:
                 one.
             norm (Callable, optional): Number of channels to a norm, for
                 inner norms.
-            multiple (int): An inner width is a multiple of this, for norms
-                that divide it into groups.
+            multiple (int): An inner width is a multiple of this where an
+                inner norm divides it into groups.
             scale (float, optional): Root mean square of the weights that
                 initialisation goes by; the layer's if None.
             cost (float, optional): MACs of one position and group to be met
@@ -99,12 +101,18 @@ class Member:
             Composite: The new layer.
 
         Raises:
-            ValueError: If the layer is too small for the sparsity.
+            ValueError: If the layer is too small for the sparsity, or the
+                member is 'wide', which no single layer can be.
         """
+        if self.family == 'wide':
+            raise ValueError("family='wide' widens layers along with those "
+                             'that read them; use sift_mm.transform.')
         density = 1 - self.sparsity
         fan_in, fan_out, groups = size_of(layer)
         # Each group of a convolution is factorised.
-        step = multiple // math.gcd(multiple, groups)
+        step = 1
+        if self.inner != 'none':
+            step = multiple // math.gcd(multiple, groups)
         size = fan_in, fan_out // groups, self.sparsity
         if self.family == 'parallel':
             return Parallel(layer, parallel_branches(self.sparsity),
@@ -116,6 +124,17 @@ class Member:
             *size, sparse=self.factors, cost=cost, multiple=step)
         return Factorized(layer, rank, self.factors, self.inner, norm,
                           density, scale)
+
+
+def check_share(ratio: float) -> None:
+    """Refuse a layer that has no equal of about its FLOPs.
+
+    Raises:
+        ValueError: If the ratio is further from 1 than ``TOLERANCE``.
+    """
+    if abs(ratio - 1) > TOLERANCE:
+        raise ValueError('no whole number of channels, ranks or branches has '
+                         f'its FLOPs, the nearest {ratio:.2f} of them')
 
 
 def share_of_flops(new: Composite, old: nn.Module, sparsity: float) -> float:

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 from .composite import Composite
 from .dense import (
@@ -20,13 +22,14 @@ from .dense import (
     size_of,
     weight_scale,
 )
-from .members import Member, share_of_flops
-from .wide import Link, Wide, find_chains, widen
+from .members import Member, check_share, share_of_flops
+from .wide import Link, Wide, find_chains, restore, widen
 
-# A layer whose FLOPs rounding would change by more has no equal.
-TOLERANCE = 0.25
-# Parts of the names that classifiers go by.
+# Parts of the names that a linear classifier goes by, of stems, and what the
+# names of layers that give predictions end in.
 CLASSIFIERS = {'head', 'heads', 'fc', 'classifier', 'lm_head', 'score'}
+STEMS = {'stem', 'patch_embed'}
+PREDICTORS = re.compile(r'.*(^|_)(cls|reg|seg|obj|score|centerness)')
 
 
 @dataclass(frozen=True)
@@ -93,10 +96,16 @@ def transform(module: nn.Module,
     with outputs of the same shape, after it was widened.
 
     New layers have new weights (see their classes), drawn from PyTorch's
-    random state; transform before loading a checkpoint of the transformed
-    network, and after initialising the rest. Masks are not part of a network:
-    ``SparseTrainingHook`` or ``MaskSet`` put them on the weights that the
-    report, and ``sparse_parameter_names``, list.
+    random state, and the biases that were there. A network of MMEngine that is
+    not initialised yet is initialised first (with a checkpoint, if its
+    ``init_cfg`` says so). Load a checkpoint of the transformed network
+    afterwards. Masks are not part of a network: ``SparseTrainingHook`` or
+    ``MaskSet`` put them on the weights that the report, and
+    ``sparse_parameter_names``, list.
+
+    The check of a block runs it on one tensor, in training and evaluation. It
+    does not see further inputs of a block, nor other modules that call parts
+    of it or read its attributes: run the whole network once.
 
     Args:
         module (nn.Module): The network.
@@ -104,9 +113,10 @@ def transform(module: nn.Module,
             'wide_factorized'.
         sparsity (float): Share of zero weights, in [0, 1).
         include (Sequence[str], optional): Glob patterns of layer names. None
-            takes all but the stem (a convolution that reads an image of up
-            to 4 channels) and the classifier (the last layer, if it is
-            linear and its name says so).
+            takes all but the stem (what reads an image of up to 4 channels,
+            or is called so), the classifier (the last layer, if it is linear
+            and its name says so), layers named as predictors (``conv_seg``,
+            ``retina_cls``), frozen ones and those that are zero.
         exclude (Sequence[str]): Glob patterns of layer names to leave.
         inner (str): What follows an inner layer: 'none', 'norm', 'norm_act'.
         sparse_factors (str, optional): As for :class:`Member`.
@@ -120,6 +130,11 @@ def transform(module: nn.Module,
             nothing could be replaced.
     """
     member = Member(family, sparsity, inner, sparse_factors)
+    # MMEngine initialises when a run starts, and would draw the new layers by
+    # the library's rule, if that was not done before.
+    uninitialised: Any = module
+    if getattr(module, 'is_init', True) is False:
+        uninitialised.init_weights()
     layers, skipped = _choose(module, family, include, exclude)
     replaced = (_widen(module, member, layers, skipped) if member.widens
                 else _replace(module, member, layers, skipped))
@@ -136,18 +151,18 @@ def _choose(module: nn.Module, family: str, include: Sequence[str] | None,
         raise ValueError('The module is itself a layer, which cannot be '
                          'replaced in place; give the one that holds it.')
     found = dict(_layers(module))
-    wanted = set(_matching(found, include)) if include is not None else (
-        set(found) - _stem_and_classifier(found).keys())
+    special = _left_alone(found) if include is None else {}
+    wanted = set(found if include is None else _matching(found, include))
     unwanted = set(_matching(found, exclude))
     owners: dict[int, list[str]] = {}
     for name, p in module.named_parameters(remove_duplicate=False):
         owners.setdefault(id(p), []).append(name.rpartition('.')[0])
     layers, skipped = {}, {}
     for name, layer in found.items():
-        if name in unwanted or (include is not None and name not in wanted):
+        if name in unwanted or name not in wanted:
             skipped[name] = 'not asked for'
-        elif name not in wanted:
-            skipped[name] = _stem_and_classifier(found)[name]
+        elif name in special:
+            skipped[name] = special[name]
         elif reason := _obstacle(module, layer, family, owners):
             skipped[name] = reason
         else:
@@ -161,14 +176,15 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, child in module.named_modules():
         if inside and name.startswith(inside):
             continue
-        weight = getattr(child, 'weight', None)
         if isinstance(child, Composite):
             inside = f'{name}.'
             yield name, child
         elif isinstance(child, (_ConvNd, nn.Linear, nn.MultiheadAttention)):
             yield name, child
-        elif (isinstance(weight, nn.Parameter) and weight.dim() > 1
-              and not isinstance(child, (nn.Embedding, nn.LayerNorm))):
+        elif (not isinstance(child, (nn.Embedding, nn.LayerNorm))
+              and not any(True for _ in child.children())
+              and any(is_lazy(p) or p.dim() > 1
+                      for p in child.parameters())):
             yield name, child
 
 
@@ -185,13 +201,23 @@ def _matching(names: Mapping[str, Any],
         yield from hits
 
 
-def _stem_and_classifier(layers: Mapping[str, Any]) -> dict[str, str]:
-    """Layers that stay dense unless asked for, with the reason."""
-    found = {
-        name: 'the stem, it reads the image'
-        for name, layer in layers.items()
-        if isinstance(layer, _ConvNd) and channels_in(layer) <= 4
-    }
+def _left_alone(layers: Mapping[str, Any]) -> dict[str, str]:
+    """Layers that stay as they are unless asked for, with the reason."""
+    found = {}
+    for name, layer in layers.items():
+        parts = name.split('.')
+        if not plain_type(layer) or not isinstance(layer.weight,
+                                                   nn.Parameter):
+            continue
+        if STEMS & set(parts) or (isinstance(layer, _ConvNd)
+                                  and channels_in(layer) <= 4):
+            found[name] = 'the stem, it reads the image'
+        elif PREDICTORS.fullmatch(parts[-1]):
+            found[name] = 'it gives predictions, as its name says'
+        elif not layer.weight.requires_grad:
+            found[name] = 'frozen: new weights would never be trained'
+        elif not layer.weight.is_meta and not layer.weight.any():
+            found[name] = 'its weight starts at zero, as a new one would not'
     last = list(layers)[-1] if layers else ''
     if (isinstance(layers.get(last), nn.Linear)
             and CLASSIFIERS & set(last.split('.'))):
@@ -208,6 +234,8 @@ def _obstacle(module: nn.Module, layer: Any, family: str,
     if plain_type(layer) is None:
         return (f'of type {kind}, of which it is not known whether it uses '
                 'its weight as a plain layer does')
+    if not isinstance(layer.weight, nn.Parameter):
+        return 'its weight is no parameter'
     if is_depthwise(layer):
         return 'depthwise'
     if layer._forward_hooks or layer._forward_pre_hooks:
@@ -251,14 +279,13 @@ def _replace(module: nn.Module, member: Member, layers: Mapping[str, Any],
     for name, layer in layers.items():
         try:
             new = member.build(layer)
+            ratio = share_of_flops(new, layer, member.sparsity)
+            check_share(ratio)
         except ValueError as error:
             skipped[name] = str(error)
             continue
-        ratio = share_of_flops(new, layer, member.sparsity)
-        if abs(ratio - 1) > TOLERANCE:
-            skipped[name] = (f'no whole number of ranks or branches has its '
-                             f'FLOPs, the nearest {ratio:.2f} of them')
-            continue
+        if layer.bias is not None:
+            _keep_bias(new, layer)
         put(module, name, new)
         replaced[name] = Replacement(
             _describe(layer), _describe(new), ratio,
@@ -281,6 +308,10 @@ def _widen(module: nn.Module, member: Member, layers: Mapping[str, Any],
             names[id(layer)] = name
     replaced: dict[str, Replacement] = {}
     for block in reversed(list(module.modules())):
+        # Who holds a Sequential may run it in parts, and keep what is
+        # between: only with its holder can it be told.
+        if isinstance(block, nn.Sequential) and block is not module:
+            continue
         left = [one for one in layers.values()
                 if names.get(id(one), '') not in {'', *replaced}]
         chains = find_chains(block, left)
@@ -318,13 +349,27 @@ def _widen_chain(block: nn.Module, chain: list[Link], names: Sequence[str],
     for name, link in zip(names, chain, strict=True):
         wide: Any = new[link.name]
         if member.family == 'wide_factorized':
+            bias = wide.bias
             wide = _factorize(member, link.layer, wide)
+            wide.v.bias = bias
             put(block, link.name, wide)
             ratio = share_of_flops(wide, link.layer, member.sparsity)
+            try:
+                check_share(ratio)
+            except ValueError:
+                restore(block, chain)
+                raise
         replaced[name] = Replacement(
             _describe(link.layer), _describe(wide), ratio,
             tuple(f'{name}.{n}' for n in wide.sparse_parameter_names()))
     return replaced
+
+
+def _keep_bias(new: Composite, old: Any) -> None:
+    """Give a new layer the bias of the old one, as a classifier's prior."""
+    for part in new.modules():
+        if plain_type(part) and part.bias is not None:
+            part.bias = old.bias  # Of all inner layers, one has a bias.
 
 
 def _factorize(member: Member, old: nn.Module, wide: nn.Module) -> Composite:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from ..analysis import FlopCount, count_call, on_meta
 from ..isoflop import inner_expansion
@@ -24,14 +25,21 @@ from .dense import (
     size_of,
     weight_scale,
 )
+from .members import check_share
 
 SHORTCUTS = ('downsample', 'shortcut')
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+SIZED_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
                nn.SyncBatchNorm)
 
 
 class Wide(nn.Module):
-    """A dense layer that was widened: sparse, otherwise as it was."""
+    """A dense layer that was widened: sparse, otherwise as it was.
+
+    Attributes:
+        density (float): Share of active weights that masks are to leave.
+    """
+
+    density: float
 
     def sparse_parameter_names(self) -> list[str]:
         """The weight."""
@@ -75,7 +83,7 @@ class Link:
 
 def norm_width(norm: Any) -> int | None:
     """Width of a norm that can be rebuilt at another; None for others."""
-    if type(norm) in BATCH_NORMS:
+    if type(norm) in SIZED_NORMS:
         return norm.num_features
     if type(norm) is nn.GroupNorm:
         return norm.num_channels
@@ -140,7 +148,8 @@ def widen(block: nn.Module, chain: list[Link],
     """Make the inside of a chain wider, at equal FLOPs under masks.
 
     Layers are drawn normal, such that their outputs under masks have the
-    variance that those of the old ones have; biases are 0.
+    variance that those of the old ones have. The last keeps its bias, others
+    start at 0.
 
     Args:
         block (nn.Module): The block, changed in place.
@@ -155,24 +164,46 @@ def widen(block: nn.Module, chain: list[Link],
         ValueError: If the block's interface would change, or it cannot be
             told; the block is then as it was.
     """
+    kind = type(block).__name__
     trial = on_meta(block)
     image, before = _run(trial, chain)
     flops = {link.name: before.of(f'{link.name}.weight') for link in chain}
     new = _widths(chain, flops, sparsity)
-    shape = trial(image).shape
-    _replace(trial, chain, new, 1 - sparsity)
     try:
-        after = count_call(trial, image)
-        changed = trial(image).shape != shape
+        shapes = _output_shapes(trial, image)
     except Exception as error:
-        raise ValueError(f'{type(block).__name__} does not run with a wider '
-                         f'inside: {error}') from None
+        raise ValueError(f'{kind} does not run in training mode on a tensor '
+                         f'alone ({error})') from None
+    _put_wider(trial, chain, new, 1 - sparsity)
+    try:
+        changed = _output_shapes(trial, image) != shapes
+        after = count_call(trial, image)
+    except Exception as error:
+        raise ValueError(f'{kind} does not run with a wider inside: {error}'
+                         ) from None
     if changed:
-        raise ValueError(f'a wider inside changes the output of '
-                         f'{type(block).__name__}')
+        raise ValueError(f'a wider inside changes the output of {kind}')
     wide = sum(after.of(f'{name}.weight') for name in flops)
-    return (_replace(block, chain, new, 1 - sparsity),
-            (1 - sparsity) * wide / sum(flops.values()))
+    ratio = (1 - sparsity) * wide / sum(flops.values())
+    check_share(ratio)
+    return _put_wider(block, chain, new, 1 - sparsity), ratio
+
+
+def restore(block: nn.Module, chain: list[Link]) -> None:
+    """Undo what :func:`widen` did to a block."""
+    for link in chain:
+        for name, module in {link.name: link.layer, **link.norms}.items():
+            put(block, name, module)
+
+
+def _output_shapes(block: nn.Module, image: Tensor) -> list[Any]:
+    """Shapes of all outputs, in training and in evaluation."""
+    shapes = []
+    for mode in (True, False):
+        block.train(mode)
+        shapes += [getattr(leaf, 'shape', None)
+                   for leaf in tree_leaves(block(image))]
+    return shapes
 
 
 def _run(block: nn.Module, chain: list[Link]) -> tuple[Tensor, FlopCount]:
@@ -225,7 +256,7 @@ def _widths(chain: list[Link], flops: dict[str, int],
     return new
 
 
-def _replace(block: nn.Module, chain: list[Link], new: dict[str, int],
+def _put_wider(block: nn.Module, chain: list[Link], new: dict[str, int],
              density: float) -> dict[str, nn.Module]:
     made: dict[str, nn.Module] = {}
     d_in: int | None = None
@@ -234,10 +265,13 @@ def _replace(block: nn.Module, chain: list[Link], new: dict[str, int],
         layer: Any = block.get_submodule(link.name)
         d_out = new.get(link.name)
         kind: Any = plain_type(layer)
-        wide = make_like(layer, d_in, d_out, layer.bias is not None,
-                         kind=WIDE[kind])
+        wide: Any = make_like(layer, d_in, d_out, layer.bias is not None,
+                              kind=WIDE[kind])
         draw(wide, size_of(layer)[0] * weight_scale(layer)**2 /
              (size_of(wide)[0] * density))
+        if not d_out and layer.bias is not None:
+            wide.bias = layer.bias
+        wide.density = density
         put(block, link.name, wide)
         made[link.name] = wide
         if d_out:

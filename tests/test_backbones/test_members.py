@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from mmdet.registry import MODELS as DET
+from mmengine.model import PretrainedInit
 from mmpretrain.registry import MODELS as CLS
 from mmseg.registry import MODELS as SEG
 from torch import nn
@@ -211,19 +212,45 @@ def test_inner_layers_are_not_drawn_by_the_librarys_rule():
         1 / (9 * 128 * .25), rel=.1)
 
 
+@pytest.mark.parametrize('spell', [
+    lambda path: dict(type='Pretrained', checkpoint=path),
+    lambda path: [dict(type='Pretrained', checkpoint=path)],
+    lambda path: dict(type=PretrainedInit, checkpoint=path)])
 @pytest.mark.parametrize('family', LAYERS)
 @pytest.mark.parametrize('registry, name', LIBRARIES)
-def test_pretrained_weights_are_kept(registry, name, family, tmp_path):
+def test_pretrained_weights_are_kept(registry, name, family, spell, tmp_path):
     path = str(tmp_path / 'model.pth')
-    saved = build(registry, name, family=family, seed=1)
+    saved = build(registry, name, family=family, seed=1,
+                  zero_init_residual=False)
     torch.save(dict(state_dict=saved.state_dict()), path)
-    loaded = build(registry, name, family=family, init_cfg=dict(
-        type='Pretrained', checkpoint=path))
+    loaded = build(registry, name, family=family, init_cfg=spell(path),
+                   zero_init_residual=False)
     for key, value in saved.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[key]), key
 
 
+@pytest.mark.parametrize('family', LAYERS)
+def test_initialising_twice_changes_nothing(family):
+    model = build(family=family)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    model.init_weights()
+    for key, value in model.state_dict().items():
+        assert torch.equal(value, before[key]), key
+
+
+@pytest.mark.parametrize('family', ['factorized', 'doped'])
+def test_groups_of_the_blocks_norms_do_not_round_ranks(family):
+    kwargs = dict(family=family, base_channels=64, stem_channels=64,
+                  sparsity=.5)
+    ranks = [[m.u.out_channels for m in build(norm_cfg=norm, **kwargs)
+              .modules() if isinstance(m, Factorized)]
+             for norm in (dict(type='BN'), dict(type='GN', num_groups=32))]
+    assert ranks[0] == ranks[1]
+
+
 @pytest.mark.parametrize('kwargs, words', [
+    (dict(family='wide', conv_cfg=dict(type='ConvWS')), 'ConvWS2d.*under '
+     'masks; set conv_cfg=None'),
     (dict(family='parallel', sparsity=.2), 'layer1.0.conv1: .*1/3 or more'),
     (dict(family='doped', base_channels=1, sparsity=.1),
      'layer1.0.conv1: .*larger sparsity'),

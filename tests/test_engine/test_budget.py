@@ -80,8 +80,7 @@ def test_whole_backbones_match_within_a_thousandth(kwargs, distribution):
     assert set(found.densities) == set(found.counts)
 
 
-@pytest.mark.parametrize('depth', [18, 50])
-@pytest.mark.parametrize('sparsity', [.5, .75, .9])
+@pytest.mark.parametrize('depth, sparsity', [(18, .5), (18, .9), (50, .75)])
 def test_wide_factorized_matches_by_its_ranks(depth, sparsity):
     backbone, found = plan(family='wide_factorized', depth=depth,
                            sparsity=sparsity)

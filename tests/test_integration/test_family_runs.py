@@ -6,7 +6,6 @@ import re
 import pytest
 import torch
 from mmdet.registry import MODELS as DET
-from mmpretrain.registry import MODELS as CLS
 from mmseg.registry import MODELS as SEG
 from sparserun import sparse_config
 
@@ -71,7 +70,7 @@ def test_wide_factorized_trains_without_masks(scope, data, tmp_path):
     checkpoint = train(config, tmp_path / 'run')
     assert 'sparse_training' not in checkpoint
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
-    ratio = re.search(r'needs no masks: its FLOPs are ([\d.]+) of', log)[1]
+    ratio = re.search(r'needs no masks: .* are ([\d.]+) of', log)[1]
     if scope != 'mmseg':  # Its ranks are those of a classifier's strides.
         assert float(ratio) == pytest.approx(1, abs=.02)  # Of rank 1 to 10.
     # Neither hook nor wrapper is needed.
@@ -85,8 +84,10 @@ def test_wide_factorized_trains_without_masks(scope, data, tmp_path):
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_members_resume_evaluate_and_load_downstream(family, data, tmp_path):
-    config = sparse_config(tmp_path / 'c', 'mmpretrain', data['mmpretrain'],
-                           family=family)
+    # The ordinary stem, which a detector has too.
+    config = sparse_config(
+        tmp_path / 'c', 'mmpretrain', data['mmpretrain'],
+        "model['backbone']['type'] = 'SparseIFTResNet'\n", family)
     whole = train(config, tmp_path / 'whole')
     resumed = train(config, tmp_path / 'resumed', '--resume',
                     str(tmp_path / 'whole/epoch_1.pth'))
@@ -96,33 +97,22 @@ def test_members_resume_evaluate_and_load_downstream(family, data, tmp_path):
         for name, mask in whole['sparse_training']['masks'].items():
             assert torch.equal(
                 mask, resumed['sparse_training']['masks'][name]), name
-    assert test_tool.main([
-        config, (tmp_path / 'whole/last_checkpoint').read_text(),
-        '--work-dir', str(tmp_path / 'test')])
+    last = (tmp_path / 'whole/last_checkpoint').read_text()
+    assert test_tool.main([config, last, '--work-dir',
+                           str(tmp_path / 'test')])
 
     # The backbone of a classifier is that of a detector and a segmentor.
     state = {k.removeprefix('backbone.'): v
              for k, v in whole['state_dict'].items()
              if k.startswith('backbone.')}
     kwargs = dict(type='SparseIFTResNet', depth=18, base_channels=8,
-                  stem_channels=8, family=family, sparsity=.75, inner='norm'
-                  if family == 'parallel' else None)
-    x = torch.rand(1, 3, 64, 64)
-    outs = []
-    for library in (DET, SEG):
-        backbone = library.build(dict(
-            kwargs, init_cfg=dict(type='Pretrained', prefix='backbone.',
-                                  checkpoint=str(tmp_path /
-                                                 'whole/epoch_3.pth'))))
+                  stem_channels=8, family=family, sparsity=.75, init_cfg=dict(
+                      type='Pretrained', prefix='backbone.', checkpoint=last))
+    dilated = dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
+    for library, more in [(DET, {}), (SEG, dilated)]:
+        backbone = library.build(dict(kwargs, **more))
         backbone.init_weights()
-        for key, value in backbone.state_dict().items():
-            if key != 'conv1.weight':  # 7 x 7 here, 3 x 3 there.
-                assert torch.equal(value, state[key]), key
-        torch.nn.init.constant_(backbone.conv1.weight, .01)
-        backbone.eval()
-        with torch.no_grad():
-            outs.append(backbone(x)[-1])
-    torch.testing.assert_close(*outs)
-    # With the stem it was trained with, everything fits.
-    plain = CLS.build(dict(kwargs, type='SparseIFTResNet_CIFAR'))
-    plain.load_state_dict(state, strict=True)
+        found = backbone.state_dict()
+        assert found.keys() == state.keys()
+        for key, value in found.items():
+            assert torch.equal(value, state[key]), key

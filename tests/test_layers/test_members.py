@@ -263,3 +263,17 @@ def test_initialisation_goes_by_the_layers_own_scale():
 def test_mistakes_are_named(kwargs, words):
     with pytest.raises(ValueError, match=words):
         Member(**dict(dict(family='parallel', sparsity=.75), **kwargs))
+
+
+def test_wide_is_no_layer_of_its_own():
+    with pytest.raises(ValueError, match='sift_mm.transform'):
+        Member('wide', .5).build(nn.Linear(8, 8))
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_the_memory_format_is_kept(family):
+    dense = nn.Conv2d(8, 8, 3).to(memory_format=torch.channels_last)
+    layer = Member(family, .5).build(dense)
+    for p in layer.parameters():
+        if p.dim() == 4:
+            assert p.is_contiguous(memory_format=torch.channels_last)

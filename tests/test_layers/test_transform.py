@@ -11,10 +11,15 @@ from torch.nn import functional as F
 
 import sift_mm
 from sift_mm.analysis import count_flops
+from sift_mm.engine.budget import plan_masks
 from sift_mm.isoflop import FAMILIES
 from sift_mm.layers import Factorized, Parallel
 from sift_mm.layers.wide import WideConv2d, WideLinear
-from sift_mm.sparsity import select_parameters, sparse_parameter_names
+from sift_mm.sparsity import (
+    Uniform,
+    select_parameters,
+    sparse_parameter_names,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +97,11 @@ NETWORKS = {
     'mmpretrain-convnext': lambda: MODELS.build(dict(type='ConvNeXt',
                                                      arch='atto')),
 }
+# Layers that are replaced: of chains, and by the other members.
+REPLACED = {'resnet18': (16, 19), 'mobilenet': (0, 34), 'densenet': (8, 9),
+            'vit': (4, 4), 'swin': (8, 9), 'gpt': (4, 8),
+            'mmpretrain-vit': (24, 48), 'mmpretrain-resnet50': (48, 51),
+            'mmpretrain-convnext': (24, 27)}
 NO_CHAIN = {('mobilenet', 'wide'): 'depthwise',
             ('mobilenet', 'wide_factorized'): 'depthwise',
             ('resnext', 'wide_factorized'): 'grouped'}
@@ -113,6 +123,10 @@ def test_networks_of_other_libraries(name, family):
     model.train()
     out = model(x)
     assert _shapes(out) == shapes
+    if 'resnext' not in name and (name, family) != ('mmpretrain-convnext',
+                                                    'doped'):
+        assert len(report.replaced) == REPLACED[name][
+            'wide' not in family]
     # Whole channels and ranks are all that stands between this and 1.
     count = count_flops(model, (32, 32))
     sparse = count.sparse(dict.fromkeys(report.sparse_parameters, .25))
@@ -242,6 +256,37 @@ class TwoInputs(nn.Sequential):
         return super().forward(x) * scale
 
 
+class Kept(nn.Module):
+    """Runs its Sequential in parts and keeps what is between."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+
+    def forward(self, x):
+        outs = []
+        for layer in self.body:
+            x = layer(x)
+            outs.append(x)
+        return outs
+
+
+class OnlyTraining(nn.Module):
+    """Has an auxiliary layer on its hidden features in training."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 16)
+        self.second = nn.Linear(16, 8)
+        self.side = nn.Conv1d(16, 4, 1)
+
+    def forward(self, x):
+        hidden = self.first(x)
+        if self.training:
+            self.side(hidden.transpose(1, 2))
+        return self.second(hidden)
+
+
 def hooked():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[0].register_forward_hook(lambda *args: None)
@@ -258,6 +303,12 @@ def twice():
     (lambda: nn.Sequential(Odd(8, 8), nn.Linear(8, 8)), 'doped', '0', 'Odd'),
     (lambda: TwoInputs(nn.Linear(8, 8), nn.Linear(8, 8)), 'wide', '0',
      'on a tensor alone'),
+    (Kept, 'wide', 'body.0', 'changes the output of Kept'),
+    (OnlyTraining, 'wide', 'first', 'does not run with a wider'),
+    (lambda: nn.Sequential(nn.LSTM(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)),
+     'doped', '0', 'LSTM'),
+    (lambda: nn.Sequential(nn.Conv2d(8, 32, 3), nn.GroupNorm(32, 32),
+                           nn.Conv2d(32, 8, 3)), 'wide', '0', ''),
     (hooked, 'parallel', '0', 'forward hooks'),
     (twice, 'wide', '0', 'several places'),
     (swin, 'doped', 'features.1.0.attn.qkv', 'weight is read'),
@@ -286,7 +337,8 @@ def test_what_cannot_be_replaced_is_named(make, family, name, words):
         assert words in str(error) and f'{name}: ' in str(error)
     else:
         if not words:  # A group norm between can be widened.
-            assert model[1].num_channels == 20
+            assert model[1].num_channels == 2 * model[1].num_groups * (
+                kept.out_channels // model[1].num_groups)
             return
         assert words in report.skipped[name]
     assert model.get_submodule(name) is kept
@@ -335,3 +387,74 @@ def test_random_state_of_a_failed_transform_is_untouched():
     with pytest.raises(ValueError):
         sift_mm.transform(model, 'wide', .5)
     assert torch.equal(state, torch.get_rng_state())
+
+
+class Predictor(nn.Module):
+    """A head as detectors have it, and a layer that starts at zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3))
+        self.conv = nn.Conv2d(16, 16, 3)
+        self.frozen = nn.Conv2d(16, 16, 3).requires_grad_(False)
+        self.offset = nn.Conv2d(16, 16, 3)
+        nn.init.zeros_(self.offset.weight)
+        self.retina_cls = nn.Conv2d(16, 80, 3)
+        nn.init.constant_(self.retina_cls.bias, -4.6)
+
+
+def test_predictors_stems_frozen_and_zero_layers_are_left_and_named():
+    model = Predictor()
+    report = sift_mm.transform(model, 'parallel', .5)
+    assert list(report.replaced) == ['conv']
+    for name, word in [('stem.0', 'stem'), ('stem.1', 'stem'),
+                       ('frozen', 'frozen'), ('offset', 'zero'),
+                       ('retina_cls', 'predictions')]:
+        assert word in report.skipped[name], name
+    # Asked for, it keeps its bias, a prior.
+    sift_mm.transform(model, 'parallel', .5, include=['retina_cls'])
+    assert (model.retina_cls.layers[0].bias == -4.6).all()
+
+
+def test_a_wider_norm_is_like_the_old_one():
+    model = nn.Sequential(
+        nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8, eps=.1, momentum=.3),
+        nn.Conv2d(8, 8, 3))
+    sift_mm.transform(model, 'wide', .5)
+    assert (model[1].eps, model[1].momentum) == (.1, .3)
+    assert model[1].num_features == 16
+
+
+def test_a_tuple_is_an_output_too():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(8, 32), nn.Linear(32, 8)
+
+        def forward(self, x):
+            return self.b(self.a(x)), x
+
+    report = sift_mm.transform(Two(), 'wide', .5)
+    assert len(report.replaced) == 2
+
+
+@pytest.mark.parametrize('family', ['wide', 'factorized'])
+def test_a_runner_does_not_draw_the_layers_anew(family):
+    # MMEngine's runs call init_weights, which a run of the network transformed
+    # before would undo.
+    model = MODELS.build(dict(type='VisionTransformer', arch='deit-tiny',
+                              img_size=32, patch_size=8))
+    report = sift_mm.transform(model, family, .5)
+    before = {n: model.get_parameter(n).clone()
+              for n in report.sparse_parameters}
+    model.init_weights()
+    for name, value in before.items():
+        assert torch.equal(model.get_parameter(name), value)
+
+
+def test_the_sparsity_is_written_once():
+    model = GPT()
+    sift_mm.transform(model, 'wide', .75)
+    assert plan_masks(model, Uniform()).nominal == .75
+    with pytest.raises(ValueError, match='sparsity=0.75 and .*sparsity=0.5'):
+        plan_masks(model, Uniform(), sparsity=.5)

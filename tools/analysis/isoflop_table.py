@@ -11,9 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from mmpretrain.registry import MODELS
 
-import sift_mm
 from sift_mm.analysis import count_flops
 from sift_mm.engine.budget import backbone_flops, plan_masks
+from sift_mm.isoflop import FAMILIES, expansion
 from sift_mm.layers import Composite, Factorized, Parallel
 from sift_mm.sparsity import Uniform
 
@@ -37,8 +37,8 @@ weights. Uniform distribution.
   it the range that rounding to whole channels, branches and ranks allows.
 - *masks at*: the sparsity that `flops='match'` solves for; *ranks* where
   there are no masks and ranks are chosen instead.
-- *backbone*: FLOPs of the whole backbone over those of the dense one, with
-  `flops='nominal'` and with `flops='match'`, the default.
+- *nominal*, *match*: FLOPs of the whole backbone over those of the dense one,
+  with `flops='nominal'` and with `flops='match'`, the default.
 
 | network | member | s | size | layers at s | allowed | masks at | \
 nominal | match |
@@ -49,8 +49,8 @@ nominal | match |
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the table, row by row."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', type=Path,
-                        default=ROOT / 'docs' / 'isoflop.md')
+    parser.add_argument('--out', type=Path, help='file to write; by default '
+                        'docs/isoflop.md, if the table is whole')
     parser.add_argument('--networks', nargs='+', choices=NETWORKS,
                         default=list(NETWORKS))
     parser.add_argument('--sparsities', nargs='+', type=float,
@@ -58,13 +58,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     lines = []
     for network in args.networks:
-        for family in sift_mm.isoflop.FAMILIES:
+        for family in FAMILIES:
             for sparsity in args.sparsities:
                 cells = row(NETWORKS[network], family, sparsity)
                 lines.append('| ' + ' | '.join(
                     [network, family, f'{sparsity:g}', *cells]) + ' |')
                 print(lines[-1], flush=True)
-    args.out.write_text(HEAD + '\n'.join(lines) + '\n')
+    whole = len(lines) == len(NETWORKS) * len(SPARSITIES) * len(FAMILIES)
+    out = args.out or (ROOT / 'docs' / 'isoflop.md' if whole else None)
+    if out is not None:
+        out.write_text(HEAD + '\n'.join(lines) + '\n')
 
 
 def row(network: dict[str, Any], family: str,
@@ -83,7 +86,7 @@ def row(network: dict[str, Any], family: str,
     }
     plans = {k: plan_masks(m, Uniform()) for k, m in models.items()}
     nominal = models['nominal']
-    yield size_of(nominal)
+    yield words_for(nominal)
     ratio, low, high = layers_ratio(nominal, plans['nominal'].densities)
     yield f'{ratio:.4f}'
     yield f'{low:.4f} to {high:.4f}'
@@ -93,7 +96,7 @@ def row(network: dict[str, Any], family: str,
         yield f'{plan.ratio:.5f}'
 
 
-def size_of(model: Any) -> str:
+def words_for(model: Any) -> str:
     """Width, branches or ranks of a backbone, in words."""
     layers = [m for m in model.modules() if isinstance(m, Composite)]
     width = f'width {model.base_channels}'
@@ -131,8 +134,7 @@ def layers_ratio(model: Any, densities: dict[str, float]
     rank = sum(
         own.sparse(densities, n) / m.v.weight.shape[1]
         for n, m in model.named_modules() if isinstance(m, Factorized)) / total
-    exact = (model.dense_base_channels *
-             sift_mm.isoflop.expansion(model.sparsity)**0.5)
+    exact = model.dense_base_channels * expansion(model.sparsity)**0.5
     low = {'wide': ((exact - 1) / exact)**2, 'doped': 1 - rank}
     high = 1 + (0 if model.family == 'doped' else rank)
     return (sparse / total, low.get(model.family, 1) - slack, high + slack)
