@@ -212,11 +212,11 @@ def test_inner_layers_are_not_drawn_by_the_librarys_rule():
         1 / (9 * 128 * .25), rel=.1)
 
 
-@pytest.mark.parametrize('spell', [
-    lambda path: dict(type='Pretrained', checkpoint=path),
-    lambda path: [dict(type='Pretrained', checkpoint=path)],
-    lambda path: dict(type=PretrainedInit, checkpoint=path)])
-@pytest.mark.parametrize('family', LAYERS)
+@pytest.mark.parametrize('family, spell', [
+    *[(family, lambda path: dict(type='Pretrained', checkpoint=path))
+      for family in LAYERS],
+    ('doped', lambda path: [dict(type='Pretrained', checkpoint=path)]),
+    ('doped', lambda path: dict(type=PretrainedInit, checkpoint=path))])
 @pytest.mark.parametrize('registry, name', LIBRARIES)
 def test_pretrained_weights_are_kept(registry, name, family, spell, tmp_path):
     path = str(tmp_path / 'model.pth')

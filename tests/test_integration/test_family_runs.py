@@ -54,7 +54,9 @@ def test_members_train_with_every_algorithm(scope, algorithm, family, data,
                                             tmp_path):
     config = sparse_config(
         tmp_path / 'c', scope, data[scope],
-        f"custom_hooks[0]['algorithm'] = '{algorithm}'\n", family)
+        f"custom_hooks[0]['algorithm'] = '{algorithm}'\n"
+        + ("train_cfg['max_epochs'] = 1\n" if scope == 'mmpretrain' else ''),
+        family)
     checkpoint = train(config, tmp_path / 'run')
     records = [json.loads(line) for line in
                (tmp_path / 'run/masks_0.txt').read_text().splitlines()]

@@ -176,7 +176,7 @@ def test_a_feed_forward_pair_by_hand():
     assert 'shares its weight' in report.skipped['lm_head']
 
 
-@pytest.mark.parametrize('sparsity', [.5, .75, .9])
+@pytest.mark.parametrize('sparsity', [.5, .75])
 def test_residual_blocks_by_hand(sparsity):
     # BasicBlock: both convolutions touch the one inner width, so that it is
     # 1 / (1 - s) times as wide. Bottleneck at stride 1: 1x1, 3x3 and 1x1 of
