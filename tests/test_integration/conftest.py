@@ -7,7 +7,7 @@ from unittest import mock
 import pytest
 
 
-@pytest.fixture(scope='package', autouse=True)
+@pytest.fixture(scope='module', autouse=True)
 def quick_configs() -> Iterator[None]:
     """Leaves the layout of config texts, and reads the libraries' index once.
 
