@@ -42,8 +42,9 @@ class SparseIFTMixin(nn.Module):
             It sets width, branches and ranks; ``base_channels`` and
             ``stem_channels`` are those of the dense network.
         flops (str): 'match': masks are drawn at the sparsity where the whole
-            backbone has the FLOPs of the dense backbone, with a stem that is
-            wider and dense, and shortcuts that are sparse and not larger.
+            backbone, with the linear head of a classifier, has the FLOPs of
+            the dense one, with a stem that is wider and dense, and shortcuts
+            that are sparse and not larger.
             Without masks, ranks are chosen so, at the strides of a
             classifier, for its checkpoint to load into a dilated network.
             'nominal': masks are drawn at ``sparsity``, and ranks match the
