@@ -21,6 +21,9 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils import is_installed
 
+from sift_mm.config import sparsify
+from sift_mm.isoflop import FAMILIES
+
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 LIBRARIES = {
     'mmdet': 'onedl-mmdetection',
@@ -39,6 +42,22 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         action=DictAction,
         help='settings that replace those of the config, as key=value pairs '
         'with dots in the key; a list is written key="[a,b]" or key=a,b',
+    )
+    parser.add_argument(
+        '--family',
+        choices=FAMILIES,
+        help='make the backbone this member of the Sparse-IFT family; width '
+        'of neck and heads, optim wrapper and hook follow',
+    )
+    parser.add_argument(
+        '--sparsity',
+        type=float,
+        help="nominal sparsity of the member, in place of the config's",
+    )
+    parser.add_argument(
+        '--algorithm',
+        choices=('Static', 'SET', 'RigL'),
+        help='how masks are trained, in place of what the config says',
     )
 
 
@@ -100,7 +119,27 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg = Config.fromfile(path)
     if args.cfg_options is not None:
         cfg.merge_from_dict(args.cfg_options)
+    if member_name(args):
+        import_library(cfg)
+        try:
+            sparsify(cfg, args.family, args.sparsity, args.algorithm)
+        except ValueError as error:
+            raise SystemExit(f'{args.config}: {error}') from error
     return cfg
+
+
+def member_name(args: argparse.Namespace) -> str:
+    """What the options of :func:`sparsify` say, for a folder's name.
+
+    Returns:
+        str: 'wide-s75-rigl', a part of it, or ''.
+    """
+    parts = [args.family]
+    if args.sparsity is not None:
+        parts.append(f's{100 * args.sparsity:g}')
+    if args.algorithm is not None:
+        parts.append(args.algorithm.lower())
+    return '-'.join(filter(None, parts))
 
 
 def import_library(cfg: Config) -> None:
@@ -145,6 +184,7 @@ def load_run_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         name = osp.splitext(osp.basename(args.config))[0]
+        name = '_'.join(filter(None, (name, member_name(args))))
         cfg.work_dir = osp.join('./work_dirs', name)
     return cfg
 

@@ -23,7 +23,11 @@ SIZES = {
 }
 # Words in the names of the others after which images differ in size.
 VARY = ('Resize', 'Crop', 'Pad', 'Mosaic', 'MixUp', 'Affine')
-STORED = {'CIFAR10': (32, 32), 'CIFAR100': (32, 32)}
+STORED = {
+    'CIFAR10': (32, 32),
+    'CIFAR100': (32, 32),
+    'FashionMNIST': (28, 28),
+}
 # What a path of the training images holds, and how many there are.
 PUBLISHED = {
     'CocoDataset': ('instances_train2017', 118_287),
@@ -32,6 +36,7 @@ PUBLISHED = {
     'ImageNet': ('train', 1_281_167),
     'CIFAR10': ('train', 50_000),
     'CIFAR100': ('train', 50_000),
+    'FashionMNIST': ('train', 60_000),
 }
 # Images of them without annotations, which filter_empty_gt leaves out.
 EMPTY = {'CocoDataset': 1_021}

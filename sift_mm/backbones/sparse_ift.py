@@ -56,6 +56,10 @@ class SparseIFTMixin(nn.Module):
         sparse_factors (str, optional): Which factors of the two factorized
             members carry masks: 'both' (default of 'factorized'), 'u' or
             'none' (default of 'wide_factorized').
+        match_shape (tuple[int, int], optional): Height and width, in pixels,
+            at which FLOPs are matched. None is 224 x 224, or 32 x 32 with
+            the CIFAR stem; the ratio of two networks of the same strides is
+            the same at every multiple of 32.
         *args: Arguments of the library's ResNet after depth.
         **kwargs: Likewise.
 
@@ -80,9 +84,7 @@ class SparseIFTMixin(nn.Module):
     is_init: bool
     # Behind each branch of a Parallel layer.
     parallel_inner = 'norm_act'
-    # Height and width at which FLOPs are matched. The ratio of two networks
-    # of the same strides is the same at every multiple of 32.
-    match_shape = (224, 224)
+    match_shape: tuple[int, int] = (224, 224)
 
     def __init__(self,
                  depth: int,
@@ -92,6 +94,7 @@ class SparseIFTMixin(nn.Module):
                  flops: str = 'match',
                  inner: str | None = None,
                  sparse_factors: str | None = None,
+                 match_shape: tuple[int, int] | None = None,
                  **kwargs: Any) -> None:
         if flops not in ('match', 'nominal'):
             raise ValueError("flops is 'match' or 'nominal'; got "
@@ -119,6 +122,8 @@ class SparseIFTMixin(nn.Module):
         self.family = family
         self.sparsity = sparsity or 0.0
         self.flops = flops
+        if match_shape is not None:
+            self.match_shape = (match_shape[0], match_shape[1])
         self._parent = parent
         self._dense_kwargs = dense_kwargs
         if member is not None:
@@ -192,13 +197,16 @@ class SparseIFTMixin(nn.Module):
                kwargs: Mapping[str, Any]) -> dict[str, int]:
         """Ranks that do not follow from a layer alone.
 
-        Strides and dilations are those of a classifier, whatever they are
-        here: a pretrained network has to load into a segmentor.
+        A dilated network takes those of a classifier, with its strides: a
+        pretrained network has to load into a segmentor.
         """
         if member.family != 'wide_factorized':
             return {}
         stages = kwargs.get('num_stages', 4)
-        usual = dict(strides=(1, 2, 2, 2)[:stages], dilations=(1, ) * stages)
+        usual: dict[str, Any] = {}
+        if any(d != 1 for d in kwargs.get('dilations', ())):
+            usual = dict(strides=(1, 2, 2, 2)[:stages],
+                         dilations=(1, ) * stages)
         groups = self.norm_cfg.get('num_groups', 1)
         wide, dense = (self._count(dict(k, **usual))
                        for k in (kwargs, self._dense_kwargs))

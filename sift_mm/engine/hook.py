@@ -153,10 +153,12 @@ class SparseTrainingHook(Hook):
         # runner.seed differs between ranks under diff_rank_seed.
         seed = [runner.seed if self.seed is None else self.seed]
         broadcast_object_list(seed)
-        masks = self._first_masks(model, plan, seed[0], runner._resume)
+        # A run that is to be resumed may have nothing to resume from yet.
+        resumed = runner._resume and self._loaded
+        masks = self._first_masks(model, plan, seed[0], resumed)
         trainer = MaskTrainer(masks, self.algorithm, self._schedule(runner),
                               self.drop_fraction, seed[0], self.placement)
-        if self._checkpoint is not None and runner._resume:
+        if self._checkpoint is not None and resumed:
             self._warn_of_changes(runner)
             trainer.load_state_dict(self._checkpoint)
         self._checkpoint = None

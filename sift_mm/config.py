@@ -1,0 +1,180 @@
+"""Sparse-IFT in a config: all that follows from family and sparsity.
+
+In a config file, one line gives the network and the channels that its neck
+and heads read::
+
+    from sift_mm.config import detector
+    model = detector('wide', sparsity=0.9)
+
+A config that was read already is changed by :func:`sparsify`.
+"""
+
+import copy
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.registry import MODELS, DefaultScope
+
+from .backbones import SparseIFTMixin
+from .engine.checks import consumer_channels
+from .isoflop import FAMILIES, wide_width
+
+# Of the libraries' ResNets, the class that takes a family, and what else it
+# has to be told.
+BACKBONES: dict[str, tuple[str, dict[str, bool]]] = {
+    'ResNet': ('SparseIFTResNet', {}),
+    'ResNetV1c': ('SparseIFTResNet', dict(deep_stem=True)),
+    'ResNetV1d': ('SparseIFTResNet', dict(deep_stem=True, avg_down=True)),
+    'ResNet_CIFAR': ('SparseIFTResNet_CIFAR', {}),
+}
+WRAPPERS = {
+    'OptimWrapper': 'SparseOptimWrapper',
+    'AmpOptimWrapper': 'SparseAmpOptimWrapper',
+}
+
+
+def _features(family: str, sparsity: float, base_channels: int,
+              expansion: int) -> list[int]:
+    """Channels of the four stages of a ResNet of the family."""
+    if family.startswith('wide'):
+        base_channels = wide_width(base_channels, sparsity)
+    return [base_channels * expansion * 2**stage for stage in range(4)]
+
+
+def _backbone(family: str, sparsity: float) -> dict[str, Any]:
+    return dict(family=family, sparsity=sparsity)
+
+
+def classifier(family: str, sparsity: float, base_channels: int = 64,
+               expansion: int = 1) -> dict[str, dict]:
+    """What to change in the config of MMPreTrain's ImageClassifier.
+
+    Args:
+        family (str): Member of the Sparse-IFT family.
+        sparsity (float): Nominal share of zero weights.
+        base_channels (int): Width of the dense network's first stage.
+        expansion (int): Of the ResNet's blocks: 1 up to depth 34, then 4.
+
+    Returns:
+        dict: Backbone and head.
+    """
+    out = _features(family, sparsity, base_channels, expansion)
+    return dict(backbone=_backbone(family, sparsity),
+                head=dict(in_channels=out[3]))
+
+
+def detector(family: str, sparsity: float, base_channels: int = 64,
+             expansion: int = 1) -> dict[str, dict]:
+    """What to change in a config of MMDetection with an FPN on four stages.
+
+    Args:
+        family, sparsity, base_channels, expansion: See :func:`classifier`.
+
+    Returns:
+        dict: Backbone and neck.
+    """
+    out = _features(family, sparsity, base_channels, expansion)
+    return dict(backbone=_backbone(family, sparsity),
+                neck=dict(in_channels=out))
+
+
+def segmentor(family: str, sparsity: float, base_channels: int = 64,
+              expansion: int = 1) -> dict[str, dict]:
+    """What to change in a config of MMSegmentation's DeepLabV3+.
+
+    Args:
+        family, sparsity, base_channels, expansion: See :func:`classifier`.
+
+    Returns:
+        dict: Backbone, decode head and the auxiliary head on stage 3.
+    """
+    out = _features(family, sparsity, base_channels, expansion)
+    return dict(backbone=_backbone(family, sparsity),
+                decode_head=dict(in_channels=out[3], c1_in_channels=out[0]),
+                auxiliary_head=dict(in_channels=out[2]))
+
+
+def sparsify(cfg: Config, family: str | None = None,
+             sparsity: float | None = None,
+             algorithm: str | None = None) -> None:
+    """Turn the config of a run into one of Sparse-IFT, or change its member.
+
+    Backbone, optim wrapper and hook become those of Sparse-IFT, where they
+    are not; neck and heads get the channels that they will read.
+
+    Args:
+        cfg (Config): Config with a ResNet as ``model.backbone``, changed in
+            place.
+        family (str, optional): Member of the family; None leaves it.
+        sparsity (float, optional): Nominal sparsity; None leaves it.
+        algorithm (str, optional): How masks are trained, 'Static', 'SET' or
+            'RigL'; None leaves it, and is 'RigL' where no hook is.
+
+    Raises:
+        ValueError: If the config has no such backbone, or a member is left
+            without its sparsity.
+    """
+    backbone = cfg.get('model', {}).get('backbone') or {}
+    kind = str(backbone.get('type', '')).rpartition('.')[2]
+    if kind not in BACKBONES and not kind.startswith('SparseIFTResNet'):
+        raise ValueError(
+            f'model.backbone is of type {kind or None!r}; of the Sparse-IFT '
+            f'family there are {", ".join(BACKBONES)}.')
+    if kind in BACKBONES:
+        backbone['type'], arguments = BACKBONES[kind]
+        backbone.update(arguments)
+    if family is not None:
+        if family not in FAMILIES:
+            raise ValueError(f'Unknown family {family!r}; choose one of '
+                             f'{", ".join(FAMILIES)}.')
+        backbone['family'] = family
+    if sparsity is not None:
+        backbone['sparsity'] = sparsity
+    if backbone.get('family') is None or backbone.get('sparsity') is None:
+        raise ValueError(
+            f'The backbone would have family={backbone.get("family")!r} and '
+            f'sparsity={backbone.get("sparsity")}; give both.')
+    _add_import(cfg)
+    wrapper = cfg.get('optim_wrapper')
+    if wrapper is not None:
+        kind = wrapper.get('type', 'OptimWrapper')
+        wrapper['type'] = WRAPPERS.get(kind, kind)
+        _add_hook(cfg, algorithm)
+    fit_channels(cfg)
+
+
+def _add_import(cfg: Config) -> None:
+    imports = cfg.setdefault('custom_imports',
+                             dict(imports=[], allow_failed_imports=False))
+    if 'sift_mm' not in imports['imports']:
+        imports['imports'] = [*imports['imports'], 'sift_mm']
+
+
+def _add_hook(cfg: Config, algorithm: str | None) -> None:
+    hooks = list(cfg.get('custom_hooks') or [])
+    found = [h for h in hooks if h.get('type') == 'SparseTrainingHook']
+    if not found:
+        found = [ConfigDict(type='SparseTrainingHook')]
+        hooks += found
+    if algorithm is not None:
+        found[0]['algorithm'] = algorithm
+    cfg.custom_hooks = hooks
+
+
+def fit_channels(cfg: Config) -> None:
+    """Let neck and heads read what the backbone gives.
+
+    Args:
+        cfg (Config): Config of a run, changed in place. Only what
+            :func:`~sift_mm.engine.checks.consumer_channels` knows is looked
+            at.
+    """
+    scope = cfg.get('default_scope', 'mmengine')
+    with DefaultScope.overwrite_default_scope(scope):
+        model: Any = MODELS.build(copy.deepcopy(cfg.model))
+    if not isinstance(getattr(model, 'backbone', None), SparseIFTMixin):
+        return
+    cfg.merge_from_dict({
+        f'model.{key}': expected
+        for key, value, expected in consumer_channels(
+            model, model.backbone.out_channels) if value != expected})
