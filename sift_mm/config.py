@@ -68,7 +68,10 @@ def detector(family: str, sparsity: float, base_channels: int = 64,
     """What to change in a config of MMDetection with an FPN on four stages.
 
     Args:
-        family, sparsity, base_channels, expansion: See :func:`classifier`.
+        family (str): As for :func:`classifier`.
+        sparsity (float): Likewise.
+        base_channels (int): Likewise.
+        expansion (int): Likewise.
 
     Returns:
         dict: Backbone and neck.
@@ -83,7 +86,10 @@ def segmentor(family: str, sparsity: float, base_channels: int = 64,
     """What to change in a config of MMSegmentation's DeepLabV3+.
 
     Args:
-        family, sparsity, base_channels, expansion: See :func:`classifier`.
+        family (str): As for :func:`classifier`.
+        sparsity (float): Likewise.
+        base_channels (int): Likewise.
+        expansion (int): Likewise.
 
     Returns:
         dict: Backbone, decode head and the auxiliary head on stage 3.

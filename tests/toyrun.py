@@ -82,3 +82,35 @@ def toy_runner(work_dir, hook=None, wrapper=None, epochs=4, **kwargs):
         log_level='WARNING',
         experiment_name=next(_names),
         **kwargs)
+
+
+def hook_of(runner):
+    """The SparseTrainingHook of a run."""
+    return next(h for h in runner.hooks
+                if type(h).__name__ == 'SparseTrainingHook')
+
+
+def final_state(runner):
+    """Weights, masks and optimizer slots of a run, to compare bit for bit."""
+    trainer = hook_of(runner).trainer
+    state = {f'w.{n}': p for n, p in runner.model.state_dict().items()}
+    state |= {f'm.{n}': m for n, m in trainer.masks.items()}
+    for i, p in enumerate(runner.model.parameters()):
+        state |= {f's.{i}.{k}': v for k, v in
+                  runner.optim_wrapper.optimizer.state[p].items()
+                  if isinstance(v, torch.Tensor)}
+    return state
+
+
+def assert_same(a, b):
+    """Two mappings hold the same tensors, bit for bit."""
+    assert a.keys() == b.keys()
+    different = [k for k in a if not torch.equal(a[k], b[k])]
+    assert not different
+
+
+def pretrained_toy(path):
+    """A toy model whose init_cfg loads a checkpoint."""
+    model = Toy()
+    model.init_cfg = dict(type='Pretrained', checkpoint=str(path))
+    return model

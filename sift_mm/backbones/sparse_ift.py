@@ -5,6 +5,7 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from ..analysis import FlopCount, count_flops
 from ..isoflop import wide_width
 from ..layers import Composite, Member, Parallel
 from ..layers.dense import kaiming_scale, plain_type, put
+from .pretrained import check_keys, pretrained_cfg
 from .ranks import ranks_for
 
 # Convolutions of the residual blocks and their shortcuts. The stem, norms
@@ -265,10 +267,19 @@ class SparseIFTMixin(nn.Module):
         """Initialise as the library does, inner layers as they should be.
 
         The library's rule would draw each inner layer as if it stood alone.
+
+        Raises:
+            ValueError: If weights are loaded, and the checkpoint is not of
+                this network.
         """
         again = self.is_init
         super().init_weights()  # type: ignore[misc]
-        if again or loads_checkpoint(self.init_cfg):
+        if again:
+            return
+        pretrained = pretrained_cfg(self.init_cfg)
+        if pretrained is not None:
+            if self.family is not None:  # Else this is the library's own.
+                check_keys(self, pretrained)
             return
         last = {name.rpartition('.')[0]: layer
                 for name, layer in self.named_modules()
@@ -315,6 +326,12 @@ class SparseIFTMixin(nn.Module):
                 names.append(f'{name}.weight')
         return names
 
+    def describe_member(self) -> dict[str, Any]:
+        """The member of the family, as a checkpoint has it."""
+        if self.member is None:
+            return {}
+        return dict(asdict(self.member), sparse_factors=self.member.factors)
+
     def dense_twin(self) -> nn.Module:
         """The dense network that this one is compared with.
 
@@ -329,15 +346,6 @@ class SparseIFTMixin(nn.Module):
         """Family, sparsity and FLOPs, for ``print``."""
         return (f'family={self.family!r}, sparsity={self.sparsity}, '
                 f'flops={self.flops!r}')
-
-
-def loads_checkpoint(init_cfg: Any) -> bool:
-    """Whether a module's ``init_cfg`` loads weights from a file."""
-    configs = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
-    types = [config.get('type') for config in configs]
-    return any(kind in ('Pretrained', 'PretrainedInit')
-               or getattr(kind, '__name__', '') == 'PretrainedInit'
-               for kind in types)
 
 
 def _check_groups(norm_cfg: Mapping[str, Any] | None, width: int) -> None:

@@ -1,7 +1,7 @@
 """The masks of a run: on what, and how many weights, for equal FLOPs."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
@@ -104,6 +104,75 @@ def nominal_sparsity(model: nn.Module, sparsity: float | None) -> float:
     return written
 
 
+@dataclass(frozen=True)
+class FlopBudget:
+    """FLOPs of a Sparse-IFT backbone beside those of its dense twin.
+
+    All in 2 x MACs, at the backbone's ``match_shape``.
+
+    Args:
+        prefix (str): Of the backbone's names in the model.
+        own (FlopCount): Of the backbone, with dense weights.
+        classifier (float): Of a linear head on it, 0 without one.
+        dense (float): Of the dense twin, with its linear head.
+    """
+
+    prefix: str
+    own: FlopCount
+    classifier: float
+    dense: float
+
+    def cost(self, densities: Mapping[str, float]) -> float:
+        """FLOPs under masks of these densities, by full name."""
+        return self.classifier + self.own.sparse({
+            name.removeprefix(self.prefix): density
+            for name, density in densities.items()
+            if name.startswith(self.prefix)})
+
+    def ratio(self, densities: Mapping[str, float]) -> float:
+        """:meth:`cost` over the FLOPs of the dense twin."""
+        return self.cost(densities) / self.dense
+
+
+def flop_budget(model: nn.Module) -> FlopBudget | None:
+    """The FLOPs that the masks of a model have to keep to.
+
+    Returns:
+        FlopBudget, optional: None without a backbone of a family.
+    """
+    found = sparse_backbone(model)
+    if found is None:
+        return None
+    prefix, backbone = found
+    own, dense = backbone_flops(backbone)
+    classifier, dense_classifier = _classifier_flops(model, backbone)
+    return FlopBudget(prefix, own, classifier, dense + dense_classifier)
+
+
+def masked_parameters(model: nn.Module,
+                      include: Sequence[str] | None = None,
+                      exclude: Sequence[str] = ()
+                      ) -> dict[str, nn.Parameter]:
+    """The parameters of a model that get masks.
+
+    Args:
+        model (nn.Module): The model.
+        include (Sequence[str], optional): As for :func:`select_parameters`.
+        exclude (Sequence[str]): Likewise.
+
+    Returns:
+        dict[str, nn.Parameter]: By full name; empty for a Sparse-IFT
+        backbone that needs no masks.
+
+    Raises:
+        ValueError: If patterns match nothing, or nothing is selected.
+    """
+    if (include is None and sparse_backbone(model)
+            and not sparse_parameter_names(model)):
+        return {}
+    return select_parameters(model, include, exclude)
+
+
 def plan_masks(model: nn.Module,
                distribution: Distribution,
                sparsity: float | None = None,
@@ -126,40 +195,31 @@ def plan_masks(model: nn.Module,
             and some parameters, or no masks give the dense twin's FLOPs.
     """
     nominal = nominal_sparsity(model, sparsity)
-    found = sparse_backbone(model)
-    parameters = {}
-    if include is not None or not found or sparse_parameter_names(model):
-        parameters = select_parameters(model, include, exclude)
+    parameters = masked_parameters(model, include, exclude)
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    if found is None:
+    budget, found = flop_budget(model), sparse_backbone(model)
+    if budget is None or found is None:
         return MaskPlan(parameters, distribution.counts(shapes, nominal),
                         nominal, nominal, None)
-    prefix, backbone = found
-    own, budget = backbone_flops(backbone)
-    classifier, dense_classifier = _classifier_flops(model, backbone)
-    budget += dense_classifier
-
-    def cost(densities: dict[str, float]) -> float:
-        return classifier + own.sparse({
-            name.removeprefix(prefix): density
-            for name, density in densities.items() if name.startswith(prefix)})
-
+    backbone = found[1]
     solved = nominal
     # An explicit distribution does not listen to the sparsity.
     if (backbone.flops == 'match' and parameters
             and not isinstance(distribution, Explicit)):
         try:
             solved = solve_sparsity(
-                lambda s: cost(distribution.densities(shapes, s)), budget)
+                lambda s: budget.cost(distribution.densities(shapes, s)),
+                budget.dense)
         except ValueError as error:
             everything = include is None and not exclude
+            _, dense_classifier = _classifier_flops(model, backbone)
             advice = (backbone.advice(dense_classifier)
                       if everything and backbone.grows else
                       "Mask more layers, or set flops='nominal'.")
             raise ValueError(f'{error} {advice}') from None
     counts = distribution.counts(shapes, solved)
     plan = MaskPlan(parameters, counts, nominal, solved, None)
-    return replace(plan, ratio=cost(plan.densities) / budget)
+    return replace(plan, ratio=budget.ratio(plan.densities))
 
 
 def backbone_flops(backbone: SparseIFTMixin) -> tuple[FlopCount, float]:

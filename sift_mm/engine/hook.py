@@ -10,13 +10,13 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from ..backbones.sparse_ift import loads_checkpoint
 from ..isoflop import check_sparsity
 from ..sparsity import (
     ALGORITHMS,
     DISTRIBUTIONS,
     DROP_FRACTIONS,
     INITIALIZERS,
+    Algorithm,
     MaskSet,
     MaskTrainer,
     UpdateSchedule,
@@ -24,11 +24,23 @@ from ..sparsity import (
 )
 from ..sparsity.initializers import count_tolerance
 from ..sparsity.trainer import PLACEMENTS
-from .budget import MaskPlan, plan_masks
+from .budget import (
+    FlopBudget,
+    MaskPlan,
+    flop_budget,
+    masked_parameters,
+    nominal_sparsity,
+    plan_masks,
+    sparse_backbone,
+)
 from .checks import check_channels, check_wrapper, unwrap
 from .optim_wrapper import MaskedStep
-
-CHECKPOINT_KEY = 'sparse_training'
+from .transfer import (
+    CHECKPOINT_KEY,
+    TRANSFERS,
+    pretrained_state,
+    transferred_masks,
+)
 
 
 @HOOKS.register_module()
@@ -48,9 +60,14 @@ class SparseTrainingHook(Hook):
         distribution (str | dict): 'Uniform', 'UniformPlus', 'ER', 'ERK' or
             ``dict(type='Explicit', sparsities={pattern: sparsity})``.
         init (str | dict, optional): First masks: 'Random', 'TopK' or
-            'FromWeights'. None is 'Random' for a run from scratch. With
-            ``load_from``, None takes the masks of that checkpoint, and it
+            'FromWeights'. None is 'Random' for a run from scratch; where
+            weights are loaded (an ``init_cfg`` of type Pretrained, or
+            ``load_from``), None takes the masks of that checkpoint, and it
             is an error if there are none.
+        transfer (str): What becomes of masks taken so: 'fixed', they stay
+            as they are; 'train', the algorithm goes on from them; 'dense',
+            they are dropped, and the network is trained dense, at more
+            FLOPs.
         drop_fraction (float | dict): Share of the active weights dropped at
             an update. A number is the start of a cosine; else
             ``dict(type='Constant' | 'Linear' | 'Cosine', initial=0.3)``.
@@ -78,6 +95,7 @@ class SparseTrainingHook(Hook):
                  sparsity: float | None = None,
                  distribution: str | dict = 'Uniform',
                  init: str | dict | None = None,
+                 transfer: str = 'fixed',
                  drop_fraction: float | dict = 0.3,
                  interval: int = 100,
                  end: float = 0.75,
@@ -94,6 +112,9 @@ class SparseTrainingHook(Hook):
         if placement not in PLACEMENTS:
             raise ValueError(f'Unknown placement {placement!r}; choose one '
                              f'of {PLACEMENTS}.')
+        if transfer not in TRANSFERS:
+            raise ValueError(f'Unknown transfer {transfer!r} of loaded masks;'
+                             f' choose one of {TRANSFERS}.')
         if not isinstance(drop_fraction, Mapping):
             drop_fraction = dict(type='Cosine', initial=drop_fraction)
         self.algorithm = ALGORITHMS.build(algorithm)
@@ -101,6 +122,7 @@ class SparseTrainingHook(Hook):
         self.initializer = INITIALIZERS.build(init or 'Random')
         self.drop_fraction = DROP_FRACTIONS.build(drop_fraction)
         self.init_is_given = init is not None
+        self.transfer = transfer
         self.sparsity = sparsity
         self.interval = interval
         self.end = end
@@ -112,7 +134,9 @@ class SparseTrainingHook(Hook):
         self.trainer: MaskTrainer | None = None
         self._checkpoint: Mapping[str, Any] | None = None
         self._loaded = False
+        self._transferred = ''
         self._budget: dict[str, float] = {}
+        self._member: dict[str, Any] = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the masks of a checkpoint until weights are loaded too."""
@@ -143,77 +167,126 @@ class SparseTrainingHook(Hook):
             return  # Training goes on after an earlier call of train().
         model = unwrap(runner.model)
         check_channels(model)
-        plan = self.plan(model)
-        if not plan.parameters:
+        parameters = masked_parameters(model, self.include, self.exclude)
+        budget = flop_budget(model)
+        if not parameters:
+            assert budget is not None
             runner.logger.info(
                 'The backbone needs no masks: its FLOPs (with a classifier, '
-                f'if it has one) are {plan.ratio:.6f} of the dense one '
+                f'if it has one) are {budget.ratio({}):.6f} of the dense one '
                 'without them.')
+            return
+        # A run that is to be resumed may have nothing to resume from yet.
+        resumed = runner._resume and self._loaded
+        if not (self._loaded or self.init_is_given):
+            self._loaded, self._checkpoint = pretrained_state(model,
+                                                              parameters)
+        if self._drops_masks(resumed):
+            self._checkpoint = None
+            runner.logger.info(
+                "transfer='dense': masks are dropped, and all weights train"
+                + (f', at {budget.ratio({}):.4f} times the FLOPs of the '
+                   "dense twin's backbone." if budget else '.'))
             return
         # runner.seed differs between ranks under diff_rank_seed.
         seed = [runner.seed if self.seed is None else self.seed]
         broadcast_object_list(seed)
-        # A run that is to be resumed may have nothing to resume from yet.
-        resumed = runner._resume and self._loaded
-        masks = self._first_masks(model, plan, seed[0], resumed)
-        trainer = MaskTrainer(masks, self.algorithm, self._schedule(runner),
-                              self.drop_fraction, seed[0], self.placement)
+        masks = self._first_masks(model, parameters, seed[0], resumed)
+        algorithm = self.algorithm
+        if self._transferred == 'fixed':
+            algorithm = ALGORITHMS.build('Static')
+        trainer = MaskTrainer(
+            masks, algorithm, self._schedule(runner, algorithm),
+            self.drop_fraction, seed[0], self.placement)
         if self._checkpoint is not None and resumed:
-            self._warn_of_changes(runner)
+            self._warn_of_changes(runner, algorithm)
             trainer.load_state_dict(self._checkpoint)
         self._checkpoint = None
         self.trainer = wrapper.mask_trainer = trainer
         trainer.enforce(runner.optim_wrapper.optimizer)
         self._mask_averages(runner)
-        self._budget = {'nominal': plan.nominal, 'sparsity': plan.sparsity}
-        message = (f'{type(self.algorithm).__name__} on {len(masks)} '
-                   f'parameters: sparsity {plan.nominal} as written, '
-                   f'{plan.sparsity:.6f} as solved, masks at density '
-                   f'{density(masks):.6f}')
-        if plan.ratio is not None:
-            self._budget['flops_ratio'] = plan.ratio
-            message += (f', FLOPs of the backbone (with a classifier, if it '
-                        f'has one) {plan.ratio:.6f} of the dense one')
-        runner.logger.info(message)
+        self._describe(runner, model, budget)
 
     def plan(self, model: nn.Module) -> MaskPlan:
-        """The masks that this hook would give a model, see `plan_masks`."""
+        """The masks that this hook would draw for a model."""
         return plan_masks(model, self.distribution, self.sparsity,
                           self.include, self.exclude)
 
-    def _first_masks(self, model: nn.Module, plan: MaskPlan, seed: int,
+    def _drops_masks(self, resumed: bool) -> bool:
+        """Whether the network trains dense from loaded weights."""
+        if self.transfer != 'dense' or self.init_is_given:
+            return False
+        # Such a run saves no masks.
+        return self._checkpoint is None if resumed else self._loaded
+
+    def _first_masks(self, model: nn.Module,
+                     parameters: Mapping[str, nn.Parameter], seed: int,
                      resumed: bool) -> MaskSet:
         """The masks of the checkpoint, or new ones.
 
         Raises:
-            ValueError: If the checkpoint's have another sparsity, or there
-                are none where a run is resumed, or loaded weights have none
-                and nobody said how to draw them.
+            ValueError: If the checkpoint's are of another network or
+                sparsity, or there are none where a run is resumed, or loaded
+                weights have none and nobody said how to draw them.
         """
-        if self._checkpoint is None and resumed:
-            raise ValueError(
-                'The checkpoint to resume from holds no masks (no key '
-                f'{CHECKPOINT_KEY!r}): masks are restored, never guessed. '
-                'Resume from a checkpoint that SparseTrainingHook saved, or '
-                'start a new run with load_from and an explicit init.')
-        if self._checkpoint is not None and (resumed
-                                             or not self.init_is_given):
-            masks = MaskSet(plan.parameters, self._checkpoint['masks'])
-            _check_counts(masks, plan.counts)
+        state = self._checkpoint
+        if resumed:
+            if state is None or 'history' not in state:
+                raise ValueError(
+                    'The checkpoint to resume from holds no masks, or, as a '
+                    'published one, no state of their training (key '
+                    f'{CHECKPOINT_KEY!r}): masks are restored, never '
+                    'guessed. Resume from a checkpoint that '
+                    'SparseTrainingHook saved, or start a new run with '
+                    'load_from.')
+            self._transferred = state.get('transfer', '')
+            if self._transferred:
+                self._transferred = self.transfer
+                return transferred_masks(model, parameters, state)
+            masks = MaskSet(parameters, state['masks'])
+            _check_counts(masks, self.plan(model).counts)
             return masks
-        if not self.init_is_given and (
-                self._loaded or _is_pretrained(model, plan.parameters)):
+        if state is not None and not self.init_is_given:
+            self._transferred = self.transfer
+            return transferred_masks(model, parameters, state)
+        if self._loaded and not self.init_is_given:
             raise ValueError(
                 'Weights come from a checkpoint without masks (load_from, or '
                 'an init_cfg of type Pretrained), and random masks would cut '
                 'them away; choose the first masks of SparseTrainingHook: '
-                "init='FromWeights', 'TopK' or 'Random'.")
-        return MaskSet.draw(plan.parameters, plan.counts, self.initializer,
-                            seed)
+                "init='FromWeights', 'TopK' or 'Random'; or train all "
+                "weights, transfer='dense'.")
+        return MaskSet.draw(parameters, self.plan(model).counts,
+                            self.initializer, seed)
 
-    def _warn_of_changes(self, runner: Runner) -> None:
+    def _describe(self, runner: Runner, model: nn.Module,
+                  budget: FlopBudget | None) -> None:
+        """Log, and keep for the checkpoint, what the masks amount to."""
+        assert self.trainer is not None
+        masks = self.trainer.masks
+        nominal = nominal_sparsity(model, self.sparsity)
+        self._budget = {'nominal': nominal, 'sparsity': 1 - density(masks)}
+        message = (f'{type(self.trainer.algorithm).__name__} on {len(masks)} '
+                   f'parameters: sparsity {nominal} as written, masks at '
+                   f'density {density(masks):.6f}')
+        if self._transferred:
+            message += (', taken from the loaded checkpoint (transfer='
+                        f'{self._transferred!r})')
+        if budget is not None:
+            self._budget['flops_ratio'] = budget.ratio({
+                name: count / masks[name].numel()
+                for name, count in masks.counts().items()})
+            message += (', FLOPs of the backbone (with a classifier, if it '
+                        f'has one) {self._budget["flops_ratio"]:.6f} of the '
+                        'dense one')
+        runner.logger.info(message)
+        found = sparse_backbone(model)
+        self._member = found[1].describe_member() if found else {}
+
+    def _warn_of_changes(self, runner: Runner,
+                         algorithm: Algorithm) -> None:
         assert self._checkpoint is not None
-        now = dict(algorithm=type(self.algorithm).__name__,
+        now = dict(algorithm=type(algorithm).__name__,
                    placement=self.placement)
         for key, value in now.items():
             if self._checkpoint[key] != value:
@@ -267,28 +340,20 @@ class SparseTrainingHook(Hook):
         """Add masks and the rest of the trainer's state."""
         if self.trainer is not None:
             checkpoint[CHECKPOINT_KEY] = (
-                self.trainer.state_dict() | {'budget': self._budget})
+                self.trainer.state_dict() | {
+                    'budget': self._budget, 'member': self._member,
+                    'transfer': self._transferred})
         elif self._checkpoint is not None:
             # Loaded and saved without training in between.
             checkpoint[CHECKPOINT_KEY] = self._checkpoint
 
-    def _schedule(self, runner: Runner) -> UpdateSchedule | None:
-        if not self.algorithm.dynamic:
+    def _schedule(self, runner: Runner,
+                  algorithm: Algorithm) -> UpdateSchedule | None:
+        if not algorithm.dynamic:
             return None
         accumulated = runner.optim_wrapper._accumulative_counts
         steps = math.ceil(runner.max_iters / accumulated)
         return UpdateSchedule(self.interval, int(self.end * steps + 1e-9))
-
-
-def _is_pretrained(model: nn.Module,
-                   parameters: Mapping[str, nn.Parameter]) -> bool:
-    """Whether an init_cfg loads a checkpoint into a sparse parameter."""
-    for prefix, module in model.named_modules():
-        inside = f'{prefix}.' if prefix else ''
-        if loads_checkpoint(getattr(module, 'init_cfg', None)) and any(
-                name.startswith(inside) for name in parameters):
-            return True
-    return False
 
 
 def _check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:

@@ -6,7 +6,14 @@ import pytest
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODEL_WRAPPERS
-from toyrun import Toy, toy_runner
+from toyrun import (
+    Toy,
+    assert_same,
+    final_state,
+    hook_of,
+    pretrained_toy,
+    toy_runner,
+)
 
 from sift_mm.engine.checks import check_wrapper, unwrap
 
@@ -20,29 +27,6 @@ def scalars(work_dir):
             for key, value in record.items():
                 found.setdefault(key, []).append((record.get('step'), value))
     return found
-
-
-def hook_of(runner):
-    return next(h for h in runner.hooks
-                if type(h).__name__ == 'SparseTrainingHook')
-
-
-def final_state(runner):
-    """Weights, masks and optimizer slots of a run, to compare bit for bit."""
-    trainer = hook_of(runner).trainer
-    state = {f'w.{n}': p for n, p in runner.model.state_dict().items()}
-    state |= {f'm.{n}': m for n, m in trainer.masks.items()}
-    for i, p in enumerate(runner.model.parameters()):
-        state |= {f's.{i}.{k}': v for k, v in
-                  runner.optim_wrapper.optimizer.state[p].items()
-                  if isinstance(v, torch.Tensor)}
-    return state
-
-
-def assert_same(a, b):
-    assert a.keys() == b.keys()
-    different = [k for k in a if not torch.equal(a[k], b[k])]
-    assert not different
 
 
 @pytest.mark.parametrize('algorithm', ['Static', 'SET', 'RigL'])
@@ -280,15 +264,9 @@ def test_sharding_wrappers_are_refused(monkeypatch):
         unwrap(MMFullyShardedDataParallel())
 
 
-def pretrained_toy(path):
-    model = Toy()
-    model.init_cfg = dict(type='Pretrained', checkpoint=str(path))
-    return model
-
-
 def test_pretrained_weights_without_masks_need_a_choice(tmp_path):
-    toy_runner(tmp_path / 'a', dict(), epochs=1).train()
-    path = tmp_path / 'a/epoch_1.pth'
+    path = tmp_path / 'plain.pth'
+    torch.save(Toy().state_dict(), path)
     runner = toy_runner(tmp_path / 'b', dict(), model=pretrained_toy(path))
     with pytest.raises(ValueError, match='Pretrained.*FromWeights'):
         runner.train()
@@ -304,6 +282,12 @@ def test_an_explicit_init_wins_over_the_checkpoints_masks(tmp_path):
         load_from=str(tmp_path / 'a/epoch_1.pth'))
     runner.train()
     assert hook_of(runner).trainer.masks.counts() == {'hidden.weight': 32}
+
+
+def test_resuming_before_there_is_a_checkpoint_starts_a_run(tmp_path):
+    runner = toy_runner(tmp_path, dict(), resume=True)
+    runner.train()
+    assert hook_of(runner).trainer.masks.counts() == {'hidden.weight': 64}
 
 
 def test_two_hooks_are_refused(tmp_path):

@@ -1,0 +1,98 @@
+"""Checkpoints that an ``init_cfg`` loads."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+# Keys that are named in a message, of each kind.
+SHOWN = 6
+
+
+def pretrained_cfg(init_cfg: Any) -> Mapping[str, Any] | None:
+    """The part of a module's ``init_cfg`` that loads weights from a file."""
+    configs = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
+    for config in configs:
+        kind = config.get('type')
+        if (kind in ('Pretrained', 'PretrainedInit')
+                or getattr(kind, '__name__', '') == 'PretrainedInit'):
+            return config
+    return None
+
+
+def load_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the checkpoint of an ``init_cfg`` as MMEngine does.
+
+    Args:
+        config (Mapping[str, Any]): Of type 'Pretrained'.
+
+    Returns:
+        dict: The whole checkpoint; weights alone are put under the key
+        ``state_dict``.
+    """
+    from mmengine.runner import CheckpointLoader
+    checkpoint = CheckpointLoader.load_checkpoint(
+        config['checkpoint'], map_location='cpu', logger=None)
+    return (checkpoint if 'state_dict' in checkpoint
+            else {'state_dict': checkpoint})
+
+
+def without_prefix(named: Mapping[str, Any],
+                   prefix: str | None) -> dict[str, Any]:
+    """What lies under a prefix, by name below it.
+
+    Args:
+        named (Mapping[str, Any]): By full name in the checkpoint.
+        prefix (str, optional): As in an ``init_cfg``, with or without its
+            dot.
+    """
+    if prefix is None:
+        return {re.sub(r'^module\.', '', k): v for k, v in named.items()}
+    prefix = prefix.removesuffix('.') + '.'
+    return {name.removeprefix(prefix): value
+            for name, value in named.items() if name.startswith(prefix)}
+
+
+def check_keys(module: nn.Module, config: Mapping[str, Any]) -> None:
+    """Refuse a checkpoint that is not of this network.
+
+    MMEngine only warns of keys that do not fit, and leaves what they should
+    have filled at random.
+
+    Args:
+        module (nn.Module): That the ``init_cfg`` belongs to.
+        config (Mapping[str, Any]): Of type 'Pretrained'.
+
+    Raises:
+        ValueError: If a weight is missing or of another shape, or the
+            checkpoint has more layers, with the list.
+    """
+    found = without_prefix(load_pretrained(config)['state_dict'],
+                           config.get('prefix'))
+    wanted = module.state_dict()
+    children = {name for name, _ in module.named_children()}
+    kinds = {
+        'missing in the checkpoint': [
+            k for k in wanted
+            if k not in found and not k.endswith('num_batches_tracked')],
+        'of another shape': [
+            f'{k} {tuple(found[k].shape)} instead of {tuple(v.shape)}'
+            for k, v in wanted.items()
+            if k in found and found[k].shape != v.shape],
+        # A classifier beside the network, say, is none of its layers.
+        'unknown to the network': [
+            k for k in found
+            if k not in wanted and k.partition('.')[0] in children],
+    }
+    wrong = [
+        f'{len(keys)} {kind}: {", ".join(keys[:SHOWN])}'
+        + (', ...' if len(keys) > SHOWN else '')
+        for kind, keys in kinds.items() if keys]
+    if wrong:
+        raise ValueError(
+            f'The checkpoint {config["checkpoint"]} (prefix='
+            f'{config.get("prefix")!r}) is not of this network, '
+            f'{type(module).__name__}({module.extra_repr()}): '
+            f'{"; ".join(wrong)}. Give the checkpoint of a network of the '
+            'same depth, family and sparsity, or correct the prefix.')

@@ -1,0 +1,128 @@
+"""Masks of a checkpoint that a run starts from: kept, trained, dropped."""
+
+import pytest
+import torch
+from toyrun import (
+    assert_same,
+    final_state,
+    hook_of,
+    pretrained_toy,
+    toy_runner,
+)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """The checkpoint of a run with masks that were trained."""
+    toy_runner(tmp_path / 'source', dict(), epochs=2).train()
+    return tmp_path / 'source/epoch_2.pth'
+
+
+def masks_of(path):
+    return torch.load(path, weights_only=False)['sparse_training']['masks']
+
+
+def starts_from(path, folder, by, **hook):
+    """A runner that loads a checkpoint, in one of the two ways."""
+    how = (dict(model=pretrained_toy(path)) if by == 'init_cfg'
+           else dict(load_from=str(path)))
+    return toy_runner(folder, hook, seed=5, **how)
+
+
+@pytest.mark.parametrize('by', ['init_cfg', 'load_from'])
+def test_masks_stay_as_they_are_by_default(source, tmp_path, by):
+    runner = starts_from(source, tmp_path / 'b', by, algorithm='RigL')
+    runner.train()
+    name = 'hidden.weight'
+    assert_same(masks_of(source), dict(hook_of(runner).trainer.masks))
+    weights = torch.load(source, weights_only=False)['state_dict'][name]
+    assert not torch.equal(runner.model.hidden.weight, weights)
+    assert not runner.model.hidden.weight[~masks_of(source)[name]].any()
+    saved = torch.load(tmp_path / 'b/epoch_4.pth',
+                       weights_only=False)['sparse_training']
+    assert (saved['algorithm'], saved['transfer']) == ('Static', 'fixed')
+
+
+@pytest.mark.parametrize('by', ['init_cfg', 'load_from'])
+def test_masks_are_trained_further(source, tmp_path, by, monkeypatch):
+    runner = starts_from(source, tmp_path / 'b', by, transfer='train')
+    first = {}
+    hook = hook_of(runner)
+    monkeypatch.setattr(
+        hook, '_mask_averages', lambda _: first or first.update(
+            {n: m.clone() for n, m in hook.trainer.masks.items()}))
+    runner.train()
+    assert_same(masks_of(source), first)
+    masks = hook.trainer.masks
+    assert masks.counts() == {'hidden.weight': 64}
+    assert not torch.equal(masks['hidden.weight'], first['hidden.weight'])
+
+
+@pytest.mark.parametrize('by', ['init_cfg', 'load_from'])
+def test_masks_are_dropped_and_all_weights_train(source, tmp_path, by):
+    runner = starts_from(source, tmp_path / 'b', by, transfer='dense')
+    runner.train()
+    name = 'hidden.weight'
+    assert hook_of(runner).trainer is None
+    assert runner.model.hidden.weight[~masks_of(source)[name]].any()
+    assert 'sparse_training' not in torch.load(
+        tmp_path / 'b/epoch_4.pth', weights_only=False)
+
+
+@pytest.mark.parametrize('transfer', ['fixed', 'train', 'dense'])
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(source, tmp_path,
+                                                        transfer):
+    def run(folder, **more):
+        runner = toy_runner(folder, dict(transfer=transfer),
+                            model=pretrained_toy(source), **more)
+        runner.train()
+        return runner
+
+    whole = run(tmp_path / 'whole')
+    run(tmp_path / 'half', epochs=2)
+    # The plan of updates follows from the length of the run.
+    state = torch.load(tmp_path / 'whole/epoch_2.pth', weights_only=False)
+    torch.save(state, tmp_path / 'half/epoch_2.pth')
+    resumed = run(tmp_path / 'half', resume=True)
+    if transfer == 'dense':
+        assert_same(whole.model.state_dict(), resumed.model.state_dict())
+    else:
+        assert_same(final_state(whole), final_state(resumed))
+        saved = torch.load(tmp_path / 'half/epoch_4.pth', weights_only=False)
+        assert saved['sparse_training']['transfer'] == transfer
+
+
+def test_a_run_may_start_dense_from_plain_weights(tmp_path):
+    path = tmp_path / 'plain.pth'
+    torch.save(pretrained_toy('').state_dict(), path)
+    runner = starts_from(path, tmp_path / 'b', 'init_cfg', transfer='dense')
+    runner.train()
+    assert hook_of(runner).trainer is None
+
+
+def test_transfer_means_nothing_for_a_run_from_scratch(tmp_path):
+    runner = toy_runner(tmp_path, dict(transfer='dense'))
+    runner.train()
+    assert hook_of(runner).trainer.masks.counts() == {'hidden.weight': 64}
+
+
+def test_masks_that_are_not_of_the_weights_are_refused(source, tmp_path):
+    state = torch.load(source, weights_only=False)
+    masks = state['sparse_training']['masks']
+    masks['hidden.weight'] = ~masks['hidden.weight']
+    torch.save(state, source)
+    runner = starts_from(source, tmp_path / 'b', 'init_cfg')
+    with pytest.raises(ValueError, match='would cut weights.*hidden.weight'):
+        runner.train()
+
+
+def test_masks_of_other_parameters_are_refused(source, tmp_path):
+    runner = starts_from(source, tmp_path / 'b', 'init_cfg',
+                         include=['out.weight'])
+    with pytest.raises(ValueError, match='no mask for.*out.weight'):
+        runner.train()
+
+
+def test_an_unknown_transfer_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="'frozen'.*'fixed'"):
+        toy_runner(tmp_path, dict(transfer='frozen'))
