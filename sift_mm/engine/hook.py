@@ -139,9 +139,18 @@ class SparseTrainingHook(Hook):
         self._member: dict[str, Any] = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the masks of a checkpoint until weights are loaded too."""
+        """Keep the masks of a checkpoint until weights are loaded too.
+
+        Raises:
+            ValueError: If a run is to be resumed from a published file.
+        """
         self._loaded = True
-        self._checkpoint = checkpoint.get(CHECKPOINT_KEY)
+        self._checkpoint = state = checkpoint.get(CHECKPOINT_KEY)
+        if runner._resume and state is not None and 'history' not in state:
+            raise ValueError(
+                'A published checkpoint cannot be resumed from: optimizer and '
+                'history of the masks were left out. Start a new run with '
+                'load_from.')
 
     def before_run(self, runner: Runner) -> None:
         """Tell the wrapper that masks will come."""
@@ -231,14 +240,13 @@ class SparseTrainingHook(Hook):
         """
         state = self._checkpoint
         if resumed:
-            if state is None or 'history' not in state:
+            if state is None:
                 raise ValueError(
-                    'The checkpoint to resume from holds no masks, or, as a '
-                    'published one, no state of their training (key '
+                    'The checkpoint to resume from holds no masks (no key '
                     f'{CHECKPOINT_KEY!r}): masks are restored, never '
                     'guessed. Resume from a checkpoint that '
                     'SparseTrainingHook saved, or start a new run with '
-                    'load_from.')
+                    'load_from and an explicit init.')
             self._transferred = state.get('transfer', '')
             if self._transferred:
                 self._transferred = self.transfer

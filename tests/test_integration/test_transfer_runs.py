@@ -1,0 +1,168 @@
+"""A classifier's weights and masks, carried into detector and segmentor."""
+
+import hashlib
+
+import pytest
+import torch
+from mmdet.registry import MODELS
+from sparserun import sparse_config
+
+from tools import train as train_tool
+from tools.model_converters.publish_model import main as publish
+
+BACKBONE = dict(type='SparseIFTResNet', depth=18, base_channels=8,
+                family='wide', sparsity=.75)
+
+
+def load(path):
+    return torch.load(path, weights_only=False, map_location='cpu')
+
+
+def train(config, work_dir):
+    train_tool.main([config, '--work-dir', str(work_dir)])
+    return load((work_dir / 'last_checkpoint').read_text())
+
+
+@pytest.fixture(scope='module')
+def pretrained(data, tmp_path_factory):
+    """The checkpoint of a classifier with the stem of a detector's ResNet."""
+    folder = tmp_path_factory.mktemp('pretrain')
+    config = sparse_config(
+        folder, 'mmpretrain', data['mmpretrain'],
+        "model['backbone']['type'] = 'SparseIFTResNet'\n"
+        "train_cfg['max_epochs'] = 1\n")
+    train(config, folder / 'run')
+    return folder / 'run/epoch_1.pth'
+
+
+@pytest.fixture(scope='module')
+def published(pretrained):
+    """The slim file of it."""
+    publish([str(pretrained), str(pretrained.with_name('slim.pth'))])
+    return next(pretrained.parent.glob('slim-*.pth'))
+
+
+def start_from(checkpoint, prefix="'backbone.'"):
+    return ("model['backbone']['init_cfg'] = dict(type='Pretrained', "
+            f'checkpoint={str(checkpoint)!r}, prefix={prefix})\n')
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg'])
+def test_masks_and_weights_arrive(scope, data, published, tmp_path):
+    # The first stage is frozen, as detectors have it; nothing learns, so
+    # that weights can be compared after the run.
+    config = sparse_config(
+        tmp_path / 'c', scope, data[scope], start_from(published)
+        + "model['backbone'].update(frozen_stages=1, norm_eval=True)\n"
+        "optim_wrapper['optimizer']['lr'] = 0.\n")
+    found, source = train(config, tmp_path / 'run'), load(published)
+    there, here = (s['sparse_training'] for s in (source, found))
+    assert here['masks'].keys() == there['masks'].keys()
+    for name, mask in there['masks'].items():
+        assert torch.equal(here['masks'][name], mask)
+    assert (here['algorithm'], here['transfer']) == ('Static', 'fixed')
+    weights = {k: v for k, v in source['state_dict'].items()
+               if k.startswith('backbone.')}
+    assert len(weights) > 100
+    for name, weight in weights.items():
+        assert torch.equal(found['state_dict'][name], weight), name
+    # Of these masks, at this network's strides: the classifier's are sparser
+    # than nominal to pay for its stem, which counts less where late stages
+    # keep their resolution.
+    ratio = here['budget']['flops_ratio']
+    assert there['budget']['flops_ratio'] == pytest.approx(1, abs=1e-3)
+    if scope == 'mmdet':
+        assert ratio == pytest.approx(1, abs=.01)
+    else:
+        assert 1 - here['budget']['sparsity'] < .25
+        assert .5 < ratio < .7
+
+
+def test_masks_are_trained_further_in_a_detector(data, pretrained, tmp_path):
+    config = sparse_config(
+        tmp_path / 'c', 'mmdet', data['mmdet'], start_from(pretrained)
+        + "custom_hooks[0]['transfer'] = 'train'\n")
+    here = train(config, tmp_path / 'run')['sparse_training']
+    there = load(pretrained)['sparse_training']['masks']
+    moved = [n for n, m in there.items() if not torch.equal(m,
+                                                            here['masks'][n])]
+    assert len(moved) > len(there) / 2
+    for name, mask in there.items():
+        assert here['masks'][name].sum() == mask.sum()
+
+
+def build(checkpoint, prefix='backbone.', **changes):
+    init_cfg = dict(type='Pretrained', checkpoint=str(checkpoint),
+                    prefix=prefix)
+    return MODELS.build(dict(BACKBONE, init_cfg=init_cfg, **changes))
+
+
+@pytest.mark.parametrize('changes, words', [
+    (dict(sparsity=.9), r'of another shape: .*conv1.weight \(16, 3, 7, 7\) '
+     r'instead of \(25, 3, 7, 7\)'),
+    (dict(base_channels=16), 'of another shape'),
+    (dict(depth=34), 'missing in the checkpoint: layer1.2.conv1.weight'),
+    (dict(depth=50), 'missing in the checkpoint: .*conv3.weight'),
+    (dict(family='parallel'), 'missing in the checkpoint: .*conv1.'),
+    (dict(family='wide_factorized'), 'missing in the checkpoint'),
+    (dict(prefix='model.'), 'model.'),
+    (dict(prefix=None), 'missing in the checkpoint: conv1.weight'),
+])
+def test_another_networks_checkpoint_is_refused(pretrained, changes, words):
+    with pytest.raises((ValueError, AssertionError), match=words):
+        build(pretrained, **changes).init_weights()
+
+
+def test_a_deeper_networks_checkpoint_is_refused(tmp_path):
+    deeper = MODELS.build(dict(BACKBONE, depth=34))
+    torch.save({f'backbone.{k}': v for k, v in deeper.state_dict().items()},
+               tmp_path / 'deeper.pth')
+    with pytest.raises(ValueError, match='unknown to the network: layer1.2'):
+        build(tmp_path / 'deeper.pth').init_weights()
+
+
+def test_a_classifiers_head_beside_the_backbone_is_no_mistake(tmp_path):
+    state = MODELS.build(BACKBONE).state_dict()
+    torch.save(dict(state, **{'fc.weight': torch.zeros(3, 4)}),
+               tmp_path / 'plain.pth')
+    model = build(tmp_path / 'plain.pth', prefix=None)
+    model.init_weights()
+    assert torch.equal(model.conv1.weight, state['conv1.weight'])
+
+
+def test_another_sparsity_of_the_same_width_is_refused(data, pretrained,
+                                                       tmp_path):
+    config = sparse_config(
+        tmp_path / 'c', 'mmdet', data['mmdet'], start_from(pretrained)
+        + "model['backbone']['sparsity'] = 0.76\n")  # 16 channels too.
+    with pytest.raises(ValueError, match='sparsity=0.75 there and 0.76 here'):
+        train_tool.main([config, '--work-dir', str(tmp_path / 'run')])
+
+
+def test_a_slim_file_is_the_run_without_its_state(pretrained, published):
+    whole, slim = load(pretrained), load(published)
+    assert set(slim) == {'meta', 'state_dict', 'sparse_training'}
+    for name, weight in whole['state_dict'].items():
+        assert torch.equal(slim['state_dict'][name], weight)
+    assert 'history' not in slim['sparse_training']
+    digest = hashlib.sha256(published.read_bytes()).hexdigest()
+    assert published.stem == f'slim-{digest[:8]}'
+    assert published.stat().st_size < .6 * pretrained.stat().st_size
+    assert not list(published.parent.glob('*.part'))
+
+
+def test_a_slim_file_cannot_be_resumed_from(data, published, tmp_path):
+    config = sparse_config(
+        tmp_path / 'c', 'mmpretrain', data['mmpretrain'],
+        "model['backbone']['type'] = 'SparseIFTResNet'\n")
+    with pytest.raises(ValueError, match='published checkpoint cannot'):
+        train_tool.main([config, '--work-dir', str(tmp_path / 'run'),
+                         '--resume', str(published)])
+
+
+def test_what_is_no_checkpoint_is_not_published(tmp_path):
+    torch.save({'conv.weight': torch.zeros(1)}, tmp_path / 'weights.pth')
+    with pytest.raises(SystemExit, match='state_dict'):
+        publish([str(tmp_path / 'weights.pth'), str(tmp_path / 'out.pth')])
+    with pytest.raises(SystemExit, match='There is no checkpoint'):
+        publish([str(tmp_path / 'none.pth'), str(tmp_path / 'out.pth')])
