@@ -41,8 +41,14 @@ def _features(family: str, sparsity: float, base_channels: int,
     return [base_channels * expansion * 2**stage for stage in range(4)]
 
 
-def _backbone(family: str, sparsity: float) -> dict[str, Any]:
-    return dict(family=family, sparsity=sparsity)
+def _backbone(family: str, sparsity: float,
+              checkpoint: str | None = None) -> dict[str, Any]:
+    """Settings of the backbone."""
+    changes: dict[str, Any] = dict(family=family, sparsity=sparsity)
+    if checkpoint is not None:
+        changes['init_cfg'] = dict(
+            type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
+    return changes
 
 
 def classifier(family: str, sparsity: float, base_channels: int = 64,
@@ -63,13 +69,16 @@ def classifier(family: str, sparsity: float, base_channels: int = 64,
                 head=dict(in_channels=out[3]))
 
 
-def detector(family: str, sparsity: float, base_channels: int = 64,
+def detector(family: str, sparsity: float, checkpoint: str | None = None,
+             base_channels: int = 64,
              expansion: int = 1) -> dict[str, dict]:
     """What to change in a config of MMDetection with an FPN on four stages.
 
     Args:
         family (str): As for :func:`classifier`.
         sparsity (float): Likewise.
+        checkpoint (str, optional): Of the classifier that backbone and masks
+            are taken from.
         base_channels (int): Likewise.
         expansion (int): Likewise.
 
@@ -77,17 +86,20 @@ def detector(family: str, sparsity: float, base_channels: int = 64,
         dict: Backbone and neck.
     """
     out = _features(family, sparsity, base_channels, expansion)
-    return dict(backbone=_backbone(family, sparsity),
+    return dict(backbone=_backbone(family, sparsity, checkpoint),
                 neck=dict(in_channels=out))
 
 
-def segmentor(family: str, sparsity: float, base_channels: int = 64,
+def segmentor(family: str, sparsity: float, checkpoint: str | None = None,
+              base_channels: int = 64,
               expansion: int = 1) -> dict[str, dict]:
     """What to change in a config of MMSegmentation's DeepLabV3+.
 
     Args:
         family (str): As for :func:`classifier`.
         sparsity (float): Likewise.
+        checkpoint (str, optional): Of the classifier that backbone and masks
+            are taken from.
         base_channels (int): Likewise.
         expansion (int): Likewise.
 
@@ -95,7 +107,7 @@ def segmentor(family: str, sparsity: float, base_channels: int = 64,
         dict: Backbone, decode head and the auxiliary head on stage 3.
     """
     out = _features(family, sparsity, base_channels, expansion)
-    return dict(backbone=_backbone(family, sparsity),
+    return dict(backbone=_backbone(family, sparsity, checkpoint),
                 decode_head=dict(in_channels=out[3], c1_in_channels=out[0]),
                 auxiliary_head=dict(in_channels=out[2]))
 

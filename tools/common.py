@@ -215,6 +215,33 @@ def check_checkpoint(path: str) -> None:
         raise SystemExit(f'There is no checkpoint {osp.abspath(path)}.')
 
 
+def check_pretrained(cfg: Config) -> None:
+    """Stops with a sentence if weights to start from are not there.
+
+    Raises:
+        SystemExit: If an ``init_cfg`` of the model names a local file that
+            does not exist.
+    """
+    for key, path in _pretrained_paths(cfg.model, 'model'):
+        if '://' not in path and not osp.isfile(path):
+            raise SystemExit(
+                f'There is no checkpoint {osp.abspath(path)} to start from: '
+                'train that network first, or name another file by '
+                f'--cfg-options {key}.checkpoint=FILE.'
+            )
+
+
+def _pretrained_paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict):
+        if type_name(node) in ('Pretrained', 'PretrainedInit'):
+            yield key, str(node.get('checkpoint'))
+        for name, child in node.items():
+            yield from _pretrained_paths(child, f'{key}.{name}')
+    elif isinstance(node, (list, tuple)):
+        for i, child in enumerate(node):
+            yield from _pretrained_paths(child, f'{key}.{i}')
+
+
 def set_loader_defaults(cfg: Config, phase: str) -> None:
     """Completes the data loader of an MMPreTrain config.
 

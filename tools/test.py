@@ -25,6 +25,7 @@ from tools.common import (
     set_loader_defaults,
     switch_off,
 )
+from tools.cost import CostHook, measure_cost, to_text
 from tools.data_check import check_data
 from tools.tta import enable_tta
 
@@ -44,14 +45,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument('checkpoint', help='path of the checkpoint')
     parser.add_argument(
         '--out',
-        help='keep the predictions: in this .pkl file or, for a segmentation '
-        'config, as label maps in this folder',
+        help='write metrics and costs to this .json file; else keep the '
+        'predictions, in this .pkl file or, for a segmentation config, as '
+        'label maps in this folder',
     )
     parser.add_argument(
         '--out-item',
         choices=['metrics', 'pred'],
-        help='write the metrics to --out, a .json, .yaml or .pkl file, '
-        'instead of the predictions',
+        help='what goes to --out; by default the metrics if it is a .json '
+        'file, which may also be .yaml or .pkl, and else the predictions',
     )
     parser.add_argument(
         '--show', action='store_true', help='show predictions in a window'
@@ -85,6 +87,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.out_item is not None and args.out is None:
         parser.error('--out-item needs --out')
+    if args.out and args.out.endswith('.json'):
+        args.out_item = args.out_item or 'metrics'
     return args
 
 
@@ -158,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
             process.
 
     Returns:
-        dict[str, float]: The metrics by name.
+        dict[str, float]: The metrics by name, and those of
+        :func:`~tools.cost.measure_cost`.
     """
     args = parse_args(argv)
     cfg = merge_args(load_run_config(args), args)
@@ -173,8 +178,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         runner.test_evaluator.metrics.append(
             METRICS.build(dict(type=kind, out_file_path=args.out))
         )
+    costs = CostHook()
+    runner.register_hook(costs)
     metrics = runner.test()
-    if keeps_metrics and runner.rank == 0:
+    if runner.rank:
+        return metrics
+    cost = measure_cost(cfg, runner.model, costs.masks)
+    print(f'\n{to_text(metrics, cost)}')
+    metrics = metrics | cost
+    if keeps_metrics:
         mmengine.dump(metrics, args.out)
     return metrics
 

@@ -20,6 +20,7 @@ from tools.common import (
     add_run_options,
     build_runner,
     check_checkpoint,
+    check_pretrained,
     has_accelerator,
     load_run_config,
     set_loader_defaults,
@@ -159,6 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_amp(cfg)
     if args.resume not in (None, 'auto'):
         check_checkpoint(args.resume)
+    check_pretrained(cfg)
     check_data(
         cfg, ['train'] if cfg.get('val_cfg') is None else ['train', 'val']
     )

@@ -100,8 +100,19 @@ def test_members_resume_evaluate_and_load_downstream(family, data, tmp_path):
             assert torch.equal(
                 mask, resumed['sparse_training']['masks'][name]), name
     last = (tmp_path / 'whole/last_checkpoint').read_text()
-    assert test_tool.main([config, last, '--work-dir',
-                           str(tmp_path / 'test')])
+    metrics = test_tool.main([config, last, '--work-dir',
+                              str(tmp_path / 'test')])
+    assert 'accuracy/top1' in metrics
+    assert metrics['flops'] == pytest.approx(metrics['flops_of_dense'],
+                                             rel=.02)
+    if family == 'wide_factorized':
+        assert metrics['density'] == 1
+    else:
+        found = whole['sparse_training']['masks'].values()
+        held = sum(int((~mask).sum()) for mask in found)
+        assert metrics['active_parameters'] == metrics['parameters'] - held
+        assert metrics['density'] == pytest.approx(
+            1 - held / sum(mask.numel() for mask in found))
 
     # The backbone of a classifier is that of a detector and a segmentor.
     state = {k.removeprefix('backbone.'): v

@@ -160,6 +160,15 @@ def test_a_slim_file_cannot_be_resumed_from(data, published, tmp_path):
                          '--resume', str(published)])
 
 
+def test_a_missing_checkpoint_is_named_before_work_starts(data, tmp_path):
+    config = sparse_config(tmp_path / 'c', 'mmdet', data['mmdet'],
+                           start_from('nowhere.pth'))
+    with pytest.raises(SystemExit, match='nowhere.pth to start from.*'
+                       'model.backbone.init_cfg.checkpoint=FILE'):
+        train_tool.main([config, '--work-dir', str(tmp_path / 'run')])
+    assert not (tmp_path / 'run').exists()
+
+
 def test_what_is_no_checkpoint_is_not_published(tmp_path):
     torch.save({'conv.weight': torch.zeros(1)}, tmp_path / 'weights.pth')
     with pytest.raises(SystemExit, match='state_dict'):

@@ -48,6 +48,23 @@ def test_mmpretrain(runs: dict, tmp_path: Path) -> None:
     assert len(list((tmp_path / 'drawn').iterdir())) == 3
 
 
+def test_json_has_metrics_and_costs(
+    runs: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = runs['mmdet']
+    metrics = tester.main(
+        [run.config, run.checkpoint, '--work-dir', str(tmp_path)]
+        + ['--out', 'metrics.json']
+    )
+    assert json.loads((tmp_path / 'metrics.json').read_text()) == metrics
+    assert metrics['active_parameters'] == metrics['parameters'] > 0
+    assert metrics['density'] == 1
+    assert metrics['flops'] == metrics['flops_of_dense'] > 0
+    printed = capsys.readouterr().out
+    assert 'coco/bbox_mAP_50' in printed
+    assert 'M active parameters' in printed
+
+
 def test_metrics_as_out_item(runs: dict, tmp_path: Path) -> None:
     run = runs['mmpretrain']
     metrics = tester.main(
