@@ -162,10 +162,11 @@ def sparsify(cfg: Config, family: str | None = None,
 
 
 def _add_import(cfg: Config) -> None:
-    imports = cfg.setdefault('custom_imports',
-                             dict(imports=[], allow_failed_imports=False))
-    if 'sift_mm' not in imports['imports']:
-        imports['imports'] = [*imports['imports'], 'sift_mm']
+    custom = cfg.get('custom_imports') or dict(allow_failed_imports=False)
+    found = custom.get('imports') or []
+    found = [found] if isinstance(found, str) else found
+    if 'sift_mm' not in found:
+        cfg.custom_imports = dict(custom, imports=[*found, 'sift_mm'])
 
 
 def _add_hook(cfg: Config, algorithm: str | None) -> None:

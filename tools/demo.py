@@ -6,9 +6,7 @@ is done already is not done again; a run that was interrupted is resumed.
 """
 
 import json
-import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from tools.dataset_converters.tree_crowns import DataError, prepare  # noqa: E402
+from tools.steps import run_tool  # noqa: E402
 
 CONFIGS = ROOT / 'configs' / 'demo'
 RUNS = {
@@ -32,34 +31,6 @@ COLUMNS = ('network', 'GFLOPs', 'of it backbone', 'parameters', 'active',
            'density', 'AP', 'AP50', 'seconds')
 
 
-def run_tool(what: str, *arguments: str) -> None:
-    """Run one of the tools, its log in a file, its progress on the screen.
-
-    Args:
-        what (str): The step's name in messages and of the log file.
-        *arguments (str): The tool and its arguments.
-
-    Raises:
-        SystemExit: If it fails; the end of its log was printed then.
-    """
-    log = OUT / f'{what}.log'
-    lines: list[str] = []
-    with log.open('w') as stream, subprocess.Popen(
-        [sys.executable, *arguments], cwd=ROOT, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**os.environ, 'PYTHONUNBUFFERED': '1'}) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            stream.write(line)
-            lines.append(line)
-            if 'Epoch(' in line:
-                progress = line[line.index('Epoch('):].strip()
-                print(f'  {what}: {progress[:100]}', flush=True)
-    if process.returncode:
-        print(''.join(lines[-20:]), file=sys.stderr)
-        raise SystemExit(f'The step {what} failed; its whole log is {log}.')
-
-
 def train(name: str) -> Path:
     """Train a network, unless it is trained; return its checkpoint."""
     from mmengine.config import Config
@@ -68,7 +39,7 @@ def train(name: str) -> Path:
     checkpoint = work_dir / f'epoch_{epochs}.pth'
     if not checkpoint.exists():
         print(f'Training the network "{name}", {epochs} epochs', flush=True)
-        run_tool(f'train_{name}', 'tools/train.py', str(RUNS[name]),
+        run_tool(OUT, f'train_{name}', 'tools/train.py', str(RUNS[name]),
                  '--work-dir', str(work_dir), '--resume')
     return checkpoint
 
@@ -78,7 +49,7 @@ def test(name: str, checkpoint: Path) -> dict[str, float]:
     metrics = OUT / name / 'metrics.json'
     if not metrics.exists():
         print(f'Testing the network "{name}"', flush=True)
-        run_tool(f'test_{name}', 'tools/test.py', str(RUNS[name]),
+        run_tool(OUT, f'test_{name}', 'tools/test.py', str(RUNS[name]),
                  str(checkpoint), '--work-dir', str(OUT / name / 'test'),
                  '--out', str(metrics), '--out-item', 'metrics',
                  '--show-dir', str(OUT / 'pictures' / name))

@@ -9,10 +9,11 @@ table and a figure.
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sift_mm.isoflop import FAMILIES
+from tools.analysis.sweep_report import Network, write_report
 
 
 @dataclass(frozen=True)
@@ -27,20 +29,19 @@ class Job:
     """One training.
 
     Args:
-        config (str): Path of the config.
-        options (tuple[str, ...]): Of tools/train.py, that choose the member.
-        name (str): Of the member, 'dense' or as 'wide-s75-rigl'.
+        network (Network): What is trained.
         seed (int): Of weights, order of the data, and masks.
         work_dir (Path): For logs, checkpoints and ``result.json``.
         threads (int): That PyTorch may use.
     """
 
-    config: str
-    options: tuple[str, ...]
-    name: str
+    network: Network
     seed: int
     work_dir: Path
     threads: int
+
+    def __str__(self) -> str:
+        return f'{self.network.name}, seed {self.seed}'
 
     @property
     def result(self) -> Path:
@@ -86,40 +87,39 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='write the table into this file, between its two marks, and the '
         'figure beside it; train nothing',
     )
+    parser.add_argument(
+        '--metric', default='accuracy/top1', help='that --report compares'
+    )
     return parser.parse_args(argv)
 
 
-def members(args: argparse.Namespace) -> Iterator[tuple[str, tuple[str, ...]]]:
-    """Names of the sparse networks, and the options that make them."""
-    for sparsity in args.sparsity:
-        for family in args.family:
-            for algorithm in args.algorithm:
-                size = ('--family', family, '--sparsity', str(sparsity))
-                name = f'{family}-s{100 * sparsity:g}'
-                if family == 'wide_factorized':
-                    yield name, size  # It has no masks.
-                    break
-                yield (
-                    f'{name}-{algorithm.lower()}',
-                    (*size, '--algorithm', algorithm),
-                )
+def plan_networks(args: argparse.Namespace) -> list[Network]:
+    """The networks of a sweep, the dense one first."""
+    found = [Network(args.dense)]
+    for family, sparsity, algorithm in product(
+        args.family, args.sparsity, args.algorithm
+    ):
+        if family == 'wide_factorized':
+            algorithm = None  # It has no masks.
+        found.append(Network(args.sparse, family, sparsity, algorithm))
+    return list(dict.fromkeys(found))
 
 
-def plan(args: argparse.Namespace) -> list[Job]:
-    """All runs; those of one seed first, for a table with few seeds."""
-    networks = [('dense', args.dense, ())]
-    networks += [(name, args.sparse, opts) for name, opts in members(args)]
+def plan_jobs(args: argparse.Namespace) -> list[Job]:
+    """All runs; those of one seed first, for a table with few seeds.
+
+    Within a seed, the small networks come first.
+    """
+    networks = sorted(plan_networks(args), key=lambda n: n.sparsity or 0)
     return [
         Job(
-            config,
-            options,
-            name,
+            network,
             seed,
-            args.work_dir / name / f'seed{seed}',
+            args.work_dir / network.name / f'seed{seed}',
             args.threads,
         )
         for seed in range(args.seeds)
-        for name, config, options in networks
+        for network in networks
     ]
 
 
@@ -139,8 +139,7 @@ def run(job: Job) -> str:
         with redirect_stdout(log), redirect_stderr(log):
             main(
                 [
-                    job.config,
-                    *job.options,
+                    *job.network.argv(),
                     '--resume',
                     '--work-dir',
                     str(job.work_dir),
@@ -156,7 +155,7 @@ def run(job: Job) -> str:
             if 'loss' not in logged:
                 metrics.update(logged)
     job.result.write_text(json.dumps(metrics))
-    return f'{job.name}, seed {job.seed}: {metrics}'
+    return f'{job}: {metrics}'
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -167,11 +166,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     """
     args = parse_args(argv)
     if args.report is not None:
-        from tools.analysis.sweep_report import write_report
-
-        write_report(args.report, args.dense, args.sparse, args.work_dir)
+        networks = plan_networks(args)
+        write_report(args.report, networks, args.work_dir, args.metric)
         return
-    jobs = [job for job in plan(args) if not job.result.exists()]
+    jobs = [job for job in plan_jobs(args) if not job.result.exists()]
     print(f'{len(jobs)} runs to do', flush=True)
     failed = []
     # Each process starts anew: a fork would share PyTorch's threads.
@@ -183,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 print(future.result(), flush=True)
             else:
                 failed.append(job)
-                print(f'{job.name}, seed {job.seed}: {error}', flush=True)
+                print(f'{job}: {error}', flush=True)
     if failed:
         raise SystemExit(
             f'{len(failed)} runs failed; see {failed[0].work_dir}/log.txt.'

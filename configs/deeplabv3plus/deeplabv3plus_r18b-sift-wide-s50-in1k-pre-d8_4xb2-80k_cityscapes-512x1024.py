@@ -1,4 +1,6 @@
-_base_ = './deeplabv3plus_r18b-sift-wide-s75-in1k-pre-d8_4xb2-80k_cityscapes-512x1024.py'
+_base_ = (
+    './deeplabv3plus_r18b-sift-wide-s75-in1k-pre-d8_'
+    '4xb2-80k_cityscapes-512x1024.py')
 
 from sift_mm.config import segmentor
 

@@ -1,0 +1,111 @@
+"""Sparse-IFT in configs: helpers for files, and changing a config."""
+
+import pytest
+from minirun import write_config
+
+from sift_mm.config import (
+    classifier,
+    detector,
+    fit_channels,
+    segmentor,
+    sparsify,
+)
+from tools.common import load_config, load_run_config
+from tools.train import parse_args
+
+
+def read(path):
+    return load_config(parse_args([str(path)]))
+
+
+def test_helpers_write_what_follows_from_the_sparsity():
+    # 64 * sqrt(4) = 128; at 0.9, int(64 * sqrt(10)) = 202.
+    assert classifier('wide', .75) == dict(
+        backbone=dict(family='wide', sparsity=.75),
+        head=dict(in_channels=1024))
+    assert detector('wide', .9)['neck'] == dict(
+        in_channels=[202, 404, 808, 1616])
+    assert segmentor('wide', .75, expansion=4) == dict(
+        backbone=dict(family='wide', sparsity=.75),
+        decode_head=dict(in_channels=4096, c1_in_channels=512),
+        auxiliary_head=dict(in_channels=2048))
+    # The features of the others are no wider.
+    assert detector('parallel', .9, base_channels=8)['neck'] == dict(
+        in_channels=[8, 16, 32, 64])
+    start = detector('wide', .5, checkpoint='a.pth')['backbone']['init_cfg']
+    assert start == dict(type='Pretrained', checkpoint='a.pth',
+                         prefix='backbone.')
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_a_dense_config_becomes_a_sparse_one(scope, tmp_path):
+    # Of the libraries' own types: ResNet, ResNetV1c, ResNet_CIFAR.
+    cfg = read(write_config(tmp_path, scope, tmp_path))
+    sparsify(cfg, 'wide', .75)
+    backbone = cfg.model.backbone
+    assert backbone.type == ('SparseIFTResNet_CIFAR' if scope == 'mmpretrain'
+                             else 'SparseIFTResNet')
+    assert (backbone.family, backbone.sparsity) == ('wide', .75)
+    assert cfg.optim_wrapper.type == 'SparseOptimWrapper'
+    assert 'sift_mm' in cfg.custom_imports['imports']
+    assert [h['type'] for h in cfg.custom_hooks] == ['SparseTrainingHook']
+    if scope == 'mmdet':
+        assert cfg.model.neck.in_channels == [16, 32, 64, 128]
+    elif scope == 'mmseg':
+        assert backbone.deep_stem  # What made it a V1c.
+        assert cfg.model.decode_head.in_channels == 128
+        assert cfg.model.auxiliary_head.in_channels == 64
+    else:
+        assert cfg.model.head.in_channels == 128
+    # Another member of it, in one more call.
+    sparsify(cfg, 'parallel', algorithm='SET')
+    assert (backbone.family, backbone.sparsity) == ('parallel', .75)
+    assert [h['algorithm'] for h in cfg.custom_hooks] == ['SET']
+    if scope == 'mmdet':
+        assert cfg.model.neck.in_channels == [8, 16, 32, 64]
+
+
+def test_other_hooks_and_half_precision_stay(tmp_path):
+    cfg = read(write_config(tmp_path, 'mmpretrain', tmp_path))
+    cfg.custom_hooks = [dict(type='EMAHook'), dict(
+        type='SparseTrainingHook', interval=7)]
+    cfg.optim_wrapper.type = 'AmpOptimWrapper'
+    sparsify(cfg, 'doped', .5, 'Static')
+    assert cfg.optim_wrapper.type == 'SparseAmpOptimWrapper'
+    assert [dict(h) for h in cfg.custom_hooks] == [
+        dict(type='EMAHook'),
+        dict(type='SparseTrainingHook', interval=7, algorithm='Static')]
+
+
+def test_what_cannot_be_made_sparse_is_named(tmp_path):
+    path = write_config(tmp_path, 'mmpretrain', tmp_path)
+    cfg = read(path)
+    with pytest.raises(ValueError, match='sparsity=None; give both'):
+        sparsify(cfg, 'wide')
+    with pytest.raises(ValueError, match="family 'wider'.*parallel"):
+        sparsify(cfg, 'wider', .5)
+    cfg = read(path)
+    cfg.model.backbone = dict(type='VisionTransformer')
+    with pytest.raises(ValueError, match="'VisionTransformer'.*ResNet_CIFAR"):
+        sparsify(cfg, 'wide', .5)
+
+
+def test_channels_of_a_dense_network_are_left_alone(tmp_path):
+    cfg = read(write_config(tmp_path, 'mmdet', tmp_path))
+    before = cfg.model.to_dict()
+    fit_channels(cfg)
+    assert cfg.model.to_dict() == before
+
+
+def test_tools_make_a_member_by_options(tmp_path, capsys):
+    path = write_config(tmp_path, 'mmdet', tmp_path)
+    cfg = load_run_config(parse_args(
+        [path, '--family', 'wide', '--sparsity', '0.9',
+         '--algorithm', 'SET']))
+    assert cfg.model.neck.in_channels == [25, 50, 100, 200]
+    assert cfg.custom_hooks[0].algorithm == 'SET'
+    assert cfg.work_dir == './work_dirs/mmdet_mini_wide-s90-set'
+    cfg = load_run_config(parse_args([path]))
+    assert cfg.work_dir == './work_dirs/mmdet_mini'
+    with pytest.raises(SystemExit, match='mmdet_mini.py: .*give both'):
+        load_run_config(parse_args([path, '--sparsity', '0.9']))

@@ -1,0 +1,247 @@
+"""What a sweep found, as a table and a figure."""
+
+import argparse
+import json
+import statistics
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tools.analysis.flops_report import make_report
+from tools.common import load_config, member_name
+
+BEGIN, END = '<!-- sweep: begin -->', '<!-- sweep: end -->'
+HEADER = (
+    '| network | sparsity | masks | FLOPs, of dense | parameters | active '
+    '| {metric} | less dense | runs |\n' + '| --- ' * 9 + '|'
+)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A config, and the member of the family that is made of it.
+
+    Args:
+        config (str): Path of the config.
+        family (str, optional): Member; None is the dense network.
+        sparsity (float, optional): Nominal.
+        algorithm (str, optional): How masks are trained; None without masks.
+    """
+
+    config: str
+    family: str | None = None
+    sparsity: float | None = None
+    algorithm: str | None = None
+
+    @property
+    def name(self) -> str:
+        """'dense', or as 'wide-s75-rigl'."""
+        return member_name(self.options()) or 'dense'
+
+    def options(self) -> argparse.Namespace:
+        """As the command line of the tools has them."""
+        return argparse.Namespace(cfg_options=None, **asdict(self))
+
+    def argv(self) -> list[str]:
+        """The same, to be parsed."""
+        chosen = {
+            '--family': self.family,
+            '--sparsity': self.sparsity,
+            '--algorithm': self.algorithm,
+        }
+        return [self.config] + [
+            word
+            for option, value in chosen.items()
+            if value is not None
+            for word in (option, str(value))
+        ]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The runs of one network, which differ in their seed alone.
+
+    Args:
+        network (Network): The network.
+        values (tuple[float, ...]): The metric of each run.
+        flops (float): Of a forward pass on one image, in 2 x MACs.
+        flops_of_dense (float): Likewise, of the dense network.
+        parameters (int): Of the network.
+        active (int): Those that no mask holds at zero.
+    """
+
+    network: Network
+    values: tuple[float, ...]
+    flops: float
+    flops_of_dense: float
+    parameters: int
+    active: int
+
+    @property
+    def mean(self) -> float:
+        """Of the runs."""
+        return statistics.mean(self.values)
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of a run (of the sample), 0 for one run."""
+        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
+
+
+def read_values(folder: Path, metric: str) -> tuple[float, ...]:
+    """The metric of each run of a network.
+
+    Raises:
+        SystemExit: If there are runs without the metric.
+    """
+    paths = sorted(folder.glob('seed*/result.json'))
+    results = [json.loads(path.read_text()) for path in paths]
+    if any(metric not in result for result in results):
+        raise SystemExit(
+            f'The runs in {folder} have no {metric}; there are '
+            f'{", ".join(results[0])}.'
+        )
+    return tuple(result[metric] for result in results)
+
+
+def collect(
+    networks: Sequence[Network],
+    work_dir: Path,
+    metric: str,
+) -> list[Cell]:
+    """Metric and cost of each network of a sweep.
+
+    Args:
+        networks (Sequence[Network]): The networks.
+        work_dir (Path): Where the sweep's runs are.
+        metric (str): As in the logs, say 'accuracy/top1'.
+
+    Returns:
+        list[Cell]: Those of which there are runs.
+    """
+    cells = []
+    for network in networks:
+        values = read_values(work_dir / network.name, metric)
+        if not values:
+            continue
+        report = make_report(load_config(network.options()))
+        total, both = report['total'], report['comparison']['total']
+        cells.append(
+            Cell(
+                network,
+                values,
+                both['flops'],
+                both['flops_of_dense'],
+                total['parameters'],
+                total['active'],
+            )
+        )
+    return cells
+
+
+def to_markdown(cells: Sequence[Cell], metric: str) -> str:
+    """The table, its first row the dense network."""
+    dense = cells[0]
+    lines = [HEADER.format(metric=metric)]
+    for cell in cells:
+        network = cell.network
+        gain = cell.mean - dense.mean
+        row = (
+            network.family or 'dense',
+            '-' if cell is dense else f'{network.sparsity:.2f}',
+            network.algorithm or '-',
+            f'{cell.flops / cell.flops_of_dense:.4f}',
+            f'{cell.parameters / 1e3:.1f} k',
+            f'{cell.active / 1e3:.1f} k',
+            f'{cell.mean:.2f} ± {cell.spread:.2f}',
+            '-' if cell is dense else f'{gain:+.2f}',
+            str(len(cell.values)),
+        )
+        lines.append(f'| {" | ".join(row)} |')
+    return '\n'.join(lines)
+
+
+def draw(cells: Sequence[Cell], metric: str, path: Path) -> None:
+    """Draws the metric against the sparsity, one panel an algorithm."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    import matplotlib.pyplot as plt
+
+    dense, *others = cells
+    algorithms = list(
+        dict.fromkeys(
+            c.network.algorithm for c in others if c.network.algorithm
+        )
+    )
+    figure, axes = plt.subplots(
+        1,
+        len(algorithms),
+        figsize=(5 * len(algorithms), 4),
+        sharey=True,
+        squeeze=False,
+    )
+    families = dict.fromkeys(c.network.family for c in others)
+    for axis, algorithm in zip(axes[0], algorithms, strict=True):
+        axis.axhline(dense.mean, color='black', label='dense')
+        axis.axhspan(
+            dense.mean - dense.spread,
+            dense.mean + dense.spread,
+            color='black',
+            alpha=0.12,
+        )
+        for i, family in enumerate(families):
+            # What has no masks is drawn in every panel.
+            shown = [
+                c
+                for c in others
+                if c.network.family == family
+                and c.network.algorithm in (algorithm, None)
+            ]
+            axis.errorbar(
+                [(c.network.sparsity or 0) + 0.006 * i for c in shown],
+                [c.mean for c in shown],
+                [c.spread for c in shown],
+                marker='o',
+                capsize=3,
+                label=family,
+            )
+        axis.set(title=algorithm, xlabel='sparsity')
+    axes[0][0].set(ylabel=metric)
+    axes[0][-1].legend(fontsize='small')
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
+
+
+def write_report(
+    path: Path,
+    networks: Sequence[Network],
+    work_dir: Path,
+    metric: str,
+) -> None:
+    """Puts the table into a Markdown file, and the figure beside it.
+
+    Args:
+        path (Path): File with the two marks, or none yet.
+        networks (Sequence[Network]): The dense one first.
+        work_dir (Path): Likewise.
+        metric (str): Likewise.
+
+    Raises:
+        SystemExit: If the dense network has not been trained.
+    """
+    cells = collect(networks, work_dir, metric)
+    if not cells or cells[0].network.family is not None:
+        raise SystemExit(
+            f'There are no runs of the dense network in {work_dir}: without '
+            'them there is nothing to compare with.'
+        )
+    figure = path.with_suffix('.png')
+    draw(cells, metric, figure)
+    text = path.read_text() if path.exists() else f'{BEGIN}\n{END}\n'
+    head, rest = text.split(BEGIN)
+    tail = rest.split(END)[1]
+    table = to_markdown(cells, metric)
+    picture = f'![{metric} against the sparsity]({figure.name})'
+    path.write_text(f'{head}{BEGIN}\n{table}\n\n{picture}\n{END}{tail}')
