@@ -1,0 +1,95 @@
+"""A sweep: what is run, resumed, reported."""
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from minirun import write_config
+from sparserun import sparse_config
+
+from tools import sweep
+from tools.analysis.sweep_report import (
+    Cell,
+    Network,
+    to_markdown,
+    write_report,
+)
+
+pytestmark = pytest.mark.usefixtures('fresh_process')
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(monkeypatch):
+    """Threads in place of processes, each of which would import anew."""
+    monkeypatch.setattr(sweep, 'ProcessPoolExecutor',
+                        lambda jobs, context: ThreadPoolExecutor(jobs))
+
+
+def test_a_sweep_trains_each_once_and_reports(data, tmp_path, capsys):
+    (tmp_path / 'dense').mkdir()
+    dense = write_config(tmp_path / 'dense', 'mmpretrain', data['mmpretrain'])
+    sparse = sparse_config(tmp_path / 'sparse', 'mmpretrain',
+                           data['mmpretrain'], "train_cfg['max_epochs'] = 1")
+    args = [dense, sparse, '--family', 'wide', '--sparsity', '0.75',
+            '--algorithm', 'RigL', '--seeds', '1', '--work-dir', 'runs']
+    sweep.main(args)
+    said = capsys.readouterr().out
+    assert said.startswith('2 runs to do')
+    assert 'wide-s75-rigl, seed 0' in said
+    result = json.loads(
+        (tmp_path / 'runs/wide-s75-rigl/seed0/result.json').read_text())
+    assert 0 <= result['accuracy/top1'] <= 100
+    sweep.main(args)
+    assert capsys.readouterr().out.startswith('0 runs to do')
+
+    report = tmp_path / 'results.md'
+    report.write_text('Before\n<!-- sweep: begin -->\nold\n'
+                      '<!-- sweep: end -->\nAfter\n')
+    sweep.main([*args, '--report', str(report)])
+    text = report.read_text()
+    assert text.startswith('Before\n') and text.endswith('After\n')
+    assert 'old' not in text and '| wide | 0.75 | RigL |' in text
+    assert (tmp_path / 'results.png').stat().st_size > 5000
+
+
+def test_a_run_that_fails_stops_no_other(data, tmp_path, capsys):
+    dense = write_config(tmp_path, 'mmpretrain', data['mmpretrain'])
+    with pytest.raises(SystemExit, match='2 runs failed.*log.txt'):
+        sweep.main([dense, 'nowhere.py', '--family', 'wide', '--sparsity',
+                    '0.5', '--seeds', '1', '--work-dir', 'runs'])
+    said = capsys.readouterr().out
+    assert 'wide-s50-rigl, seed 0: There is no config file' in said
+    assert (tmp_path / 'runs/dense/seed0/result.json').exists()
+
+
+def test_what_a_sweep_consists_of():
+    args = sweep.parse_args(['dense.py', 'sparse.py'])
+    networks = [n.name for n in sweep.plan_networks(args)]
+    # Four members x 3 x 2 with masks, one x 3 without, and the dense one.
+    assert len(networks) == len(set(networks)) == 4 * 3 * 2 + 3 + 1
+    assert networks[0] == 'dense' and 'wide_factorized-s90' in networks
+    jobs = sweep.plan_jobs(args)
+    assert len(jobs) == 3 * 28
+    assert [j.seed for j in jobs] == sorted(j.seed for j in jobs)
+    assert jobs[0].network.config == 'dense.py'
+    assert Network('c.py', 'wide', .9, 'SET').argv() == [
+        'c.py', '--family', 'wide', '--sparsity', '0.9', '--algorithm', 'SET']
+
+
+def test_mean_and_spread_are_of_the_sample():
+    dense = Cell(Network('d.py'), (90., 91., 92.), 2e9, 2e9, 1000, 1000)
+    wide = Cell(Network('w.py', 'wide', .75, 'RigL'), (92., 94.), 1.998e9,
+                2e9, 4000, 1000)
+    lines = to_markdown([dense, wide], 'top1').splitlines()
+    assert '| 91.00 ± 1.00 | - | 3 |' in lines[2]  # sqrt((1 + 0 + 1) / 2)
+    # sqrt((1 + 1) / 1) = 1.41; 0.999 of the FLOPs.
+    assert '| 0.9990 | 4.0 k | 1.0 k | 93.00 ± 1.41 | +2.00 | 2 |' in lines[3]
+
+
+def test_a_report_needs_the_dense_network(tmp_path):
+    with pytest.raises(SystemExit, match='no runs of the dense network'):
+        write_report(tmp_path / 'r.md', [Network('d.py')], tmp_path, 'top1')
+    (tmp_path / 'dense/seed0').mkdir(parents=True)
+    (tmp_path / 'dense/seed0/result.json').write_text('{"mIoU": 1}')
+    with pytest.raises(SystemExit, match='no top1; there are mIoU'):
+        write_report(tmp_path / 'r.md', [Network('d.py')], tmp_path, 'top1')

@@ -1,0 +1,228 @@
+"""What the converters share: whole files or none, archives, samples."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import shutil
+import socket
+import tarfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.client import HTTPException
+from pathlib import Path, PurePosixPath
+from typing import TypeVar
+
+from filelock import FileLock, Timeout
+from PIL import Image
+from rich.progress import track
+
+from tools.dataset_converters.tree_crowns import DataError
+
+Item = TypeVar('Item')
+
+SCRATCH = '.prepare_data'
+TIMEOUT = 20  # seconds without an answer after which a download is given up
+SAMPLE = 50  # images of a split that are opened
+# What the readers of archives raise; each has a sentence that says what.
+BROKEN = (
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+)
+
+
+@contextmanager
+def scratch(root: Path) -> Iterator[Path]:
+    """Give a folder for what is not whole yet, removed in the end.
+
+    It lies in the data set's folder, so that what is finished can be renamed
+    into place. What a killed process left in it is removed at the start.
+
+    Args:
+        root: The data set's folder, made if it is missing.
+
+    Yields:
+        An empty folder.
+
+    Raises:
+        DataError: If another process is at work in `root`.
+    """
+    folder = root / SCRATCH
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder / 'lock', blocking=False):
+            try:
+                shutil.rmtree(folder / 'work', ignore_errors=True)
+                (folder / 'work').mkdir()
+                yield folder / 'work'
+            finally:
+                shutil.rmtree(folder)
+    except Timeout as error:
+        raise DataError(
+            f'Another process prepares {root} at this moment: wait for it.'
+        ) from error
+
+
+def check_space(root: Path, needed: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Args:
+        root: A folder on that disk; it may be missing.
+        needed: In bytes.
+
+    Raises:
+        DataError: If there is less.
+    """
+    while not root.exists():
+        root = root.parent
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        raise DataError(
+            f'{needed / 1e9:.1f} GB of free disk are needed in {root}, '
+            f'{free / 1e9:.1f} GB are left: make room.'
+        )
+
+
+@contextmanager
+def reading(archive: Path) -> Iterator[None]:
+    """Turn what a broken archive raises into a sentence.
+
+    Raises:
+        DataError: If it is broken.
+    """
+    try:
+        yield
+    except BROKEN as error:
+        raise DataError(
+            f'{archive} is broken ({error}): fetch it again.'
+        ) from error
+
+
+def lacking(root: Path, archives: Mapping[str, str]) -> dict[str, list[str]]:
+    """Find what is missing in a data set.
+
+    Args:
+        root: Its folder.
+        archives: The archive's name of each file or folder.
+
+    Returns:
+        The files that are missing, and the folders that are or are empty, by
+        the archive that holds them.
+    """
+    found: dict[str, list[str]] = {}
+    for item, archive in archives.items():
+        path = root / item
+        if not (path.is_file() or path.is_dir() and any(path.iterdir())):
+            found.setdefault(archive, []).append(item)
+    return found
+
+
+def unpack_zips(root: Path, archives: Mapping[str, str]) -> None:
+    """Unpack what is missing and whose archive lies in the folder.
+
+    A folder appears when it is whole. `ZipFile.extract` keeps names with
+    `..` or a leading slash inside the folder that it is given.
+
+    Args:
+        root: The data set's folder.
+        archives: As in :func:`lacking`.
+
+    Raises:
+        DataError: If an archive is broken or the disk too small.
+    """
+    for name, items in lacking(root, archives).items():
+        if not (root / name).is_file():
+            continue
+        with (
+            reading(root / name),
+            zipfile.ZipFile(root / name) as archive,
+            scratch(root) as work,
+        ):
+            members = {
+                item: [
+                    member
+                    for member in archive.infolist()
+                    if f'{member.filename}/'.startswith(f'{item}/')
+                ]
+                for item in items
+            }
+            sizes = [m.file_size for group in members.values() for m in group]
+            check_space(root, sum(sizes))
+            for item, group in members.items():
+                if not group:
+                    raise DataError(
+                        f'{root / name} holds no {item}: it is another '
+                        'archive, fetch the official one.'
+                    )
+                for member in track(group, f'unpacking {item}'):
+                    archive.extract(member, work)
+                (root / item).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(work / item, root / item)
+
+
+def fetch_url(url: str, folder: Path, md5: str | None = None) -> Path:
+    """Fetch a file.
+
+    Args:
+        url: Its address.
+        folder: One of :func:`scratch`: what an error leaves is half a file.
+        md5: What it is checked against, if that is known.
+
+    Returns:
+        The file.
+
+    Raises:
+        DataError: If it cannot be had.
+    """
+    from torchvision.datasets.utils import download_url
+
+    print(f'downloading {url}', flush=True)
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        download_url(url, folder, md5=md5)
+    except (OSError, RuntimeError, HTTPException) as error:
+        raise DataError(f'{url} could not be fetched ({error}).') from error
+    finally:
+        socket.setdefaulttimeout(before)
+    return folder / PurePosixPath(url).name
+
+
+def remedy(root: Path, item: str, archive: str) -> str:
+    """Say what to do about a folder that is not complete.
+
+    Args:
+        root: The data set's folder.
+        item: The folder in it.
+        archive: The name of the archive that it is from.
+    """
+    return (
+        f'add what is missing, or put {archive} into {root}, remove '
+        f'{root / item} and call this again.'
+    )
+
+
+def sample(items: Sequence[Item]) -> Sequence[Item]:
+    """Take some, evenly spaced, the same at each call."""
+    return items[:: -(-len(items) // SAMPLE) or 1]
+
+
+def load_image(path: Path) -> Image.Image:
+    """Read an image with all its pixels.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError) as error:  # the latter for a broken PNG
+        raise DataError(
+            f'{path} cannot be read ({error}): replace it by a whole one.'
+        ) from error
+    return image
