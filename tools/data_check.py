@@ -11,6 +11,14 @@ from tools.common import type_name
 
 # MMPreTrain fetches these itself, unless the config says download=False.
 SELF_FETCHING = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
+# What tools/prepare_data.py calls them.
+PREPARED = {
+    'CocoDataset': 'coco',
+    'CityscapesDataset': 'cityscapes',
+    'ImageNet': 'imagenet',
+    'CIFAR100': 'cifar100',
+    'FashionMNIST': 'fashion_mnist',
+}
 LOCAL_BACKENDS = ('local', 'disk', 'LocalBackend', 'HardDiskBackend')
 
 
@@ -114,6 +122,7 @@ def check_data(cfg: Config, phases: Iterable[str]) -> None:
         SystemExit: With one sentence, if something is missing.
     """
     missing: dict[str, list[str]] = {}
+    known = set()
     for phase in phases:
         loader = cfg.get(f'{phase}_dataloader') or {}
         for leaf in leaf_datasets(loader.get('dataset', [])):
@@ -124,11 +133,18 @@ def check_data(cfg: Config, phases: Iterable[str]) -> None:
             )
             if _describe(leaf) not in contents:
                 contents.append(_describe(leaf))
+            if type_name(leaf) in PREPARED:
+                known.add(PREPARED[type_name(leaf)])
     if missing:
         places = '; '.join(
             f'looked in {root}, which should hold {", ".join(contents)}'
             for root, contents in missing.items()
         )
+        advice = ' and '.join(
+            f'`python tools/prepare_data.py {name}`' for name in sorted(known)
+        )
+        advice = f'{advice} says how to get it, and ' if advice else ''
         raise SystemExit(
-            f'The data is missing: {places}; `make demo` needs no download.'
+            f'The data is missing: {places}; {advice}`make demo` needs no '
+            'download.'
         )
