@@ -113,10 +113,10 @@ def to_text(metrics: Mapping[str, float], cost: Mapping[str, float]) -> str:
     ]
     if 'flops' in cost:
         rows += [
-            ('GFLOPs (2 x MACs)', scaled(cost['flops'], 1e9)),
+            ('GFLOPs (2 x MACs)', f'{cost["flops"] / 1e9:.5g}'),
             (
                 'GFLOPs of the dense network',
-                scaled(cost['flops_of_dense'], 1e9),
+                f'{cost["flops_of_dense"] / 1e9:.5g}',
             ),
         ]
     return table(('', 'value'), rows)

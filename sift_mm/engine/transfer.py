@@ -19,34 +19,53 @@ CHECKPOINT_KEY = 'sparse_training'
 TRANSFERS = ('fixed', 'train', 'dense')
 
 
+def pretrained_source(model: nn.Module,
+                      parameters: Mapping[str, nn.Parameter]
+                      ) -> tuple[str, Mapping[str, Any]] | None:
+    """The ``init_cfg`` that loads a checkpoint into sparse parameters.
+
+    Args:
+        model (nn.Module): The model.
+        parameters (Mapping[str, nn.Parameter]): The sparse parameters, by
+            full name.
+
+    Returns:
+        tuple, optional: Prefix of the names of the module that has it, and
+        the ``init_cfg``.
+    """
+    for name, module in model.named_modules():
+        config = pretrained_cfg(getattr(module, 'init_cfg', None))
+        inside = f'{name}.' if name else ''
+        if config is not None and any(
+                n.startswith(inside) for n in parameters):
+            return inside, config
+    return None
+
+
 def pretrained_state(model: nn.Module,
                      parameters: Mapping[str, nn.Parameter]
                      ) -> tuple[bool, dict[str, Any] | None]:
     """The mask training of the checkpoint that an ``init_cfg`` loads.
 
     Args:
-        model (nn.Module): The model, its weights loaded.
-        parameters (Mapping[str, nn.Parameter]): The sparse parameters, by
-            full name.
+        model (nn.Module): As for :func:`pretrained_source`.
+        parameters (Mapping[str, nn.Parameter]): Likewise.
 
     Returns:
         tuple: Whether a checkpoint is loaded into a sparse parameter, and
         what it has under ``sparse_training``, the masks by their names in
         this model; None if it has nothing.
     """
-    for name, module in model.named_modules():
-        config = pretrained_cfg(getattr(module, 'init_cfg', None))
-        inside = f'{name}.' if name else ''
-        if config is None or not any(
-                n.startswith(inside) for n in parameters):
-            continue
-        state = load_pretrained(config).get(CHECKPOINT_KEY)
-        if state is None:
-            return True, None
-        masks = without_prefix(state['masks'], config.get('prefix'))
-        return True, dict(
-            state, masks={inside + n: m for n, m in masks.items()})
-    return False, None
+    source = pretrained_source(model, parameters)
+    if source is None:
+        return False, None
+    inside, config = source
+    state = load_pretrained(config).get(CHECKPOINT_KEY)
+    if state is None:
+        return True, None
+    masks = without_prefix(state['masks'], config.get('prefix'))
+    return True, dict(state,
+                      masks={inside + n: m for n, m in masks.items()})
 
 
 def transferred_masks(model: nn.Module,

@@ -16,6 +16,7 @@ from sift_mm.backbones import SparseIFTMixin
 from sift_mm.engine import SparseTrainingHook
 from sift_mm.engine.budget import MaskPlan, sparse_backbone
 from sift_mm.engine.checks import check_channels, consumer_channels
+from sift_mm.engine.transfer import pretrained_source
 from sift_mm.sparsity import training_flops
 from tools.common import import_library, replace_sync_norms, type_name
 from tools.run_size import Shape, find_sizes, schedule_samples
@@ -140,7 +141,7 @@ def build_dense(cfg: Config, model: nn.Module) -> nn.Module:
 
 
 def report_masks(
-    hook: SparseTrainingHook | None, plan: MaskPlan | None
+    hook: SparseTrainingHook | None, plan: MaskPlan | None, model: nn.Module
 ) -> dict[str, Any] | None:
     """What the report says about masks, None without any."""
     if hook is None or plan is None or not plan.parameters:
@@ -153,6 +154,8 @@ def report_masks(
         flops_ratio=plan.ratio,
         interval=hook.interval,
         end=hook.end,
+        transferred=not hook.init_is_given
+        and pretrained_source(model, plan.parameters) is not None,
     )
 
 
@@ -245,7 +248,7 @@ def make_report(
     check_channels(model)
     hook = build_hook(cfg)
     plan = hook and hook.plan(model)
-    masks = report_masks(hook, plan)
+    masks = report_masks(hook, plan, model)
     channels = (cfg.model.get('backbone') or {}).get('in_channels', 3)
     network = Network(model, plan.densities if plan else {}, channels)
     costs = network.profile(test)

@@ -77,11 +77,18 @@ def _layers(report: dict[str, Any]) -> str:
 def _masks(masks: dict[str, Any] | None) -> str:
     if masks is None:
         return 'No masks: all weights are dense.'
-    return (
+    text = (
         f'Masks: {masks["algorithm"]} on {masks["parameters"]} parameters, '
         f'sparsity {masks["nominal_sparsity"]} as written, '
         f'{masks["sparsity"]:.6f} as solved.'
     )
+    if masks['transferred']:
+        text += (
+            ' They are counted as drawn from scratch; the run takes those of '
+            'the checkpoint that init_cfg loads, which may have other FLOPs: '
+            'tools/test.py counts them.'
+        )
+    return fill(text, 79)
 
 
 def _comparison(report: dict[str, Any]) -> str:

@@ -91,6 +91,18 @@ def batch_size(cfg: Config, name: str) -> int | None:
     return (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
 
 
+def mask_training(cfg: Config, masks: Mapping[str, Any]) -> str | None:
+    """How masks are trained, None without any."""
+    for hook in cfg.get('custom_hooks') or []:
+        if type_name(hook) == 'SparseTrainingHook' and masks:
+            pretrained = type_name(cfg.model.backbone.get('init_cfg') or {})
+            fixed = hook.get('transfer', 'fixed') == 'fixed'
+            if pretrained == 'Pretrained' and fixed:
+                return 'none: masks of the pretrained checkpoint'
+            return masks['algorithm']
+    return None
+
+
 def describe(path: Path) -> tuple[dict[str, Any], str]:
     """Describes the model of a config.
 
@@ -126,7 +138,7 @@ def describe(path: Path) -> tuple[dict[str, Any], str]:
         'Active Parameters': report['total']['active'] if masks else None,
         'Family': backbone.get('family'),
         'Sparsity': backbone.get('sparsity'),
-        'Mask Training': masks.get('algorithm'),
+        'Mask Training': mask_training(cfg, masks),
     }
     return {
         'Name': path.stem,
