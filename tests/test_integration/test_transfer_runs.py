@@ -1,9 +1,11 @@
 """A classifier's weights and masks, carried into detector and segmentor."""
 
 import hashlib
+import json
 
 import pytest
 import torch
+from minirun import ROOT, free_port, run_script
 from mmdet.registry import MODELS
 from sparserun import sparse_config
 
@@ -89,6 +91,30 @@ def test_masks_are_trained_further_in_a_detector(data, pretrained, tmp_path):
     assert len(moved) > len(there) / 2
     for name, mask in there.items():
         assert here['masks'][name].sum() == mask.sum()
+
+
+def test_two_processes_start_from_the_same_masks(data, published, tmp_path):
+    config = sparse_config(
+        tmp_path / 'c', 'mmpretrain', data['mmpretrain'],
+        "model['backbone']['type'] = 'SparseIFTResNet'\n"
+        + start_from(published)
+        + "custom_hooks[0]['transfer'] = 'train'\n"
+        "train_cfg['max_epochs'] = 1\n"
+        "randomness = dict(seed=0, diff_rank_seed=True)\n"
+        "train_dataloader['batch_size'] = 2\n")
+    done = run_script(
+        'bash', ROOT / 'tools/dist_train.sh', config, 2, '--work-dir',
+        tmp_path / 'run', PORT=free_port(), CUDA_VISIBLE_DEVICES='-1',
+        OMP_NUM_THREADS='1', PYTHONPATH='.')
+    assert done.returncode == 0, done.stderr
+    ranks = [(tmp_path / f'run/masks_{rank}.txt').read_text()
+             for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    there = load(published)['sparse_training']['masks']
+    counts = {name: int(mask.sum()) for name, mask in there.items()}
+    records = [json.loads(line) for line in ranks[0].splitlines()]
+    assert [r['counts'] for r in records] == [counts] * len(records)
+    assert len({r['digest'] for r in records}) == len(records) > 1
 
 
 def build(checkpoint, prefix='backbone.', **changes):
