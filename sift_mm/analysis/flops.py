@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -83,13 +84,26 @@ def count_flops(model: nn.Module,
         FlopCount: Counts in 2 x MACs.
     """
     image = torch.empty(1, in_channels, *shape, device='meta')
-    return count_call(on_meta(model), image, **forward_kwargs)
+    return count_call(on_meta(model, norms=False), image, **forward_kwargs)
 
 
-def on_meta(model: nn.Module) -> nn.Module:
-    """A copy of a model in eval mode that has shapes, but no numbers."""
+def on_meta(model: nn.Module, norms: bool = True) -> nn.Module:
+    """A copy of a model in eval mode that has shapes, but no numbers.
+
+    Args:
+        model (nn.Module): The model.
+        norms (bool): Whether batch norms do all their steps, which takes
+            longer than all convolutions, and check their width. Else they
+            give a tensor of their input's shape.
+
+    Returns:
+        nn.Module: The copy.
+    """
     model = copy.deepcopy(model).to('meta')
     model.eval()  # OpenMMLab's backbones return nothing here.
+    for norm in model.modules():
+        if not norms and isinstance(norm, _BatchNorm):
+            norm.forward = torch.empty_like  # type: ignore[method-assign]
     return model
 
 

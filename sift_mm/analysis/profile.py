@@ -122,7 +122,7 @@ def profile(model: nn.Module,
     owned = defaultdict(list)
     for name, parameter in parameters.items():
         owned[name.rpartition('.')[0]].append(parameter)
-    trial = on_meta(model)
+    trial = on_meta(model, norms=False)
     image = torch.empty(1, in_channels, *shape, device='meta')
     with _recording(trial, image) as activations:
         count = count_call(trial, image, **forward_kwargs)

@@ -177,7 +177,8 @@ def plan_masks(model: nn.Module,
                distribution: Distribution,
                sparsity: float | None = None,
                include: Sequence[str] | None = None,
-               exclude: Sequence[str] = ()) -> MaskPlan:
+               exclude: Sequence[str] = (),
+               budget: FlopBudget | None = None) -> MaskPlan:
     """Decide on the masks of a model, at the FLOPs that it asks for.
 
     Args:
@@ -186,6 +187,8 @@ def plan_masks(model: nn.Module,
         sparsity (float, optional): As written in the hook.
         include (Sequence[str], optional): As for :func:`select_parameters`.
         exclude (Sequence[str]): Likewise.
+        budget (FlopBudget, optional): The model's, where it was counted
+            already.
 
     Returns:
         MaskPlan: Parameters and counts.
@@ -197,7 +200,8 @@ def plan_masks(model: nn.Module,
     nominal = nominal_sparsity(model, sparsity)
     parameters = masked_parameters(model, include, exclude)
     shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    budget, found = flop_budget(model), sparse_backbone(model)
+    budget = budget or flop_budget(model)
+    found = sparse_backbone(model)
     if budget is None or found is None:
         return MaskPlan(parameters, distribution.counts(shapes, nominal),
                         nominal, nominal, None)

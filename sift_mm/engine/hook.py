@@ -200,7 +200,8 @@ class SparseTrainingHook(Hook):
         # runner.seed differs between ranks under diff_rank_seed.
         seed = [runner.seed if self.seed is None else self.seed]
         broadcast_object_list(seed)
-        masks = self._first_masks(model, parameters, seed[0], resumed)
+        masks = self._first_masks(model, parameters, budget, seed[0],
+                                  resumed)
         algorithm = self.algorithm
         if self._transferred == 'fixed':
             algorithm = ALGORITHMS.build('Static')
@@ -216,10 +217,11 @@ class SparseTrainingHook(Hook):
         self._mask_averages(runner)
         self._describe(runner, model, budget)
 
-    def plan(self, model: nn.Module) -> MaskPlan:
-        """The masks that this hook would draw for a model."""
+    def plan(self, model: nn.Module,
+             budget: FlopBudget | None = None) -> MaskPlan:
+        """The masks that this hook would draw, see `plan_masks`."""
         return plan_masks(model, self.distribution, self.sparsity,
-                          self.include, self.exclude)
+                          self.include, self.exclude, budget)
 
     def _drops_masks(self, resumed: bool) -> bool:
         """Whether the network trains dense from loaded weights."""
@@ -229,7 +231,8 @@ class SparseTrainingHook(Hook):
         return self._checkpoint is None if resumed else self._loaded
 
     def _first_masks(self, model: nn.Module,
-                     parameters: Mapping[str, nn.Parameter], seed: int,
+                     parameters: Mapping[str, nn.Parameter],
+                     budget: FlopBudget | None, seed: int,
                      resumed: bool) -> MaskSet:
         """The masks of the checkpoint, or new ones.
 
@@ -252,7 +255,7 @@ class SparseTrainingHook(Hook):
                 self._transferred = self.transfer
                 return transferred_masks(model, parameters, state)
             masks = MaskSet(parameters, state['masks'])
-            _check_counts(masks, self.plan(model).counts)
+            _check_counts(masks, self.plan(model, budget).counts)
             return masks
         if state is not None and not self.init_is_given:
             self._transferred = self.transfer
@@ -264,7 +267,7 @@ class SparseTrainingHook(Hook):
                 'them away; choose the first masks of SparseTrainingHook: '
                 "init='FromWeights', 'TopK' or 'Random'; or train all "
                 "weights, transfer='dense'.")
-        return MaskSet.draw(parameters, self.plan(model).counts,
+        return MaskSet.draw(parameters, self.plan(model, budget).counts,
                             self.initializer, seed)
 
     def _describe(self, runner: Runner, model: nn.Module,

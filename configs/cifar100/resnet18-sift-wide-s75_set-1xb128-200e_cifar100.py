@@ -1,0 +1,9 @@
+_base_ = [
+    './resnet18_1xb128-200e_cifar100.py', '../_base_/mask_training/set.py'
+]
+
+from sift_mm.config import classifier
+
+model = classifier('wide', sparsity=0.75)
+
+optim_wrapper = dict(type='SparseOptimWrapper')

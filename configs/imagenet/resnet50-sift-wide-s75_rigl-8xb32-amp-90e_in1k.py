@@ -1,0 +1,9 @@
+_base_ = [
+    './resnet50_8xb32-amp-90e_in1k.py', '../_base_/mask_training/rigl.py'
+]
+
+from sift_mm.config import classifier
+
+model = classifier('wide', sparsity=0.75, expansion=4)
+
+optim_wrapper = dict(type='SparseAmpOptimWrapper')

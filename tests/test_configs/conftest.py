@@ -1,0 +1,106 @@
+"""Mini sets of everything that configs train on, where configs look."""
+
+import json
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+import minisets
+import numpy as np
+import pytest
+from PIL import Image
+from quick import quick_runs
+
+
+@pytest.fixture(scope='module', autouse=True)
+def quick() -> Iterator[None]:
+    """See :func:`quick_runs`."""
+    with quick_runs():
+        yield
+
+
+def mini_cifar100(root: Path, train: int = 4, test: int = 2) -> None:
+    """Writes the pickles of CIFAR-100: planes of red, green and blue."""
+    folder = root / 'cifar-100-python'
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, number in (('train', train), ('test', test)):
+        content = {
+            'data': rng.integers(0, 256, (number, 3072), np.uint8),
+            'fine_labels': rng.integers(0, 100, number).tolist(),
+            'coarse_labels': rng.integers(0, 20, number).tolist(),
+        }
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
+    names = [f'class_{label}' for label in range(100)]
+    (folder / 'meta').write_bytes(pickle.dumps({'fine_label_names': names}))
+
+
+def mini_fashion_mnist(root: Path, train: int = 4, test: int = 2) -> None:
+    """Writes the four IDX files of Fashion-MNIST, unpacked."""
+    root.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name, number in (('train', train), ('t10k', test)):
+        for what, shape, limit in (
+            ('images-idx3', (number, 28, 28), 256),
+            ('labels-idx1', (number,), 10),
+        ):
+            values = rng.integers(0, limit, shape, np.uint8)
+            # Two zeros, 8 for bytes, and the number of dimensions.
+            head = bytes([0, 0, 8, len(shape)])
+            sizes = np.array(shape, '>i4').tobytes()
+            path = root / f'{name}-{what}-ubyte'
+            path.write_bytes(head + sizes + values.tobytes())
+
+
+def mini_tree_crowns(root: Path, train: int = 4, val: int = 2) -> None:
+    """Writes tree crowns: one class, annotated as COCO."""
+    rng = np.random.default_rng(0)
+    (root / 'annotations').mkdir(parents=True)
+    for split, number in (('train', train), ('val', val)):
+        (root / split).mkdir()
+        images, annotations = [], []
+        for i in range(1, number + 1):
+            pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
+            name = f'{split}_{i}.png'
+            Image.fromarray(pixels).save(root / split / name)
+            images.append(dict(id=i, file_name=name, width=64, height=64))
+            box = dict(bbox=[10, 12, 24, 20], area=480, iscrowd=0)
+            annotations.append(dict(id=i, image_id=i, category_id=1, **box))
+        content = dict(
+            images=images,
+            annotations=annotations,
+            categories=[dict(id=1, name='tree')],
+        )
+        path = root / 'annotations' / f'{split}.json'
+        path.write_text(json.dumps(content))
+
+
+@pytest.fixture(scope='session')
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose ``data`` holds a mini set of every data set."""
+    root = tmp_path_factory.mktemp('checkout')
+    data = root / 'data'
+    mini_cifar100(data / 'cifar100')
+    mini_fashion_mnist(data / 'fashion_mnist')
+    mini_tree_crowns(data / 'tree_crowns')
+    minisets.mini_imagenet(
+        data / 'imagenet', num_train=2, num_val=1, num_classes=2
+    )
+    minisets.mini_coco(data / 'coco', num_train=4, num_val=2)
+    for name in ('cityscapes', 'fashion_scenes'):
+        minisets.mini_cityscapes(data / name)
+    return root
+
+
+@pytest.fixture
+def in_checkout(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch, fresh_process: None
+) -> Iterator[None]:
+    """Lets a run find the mini sets where the config says they are."""
+    monkeypatch.chdir(checkout)
+    # MMPreTrain knows the files of CIFAR by their MD5.
+    with mock.patch(
+        'mmpretrain.datasets.cifar.check_md5', lambda *args: True
+    ):
+        yield

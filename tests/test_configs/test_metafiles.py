@@ -1,0 +1,94 @@
+"""The index of models, and the tool that writes it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from minirun import ROOT
+
+from tools.misc import metafile
+
+DENSE = ROOT / 'configs/fashion_mnist/resnet18-w8_1xb128-1e_fashion-mnist.py'
+
+
+def load(path: Path) -> dict[str, Any]:
+    return yaml.safe_load(path.read_text())
+
+
+@pytest.mark.parametrize('name', metafile.FOLDERS)
+def test_a_metafile_names_every_config(name: str) -> None:
+    path = ROOT / 'configs' / name / 'metafile.yml'
+    models = load(path)['Models']
+    assert sorted(ROOT / model['Config'] for model in models) == sorted(
+        path.parent.glob('*.py')
+    )
+    for model in models:
+        assert model['Name'] == Path(model['Config']).stem
+    assert f'configs/{name}/metafile.yml' in load(ROOT / 'model-index.yml')[
+        'Import'
+    ]
+    for collection in load(path)['Collections']:
+        assert (ROOT / collection['README']).is_file()
+
+
+@pytest.mark.parametrize('name', ['cifar100', 'imagenet'])
+def test_members_have_the_flops_of_the_dense_network(name: str) -> None:
+    models = load(ROOT / 'configs' / name / 'metafile.yml')['Models']
+    counts = {m['Name']: m['Metadata'] for m in models}
+    networks = {n.partition('_')[0]: m for n, m in counts.items()}
+    for model, metadata in counts.items():
+        dense = networks[model.partition('_')[0].partition('-sift')[0]]
+        assert metadata['FLOPs'] == pytest.approx(dense['FLOPs'], rel=1e-3)
+        if 'Family' in metadata:
+            assert metadata['Active Parameters'] < metadata['Parameters']
+
+
+def test_known_counts() -> None:
+    models = load(ROOT / 'configs/imagenet/metafile.yml')['Models']
+    dense = {m['Name'].partition('_')[0]: m['Metadata'] for m in models}
+    # As in MMPreTrain's metafile, in two and three digits.
+    for name, macs, parameters in [
+        ('resnet18', 1.82e9, 11.69e6),
+        ('resnet34', 3.68e9, 21.80e6),
+        ('resnet50', 4.12e9, 25.56e6),
+    ]:
+        assert dense[name]['FLOPs'] == pytest.approx(macs, rel=0.01)
+        assert dense[name]['Parameters'] == pytest.approx(
+            parameters, rel=1e-3
+        )
+
+
+def test_written_anew_with_results(tmp_path: Path) -> None:
+    folder = tmp_path / 'configs/mini'
+    folder.mkdir(parents=True)
+    (folder / 'one_4xb8-1e.py').write_text(f'_base_ = {str(DENSE)!r}\n')
+    results = tmp_path / 'results.json'
+    results.write_text(json.dumps({'one_4xb8-1e': {'Top 1 Accuracy': 86.5}}))
+    metafile.main([str(folder), '--results', str(results)])
+    found = load(folder / 'metafile.yml')
+    (model,) = found['Models']
+    assert model['Config'] == 'configs/mini/one_4xb8-1e.py'
+    assert model['Results'] == [
+        {
+            'Task': 'Image Classification',
+            'Dataset': 'Fashion-MNIST',
+            'Metrics': {'Top 1 Accuracy': 86.5},
+        }
+    ]
+    assert model['Metadata']['Batch Size'] == 32
+    # What the checkout's own file says is what is counted now.
+    models = load(DENSE.parent / 'metafile.yml')['Models']
+    (own,) = [m['Metadata'] for m in models if m['Name'] == DENSE.stem]
+    assert model['Metadata'] == own | {'Batch Size': 32}
+    assert load(tmp_path / 'model-index.yml') == {
+        'Import': ['configs/mini/metafile.yml']
+    }
+
+    # Results stay where there are no new ones.
+    metafile.main([str(folder)])
+    assert load(folder / 'metafile.yml') == found
+    results.write_text(json.dumps({'two': {}}))
+    with pytest.raises(SystemExit, match='results of two, which is no config'):
+        metafile.main([str(folder), '--results', str(results)])
