@@ -10,12 +10,15 @@ A config that was read already is changed by :func:`sparsify`.
 """
 
 import copy
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
+from mmengine.logging import print_log
 from mmengine.registry import MODELS, DefaultScope
 
 from .backbones import SparseIFTMixin
+from .backbones.pretrained import pretrained_cfg
 from .engine.checks import consumer_channels
 from .isoflop import FAMILIES, wide_width
 
@@ -133,18 +136,24 @@ def sparsify(cfg: Config, family: str | None = None,
             without its sparsity.
     """
     backbone = cfg.get('model', {}).get('backbone') or {}
-    kind = str(backbone.get('type', '')).rpartition('.')[2]
+    kind = type_name(backbone)
     if kind not in BACKBONES and not kind.startswith('SparseIFTResNet'):
         raise ValueError(
             f'model.backbone is of type {kind or None!r}; of the Sparse-IFT '
             f'family there are {", ".join(BACKBONES)}.')
     if kind in BACKBONES:
-        backbone['type'], arguments = BACKBONES[kind]
+        name, arguments = BACKBONES[kind]
+        set_type(backbone, name)
         backbone.update(arguments)
+        _leave_dense_weights(cfg.model)
     if family is not None:
         if family not in FAMILIES:
             raise ValueError(f'Unknown family {family!r}; choose one of '
                              f'{", ".join(FAMILIES)}.')
+        if family != backbone.get('family'):
+            # Another member may not know the variant.
+            backbone.pop('inner', None)
+            backbone.pop('sparse_factors', None)
         backbone['family'] = family
     if sparsity is not None:
         backbone['sparsity'] = sparsity
@@ -155,10 +164,46 @@ def sparsify(cfg: Config, family: str | None = None,
     _add_import(cfg)
     wrapper = cfg.get('optim_wrapper')
     if wrapper is not None:
-        kind = wrapper.get('type', 'OptimWrapper')
-        wrapper['type'] = WRAPPERS.get(kind, kind)
+        kind = type_name(wrapper) or 'OptimWrapper'
+        if kind in WRAPPERS:
+            set_type(wrapper, WRAPPERS[kind])
         _add_hook(cfg, algorithm)
     fit_channels(cfg)
+
+
+def type_name(cfg: Mapping[str, Any]) -> str:
+    """Name in a config's ``type``: without scope, of a class its name."""
+    kind = cfg.get('type', '')
+    name = kind if isinstance(kind, str) else kind.__name__
+    return name.rpartition('.')[2]
+
+
+def set_type(cfg: dict[str, Any], name: str) -> None:
+    """Replace a config's ``type``, in the scope that it has."""
+    kind = cfg.get('type', '')
+    scope = kind.rpartition('.')[0] if isinstance(kind, str) else ''
+    cfg['type'] = f'{scope}.{name}' if scope not in ('', 'mmengine') else name
+
+
+def _leave_dense_weights(model: dict[str, Any]) -> None:
+    """Let a backbone that started from a model zoo's start from scratch.
+
+    Dense weights do not fit, and what they allowed to be frozen has to learn.
+    A file of one's own is left, for it may be of the new network.
+    """
+    backbone = model['backbone']
+    init = pretrained_cfg(backbone.get('init_cfg')) or {}
+    paths = [(backbone, 'init_cfg', init.get('checkpoint')),
+             (backbone, 'pretrained', backbone.get('pretrained')),
+             (model, 'pretrained', model.get('pretrained'))]
+    for owner, key, path in paths:
+        if isinstance(path, str) and '://' in path:
+            owner[key] = None
+            backbone.update(frozen_stages=-1, norm_eval=False)
+            print_log(
+                f'The weights of {path} are of a dense network: the backbone '
+                'starts from scratch, with all stages and norms learning.',
+                logger='current')
 
 
 def _add_import(cfg: Config) -> None:
@@ -171,7 +216,7 @@ def _add_import(cfg: Config) -> None:
 
 def _add_hook(cfg: Config, algorithm: str | None) -> None:
     hooks = list(cfg.get('custom_hooks') or [])
-    found = [h for h in hooks if h.get('type') == 'SparseTrainingHook']
+    found = [h for h in hooks if type_name(h) == 'SparseTrainingHook']
     if not found:
         found = [ConfigDict(type='SparseTrainingHook')]
         hooks += found
@@ -187,13 +232,23 @@ def fit_channels(cfg: Config) -> None:
         cfg (Config): Config of a run, changed in place. Only what
             :func:`~sift_mm.engine.checks.consumer_channels` knows is looked
             at.
+
+    Raises:
+        ValueError: If that is nothing, and the features grew.
     """
     scope = cfg.get('default_scope', 'mmengine')
     with DefaultScope.overwrite_default_scope(scope):
         model: Any = MODELS.build(copy.deepcopy(cfg.model))
-    if not isinstance(getattr(model, 'backbone', None), SparseIFTMixin):
+    backbone = getattr(model, 'backbone', None)
+    if not isinstance(backbone, SparseIFTMixin):
         return
-    cfg.merge_from_dict({
-        f'model.{key}': expected
-        for key, value, expected in consumer_channels(
-            model, model.backbone.out_channels) if value != expected})
+    found = consumer_channels(model, backbone.out_channels)
+    if not found and backbone.grows:
+        raise ValueError(
+            'The features are wider, and it is not known where this model '
+            f'says how wide its neck ({type_name(cfg.model.get("neck") or {})}'
+            ') or head reads them: write a config with in_channels for '
+            f'features of {backbone.out_channels} channels.')
+    cfg.merge_from_dict({f'model.{key}': expected
+                         for key, value, expected in found
+                         if value != expected})

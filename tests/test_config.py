@@ -90,6 +90,43 @@ def test_what_cannot_be_made_sparse_is_named(tmp_path):
         sparsify(cfg, 'wide', .5)
 
 
+def test_weights_of_the_zoo_are_left_and_all_stages_learn():
+    cfg = read('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')
+    assert cfg.model.backbone.frozen_stages == 1
+    sparsify(cfg, 'wide', .75)
+    backbone = cfg.model.backbone
+    assert backbone.init_cfg is None
+    assert (backbone.frozen_stages, backbone.norm_eval) == (-1, False)
+    # A file of one's own may be of the new network.
+    cfg = read('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')
+    cfg.model.backbone.init_cfg.checkpoint = 'mine.pth'
+    sparsify(cfg, 'wide', .75)
+    assert cfg.model.backbone.init_cfg.checkpoint == 'mine.pth'
+    assert cfg.model.backbone.frozen_stages == 1
+
+
+def test_types_keep_their_scope(tmp_path):
+    cfg = read(write_config(tmp_path, 'mmdet', tmp_path))
+    cfg.model.backbone.type = 'mmdet.ResNet'
+    cfg.optim_wrapper.type = 'mmengine.OptimWrapper'
+    cfg.custom_hooks = [dict(type='mmengine.SparseTrainingHook')]
+    sparsify(cfg, 'parallel', .5)
+    assert cfg.model.backbone.type == 'mmdet.SparseIFTResNet'
+    assert cfg.optim_wrapper.type == 'SparseOptimWrapper'
+    assert len(cfg.custom_hooks) == 1
+    cfg.model.backbone.inner = 'norm'
+    sparsify(cfg, 'wide')  # Which has no inner layers.
+    assert 'inner' not in cfg.model.backbone
+
+
+def test_a_neck_that_is_not_known_is_said(tmp_path):
+    cfg = read('mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py')
+    with pytest.raises(ValueError, match='DilatedEncoder.*4096'):
+        sparsify(cfg, 'wide', .75)
+    cfg.model.backbone.family = None
+    sparsify(cfg, 'parallel', .75)  # Its features are no wider.
+
+
 def test_channels_of_a_dense_network_are_left_alone(tmp_path):
     cfg = read(write_config(tmp_path, 'mmdet', tmp_path))
     before = cfg.model.to_dict()

@@ -51,8 +51,9 @@ def prepare() -> None:
     """Makes the three data sets, those that are not there."""
     data = ROOT / 'data'
     items, photographs = data / 'fashion_mnist', data / 'tree_crowns'
-    prepare_data(['fashion_mnist', '--root', str(items)])
-    prepare_data(['trees', '--root', str(photographs)])
+    for name, root in (('fashion_mnist', items), ('trees', photographs)):
+        if prepare_data([name, '--root', str(root)]):
+            raise SystemExit(f'The chain needs {root}; see above.')
     fashion_scenes.prepare(data / 'fashion_scenes', items, photographs)
 
 
@@ -113,7 +114,7 @@ def run(network: str, kind: str, seed: int, scratch: bool) -> dict[str, float]:
 
 
 def seconds(work_dir: Path) -> float:
-    """Time that training took, of the steps alone."""
+    """Time that the steps of a training took, up to the last one logged."""
     spent, seen = 0.0, 0
     for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
         for line in path.read_text().splitlines():

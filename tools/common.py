@@ -21,7 +21,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from mmengine.utils import is_installed
 
-from sift_mm.config import sparsify
+from sift_mm.config import sparsify, type_name
 from sift_mm.isoflop import FAMILIES
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
@@ -189,13 +189,6 @@ def load_run_config(args: argparse.Namespace) -> Config:
     return cfg
 
 
-def type_name(cfg: dict) -> str:
-    """Name in a config's ``type``: without scope, of a class its name."""
-    kind = cfg.get('type', '')
-    name = kind if isinstance(kind, str) else kind.__name__
-    return name.rsplit('.', 1)[-1]
-
-
 def has_accelerator() -> bool:
     """Whether there is a device for half precision and several processes."""
     return get_device() in ('cuda', 'npu', 'mlu', 'musa')
@@ -218,24 +211,37 @@ def check_checkpoint(path: str) -> None:
 def check_pretrained(cfg: Config) -> None:
     """Stops with a sentence if weights to start from are not there.
 
+    A run that is resumed needs them no more, and is told to leave them.
+
+    Args:
+        cfg (Config): Config of a run, changed in place.
+
     Raises:
-        SystemExit: If an ``init_cfg`` of the model names a local file that
-            does not exist.
+        SystemExit: If the model names a local file that does not exist.
     """
-    for key, path in _pretrained_paths(cfg.model, 'model'):
-        if '://' not in path and not osp.isfile(path):
+    missing = {
+        key: path
+        for key, path in _pretrained_paths(cfg.model, 'model')
+        if '://' not in path and not osp.isfile(path)
+    }
+    for key, path in missing.items():
+        if not cfg.get('resume'):
             raise SystemExit(
                 f'There is no checkpoint {osp.abspath(path)} to start from: '
                 'train that network first, or name another file by '
-                f'--cfg-options {key}.checkpoint=FILE.'
+                f'--cfg-options {key}=FILE.'
             )
+        # An init_cfg is more than its file.
+        cfg.merge_from_dict({key.removesuffix('.checkpoint'): None})
 
 
 def _pretrained_paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
     if isinstance(node, dict):
         if type_name(node) in ('Pretrained', 'PretrainedInit'):
-            yield key, str(node.get('checkpoint'))
+            yield f'{key}.checkpoint', str(node.get('checkpoint'))
         for name, child in node.items():
+            if name == 'pretrained' and isinstance(child, str):
+                yield f'{key}.{name}', child
             yield from _pretrained_paths(child, f'{key}.{name}')
     elif isinstance(node, (list, tuple)):
         for i, child in enumerate(node):

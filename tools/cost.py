@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
@@ -16,18 +17,33 @@ from tools.run_size import find_sizes
 
 
 class CostHook(Hook):
-    """Keeps the masks of the checkpoint that is tested.
+    """Measures a network under the masks of its checkpoint.
+
+    Args:
+        cfg (Config): Config of the run, without test-time augmentation.
 
     Attributes:
-        masks (Mapping[str, Tensor]): By parameter name; empty for a
-            checkpoint without.
+        cost (dict[str, float]): Of :func:`measure_cost`, known before the
+            first image is tested; in the first process alone.
     """
 
-    masks: Mapping[str, Tensor] = {}
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self.masks: Mapping[str, Tensor] = {}
+        self.cost: dict[str, float] = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Look at the checkpoint as it comes."""
         self.masks = checkpoint.get(CHECKPOINT_KEY, {}).get('masks', {})
+
+    def before_test(self, runner: Runner) -> None:
+        """Measure."""
+        if runner.rank:
+            return
+        model = unwrap(runner.model)
+        if isinstance(model, BaseTTAModel):
+            model = model.module
+        self.cost = measure_cost(self.cfg, model, self.masks)
 
 
 def measure_cost(
@@ -46,7 +62,6 @@ def measure_cost(
         large the test images are, 'flops' (2 x MACs of one image) and
         'flops_of_dense', those of the dense network.
     """
-    model = unwrap(model)
     check_masks(model, masks)
     channels = (cfg.model.get('backbone') or {}).get('in_channels', 3)
     active = {name: int(mask.count_nonzero()) for name, mask in masks.items()}

@@ -7,7 +7,7 @@ table and a figure.
 """
 
 import argparse
-import json
+import os
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -124,37 +124,37 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
 
 
 def run(job: Job) -> str:
-    """Trains, and writes the metrics of the last validation.
+    """Trains, tests the last checkpoint, and writes what came out.
 
     Returns:
         str: A line about it.
     """
+    import mmengine
     import torch
+    from mmengine.runner import find_latest_checkpoint
 
-    from tools.train import main
+    from tools import test, train
 
     torch.set_num_threads(job.threads)
+    folder = str(job.work_dir)
     job.work_dir.mkdir(parents=True, exist_ok=True)
+    options = [
+        '--cfg-options',
+        f'randomness.seed={job.seed}',
+        'default_hooks.checkpoint.max_keep_ckpts=1',
+    ]
+    network = job.network.argv()
     with (job.work_dir / 'log.txt').open('a') as log:
         with redirect_stdout(log), redirect_stderr(log):
-            main(
-                [
-                    *job.network.argv(),
-                    '--resume',
-                    '--work-dir',
-                    str(job.work_dir),
-                    '--cfg-options',
-                    f'randomness.seed={job.seed}',
-                    'default_hooks.checkpoint.max_keep_ckpts=1',
-                ]
+            train.main([*network, '--resume', '--work-dir', folder, *options])
+            config, *member = network
+            checkpoint = find_latest_checkpoint(folder)
+            metrics = test.main(
+                [config, checkpoint, *member, '--work-dir', folder, *options]
             )
-    metrics: dict[str, float] = {}
-    for path in sorted(job.work_dir.glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
-            logged = json.loads(line)
-            if 'loss' not in logged:
-                metrics.update(logged)
-    job.result.write_text(json.dumps(metrics))
+    unfinished = job.result.with_suffix('.part')
+    mmengine.dump(metrics, str(unfinished), file_format='json')
+    os.replace(unfinished, job.result)
     return f'{job}: {metrics}'
 
 
@@ -172,8 +172,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     jobs = [job for job in plan_jobs(args) if not job.result.exists()]
     print(f'{len(jobs)} runs to do', flush=True)
     failed = []
-    # Each process starts anew: a fork would share PyTorch's threads.
-    with ProcessPoolExecutor(args.jobs, get_context('spawn')) as pool:
+    # A process for each run, since MMEngine hands a visualizer on to the next
+    # run, and started anew: a fork would share PyTorch's threads.
+    with ProcessPoolExecutor(
+        args.jobs, get_context('spawn'), max_tasks_per_child=1
+    ) as pool:
         futures = {pool.submit(run, job): job for job in jobs}
         for future in as_completed(futures):
             job, error = futures[future], future.exception()

@@ -5,6 +5,7 @@ the runner builds the first module.
 """
 
 import argparse
+import copy
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from tools.common import (
     set_loader_defaults,
     switch_off,
 )
-from tools.cost import CostHook, measure_cost, to_text
+from tools.cost import CostHook, to_text
 from tools.data_check import check_data
 from tools.tta import enable_tta
 
@@ -36,6 +37,9 @@ DRAWING_HOOKS = {
     'mmseg': ('SegVisualizationHook', 'draw', None),
     'mmpretrain': ('VisualizationHook', 'enable', 'out_dir'),
 }
+
+# That mmengine.dump writes.
+FORMATS = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -89,6 +93,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error('--out-item needs --out')
     if args.out and args.out.endswith('.json'):
         args.out_item = args.out_item or 'metrics'
+    if args.out_item == 'metrics' and not args.out.endswith(FORMATS):
+        parser.error(f'metrics go to a file that ends in one of {FORMATS}')
     return args
 
 
@@ -163,10 +169,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
     Returns:
         dict[str, float]: The metrics by name, and those of
-        :func:`~tools.cost.measure_cost`.
+        :func:`~tools.cost.measure_cost` in the first process.
     """
     args = parse_args(argv)
-    cfg = merge_args(load_run_config(args), args)
+    cfg = load_run_config(args)
+    costs = CostHook(copy.deepcopy(cfg))
+    cfg = merge_args(cfg, args)
     check_checkpoint(args.checkpoint)
     check_data(cfg, ['test'])
     runner = build_runner(cfg)
@@ -178,14 +186,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         runner.test_evaluator.metrics.append(
             METRICS.build(dict(type=kind, out_file_path=args.out))
         )
-    costs = CostHook()
     runner.register_hook(costs)
     metrics = runner.test()
     if runner.rank:
         return metrics
-    cost = measure_cost(cfg, runner.model, costs.masks)
-    print(f'\n{to_text(metrics, cost)}')
-    metrics = metrics | cost
+    print(f'\n{to_text(metrics, costs.cost)}')
+    metrics = metrics | costs.cost
     if keeps_metrics:
         mmengine.dump(metrics, args.out)
     return metrics

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.logging import print_log
+from mmengine.runner import find_latest_checkpoint
 
 # A checkout has to run as it is: its root makes `tools` importable and, where
 # it is not installed, `sift_mm`, which configs name in custom_imports.
@@ -136,9 +137,11 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.resume is not None:
-        cfg.resume = True
-        # Without load_from the runner looks for the latest in the work dir.
-        cfg.load_from = None if args.resume == 'auto' else args.resume
+        latest = find_latest_checkpoint(cfg.work_dir)
+        # Where there is nothing yet, load_from of the config holds.
+        cfg.resume = args.resume != 'auto' or latest is not None
+        if cfg.resume:
+            cfg.load_from = latest if args.resume == 'auto' else args.resume
     for phase in ('train', 'val', 'test'):
         set_loader_defaults(cfg, phase)
         if args.no_pin_memory:

@@ -8,6 +8,11 @@ from torch import nn
 
 # Keys that are named in a message, of each kind.
 SHOWN = 6
+# What every ResNet has; plugins and offsets of deformable convolutions may
+# be missing in a checkpoint that is otherwise right.
+_CORE = re.compile(
+    r'(conv1|(?!layer)[a-z]+1|stem\.\d+|'
+    r'layer\d+\.\d+\.([a-z]+\d|downsample\.\d+))\.')
 
 
 def pretrained_cfg(init_cfg: Any) -> Mapping[str, Any] | None:
@@ -47,35 +52,40 @@ def without_prefix(named: Mapping[str, Any],
         prefix (str, optional): As in an ``init_cfg``, with or without its
             dot.
     """
+    named = {re.sub(r'^module\.', '', k): v for k, v in named.items()}
     if prefix is None:
-        return {re.sub(r'^module\.', '', k): v for k, v in named.items()}
+        return named
     prefix = prefix.removesuffix('.') + '.'
     return {name.removeprefix(prefix): value
             for name, value in named.items() if name.startswith(prefix)}
 
 
-def check_keys(module: nn.Module, config: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint that is not of this network.
+def check_keys(module: nn.Module, state: Mapping[str, Any], path: str,
+               prefix: str | None) -> None:
+    """Refuse a checkpoint that is not of this ResNet.
 
     MMEngine only warns of keys that do not fit, and leaves what they should
     have filled at random.
 
     Args:
-        module (nn.Module): That the ``init_cfg`` belongs to.
-        config (Mapping[str, Any]): Of type 'Pretrained'.
+        module (nn.Module): The ResNet.
+        state (Mapping[str, Any]): The checkpoint's ``state_dict``.
+        path (str): Of the checkpoint, for the message.
+        prefix (str, optional): Of the ResNet's names in the checkpoint.
 
     Raises:
         ValueError: If a weight is missing or of another shape, or the
             checkpoint has more layers, with the list.
     """
-    found = without_prefix(load_pretrained(config)['state_dict'],
-                           config.get('prefix'))
+    found = without_prefix(state, prefix)
     wanted = module.state_dict()
     children = {name for name, _ in module.named_children()}
     kinds = {
         'missing in the checkpoint': [
             k for k in wanted
-            if k not in found and not k.endswith('num_batches_tracked')],
+            if k not in found and _CORE.match(k)
+            and not k.endswith('num_batches_tracked')
+            and 'conv_offset' not in k],
         'of another shape': [
             f'{k} {tuple(found[k].shape)} instead of {tuple(v.shape)}'
             for k, v in wanted.items()
@@ -91,8 +101,8 @@ def check_keys(module: nn.Module, config: Mapping[str, Any]) -> None:
         for kind, keys in kinds.items() if keys]
     if wrong:
         raise ValueError(
-            f'The checkpoint {config["checkpoint"]} (prefix='
-            f'{config.get("prefix")!r}) is not of this network, '
+            f'The checkpoint {path} (prefix={prefix!r}) is not of this '
+            'network, '
             f'{type(module).__name__}({module.extra_repr()}): '
             f'{"; ".join(wrong)}. Give the checkpoint of a network of the '
             'same depth, family and sparsity, or correct the prefix.')

@@ -15,7 +15,7 @@ from ..analysis import FlopCount, count_flops
 from ..isoflop import wide_width
 from ..layers import Composite, Member, Parallel
 from ..layers.dense import kaiming_scale, plain_type, put
-from .pretrained import check_keys, pretrained_cfg
+from .pretrained import check_keys, load_pretrained, pretrained_cfg
 from .ranks import ranks_for
 
 # Convolutions of the residual blocks and their shortcuts. The stem, norms
@@ -278,8 +278,8 @@ class SparseIFTMixin(nn.Module):
             return
         pretrained = pretrained_cfg(self.init_cfg)
         if pretrained is not None:
-            if self.family is not None:  # Else this is the library's own.
-                check_keys(self, pretrained)
+            check_keys(self, load_pretrained(pretrained)['state_dict'],
+                       pretrained['checkpoint'], pretrained.get('prefix'))
             return
         last = {name.rpartition('.')[0]: layer
                 for name, layer in self.named_modules()

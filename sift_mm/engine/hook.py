@@ -10,6 +10,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+from ..backbones.pretrained import check_keys
 from ..isoflop import check_sparsity
 from ..sparsity import (
     ALGORITHMS,
@@ -115,6 +116,10 @@ class SparseTrainingHook(Hook):
         if transfer not in TRANSFERS:
             raise ValueError(f'Unknown transfer {transfer!r} of loaded masks;'
                              f' choose one of {TRANSFERS}.')
+        if init is not None and transfer != 'fixed':
+            raise ValueError(
+                f'init={init!r} draws new masks, and transfer={transfer!r} is '
+                'about those that come with loaded weights; leave one out.')
         if not isinstance(drop_fraction, Mapping):
             drop_fraction = dict(type='Cosine', initial=drop_fraction)
         self.algorithm = ALGORITHMS.build(algorithm)
@@ -142,8 +147,14 @@ class SparseTrainingHook(Hook):
         """Keep the masks of a checkpoint until weights are loaded too.
 
         Raises:
-            ValueError: If a run is to be resumed from a published file.
+            ValueError: If a run is to be resumed from a published file, or
+                the weights are not of the Sparse-IFT backbone.
         """
+        found = sparse_backbone(unwrap(runner.model))
+        if found is not None:
+            check_keys(found[1], checkpoint.get('state_dict', checkpoint),
+                       runner._load_from or 'that is loaded',
+                       found[0].removeprefix('module.'))  # Of a TTA model.
         self._loaded = True
         self._checkpoint = state = checkpoint.get(CHECKPOINT_KEY)
         if runner._resume and state is not None and 'history' not in state:
@@ -227,8 +238,14 @@ class SparseTrainingHook(Hook):
         """Whether the network trains dense from loaded weights."""
         if self.transfer != 'dense' or self.init_is_given:
             return False
-        # Such a run saves no masks.
-        return self._checkpoint is None if resumed else self._loaded
+        if not resumed:
+            return self._loaded
+        if self._checkpoint is not None and self._checkpoint.get('transfer'):
+            raise ValueError(
+                "The run to be resumed has masks, and transfer='dense' would "
+                'drop them in the middle. Start a new run from its checkpoint '
+                'with load_from.')
+        return self._checkpoint is None  # Such a run saves no masks.
 
     def _first_masks(self, model: nn.Module,
                      parameters: Mapping[str, nn.Parameter],
@@ -242,6 +259,7 @@ class SparseTrainingHook(Hook):
                 weights have none and nobody said how to draw them.
         """
         state = self._checkpoint
+        nominal = nominal_sparsity(model, self.sparsity)
         if resumed:
             if state is None:
                 raise ValueError(
@@ -253,13 +271,13 @@ class SparseTrainingHook(Hook):
             self._transferred = state.get('transfer', '')
             if self._transferred:
                 self._transferred = self.transfer
-                return transferred_masks(model, parameters, state)
+                return transferred_masks(model, parameters, state, nominal)
             masks = MaskSet(parameters, state['masks'])
             _check_counts(masks, self.plan(model, budget).counts)
             return masks
         if state is not None and not self.init_is_given:
             self._transferred = self.transfer
-            return transferred_masks(model, parameters, state)
+            return transferred_masks(model, parameters, state, nominal)
         if self._loaded and not self.init_is_given:
             raise ValueError(
                 'Weights come from a checkpoint without masks (load_from, or '

@@ -1,6 +1,6 @@
 """Masks of the checkpoint that a run starts from."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -70,7 +70,8 @@ def pretrained_state(model: nn.Module,
 
 def transferred_masks(model: nn.Module,
                       parameters: Mapping[str, nn.Parameter],
-                      state: Mapping[str, Any]) -> MaskSet:
+                      state: Mapping[str, Any],
+                      nominal: float) -> MaskSet:
     """The masks of a checkpoint, for a network that starts from it.
 
     They are taken as they are: solved for a classifier, their density is
@@ -81,6 +82,7 @@ def transferred_masks(model: nn.Module,
         parameters (Mapping[str, nn.Parameter]): The sparse parameters.
         state (Mapping[str, Any]): What the checkpoint has under
             ``sparse_training``.
+        nominal (float): The sparsity that the config asks for.
 
     Returns:
         MaskSet: The masks.
@@ -90,23 +92,39 @@ def transferred_masks(model: nn.Module,
             not the masks of these weights.
     """
     found = sparse_backbone(model)
-    stored = state.get('member', {})
-    if found is not None:
-        here = found[1].describe_member()
-        wrong = [f'{key}={stored[key]!r} there and {value!r} here'
-                 for key, value in here.items()
-                 if key in stored and stored[key] != value]
-        if wrong:
-            raise ValueError(
-                'The checkpoint is of another member of the family than '
-                f'{found[0][:-1]}: {", ".join(wrong)}.')
+    here = found[1].describe_member() if found else {}
+    here['sparsity'] = nominal
+    # Checkpoints without a member have the sparsity alone.
+    there = {'sparsity': state.get('budget', {}).get('nominal', nominal)}
+    there |= state.get('member', {})
+    wrong = [f'{key}={there[key]!r} there and {value!r} here'
+             for key, value in here.items()
+             if key in there and there[key] != value]
+    if wrong:
+        raise ValueError('The checkpoint is of another member of the family '
+                         f'than the model: {", ".join(wrong)}.')
+    if parameters.keys() != state['masks'].keys():
+        raise ValueError(
+            'The masks of the checkpoint are on other parameters than this '
+            "run's: they lack "
+            f'{_list(parameters.keys() - state["masks"].keys())} and have '
+            f'{_list(state["masks"].keys() - parameters.keys())} besides. '
+            'include and exclude of SparseTrainingHook have to be those of '
+            'the run that the checkpoint is from.')
     masks = MaskSet(parameters, state['masks'])
     cut = [name for name, mask in masks.items()
            if parameters[name].detach().masked_fill(mask, 0).any()]
     if cut:
         raise ValueError(
             'The masks of the checkpoint would cut weights of it in '
-            f'{", ".join(cut[:6])}{", ..." if len(cut) > 6 else ""}: they '
-            'are not the masks that it was trained with. Choose first masks '
-            "by the hook's init, or train dense with transfer='dense'.")
+            f'{_list(cut)}: they are not the masks that it was trained with. '
+            "Choose first masks by the hook's init, or train dense with "
+            "transfer='dense'.")
     return masks
+
+
+def _list(names: Iterable[str]) -> str:
+    """The first of some names, for a message."""
+    first, *rest = sorted(names) or ['none']
+    shown = ', '.join([first, *rest[:5]])
+    return f'{shown}, ...' if len(rest) > 5 else shown

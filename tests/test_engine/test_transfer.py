@@ -119,10 +119,28 @@ def test_masks_that_are_not_of_the_weights_are_refused(source, tmp_path):
 def test_masks_of_other_parameters_are_refused(source, tmp_path):
     runner = starts_from(source, tmp_path / 'b', 'init_cfg',
                          include=['out.weight'])
-    with pytest.raises(ValueError, match='no mask for.*out.weight'):
+    with pytest.raises(ValueError, match='lack out.weight and have '
+                       'hidden.weight'):
         runner.train()
 
 
-def test_an_unknown_transfer_is_refused(tmp_path):
+@pytest.mark.parametrize('by', ['init_cfg', 'load_from'])
+def test_masks_of_another_sparsity_are_refused(source, tmp_path, by):
+    runner = starts_from(source, tmp_path / 'b', by, sparsity=.75)
+    with pytest.raises(ValueError, match='sparsity=0.5 there and 0.75 here'):
+        runner.train()
+
+
+def test_a_resumed_run_does_not_drop_its_masks(source, tmp_path):
+    starts_from(source, tmp_path / 'b', 'init_cfg').train()
+    runner = toy_runner(tmp_path / 'b', dict(transfer='dense'), epochs=5,
+                        model=pretrained_toy(source), resume=True)
+    with pytest.raises(ValueError, match='drop them in the middle'):
+        runner.train()
+
+
+def test_contradictory_arguments_are_refused(tmp_path):
     with pytest.raises(ValueError, match="'frozen'.*'fixed'"):
         toy_runner(tmp_path, dict(transfer='frozen'))
+    with pytest.raises(ValueError, match="init='TopK'.*transfer='dense'"):
+        toy_runner(tmp_path, dict(init='TopK', transfer='dense'))

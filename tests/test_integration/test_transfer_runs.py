@@ -9,6 +9,7 @@ from minirun import ROOT, free_port, run_script
 from mmdet.registry import MODELS
 from sparserun import sparse_config
 
+from tools import test as test_tool
 from tools import train as train_tool
 from tools.model_converters.publish_model import main as publish
 
@@ -131,12 +132,61 @@ def build(checkpoint, prefix='backbone.', **changes):
     (dict(depth=50), 'missing in the checkpoint: .*conv3.weight'),
     (dict(family='parallel'), 'missing in the checkpoint: .*conv1.'),
     (dict(family='wide_factorized'), 'missing in the checkpoint'),
-    (dict(prefix='model.'), 'model.'),
+    (dict(prefix='model.'), 'model. is not in the pretrained model'),
     (dict(prefix=None), 'missing in the checkpoint: conv1.weight'),
 ])
 def test_another_networks_checkpoint_is_refused(pretrained, changes, words):
     with pytest.raises((ValueError, AssertionError), match=words):
         build(pretrained, **changes).init_weights()
+
+
+def test_the_dense_baseline_does_not_take_another_networks(pretrained):
+    model = build(pretrained, family=None, sparsity=None)
+    with pytest.raises(ValueError, match='family=None.*of another shape'):
+        model.init_weights()
+
+
+@pytest.mark.parametrize('option', ["transfer='dense'", "init='TopK'"])
+def test_load_from_another_network_is_refused(data, pretrained, tmp_path,
+                                              option):
+    config = sparse_config(
+        tmp_path / 'c', 'mmdet', data['mmdet'],
+        f'load_from = {str(pretrained)!r}\n'
+        f'custom_hooks[0].update({option})\n'
+        "model['backbone']['base_channels'] = 16\n"
+        "model['neck'].update(in_channels=[32, 64, 128, 256])\n")
+    with pytest.raises(ValueError, match='of another shape: '):
+        train_tool.main([config, '--work-dir', str(tmp_path / 'run')])
+
+
+def test_a_run_is_resumed_without_the_file_that_it_started_from(
+        data, published, tmp_path):
+    moved = tmp_path / 'moved.pth'
+    moved.write_bytes(published.read_bytes())
+    config = sparse_config(tmp_path / 'c', 'mmseg', data['mmseg'],
+                           start_from(moved))
+    args = [config, '--work-dir', str(tmp_path / 'run')]
+    train_tool.main(args)
+    moved.unlink()
+    train_tool.main([*args, '--resume', '--cfg-options',
+                     'train_cfg.max_iters=3'])
+    found = load(tmp_path / 'run/iter_3.pth')['sparse_training']
+    assert found['transfer'] == 'fixed'
+    for name, mask in load(published)['sparse_training']['masks'].items():
+        assert torch.equal(found['masks'][name], mask)
+
+
+def test_augmented_testing_counts_the_network_inside(data, published,
+                                                     tmp_path):
+    config = sparse_config(
+        tmp_path / 'c', 'mmpretrain', data['mmpretrain'],
+        "model['backbone']['type'] = 'SparseIFTResNet'\n")
+    metrics = test_tool.main([config, str(published), '--tta', '--work-dir',
+                              str(tmp_path), '--out', 'm.json'])
+    masks = load(published)['sparse_training']['masks'].values()
+    size = sum(mask.numel() for mask in masks)
+    assert metrics['density'] == sum(int(m.sum()) for m in masks) / size
+    assert json.loads((tmp_path / 'm.json').read_text()) == metrics
 
 
 def test_a_deeper_networks_checkpoint_is_refused(tmp_path):

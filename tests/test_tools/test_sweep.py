@@ -4,7 +4,7 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from minirun import write_config
+from minirun import ROOT, write_config
 from sparserun import sparse_config
 
 from tools import sweep
@@ -15,30 +15,32 @@ from tools.analysis.sweep_report import (
     write_report,
 )
 
+TESTS = ROOT / 'tests'
 pytestmark = pytest.mark.usefixtures('fresh_process')
 
 
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch):
-    """Threads in place of processes, each of which would import anew."""
-    monkeypatch.setattr(sweep, 'ProcessPoolExecutor',
-                        lambda jobs, context: ThreadPoolExecutor(jobs))
-
-
-def test_a_sweep_trains_each_once_and_reports(data, tmp_path, capsys):
+def test_a_sweep_trains_each_once_and_reports(data, tmp_path, capsys,
+                                               monkeypatch):
+    # MMSegmentation's visualizers have one name, which runs of one process
+    # would share.
+    monkeypatch.setenv('PYTHONPATH', str(TESTS))
     (tmp_path / 'dense').mkdir()
-    dense = write_config(tmp_path / 'dense', 'mmpretrain', data['mmpretrain'])
-    sparse = sparse_config(tmp_path / 'sparse', 'mmpretrain',
-                           data['mmpretrain'], "train_cfg['max_epochs'] = 1")
+    dense = write_config(tmp_path / 'dense', 'mmseg', data['mmseg'])
+    sparse = sparse_config(tmp_path / 'sparse', 'mmseg', data['mmseg'])
     args = [dense, sparse, '--family', 'wide', '--sparsity', '0.75',
-            '--algorithm', 'RigL', '--seeds', '1', '--work-dir', 'runs']
+            '--algorithm', 'RigL', '--seeds', '1', '--work-dir', 'runs',
+            '--metric', 'mIoU']
     sweep.main(args)
     said = capsys.readouterr().out
     assert said.startswith('2 runs to do')
     assert 'wide-s75-rigl, seed 0' in said
-    result = json.loads(
-        (tmp_path / 'runs/wide-s75-rigl/seed0/result.json').read_text())
-    assert 0 <= result['accuracy/top1'] <= 100
+    for name in ('dense', 'wide-s75-rigl'):
+        folder = tmp_path / 'runs' / name / 'seed0'
+        assert list(folder.glob('*/vis_data/scalars.json'))
+        result = json.loads((folder / 'result.json').read_text())
+        assert 0 <= result['mIoU'] <= 100
+        assert result['density'] == (
+            1 if name == 'dense' else pytest.approx(.25, abs=.06))
     sweep.main(args)
     assert capsys.readouterr().out.startswith('0 runs to do')
 
@@ -52,7 +54,11 @@ def test_a_sweep_trains_each_once_and_reports(data, tmp_path, capsys):
     assert (tmp_path / 'results.png').stat().st_size > 5000
 
 
-def test_a_run_that_fails_stops_no_other(data, tmp_path, capsys):
+def test_a_run_that_fails_stops_no_other(data, tmp_path, capsys,
+                                          monkeypatch):
+    # A process would only import anew.
+    monkeypatch.setattr(sweep, 'ProcessPoolExecutor',
+                        lambda jobs, *_, **__: ThreadPoolExecutor(jobs))
     dense = write_config(tmp_path, 'mmpretrain', data['mmpretrain'])
     with pytest.raises(SystemExit, match='2 runs failed.*log.txt'):
         sweep.main([dense, 'nowhere.py', '--family', 'wide', '--sparsity',
@@ -93,3 +99,7 @@ def test_a_report_needs_the_dense_network(tmp_path):
     (tmp_path / 'dense/seed0/result.json').write_text('{"mIoU": 1}')
     with pytest.raises(SystemExit, match='no top1; there are mIoU'):
         write_report(tmp_path / 'r.md', [Network('d.py')], tmp_path, 'top1')
+    dense = write_config(tmp_path, 'mmpretrain', tmp_path)
+    (tmp_path / 'r.md').write_text('no marks')
+    with pytest.raises(SystemExit, match='lacks the lines .*sweep: begin'):
+        write_report(tmp_path / 'r.md', [Network(dense)], tmp_path, 'mIoU')

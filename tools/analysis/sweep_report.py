@@ -96,11 +96,11 @@ def read_values(folder: Path, metric: str) -> tuple[float, ...]:
     """
     paths = sorted(folder.glob('seed*/result.json'))
     results = [json.loads(path.read_text()) for path in paths]
-    if any(metric not in result for result in results):
-        raise SystemExit(
-            f'The runs in {folder} have no {metric}; there are '
-            f'{", ".join(results[0])}.'
-        )
+    for path, result in zip(paths, results, strict=True):
+        if metric not in result:
+            raise SystemExit(
+                f'{path} has no {metric}; there are {", ".join(result)}.'
+            )
     return tuple(result[metric] for result in results)
 
 
@@ -173,7 +173,7 @@ def draw(cells: Sequence[Cell], metric: str, path: Path) -> None:
         dict.fromkeys(
             c.network.algorithm for c in others if c.network.algorithm
         )
-    )
+    ) or ['no masks']
     figure, axes = plt.subplots(
         1,
         len(algorithms),
@@ -240,8 +240,13 @@ def write_report(
     figure = path.with_suffix('.png')
     draw(cells, metric, figure)
     text = path.read_text() if path.exists() else f'{BEGIN}\n{END}\n'
-    head, rest = text.split(BEGIN)
-    tail = rest.split(END)[1]
+    if BEGIN not in text or END not in text:
+        raise SystemExit(
+            f'{path} lacks the lines "{BEGIN}" and "{END}", which the table '
+            'goes between: add them.'
+        )
+    head, _, rest = text.partition(BEGIN)
+    tail = rest.partition(END)[2]
     table = to_markdown(cells, metric)
     picture = f'![{metric} against the sparsity]({figure.name})'
     path.write_text(f'{head}{BEGIN}\n{table}\n\n{picture}\n{END}{tail}')

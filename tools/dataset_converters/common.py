@@ -99,7 +99,7 @@ def reading(archive: Path) -> Iterator[None]:
         yield
     except BROKEN as error:
         raise DataError(
-            f'{archive} is broken ({error}): fetch it again.'
+            f'{archive} is broken ({error}): remove it and fetch it again.'
         ) from error
 
 
@@ -190,7 +190,11 @@ def fetch_url(url: str, folder: Path, md5: str | None = None) -> Path:
         raise DataError(f'{url} could not be fetched ({error}).') from error
     finally:
         socket.setdefaulttimeout(before)
-    return folder / PurePosixPath(url).name
+    path = folder / PurePosixPath(url).name
+    # A connection that ends early is no error to what reads it.
+    if path.suffix == '.zip' and not zipfile.is_zipfile(path):
+        raise DataError(f'{url} came incomplete: call this again.')
+    return path
 
 
 def remedy(root: Path, item: str, archive: str) -> str:

@@ -1,7 +1,7 @@
 """Writes the checkpoint of a run as a slim file that others can start from.
 
 Weights, masks and meta stay; optimizer, schedules and the history of the
-masks go. The hash of its contents is in the file's name.
+masks go. The file's hash is in its name.
 """
 
 import argparse
@@ -96,7 +96,9 @@ def publish(in_file: str, out_file: Path) -> Path:
     out_file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out_file.with_name(f'{out_file.name}.part')
     try:
-        torch.save(slim(checkpoint), unfinished)
+        with unfinished.open('wb') as stream:
+            # Into a path, PyTorch would write the path's name too.
+            torch.save(slim(checkpoint), stream)
         with unfinished.open('rb') as stream:
             digest = hashlib.file_digest(stream, 'sha256').hexdigest()[:8]
         name = out_file.name.removesuffix('.pth')
