@@ -28,7 +28,7 @@ NETWORKS = {
     'dense': {
         'classifier': 'resnet18-w16_1xb128-1e_fashion-mnist.py',
         'detector': 'retinanet_r18-w16-pre_fpn_5e_tree-crowns.py',
-        'segmentor': 'deeplabv3plus_r18-w16-pre-d16_1xb8-150i'
+        'segmentor': 'deeplabv3plus_r18-w16-pre-d16_1xb8-200i'
         '_fashion-scenes-128x256.py',
     },
     'wide': {
@@ -36,7 +36,7 @@ NETWORKS = {
         '_fashion-mnist.py',
         'detector': 'retinanet_r18-w16-sift-wide-s75-pre_fpn_5e'
         '_tree-crowns.py',
-        'segmentor': 'deeplabv3plus_r18-w16-sift-wide-s75-pre-d16_1xb8-150i'
+        'segmentor': 'deeplabv3plus_r18-w16-sift-wide-s75-pre-d16_1xb8-200i'
         '_fashion-scenes-128x256.py',
     },
 }
@@ -44,7 +44,7 @@ NETWORKS = {
 LAST = {
     'classifier': ('epoch_1.pth', 'accuracy/top1'),
     'detector': ('epoch_5.pth', 'coco/bbox_mAP_50'),
-    'segmentor': ('iter_150.pth', 'mIoU'),
+    'segmentor': ('iter_200.pth', 'mIoU'),
 }
 
 def prepare() -> None:

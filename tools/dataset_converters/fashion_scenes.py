@@ -9,9 +9,10 @@ that is known from the source is exact: nobody has to draw it.
   photographs of tree_crowns/train, those for validation items of its test
   split on photographs of tree_crowns/val. No item occurs twice as long as
   there are enough.
-* An item's pixels are those that are not zero in the source, and the holes
-  between them. It gets a size and two colours by chance, so that neither
-  tells its class; later items cover earlier ones, but never too much.
+* An item's pixels are those that are above its background in the source, and
+  the holes between them. It stays grey, and gets a size and a contrast by
+  chance, so that neither tells its class; later items cover earlier ones, but
+  never too much.
 * Everything random comes from the seed, the split and the scene's number: a
   small set is the beginning of a large one.
 """
@@ -34,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tools.dataset_converters.tree_crowns import DataError  # noqa: E402
 
-LAYOUT = 1  # to be raised when what is written changes
+LAYOUT = 2  # to be raised when what is written changes
 
 
 class Part(NamedTuple):
@@ -69,6 +70,8 @@ PARTS = (
 )
 CLASSES = tuple(part.name for part in PARTS)
 BACKGROUND = 8
+# The source's background is 0, but for traces of compression up to this.
+DUST = 4
 
 HEIGHT, WIDTH = 128, 256
 ITEMS = (5, 8)  # in a scene, fewest and most
@@ -193,11 +196,11 @@ def crop(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
 
 def cut_out(item: np.ndarray,
             rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Give an item a mask, a size, a direction and colours.
+    """Give an item a mask, a size, a direction and a contrast.
 
     Args:
         item: Its picture as uint8 of shape (28, 28).
-        rng: For size, direction and colours.
+        rng: For size, direction and contrast.
 
     Returns:
         Its picture as uint8 of shape (S, S, 3), and its mask as bool of shape
@@ -207,11 +210,11 @@ def cut_out(item: np.ndarray,
     if rng.random() < 0.5:
         item = item[:, ::-1]
     # Pillow aligns the centres of pixels in both modes, so both fit.
-    mask = Image.fromarray(binary_fill_holes(item > 0).astype(np.uint8))
+    mask = Image.fromarray(binary_fill_holes(item > DUST).astype(np.uint8))
     shade = Image.fromarray(item).resize(side, Image.Resampling.BILINEAR)
-    dark, bright = rng.uniform(0, 80, 3), rng.uniform(120, 255, 3)
-    colours = dark + (bright - dark) * np.array(shade)[..., None] / 255
-    return (colours.round().astype(np.uint8),
+    dark, bright = rng.uniform(0, 40), rng.uniform(180, 255)
+    grey = dark + (bright - dark) * np.array(shade) / 255
+    return (np.stack([grey.round().astype(np.uint8)] * 3, axis=-1),
             np.array(mask.resize(side, Image.Resampling.NEAREST), bool))
 
 

@@ -1,6 +1,6 @@
 # The masks come with the pretrained weights and stay; without them
 # (model.backbone.init_cfg=None) they are drawn, and trained by RigL.
-_base_ = './deeplabv3plus_r18-w16-pre-d16_1xb8-150i_fashion-scenes-128x256.py'
+_base_ = './deeplabv3plus_r18-w16-pre-d16_1xb8-200i_fashion-scenes-128x256.py'
 
 from sift_mm.config import segmentor
 
