@@ -1,10 +1,15 @@
 """What tests share: import paths, mini sets, a trained run of each library."""
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+# Files are tested side by side: each process, and what it starts, keeps to a
+# core. PyTorch reads this when it is imported.
+os.environ.setdefault('OMP_NUM_THREADS', '1')
 
 TESTS = Path(__file__).resolve().parent
 
