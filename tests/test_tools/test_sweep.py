@@ -86,8 +86,10 @@ def test_mean_and_spread_are_of_the_sample():
     dense = Cell(Network('d.py'), (90., 91., 92.), 2e9, 2e9, 1000, 1000)
     wide = Cell(Network('w.py', 'wide', .75, 'RigL'), (92., 94.), 1.998e9,
                 2e9, 4000, 1000)
-    lines = to_markdown([dense, wide], 'top1').splitlines()
+    once = Cell(Network('w.py', 'wide', .9, 'RigL'), (92., ), 2e9, 2e9, 1, 1)
+    lines = to_markdown([dense, wide, once], 'top1').splitlines()
     assert '| 91.00 ± 1.00 | - | 3 |' in lines[2]  # sqrt((1 + 0 + 1) / 2)
+    assert '| 92.00 | +1.00 | 1 |' in lines[4]  # One run has no spread.
     # sqrt((1 + 1) / 1) = 1.41; 0.999 of the FLOPs.
     assert '| 0.9990 | 4.0 k | 1.0 k | 93.00 ± 1.41 | +2.00 | 2 |' in lines[3]
 

@@ -146,6 +146,9 @@ def to_markdown(cells: Sequence[Cell], metric: str) -> str:
     for cell in cells:
         network = cell.network
         gain = cell.mean - dense.mean
+        value = f'{cell.mean:.2f}'
+        if len(cell.values) > 1:  # One run has no spread.
+            value += f' ± {cell.spread:.2f}'
         row = (
             network.family or 'dense',
             '-' if cell is dense else f'{network.sparsity:.2f}',
@@ -153,7 +156,7 @@ def to_markdown(cells: Sequence[Cell], metric: str) -> str:
             f'{cell.flops / cell.flops_of_dense:.4f}',
             f'{cell.parameters / 1e3:.1f} k',
             f'{cell.active / 1e3:.1f} k',
-            f'{cell.mean:.2f} ± {cell.spread:.2f}',
+            value,
             '-' if cell is dense else f'{gain:+.2f}',
             str(len(cell.values)),
         )
