@@ -21,9 +21,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,7 +31,7 @@ from scipy.ndimage import binary_fill_holes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.dataset_converters.tree_crowns import DataError  # noqa: E402
+from tools.dataset_converters.whole import DataError, made_whole  # noqa: E402
 
 LAYOUT = 2  # to be raised when what is written changes
 
@@ -346,27 +344,13 @@ def prepare(root: Path, fashion_mnist: Path, tree_crowns: Path,
     if is_complete(root, manifest):
         return
     ours = read_manifest(root) is not None
-    empty = root.is_dir() and not any(root.iterdir())
-    if root.exists() and not ours and not empty:
-        raise DataError(
-            f'{root} is not a data set that this wrote: remove it or name '
-            'another folder with --root.')
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-            prefix=f'.{root.name}-', dir=root.parent) as name:
-        made = Path(name, 'made')
+    with made_whole(root, ours,
+                    lambda: is_complete(root, manifest)) as scratch:
+        made = scratch / 'made'
         for split in SPLITS:
             write_split(made, split, manifest[split], seed, fashion_mnist,
                         tree_crowns)
         (made / 'manifest.json').write_text(json.dumps(manifest, indent=1))
-        if ours:
-            os.replace(root, Path(name, 'old'))
-        try:
-            os.replace(made, root)
-        except OSError:
-            # Another process may have been faster.
-            if not is_complete(root, manifest):
-                raise
 
 
 def main(arguments: list[str] | None = None) -> int:

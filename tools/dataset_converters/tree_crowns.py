@@ -33,10 +33,8 @@ import argparse
 import hashlib
 import io
 import json
-import os
 import subprocess
 import sys
-import tempfile
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
@@ -44,6 +42,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
+
+# Also run as a script, from anywhere.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from tools.dataset_converters.whole import DataError, made_whole  # noqa: E402
 
 PACKAGE = 'deepforest==2.1.0'
 WHEEL_MB = 21
@@ -55,10 +58,6 @@ LAYOUT = 1  # to be raised when what is written changes
 TILE = 256
 OVERLAP = 120  # of training tiles, at least; the largest crown has 108 pixels
 GAP = 128  # between the two regions of a photograph
-
-
-class DataError(Exception):
-    """Why the data set cannot be had, in one sentence for the user."""
 
 
 class Window(NamedTuple):
@@ -387,15 +386,7 @@ def prepare(root: Path, wheel: Path | None = None) -> Path:
     if is_complete(root):
         return root
     ours = read_manifest(root) is not None
-    empty = root.is_dir() and not any(root.iterdir())
-    if root.exists() and not ours and not empty:
-        raise DataError(
-            f'{root} is not a data set that this wrote: remove it or name '
-            'another folder with --root.')
-    root.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(
-            prefix=f'.{root.name}-', dir=root.parent) as name:
-        scratch = Path(name)
+    with made_whole(root, ours, lambda: is_complete(root)) as scratch:
         if wheel is None:
             (scratch / 'wheel').mkdir()
             wheel = download(scratch / 'wheel')
@@ -403,13 +394,6 @@ def prepare(root: Path, wheel: Path | None = None) -> Path:
         made = scratch / 'made'
         made.mkdir()
         convert(wheel, made)
-        if ours:
-            os.replace(root, scratch / 'old')
-        try:
-            os.replace(made, root)
-        except OSError:
-            if not is_complete(root):  # another process may have been faster
-                raise
     return root
 
 

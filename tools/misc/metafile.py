@@ -26,6 +26,7 @@ from mmengine.config import Config
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tools.analysis.flops_report import make_report
+from tools.analysis.sweep_report import Network
 from tools.common import load_config, type_name
 from tools.data_check import leaf_datasets
 
@@ -113,15 +114,7 @@ def describe(path: Path) -> tuple[dict[str, Any], str]:
         tuple[dict[str, Any], str]: What the metafile says of it, without
         results, and the task.
     """
-    cfg = load_config(
-        argparse.Namespace(
-            config=str(path),
-            cfg_options=None,
-            family=None,
-            sparsity=None,
-            algorithm=None,
-        )
-    )
+    cfg = load_config(Network(str(path)).options())
     report = make_report(cfg)
     leaf = next(leaf_datasets(cfg.train_dataloader.dataset))
     data, task = DATA[type_name(leaf)]
