@@ -3,7 +3,7 @@
 Every member x sparsity x algorithm x seed is a run of tools/train.py on the
 config given, with the same schedule. What is done already is not done again;
 a run that was interrupted is resumed. `--report` writes mean and spread as a
-table and a figure.
+table and a figure. Folder, table and figure have the name of the dense config.
 """
 
 import argparse
@@ -78,19 +78,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         '--threads', type=int, default=1, help='of PyTorch, in each run'
     )
     parser.add_argument(
-        '--work-dir', type=Path, default=Path('work_dirs/sweep')
+        '--work-dir',
+        type=Path,
+        help='of all runs (default: work_dirs/sweep/NAME, NAME being that of '
+        'the dense config)',
     )
     parser.add_argument(
         '--report',
         type=Path,
         metavar='FILE.md',
-        help='write the table into this file, between its two marks, and the '
-        'figure beside it; train nothing',
+        help='write the table into this file, between its two marks for this '
+        'sweep, and the figure beside it; train nothing',
     )
     parser.add_argument(
         '--metric', default='accuracy/top1', help='that --report compares'
     )
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    # Sweeps of other configs must not take these runs for theirs.
+    args.name = Path(args.dense).stem
+    args.work_dir = args.work_dir or Path('work_dirs/sweep', args.name)
+    return args
 
 
 def plan_networks(args: argparse.Namespace) -> list[Network]:
@@ -167,7 +174,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     if args.report is not None:
         networks = plan_networks(args)
-        write_report(args.report, networks, args.work_dir, args.metric)
+        write_report(
+            args.report, args.name, networks, args.work_dir, args.metric
+        )
         return
     jobs = [job for job in plan_jobs(args) if not job.result.exists()]
     print(f'{len(jobs)} runs to do', flush=True)

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from minirun import ROOT, write_config
@@ -44,14 +45,16 @@ def test_a_sweep_trains_each_once_and_reports(data, tmp_path, capsys,
     sweep.main(args)
     assert capsys.readouterr().out.startswith('0 runs to do')
 
-    report = tmp_path / 'results.md'
-    report.write_text('Before\n<!-- sweep: begin -->\nold\n'
-                      '<!-- sweep: end -->\nAfter\n')
+    report, name = tmp_path / 'results.md', Path(dense).stem
+    # Another sweep's table stays as it is.
+    other = '<!-- sweep other: begin -->\nits own\n<!-- sweep other: end -->\n'
+    report.write_text(f'Before\n{other}<!-- sweep {name}: begin -->\nold\n'
+                      f'<!-- sweep {name}: end -->\nAfter\n')
     sweep.main([*args, '--report', str(report)])
     text = report.read_text()
-    assert text.startswith('Before\n') and text.endswith('After\n')
+    assert text.startswith(f'Before\n{other}') and text.endswith('After\n')
     assert 'old' not in text and '| wide | 0.75 | RigL |' in text
-    assert (tmp_path / 'results.png').stat().st_size > 5000
+    assert (tmp_path / f'results-{name}.png').stat().st_size > 5000
 
 
 def test_a_run_that_fails_stops_no_other(data, tmp_path, capsys,
@@ -69,15 +72,17 @@ def test_a_run_that_fails_stops_no_other(data, tmp_path, capsys,
 
 
 def test_what_a_sweep_consists_of():
-    args = sweep.parse_args(['dense.py', 'sparse.py'])
+    args = sweep.parse_args(['baseline.py', 'sparse.py'])
     networks = [n.name for n in sweep.plan_networks(args)]
     # Four members x 3 x 2 with masks, one x 3 without, and the dense one.
     assert len(networks) == len(set(networks)) == 4 * 3 * 2 + 3 + 1
     assert networks[0] == 'dense' and 'wide_factorized-s90' in networks
     jobs = sweep.plan_jobs(args)
     assert len(jobs) == 3 * 28
+    # The runs of other configs lie elsewhere.
+    assert jobs[0].work_dir == Path('work_dirs/sweep/baseline/dense/seed0')
     assert [j.seed for j in jobs] == sorted(j.seed for j in jobs)
-    assert jobs[0].network.config == 'dense.py'
+    assert jobs[0].network.config == 'baseline.py'
     assert Network('c.py', 'wide', .9, 'SET').argv() == [
         'c.py', '--family', 'wide', '--sparsity', '0.9', '--algorithm', 'SET']
 
@@ -95,13 +100,16 @@ def test_mean_and_spread_are_of_the_sample():
 
 
 def test_a_report_needs_the_dense_network(tmp_path):
+    report = tmp_path / 'r.md'
     with pytest.raises(SystemExit, match='no runs of the dense network'):
-        write_report(tmp_path / 'r.md', [Network('d.py')], tmp_path, 'top1')
+        write_report(report, 'd', [Network('d.py')], tmp_path, 'top1')
     (tmp_path / 'dense/seed0').mkdir(parents=True)
     (tmp_path / 'dense/seed0/result.json').write_text('{"mIoU": 1}')
     with pytest.raises(SystemExit, match='no top1; there are mIoU'):
-        write_report(tmp_path / 'r.md', [Network('d.py')], tmp_path, 'top1')
+        write_report(report, 'd', [Network('d.py')], tmp_path, 'top1')
     dense = write_config(tmp_path, 'mmpretrain', tmp_path)
-    (tmp_path / 'r.md').write_text('no marks')
-    with pytest.raises(SystemExit, match='lacks the lines .*sweep: begin'):
-        write_report(tmp_path / 'r.md', [Network(dense)], tmp_path, 'mIoU')
+    for text in ('no marks', '<!-- sweep d: end --><!-- sweep d: begin -->'):
+        report.write_text(text)
+        with pytest.raises(SystemExit, match='lacks the lines .*sweep d: '):
+            write_report(report, 'd', [Network(dense)], tmp_path, 'mIoU')
+        assert report.read_text() == text

@@ -10,7 +10,8 @@ from pathlib import Path
 from tools.analysis.flops_report import make_report
 from tools.common import load_config, member_name
 
-BEGIN, END = '<!-- sweep: begin -->', '<!-- sweep: end -->'
+# The lines which the table of a sweep goes between.
+BEGIN, END = '<!-- sweep {}: begin -->', '<!-- sweep {}: end -->'
 HEADER = (
     '| network | sparsity | masks | FLOPs, of dense | parameters | active '
     '| {metric} | less dense | runs |\n' + '| --- ' * 9 + '|'
@@ -219,6 +220,7 @@ def draw(cells: Sequence[Cell], metric: str, path: Path) -> None:
 
 def write_report(
     path: Path,
+    name: str,
     networks: Sequence[Network],
     work_dir: Path,
     metric: str,
@@ -227,6 +229,7 @@ def write_report(
 
     Args:
         path (Path): File with the two marks, or none yet.
+        name (str): Of the sweep, in the marks and the name of the figure.
         networks (Sequence[Network]): The dense one first.
         work_dir (Path): Likewise.
         metric (str): Likewise.
@@ -240,16 +243,17 @@ def write_report(
             f'There are no runs of the dense network in {work_dir}: without '
             'them there is nothing to compare with.'
         )
-    figure = path.with_suffix('.png')
-    draw(cells, metric, figure)
-    text = path.read_text() if path.exists() else f'{BEGIN}\n{END}\n'
-    if BEGIN not in text or END not in text:
+    begin, end = BEGIN.format(name), END.format(name)
+    text = path.read_text() if path.exists() else f'{begin}\n{end}\n'
+    head, found, rest = text.partition(begin)
+    _, closed, tail = rest.partition(end)
+    if not (found and closed):
         raise SystemExit(
-            f'{path} lacks the lines "{BEGIN}" and "{END}", which the table '
+            f'{path} lacks the lines "{begin}" and "{end}", which the table '
             'goes between: add them.'
         )
-    head, _, rest = text.partition(BEGIN)
-    tail = rest.partition(END)[2]
+    figure = path.with_name(f'{path.stem}-{name}.png')
+    draw(cells, metric, figure)
     table = to_markdown(cells, metric)
     picture = f'![{metric} against the sparsity]({figure.name})'
-    path.write_text(f'{head}{BEGIN}\n{table}\n\n{picture}\n{END}{tail}')
+    path.write_text(f'{head}{begin}\n{table}\n\n{picture}\n{end}{tail}')
