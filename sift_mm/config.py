@@ -49,9 +49,13 @@ def _backbone(family: str, sparsity: float,
     """Settings of the backbone."""
     changes: dict[str, Any] = dict(family=family, sparsity=sparsity)
     if checkpoint is not None:
-        changes['init_cfg'] = dict(
-            type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
+        changes['init_cfg'] = _pretrained(checkpoint)
     return changes
+
+
+def _pretrained(checkpoint: str) -> dict[str, str]:
+    """The ``init_cfg`` of a backbone for the checkpoint of a model."""
+    return dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
 
 
 def classifier(family: str, sparsity: float, base_channels: int = 64,
@@ -117,7 +121,8 @@ def segmentor(family: str, sparsity: float, checkpoint: str | None = None,
 
 def sparsify(cfg: Config, family: str | None = None,
              sparsity: float | None = None,
-             algorithm: str | None = None) -> None:
+             algorithm: str | None = None,
+             pretrained: str | None = None) -> None:
     """Turn the config of a run into one of Sparse-IFT, or change its member.
 
     Backbone, optim wrapper and hook become those of Sparse-IFT, where they
@@ -130,10 +135,12 @@ def sparsify(cfg: Config, family: str | None = None,
         sparsity (float, optional): Nominal sparsity; None leaves it.
         algorithm (str, optional): How masks are trained, 'Static', 'SET' or
             'RigL'; None leaves it, and is 'RigL' where no hook is.
+        pretrained (str, optional): Checkpoint of a network with this
+            backbone, to take its weights and masks from.
 
     Raises:
-        ValueError: If the config has no such backbone, or a member is left
-            without its sparsity.
+        ValueError: If the config has no such backbone, a member is left
+            without its sparsity, or the algorithm would not count.
     """
     backbone = cfg.get('model', {}).get('backbone') or {}
     kind = type_name(backbone)
@@ -145,7 +152,7 @@ def sparsify(cfg: Config, family: str | None = None,
         name, arguments = BACKBONES[kind]
         set_type(backbone, name)
         backbone.update(arguments)
-        _leave_dense_weights(cfg.model)
+        _leave_dense_weights(cfg, from_scratch=pretrained is None)
     if family is not None:
         if family not in FAMILIES:
             raise ValueError(f'Unknown family {family!r}; choose one of '
@@ -161,6 +168,8 @@ def sparsify(cfg: Config, family: str | None = None,
         raise ValueError(
             f'The backbone would have family={backbone.get("family")!r} and '
             f'sparsity={backbone.get("sparsity")}; give both.')
+    if pretrained is not None:
+        backbone['init_cfg'] = _pretrained(pretrained)
     _add_import(cfg)
     wrapper = cfg.get('optim_wrapper')
     if wrapper is not None:
@@ -185,25 +194,31 @@ def set_type(cfg: dict[str, Any], name: str) -> None:
     cfg['type'] = f'{scope}.{name}' if scope not in ('', 'mmengine') else name
 
 
-def _leave_dense_weights(model: dict[str, Any]) -> None:
-    """Let a backbone that started from a model zoo's start from scratch.
+def _leave_dense_weights(cfg: Config, from_scratch: bool) -> None:
+    """Load no weights of a model zoo: dense ones do not fit.
 
-    Dense weights do not fit, and what they allowed to be frozen has to learn.
-    A file of one's own is left, for it may be of the new network.
+    From scratch, what they allowed to be frozen has to learn. A file of one's
+    own is left, for it may be of the new network.
     """
-    backbone = model['backbone']
-    init = pretrained_cfg(backbone.get('init_cfg')) or {}
-    paths = [(backbone, 'init_cfg', init.get('checkpoint')),
-             (backbone, 'pretrained', backbone.get('pretrained')),
-             (model, 'pretrained', model.get('pretrained'))]
+    backbone = cfg.model['backbone']
+    paths = [(cfg, 'load_from', cfg.get('load_from'))]
+    for owner in (backbone, cfg.model):
+        init = pretrained_cfg(owner.get('init_cfg')) or {}
+        paths += [(owner, 'init_cfg', init.get('checkpoint')),
+                  (owner, 'pretrained', owner.get('pretrained'))]
     for owner, key, path in paths:
         if isinstance(path, str) and '://' in path:
             owner[key] = None
-            backbone.update(frozen_stages=-1, norm_eval=False)
+            rest = ''
+            if from_scratch:
+                rest = (': the backbone starts from scratch, with all stages '
+                        'and norms learning')
+                backbone.update(frozen_stages=-1, norm_eval=False)
+                # Frozen too where weights come from Caffe.
+                (backbone.get('norm_cfg') or {}).pop('requires_grad', None)
             print_log(
-                f'The weights of {path} are of a dense network: the backbone '
-                'starts from scratch, with all stages and norms learning.',
-                logger='current')
+                f'The weights of {path} are of a dense network and are not '
+                f'loaded{rest}.', logger='current')
 
 
 def _add_import(cfg: Config) -> None:
@@ -222,7 +237,20 @@ def _add_hook(cfg: Config, algorithm: str | None) -> None:
         hooks += found
     if algorithm is not None:
         found[0]['algorithm'] = algorithm
+        _check_algorithm_counts(cfg, found[0], hooks.index(found[0]))
     cfg.custom_hooks = hooks
+
+
+def _check_algorithm_counts(cfg: Config, hook: Mapping[str, Any],
+                            index: int) -> None:
+    fixed = hook.get('transfer', 'fixed') == 'fixed' and not hook.get('init')
+    if (fixed and pretrained_cfg(cfg.model.backbone.get('init_cfg'))
+            and hook['algorithm'] != 'Static'):
+        raise ValueError(
+            'The masks come with the checkpoint of init_cfg and stay as they '
+            'are, whatever the algorithm; to train them on, set transfer='
+            "'train' in the SparseTrainingHook (--cfg-options "
+            f'custom_hooks.{index}.transfer=train).')
 
 
 def fit_channels(cfg: Config) -> None:
@@ -246,9 +274,10 @@ def fit_channels(cfg: Config) -> None:
     if not found and backbone.grows:
         raise ValueError(
             'The features are wider, and it is not known where this model '
-            f'says how wide its neck ({type_name(cfg.model.get("neck") or {})}'
-            ') or head reads them: write a config with in_channels for '
-            f'features of {backbone.out_channels} channels.')
+            'says how wide its neck '
+            f'({type(getattr(model, "neck", None)).__name__}) or head reads '
+            'them: write a config with in_channels for features of '
+            f'{backbone.out_channels} channels.')
     cfg.merge_from_dict({f'model.{key}': expected
                          for key, value, expected in found
                          if value != expected})

@@ -2,6 +2,8 @@
 
 import pytest
 from minirun import write_config
+from mmdet.registry import MODELS
+from torch import nn
 
 from sift_mm.config import (
     classifier,
@@ -105,6 +107,43 @@ def test_weights_of_the_zoo_are_left_and_all_stages_learn():
     assert cfg.model.backbone.frozen_stages == 1
 
 
+def test_norms_of_caffes_weights_learn_from_scratch():
+    cfg = read('mmdet::retinanet/retinanet_r50-caffe_fpn_1x_coco.py')
+    cfg.model.backbone.base_channels = 8
+    cfg.model.neck.in_channels = [32, 64, 128, 256]
+    cfg.load_from = 'https://example.org/coco.pth'
+    sparsify(cfg, 'parallel', .5)
+    assert cfg.load_from is None
+    norms = [m for m in MODELS.build(cfg.model.backbone).modules()
+             if isinstance(m, nn.BatchNorm2d)]
+    assert norms and all(m.weight.requires_grad for m in norms)
+
+
+@pytest.mark.parametrize('path', [
+    'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+    'mmseg::deeplabv3plus/'
+    'deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py'])
+def test_a_checkpoint_of_the_member_by_option(path):
+    dense = read(path)
+    cfg = load_config(parse_args([
+        path, '--family', 'wide', '--sparsity', '.75', '--pretrained',
+        'mine.pth']))
+    backbone = cfg.model.backbone
+    assert backbone.init_cfg == dict(
+        type='Pretrained', checkpoint='mine.pth', prefix='backbone.')
+    assert cfg.model.get('pretrained') is None
+    # What is frozen stays so, as it does in the dense network.
+    for key in ('frozen_stages', 'norm_eval'):
+        assert backbone.get(key) == dense.model.backbone.get(key)
+
+
+def test_the_zoo_may_be_named_by_the_model(tmp_path):
+    cfg = read(write_config(tmp_path, 'mmpretrain', tmp_path))
+    cfg.model.init_cfg = dict(type='Pretrained', checkpoint='https://a/b.pth')
+    sparsify(cfg, 'wide', .75)
+    assert cfg.model.init_cfg is None
+
+
 def test_types_keep_their_scope(tmp_path):
     cfg = read(write_config(tmp_path, 'mmdet', tmp_path))
     cfg.model.backbone.type = 'mmdet.ResNet'
@@ -125,6 +164,20 @@ def test_a_neck_that_is_not_known_is_said(tmp_path):
         sparsify(cfg, 'wide', .75)
     cfg.model.backbone.family = None
     sparsify(cfg, 'parallel', .75)  # Its features are no wider.
+
+
+def test_an_algorithm_that_would_not_count_is_refused(tmp_path):
+    cfg = read(write_config(tmp_path, 'mmpretrain', tmp_path))
+    cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='a.pth')
+    cfg.custom_hooks = [dict(type='EMAHook')]
+    with pytest.raises(ValueError, match=r'custom_hooks\.1\.transfer=train'):
+        sparsify(cfg, 'parallel', .75, 'RigL')
+    sparsify(cfg, 'parallel', .75, 'Static')  # What it is anyway.
+    cfg.custom_hooks[1].transfer = 'train'
+    sparsify(cfg, algorithm='RigL')
+    cfg.custom_hooks[1] = dict(type='SparseTrainingHook', init='TopK')
+    sparsify(cfg, algorithm='SET')
+    assert cfg.custom_hooks[1].algorithm == 'SET'
 
 
 def test_channels_of_a_dense_network_are_left_alone(tmp_path):

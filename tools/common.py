@@ -18,18 +18,15 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 from mmengine.utils import is_installed
 
+from sift_mm.backbones import PACKAGES
+from sift_mm.backbones.pretrained import pretrained_cfg
 from sift_mm.config import sparsify, type_name
 from sift_mm.isoflop import FAMILIES
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
-LIBRARIES = {
-    'mmdet': 'onedl-mmdetection',
-    'mmseg': 'onedl-mmsegmentation',
-    'mmpretrain': 'onedl-mmpretrain',
-}
 SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'NaiveSyncBN', 'SyncBatchNorm')
 
 
@@ -59,6 +56,12 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         choices=('Static', 'SET', 'RigL'),
         help='how masks are trained, in place of what the config says',
     )
+    parser.add_argument(
+        '--pretrained',
+        metavar='FILE',
+        help='checkpoint of a network with this backbone, a classifier say, '
+        'to take its weights and masks from',
+    )
 
 
 def add_run_options(parser: argparse.ArgumentParser) -> None:
@@ -67,7 +70,8 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         '--work-dir',
         help='folder for logs, checkpoints and metrics; by default the '
-        "config's work_dir, else ./work_dirs/ and the config's name",
+        "config's work_dir, else ./work_dirs/ and the config's name, with "
+        'family, sparsity and algorithm where they are given as options',
     )
     parser.add_argument(
         '--no-pin-memory',
@@ -99,10 +103,34 @@ def _without_noise() -> Iterator[None]:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Reads the config file and applies ``--cfg-options``.
+    """Reads the config that the options of :func:`add_config_options` name.
 
     Raises:
-        SystemExit: If there is no such file.
+        SystemExit: As :func:`read_config`.
+    """
+    return read_config(
+        args.config,
+        args.cfg_options,
+        family=args.family,
+        sparsity=args.sparsity,
+        algorithm=args.algorithm,
+        pretrained=args.pretrained,
+    )
+
+
+def read_config(
+    config: str, cfg_options: dict[str, Any] | None = None, **member: Any
+) -> Config:
+    """Reads a config file and changes it as the options say.
+
+    Args:
+        config (str): Path, or a name such as ``mmdet::...``.
+        cfg_options (dict, optional): Values by dotted key.
+        **member: Arguments of :func:`sift_mm.config.sparsify`; where all are
+            None, it is not called.
+
+    Raises:
+        SystemExit: If there is no such file, or no such member of it.
     """
     if not is_installed('mmsegmentation'):
         # MMEngine looks the base configs of `mmseg::` up under that
@@ -110,35 +138,42 @@ def load_config(args: argparse.Namespace) -> Config:
         MODULE2PACKAGE['mmseg'] = 'mmseg'
     try:
         # Config.fromfile takes a name such as `mmdet::...` for bases alone.
-        path, _ = Config._get_cfg_path(args.config, '')
+        path, _ = Config._get_cfg_path(config, '')
     except FileNotFoundError:
         path = ''
     if not osp.isfile(path):
-        raise SystemExit(f'There is no config file {args.config}.')
+        raise SystemExit(f'There is no config file {config}.')
     with _without_noise():
         cfg = Config.fromfile(path)
-    if args.cfg_options is not None:
-        cfg.merge_from_dict(args.cfg_options)
-    if member_name(args):
+    if cfg_options is not None:
+        cfg.merge_from_dict(cfg_options)
+    if any(value is not None for value in member.values()):
         import_library(cfg)
         try:
-            sparsify(cfg, args.family, args.sparsity, args.algorithm)
+            sparsify(cfg, **member)
         except ValueError as error:
-            raise SystemExit(f'{args.config}: {error}') from error
+            raise SystemExit(f'{config}: {error}') from error
     return cfg
 
 
-def member_name(args: argparse.Namespace) -> str:
+def member_name(
+    family: str | None,
+    sparsity: float | None,
+    algorithm: str | None,
+    pretrained: str | None = None,
+) -> str:
     """What the options of :func:`sparsify` say, for a folder's name.
 
     Returns:
         str: 'wide-s75-rigl', a part of it, or ''.
     """
-    parts = [args.family]
-    if args.sparsity is not None:
-        parts.append(f's{100 * args.sparsity:g}')
-    if args.algorithm is not None:
-        parts.append(args.algorithm.lower())
+    parts = [family]
+    if sparsity is not None:
+        parts.append(f's{100 * sparsity:g}')
+    if algorithm is not None:
+        parts.append(algorithm.lower())
+    if pretrained is not None:
+        parts.append('pre')
     return '-'.join(filter(None, parts))
 
 
@@ -151,12 +186,12 @@ def import_library(cfg: Config) -> None:
         SystemExit: If it is one of OpenMMLab's and not installed.
     """
     scope = cfg.get('default_scope', 'mmengine')
-    if scope not in LIBRARIES:
+    if scope not in PACKAGES:
         return
     if find_spec(scope) is None:
         raise SystemExit(
             f"The config's default_scope is {scope}: install "
-            f'{LIBRARIES[scope]}.'
+            f'{PACKAGES[scope]}.'
         )
     with _without_noise():
         import_module(f'{scope}.datasets')
@@ -184,7 +219,10 @@ def load_run_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         name = osp.splitext(osp.basename(args.config))[0]
-        name = '_'.join(filter(None, (name, member_name(args))))
+        member = member_name(
+            args.family, args.sparsity, args.algorithm, args.pretrained
+        )
+        name = '_'.join(filter(None, (name, member)))
         cfg.work_dir = osp.join('./work_dirs', name)
     return cfg
 
@@ -204,8 +242,18 @@ def check_checkpoint(path: str) -> None:
     Raises:
         SystemExit: If it is a path and there is no such file.
     """
-    if '://' not in path and not osp.isfile(path):
-        raise SystemExit(f'There is no checkpoint {osp.abspath(path)}.')
+    if not _is_there(path):
+        raise SystemExit(f'There is no checkpoint {_full_path(path)}.')
+
+
+def _is_there(path: str) -> bool:
+    """Whether there is such a file; an address is MMEngine's business."""
+    return '://' in path or osp.isfile(_full_path(path))
+
+
+def _full_path(path: str) -> str:
+    # MMEngine takes paths with a tilde.
+    return osp.abspath(osp.expanduser(path))
 
 
 def check_pretrained(cfg: Config) -> None:
@@ -219,33 +267,46 @@ def check_pretrained(cfg: Config) -> None:
     Raises:
         SystemExit: If the model names a local file that does not exist.
     """
-    missing = {
-        key: path
-        for key, path in _pretrained_paths(cfg.model, 'model')
-        if '://' not in path and not osp.isfile(path)
-    }
-    for key, path in missing.items():
-        if not cfg.get('resume'):
+    resumes = cfg.get('resume') and (
+        cfg.get('load_from') or find_latest_checkpoint(cfg.work_dir)
+    )
+    missing = [
+        source
+        for source in _pretrained_sources(cfg, 'model')
+        if not _is_there(source[2])
+    ]
+    for owner, index, path, key in missing:
+        if not resumes:
             raise SystemExit(
-                f'There is no checkpoint {osp.abspath(path)} to start from: '
+                f'There is no checkpoint {_full_path(path)} to start from: '
                 'train that network first, or name another file by '
                 f'--cfg-options {key}=FILE.'
             )
-        # An init_cfg is more than its file.
-        cfg.merge_from_dict({key.removesuffix('.checkpoint'): None})
+        if isinstance(owner, list):
+            owner.pop(index)
+        else:
+            owner[index] = None
 
 
-def _pretrained_paths(node: Any, key: str) -> Iterator[tuple[str, str]]:
+def _pretrained_sources(
+    owner: Any, index: Any, key: str = 'model'
+) -> Iterator[tuple[Any, Any, str, str]]:
+    """What loads weights: where it stands, its path, and the path's key."""
+    node = owner[index]
     if isinstance(node, dict):
-        if type_name(node) in ('Pretrained', 'PretrainedInit'):
-            yield f'{key}.checkpoint', str(node.get('checkpoint'))
-        for name, child in node.items():
-            if name == 'pretrained' and isinstance(child, str):
-                yield f'{key}.{name}', child
-            yield from _pretrained_paths(child, f'{key}.{name}')
-    elif isinstance(node, (list, tuple)):
-        for i, child in enumerate(node):
-            yield from _pretrained_paths(child, f'{key}.{i}')
+        config = pretrained_cfg(node)
+        if config is not None:
+            yield owner, index, str(config.get('checkpoint')), (
+                f'{key}.checkpoint'
+            )
+        if isinstance(node.get('pretrained'), str):
+            yield node, 'pretrained', node['pretrained'], f'{key}.pretrained'
+        for name in node:
+            yield from _pretrained_sources(node, name, f'{key}.{name}')
+    elif isinstance(node, list):
+        # From behind, so that one can be left out.
+        for i in reversed(range(len(node))):
+            yield from _pretrained_sources(node, i, f'{key}.{i}')
 
 
 def set_loader_defaults(cfg: Config, phase: str) -> None:

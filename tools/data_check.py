@@ -145,6 +145,6 @@ def check_data(cfg: Config, phases: Iterable[str]) -> None:
         )
         advice = f'{advice} says how to get it, and ' if advice else ''
         raise SystemExit(
-            f'The data is missing: {places}; {advice}`make demo` needs no '
-            'download.'
+            f'The data is missing: {places}; {advice}`make demo` fetches '
+            'small data of its own.'
         )

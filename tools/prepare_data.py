@@ -14,7 +14,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.dataset_converters.tree_crowns import DataError  # noqa: E402
+from tools.dataset_converters.common import DataError  # noqa: E402
 
 # The modules of tools/dataset_converters, with the folders of the configs.
 FOLDERS = {

@@ -145,9 +145,9 @@ def missing_prerequisites(root: Path, disk_gb: float) -> list[str]:
     sentences = []
     version = '.'.join(map(str, sys.version_info[:2]))
     implementation = platform.python_implementation()
-    if sys.version_info < (3, 10) or implementation != 'CPython':
+    if sys.version_info < (3, 11) or implementation != 'CPython':
         sentences.append(
-            f'CPython 3.10 or newer is needed, this is {implementation} '
+            f'CPython 3.11 or newer is needed, this is {implementation} '
             f'{version}: name another one, as in `make test '
             'PYTHON=python3.11`.')
     if not cxx_compiler():

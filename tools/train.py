@@ -17,6 +17,7 @@ from mmengine.runner import find_latest_checkpoint
 # it is not installed, `sift_mm`, which configs name in custom_imports.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from sift_mm.config import set_type
 from tools.common import (
     add_run_options,
     build_runner,
@@ -34,6 +35,8 @@ AMP_WRAPPERS = {
     'OptimWrapper': 'AmpOptimWrapper',
     'SparseOptimWrapper': 'SparseAmpOptimWrapper',
 }
+# What they take beside the options of their float32 counterparts.
+AMP_OPTIONS = ('loss_scale', 'dtype', 'use_fsdp')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -49,8 +52,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         '--amp',
-        action='store_true',
-        help='train in automatic mixed precision; masks are kept',
+        action=argparse.BooleanOptionalAction,
+        help='train in automatic mixed precision, or not, in place of what '
+        'the config says; masks are kept',
     )
     parser.add_argument(
         '--auto-scale-lr',
@@ -90,13 +94,27 @@ def enable_amp(cfg: Config) -> None:
     if name in AMP_WRAPPERS.values():
         print_log(f'--amp: the config already has {name}.', logger='current')
     elif name in AMP_WRAPPERS:
-        wrapper.type = AMP_WRAPPERS[name]
+        set_type(wrapper, AMP_WRAPPERS[name])
     else:
         raise SystemExit(
             f'--amp knows {" and ".join(AMP_WRAPPERS)}, but the '
             f"config's optim_wrapper is a {name}."
         )
     wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def disable_amp(cfg: Config) -> None:
+    """Replaces an optim wrapper of mixed precision by that of float32.
+
+    Args:
+        cfg (Config): Config, changed in place.
+    """
+    wrapper = cfg.get('optim_wrapper') or {}
+    for plain, mixed in AMP_WRAPPERS.items():
+        if type_name(wrapper) == mixed:
+            set_type(wrapper, plain)
+            for key in AMP_OPTIONS:
+                wrapper.pop(key, None)
 
 
 def check_amp(cfg: Config) -> None:
@@ -109,7 +127,7 @@ def check_amp(cfg: Config) -> None:
     if name in AMP_WRAPPERS.values() and not has_accelerator():
         raise SystemExit(
             f'Mixed precision ({name}) needs an accelerator, '
-            'and there is none: train without --amp.'
+            'and there is none: train with --no-amp.'
         )
 
 
@@ -130,18 +148,20 @@ def enable_auto_scale_lr(cfg: Config) -> None:
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     """Applies the options of training to the config."""
-    if args.amp:
-        enable_amp(cfg)
+    if args.amp is not None:
+        (enable_amp if args.amp else disable_amp)(cfg)
     if args.auto_scale_lr:
         enable_auto_scale_lr(cfg)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     if args.resume is not None:
-        latest = find_latest_checkpoint(cfg.work_dir)
+        start = args.resume
+        if start == 'auto':
+            start = find_latest_checkpoint(cfg.work_dir)
         # Where there is nothing yet, load_from of the config holds.
-        cfg.resume = args.resume != 'auto' or latest is not None
+        cfg.resume = start is not None
         if cfg.resume:
-            cfg.load_from = latest if args.resume == 'auto' else args.resume
+            cfg.load_from = start
     for phase in ('train', 'val', 'test'):
         set_loader_defaults(cfg, phase)
         if args.no_pin_memory:
@@ -161,8 +181,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = merge_args(load_run_config(args), args)
     check_amp(cfg)
-    if args.resume not in (None, 'auto'):
-        check_checkpoint(args.resume)
+    if args.resume is not None and cfg.resume:
+        check_checkpoint(cfg.load_from)
     check_pretrained(cfg)
     check_data(
         cfg, ['train'] if cfg.get('val_cfg') is None else ['train', 'val']

@@ -2,14 +2,9 @@
 # every 10 steps.
 _base_ = ['./retinanet_r18_fpn_10e_tree-crowns.py']
 
-from sift_mm.isoflop import wide_width
+from sift_mm.config import detector
 
-sparsity = 0.75
-width = wide_width(24, sparsity)
-
-model = dict(
-    backbone=dict(family='wide', sparsity=sparsity),
-    neck=dict(in_channels=[width, 2 * width, 4 * width, 8 * width]))
+model = detector('wide', sparsity=0.75, base_channels=24)
 
 optim_wrapper = dict(type='SparseOptimWrapper')
 custom_hooks = [

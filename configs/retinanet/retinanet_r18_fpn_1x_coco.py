@@ -1,8 +1,6 @@
 # The dense baseline: MMDetection's RetinaNet R-18 1x on COCO 2017, trained
 # from scratch as its Sparse-IFT siblings are: no stage is frozen and norms
-# learn. To start from a pretrained backbone, set model.backbone.init_cfg to
-# the checkpoint, frozen_stages=1 and norm_eval=True, here and there alike; a
-# sparse one also wants init='FromWeights' in its SparseTrainingHook.
+# learn. The configs named in1k-pre start from pretrained backbones.
 _base_ = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 
 custom_imports = dict(imports=['sift_mm'], allow_failed_imports=False)

@@ -52,9 +52,10 @@ def without_prefix(named: Mapping[str, Any],
         prefix (str, optional): As in an ``init_cfg``, with or without its
             dot.
     """
-    named = {re.sub(r'^module\.', '', k): v for k, v in named.items()}
-    if prefix is None:
-        return named
+    if not (prefix or '').startswith('module.'):
+        named = {re.sub(r'^module\.', '', k): v for k, v in named.items()}
+    if not prefix:
+        return dict(named)
     prefix = prefix.removesuffix('.') + '.'
     return {name.removeprefix(prefix): value
             for name, value in named.items() if name.startswith(prefix)}
@@ -80,6 +81,7 @@ def check_keys(module: nn.Module, state: Mapping[str, Any], path: str,
     found = without_prefix(state, prefix)
     wanted = module.state_dict()
     children = {name for name, _ in module.named_children()}
+    modules = {name for name, _ in module.named_modules()}
     kinds = {
         'missing in the checkpoint': [
             k for k in wanted
@@ -90,10 +92,12 @@ def check_keys(module: nn.Module, state: Mapping[str, Any], path: str,
             f'{k} {tuple(found[k].shape)} instead of {tuple(v.shape)}'
             for k, v in wanted.items()
             if k in found and found[k].shape != v.shape],
-        # A classifier beside the network, say, is none of its layers.
+        # A classifier beside the network, say, is none of its layers, and a
+        # bias more (Caffe's) is no other layer.
         'unknown to the network': [
             k for k in found
-            if k not in wanted and k.partition('.')[0] in children],
+            if k.partition('.')[0] in children
+            and k.rpartition('.')[0] not in modules],
     }
     wrong = [
         f'{len(keys)} {kind}: {", ".join(keys[:SHOWN])}'

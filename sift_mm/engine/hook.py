@@ -69,9 +69,10 @@ class SparseTrainingHook(Hook):
             as they are; 'train', the algorithm goes on from them; 'dense',
             they are dropped, and the network is trained dense, at more
             FLOPs.
-        drop_fraction (float | dict): Share of the active weights dropped at
-            an update. A number is the start of a cosine; else
-            ``dict(type='Constant' | 'Linear' | 'Cosine', initial=0.3)``.
+        drop_fraction (float | str | dict): Share of the active weights
+            dropped at an update. A number is the start of a cosine; else
+            'Constant', 'Linear', 'Cosine' or ``dict(type='Linear',
+            initial=0.3)``.
         interval (int): Optimizer steps between two updates.
         end (float): Share of all optimizer steps after which masks stay, in
             (0, 1].
@@ -97,7 +98,7 @@ class SparseTrainingHook(Hook):
                  distribution: str | dict = 'Uniform',
                  init: str | dict | None = None,
                  transfer: str = 'fixed',
-                 drop_fraction: float | dict = 0.3,
+                 drop_fraction: float | str | dict = 0.3,
                  interval: int = 100,
                  end: float = 0.75,
                  placement: str = 'after_step',
@@ -120,7 +121,7 @@ class SparseTrainingHook(Hook):
             raise ValueError(
                 f'init={init!r} draws new masks, and transfer={transfer!r} is '
                 'about those that come with loaded weights; leave one out.')
-        if not isinstance(drop_fraction, Mapping):
+        if isinstance(drop_fraction, (int, float)):
             drop_fraction = dict(type='Cosine', initial=drop_fraction)
         self.algorithm = ALGORITHMS.build(algorithm)
         self.distribution = DISTRIBUTIONS.build(distribution)
@@ -156,8 +157,8 @@ class SparseTrainingHook(Hook):
                        runner._load_from or 'that is loaded',
                        found[0].removeprefix('module.'))  # Of a TTA model.
         self._loaded = True
-        self._checkpoint = state = checkpoint.get(CHECKPOINT_KEY)
-        if runner._resume and state is not None and 'history' not in state:
+        self._checkpoint = checkpoint.get(CHECKPOINT_KEY)
+        if runner._resume and 'message_hub' not in checkpoint:
             raise ValueError(
                 'A published checkpoint cannot be resumed from: optimizer and '
                 'history of the masks were left out. Start a new run with '

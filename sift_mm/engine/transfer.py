@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from ..backbones.pretrained import (
+    check_keys,
     load_pretrained,
     pretrained_cfg,
     without_prefix,
@@ -55,15 +56,25 @@ def pretrained_state(model: nn.Module,
         tuple: Whether a checkpoint is loaded into a sparse parameter, and
         what it has under ``sparse_training``, the masks by their names in
         this model; None if it has nothing.
+
+    Raises:
+        ValueError: If the checkpoint is not of the Sparse-IFT backbone.
     """
     source = pretrained_source(model, parameters)
     if source is None:
         return False, None
     inside, config = source
-    state = load_pretrained(config).get(CHECKPOINT_KEY)
+    checkpoint = load_pretrained(config)
+    prefix = config.get('prefix')
+    found = sparse_backbone(model)
+    # Its own init_cfg it has checked itself.
+    if found is not None and found[0] != inside:
+        check_keys(found[1], without_prefix(checkpoint['state_dict'], prefix),
+                   config['checkpoint'], found[0].removeprefix(inside))
+    state = checkpoint.get(CHECKPOINT_KEY)
     if state is None:
         return True, None
-    masks = without_prefix(state['masks'], config.get('prefix'))
+    masks = without_prefix(state['masks'], prefix)
     return True, dict(state,
                       masks={inside + n: m for n, m in masks.items()})
 

@@ -12,6 +12,10 @@ from tools.misc import metafile
 
 DENSE = ROOT / 'configs/fashion_mnist/resnet18-w8_1xb128-1e_fashion-mnist.py'
 
+WIDE = DENSE.with_name(
+    'resnet18-w8-sift-wide-s75_rigl-1xb128-1e_fashion-mnist.py'
+)
+
 
 def load(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
@@ -43,6 +47,41 @@ def test_members_have_the_flops_of_the_dense_network(name: str) -> None:
         assert metadata['FLOPs'] == pytest.approx(dense['FLOPs'], rel=1e-3)
         if 'Family' in metadata:
             assert metadata['Active Parameters'] < metadata['Parameters']
+
+
+@pytest.mark.parametrize('name', ['deeplabv3plus', 'retinanet'])
+def test_no_flops_where_masks_are_of_another_network(name: str) -> None:
+    models = load(ROOT / 'configs' / name / 'metafile.yml')['Models']
+    for model in models:
+        taken = 'sift' in model['Name'] and 'in1k-pre' in model['Name']
+        for count in ('FLOPs', 'Active Parameters'):
+            if taken or 'sift' in model['Name'] or count == 'FLOPs':
+                assert (count in model['Metadata']) is not taken, model
+
+
+def test_masks_that_are_drawn_anew_are_counted(tmp_path: Path) -> None:
+    path = tmp_path / 'configs/mini/again.py'
+    path.parent.mkdir(parents=True)
+    path.write_text(
+        f'_base_ = {str(WIDE)!r}\n'
+        "model = dict(backbone=dict(init_cfg=dict(type='Pretrained', "
+        "checkpoint='a.pth')))\n"
+    )
+    kind = 'Mask Training'
+    assert 'pretrained' in metafile.describe(path)[0]['Metadata'][kind]
+    with path.open('a') as stream:
+        stream.write(
+            "custom_hooks = [dict(type='SparseTrainingHook', init='TopK')]\n"
+        )
+    metadata = metafile.describe(path)[0]['Metadata']
+    assert metadata[kind] == 'RigL' and 'FLOPs' in metadata
+
+
+def test_data_sets_of_ones_own_are_refused() -> None:
+    with pytest.raises(SystemExit, match='none of the data sets known'):
+        metafile.describe(
+            ROOT / 'configs/demo/retinanet_r18_fpn_10e_tree-crowns.py'
+        )
 
 
 def test_known_counts() -> None:

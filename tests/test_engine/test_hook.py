@@ -199,6 +199,7 @@ def test_without_a_checkpoint_nothing_is_saved_by_an_unused_hook(tmp_path):
     (dict(init='zeros'), 'Unknown mask initializer .*TopK'),
     (dict(drop_fraction=1.5), r'\[0, 1\]'),
     (dict(drop_fraction=dict(type='step')), 'Unknown drop-fraction'),
+    (dict(drop_fraction='step'), 'Unknown drop-fraction .*Linear'),
     (dict(sparsity=1.), r'\[0, 1\)'),
     (dict(end=0), r'\(0, 1\]'),
     (dict(placement='before'), 'Unknown placement'),

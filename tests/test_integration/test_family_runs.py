@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 
 import pytest
 import torch
@@ -129,3 +130,47 @@ def test_members_resume_evaluate_and_load_downstream(family, data, tmp_path):
         assert found.keys() == state.keys()
         for key, value in found.items():
             assert torch.equal(value, state[key]), key
+
+
+def test_any_network_that_a_function_transforms(data, tmp_path, monkeypatch):
+    # As docs/family.md has it.
+    (tmp_path / 'my_networks.py').write_text("""
+from mmpretrain.models import VisionTransformer
+from mmpretrain.registry import MODELS
+
+import sift_mm
+
+
+@MODELS.register_module(force=True)
+def SparseViT(sparsity, **kwargs):
+    model = VisionTransformer(**kwargs)
+    model.init_weights()
+    sift_mm.transform(model, family='wide', sparsity=sparsity)
+    return model
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'my_networks', raising=False)
+    more = """
+custom_imports['imports'] += ['my_networks']
+model.update(
+    backbone=dict(
+        _delete_=True, type='SparseViT', sparsity=.75, img_size=32,
+        patch_size=8,
+        arch=dict(embed_dims=16, num_layers=2, num_heads=2,
+                  feedforward_channels=32)),
+    neck=None,
+    head=dict(_delete_=True, type='VisionTransformerClsHead', num_classes=10,
+              in_channels=16))
+"""
+    config = sparse_config(tmp_path / 'c', 'mmpretrain', data['mmpretrain'],
+                           more)
+    checkpoint = train(config, tmp_path / 'run')
+    masks = checkpoint['sparse_training']['masks']
+    assert len(masks) == 4  # Two layers in each of two feed-forward parts.
+    for name, mask in masks.items():
+        assert set(mask.shape) == {16, 4 * 32}  # 1 / (1 - s) times as wide.
+        assert mask.sum() == mask.numel() / 4
+        assert not checkpoint['state_dict'][name][~mask].any()
+    metrics = test_tool.main([config, str(tmp_path / 'run/epoch_3.pth'),
+                              '--work-dir', str(tmp_path / 'test')])
+    assert metrics['density'] == .25

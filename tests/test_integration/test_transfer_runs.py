@@ -7,10 +7,12 @@ import pytest
 import torch
 from minirun import ROOT, free_port, run_script
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from sparserun import sparse_config
 
 from tools import test as test_tool
 from tools import train as train_tool
+from tools.common import check_pretrained
 from tools.model_converters.publish_model import main as publish
 
 BACKBONE = dict(type='SparseIFTResNet', depth=18, base_channels=8,
@@ -206,6 +208,33 @@ def test_a_classifiers_head_beside_the_backbone_is_no_mistake(tmp_path):
     assert torch.equal(model.conv1.weight, state['conv1.weight'])
 
 
+def test_a_bias_more_is_no_other_network(tmp_path):
+    # As in weights that come from Caffe; and MMEngine takes both prefixes.
+    state = MODELS.build(BACKBONE).state_dict()
+    state['conv1.bias'] = torch.zeros(16)
+    torch.save({f'module.backbone.{k}': v for k, v in state.items()},
+               tmp_path / 'caffe.pth')
+    model = build(tmp_path / 'caffe.pth', prefix='module.backbone')
+    model.init_weights()
+    assert torch.equal(model.conv1.weight, state['conv1.weight'])
+
+
+@pytest.mark.parametrize('transfer', ['fixed', 'dense'])
+def test_a_checkpoint_that_the_model_loads_is_checked_too(
+        data, published, tmp_path, transfer):
+    state = load(published)
+    state['state_dict'].pop('backbone.layer1.0.conv1.weight')
+    torch.save(state, tmp_path / 'part.pth')
+    config = sparse_config(
+        tmp_path / 'c', 'mmpretrain', data['mmpretrain'],
+        "model['backbone']['type'] = 'SparseIFTResNet'\n"
+        f"model['init_cfg'] = dict(type='Pretrained', "
+        f"checkpoint={str(tmp_path / 'part.pth')!r})\n"
+        f"custom_hooks[0]['transfer'] = {transfer!r}\n")
+    with pytest.raises(ValueError, match='missing .*: layer1.0.conv1.weight'):
+        train_tool.main([config, '--work-dir', str(tmp_path / 'run')])
+
+
 def test_another_sparsity_of_the_same_width_is_refused(data, pretrained,
                                                        tmp_path):
     config = sparse_config(
@@ -243,6 +272,38 @@ def test_a_missing_checkpoint_is_named_before_work_starts(data, tmp_path):
                        'model.backbone.init_cfg.checkpoint=FILE'):
         train_tool.main([config, '--work-dir', str(tmp_path / 'run')])
     assert not (tmp_path / 'run').exists()
+
+
+def pretrained_part(path, work_dir, **options):
+    init = dict(type='Pretrained', checkpoint=str(path))
+    kaiming = dict(type='Kaiming', layer='Conv2d')
+    return Config(dict(
+        model=dict(backbone=dict(init_cfg=[kaiming, init]),
+                   neck=dict(pretrained=str(path))),
+        work_dir=str(work_dir), **options))
+
+
+def test_without_a_run_to_resume_the_checkpoint_is_needed(tmp_path):
+    # MMEngine starts anew where there is nothing to resume.
+    cfg = pretrained_part('nowhere.pth', tmp_path, resume=True)
+    with pytest.raises(SystemExit, match=r'model.backbone.init_cfg.1.check'):
+        check_pretrained(cfg)
+    (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
+    check_pretrained(cfg)
+    assert cfg.model.backbone.init_cfg == [
+        dict(type='Kaiming', layer='Conv2d')]
+    assert cfg.model.neck.pretrained is None
+
+
+def test_a_path_may_begin_with_a_tilde(tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'a.pth').touch()
+    cfg = pretrained_part('~/a.pth', tmp_path)
+    before = cfg.to_dict()
+    check_pretrained(cfg)
+    assert cfg.to_dict() == before
+    with pytest.raises(SystemExit, match=f'{tmp_path}/b.pth'):
+        check_pretrained(pretrained_part('~/b.pth', tmp_path))
 
 
 def test_what_is_no_checkpoint_is_not_published(tmp_path):

@@ -63,7 +63,7 @@ def test_coco_sentence(tmp_path: Path) -> None:
         'annotations/instances_train2017.json and the images of train2017, '
         'annotations/instances_val2017.json and the images of val2017; '
         '`python tools/prepare_data.py coco` says how to get it, and '
-        '`make demo` needs no download.'
+        '`make demo` fetches small data of its own.'
     )
     assert 'val2017' not in message(cfg, 'train')
 

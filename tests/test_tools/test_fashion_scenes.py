@@ -360,8 +360,9 @@ def test_a_second_call_does_nothing(made, tmp_path):
     [
         lambda root: next(root.rglob('*labelTrainIds.png')).unlink(),
         lambda root: next(root.rglob('*leftImg8bit.png')).unlink(),
+        lambda root: next(root.rglob('*.png')).write_bytes(b'half'),
         lambda root: (root / 'manifest.json').write_text(
-            (root / 'manifest.json').read_text().replace('4', '5')
+            (root / 'manifest.json').read_text().replace(': 4,', ': 5,')
         ),
     ],
 )
@@ -425,7 +426,7 @@ def test_a_folder_of_somebody_else_is_left_alone(
     (root / 'notes.txt').write_text('dear diary')
     if manifest:
         (root / 'manifest.json').write_text(manifest)
-    with pytest.raises(tool.DataError, match='remove it or name another'):
+    with pytest.raises(tool.DataError, match='move it away or name another'):
         tool.prepare(root, *sources, **SCENES)
     assert (root / 'notes.txt').read_text() == 'dear diary'
 

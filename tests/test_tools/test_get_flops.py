@@ -217,6 +217,30 @@ def test_nothing_but_json_is_printed(tmp_path: Path, report: Any) -> None:
     assert report(config)['config'] == config
 
 
+def test_masks_that_the_run_drops_do_not_count(
+    tmp_path: Path, report: Any
+) -> None:
+    text = (
+        "model['backbone']['init_cfg'] = dict("
+        "type='Pretrained', checkpoint='a.pth')\n"
+        "custom_hooks[0]['transfer'] = {!r}\n"
+    )
+    found = {
+        transfer: report(
+            sparse_config(
+                tmp_path / transfer, 'mmseg', NOWHERE, text.format(transfer)
+            )
+        )
+        for transfer in ('fixed', 'dense')
+    }
+    assert found['fixed']['masks']['transferred']
+    assert found['dense']['masks'] is None
+    total = found['dense']['total']
+    assert total['flops_sparse'] == total['flops_dense']
+    assert total['active'] == total['parameters']
+    assert found['fixed']['total']['flops_dense'] == total['flops_dense']
+
+
 def test_masks_without_a_sparse_backbone(tmp_path: Path, report: Any) -> None:
     config = write_config(tmp_path, 'mmpretrain', NOWHERE)
     with open(config, 'a') as stream:

@@ -144,7 +144,7 @@ def test_the_script_says_what_is_wrong_and_fails(tmp_path):
         text=True,
     )
     assert done.returncode == 1
-    assert 'remove it or name another folder with --root' in done.stderr
+    assert 'move it away or name another folder with --root' in done.stderr
     assert done.stderr.count('\n') == 1
 
 
@@ -183,6 +183,164 @@ def test_two_processes_do_not_share_scratch(tmp_path):
     ):
         pytest.fail('got in')
     assert (tmp_path / common.SCRATCH).is_dir()  # the other still needs it
+
+
+def test_scratch_is_locked_until_it_is_removed(tmp_path, monkeypatch):
+    remove = shutil.rmtree
+
+    def watched(path, **options):
+        monkeypatch.undo()
+        # It may be the first that is removed of its folder.
+        (path / 'lock').unlink(missing_ok=True)
+        with (
+            pytest.raises(common.DataError, match='Another process'),
+            common.scratch(tmp_path),
+        ):
+            pytest.fail('got in')
+        remove(path, **options)
+
+    with common.scratch(tmp_path):
+        monkeypatch.setattr(shutil, 'rmtree', watched)
+    assert names(tmp_path) == []
+
+
+def test_scratch_does_not_mind_who_gets_in_at_the_end(tmp_path, monkeypatch):
+    remove = shutil.rmtree
+
+    def overtaken(path, **options):
+        remove(path, **options)
+        if path.name == 'work':
+            remove(path.parent)
+
+    with pytest.raises(KeyboardInterrupt), common.scratch(tmp_path):
+        monkeypatch.setattr(shutil, 'rmtree', overtaken)
+        raise KeyboardInterrupt
+
+
+ABOUT = {'name': 'letters', 'layout': 1}
+
+
+def make(root, content='new', **about):
+    with common.made_whole(root, ABOUT | about) as work:
+        (work / 'made' / 'train').mkdir()
+        (work / 'made' / 'train' / 'a.txt').write_text(content)
+
+
+def letter(root):
+    return (root / 'train' / 'a.txt').read_text()
+
+
+def test_a_set_is_made_whole_and_replaced(tmp_path):
+    root = tmp_path / 'data' / 'set'
+    make(root, 'old', layout=0)
+    assert common.is_complete(root, ABOUT | {'layout': 0})
+    assert not common.is_complete(root, ABOUT)
+    make(root)
+    assert common.is_complete(root, ABOUT)
+    assert letter(root) == 'new'
+    assert names(root.parent) == ['set']
+    (root / 'train' / 'a.txt').write_text('half a letter')
+    assert not common.is_complete(root, ABOUT)
+
+
+@pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize('blocked', ['set', 'made'])
+def test_an_error_at_the_last_moment_keeps_the_old_set(
+    tmp_path, monkeypatch, blocked, error
+):
+    root = tmp_path / 'set'
+    make(root, 'old')
+    replace = os.replace
+
+    def fails(source, target):
+        if Path(source).name == blocked:
+            raise error
+        replace(source, target)
+
+    monkeypatch.setattr(os, 'replace', fails)
+    with pytest.raises(error):
+        make(root)
+    assert common.is_complete(root, ABOUT)
+    assert letter(root) == 'old'
+    assert names(tmp_path) == ['set']
+
+
+def test_what_others_wrote_is_not_replaced(tmp_path):
+    root = tmp_path / 'set'
+    make(root, 'old')
+    (tmp_path / 'far').mkdir()
+    for name, add in {
+        'notes.txt': lambda path: path.write_text('dear diary'),
+        'train/b.txt': lambda path: path.write_text('b'),
+        'far': lambda path: path.symlink_to(tmp_path / 'far'),
+    }.items():
+        add(root / name)
+        with pytest.raises(common.DataError, match=f'{root / name} is not'):
+            make(root)
+        (root / name).unlink()  # is still there
+    assert letter(root) == 'old'
+    make(root)
+
+
+def test_what_others_write_meanwhile_is_not_replaced(tmp_path):
+    root = tmp_path / 'set'
+    root.mkdir()
+    with (
+        pytest.raises(common.DataError, match='notes.txt is not'),
+        common.made_whole(root, ABOUT),
+    ):
+        (root / 'notes.txt').write_text('dear diary')
+    assert names(root) == ['notes.txt']
+    assert names(tmp_path) == ['set']
+
+
+def test_a_file_is_no_folder_to_replace(tmp_path):
+    (tmp_path / 'set').write_text('dear diary')
+    with pytest.raises(common.DataError, match='set is not'):
+        make(tmp_path / 'set')
+    assert (tmp_path / 'set').read_text() == 'dear diary'
+
+
+@pytest.mark.parametrize(
+    'prepared',
+    [
+        lambda disk: None,
+        lambda disk: disk.mkdir(),
+        lambda disk: make(disk, 'old'),
+    ],
+    ids=['nothing', 'empty', 'older'],
+)
+def test_a_link_to_another_disk_stays_one(tmp_path, prepared):
+    disk, root = tmp_path / 'large' / 'set', tmp_path / 'set'
+    disk.parent.mkdir()
+    prepared(disk)
+    root.symlink_to(disk)
+    make(root)
+    assert root.is_symlink()
+    assert letter(disk) == 'new'
+    assert names(disk.parent) == ['set']
+    assert names(tmp_path) == ['large', 'set']
+
+
+def test_two_processes_do_not_make_the_same_set(tmp_path):
+    root = tmp_path / 'set'
+    with common.made_whole(root, ABOUT):
+        with pytest.raises(common.DataError, match='Another process prepares'):
+            make(root)
+        make(tmp_path / 'other')
+    assert names(tmp_path) == ['other', 'set']
+
+
+def test_an_older_set_without_a_list_of_files_is_used_but_not_replaced(
+    tmp_path,
+):
+    root = tmp_path / 'set'
+    make(root)
+    (root / 'manifest.json').write_text(json.dumps(ABOUT))
+    assert common.is_complete(root, ABOUT)
+    with pytest.raises(common.DataError, match='move it away'):
+        make(root, layout=2)
+    assert letter(root) == 'new'
 
 
 def test_check_space(tmp_path):

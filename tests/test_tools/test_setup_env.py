@@ -234,7 +234,7 @@ def test_each_missing_prerequisite_is_a_sentence(tmp_path, monkeypatch):
     monkeypatch.setattr(tool.importlib.util, 'find_spec', lambda _: None)
     sentences = tool.missing_prerequisites(tmp_path, disk_gb=1e9)
     starts = (
-        'CPython 3.10',
+        'CPython 3.11',
         'A C++ compiler',
         'The headers of Python',
         'This Python cannot make',

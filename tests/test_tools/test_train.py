@@ -38,6 +38,26 @@ def test_amp_maps_the_wrapper(before: str, after: str) -> None:
     assert cfg.optim_wrapper.loss_scale == 'dynamic'
 
 
+@pytest.mark.parametrize(
+    'before, after',
+    [
+        (
+            "dict(type='mmengine.AmpOptimWrapper', loss_scale=512., "
+            "dtype='float16', accumulative_counts=2)",
+            dict(type='OptimWrapper', accumulative_counts=2),
+        ),
+        (
+            "dict(type='SparseAmpOptimWrapper', loss_scale='dynamic')",
+            dict(type='SparseOptimWrapper'),
+        ),
+        ("dict(type='OptimWrapper')", dict(type='OptimWrapper')),
+    ],
+)
+def test_no_amp_leaves_what_float32_takes(before: str, after: dict) -> None:
+    cfg = merged(f'optim_wrapper = {before}', '--no-amp')
+    assert cfg.optim_wrapper.to_dict() == after
+
+
 def test_amp_keeps_the_loss_scale() -> None:
     text = "optim_wrapper = dict(type='SparseOptimWrapper', loss_scale=512.)"
     assert merged(text, '--amp').optim_wrapper.loss_scale == 512.0
@@ -83,9 +103,17 @@ def test_resume(tmp_path: Path) -> None:
     assert cfg.resume and cfg.load_from == 'b.pth'
 
 
-def test_resume_from_a_missing_checkpoint(configs: dict[str, str]) -> None:
+def test_resume_from_a_missing_checkpoint(
+    configs: dict[str, str], tmp_path: Path
+) -> None:
     with pytest.raises(SystemExit, match='There is no checkpoint .*b.pth'):
         train.main([configs['mmpretrain'], '--resume', 'b.pth'])
+    # Named in the work dir, and lost since.
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'c.pth'))
+    with pytest.raises(SystemExit, match='There is no checkpoint .*c.pth'):
+        train.main(
+            [configs['mmpretrain'], '--resume', '--work-dir', str(tmp_path)]
+        )
 
 
 def test_auto_scale_lr() -> None:

@@ -69,6 +69,15 @@ def wheel(tmp_path, monkeypatch):
     return path
 
 
+def is_complete(root):
+    """Whether nothing is needed to prepare it."""
+    try:
+        tool.prepare(root, root / 'no.whl')
+    except tool.DataError:
+        return False
+    return True
+
+
 @pytest.mark.parametrize(
     'box, part, counts',
     [
@@ -271,23 +280,23 @@ def test_a_second_call_does_nothing(wheel, tmp_path, monkeypatch):
 def test_a_damaged_set_is_made_anew(wheel, tmp_path, damage):
     root = tool.prepare(tmp_path / 'crowns', wheel)
     damage(root)
-    assert not tool.is_complete(root)
+    assert not is_complete(root)
     tool.prepare(root, wheel)
-    assert tool.is_complete(root)
+    assert is_complete(root)
     assert {p.name for p in tmp_path.iterdir()} == {'crowns', wheel.name}
 
 
 def test_an_older_layout_is_made_anew(wheel, tmp_path, monkeypatch):
     root = tool.prepare(tmp_path / 'crowns', wheel)
     monkeypatch.setattr(tool, 'LAYOUT', tool.LAYOUT + 1)
-    assert not tool.is_complete(root)
+    assert not is_complete(root)
     tool.prepare(root, wheel)
-    assert tool.is_complete(root)
+    assert is_complete(root)
 
 
 def test_an_empty_folder_is_filled(wheel, tmp_path):
     (tmp_path / 'crowns').mkdir()
-    assert tool.is_complete(tool.prepare(tmp_path / 'crowns', wheel))
+    assert is_complete(tool.prepare(tmp_path / 'crowns', wheel))
 
 
 @pytest.mark.parametrize('manifest', [None, '{"files": {}}', 'no json'])
@@ -297,7 +306,7 @@ def test_a_folder_of_somebody_else_is_left_alone(wheel, tmp_path, manifest):
     (root / 'notes.txt').write_text('dear diary')
     if manifest:
         (root / 'manifest.json').write_text(manifest)
-    with pytest.raises(tool.DataError, match='remove it or name another'):
+    with pytest.raises(tool.DataError, match='move it away or name another'):
         tool.prepare(root, wheel)
     assert (root / 'notes.txt').read_text() == 'dear diary'
 
@@ -376,7 +385,7 @@ def test_a_failed_download_is_one_sentence_and_leaves_nothing(
 def test_a_download_is_checked_used_and_removed(wheel, tmp_path, monkeypatch):
     calls = pip_that(monkeypatch, 0, wheel=wheel)
     root = tool.prepare(tmp_path / 'data' / 'crowns')
-    assert tool.is_complete(root)
+    assert is_complete(root)
     assert [p.name for p in root.parent.iterdir()] == ['crowns']
     assert calls[0][1:4] == ['-m', 'pip', 'download']
     assert '--no-deps' in calls[0]

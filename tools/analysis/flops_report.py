@@ -249,6 +249,8 @@ def make_report(
     hook = build_hook(cfg)
     plan = hook and hook.plan(model)
     masks = report_masks(hook, plan, model)
+    if masks and masks['transferred'] and hook.transfer == 'dense':
+        plan = masks = None  # The run drops them.
     channels = (cfg.model.get('backbone') or {}).get('in_channels', 3)
     network = Network(model, plan.densities if plan else {}, channels)
     costs = network.profile(test)

@@ -1,6 +1,5 @@
 """What a sweep found, as a table and a figure."""
 
-import argparse
 import json
 import statistics
 from collections.abc import Sequence
@@ -8,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tools.analysis.flops_report import make_report
-from tools.common import load_config, member_name
+from tools.common import member_name, read_config
 
 # The lines which the table of a sweep goes between.
 BEGIN, END = '<!-- sweep {}: begin -->', '<!-- sweep {}: end -->'
@@ -37,11 +36,8 @@ class Network:
     @property
     def name(self) -> str:
         """'dense', or as 'wide-s75-rigl'."""
-        return member_name(self.options()) or 'dense'
-
-    def options(self) -> argparse.Namespace:
-        """As the command line of the tools has them."""
-        return argparse.Namespace(cfg_options=None, **asdict(self))
+        found = member_name(self.family, self.sparsity, self.algorithm)
+        return found or 'dense'
 
     def argv(self) -> list[str]:
         """The same, to be parsed."""
@@ -119,13 +115,24 @@ def collect(
 
     Returns:
         list[Cell]: Those of which there are runs.
+
+    Raises:
+        SystemExit: If the cost of a network cannot be counted.
     """
     cells = []
     for network in networks:
         values = read_values(work_dir / network.name, metric)
         if not values:
             continue
-        report = make_report(load_config(network.options()))
+        try:
+            report = make_report(read_config(**asdict(network)))
+        except ValueError as error:
+            raise SystemExit(f'{network.config}: {error}') from error
+        if report['comparison'] is None:
+            raise SystemExit(
+                f'{network.config} cannot be compared with a dense network: '
+                f'{report["not_compared"]}.'
+            )
         total, both = report['total'], report['comparison']['total']
         cells.append(
             Cell(
@@ -143,13 +150,14 @@ def collect(
 def to_markdown(cells: Sequence[Cell], metric: str) -> str:
     """The table, its first row the dense network."""
     dense = cells[0]
+    digits = 2 if dense.mean > 1 else 4  # Percent, or a share.
     lines = [HEADER.format(metric=metric)]
     for cell in cells:
         network = cell.network
         gain = cell.mean - dense.mean
-        value = f'{cell.mean:.2f}'
+        value = f'{cell.mean:.{digits}f}'
         if len(cell.values) > 1:  # One run has no spread.
-            value += f' ± {cell.spread:.2f}'
+            value += f' ± {cell.spread:.{digits}f}'
         row = (
             network.family or 'dense',
             '-' if cell is dense else f'{network.sparsity:.2f}',
@@ -158,7 +166,7 @@ def to_markdown(cells: Sequence[Cell], metric: str) -> str:
             f'{cell.parameters / 1e3:.1f} k',
             f'{cell.active / 1e3:.1f} k',
             value,
-            '-' if cell is dense else f'{gain:+.2f}',
+            '-' if cell is dense else f'{gain:+.{digits}f}',
             str(len(cell.values)),
         )
         lines.append(f'| {" | ".join(row)} |')

@@ -23,7 +23,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -31,7 +31,11 @@ from scipy.ndimage import binary_fill_holes
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.dataset_converters.whole import DataError, made_whole  # noqa: E402
+from tools.dataset_converters.common import (  # noqa: E402
+    DataError,
+    is_complete,
+    made_whole,
+)
 
 LAYOUT = 2  # to be raised when what is written changes
 
@@ -299,24 +303,6 @@ def write_split(folder: Path, split: str, number: int, seed: int,
             folders[1] / f'{stem}_gtFine_labelTrainIds.png')
 
 
-def read_manifest(root: Path) -> dict[str, Any] | None:
-    """Return the manifest of a folder; None if this did not write it."""
-    try:
-        manifest = json.loads((root / 'manifest.json').read_text())
-    except (OSError, ValueError):
-        return None
-    ours = isinstance(manifest, dict) and manifest.get(
-        'name') == 'fashion_scenes'
-    return manifest if ours else None
-
-
-def is_complete(root: Path, manifest: dict[str, Any]) -> bool:
-    """Whether a folder holds the whole set that a manifest describes."""
-    return read_manifest(root) == manifest and all(
-        len(list((root / kind / split).glob('*/*.png'))) == manifest[split]
-        for kind in ('leftImg8bit', 'gtFine') for split in SPLITS)
-
-
 def prepare(root: Path, fashion_mnist: Path, tree_crowns: Path,
             train: int = 600, val: int = 150, seed: int = 0) -> None:
     """Make the data set unless it is there.
@@ -339,18 +325,14 @@ def prepare(root: Path, fashion_mnist: Path, tree_crowns: Path,
     if min(train, val) < 1 or seed < 0:
         raise DataError('There must be at least one scene for train and val, '
                         'and the seed must not be negative.')
-    manifest = dict(
+    about = dict(
         name='fashion_scenes', layout=LAYOUT, train=train, val=val, seed=seed)
-    if is_complete(root, manifest):
+    if is_complete(root, about):
         return
-    ours = read_manifest(root) is not None
-    with made_whole(root, ours,
-                    lambda: is_complete(root, manifest)) as scratch:
-        made = scratch / 'made'
+    with made_whole(root, about) as work:
         for split in SPLITS:
-            write_split(made, split, manifest[split], seed, fashion_mnist,
-                        tree_crowns)
-        (made / 'manifest.json').write_text(json.dumps(manifest, indent=1))
+            write_split(work / 'made', split, about[split], seed,
+                        fashion_mnist, tree_crowns)
 
 
 def main(arguments: list[str] | None = None) -> int:

