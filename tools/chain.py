@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from tools.dataset_converters import fashion_scenes
 from tools.prepare_data import main as prepare_data
-from tools.steps import ROOT, run_tool
+from tools.steps import ROOT, is_finished, run_tool
 
 CONFIGS = ROOT / 'configs' / 'chain'
 OUT = ROOT / 'work_dirs' / 'chain'
@@ -79,13 +79,14 @@ def run(network: str, kind: str, seed: int, scratch: bool) -> dict[str, float]:
     config = str(CONFIGS / NETWORKS[network][kind])
     options = ['--cfg-options', f'randomness.seed={seed}']
     if kind != 'classifier':
-        start = out / 'classifier' / LAST['classifier'][0]
+        # An option is split at commas: those of the checkout stay out of it.
+        start = out.relative_to(ROOT) / 'classifier' / LAST['classifier'][0]
         key = 'model.backbone.init_cfg'
         options.append(
             f'{key}=None' if scratch else f'{key}.checkpoint={start}'
         )
     checkpoint = work_dir / LAST[kind][0]
-    if not checkpoint.exists():
+    if not is_finished(checkpoint):
         run_tool(
             out,
             f'train_{name}',

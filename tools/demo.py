@@ -5,18 +5,20 @@ tests them, and leaves a table, pictures and curves in work_dirs/demo. What
 is done already is not done again; a run that was interrupted is resumed.
 """
 
+import argparse
 import json
 import statistics
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from tools.dataset_converters.tree_crowns import DataError, prepare  # noqa: E402
-from tools.steps import run_tool  # noqa: E402
+from tools.dataset_converters.common import DataError  # noqa: E402
+from tools.dataset_converters.tree_crowns import prepare  # noqa: E402
+from tools.steps import is_finished, run_tool  # noqa: E402
 
 CONFIGS = ROOT / 'configs' / 'demo'
 RUNS = {
@@ -37,7 +39,7 @@ def train(name: str) -> Path:
     work_dir = OUT / name
     epochs = Config.fromfile(RUNS[name]).max_epochs
     checkpoint = work_dir / f'epoch_{epochs}.pth'
-    if not checkpoint.exists():
+    if not is_finished(checkpoint):
         print(f'Training the network "{name}", {epochs} epochs', flush=True)
         run_tool(OUT, f'train_{name}', 'tools/train.py', str(RUNS[name]),
                  '--work-dir', str(work_dir), '--resume')
@@ -129,8 +131,9 @@ def draw_curves(path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     """Run what is not done yet, then print the table."""
+    argparse.ArgumentParser(description=__doc__).parse_args(argv)
     OUT.mkdir(parents=True, exist_ok=True)
     try:
         prepare(ROOT / 'data' / 'tree_crowns')

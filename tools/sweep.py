@@ -7,21 +7,25 @@ table and a figure. Folder, table and figure have the name of the dense config.
 """
 
 import argparse
-import os
 import sys
+import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import redirect_stderr, redirect_stdout
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from itertools import product
-from multiprocessing import get_context
 from pathlib import Path
+
+from mmengine.runner import find_latest_checkpoint
 
 # A checkout has to run as it is, without an installation.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sift_mm.isoflop import FAMILIES
 from tools.analysis.sweep_report import Network, write_report
+from tools.steps import ROOT, run_tool, stop_tools
+
+# Metrics and costs of a run, in its folder when all is done.
+RESULT = 'result.json'
 
 
 @dataclass(frozen=True)
@@ -31,22 +35,14 @@ class Job:
     Args:
         network (Network): What is trained.
         seed (int): Of weights, order of the data, and masks.
-        work_dir (Path): For logs, checkpoints and ``result.json``.
-        threads (int): That PyTorch may use.
     """
 
     network: Network
     seed: int
-    work_dir: Path
-    threads: int
 
     def __str__(self) -> str:
-        return f'{self.network.name}, seed {self.seed}'
-
-    @property
-    def result(self) -> Path:
-        """File with the metrics, written when all is done."""
-        return self.work_dir / 'result.json'
+        # In messages, and as its folder.
+        return f'{self.network.name}/seed{self.seed}'
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -119,50 +115,45 @@ def plan_jobs(args: argparse.Namespace) -> list[Job]:
     """
     networks = sorted(plan_networks(args), key=lambda n: n.sparsity or 0)
     return [
-        Job(
-            network,
-            seed,
-            args.work_dir / network.name / f'seed{seed}',
-            args.threads,
-        )
+        Job(network, seed)
         for seed in range(args.seeds)
         for network in networks
     ]
 
 
-def run(job: Job) -> str:
-    """Trains, tests the last checkpoint, and writes what came out.
+def run(job: Job, args: argparse.Namespace) -> str:
+    """Trains, and tests the last checkpoint.
 
     Returns:
-        str: A line about it.
+        str: What came out.
     """
-    import mmengine
-    import torch
-    from mmengine.runner import find_latest_checkpoint
-
-    from tools import test, train
-
-    torch.set_num_threads(job.threads)
-    folder = str(job.work_dir)
-    job.work_dir.mkdir(parents=True, exist_ok=True)
-    options = [
+    folder = args.work_dir / str(job)
+    folder.mkdir(parents=True, exist_ok=True)
+    config, *options = job.network.argv()
+    options += [
+        f'--work-dir={folder}',
         '--cfg-options',
         f'randomness.seed={job.seed}',
-        'default_hooks.checkpoint.max_keep_ckpts=1',
+        # MMEngine deletes before it writes: one has to be left then.
+        'default_hooks.checkpoint.max_keep_ckpts=2',
     ]
-    network = job.network.argv()
-    with (job.work_dir / 'log.txt').open('a') as log:
-        with redirect_stdout(log), redirect_stderr(log):
-            train.main([*network, '--resume', '--work-dir', folder, *options])
-            config, *member = network
-            checkpoint = find_latest_checkpoint(folder)
-            metrics = test.main(
-                [config, checkpoint, *member, '--work-dir', folder, *options]
-            )
-    unfinished = job.result.with_suffix('.part')
-    mmengine.dump(metrics, str(unfinished), file_format='json')
-    os.replace(unfinished, job.result)
-    return f'{job}: {metrics}'
+
+    def step(tool: str, *arguments: str) -> None:
+        run_tool(
+            args.work_dir,
+            f'{job}/{tool}',
+            f'{ROOT}/tools/{tool}.py',
+            config,
+            *arguments,
+            *options,
+            cwd=Path(),
+            OMP_NUM_THREADS=str(args.threads),
+        )
+
+    step('train', '--resume')
+    result = folder / RESULT
+    step('test', find_latest_checkpoint(folder), f'--out={result}')
+    return result.read_text()
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -178,26 +169,30 @@ def main(argv: Sequence[str] | None = None) -> None:
             args.report, args.name, networks, args.work_dir, args.metric
         )
         return
-    jobs = [job for job in plan_jobs(args) if not job.result.exists()]
+    jobs = [
+        job
+        for job in plan_jobs(args)
+        if not (args.work_dir / str(job) / RESULT).exists()
+    ]
     print(f'{len(jobs)} runs to do', flush=True)
-    failed = []
-    # A process for each run, since MMEngine hands a visualizer on to the next
-    # run, and started anew: a fork would share PyTorch's threads.
-    with ProcessPoolExecutor(
-        args.jobs, get_context('spawn'), max_tasks_per_child=1
-    ) as pool:
-        futures = {pool.submit(run, job): job for job in jobs}
-        for future in as_completed(futures):
-            job, error = futures[future], future.exception()
-            if error is None:
-                print(future.result(), flush=True)
-            else:
-                failed.append(job)
-                print(f'{job}: {error}', flush=True)
-    if failed:
-        raise SystemExit(
-            f'{len(failed)} runs failed; see {failed[0].work_dir}/log.txt.'
-        )
+    errors = []
+    with ThreadPoolExecutor(args.jobs) as pool:
+        futures = {pool.submit(run, job, args): job for job in jobs}
+        try:
+            for future in as_completed(futures):
+                if error := future.exception():
+                    errors.append(error)
+                outcome = error or future.result()
+                print(f'{futures[future]}: {outcome}', flush=True)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            # More than once, since a run may be about to start its test.
+            while not all(future.done() for future in futures):
+                stop_tools()
+                time.sleep(0.1)
+            raise
+    if errors:
+        raise SystemExit(f'{len(errors)} runs failed. {errors[0]}')
 
 
 if __name__ == '__main__':

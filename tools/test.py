@@ -6,6 +6,7 @@ the runner builds the first module.
 
 import argparse
 import copy
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -160,6 +161,13 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     return cfg
 
 
+def write_metrics(metrics: dict[str, float], path: str) -> None:
+    """Writes all or nothing, since a file that is there counts as done."""
+    unfinished = f'{path}.part'
+    mmengine.dump(metrics, unfinished, Path(path).suffix[1:])
+    os.replace(unfinished, path)
+
+
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Tests as the command line says.
 
@@ -193,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     print(f'\n{to_text(metrics, costs.cost)}')
     metrics = metrics | costs.cost
     if keeps_metrics:
-        mmengine.dump(metrics, args.out)
+        write_metrics(metrics, args.out)
     return metrics
 
 

@@ -89,4 +89,4 @@ default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10, log_metric_by_epoch=False),
     checkpoint=dict(
         type='CheckpointHook', by_epoch=False, interval=50,
-        max_keep_ckpts=1))
+        max_keep_ckpts=2))

@@ -23,9 +23,10 @@ def calls(tmp_path, monkeypatch):
         if tool == 'tools/train.py':
             folder = out / what.removeprefix('train_')
             logs = folder / '20260101_000000/vis_data'
-            logs.mkdir(parents=True)
+            logs.mkdir(parents=True, exist_ok=True)
             kind = what.removeprefix('train_').partition('-')[0]
             (folder / chain.LAST[kind][0]).write_text('')
+            (folder / 'last_checkpoint').write_text(chain.LAST[kind][0])
             records = [dict(step=10, loss=2., time=.5),
                        dict(step=1, accuracy=3.),
                        dict(step=30, loss=1., time=1.5)]
@@ -41,7 +42,7 @@ def calls(tmp_path, monkeypatch):
     return made
 
 
-def test_each_network_starts_from_its_own_classifier(calls, tmp_path):
+def test_each_network_starts_from_its_own_classifier(calls):
     chain.main([])
     trained = {(config.rpartition('/')[2], what): arguments
                for what, tool, config, arguments in calls
@@ -49,7 +50,8 @@ def test_each_network_starts_from_its_own_classifier(calls, tmp_path):
     # Two classifiers; two detectors and two segmentors, either way.
     assert len(trained) == 2 + 2 * 2 * 2
     for network, configs in chain.NETWORKS.items():
-        weights = tmp_path / f'chain/{network}/seed0/classifier/epoch_1.pth'
+        # A path with the checkout's would be split at its commas.
+        weights = f'chain/{network}/seed0/classifier/epoch_1.pth'
         for kind in ('detector', 'segmentor'):
             pretrained = trained[configs[kind], f'train_{kind}-pretrained']
             scratch = trained[configs[kind], f'train_{kind}-scratch']
@@ -69,6 +71,14 @@ def test_what_is_done_is_not_done_again(calls, capsys):
     assert ('| detector | wide | pretrained | mAP_50 | 0.250 | 2.000 | 3.00 M '
             '| 0.200 | 35 |') in said
     assert (chain.OUT / 'table.md').read_text().strip() in said
+
+
+def test_a_checkpoint_half_written_is_trained_again(calls):
+    chain.main([])
+    calls.clear()
+    (chain.OUT / 'wide/seed0/classifier/last_checkpoint').unlink()
+    chain.main([])
+    assert [what for what, *_ in calls] == ['train_classifier']
 
 
 def test_several_seeds_give_mean_and_spread(calls, capsys):

@@ -29,6 +29,8 @@ def out(tmp_path, monkeypatch):
         logs = folder / '20260101_000000' / 'vis_data'
         logs.mkdir(parents=True)
         torch.save(state, folder / f'epoch_{config.max_epochs}.pth')
+        (folder / 'last_checkpoint').write_text(
+            f'epoch_{config.max_epochs}.pth')
         metrics = {'coco/bbox_mAP': .1, 'coco/bbox_mAP_50': .35}
         (folder / 'metrics.json').write_text(json.dumps(metrics))
         records = [dict(step=10, loss=2., time=.5),
@@ -50,7 +52,7 @@ def test_a_second_call_only_shows_what_is_there(out, monkeypatch, capsys):
     monkeypatch.setattr(demo, 'run_tool', forbid)
     monkeypatch.setattr(demo, 'prepare', lambda root: root)
     monkeypatch.setattr(demo, 'ROOT', out.parent)
-    demo.main()
+    demo.main([])
     said = capsys.readouterr().out
     results = json.loads((out / 'results.json').read_text())
     dense, sparse = results['dense'], results['sparse_wide']
@@ -74,7 +76,7 @@ def test_a_detector_that_did_not_learn_is_said(out, monkeypatch, capsys):
     monkeypatch.setattr(demo, 'ROOT', out.parent)
     (out / 'dense' / 'metrics.json').write_text(
         json.dumps({'coco/bbox_mAP': 0., 'coco/bbox_mAP_50': .02}))
-    demo.main()
+    demo.main([])
     assert 'expected here: dense.' in capsys.readouterr().out
 
 
@@ -82,6 +84,8 @@ def test_what_is_not_done_is_run(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, 'OUT', tmp_path)
     calls = []
     monkeypatch.setattr(demo, 'run_tool', lambda *a: calls.append(a))
+    (tmp_path / 'dense').mkdir()
+    (tmp_path / 'dense' / 'epoch_10.pth').write_text('half of it')
     checkpoint = demo.train('dense')
     assert checkpoint == tmp_path / 'dense' / 'epoch_10.pth'
     assert calls[0][2] == 'tools/train.py' and '--resume' in calls[0]

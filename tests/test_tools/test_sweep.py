@@ -1,7 +1,7 @@
 """A sweep: what is run, resumed, reported."""
 
 import json
-from concurrent.futures import ThreadPoolExecutor
+import os
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,42 @@ from tools.analysis.sweep_report import (
 )
 
 TESTS = ROOT / 'tests'
+# Stand-ins for the tools. One network is killed at its first attempt, and the
+# config stop.py interrupts the sweep.
+TRAIN = """
+import os, signal, sys, time
+from pathlib import Path
+folder = next(a for a in sys.argv if a.startswith('--work-dir='))
+folder = Path(folder.removeprefix('--work-dir='))
+with (folder / 'calls.txt').open('a') as calls:
+    print(os.getpid(), os.environ['OMP_NUM_THREADS'], *sys.argv, file=calls)
+log = folder / 'train.log'
+if folder.parts[1] == 'wide_factorized-s50' and not log.read_text():
+    print('about to die', flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+if sys.argv[1] == 'stop.py':
+    os.kill(os.getppid(), signal.SIGINT)
+    time.sleep(60)
+(folder / 'last_checkpoint').write_text('last.pth')
+"""
+TEST = """
+import sys
+from pathlib import Path
+assert sys.argv[2] == 'last.pth'
+out = next(a for a in sys.argv if a.startswith('--out='))
+Path(out.removeprefix('--out=')).write_text('{"top1": 90.0}')
+"""
 pytestmark = pytest.mark.usefixtures('fresh_process')
+
+
+@pytest.fixture
+def stand_ins(tmp_path, monkeypatch):
+    """A folder for runs of tools that do next to nothing."""
+    (tmp_path / 'tools').mkdir()
+    (tmp_path / 'tools/train.py').write_text(TRAIN)
+    (tmp_path / 'tools/test.py').write_text(TEST)
+    monkeypatch.setattr(sweep, 'ROOT', tmp_path)
+    return tmp_path / 'runs'
 
 
 def test_a_sweep_trains_each_once_and_reports(data, tmp_path, capsys,
@@ -34,7 +69,7 @@ def test_a_sweep_trains_each_once_and_reports(data, tmp_path, capsys,
     sweep.main(args)
     said = capsys.readouterr().out
     assert said.startswith('2 runs to do')
-    assert 'wide-s75-rigl, seed 0' in said
+    assert '\nwide-s75-rigl/seed0: {"' in said
     for name in ('dense', 'wide-s75-rigl'):
         folder = tmp_path / 'runs' / name / 'seed0'
         assert list(folder.glob('*/vis_data/scalars.json'))
@@ -57,18 +92,38 @@ def test_a_sweep_trains_each_once_and_reports(data, tmp_path, capsys,
     assert (tmp_path / f'results-{name}.png').stat().st_size > 5000
 
 
-def test_a_run_that_fails_stops_no_other(data, tmp_path, capsys,
-                                          monkeypatch):
-    # A process would only import anew.
-    monkeypatch.setattr(sweep, 'ProcessPoolExecutor',
-                        lambda jobs, *_, **__: ThreadPoolExecutor(jobs))
-    dense = write_config(tmp_path, 'mmpretrain', data['mmpretrain'])
-    with pytest.raises(SystemExit, match='2 runs failed.*log.txt'):
-        sweep.main([dense, 'nowhere.py', '--family', 'wide', '--sparsity',
-                    '0.5', '--seeds', '1', '--work-dir', 'runs'])
-    said = capsys.readouterr().out
-    assert 'wide-s50-rigl, seed 0: There is no config file' in said
-    assert (tmp_path / 'runs/dense/seed0/result.json').exists()
+def test_a_run_that_is_killed_stops_no_other(stand_ins, capsys):
+    args = ['dense.py', 'sparse.py', '--family', 'wide_factorized',
+            '--sparsity', '0.5', '0.75', '--seeds', '1', '--threads', '3',
+            '--work-dir', 'runs']
+    killed = 'wide_factorized-s50/seed0'
+    with pytest.raises(SystemExit,
+                       match=f'^1 runs failed.* runs/{killed}/train.log'):
+        sweep.main(args)
+    said = capsys.readouterr()
+    assert said.out.startswith('3 runs to do')
+    assert 'dense/seed0: {"top1": 90.0}' in said.out
+    assert 'wide_factorized-s75/seed0: {"top1": 90.0}' in said.out
+    assert 'about to die' in said.err
+    assert (stand_ins / killed / 'train.log').read_text() == 'about to die\n'
+    sweep.main(args)
+    assert capsys.readouterr().out.startswith('1 runs to do')
+    attempts = (stand_ins / killed / 'calls.txt').read_text().splitlines()
+    _, threads, _, *words = attempts[1].split()
+    assert len(attempts) == 2 and threads == '3'
+    assert words == [
+        'sparse.py', '--resume', '--family', 'wide_factorized', '--sparsity',
+        '0.5', f'--work-dir=runs/{killed}', '--cfg-options',
+        'randomness.seed=0', 'default_hooks.checkpoint.max_keep_ckpts=2']
+
+
+def test_an_interrupt_ends_the_run_and_starts_no_other(stand_ins):
+    with pytest.raises(KeyboardInterrupt):
+        sweep.main(['stop.py', 'sparse.py', '--work-dir', 'runs'])
+    calls, = stand_ins.glob('*/*/calls.txt')
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(calls.read_text().split()[0]), 0)
+    assert not list(stand_ins.rglob('result.json'))
 
 
 def test_what_a_sweep_consists_of():
@@ -77,10 +132,10 @@ def test_what_a_sweep_consists_of():
     # Four members x 3 x 2 with masks, one x 3 without, and the dense one.
     assert len(networks) == len(set(networks)) == 4 * 3 * 2 + 3 + 1
     assert networks[0] == 'dense' and 'wide_factorized-s90' in networks
-    jobs = sweep.plan_jobs(args)
-    assert len(jobs) == 3 * 28
     # The runs of other configs lie elsewhere.
-    assert jobs[0].work_dir == Path('work_dirs/sweep/baseline/dense/seed0')
+    assert args.work_dir == Path('work_dirs/sweep/baseline')
+    jobs = sweep.plan_jobs(args)
+    assert len(jobs) == 3 * 28 and str(jobs[0]) == 'dense/seed0'
     assert [j.seed for j in jobs] == sorted(j.seed for j in jobs)
     assert jobs[0].network.config == 'baseline.py'
     assert Network('c.py', 'wide', .9, 'SET').argv() == [
@@ -95,6 +150,8 @@ def test_mean_and_spread_are_of_the_sample():
     lines = to_markdown([dense, wide, once], 'top1').splitlines()
     assert '| 91.00 ± 1.00 | - | 3 |' in lines[2]  # sqrt((1 + 0 + 1) / 2)
     assert '| 92.00 | +1.00 | 1 |' in lines[4]  # One run has no spread.
+    ap = Cell(Network('d.py'), (.3061, .3063), 2e9, 2e9, 1000, 1000)
+    assert '| 0.3062 ± 0.0001 |' in to_markdown([ap], 'mAP')
     # sqrt((1 + 1) / 1) = 1.41; 0.999 of the FLOPs.
     assert '| 0.9990 | 4.0 k | 1.0 k | 93.00 ± 1.41 | +2.00 | 2 |' in lines[3]
 
