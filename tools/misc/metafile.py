@@ -50,7 +50,7 @@ PAPER = {
     'Training Efficiency',
     'URL': 'https://arxiv.org/abs/2303.11525',
 }
-TRANSFERRED = 'starts from the masks of the pretrained checkpoint'
+TRANSFERRED = 'masks of the pretrained checkpoint'
 HEADER = """\
 # Written by tools/misc/metafile.py.
 # As in the metafiles of the OpenMMLab libraries, FLOPs are multiply-
