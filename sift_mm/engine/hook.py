@@ -39,6 +39,7 @@ from .optim_wrapper import MaskedStep
 from .transfer import (
     CHECKPOINT_KEY,
     TRANSFERS,
+    mask_origin,
     pretrained_state,
     transferred_masks,
 )
@@ -202,7 +203,9 @@ class SparseTrainingHook(Hook):
         if not (self._loaded or self.init_is_given):
             self._loaded, self._checkpoint = pretrained_state(model,
                                                               parameters)
-        if self._drops_masks(resumed):
+        origin = mask_origin(self._checkpoint, self._loaded, resumed,
+                             self.transfer, self.init_is_given)
+        if origin == 'dropped':
             self._checkpoint = None
             runner.logger.info(
                 "transfer='dense': masks are dropped, and all weights train"
@@ -212,15 +215,16 @@ class SparseTrainingHook(Hook):
         # runner.seed differs between ranks under diff_rank_seed.
         seed = [runner.seed if self.seed is None else self.seed]
         broadcast_object_list(seed)
-        masks = self._first_masks(model, parameters, budget, seed[0],
-                                  resumed)
+        masks = self._first_masks(origin, model, parameters, budget, seed[0])
+        self._transferred = self.transfer if origin == 'transferred' else ''
         algorithm = self.algorithm
         if self._transferred == 'fixed':
             algorithm = ALGORITHMS.build('Static')
         trainer = MaskTrainer(
             masks, algorithm, self._schedule(runner, algorithm),
             self.drop_fraction, seed[0], self.placement)
-        if self._checkpoint is not None and resumed:
+        if resumed:
+            assert self._checkpoint is not None
             self._warn_of_changes(runner, algorithm)
             trainer.load_state_dict(self._checkpoint)
         self._checkpoint = None
@@ -235,59 +239,25 @@ class SparseTrainingHook(Hook):
         return plan_masks(model, self.distribution, self.sparsity,
                           self.include, self.exclude, budget)
 
-    def _drops_masks(self, resumed: bool) -> bool:
-        """Whether the network trains dense from loaded weights."""
-        if self.transfer != 'dense' or self.init_is_given:
-            return False
-        if not resumed:
-            return self._loaded
-        if self._checkpoint is not None and self._checkpoint.get('transfer'):
-            raise ValueError(
-                "The run to be resumed has masks, and transfer='dense' would "
-                'drop them in the middle. Start a new run from its checkpoint '
-                'with load_from.')
-        return self._checkpoint is None  # Such a run saves no masks.
-
-    def _first_masks(self, model: nn.Module,
+    def _first_masks(self, origin: str, model: nn.Module,
                      parameters: Mapping[str, nn.Parameter],
-                     budget: FlopBudget | None, seed: int,
-                     resumed: bool) -> MaskSet:
-        """The masks of the checkpoint, or new ones.
+                     budget: FlopBudget | None, seed: int) -> MaskSet:
+        """The masks of the checkpoint, or new ones, as ``origin`` says.
 
         Raises:
             ValueError: If the checkpoint's are of another network or
-                sparsity, or there are none where a run is resumed, or loaded
-                weights have none and nobody said how to draw them.
+                sparsity.
         """
-        state = self._checkpoint
-        nominal = nominal_sparsity(model, self.sparsity)
-        if resumed:
-            if state is None:
-                raise ValueError(
-                    'The checkpoint to resume from holds no masks (no key '
-                    f'{CHECKPOINT_KEY!r}): masks are restored, never '
-                    'guessed. Resume from a checkpoint that '
-                    'SparseTrainingHook saved, or start a new run with '
-                    'load_from and an explicit init.')
-            self._transferred = state.get('transfer', '')
-            if self._transferred:
-                self._transferred = self.transfer
-                return transferred_masks(model, parameters, state, nominal)
-            masks = MaskSet(parameters, state['masks'])
-            _check_counts(masks, self.plan(model, budget).counts)
-            return masks
-        if state is not None and not self.init_is_given:
-            self._transferred = self.transfer
-            return transferred_masks(model, parameters, state, nominal)
-        if self._loaded and not self.init_is_given:
-            raise ValueError(
-                'Weights come from a checkpoint without masks (load_from, or '
-                'an init_cfg of type Pretrained), and random masks would cut '
-                'them away; choose the first masks of SparseTrainingHook: '
-                "init='FromWeights', 'TopK' or 'Random'; or train all "
-                "weights, transfer='dense'.")
-        return MaskSet.draw(parameters, self.plan(model, budget).counts,
-                            self.initializer, seed)
+        state = self._checkpoint or {}
+        if origin == 'transferred':
+            return transferred_masks(model, parameters, state,
+                                     nominal_sparsity(model, self.sparsity))
+        counts = self.plan(model, budget).counts
+        if origin == 'drawn':
+            return MaskSet.draw(parameters, counts, self.initializer, seed)
+        masks = MaskSet(parameters, state['masks'])
+        _check_counts(masks, counts)
+        return masks
 
     def _describe(self, runner: Runner, model: nn.Module,
                   budget: FlopBudget | None) -> None:

@@ -79,6 +79,59 @@ def pretrained_state(model: nn.Module,
                       masks={inside + n: m for n, m in masks.items()})
 
 
+def mask_origin(state: Mapping[str, Any] | None, loaded: bool, resumed: bool,
+                transfer: str, init_is_given: bool) -> str:
+    """Where the masks come from that a run starts with.
+
+    Args:
+        state (Mapping[str, Any], optional): What the checkpoint has under
+            ``sparse_training``; None without it.
+        loaded (bool): Whether there is a checkpoint at all.
+        resumed (bool): Whether the run goes on from it.
+        transfer (str): One of ``TRANSFERS``.
+        init_is_given (bool): Whether new masks are asked for.
+
+    Returns:
+        str: 'restored', those of the run that is resumed; 'transferred',
+        those that its first, or this, run found with loaded weights;
+        'drawn', new ones; 'dropped', none: all weights train.
+
+    Raises:
+        ValueError: If there are none where a run is resumed, if it would
+            lose them, or if loaded weights have none and nobody said how to
+            draw them.
+    """
+    if resumed:
+        if state is None:
+            if transfer == 'dense':  # Such a run saves no masks.
+                return 'dropped'
+            raise ValueError(
+                'The checkpoint to resume from holds no masks (no key '
+                f'{CHECKPOINT_KEY!r}): masks are restored, never guessed. '
+                'Resume from a checkpoint that SparseTrainingHook saved, or '
+                'start a new run with load_from and an explicit init.')
+        if not state.get('transfer'):
+            return 'restored'
+        if transfer == 'dense':
+            raise ValueError(
+                "The run to be resumed has masks, and transfer='dense' would "
+                'drop them in the middle. Start a new run from its checkpoint '
+                'with load_from.')
+        return 'transferred'
+    if init_is_given or not loaded:
+        return 'drawn'
+    if transfer == 'dense':
+        return 'dropped'
+    if state is None:
+        raise ValueError(
+            'Weights come from a checkpoint without masks (load_from, or an '
+            'init_cfg of type Pretrained), and random masks would cut them '
+            'away; choose the first masks of SparseTrainingHook: '
+            "init='FromWeights', 'TopK' or 'Random'; or train all weights, "
+            "transfer='dense'.")
+    return 'transferred'
+
+
 def transferred_masks(model: nn.Module,
                       parameters: Mapping[str, nn.Parameter],
                       state: Mapping[str, Any],

@@ -10,6 +10,38 @@ from toyrun import (
     toy_runner,
 )
 
+from sift_mm.engine.transfer import mask_origin
+
+MASKS = dict(masks={}, transfer='')
+TAKEN = dict(masks={}, transfer='fixed')
+
+
+@pytest.mark.parametrize('state, loaded, resumed, transfer, init, origin', [
+    (None, False, False, 'fixed', False, 'drawn'),
+    (None, False, False, 'dense', False, 'drawn'),
+    (None, True, False, 'fixed', True, 'drawn'),
+    (MASKS, True, False, 'fixed', True, 'drawn'),
+    (MASKS, True, False, 'fixed', False, 'transferred'),
+    (TAKEN, True, False, 'train', False, 'transferred'),
+    (MASKS, True, False, 'dense', False, 'dropped'),
+    (None, True, False, 'dense', False, 'dropped'),
+    (None, True, False, 'train', False, 'without masks'),
+    (MASKS, True, True, 'fixed', False, 'restored'),
+    (MASKS, True, True, 'dense', False, 'restored'),
+    (MASKS, True, True, 'fixed', True, 'restored'),
+    (TAKEN, True, True, 'train', False, 'transferred'),
+    (TAKEN, True, True, 'dense', False, 'drop them in the middle'),
+    (None, True, True, 'dense', False, 'dropped'),
+    (None, True, True, 'fixed', True, 'never guessed'),
+])
+def test_where_masks_come_from(state, loaded, resumed, transfer, init,
+                               origin):
+    if ' ' in origin:
+        with pytest.raises(ValueError, match=origin):
+            mask_origin(state, loaded, resumed, transfer, init)
+    else:
+        assert mask_origin(state, loaded, resumed, transfer, init) == origin
+
 
 @pytest.fixture
 def source(tmp_path):
