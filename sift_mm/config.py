@@ -134,9 +134,11 @@ def sparsify(cfg: Config, family: str | None = None,
         family (str, optional): Member of the family; None leaves it.
         sparsity (float, optional): Nominal sparsity; None leaves it.
         algorithm (str, optional): How masks are trained, 'Static', 'SET' or
-            'RigL'; None leaves it, and is 'RigL' where no hook is.
+            'RigL'; None leaves it, and is 'RigL' where no hook is. With
+            masks of a checkpoint, SET and RigL train those on.
         pretrained (str, optional): Checkpoint of a network with this
-            backbone, to take its weights and masks from.
+            backbone, to take its weights and masks from. Alone, it leaves a
+            dense network dense.
 
     Raises:
         ValueError: If the config has no such backbone, a member is left
@@ -148,11 +150,17 @@ def sparsify(cfg: Config, family: str | None = None,
         raise ValueError(
             f'model.backbone is of type {kind or None!r}; of the Sparse-IFT '
             f'family there are {", ".join(BACKBONES)}.')
+    if kind in BACKBONES or pretrained is not None:
+        _leave_weights(cfg, pretrained)
+    if pretrained is not None:
+        backbone['init_cfg'] = _pretrained(pretrained)
+        if ((family, sparsity, algorithm) == (None, None, None)
+                and backbone.get('family') is None):
+            return  # The dense baseline.
     if kind in BACKBONES:
         name, arguments = BACKBONES[kind]
         set_type(backbone, name)
         backbone.update(arguments)
-        _leave_dense_weights(cfg, from_scratch=pretrained is None)
     if family is not None:
         if family not in FAMILIES:
             raise ValueError(f'Unknown family {family!r}; choose one of '
@@ -168,8 +176,6 @@ def sparsify(cfg: Config, family: str | None = None,
         raise ValueError(
             f'The backbone would have family={backbone.get("family")!r} and '
             f'sparsity={backbone.get("sparsity")}; give both.')
-    if pretrained is not None:
-        backbone['init_cfg'] = _pretrained(pretrained)
     _add_import(cfg)
     wrapper = cfg.get('optim_wrapper')
     if wrapper is not None:
@@ -194,31 +200,37 @@ def set_type(cfg: dict[str, Any], name: str) -> None:
     cfg['type'] = f'{scope}.{name}' if scope not in ('', 'mmengine') else name
 
 
-def _leave_dense_weights(cfg: Config, from_scratch: bool) -> None:
-    """Load no weights of a model zoo: dense ones do not fit.
+def _leave_weights(cfg: Config, pretrained: str | None) -> None:
+    """Load no weights that others took the backbone from.
 
-    From scratch, what they allowed to be frozen has to learn. A file of one's
-    own is left, for it may be of the new network.
+    Args:
+        cfg (Config): Config of a run, changed in place.
+        pretrained (str, optional): Checkpoint that is loaded in place of
+            theirs. None leaves those of a model zoo alone, for dense ones do
+            not fit; what they allowed to be frozen has to learn then. A file
+            of one's own may be of the new network.
     """
     backbone = cfg.model['backbone']
-    paths = [(cfg, 'load_from', cfg.get('load_from'))]
+    paths = []
+    if not cfg.get('resume'):
+        paths.append((cfg, 'load_from', cfg.get('load_from')))
     for owner in (backbone, cfg.model):
         init = pretrained_cfg(owner.get('init_cfg')) or {}
         paths += [(owner, 'init_cfg', init.get('checkpoint')),
                   (owner, 'pretrained', owner.get('pretrained'))]
     for owner, key, path in paths:
-        if isinstance(path, str) and '://' in path:
-            owner[key] = None
-            rest = ''
-            if from_scratch:
-                rest = (': the backbone starts from scratch, with all stages '
-                        'and norms learning')
-                backbone.update(frozen_stages=-1, norm_eval=False)
-                # Frozen too where weights come from Caffe.
-                (backbone.get('norm_cfg') or {}).pop('requires_grad', None)
-            print_log(
-                f'The weights of {path} are of a dense network and are not '
-                f'loaded{rest}.', logger='current')
+        if not path or not (pretrained or '://' in path):
+            continue
+        owner[key] = None
+        why = f'{pretrained} is loaded in their place'
+        if pretrained is None:
+            why = ('they are of a dense network, and the backbone starts '
+                   'from scratch, with all stages and norms learning')
+            backbone.update(frozen_stages=-1, norm_eval=False)
+            # Frozen too where weights come from Caffe.
+            (backbone.get('norm_cfg') or {}).pop('requires_grad', None)
+        print_log(f'The weights of {path} are not loaded: {why}.',
+                  logger='current')
 
 
 def _add_import(cfg: Config) -> None:
@@ -236,21 +248,26 @@ def _add_hook(cfg: Config, algorithm: str | None) -> None:
         found = [ConfigDict(type='SparseTrainingHook')]
         hooks += found
     if algorithm is not None:
-        found[0]['algorithm'] = algorithm
-        _check_algorithm_counts(cfg, found[0], hooks.index(found[0]))
+        hook = found[0]
+        hook['algorithm'] = algorithm
+        if algorithm != 'Static' and _loads_masks(cfg, hook):
+            # It is asked for, and by default masks of a checkpoint stay.
+            if hook.setdefault('transfer', 'train') != 'train':
+                raise ValueError(
+                    'Masks come with the loaded weights, and with transfer='
+                    f'{hook["transfer"]!r} of SparseTrainingHook the '
+                    f'algorithm {algorithm} would not count; to train them '
+                    f'on, add --cfg-options custom_hooks.{hooks.index(hook)}.'
+                    'transfer=train.')
     cfg.custom_hooks = hooks
 
 
-def _check_algorithm_counts(cfg: Config, hook: Mapping[str, Any],
-                            index: int) -> None:
-    fixed = hook.get('transfer', 'fixed') == 'fixed' and not hook.get('init')
-    if (fixed and pretrained_cfg(cfg.model.backbone.get('init_cfg'))
-            and hook['algorithm'] != 'Static'):
-        raise ValueError(
-            'The masks come with the checkpoint of init_cfg and stay as they '
-            'are, whatever the algorithm; to train them on, set transfer='
-            "'train' in the SparseTrainingHook (--cfg-options "
-            f'custom_hooks.{index}.transfer=train).')
+def _loads_masks(cfg: Config, hook: Mapping[str, Any]) -> bool:
+    """Whether a run starts from the masks of a checkpoint."""
+    sources = [pretrained_cfg(module.get('init_cfg'))
+               for module in (cfg.model, cfg.model.backbone)]
+    load_from = cfg.get('load_from') and not cfg.get('resume')
+    return bool(any(sources) or load_from) and not hook.get('init')
 
 
 def fit_channels(cfg: Config) -> None:
@@ -272,10 +289,10 @@ def fit_channels(cfg: Config) -> None:
         return
     found = consumer_channels(model, backbone.out_channels)
     if not found and backbone.grows:
+        neck = type(getattr(model, 'neck', None)).__name__
         raise ValueError(
             'The features are wider, and it is not known where this model '
-            'says how wide its neck '
-            f'({type(getattr(model, "neck", None)).__name__}) or head reads '
+            f'says how wide its neck ({neck}) or head reads '
             'them: write a config with in_channels for features of '
             f'{backbone.out_channels} channels.')
     cfg.merge_from_dict({f'model.{key}': expected

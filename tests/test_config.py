@@ -127,14 +127,33 @@ def test_a_checkpoint_of_the_member_by_option(path):
     dense = read(path)
     cfg = load_config(parse_args([
         path, '--family', 'wide', '--sparsity', '.75', '--pretrained',
-        'mine.pth']))
+        'mine.pth', '--algorithm', 'SET', '--cfg-options',
+        'load_from=dense.pth', 'model.init_cfg.type=Pretrained',
+        'model.init_cfg.checkpoint=dense.pth']))
     backbone = cfg.model.backbone
     assert backbone.init_cfg == dict(
         type='Pretrained', checkpoint='mine.pth', prefix='backbone.')
-    assert cfg.model.get('pretrained') is None
+    assert cfg.model.get('pretrained') is cfg.model.init_cfg is None
+    assert cfg.load_from is None
+    assert cfg.custom_hooks[-1] == dict(
+        type='SparseTrainingHook', algorithm='SET', transfer='train')
     # What is frozen stays so, as it does in the dense network.
     for key in ('frozen_stages', 'norm_eval'):
         assert backbone.get(key) == dense.model.backbone.get(key)
+
+
+def test_the_dense_baseline_starts_from_a_checkpoint_alike(tmp_path):
+    path = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
+    cfg = load_config(parse_args([path, '--pretrained', 'dense.pth']))
+    dense = read(path)
+    dense.model.backbone.init_cfg = dict(
+        type='Pretrained', checkpoint='dense.pth', prefix='backbone.')
+    assert cfg.to_dict() == dense.to_dict()
+    # A run that is resumed is not told to forget where.
+    cfg = read(path)
+    cfg.update(load_from='epoch_1.pth', resume=True)
+    sparsify(cfg, 'wide', .75, pretrained='mine.pth')
+    assert cfg.load_from == 'epoch_1.pth'
 
 
 def test_the_zoo_may_be_named_by_the_model(tmp_path):
@@ -169,15 +188,20 @@ def test_a_neck_that_is_not_known_is_said(tmp_path):
 def test_an_algorithm_that_would_not_count_is_refused(tmp_path):
     cfg = read(write_config(tmp_path, 'mmpretrain', tmp_path))
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='a.pth')
-    cfg.custom_hooks = [dict(type='EMAHook')]
+    hook = dict(type='SparseTrainingHook', transfer='fixed')
+    cfg.custom_hooks = [dict(type='EMAHook'), hook]
     with pytest.raises(ValueError, match=r'custom_hooks\.1\.transfer=train'):
         sparsify(cfg, 'parallel', .75, 'RigL')
     sparsify(cfg, 'parallel', .75, 'Static')  # What it is anyway.
-    cfg.custom_hooks[1].transfer = 'train'
-    sparsify(cfg, algorithm='RigL')
-    cfg.custom_hooks[1] = dict(type='SparseTrainingHook', init='TopK')
+    # Where nobody said that masks stay, they are trained on.
+    for hook in ({}, dict(transfer='train')):
+        cfg.custom_hooks = [dict(hook, type='SparseTrainingHook')]
+        sparsify(cfg, algorithm='RigL')
+        assert cfg.custom_hooks[0].transfer == 'train'
+    cfg.custom_hooks = [dict(type='SparseTrainingHook', init='TopK')]
     sparsify(cfg, algorithm='SET')
-    assert cfg.custom_hooks[1].algorithm == 'SET'
+    assert cfg.custom_hooks == [
+        dict(type='SparseTrainingHook', init='TopK', algorithm='SET')]
 
 
 def test_channels_of_a_dense_network_are_left_alone(tmp_path):

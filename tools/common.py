@@ -71,7 +71,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         '--work-dir',
         help='folder for logs, checkpoints and metrics; by default the '
         "config's work_dir, else ./work_dirs/ and the config's name, with "
-        'family, sparsity and algorithm where they are given as options',
+        'family, sparsity, algorithm and -pre where they are options',
     )
     parser.add_argument(
         '--no-pin-memory',
@@ -165,7 +165,7 @@ def member_name(
     """What the options of :func:`sparsify` say, for a folder's name.
 
     Returns:
-        str: 'wide-s75-rigl', a part of it, or ''.
+        str: 'wide-s75-rigl-pre', a part of it, or ''.
     """
     parts = [family]
     if sparsity is not None:
@@ -280,7 +280,7 @@ def check_pretrained(cfg: Config) -> None:
             raise SystemExit(
                 f'There is no checkpoint {_full_path(path)} to start from: '
                 'train that network first, or name another file by '
-                f'--cfg-options {key}=FILE.'
+                f'--pretrained FILE or --cfg-options {key}=FILE.'
             )
         if isinstance(owner, list):
             owner.pop(index)

@@ -39,6 +39,7 @@ from .optim_wrapper import MaskedStep
 from .transfer import (
     CHECKPOINT_KEY,
     TRANSFERS,
+    check_pretrained_model,
     mask_origin,
     pretrained_state,
     transferred_masks,
@@ -189,6 +190,8 @@ class SparseTrainingHook(Hook):
             return  # Training goes on after an earlier call of train().
         model = unwrap(runner.model)
         check_channels(model)
+        if not self._loaded:
+            check_pretrained_model(model)
         parameters = masked_parameters(model, self.include, self.exclude)
         budget = flop_budget(model)
         if not parameters:

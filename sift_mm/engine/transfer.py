@@ -43,6 +43,27 @@ def pretrained_source(model: nn.Module,
     return None
 
 
+def check_pretrained_model(model: nn.Module) -> None:
+    """Check a checkpoint that not the backbone, but what holds it, loads.
+
+    The backbone has checked the one of its own ``init_cfg``.
+
+    Args:
+        model (nn.Module): The model.
+
+    Raises:
+        ValueError: If the checkpoint is not of the Sparse-IFT backbone.
+    """
+    found = sparse_backbone(model)
+    source = found and pretrained_source(model, {
+        found[0] + name: p for name, p in found[1].named_parameters()})
+    if found and source and source[0] != found[0]:
+        inside, config = source
+        state = load_pretrained(config)['state_dict']
+        check_keys(found[1], without_prefix(state, config.get('prefix')),
+                   config['checkpoint'], found[0].removeprefix(inside))
+
+
 def pretrained_state(model: nn.Module,
                      parameters: Mapping[str, nn.Parameter]
                      ) -> tuple[bool, dict[str, Any] | None]:
@@ -56,25 +77,15 @@ def pretrained_state(model: nn.Module,
         tuple: Whether a checkpoint is loaded into a sparse parameter, and
         what it has under ``sparse_training``, the masks by their names in
         this model; None if it has nothing.
-
-    Raises:
-        ValueError: If the checkpoint is not of the Sparse-IFT backbone.
     """
     source = pretrained_source(model, parameters)
     if source is None:
         return False, None
     inside, config = source
-    checkpoint = load_pretrained(config)
-    prefix = config.get('prefix')
-    found = sparse_backbone(model)
-    # Its own init_cfg it has checked itself.
-    if found is not None and found[0] != inside:
-        check_keys(found[1], without_prefix(checkpoint['state_dict'], prefix),
-                   config['checkpoint'], found[0].removeprefix(inside))
-    state = checkpoint.get(CHECKPOINT_KEY)
+    state = load_pretrained(config).get(CHECKPOINT_KEY)
     if state is None:
         return True, None
-    masks = without_prefix(state['masks'], prefix)
+    masks = without_prefix(state['masks'], config.get('prefix'))
     return True, dict(state,
                       masks={inside + n: m for n, m in masks.items()})
 

@@ -67,14 +67,19 @@ def test_masks_that_are_drawn_anew_are_counted(tmp_path: Path) -> None:
         "model = dict(backbone=dict(init_cfg=dict(type='Pretrained', "
         "checkpoint='a.pth')))\n"
     )
-    kind = 'Mask Training'
-    assert 'pretrained' in metafile.describe(path)[0]['Metadata'][kind]
-    with path.open('a') as stream:
-        stream.write(
-            "custom_hooks = [dict(type='SparseTrainingHook', init='TopK')]\n"
+    text = path.read_text()
+    taken = 'masks of the pretrained checkpoint'
+    for option, training in (
+        ('', taken),
+        ("transfer='train'", f'{taken}, RigL'),
+        ("init='TopK'", 'RigL'),
+    ):
+        path.write_text(
+            f"{text}custom_hooks = [dict(type='SparseTrainingHook', {option})]"
         )
-    metadata = metafile.describe(path)[0]['Metadata']
-    assert metadata[kind] == 'RigL' and 'FLOPs' in metadata
+        metadata = metafile.describe(path)[0]['Metadata']
+        assert metadata['Mask Training'] == training
+        assert ('FLOPs' in metadata) is (training == 'RigL')
 
 
 def test_data_sets_of_ones_own_are_refused() -> None:

@@ -7,12 +7,14 @@ import sys
 import pytest
 import torch
 from mmdet.registry import MODELS as DET
+from mmpretrain.registry import MODELS as CLS
 from mmseg.registry import MODELS as SEG
 from sparserun import sparse_config
 
 from sift_mm.isoflop import FAMILIES
 from tools import test as test_tool
 from tools import train as train_tool
+from tools.common import load_config
 
 
 def load(path):
@@ -164,6 +166,13 @@ model.update(
 """
     config = sparse_config(tmp_path / 'c', 'mmpretrain', data['mmpretrain'],
                            more)
+    # MMEngine draws no weight anew.
+    model = CLS.build(load_config(train_tool.parse_args([config])).model)
+    weight = model.backbone.layers[0].ffn.layers[0][0].weight
+    before = weight.clone()
+    model.init_weights()
+    assert torch.equal(weight, before)
+
     checkpoint = train(config, tmp_path / 'run')
     masks = checkpoint['sparse_training']['masks']
     assert len(masks) == 4  # Two layers in each of two feed-forward parts.

@@ -219,9 +219,11 @@ def test_a_bias_more_is_no_other_network(tmp_path):
     assert torch.equal(model.conv1.weight, state['conv1.weight'])
 
 
-@pytest.mark.parametrize('transfer', ['fixed', 'dense'])
+@pytest.mark.parametrize('family, hook', [
+    ('wide', 'transfer="fixed"'), ('wide', 'transfer="dense"'),
+    ('wide', 'init="TopK"'), ('wide_factorized', '')])
 def test_a_checkpoint_that_the_model_loads_is_checked_too(
-        data, published, tmp_path, transfer):
+        data, published, tmp_path, family, hook):
     state = load(published)
     state['state_dict'].pop('backbone.layer1.0.conv1.weight')
     torch.save(state, tmp_path / 'part.pth')
@@ -230,8 +232,8 @@ def test_a_checkpoint_that_the_model_loads_is_checked_too(
         "model['backbone']['type'] = 'SparseIFTResNet'\n"
         f"model['init_cfg'] = dict(type='Pretrained', "
         f"checkpoint={str(tmp_path / 'part.pth')!r})\n"
-        f"custom_hooks[0]['transfer'] = {transfer!r}\n")
-    with pytest.raises(ValueError, match='missing .*: layer1.0.conv1.weight'):
+        f'custom_hooks[0].update({hook})\n', family)
+    with pytest.raises(ValueError, match='missing .*: layer1.0.conv1'):
         train_tool.main([config, '--work-dir', str(tmp_path / 'run')])
 
 

@@ -233,7 +233,7 @@ def test_masks_that_the_run_drops_do_not_count(
         )
         for transfer in ('fixed', 'dense')
     }
-    assert found['fixed']['masks']['transferred']
+    assert found['fixed']['masks']['transferred'] == 'fixed'
     assert found['dense']['masks'] is None
     total = found['dense']['total']
     assert total['flops_sparse'] == total['flops_dense']

@@ -331,13 +331,12 @@ def test_two_processes_do_not_make_the_same_set(tmp_path):
     assert names(tmp_path) == ['other', 'set']
 
 
-def test_an_older_set_without_a_list_of_files_is_used_but_not_replaced(
-    tmp_path,
-):
+@pytest.mark.parametrize('manifest', [json.dumps(ABOUT), '[]', 'no JSON'])
+def test_a_set_without_a_list_of_files_is_left_alone(tmp_path, manifest):
     root = tmp_path / 'set'
     make(root)
-    (root / 'manifest.json').write_text(json.dumps(ABOUT))
-    assert common.is_complete(root, ABOUT)
+    (root / 'manifest.json').write_text(manifest)
+    assert not common.is_complete(root, ABOUT)
     with pytest.raises(common.DataError, match='move it away'):
         make(root, layout=2)
     assert letter(root) == 'new'

@@ -143,14 +143,14 @@ def test_what_a_sweep_consists_of():
 
 
 def test_mean_and_spread_are_of_the_sample():
-    dense = Cell(Network('d.py'), (90., 91., 92.), 2e9, 2e9, 1000, 1000)
+    dense = Cell(Network('d.py'), (90., 91., 92.), 2e9, 1000, 1000)
     wide = Cell(Network('w.py', 'wide', .75, 'RigL'), (92., 94.), 1.998e9,
-                2e9, 4000, 1000)
-    once = Cell(Network('w.py', 'wide', .9, 'RigL'), (92., ), 2e9, 2e9, 1, 1)
+                4000, 1000)
+    once = Cell(Network('w.py', 'wide', .9, 'RigL'), (92., ), 2e9, 1, 1)
     lines = to_markdown([dense, wide, once], 'top1').splitlines()
     assert '| 91.00 ± 1.00 | - | 3 |' in lines[2]  # sqrt((1 + 0 + 1) / 2)
     assert '| 92.00 | +1.00 | 1 |' in lines[4]  # One run has no spread.
-    ap = Cell(Network('d.py'), (.3061, .3063), 2e9, 2e9, 1000, 1000)
+    ap = Cell(Network('d.py'), (.3061, .3063), 2e9, 1000, 1000)
     assert '| 0.3062 ± 0.0001 |' in to_markdown([ap], 'mAP')
     # sqrt((1 + 1) / 1) = 1.41; 0.999 of the FLOPs.
     assert '| 0.9990 | 4.0 k | 1.0 k | 93.00 ± 1.41 | +2.00 | 2 |' in lines[3]
@@ -160,13 +160,16 @@ def test_a_report_needs_the_dense_network(tmp_path):
     report = tmp_path / 'r.md'
     with pytest.raises(SystemExit, match='no runs of the dense network'):
         write_report(report, 'd', [Network('d.py')], tmp_path, 'top1')
-    (tmp_path / 'dense/seed0').mkdir(parents=True)
-    (tmp_path / 'dense/seed0/result.json').write_text('{"mIoU": 1}')
-    with pytest.raises(SystemExit, match='no top1; there are mIoU'):
-        write_report(report, 'd', [Network('d.py')], tmp_path, 'top1')
-    dense = write_config(tmp_path, 'mmpretrain', tmp_path)
+    result = tmp_path / 'dense/seed0/result.json'
+    result.parent.mkdir(parents=True)
+    for metric, missing in (('top1', 'top1'), ('mIoU', 'flops')):
+        result.write_text('{"mIoU": 1}')
+        with pytest.raises(SystemExit, match=f'no {missing}; there are mIoU'):
+            write_report(report, 'd', [Network('d.py')], tmp_path, metric)
+    result.write_text('{"mIoU": 1, "flops": 2, "parameters": 3, '
+                      '"active_parameters": 3}')
     for text in ('no marks', '<!-- sweep d: end --><!-- sweep d: begin -->'):
         report.write_text(text)
         with pytest.raises(SystemExit, match='lacks the lines .*sweep d: '):
-            write_report(report, 'd', [Network(dense)], tmp_path, 'mIoU')
+            write_report(report, 'd', [Network('d.py')], tmp_path, 'mIoU')
         assert report.read_text() == text

@@ -154,8 +154,10 @@ def report_masks(
         flops_ratio=plan.ratio,
         interval=hook.interval,
         end=hook.end,
-        transferred=not hook.init_is_given
-        and pretrained_source(model, plan.parameters) is not None,
+        transferred=hook.transfer
+        if not hook.init_is_given
+        and pretrained_source(model, plan.parameters)
+        else None,
     )
 
 
@@ -249,7 +251,7 @@ def make_report(
     hook = build_hook(cfg)
     plan = hook and hook.plan(model)
     masks = report_masks(hook, plan, model)
-    if masks and masks['transferred'] and hook.transfer == 'dense':
+    if masks and masks['transferred'] == 'dense':
         plan = masks = None  # The run drops them.
     channels = (cfg.model.get('backbone') or {}).get('in_channels', 3)
     network = Network(model, plan.densities if plan else {}, channels)

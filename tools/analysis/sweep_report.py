@@ -3,12 +3,13 @@
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from tools.analysis.flops_report import make_report
-from tools.common import member_name, read_config
+from tools.common import member_name
 
+# What tools/test.py says a network costs.
+COSTS = ['flops', 'parameters', 'active_parameters']
 # The lines which the table of a sweep goes between.
 BEGIN, END = '<!-- sweep {}: begin -->', '<!-- sweep {}: end -->'
 HEADER = (
@@ -62,7 +63,6 @@ class Cell:
         network (Network): The network.
         values (tuple[float, ...]): The metric of each run.
         flops (float): Of a forward pass on one image, in 2 x MACs.
-        flops_of_dense (float): Likewise, of the dense network.
         parameters (int): Of the network.
         active (int): Those that no mask holds at zero.
     """
@@ -70,7 +70,6 @@ class Cell:
     network: Network
     values: tuple[float, ...]
     flops: float
-    flops_of_dense: float
     parameters: int
     active: int
 
@@ -85,66 +84,34 @@ class Cell:
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
 
-def read_values(folder: Path, metric: str) -> tuple[float, ...]:
-    """The metric of each run of a network.
-
-    Raises:
-        SystemExit: If there are runs without the metric.
-    """
-    paths = sorted(folder.glob('seed*/result.json'))
-    results = [json.loads(path.read_text()) for path in paths]
-    for path, result in zip(paths, results, strict=True):
-        if metric not in result:
-            raise SystemExit(
-                f'{path} has no {metric}; there are {", ".join(result)}.'
-            )
-    return tuple(result[metric] for result in results)
-
-
-def collect(
-    networks: Sequence[Network],
-    work_dir: Path,
-    metric: str,
-) -> list[Cell]:
-    """Metric and cost of each network of a sweep.
+def read_cell(network: Network, folder: Path, metric: str) -> Cell | None:
+    """Metric and cost of the runs of a network.
 
     Args:
-        networks (Sequence[Network]): The networks.
-        work_dir (Path): Where the sweep's runs are.
+        network (Network): The network.
+        folder (Path): Where its runs are.
         metric (str): As in the logs, say 'accuracy/top1'.
 
     Returns:
-        list[Cell]: Those of which there are runs.
+        Cell, optional: None without runs.
 
     Raises:
-        SystemExit: If the cost of a network cannot be counted.
+        SystemExit: If a run lacks the metric, or the last one its cost.
     """
-    cells = []
-    for network in networks:
-        values = read_values(work_dir / network.name, metric)
-        if not values:
-            continue
-        try:
-            report = make_report(read_config(**asdict(network)))
-        except ValueError as error:
-            raise SystemExit(f'{network.config}: {error}') from error
-        if report['comparison'] is None:
-            raise SystemExit(
-                f'{network.config} cannot be compared with a dense network: '
-                f'{report["not_compared"]}.'
-            )
-        total, both = report['total'], report['comparison']['total']
-        cells.append(
-            Cell(
-                network,
-                values,
-                both['flops'],
-                both['flops_of_dense'],
-                total['parameters'],
-                total['active'],
-            )
-        )
-    return cells
+    paths = sorted(folder.glob('seed*/result.json'))
+    if not paths:
+        return None
+    results = [json.loads(path.read_text()) for path in paths]
+    needed = [[metric] for _ in paths]
+    needed[-1] += COSTS
+    for path, result, keys in zip(paths, results, needed, strict=True):
+        for key in keys:
+            if key not in result:
+                raise SystemExit(
+                    f'{path} has no {key}; there are {", ".join(result)}.'
+                )
+    values = tuple(result[metric] for result in results)
+    return Cell(network, values, *(results[-1][key] for key in COSTS))
 
 
 def to_markdown(cells: Sequence[Cell], metric: str) -> str:
@@ -162,7 +129,7 @@ def to_markdown(cells: Sequence[Cell], metric: str) -> str:
             network.family or 'dense',
             '-' if cell is dense else f'{network.sparsity:.2f}',
             network.algorithm or '-',
-            f'{cell.flops / cell.flops_of_dense:.4f}',
+            f'{cell.flops / dense.flops:.4f}',
             f'{cell.parameters / 1e3:.1f} k',
             f'{cell.active / 1e3:.1f} k',
             value,
@@ -245,7 +212,8 @@ def write_report(
     Raises:
         SystemExit: If the dense network has not been trained.
     """
-    cells = collect(networks, work_dir, metric)
+    found = [read_cell(n, work_dir / n.name, metric) for n in networks]
+    cells = [cell for cell in found if cell is not None]
     if not cells or cells[0].network.family is not None:
         raise SystemExit(
             f'There are no runs of the dense network in {work_dir}: without '

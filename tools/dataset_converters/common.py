@@ -90,11 +90,10 @@ def read_manifest(root: Path, about: Mapping[str, Any]) -> dict[str, Any]:
         The manifest; empty if there is none of such a set.
     """
     try:
-        noted = json.loads((root / MANIFEST).read_text())
-        manifest = {'files': {}, **noted}  # older ones list no files
-    except (OSError, TypeError, ValueError):
+        manifest = json.loads((root / MANIFEST).read_text())
+        return manifest if manifest.keys() == {*about, 'files'} else {}
+    except (OSError, AttributeError, ValueError):
         return {}
-    return manifest if manifest.keys() == {*about, 'files'} else {}
 
 
 def is_complete(root: Path, about: Mapping[str, Any]) -> bool:

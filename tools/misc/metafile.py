@@ -50,15 +50,14 @@ PAPER = {
     'Training Efficiency',
     'URL': 'https://arxiv.org/abs/2303.11525',
 }
-TRANSFERRED = 'masks of the pretrained checkpoint'
 HEADER = """\
 # Written by tools/misc/metafile.py.
 # As in the metafiles of the OpenMMLab libraries, FLOPs are multiply-
 # accumulates of one image of Input Size (height, width): half of what
 # tools/analysis/get_flops.py prints. A masked layer costs its share of active
 # weights. Parameters are all that a checkpoint holds; Active Parameters
-# leaves out those that are masked. Both are left out where the masks are
-# those of a pretrained checkpoint, which tools/test.py counts.
+# leaves out those that are masked. FLOPs and Active Parameters are not given
+# where masks are those of a pretrained checkpoint: tools/test.py counts them.
 """
 Results = Mapping[str, Mapping[str, Any]]
 
@@ -117,8 +116,13 @@ def describe(path: Path) -> tuple[dict[str, Any], str]:
     data, task = DATA[type_name(leaf)]
     backbone, masks = cfg.model.backbone, report['masks'] or {}
     total, loop = report['total'], cfg.train_cfg
+    transferred, training = masks.get('transferred'), []
+    if transferred is not None:
+        training.append('masks of the pretrained checkpoint')
+    if masks and transferred != 'fixed':
+        training.append(masks['algorithm'])
     # What is counted is a network whose masks are drawn for it.
-    counted = not masks.get('transferred')
+    counted = transferred is None
     metadata = {
         'Training Data': data,
         'Epochs': loop.get('max_epochs'),
@@ -130,7 +134,7 @@ def describe(path: Path) -> tuple[dict[str, Any], str]:
         'Active Parameters': total['active'] if masks and counted else None,
         'Family': backbone.get('family'),
         'Sparsity': backbone.get('sparsity'),
-        'Mask Training': masks.get('algorithm') if counted else TRANSFERRED,
+        'Mask Training': ', '.join(training) or None,
     }
     return {
         'Name': path.stem,
