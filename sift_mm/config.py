@@ -151,7 +151,7 @@ def sparsify(cfg: Config, family: str | None = None,
             f'model.backbone is of type {kind or None!r}; of the Sparse-IFT '
             f'family there are {", ".join(BACKBONES)}.')
     if kind in BACKBONES or pretrained is not None:
-        _leave_weights(cfg, pretrained)
+        _drop_weights(cfg, pretrained)
     if pretrained is not None:
         backbone['init_cfg'] = _pretrained(pretrained)
         if ((family, sparsity, algorithm) == (None, None, None)
@@ -200,15 +200,15 @@ def set_type(cfg: dict[str, Any], name: str) -> None:
     cfg['type'] = f'{scope}.{name}' if scope not in ('', 'mmengine') else name
 
 
-def _leave_weights(cfg: Config, pretrained: str | None) -> None:
-    """Load no weights that others took the backbone from.
+def _drop_weights(cfg: Config, pretrained: str | None) -> None:
+    """Drop the weights that the backbone started from.
 
     Args:
         cfg (Config): Config of a run, changed in place.
-        pretrained (str, optional): Checkpoint that is loaded in place of
-            theirs. None leaves those of a model zoo alone, for dense ones do
-            not fit; what they allowed to be frozen has to learn then. A file
-            of one's own may be of the new network.
+        pretrained (str, optional): Checkpoint that takes the place of all.
+            With None, only those of a model zoo are dropped, for dense ones
+            do not fit, and what they allowed to be frozen has to learn; a
+            file of one's own may be of the new network.
     """
     backbone = cfg.model['backbone']
     paths = []
