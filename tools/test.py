@@ -19,10 +19,10 @@ from mmengine.registry import METRICS
 # it is not installed, `sift_mm`, which configs name in custom_imports.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from tools.checkpoint_check import check_checkpoint
 from tools.common import (
     add_run_options,
     build_runner,
-    check_checkpoint,
     load_run_config,
     set_loader_defaults,
     switch_off,

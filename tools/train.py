@@ -18,11 +18,10 @@ from mmengine.runner import find_latest_checkpoint
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from sift_mm.config import set_type
+from tools.checkpoint_check import check_checkpoint, check_pretrained
 from tools.common import (
     add_run_options,
     build_runner,
-    check_checkpoint,
-    check_pretrained,
     has_accelerator,
     load_run_config,
     set_loader_defaults,

@@ -12,7 +12,7 @@ from sparserun import sparse_config
 
 from tools import test as test_tool
 from tools import train as train_tool
-from tools.common import check_pretrained
+from tools.checkpoint_check import check_pretrained
 from tools.model_converters.publish_model import main as publish
 
 BACKBONE = dict(type='SparseIFTResNet', depth=18, base_channels=8,

@@ -212,8 +212,8 @@ def write_report(
     Raises:
         SystemExit: If the dense network has not been trained.
     """
-    found = [read_cell(n, work_dir / n.name, metric) for n in networks]
-    cells = [cell for cell in found if cell is not None]
+    read = (read_cell(n, work_dir / n.name, metric) for n in networks)
+    cells = [cell for cell in read if cell is not None]
     if not cells or cells[0].network.family is not None:
         raise SystemExit(
             f'There are no runs of the dense network in {work_dir}: without '
@@ -221,9 +221,9 @@ def write_report(
         )
     begin, end = BEGIN.format(name), END.format(name)
     text = path.read_text() if path.exists() else f'{begin}\n{end}\n'
-    head, found, rest = text.partition(begin)
+    head, opened, rest = text.partition(begin)
     _, closed, tail = rest.partition(end)
-    if not (found and closed):
+    if not (opened and closed):
         raise SystemExit(
             f'{path} lacks the lines "{begin}" and "{end}", which the table '
             'goes between: add them.'

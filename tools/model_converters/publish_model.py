@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from sift_mm.engine.transfer import CHECKPOINT_KEY
-from tools.common import check_checkpoint
+from tools.checkpoint_check import check_checkpoint
 
 KEPT = ('meta', 'state_dict')
 # Of the mask training; its history is needed only to go on with it.
