@@ -45,8 +45,9 @@ def build_model(width: int) -> ResNet:
     model.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
     model.bn1 = nn.BatchNorm2d(width)
     for i in range(4):
-        stage = model._make_layer(BasicBlock, width * 2**i, 2,
-                                  stride=1 if i == 0 else 2)
+        stage = model._make_layer(
+            BasicBlock, width * 2**i, 2, stride=1 if i == 0 else 2
+        )
         setattr(model, f'layer{i + 1}', stage)
     model.fc = nn.Linear(width * 8, 1000)
     return model
@@ -73,23 +74,27 @@ class Bench:
         device (torch.device): Where it runs.
     """
 
-    def __init__(self, batch: int, size: int, width: int,
-                 device: torch.device) -> None:
+    def __init__(
+        self, batch: int, size: int, width: int, device: torch.device
+    ) -> None:
         torch.manual_seed(0)
         self.model = build_model(width).to(device)
         self.images = torch.randn(batch, 3, size, size, device=device)
-        self.labels = torch.randint(1000, (batch, ), device=device)
+        self.labels = torch.randint(1000, (batch,), device=device)
         parameters = select_parameters(
-            self.model, include=['layer*.conv*', 'layer*.downsample.0.*'])
+            self.model, include=['layer*.conv*', 'layer*.downsample.0.*']
+        )
         counts = Uniform().counts(
-            {n: tuple(p.shape) for n, p in parameters.items()}, SPARSITY)
+            {n: tuple(p.shape) for n, p in parameters.items()}, SPARSITY
+        )
         self.masks = MaskSet.draw(parameters, counts, Random(), 0)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), 1e-3,
-                                         momentum=0.9, weight_decay=1e-4)
+        self.optimizer = torch.optim.SGD(
+            self.model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4
+        )
         self.trainers = {
-            kind.__name__: MaskTrainer(self.masks, kind(),
-                                       UpdateSchedule(1, 10**9),
-                                       Constant(0.3))
+            kind.__name__: MaskTrainer(
+                self.masks, kind(), UpdateSchedule(1, 10**9), Constant(0.3)
+            )
             for kind in (SET, RigL)
         }
         self.between = MaskTrainer(self.masks, RigL(), None, Constant(0.3))
@@ -102,8 +107,11 @@ class Bench:
 
     def gradients(self) -> list[torch.Tensor]:
         """Gradients of the masked weights."""
-        return [p.grad for p in self.masks.parameters.values()
-                if p.grad is not None]
+        return [
+            p.grad
+            for p in self.masks.parameters.values()
+            if p.grad is not None
+        ]
 
     def backward(self) -> None:
         """Gradients of one batch."""
@@ -137,8 +145,9 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--size', type=int, default=224)
     parser.add_argument('--width', type=int, default=128)
-    parser.add_argument('--device', default='cuda'
-                        if torch.cuda.is_available() else 'cpu')
+    parser.add_argument(
+        '--device', default='cuda' if torch.cuda.is_available() else 'cpu'
+    )
     args = parser.parse_args()
     device = torch.device(args.device)
     bench = Bench(args.batch, args.size, args.width, device)
@@ -148,9 +157,11 @@ def main() -> None:
         'masked step': bench.masked,
         'gradients: keep_only_': lambda: keep_only_(bench.gradients(), masks),
         'gradients: foreach mul, bool': lambda: torch._foreach_mul_(
-            bench.gradients(), masks),
+            bench.gradients(), masks
+        ),
         'gradients: foreach mul, float': lambda: torch._foreach_mul_(
-            bench.gradients(), bench.float_masks),
+            bench.gradients(), bench.float_masks
+        ),
         'mask update, SET': lambda: bench.update('SET'),
         'mask update, RigL': lambda: bench.update('RigL'),
     }
@@ -165,18 +176,26 @@ def main() -> None:
                 times[name].append(seconds)
 
     weights = sum(m.numel() for m in masks)
-    where = (torch.cuda.get_device_name(device) if device.type == 'cuda' else
-             f'CPU, {torch.get_num_threads()} threads')
-    print(f'{where}, torch {torch.__version__}, {weights / 1e6:.1f} M masked '
-          f'weights, batch {args.batch}, {args.size} px, median of '
-          f'{args.rounds} rounds')
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.type == 'cuda'
+        else f'CPU, {torch.get_num_threads()} threads'
+    )
+    print(
+        f'{where}, torch {torch.__version__}, {weights / 1e6:.1f} M masked '
+        f'weights, batch {args.batch}, {args.size} px, median of '
+        f'{args.rounds} rounds'
+    )
     print(f'{"":32}{"ms":>9}{"x unmasked step":>18}{"  quartiles"}')
     for name, values in times.items():
-        ratios = [v / u for v, u in zip(values, times['unmasked step'],
-                                        strict=True)]
+        ratios = [
+            v / u for v, u in zip(values, times['unmasked step'], strict=True)
+        ]
         low, middle, high = statistics.quantiles(ratios, n=4)
-        print(f'{name:32}{1e3 * statistics.median(values):9.1f}'
-              f'{middle:18.3f}  {low:.3f} to {high:.3f}')
+        print(
+            f'{name:32}{1e3 * statistics.median(values):9.1f}'
+            f'{middle:18.3f}  {low:.3f} to {high:.3f}'
+        )
 
 
 if __name__ == '__main__':

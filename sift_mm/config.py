@@ -36,16 +36,18 @@ WRAPPERS = {
 }
 
 
-def _features(family: str, sparsity: float, base_channels: int,
-              expansion: int) -> list[int]:
+def _features(
+    family: str, sparsity: float, base_channels: int, expansion: int
+) -> list[int]:
     """Channels of the four stages of a ResNet of the family."""
     if family.startswith('wide'):
         base_channels = wide_width(base_channels, sparsity)
     return [base_channels * expansion * 2**stage for stage in range(4)]
 
 
-def _backbone(family: str, sparsity: float,
-              checkpoint: str | None = None) -> dict[str, Any]:
+def _backbone(
+    family: str, sparsity: float, checkpoint: str | None = None
+) -> dict[str, Any]:
     """Settings of the backbone."""
     changes: dict[str, Any] = dict(family=family, sparsity=sparsity)
     if checkpoint is not None:
@@ -58,8 +60,9 @@ def _pretrained(checkpoint: str) -> dict[str, str]:
     return dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
 
 
-def classifier(family: str, sparsity: float, base_channels: int = 64,
-               expansion: int = 1) -> dict[str, dict]:
+def classifier(
+    family: str, sparsity: float, base_channels: int = 64, expansion: int = 1
+) -> dict[str, dict]:
     """What to change in the config of MMPreTrain's ImageClassifier.
 
     Args:
@@ -72,13 +75,18 @@ def classifier(family: str, sparsity: float, base_channels: int = 64,
         dict: Backbone and head.
     """
     out = _features(family, sparsity, base_channels, expansion)
-    return dict(backbone=_backbone(family, sparsity),
-                head=dict(in_channels=out[3]))
+    return dict(
+        backbone=_backbone(family, sparsity), head=dict(in_channels=out[3])
+    )
 
 
-def detector(family: str, sparsity: float, checkpoint: str | None = None,
-             base_channels: int = 64,
-             expansion: int = 1) -> dict[str, dict]:
+def detector(
+    family: str,
+    sparsity: float,
+    checkpoint: str | None = None,
+    base_channels: int = 64,
+    expansion: int = 1,
+) -> dict[str, dict]:
     """What to change in a config of MMDetection with an FPN on four stages.
 
     Args:
@@ -93,13 +101,19 @@ def detector(family: str, sparsity: float, checkpoint: str | None = None,
         dict: Backbone and neck.
     """
     out = _features(family, sparsity, base_channels, expansion)
-    return dict(backbone=_backbone(family, sparsity, checkpoint),
-                neck=dict(in_channels=out))
+    return dict(
+        backbone=_backbone(family, sparsity, checkpoint),
+        neck=dict(in_channels=out),
+    )
 
 
-def segmentor(family: str, sparsity: float, checkpoint: str | None = None,
-              base_channels: int = 64,
-              expansion: int = 1) -> dict[str, dict]:
+def segmentor(
+    family: str,
+    sparsity: float,
+    checkpoint: str | None = None,
+    base_channels: int = 64,
+    expansion: int = 1,
+) -> dict[str, dict]:
     """What to change in a config of MMSegmentation's DeepLabV3+.
 
     Args:
@@ -114,15 +128,20 @@ def segmentor(family: str, sparsity: float, checkpoint: str | None = None,
         dict: Backbone, decode head and the auxiliary head on stage 3.
     """
     out = _features(family, sparsity, base_channels, expansion)
-    return dict(backbone=_backbone(family, sparsity, checkpoint),
-                decode_head=dict(in_channels=out[3], c1_in_channels=out[0]),
-                auxiliary_head=dict(in_channels=out[2]))
+    return dict(
+        backbone=_backbone(family, sparsity, checkpoint),
+        decode_head=dict(in_channels=out[3], c1_in_channels=out[0]),
+        auxiliary_head=dict(in_channels=out[2]),
+    )
 
 
-def sparsify(cfg: Config, family: str | None = None,
-             sparsity: float | None = None,
-             algorithm: str | None = None,
-             pretrained: str | None = None) -> None:
+def sparsify(
+    cfg: Config,
+    family: str | None = None,
+    sparsity: float | None = None,
+    algorithm: str | None = None,
+    pretrained: str | None = None,
+) -> None:
     """Turn the config of a run into one of Sparse-IFT, or change its member.
 
     Backbone, optim wrapper and hook become those of Sparse-IFT, where they
@@ -149,13 +168,17 @@ def sparsify(cfg: Config, family: str | None = None,
     if kind not in BACKBONES and not kind.startswith('SparseIFTResNet'):
         raise ValueError(
             f'model.backbone is of type {kind or None!r}; of the Sparse-IFT '
-            f'family there are {", ".join(BACKBONES)}.')
+            f'family there are {", ".join(BACKBONES)}.'
+        )
     if kind in BACKBONES or pretrained is not None:
         _drop_weights(cfg, pretrained)
     if pretrained is not None:
         backbone['init_cfg'] = _pretrained(pretrained)
-        if ((family, sparsity, algorithm) == (None, None, None)
-                and backbone.get('family') is None):
+        if (family, sparsity, algorithm) == (
+            None,
+            None,
+            None,
+        ) and backbone.get('family') is None:
             return  # The dense baseline.
     if kind in BACKBONES:
         name, arguments = BACKBONES[kind]
@@ -163,8 +186,10 @@ def sparsify(cfg: Config, family: str | None = None,
         backbone.update(arguments)
     if family is not None:
         if family not in FAMILIES:
-            raise ValueError(f'Unknown family {family!r}; choose one of '
-                             f'{", ".join(FAMILIES)}.')
+            raise ValueError(
+                f'Unknown family {family!r}; choose one of '
+                f'{", ".join(FAMILIES)}.'
+            )
         if family != backbone.get('family'):
             # Another member may not know the variant.
             backbone.pop('inner', None)
@@ -175,7 +200,8 @@ def sparsify(cfg: Config, family: str | None = None,
     if backbone.get('family') is None or backbone.get('sparsity') is None:
         raise ValueError(
             f'The backbone would have family={backbone.get("family")!r} and '
-            f'sparsity={backbone.get("sparsity")}; give both.')
+            f'sparsity={backbone.get("sparsity")}; give both.'
+        )
     _add_import(cfg)
     wrapper = cfg.get('optim_wrapper')
     if wrapper is not None:
@@ -216,21 +242,26 @@ def _drop_weights(cfg: Config, pretrained: str | None) -> None:
         paths.append((cfg, 'load_from', cfg.get('load_from')))
     for owner in (backbone, cfg.model):
         init = pretrained_cfg(owner.get('init_cfg')) or {}
-        paths += [(owner, 'init_cfg', init.get('checkpoint')),
-                  (owner, 'pretrained', owner.get('pretrained'))]
+        paths += [
+            (owner, 'init_cfg', init.get('checkpoint')),
+            (owner, 'pretrained', owner.get('pretrained')),
+        ]
     for owner, key, path in paths:
         if not path or not (pretrained or '://' in path):
             continue
         owner[key] = None
         why = f'{pretrained} is loaded in their place'
         if pretrained is None:
-            why = ('they are of a dense network, and the backbone starts '
-                   'from scratch, with all stages and norms learning')
+            why = (
+                'they are of a dense network, and the backbone starts '
+                'from scratch, with all stages and norms learning'
+            )
             backbone.update(frozen_stages=-1, norm_eval=False)
             # Frozen too where weights come from Caffe.
             (backbone.get('norm_cfg') or {}).pop('requires_grad', None)
-        print_log(f'The weights of {path} are not loaded: {why}.',
-                  logger='current')
+        print_log(
+            f'The weights of {path} are not loaded: {why}.', logger='current'
+        )
 
 
 def _add_import(cfg: Config) -> None:
@@ -258,14 +289,17 @@ def _add_hook(cfg: Config, algorithm: str | None) -> None:
                     f'{hook["transfer"]!r} of SparseTrainingHook the '
                     f'algorithm {algorithm} would not count; to train them '
                     f'on, add --cfg-options custom_hooks.{hooks.index(hook)}.'
-                    'transfer=train.')
+                    'transfer=train.'
+                )
     cfg.custom_hooks = hooks
 
 
 def _loads_masks(cfg: Config, hook: Mapping[str, Any]) -> bool:
     """Whether a run starts from the masks of a checkpoint."""
-    sources = [pretrained_cfg(module.get('init_cfg'))
-               for module in (cfg.model, cfg.model.backbone)]
+    sources = [
+        pretrained_cfg(module.get('init_cfg'))
+        for module in (cfg.model, cfg.model.backbone)
+    ]
     load_from = cfg.get('load_from') and not cfg.get('resume')
     return bool(any(sources) or load_from) and not hook.get('init')
 
@@ -294,7 +328,12 @@ def fit_channels(cfg: Config) -> None:
             'The features are wider, and it is not known where this model '
             f'says how wide its neck ({neck}) or head reads '
             'them: write a config with in_channels for features of '
-            f'{backbone.out_channels} channels.')
-    cfg.merge_from_dict({f'model.{key}': expected
-                         for key, value, expected in found
-                         if value != expected})
+            f'{backbone.out_channels} channels.'
+        )
+    cfg.merge_from_dict(
+        {
+            f'model.{key}': expected
+            for key, value, expected in found
+            if value != expected
+        }
+    )

@@ -22,11 +22,15 @@ def check_sparsity(sparsity: float) -> None:
     Raises:
         ValueError: If ``sparsity`` is not a number in [0, 1).
     """
-    if (isinstance(sparsity, bool) or not isinstance(sparsity, (int, float))
-            or not 0 <= sparsity < 1):
+    if (
+        isinstance(sparsity, bool)
+        or not isinstance(sparsity, (int, float))
+        or not 0 <= sparsity < 1
+    ):
         raise ValueError(
             f'sparsity is the share of weights that are zero, a number in '
-            f'[0, 1); got {sparsity!r}.')
+            f'[0, 1); got {sparsity!r}.'
+        )
 
 
 def check_family(family: str | None) -> None:
@@ -36,9 +40,11 @@ def check_family(family: str | None) -> None:
         ValueError: If ``family`` is neither None nor one of ``FAMILIES``.
     """
     if family is not None and family not in FAMILIES:
-        raise ValueError(f'Unknown family {family!r}; the families are '
-                         f'{", ".join(map(repr, FAMILIES))}, and None for '
-                         'the dense network.')
+        raise ValueError(
+            f'Unknown family {family!r}; the families are '
+            f'{", ".join(map(repr, FAMILIES))}, and None for '
+            'the dense network.'
+        )
 
 
 def expansion(sparsity: float) -> float:
@@ -96,16 +102,19 @@ def parallel_branches(sparsity: float) -> int:
         raise ValueError(
             f'At sparsity {sparsity} a Sparse Parallel layer has 1 / (1 - s) '
             f'= {expansion(sparsity):.3g} branches, rounded to one, which is '
-            'the dense layer; choose a sparsity of 1/3 or more.')
+            'the dense layer; choose a sparsity of 1/3 or more.'
+        )
     return branches
 
 
-def factorized_rank(fan_in: int,
-                    fan_out: int,
-                    sparsity: float,
-                    sparse: str = 'both',
-                    cost: float | None = None,
-                    multiple: int = 1) -> int:
+def factorized_rank(
+    fan_in: int,
+    fan_out: int,
+    sparsity: float,
+    sparse: str = 'both',
+    cost: float | None = None,
+    multiple: int = 1,
+) -> int:
     """Inner width of a factorised layer V(U x), from its FLOPs.
 
     ``r = cost / (d_U fan_in + d_V fan_out)``, rounded up, where d is 1 - s
@@ -136,9 +145,9 @@ def factorized_rank(fan_in: int,
     return max(1, math.ceil(exact / multiple - 1e-9)) * multiple
 
 
-def spread_ranks(exact: Mapping[str, float],
-                 costs: Mapping[str, float],
-                 multiple: int = 1) -> dict[str, int]:
+def spread_ranks(
+    exact: Mapping[str, float], costs: Mapping[str, float], multiple: int = 1
+) -> dict[str, int]:
     """Whole ranks whose FLOPs add up to those of the exact ones.
 
     What rounding adds to one layer is taken from the next.
@@ -166,16 +175,19 @@ def factor_densities(sparsity: float, sparse: str) -> tuple[float, float]:
         ValueError: If ``sparse`` is not one of ``SPARSE_FACTORS``.
     """
     if sparse not in SPARSE_FACTORS:
-        raise ValueError('sparse_factors says which factors carry masks, one '
-                         f'of {SPARSE_FACTORS}; got {sparse!r}.')
-    return (1 - sparsity if sparse != 'none' else 1.0,
-            1 - sparsity if sparse == 'both' else 1.0)
+        raise ValueError(
+            'sparse_factors says which factors carry masks, one '
+            f'of {SPARSE_FACTORS}; got {sparse!r}.'
+        )
+    return (
+        1 - sparsity if sparse != 'none' else 1.0,
+        1 - sparsity if sparse == 'both' else 1.0,
+    )
 
 
-def doped_rank(fan_in: int,
-               fan_out: int,
-               sparsity: float,
-               multiple: int = 1) -> int:
+def doped_rank(
+    fan_in: int, fan_out: int, sparsity: float, multiple: int = 1
+) -> int:
     """Rank of the dense part of a Sparse Doped layer W x + V(U x).
 
     ``r = s fan_in fan_out / (fan_in + fan_out)``, rounded down: the low-rank
@@ -200,7 +212,8 @@ def doped_rank(fan_in: int,
         raise ValueError(
             f'A Sparse Doped layer of {fan_in} inputs and {fan_out} outputs '
             f'has rank {exact:.3g} at sparsity {sparsity}, less than '
-            f'{multiple}; choose a larger sparsity or leave the layer out.')
+            f'{multiple}; choose a larger sparsity or leave the layer out.'
+        )
     return rank
 
 
@@ -225,9 +238,9 @@ def inner_expansion(edge: float, inner: float, sparsity: float) -> float:
     return 2 * total / (edge + math.sqrt(edge**2 + 4 * inner * total))
 
 
-def solve_sparsity(cost: Callable[[float], float],
-                   budget: float,
-                   tolerance: float = 1e-9) -> float:
+def solve_sparsity(
+    cost: Callable[[float], float], budget: float, tolerance: float = 1e-9
+) -> float:
     """The sparsity at which a network costs its budget.
 
     Some parts of a network grow with it and stay dense (the stem of a Sparse
@@ -258,7 +271,8 @@ def solve_sparsity(cost: Callable[[float], float],
         raise ValueError(
             f'With its masks this network has between {below:.4g} and '
             f'{above:.4g} FLOPs; the budget is {budget:.4g}. The nearest '
-            f'that it can have is {nearest / budget:.4f} of the budget.')
+            f'that it can have is {nearest / budget:.4f} of the budget.'
+        )
     over, under = above - budget, below - budget
     side = 0
     for _ in range(200):
@@ -276,5 +290,7 @@ def solve_sparsity(cost: Callable[[float], float],
             high, under = middle, found
             over *= 0.5 if side < 0 else 1
             side = -1
-    raise ValueError(f'No sparsity was found that meets {budget:.4g} FLOPs: '
-                     'the cost has to fall steadily with the sparsity.')
+    raise ValueError(
+        f'No sparsity was found that meets {budget:.4g} FLOPs: '
+        'the cost has to fall steadily with the sparsity.'
+    )

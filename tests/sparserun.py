@@ -49,8 +49,13 @@ default_hooks['checkpoint'] = dict(type='CheckpointHook', interval=1)
 }
 
 
-def sparse_config(folder: Path, scope: str, data_root: Path,
-                  more: str = '', family: str = 'wide') -> str:
+def sparse_config(
+    folder: Path,
+    scope: str,
+    data_root: Path,
+    more: str = '',
+    family: str = 'wide',
+) -> str:
     """Writes the small sparse config of a library.
 
     Args:
@@ -80,8 +85,9 @@ class MaskProbe(Hook):
 
     priority = 'LOW'
 
-    def after_train_iter(self, runner, batch_idx, data_batch=None,
-                         outputs=None):
+    def after_train_iter(
+        self, runner, batch_idx, data_batch=None, outputs=None
+    ):
         """Write, and perhaps kill."""
         digest = hashlib.sha256()
         if runner.optim_wrapper.mask_trainer is None:
@@ -89,8 +95,9 @@ class MaskProbe(Hook):
         masks = runner.optim_wrapper.mask_trainer.masks
         for mask in masks.values():
             digest.update(mask.numpy().tobytes())
-        record = dict(iter=runner.iter, digest=digest.hexdigest(),
-                      counts=masks.counts())
+        record = dict(
+            iter=runner.iter, digest=digest.hexdigest(), counts=masks.counts()
+        )
         with open(f'{runner.work_dir}/masks_{get_rank()}.txt', 'a') as file:
             file.write(json.dumps(record) + '\n')
         if runner.iter + 1 == int(os.environ.get('KILL_AT', -1)):

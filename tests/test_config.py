@@ -22,32 +22,38 @@ def read(path):
 
 def test_helpers_write_what_follows_from_the_sparsity():
     # 64 * sqrt(4) = 128; at 0.9, int(64 * sqrt(10)) = 202.
-    assert classifier('wide', .75) == dict(
-        backbone=dict(family='wide', sparsity=.75),
-        head=dict(in_channels=1024))
-    assert detector('wide', .9)['neck'] == dict(
-        in_channels=[202, 404, 808, 1616])
-    assert segmentor('wide', .75, expansion=4) == dict(
-        backbone=dict(family='wide', sparsity=.75),
+    assert classifier('wide', 0.75) == dict(
+        backbone=dict(family='wide', sparsity=0.75),
+        head=dict(in_channels=1024),
+    )
+    assert detector('wide', 0.9)['neck'] == dict(
+        in_channels=[202, 404, 808, 1616]
+    )
+    assert segmentor('wide', 0.75, expansion=4) == dict(
+        backbone=dict(family='wide', sparsity=0.75),
         decode_head=dict(in_channels=4096, c1_in_channels=512),
-        auxiliary_head=dict(in_channels=2048))
+        auxiliary_head=dict(in_channels=2048),
+    )
     # The features of the others are no wider.
-    assert detector('parallel', .9, base_channels=8)['neck'] == dict(
-        in_channels=[8, 16, 32, 64])
-    start = detector('wide', .5, checkpoint='a.pth')['backbone']['init_cfg']
-    assert start == dict(type='Pretrained', checkpoint='a.pth',
-                         prefix='backbone.')
+    assert detector('parallel', 0.9, base_channels=8)['neck'] == dict(
+        in_channels=[8, 16, 32, 64]
+    )
+    start = detector('wide', 0.5, checkpoint='a.pth')['backbone']['init_cfg']
+    assert start == dict(
+        type='Pretrained', checkpoint='a.pth', prefix='backbone.'
+    )
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
 def test_a_dense_config_becomes_a_sparse_one(scope, tmp_path):
     # Of the libraries' own types: ResNet, ResNetV1c, ResNet_CIFAR.
     cfg = read(write_config(tmp_path, scope, tmp_path))
-    sparsify(cfg, 'wide', .75)
+    sparsify(cfg, 'wide', 0.75)
     backbone = cfg.model.backbone
-    assert backbone.type == ('SparseIFTResNet_CIFAR' if scope == 'mmpretrain'
-                             else 'SparseIFTResNet')
-    assert (backbone.family, backbone.sparsity) == ('wide', .75)
+    assert backbone.type == (
+        'SparseIFTResNet_CIFAR' if scope == 'mmpretrain' else 'SparseIFTResNet'
+    )
+    assert (backbone.family, backbone.sparsity) == ('wide', 0.75)
     assert cfg.optim_wrapper.type == 'SparseOptimWrapper'
     assert 'sift_mm' in cfg.custom_imports['imports']
     assert [h['type'] for h in cfg.custom_hooks] == ['SparseTrainingHook']
@@ -61,7 +67,7 @@ def test_a_dense_config_becomes_a_sparse_one(scope, tmp_path):
         assert cfg.model.head.in_channels == 128
     # Another member of it, in one more call.
     sparsify(cfg, 'parallel', algorithm='SET')
-    assert (backbone.family, backbone.sparsity) == ('parallel', .75)
+    assert (backbone.family, backbone.sparsity) == ('parallel', 0.75)
     assert [h['algorithm'] for h in cfg.custom_hooks] == ['SET']
     if scope == 'mmdet':
         assert cfg.model.neck.in_channels == [8, 16, 32, 64]
@@ -69,14 +75,17 @@ def test_a_dense_config_becomes_a_sparse_one(scope, tmp_path):
 
 def test_other_hooks_and_half_precision_stay(tmp_path):
     cfg = read(write_config(tmp_path, 'mmpretrain', tmp_path))
-    cfg.custom_hooks = [dict(type='EMAHook'), dict(
-        type='SparseTrainingHook', interval=7)]
+    cfg.custom_hooks = [
+        dict(type='EMAHook'),
+        dict(type='SparseTrainingHook', interval=7),
+    ]
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
-    sparsify(cfg, 'doped', .5, 'Static')
+    sparsify(cfg, 'doped', 0.5, 'Static')
     assert cfg.optim_wrapper.type == 'SparseAmpOptimWrapper'
     assert [dict(h) for h in cfg.custom_hooks] == [
         dict(type='EMAHook'),
-        dict(type='SparseTrainingHook', interval=7, algorithm='Static')]
+        dict(type='SparseTrainingHook', interval=7, algorithm='Static'),
+    ]
 
 
 def test_what_cannot_be_made_sparse_is_named(tmp_path):
@@ -85,24 +94,24 @@ def test_what_cannot_be_made_sparse_is_named(tmp_path):
     with pytest.raises(ValueError, match='sparsity=None; give both'):
         sparsify(cfg, 'wide')
     with pytest.raises(ValueError, match="family 'wider'.*parallel"):
-        sparsify(cfg, 'wider', .5)
+        sparsify(cfg, 'wider', 0.5)
     cfg = read(path)
     cfg.model.backbone = dict(type='VisionTransformer')
     with pytest.raises(ValueError, match="'VisionTransformer'.*ResNet_CIFAR"):
-        sparsify(cfg, 'wide', .5)
+        sparsify(cfg, 'wide', 0.5)
 
 
 def test_weights_of_the_zoo_are_left_and_all_stages_learn():
     cfg = read('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')
     assert cfg.model.backbone.frozen_stages == 1
-    sparsify(cfg, 'wide', .75)
+    sparsify(cfg, 'wide', 0.75)
     backbone = cfg.model.backbone
     assert backbone.init_cfg is None
     assert (backbone.frozen_stages, backbone.norm_eval) == (-1, False)
     # A file of one's own may be of the new network.
     cfg = read('mmdet::retinanet/retinanet_r18_fpn_1x_coco.py')
     cfg.model.backbone.init_cfg.checkpoint = 'mine.pth'
-    sparsify(cfg, 'wide', .75)
+    sparsify(cfg, 'wide', 0.75)
     assert cfg.model.backbone.init_cfg.checkpoint == 'mine.pth'
     assert cfg.model.backbone.frozen_stages == 1
 
@@ -112,31 +121,54 @@ def test_norms_of_caffes_weights_learn_from_scratch():
     cfg.model.backbone.base_channels = 8
     cfg.model.neck.in_channels = [32, 64, 128, 256]
     cfg.load_from = 'https://example.org/coco.pth'
-    sparsify(cfg, 'parallel', .5)
+    sparsify(cfg, 'parallel', 0.5)
     assert cfg.load_from is None
-    norms = [m for m in MODELS.build(cfg.model.backbone).modules()
-             if isinstance(m, nn.BatchNorm2d)]
+    norms = [
+        m
+        for m in MODELS.build(cfg.model.backbone).modules()
+        if isinstance(m, nn.BatchNorm2d)
+    ]
     assert norms and all(m.weight.requires_grad for m in norms)
 
 
-@pytest.mark.parametrize('path', [
-    'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
-    'mmseg::deeplabv3plus/'
-    'deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py'])
+@pytest.mark.parametrize(
+    'path',
+    [
+        'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py',
+        'mmseg::deeplabv3plus/'
+        'deeplabv3plus_r18-d8_4xb2-80k_cityscapes-512x1024.py',
+    ],
+)
 def test_a_checkpoint_of_the_member_by_option(path):
     dense = read(path)
-    cfg = load_config(parse_args([
-        path, '--family', 'wide', '--sparsity', '.75', '--pretrained',
-        'mine.pth', '--algorithm', 'SET', '--cfg-options',
-        'load_from=dense.pth', 'model.init_cfg.type=Pretrained',
-        'model.init_cfg.checkpoint=dense.pth']))
+    cfg = load_config(
+        parse_args(
+            [
+                path,
+                '--family',
+                'wide',
+                '--sparsity',
+                '.75',
+                '--pretrained',
+                'mine.pth',
+                '--algorithm',
+                'SET',
+                '--cfg-options',
+                'load_from=dense.pth',
+                'model.init_cfg.type=Pretrained',
+                'model.init_cfg.checkpoint=dense.pth',
+            ]
+        )
+    )
     backbone = cfg.model.backbone
     assert backbone.init_cfg == dict(
-        type='Pretrained', checkpoint='mine.pth', prefix='backbone.')
+        type='Pretrained', checkpoint='mine.pth', prefix='backbone.'
+    )
     assert cfg.model.get('pretrained') is cfg.model.init_cfg is None
     assert cfg.load_from is None
     assert cfg.custom_hooks[-1] == dict(
-        type='SparseTrainingHook', algorithm='SET', transfer='train')
+        type='SparseTrainingHook', algorithm='SET', transfer='train'
+    )
     # What is frozen stays so, as it does in the dense network.
     for key in ('frozen_stages', 'norm_eval'):
         assert backbone.get(key) == dense.model.backbone.get(key)
@@ -147,19 +179,20 @@ def test_the_dense_baseline_starts_from_a_checkpoint_alike(tmp_path):
     cfg = load_config(parse_args([path, '--pretrained', 'dense.pth']))
     dense = read(path)
     dense.model.backbone.init_cfg = dict(
-        type='Pretrained', checkpoint='dense.pth', prefix='backbone.')
+        type='Pretrained', checkpoint='dense.pth', prefix='backbone.'
+    )
     assert cfg.to_dict() == dense.to_dict()
     # A run that is resumed is not told to forget where.
     cfg = read(path)
     cfg.update(load_from='epoch_1.pth', resume=True)
-    sparsify(cfg, 'wide', .75, pretrained='mine.pth')
+    sparsify(cfg, 'wide', 0.75, pretrained='mine.pth')
     assert cfg.load_from == 'epoch_1.pth'
 
 
 def test_the_zoo_may_be_named_by_the_model(tmp_path):
     cfg = read(write_config(tmp_path, 'mmpretrain', tmp_path))
     cfg.model.init_cfg = dict(type='Pretrained', checkpoint='https://a/b.pth')
-    sparsify(cfg, 'wide', .75)
+    sparsify(cfg, 'wide', 0.75)
     assert cfg.model.init_cfg is None
 
 
@@ -168,7 +201,7 @@ def test_types_keep_their_scope(tmp_path):
     cfg.model.backbone.type = 'mmdet.ResNet'
     cfg.optim_wrapper.type = 'mmengine.OptimWrapper'
     cfg.custom_hooks = [dict(type='mmengine.SparseTrainingHook')]
-    sparsify(cfg, 'parallel', .5)
+    sparsify(cfg, 'parallel', 0.5)
     assert cfg.model.backbone.type == 'mmdet.SparseIFTResNet'
     assert cfg.optim_wrapper.type == 'SparseOptimWrapper'
     assert len(cfg.custom_hooks) == 1
@@ -180,9 +213,9 @@ def test_types_keep_their_scope(tmp_path):
 def test_a_neck_that_is_not_known_is_said(tmp_path):
     cfg = read('mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py')
     with pytest.raises(ValueError, match='DilatedEncoder.*4096'):
-        sparsify(cfg, 'wide', .75)
+        sparsify(cfg, 'wide', 0.75)
     cfg.model.backbone.family = None
-    sparsify(cfg, 'parallel', .75)  # Its features are no wider.
+    sparsify(cfg, 'parallel', 0.75)  # Its features are no wider.
 
 
 def test_an_algorithm_that_would_not_count_is_refused(tmp_path):
@@ -191,8 +224,8 @@ def test_an_algorithm_that_would_not_count_is_refused(tmp_path):
     hook = dict(type='SparseTrainingHook', transfer='fixed')
     cfg.custom_hooks = [dict(type='EMAHook'), hook]
     with pytest.raises(ValueError, match=r'custom_hooks\.1\.transfer=train'):
-        sparsify(cfg, 'parallel', .75, 'RigL')
-    sparsify(cfg, 'parallel', .75, 'Static')  # What it is anyway.
+        sparsify(cfg, 'parallel', 0.75, 'RigL')
+    sparsify(cfg, 'parallel', 0.75, 'Static')  # What it is anyway.
     # Where nobody said that masks stay, they are trained on.
     for hook in ({}, dict(transfer='train')):
         cfg.custom_hooks = [dict(hook, type='SparseTrainingHook')]
@@ -201,7 +234,8 @@ def test_an_algorithm_that_would_not_count_is_refused(tmp_path):
     cfg.custom_hooks = [dict(type='SparseTrainingHook', init='TopK')]
     sparsify(cfg, algorithm='SET')
     assert cfg.custom_hooks == [
-        dict(type='SparseTrainingHook', init='TopK', algorithm='SET')]
+        dict(type='SparseTrainingHook', init='TopK', algorithm='SET')
+    ]
 
 
 def test_channels_of_a_dense_network_are_left_alone(tmp_path):
@@ -213,9 +247,19 @@ def test_channels_of_a_dense_network_are_left_alone(tmp_path):
 
 def test_tools_make_a_member_by_options(tmp_path, capsys):
     path = write_config(tmp_path, 'mmdet', tmp_path)
-    cfg = load_run_config(parse_args(
-        [path, '--family', 'wide', '--sparsity', '0.9',
-         '--algorithm', 'SET']))
+    cfg = load_run_config(
+        parse_args(
+            [
+                path,
+                '--family',
+                'wide',
+                '--sparsity',
+                '0.9',
+                '--algorithm',
+                'SET',
+            ]
+        )
+    )
     assert cfg.model.neck.in_channels == [25, 50, 100, 200]
     assert cfg.custom_hooks[0].algorithm == 'SET'
     assert cfg.work_dir == './work_dirs/mmdet_mini_wide-s90-set'

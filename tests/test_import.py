@@ -19,25 +19,33 @@ importlib.util.find_spec = lambda name, package=None: (
 
 def run(absent, code):
     script = BLOCK.format(absent=absent) + code
-    return subprocess.run([sys.executable, '-c', script], timeout=120,
-                          capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, '-c', script],
+        timeout=120,
+        capture_output=True,
+        text=True,
+    )
 
 
 def test_mask_training_needs_only_pytorch():
-    done = run({'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'},
-               'import sift_mm.sparsity, sift_mm.analysis, sift_mm.isoflop\n'
-               'assert sift_mm.transform and sift_mm.deploy.fold\n'
-               'assert "mmengine" not in sys.modules\n')
+    done = run(
+        {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'},
+        'import sift_mm.sparsity, sift_mm.analysis, sift_mm.isoflop\n'
+        'assert sift_mm.transform and sift_mm.deploy.fold\n'
+        'assert "mmengine" not in sys.modules\n',
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_without_the_libraries_the_engine_is_there():
-    done = run({'mmcv', 'mmdet', 'mmseg', 'mmpretrain'},
-               'import sift_mm\n'
-               'from mmengine.registry import HOOKS\n'
-               'assert HOOKS.get("SparseTrainingHook")\n'
-               'import sift_mm.backbones as b\n'
-               'try: b.mmdet\n'
-               'except ImportError as e: assert "pip install" in str(e)\n'
-               'else: raise AssertionError\n')
+    done = run(
+        {'mmcv', 'mmdet', 'mmseg', 'mmpretrain'},
+        'import sift_mm\n'
+        'from mmengine.registry import HOOKS\n'
+        'assert HOOKS.get("SparseTrainingHook")\n'
+        'import sift_mm.backbones as b\n'
+        'try: b.mmdet\n'
+        'except ImportError as e: assert "pip install" in str(e)\n'
+        'else: raise AssertionError\n',
+    )
     assert done.returncode == 0, done.stderr

@@ -22,10 +22,19 @@ def test_a_sparsity_in_range_is_accepted(sparsity):
 
 
 @pytest.mark.parametrize(
-    'sparsity', [-0.1, 1, 1.0, 90, float('nan'), True, False, '0.5', None])
-@pytest.mark.parametrize('function', [
-    check_sparsity, expansion, parallel_branches, lambda s: wide_width(64, s),
-    lambda s: factorized_rank(9, 9, s), lambda s: doped_rank(9, 9, s)])
+    'sparsity', [-0.1, 1, 1.0, 90, float('nan'), True, False, '0.5', None]
+)
+@pytest.mark.parametrize(
+    'function',
+    [
+        check_sparsity,
+        expansion,
+        parallel_branches,
+        lambda s: wide_width(64, s),
+        lambda s: factorized_rank(9, 9, s),
+        lambda s: doped_rank(9, 9, s),
+    ],
+)
 def test_any_other_sparsity_is_refused_and_named(function, sparsity):
     with pytest.raises(ValueError, match=r'number in \[0, 1\).*got ') as e:
         function(sparsity)
@@ -40,9 +49,18 @@ def test_family():
 
 
 # 1 / (1 - s), whole numbers without the last bit's noise.
-@pytest.mark.parametrize('sparsity, expected', [
-    (0, 1.0), (0.5, 2.0), (0.75, 4.0), (0.9, 10.0), (0.95, 20.0),
-    (0.99, 100.0), (0.6, 2.5)])
+@pytest.mark.parametrize(
+    'sparsity, expected',
+    [
+        (0, 1.0),
+        (0.5, 2.0),
+        (0.75, 4.0),
+        (0.9, 10.0),
+        (0.95, 20.0),
+        (0.99, 100.0),
+        (0.6, 2.5),
+    ],
+)
 def test_expansion(sparsity, expected):
     if expected.is_integer():
         assert expansion(sparsity) == expected
@@ -52,9 +70,18 @@ def test_expansion(sparsity, expected):
 
 # 64 sqrt(2) = 90.5, 64 * 2, 64 sqrt(10) = 202.4; 64 / sqrt(0.4) = 101.2;
 # 32 sqrt(4) and 32 sqrt(100) are whole.
-@pytest.mark.parametrize('base, sparsity, expected', [
-    (64, 0, 64), (64, 0.5, 90), (64, 0.75, 128), (64, 0.9, 202),
-    (64, 0.6, 101), (32, 0.75, 64), (32, 0.99, 320)])
+@pytest.mark.parametrize(
+    'base, sparsity, expected',
+    [
+        (64, 0, 64),
+        (64, 0.5, 90),
+        (64, 0.75, 128),
+        (64, 0.9, 202),
+        (64, 0.6, 101),
+        (32, 0.75, 64),
+        (32, 0.99, 320),
+    ],
+)
 def test_wide_width(base, sparsity, expected):
     assert wide_width(base, sparsity) == expected
 
@@ -65,12 +92,14 @@ def test_wide_width_is_the_widest_within_the_flops(base, percent):
     # In whole numbers: width^2 (1 - s) <= base^2 < (width + 1)^2 (1 - s).
     width = wide_width(base, percent / 100)
     assert width**2 * (100 - percent) <= 100 * base**2
-    assert (width + 1)**2 * (100 - percent) > 100 * base**2
+    assert (width + 1) ** 2 * (100 - percent) > 100 * base**2
 
 
 # 1 / (1 - s) to the nearest whole number; 2.5 up.
-@pytest.mark.parametrize('sparsity, expected', [
-    (0.5, 2), (0.75, 4), (0.9, 10), (0.99, 100), (0.6, 3), (0.35, 2)])
+@pytest.mark.parametrize(
+    'sparsity, expected',
+    [(0.5, 2), (0.75, 4), (0.9, 10), (0.99, 100), (0.6, 3), (0.35, 2)],
+)
 def test_parallel_branches(sparsity, expected):
     assert parallel_branches(sparsity) == expected
 
@@ -81,12 +110,16 @@ def test_a_single_branch_is_refused():
 
 
 # A 3 x 3 convolution of 64 to 64 channels: 576 * 64 / (576 + 64) = 57.6.
-@pytest.mark.parametrize('sparsity, sparse, expected', [
-    (0.5, 'both', 116),  # 115.2
-    (0.75, 'both', 231),  # 230.4
-    (0.9, 'both', 576),  # 576, whole but for the last bit
-    (0.75, 'u', 178),  # 36864 / (144 + 64) = 177.2
-    (0.75, 'none', 58)])
+@pytest.mark.parametrize(
+    'sparsity, sparse, expected',
+    [
+        (0.5, 'both', 116),  # 115.2
+        (0.75, 'both', 231),  # 230.4
+        (0.9, 'both', 576),  # 576, whole but for the last bit
+        (0.75, 'u', 178),  # 36864 / (144 + 64) = 177.2
+        (0.75, 'none', 58),
+    ],
+)
 def test_factorized_rank(sparsity, sparse, expected):
     assert factorized_rank(576, 64, sparsity, sparse) == expected
 
@@ -98,16 +131,19 @@ def test_factorized_rank_of_a_wide_layer_is_that_of_the_dense_flops():
 
 
 # 57.6 s, rounded down.
-@pytest.mark.parametrize('sparsity, expected', [(0.5, 28), (0.75, 43),
-                                                (0.9, 51)])
+@pytest.mark.parametrize(
+    'sparsity, expected', [(0.5, 28), (0.75, 43), (0.9, 51)]
+)
 def test_doped_rank(sparsity, expected):
     assert doped_rank(576, 64, sparsity) == expected
     assert doped_rank(576, 64, sparsity, multiple=8) == expected // 8 * 8
 
 
 def test_a_rank_of_nothing_is_refused():
-    with pytest.raises(ValueError, match='2 inputs and 2 outputs has rank '
-                       '0.5.*larger sparsity'):
+    with pytest.raises(
+        ValueError,
+        match='2 inputs and 2 outputs has rank 0.5.*larger sparsity',
+    ):
         doped_rank(2, 2, 0.5)
 
 
@@ -130,8 +166,9 @@ def test_random_layers_cost_what_rounding_allows(function):
 
 
 # (1 - s) (k edge + k k inner) = edge + inner.
-@pytest.mark.parametrize('edge, inner, expected', [
-    (5, 0, 4), (0, 5, 2), (2, 1, 13**.5 - 1)])
+@pytest.mark.parametrize(
+    'edge, inner, expected', [(5, 0, 4), (0, 5, 2), (2, 1, 13**0.5 - 1)]
+)
 def test_inner_expansion(edge, inner, expected):
     assert inner_expansion(edge, inner, 0.75) == pytest.approx(expected)
     assert inner_expansion(edge, inner, 0) == pytest.approx(1)
@@ -140,11 +177,10 @@ def test_inner_expansion(edge, inner, expected):
 def test_what_rounding_adds_is_taken_from_the_next_rank():
     # 2.6 is 3; 2.6 - 0.4 = 2.2 is 2; 2.6 + 0.2 = 2.8 is 3.
     exact = dict.fromkeys('abc', 2.6)
-    assert spread_ranks(exact, dict.fromkeys('abc', 10)) == dict(a=3, b=2,
-                                                                 c=3)
+    assert spread_ranks(exact, dict.fromkeys('abc', 10)) == dict(a=3, b=2, c=3)
     # The 0.4 too much in a costs 40, which is 4 of b's ranks.
     assert spread_ranks(dict(a=2.6, b=9), dict(a=100, b=10)) == dict(a=3, b=5)
-    assert spread_ranks(dict(a=.1), dict(a=1), multiple=8) == dict(a=8)
+    assert spread_ranks(dict(a=0.1), dict(a=1), multiple=8) == dict(a=8)
 
 
 def test_unknown_factors_are_named():
@@ -178,14 +214,14 @@ def test_solve_sparsity_of_a_bent_line():
 @pytest.mark.parametrize('budget', [5, 9.5, 100, 900])
 def test_solve_sparsity_of_a_steep_bend(budget):
     def cost(s):
-        return 1000 - 990 * min(s / .01, 1) - 9 * s
+        return 1000 - 990 * min(s / 0.01, 1) - 9 * s
 
     assert cost(solve_sparsity(cost, budget)) == pytest.approx(budget)
 
 
 def test_solve_sparsity_of_a_jump_does_not_guess():
     with pytest.raises(ValueError, match='fall steadily'):
-        solve_sparsity(lambda s: 100 if s < .5 else 10, 50)
+        solve_sparsity(lambda s: 100 if s < 0.5 else 10, 50)
 
 
 def test_solve_sparsity_leaves_a_network_of_the_budget_dense():
@@ -194,6 +230,9 @@ def test_solve_sparsity_leaves_a_network_of_the_budget_dense():
 
 @pytest.mark.parametrize('budget, nearest', [(20, '1.5000'), (150, '0.8667')])
 def test_a_budget_out_of_reach_is_an_error_with_the_nearest(budget, nearest):
-    with pytest.raises(ValueError, match=f'between 30 and 130 FLOPs.*{budget}.'
-                       f'*nearest that it can have is {nearest}'):
+    with pytest.raises(
+        ValueError,
+        match=f'between 30 and 130 FLOPs.*{budget}.'
+        f'*nearest that it can have is {nearest}',
+    ):
         solve_sparsity(lambda s: 30 + 100 * (1 - s), budget)

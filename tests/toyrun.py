@@ -55,39 +55,60 @@ def toy_runner(work_dir, hook=None, wrapper=None, epochs=4, **kwargs):
     torch.manual_seed(0)
     hooks = kwargs.pop('custom_hooks', [])
     if hook is not None:
-        hooks = [dict(dict(
-            type='SparseTrainingHook', sparsity=0.5, interval=2,
-            include=['hidden.weight']), **hook), *hooks]
+        hooks = [
+            dict(
+                dict(
+                    type='SparseTrainingHook',
+                    sparsity=0.5,
+                    interval=2,
+                    include=['hidden.weight'],
+                ),
+                **hook,
+            ),
+            *hooks,
+        ]
     return Runner(
         model=kwargs.pop('model', None) or Toy(),
         work_dir=str(work_dir),
         train_dataloader=dict(
-            dataset=Points(), batch_size=4,
+            dataset=Points(),
+            batch_size=4,
             collate_fn=dict(type='default_collate'),
-            sampler=dict(type='DefaultSampler', shuffle=True)),
+            sampler=dict(type='DefaultSampler', shuffle=True),
+        ),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
-        optim_wrapper=dict(dict(
-            type='SparseOptimWrapper',
-            optimizer=dict(type='SGD', lr=0.1, momentum=0.9,
-                           weight_decay=0.01)), **(wrapper or {})),
+        optim_wrapper=dict(
+            dict(
+                type='SparseOptimWrapper',
+                optimizer=dict(
+                    type='SGD', lr=0.1, momentum=0.9, weight_decay=0.01
+                ),
+            ),
+            **(wrapper or {}),
+        ),
         param_scheduler=dict(type='CosineAnnealingLR', T_max=4),
         default_hooks=dict(
             logger=dict(type='LoggerHook', interval=1),
-            checkpoint=dict(type='CheckpointHook', interval=1)),
+            checkpoint=dict(type='CheckpointHook', interval=1),
+        ),
         visualizer=dict(
-            type='Visualizer', name=next(_names),
-            vis_backends=[dict(type='LocalVisBackend')]),
+            type='Visualizer',
+            name=next(_names),
+            vis_backends=[dict(type='LocalVisBackend')],
+        ),
         custom_hooks=hooks,
         randomness=dict(seed=kwargs.pop('seed', 3)),
         log_level='WARNING',
         experiment_name=next(_names),
-        **kwargs)
+        **kwargs,
+    )
 
 
 def hook_of(runner):
     """The SparseTrainingHook of a run."""
-    return next(h for h in runner.hooks
-                if type(h).__name__ == 'SparseTrainingHook')
+    return next(
+        h for h in runner.hooks if type(h).__name__ == 'SparseTrainingHook'
+    )
 
 
 def final_state(runner):
@@ -96,9 +117,11 @@ def final_state(runner):
     state = {f'w.{n}': p for n, p in runner.model.state_dict().items()}
     state |= {f'm.{n}': m for n, m in trainer.masks.items()}
     for i, p in enumerate(runner.model.parameters()):
-        state |= {f's.{i}.{k}': v for k, v in
-                  runner.optim_wrapper.optimizer.state[p].items()
-                  if isinstance(v, torch.Tensor)}
+        state |= {
+            f's.{i}.{k}': v
+            for k, v in runner.optim_wrapper.optimizer.state[p].items()
+            if isinstance(v, torch.Tensor)
+        }
     return state
 
 

@@ -47,6 +47,7 @@ LAST = {
     'segmentor': ('iter_200.pth', 'mIoU'),
 }
 
+
 def prepare() -> None:
     """Makes the three data sets, those that are not there."""
     data = ROOT / 'data'

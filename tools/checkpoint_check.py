@@ -74,8 +74,11 @@ def _pretrained_sources(
     if isinstance(node, dict):
         config = pretrained_cfg(node)
         if config is not None:
-            yield owner, index, str(config.get('checkpoint')), (
-                f'{key}.checkpoint'
+            yield (
+                owner,
+                index,
+                str(config.get('checkpoint')),
+                (f'{key}.checkpoint'),
             )
         if isinstance(node.get('pretrained'), str):
             yield node, 'pretrained', node['pretrained'], f'{key}.pretrained'

@@ -23,26 +23,43 @@ from tools.steps import is_finished, run_tool  # noqa: E402
 CONFIGS = ROOT / 'configs' / 'demo'
 RUNS = {
     'dense': CONFIGS / 'retinanet_r18_fpn_10e_tree-crowns.py',
-    'sparse_wide':
-    CONFIGS / 'retinanet_r18-sift-wide-s75_fpn_rigl-10e_tree-crowns.py',
+    'sparse_wide': CONFIGS
+    / 'retinanet_r18-sift-wide-s75_fpn_rigl-10e_tree-crowns.py',
 }
 OUT = ROOT / 'work_dirs' / 'demo'
 TILE = (256, 256)
 EXPECTED_AP50 = 0.30
-COLUMNS = ('network', 'GFLOPs', 'of it backbone', 'parameters', 'active',
-           'density', 'AP', 'AP50', 'seconds')
+COLUMNS = (
+    'network',
+    'GFLOPs',
+    'of it backbone',
+    'parameters',
+    'active',
+    'density',
+    'AP',
+    'AP50',
+    'seconds',
+)
 
 
 def train(name: str) -> Path:
     """Train a network, unless it is trained; return its checkpoint."""
     from mmengine.config import Config
+
     work_dir = OUT / name
     epochs = Config.fromfile(RUNS[name]).max_epochs
     checkpoint = work_dir / f'epoch_{epochs}.pth'
     if not is_finished(checkpoint):
         print(f'Training the network "{name}", {epochs} epochs', flush=True)
-        run_tool(OUT, f'train_{name}', 'tools/train.py', str(RUNS[name]),
-                 '--work-dir', str(work_dir), '--resume')
+        run_tool(
+            OUT,
+            f'train_{name}',
+            'tools/train.py',
+            str(RUNS[name]),
+            '--work-dir',
+            str(work_dir),
+            '--resume',
+        )
     return checkpoint
 
 
@@ -51,10 +68,21 @@ def test(name: str, checkpoint: Path) -> dict[str, float]:
     metrics = OUT / name / 'metrics.json'
     if not metrics.exists():
         print(f'Testing the network "{name}"', flush=True)
-        run_tool(OUT, f'test_{name}', 'tools/test.py', str(RUNS[name]),
-                 str(checkpoint), '--work-dir', str(OUT / name / 'test'),
-                 '--out', str(metrics), '--out-item', 'metrics',
-                 '--show-dir', str(OUT / 'pictures' / name))
+        run_tool(
+            OUT,
+            f'test_{name}',
+            'tools/test.py',
+            str(RUNS[name]),
+            str(checkpoint),
+            '--work-dir',
+            str(OUT / name / 'test'),
+            '--out',
+            str(metrics),
+            '--out-item',
+            'metrics',
+            '--show-dir',
+            str(OUT / 'pictures' / name),
+        )
     return json.loads(metrics.read_text())
 
 
@@ -73,6 +101,7 @@ def measure(name: str, checkpoint: Path) -> dict[str, float]:
     from mmengine.registry import init_default_scope
 
     from sift_mm.analysis import summarize
+
     config = Config.fromfile(RUNS[name])
     init_default_scope('mmdet')
     model = MODELS.build(config.model)
@@ -95,26 +124,42 @@ def table(results: dict[str, dict[str, float]]) -> str:
     """The comparison as a Markdown table."""
     rows = [COLUMNS, tuple('---' for _ in COLUMNS)]
     for name, r in results.items():
-        rows.append((
-            name, f'{r["gflops"]:.3f}', f'{r["backbone_gflops"]:.3f}',
-            f'{r["parameters"] / 1e6:.2f} M', f'{r["active"] / 1e6:.2f} M',
-            f'{r["density"]:.3f}', f'{r["AP"]:.3f}', f'{r["AP50"]:.3f}',
-            f'{r["seconds"]:.0f}'))
+        rows.append(
+            (
+                name,
+                f'{r["gflops"]:.3f}',
+                f'{r["backbone_gflops"]:.3f}',
+                f'{r["parameters"] / 1e6:.2f} M',
+                f'{r["active"] / 1e6:.2f} M',
+                f'{r["density"]:.3f}',
+                f'{r["AP"]:.3f}',
+                f'{r["AP50"]:.3f}',
+                f'{r["seconds"]:.0f}',
+            )
+        )
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return '\n'.join(
-        '| ' + ' | '.join(cell.ljust(width) for cell, width in
-                          zip(row, widths, strict=True)) + ' |'
-        for row in rows)
+        '| '
+        + ' | '.join(
+            cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+        )
+        + ' |'
+        for row in rows
+    )
 
 
 def draw_curves(path: Path) -> None:
     """Draw what the runs logged: loss, AP50 and the masks' numbers."""
     import matplotlib
+
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
+
     figure, axes = plt.subplots(1, 3, figsize=(15, 4))
-    panels = [('loss', 'training loss'),
-              ('coco/bbox_mAP_50', 'AP50, validation regions')]
+    panels = [
+        ('loss', 'training loss'),
+        ('coco/bbox_mAP_50', 'AP50, validation regions'),
+    ]
     for axis, (key, title) in zip(axes, panels, strict=False):
         for name in RUNS:
             points = {s['step']: s[key] for s in scalars(name) if key in s}
@@ -122,8 +167,11 @@ def draw_curves(path: Path) -> None:
         axis.set(title=title, xlabel='epoch' if 'coco' in key else 'step')
         axis.legend()
     for key in ('density', 'drop_fraction', 'moved', 'itop_rate'):
-        points = {s['step']: s[f'sparse/{key}'] for s in scalars('sparse_wide')
-                  if f'sparse/{key}' in s}
+        points = {
+            s['step']: s[f'sparse/{key}']
+            for s in scalars('sparse_wide')
+            if f'sparse/{key}' in s
+        }
         axes[2].plot(points.keys(), points.values(), marker='.', label=key)
     axes[2].set(title='masks of sparse_wide', xlabel='step', ylim=(0, 1))
     axes[2].legend()
@@ -144,7 +192,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         checkpoint = train(name)
         metrics = test(name, checkpoint)
         results[name] = {
-            **measure(name, checkpoint), 'AP': metrics['coco/bbox_mAP'],
+            **measure(name, checkpoint),
+            'AP': metrics['coco/bbox_mAP'],
             'AP50': metrics['coco/bbox_mAP_50'],
         }
     draw_curves(OUT / 'curves.png')
@@ -154,16 +203,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f'\n{text}\n')
     poor = [name for name, r in results.items() if r['AP50'] < EXPECTED_AP50]
     if poor:
-        print(f'Below the AP50 of {EXPECTED_AP50} that is expected here: '
-              f'{", ".join(poor)}. Something is wrong.\n')
-    print('FLOPs are 2 x MACs of one 256 x 256 tile, masked weights not '
-          'counted; the backbones are\nmatched, neck and head follow the '
-          'wider features. Seconds are of training.\n')
+        print(
+            f'Below the AP50 of {EXPECTED_AP50} that is expected here: '
+            f'{", ".join(poor)}. Something is wrong.\n'
+        )
+    print(
+        'FLOPs are 2 x MACs of one 256 x 256 tile, masked weights not '
+        'counted; the backbones are\nmatched, neck and head follow the '
+        'wider features. Seconds are of training.\n'
+    )
     shown = OUT.relative_to(ROOT)
-    print(f'Pictures (truth left, predictions right) are in {shown}/pictures,'
-          f' curves in {shown}/curves.png,\nruns in {shown}/*/. Next: put '
-          'COCO into data/coco and run\n  .venv/bin/python tools/train.py '
-          'configs/retinanet_sift_wide_r18.py')
+    print(
+        f'Pictures (truth left, predictions right) are in {shown}/pictures,'
+        f' curves in {shown}/curves.png,\nruns in {shown}/*/. Next: put '
+        'COCO into data/coco and run\n  .venv/bin/python tools/train.py '
+        'configs/retinanet_sift_wide_r18.py'
+    )
 
 
 if __name__ == '__main__':

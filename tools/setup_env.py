@@ -134,7 +134,8 @@ def pinned(name: str, requirements: str) -> str:
         SetupError: If there is no line `name==version`.
     """
     match = re.search(
-        rf'^{re.escape(name)}==([^\s;#]+)', requirements, re.MULTILINE)
+        rf'^{re.escape(name)}==([^\s;#]+)', requirements, re.MULTILINE
+    )
     if match is None:
         raise SetupError(f'requirements.txt does not pin {name}.')
     return match.group(1)
@@ -149,26 +150,31 @@ def missing_prerequisites(root: Path, disk_gb: float) -> list[str]:
         sentences.append(
             f'CPython 3.11 or newer is needed, this is {implementation} '
             f'{version}: name another one, as in `make test '
-            'PYTHON=python3.11`.')
+            'PYTHON=python3.11`.'
+        )
     if not cxx_compiler():
         sentences.append(
             'A C++ compiler is needed to build mmcv, and none was found '
             '(CXX, c++, g++, clang++): install one, on Debian or Ubuntu with '
-            '`apt install g++`.')
+            '`apt install g++`.'
+        )
     if not Path(sysconfig.get_paths()['include'], 'Python.h').exists():
         sentences.append(
             f'The headers of Python {version} (Python.h) are needed to build '
             'mmcv: install them, on Debian or Ubuntu with `apt install '
-            f'python{version}-dev`.')
+            f'python{version}-dev`.'
+        )
     if importlib.util.find_spec('ensurepip') is None:
         sentences.append(
             'This Python cannot make virtual environments (no ensurepip): on '
-            f'Debian or Ubuntu `apt install python{version}-venv` helps.')
+            f'Debian or Ubuntu `apt install python{version}-venv` helps.'
+        )
     free = shutil.disk_usage(root).free / 1e9
     if free < disk_gb:
         sentences.append(
             f'About {disk_gb:.0f} GB of free disk are needed in {root}, '
-            f'{free:.0f} GB are left.')
+            f'{free:.0f} GB are left.'
+        )
     return sentences
 
 
@@ -191,8 +197,10 @@ def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
 
 def wheel_key(version: str, found: Found) -> str:
     """Name a wheel of mmcv by all that its compiled ops depend on."""
-    key = (f'mmcv-{version}_torch-{found.torch}_{found.python}_'
-           f'{platform.machine()}_{found.device}')
+    key = (
+        f'mmcv-{version}_torch-{found.torch}_{found.python}_'
+        f'{platform.machine()}_{found.device}'
+    )
     return re.sub(r'[^\w.+-]+', '-', key)
 
 
@@ -204,7 +212,8 @@ def serves(installed: str, wanted: str) -> bool:
     """
     stem, _, device = wanted.rpartition('_')
     return installed == wanted or (
-        device == 'cpu' and installed.startswith(f'{stem}_cuda'))
+        device == 'cpu' and installed.startswith(f'{stem}_cuda')
+    )
 
 
 def usable_wheel(folder: Path) -> Path | None:
@@ -214,7 +223,8 @@ def usable_wheel(folder: Path) -> Path | None:
             with zipfile.ZipFile(path) as wheel:
                 names = wheel.namelist()
                 if wheel.testzip() is None and any(
-                        re.match(r'mmcv/_ext\..*so$', n) for n in names):
+                    re.match(r'mmcv/_ext\..*so$', n) for n in names
+                ):
                     return path
         except (OSError, zipfile.BadZipFile):
             pass
@@ -236,7 +246,8 @@ def keep(built: Path, folder: Path) -> Path:
     except OSError as error:
         raise SetupError(
             f'The built mmcv cannot be kept in {folder} ({error.strerror}): '
-            'name another cache folder in XDG_CACHE_HOME.') from error
+            'name another cache folder in XDG_CACHE_HOME.'
+        ) from error
     finally:
         if partial.exists():
             partial.unlink()
@@ -272,17 +283,22 @@ def write_stamp(path: Path, stamp: Mapping[str, str]) -> None:
 def is_ready(root: Path, found: Found, stamp: Mapping[str, str]) -> bool:
     """Whether nothing is left to do."""
     version = pinned(MMCV, (root / REQUIREMENTS[0]).read_text())
-    return (not found.error and found.mmcv == version
-            and stamp.get('inputs') == inputs_hash(root, found)
-            and serves(stamp.get('mmcv', ''), wheel_key(version, found)))
+    return (
+        not found.error
+        and found.mmcv == version
+        and stamp.get('inputs') == inputs_hash(root, found)
+        and serves(stamp.get('mmcv', ''), wheel_key(version, found))
+    )
 
 
-def run_logged(what: str,
-               command: Sequence[str],
-               log: Path,
-               environ: Mapping[str, str] | None = None,
-               progress: Callable[[], str] = str,
-               period: float = 60) -> None:
+def run_logged(
+    what: str,
+    command: Sequence[str],
+    log: Path,
+    environ: Mapping[str, str] | None = None,
+    progress: Callable[[], str] = str,
+    period: float = 60,
+) -> None:
     """Run a command, its output in a log, and say each minute that it runs.
 
     Args:
@@ -301,8 +317,13 @@ def run_logged(what: str,
         stream.write(f'\n$ {" ".join(command)}\n'.encode())
         stream.flush()
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=stream,
-            stderr=subprocess.STDOUT, env=environ, start_new_session=True)
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=stream,
+            stderr=subprocess.STDOUT,
+            env=environ,
+            start_new_session=True,
+        )
         try:
             while process.poll() is None:
                 try:
@@ -319,7 +340,8 @@ def run_logged(what: str,
         print('\n'.join(lines), file=sys.stderr)
         raise SetupError(
             f'{what[0].upper()}{what[1:]} failed (exit status '
-            f'{process.returncode}); the whole log is {log}.')
+            f'{process.returncode}); the whole log is {log}.'
+        )
 
 
 def compiled(folder: Path) -> str:
@@ -359,7 +381,8 @@ class Environment:
             say('.venv is up to date')
             return
         missing = missing_prerequisites(
-            self.root, 3 if found and found.torch else DISK_GB)
+            self.root, 3 if found and found.torch else DISK_GB
+        )
         if missing:
             raise SetupError('\n'.join(missing))
 
@@ -379,19 +402,25 @@ class Environment:
 
         found = probe(self.python, run_op=True)
         while found.error and source != 'build':
-            say(f'mmcv {self.mmcv} does not work with torch {found.torch}: '
-                f'{found.error}; installing it anew')
+            say(
+                f'mmcv {self.mmcv} does not work with torch {found.torch}: '
+                f'{found.error}; installing it anew'
+            )
             source = self.install_mmcv(found, use_cache=not source)
             key = wanted
             found = probe(self.python, run_op=True)
         if found.error:
             raise SetupError(
                 f'mmcv {self.mmcv} was built against torch {found.torch} but '
-                f'does not work ({found.error}); the log is {self.log}.')
-        write_stamp(self.stamp, {
-            'inputs': inputs_hash(self.root, found),
-            'mmcv': key or wanted,
-        })
+                f'does not work ({found.error}); the log is {self.log}.'
+            )
+        write_stamp(
+            self.stamp,
+            {
+                'inputs': inputs_hash(self.root, found),
+                'mmcv': key or wanted,
+            },
+        )
         say('.venv is ready')
 
     def create(self) -> None:
@@ -399,28 +428,38 @@ class Environment:
         say(f'making .venv with Python {platform.python_version()}')
         done = subprocess.run(
             [sys.executable, '-m', 'venv', '--clear', str(self.folder)],
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         if done.returncode:
             raise SetupError(
                 f'`{sys.executable} -m venv .venv` failed: '
-                f'{" ".join(done.stdout.split())}')
+                f'{" ".join(done.stdout.split())}'
+            )
 
-    def pip(self,
-            what: str,
-            *arguments: str,
-            environ: Mapping[str, str] | None = None,
-            progress: Callable[[], str] = str) -> None:
+    def pip(
+        self,
+        what: str,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+        progress: Callable[[], str] = str,
+    ) -> None:
         """Run pip in it, `environ` on top of this process's environment."""
         # For ninja, without which extensions compile one file at a time.
         path = [str(self.python.parent), os.environ.get('PATH', os.defpath)]
         run_logged(
-            what, [str(self.python), '-m', 'pip', *arguments], self.log,
+            what,
+            [str(self.python), '-m', 'pip', *arguments],
+            self.log,
             {
                 **os.environ,
                 'PATH': os.pathsep.join(path),
                 'PIP_DISABLE_PIP_VERSION_CHECK': '1',
                 **(environ or {}),
-            }, progress)
+            },
+            progress,
+        )
 
     def install_torch(self) -> Found:
         """Install torch and the build tools that mmcv needs beside it."""
@@ -431,13 +470,19 @@ class Environment:
         say(f'installing {" and ".join(packages[1:])}; log: {self.log}')
         self.pip('installing the build tools', 'install', *BUILD_TOOLS)
         # The constraints keep torchvision from bringing another NumPy.
-        self.pip('installing torch', 'install', *packages, '-c',
-                 str(self.root / REQUIREMENTS[0]))
+        self.pip(
+            'installing torch',
+            'install',
+            *packages,
+            '-c',
+            str(self.root / REQUIREMENTS[0]),
+        )
         found = probe(self.python)
         if not found.torch:
             raise SetupError(
                 f'torch does not import in .venv ({found.error}): remove '
-                'that folder and call this again.')
+                'that folder and call this again.'
+            )
         return found
 
     def install_mmcv(self, found: Found, use_cache: bool = True) -> str:
@@ -456,8 +501,13 @@ class Environment:
             say(f'installing the mmcv that was built before: {kept}')
         wheel = kept or self.build_mmcv(found, key)
         # Its dependencies come with the rest.
-        self.pip('installing mmcv', 'install', '--no-deps',
-                 '--force-reinstall', str(wheel))
+        self.pip(
+            'installing mmcv',
+            'install',
+            '--no-deps',
+            '--force-reinstall',
+            str(wheel),
+        )
         return 'cache' if kept else 'build'
 
     def build_mmcv(self, found: Found, key: str) -> Path:
@@ -469,57 +519,85 @@ class Environment:
                 'torch sees a CUDA device, but there is no nvcc to build '
                 "mmcv's CUDA ops with: install the CUDA toolkit that torch "
                 f'{found.torch} names, or hide the device with '
-                'CUDA_VISIBLE_DEVICES= to stay on the CPU.')
-        say(f'building mmcv {self.mmcv} against torch {found.torch}: about '
+                'CUDA_VISIBLE_DEVICES= to stay on the CPU.'
+            )
+        say(
+            f'building mmcv {self.mmcv} against torch {found.torch}: about '
             f'{max(2, BUILD_CORE_MINUTES // cores)} minutes on {cores} cores'
-            f'{", more for the CUDA ops" * cuda}; log: {self.log}')
-        memory_gb = (os.sysconf('SC_PAGE_SIZE')
-                     * os.sysconf('SC_PHYS_PAGES') / 1e9)
+            f'{", more for the CUDA ops" * cuda}; log: {self.log}'
+        )
+        memory_gb = (
+            os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9
+        )
         jobs = max(1, min(cores, int(memory_gb / (4 if cuda else 2))))
         with tempfile.TemporaryDirectory(
-                prefix='sift_mm-', ignore_cleanup_errors=True) as tmp:
+            prefix='sift_mm-', ignore_cleanup_errors=True
+        ) as tmp:
             self.pip(
-                'building mmcv', 'wheel', '--no-deps', '--no-build-isolation',
-                '--no-cache-dir', f'--no-binary={MMCV}',
-                f'--wheel-dir={tmp}/wheel', f'{MMCV}=={self.mmcv}',
+                'building mmcv',
+                'wheel',
+                '--no-deps',
+                '--no-build-isolation',
+                '--no-cache-dir',
+                f'--no-binary={MMCV}',
+                f'--wheel-dir={tmp}/wheel',
+                f'{MMCV}=={self.mmcv}',
                 environ={
                     'CXX': cxx_compiler(),
                     'MAX_JOBS': os.environ.get('MAX_JOBS', str(jobs)),
                     'MMCV_WITH_OPS': '1',
                     'TMPDIR': tmp,
                 },
-                progress=lambda: compiled(Path(tmp)))
+                progress=lambda: compiled(Path(tmp)),
+            )
             built = usable_wheel(Path(tmp, 'wheel'))
             if built is None:
                 raise SetupError(
                     'mmcv was built without its compiled ops; the log is '
-                    f'{self.log}.')
+                    f'{self.log}.'
+                )
             return keep(built, cache_folder() / key)
 
     def install_rest(self) -> None:
         """Install all else, and the checkout itself."""
         say('installing the other libraries')
         files = [str(self.root / name) for name in REQUIREMENTS]
-        self.pip('installing the libraries', 'install',
-                 *(part for name in files for part in ('-r', name)))
-        self.pip('installing sift_mm', 'install', '--no-deps',
-                 '--no-build-isolation', '-e', str(self.root))
+        self.pip(
+            'installing the libraries',
+            'install',
+            *(part for name in files for part in ('-r', name)),
+        )
+        self.pip(
+            'installing sift_mm',
+            'install',
+            '--no-deps',
+            '--no-build-isolation',
+            '-e',
+            str(self.root),
+        )
         found = probe(self.python)
         if found.cv2_error:
             # mmdet brings OpenCV twice, in one folder, and a machine without
             # a desktop lacks the libraries of the one that opens windows.
-            say(f'OpenCV does not import ({found.cv2_error}): taking the '
-                'build that opens no windows')
+            say(
+                f'OpenCV does not import ({found.cv2_error}): taking the '
+                'build that opens no windows'
+            )
             name = 'opencv-python-headless'
-            self.pip('installing OpenCV', 'install', '--no-deps',
-                     '--force-reinstall',
-                     f'{name}=={pinned(name, self.requirements)}')
+            self.pip(
+                'installing OpenCV',
+                'install',
+                '--no-deps',
+                '--force-reinstall',
+                f'{name}=={pinned(name, self.requirements)}',
+            )
 
 
 def main() -> int:
     """Set up, or say in one sentence why not."""
-    argparse.ArgumentParser(description=(__doc__ or '').splitlines()[0]
-                            ).parse_args()
+    argparse.ArgumentParser(
+        description=(__doc__ or '').splitlines()[0]
+    ).parse_args()
     # Unwind on termination too, so that no build goes on without us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -528,8 +606,9 @@ def main() -> int:
         print(f'[setup] {error}', file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print('[setup] stopped; another call goes on from here',
-              file=sys.stderr)
+        print(
+            '[setup] stopped; another call goes on from here', file=sys.stderr
+        )
         return 130
     return 0
 

@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 PROCESSES: list[subprocess.Popen[str]] = []
 
 
-def run_tool(out: Path, what: str, *arguments: str, cwd: Path = ROOT,
-             **env: str) -> None:
+def run_tool(
+    out: Path, what: str, *arguments: str, cwd: Path = ROOT, **env: str
+) -> None:
     """Run one of the tools, its log in a file, its progress on the screen.
 
     Args:
@@ -28,10 +29,17 @@ def run_tool(out: Path, what: str, *arguments: str, cwd: Path = ROOT,
     log = out / f'{what}.log'
     last: deque[str] = deque(maxlen=20)
     # A second attempt does not erase what the first one said.
-    with log.open('a') as stream, subprocess.Popen(
-        [sys.executable, *arguments], cwd=cwd, text=True,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            env={**os.environ, 'PYTHONUNBUFFERED': '1', **env}) as process:
+    with (
+        log.open('a') as stream,
+        subprocess.Popen(
+            [sys.executable, *arguments],
+            cwd=cwd,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, 'PYTHONUNBUFFERED': '1', **env},
+        ) as process,
+    ):
         PROCESSES.append(process)
         assert process.stdout is not None
         for line in process.stdout:
@@ -39,7 +47,7 @@ def run_tool(out: Path, what: str, *arguments: str, cwd: Path = ROOT,
             last.append(line)
             for word in ('Epoch(', 'Iter('):
                 if word in line:
-                    progress = line[line.index(word):].strip()
+                    progress = line[line.index(word) :].strip()
                     print(f'  {what}: {progress[:100]}', flush=True)
     if process.returncode:
         print(''.join(last), file=sys.stderr)
@@ -58,5 +66,8 @@ def is_finished(checkpoint: Path) -> bool:
     MMEngine names a checkpoint in ``last_checkpoint`` after it has written it.
     """
     named = checkpoint.with_name('last_checkpoint')
-    return (checkpoint.exists() and named.exists()
-            and Path(named.read_text()).name == checkpoint.name)
+    return (
+        checkpoint.exists()
+        and named.exists()
+        and Path(named.read_text()).name == checkpoint.name
+    )

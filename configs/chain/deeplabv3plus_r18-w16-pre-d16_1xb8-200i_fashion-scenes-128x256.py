@@ -4,7 +4,7 @@
 _base_ = [
     'mmseg::_base_/models/deeplabv3plus_r50-d8.py',
     'mmseg::_base_/datasets/cityscapes.py',
-    'mmseg::_base_/default_runtime.py'
+    'mmseg::_base_/default_runtime.py',
 ]
 
 custom_imports = dict(imports=['sift_mm'], allow_failed_imports=False)
@@ -24,7 +24,9 @@ model = dict(
         init_cfg=dict(
             type='Pretrained',
             checkpoint='work_dirs/chain/dense/seed0/classifier/epoch_1.pth',
-            prefix='backbone.')),
+            prefix='backbone.',
+        ),
+    ),
     decode_head=dict(
         in_channels=128,
         channels=48,
@@ -34,28 +36,51 @@ model = dict(
         num_classes=10,
         norm_cfg=norm_cfg,
         # Two thirds of the pixels are trees, the second class.
-        loss_decode=dict(class_weight=[1, 0.2, 1, 1, 1, 1, 1, 1, 1, 1])),
+        loss_decode=dict(class_weight=[1, 0.2, 1, 1, 1, 1, 1, 1, 1, 1]),
+    ),
     auxiliary_head=dict(
-        in_channels=64, channels=32, num_classes=10, norm_cfg=norm_cfg))
+        in_channels=64, channels=32, num_classes=10, norm_cfg=norm_cfg
+    ),
+)
 
 # The ten of Cityscapes' classes whose parts the items and trees play.
 metainfo = dict(
-    classes=('traffic sign', 'vegetation', 'person', 'rider', 'car', 'truck',
-             'bus', 'train', 'motorcycle', 'bicycle'),
-    palette=[[220, 220, 0], [107, 142, 35], [220, 20, 60], [255, 0, 0],
-             [0, 0, 142], [0, 0, 70], [0, 60, 100], [0, 80, 100],
-             [0, 0, 230], [119, 11, 32]])
+    classes=(
+        'traffic sign',
+        'vegetation',
+        'person',
+        'rider',
+        'car',
+        'truck',
+        'bus',
+        'train',
+        'motorcycle',
+        'bicycle',
+    ),
+    palette=[
+        [220, 220, 0],
+        [107, 142, 35],
+        [220, 20, 60],
+        [255, 0, 0],
+        [0, 0, 142],
+        [0, 0, 70],
+        [0, 60, 100],
+        [0, 80, 100],
+        [0, 0, 230],
+        [119, 11, 32],
+    ],
+)
 train_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='LoadAnnotations'),
     dict(type='RandomFlip', prob=0.5),
-    dict(type='PackSegInputs')
+    dict(type='PackSegInputs'),
 ]
 test_pipeline = [
     dict(type='LoadImageFromFile'),
     dict(type='Resize', scale=(256, 128), keep_ratio=True),
     dict(type='LoadAnnotations'),
-    dict(type='PackSegInputs')
+    dict(type='PackSegInputs'),
 ]
 train_dataloader = dict(
     batch_size=8,
@@ -63,24 +88,31 @@ train_dataloader = dict(
     dataset=dict(
         data_root='data/fashion_scenes',
         metainfo=metainfo,
-        pipeline=train_pipeline))
+        pipeline=train_pipeline,
+    ),
+)
 val_dataloader = dict(
     batch_size=1,
     num_workers=1,
     dataset=dict(
         data_root='data/fashion_scenes',
         metainfo=metainfo,
-        pipeline=test_pipeline))
+        pipeline=test_pipeline,
+    ),
+)
 test_dataloader = val_dataloader
 
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(
-        type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4))
+        type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+    ),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.01, by_epoch=False, begin=0, end=15),
     dict(
-        type='CosineAnnealingLR', by_epoch=False, begin=15, end=200, T_max=185)
+        type='CosineAnnealingLR', by_epoch=False, begin=15, end=200, T_max=185
+    ),
 ]
 train_cfg = dict(type='IterBasedTrainLoop', max_iters=200, val_interval=200)
 val_cfg = dict(type='ValLoop')
@@ -88,5 +120,6 @@ test_cfg = dict(type='TestLoop')
 default_hooks = dict(
     logger=dict(type='LoggerHook', interval=10, log_metric_by_epoch=False),
     checkpoint=dict(
-        type='CheckpointHook', by_epoch=False, interval=50,
-        max_keep_ckpts=2))
+        type='CheckpointHook', by_epoch=False, interval=50, max_keep_ckpts=2
+    ),
+)

@@ -5,6 +5,4 @@ from sift_mm.config import classifier
 model = classifier('wide', sparsity=0.75, base_channels=16)
 
 optim_wrapper = dict(type='SparseOptimWrapper')
-custom_hooks = [
-    dict(type='SparseTrainingHook', algorithm='RigL', interval=10)
-]
+custom_hooks = [dict(type='SparseTrainingHook', algorithm='RigL', interval=10)]

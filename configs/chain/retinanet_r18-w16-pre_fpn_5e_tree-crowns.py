@@ -8,8 +8,11 @@ model = dict(
         init_cfg=dict(
             type='Pretrained',
             checkpoint='work_dirs/chain/dense/seed0/classifier/epoch_1.pth',
-            prefix='backbone.')),
-    neck=dict(in_channels=[16, 32, 64, 128]))
+            prefix='backbone.',
+        ),
+    ),
+    neck=dict(in_channels=[16, 32, 64, 128]),
+)
 
 train_cfg = dict(max_epochs=5, val_interval=5)
 param_scheduler = [
@@ -20,5 +23,6 @@ param_scheduler = [
         begin=0,
         end=5,
         T_max=5,
-        convert_to_iter_based=True)
+        convert_to_iter_based=True,
+    ),
 ]

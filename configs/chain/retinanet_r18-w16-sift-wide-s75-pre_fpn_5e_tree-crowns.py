@@ -8,9 +8,8 @@ model = detector(
     'wide',
     sparsity=0.75,
     checkpoint='work_dirs/chain/wide/seed0/classifier/epoch_1.pth',
-    base_channels=16)
+    base_channels=16,
+)
 
 optim_wrapper = dict(type='SparseOptimWrapper')
-custom_hooks = [
-    dict(type='SparseTrainingHook', algorithm='RigL', interval=10)
-]
+custom_hooks = [dict(type='SparseTrainingHook', algorithm='RigL', interval=10)]

@@ -1,6 +1,7 @@
 _base_ = (
     './deeplabv3plus_r18b-sift-wide-s75-in1k-pre-d8_'
-    '4xb2-80k_cityscapes-512x1024.py')
+    '4xb2-80k_cityscapes-512x1024.py'
+)
 
 from sift_mm.config import segmentor
 
@@ -8,4 +9,5 @@ model = segmentor(
     'wide',
     sparsity=0.5,
     checkpoint='work_dirs/resnet18-sift-wide-s50_rigl-8xb32-amp-90e_in1k/'
-    'epoch_90.pth')
+    'epoch_90.pth',
+)

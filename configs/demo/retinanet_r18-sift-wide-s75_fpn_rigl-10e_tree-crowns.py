@@ -7,6 +7,4 @@ from sift_mm.config import detector
 model = detector('wide', sparsity=0.75, base_channels=24)
 
 optim_wrapper = dict(type='SparseOptimWrapper')
-custom_hooks = [
-    dict(type='SparseTrainingHook', algorithm='RigL', interval=10)
-]
+custom_hooks = [dict(type='SparseTrainingHook', algorithm='RigL', interval=10)]

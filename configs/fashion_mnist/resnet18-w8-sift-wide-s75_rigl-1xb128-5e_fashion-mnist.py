@@ -6,6 +6,4 @@ model = classifier('wide', sparsity=0.75, base_channels=8)
 
 optim_wrapper = dict(type='SparseOptimWrapper')
 # 35 updates of the masks; the authors' interval is 100.
-custom_hooks = [
-    dict(type='SparseTrainingHook', algorithm='RigL', interval=50)
-]
+custom_hooks = [dict(type='SparseTrainingHook', algorithm='RigL', interval=50)]

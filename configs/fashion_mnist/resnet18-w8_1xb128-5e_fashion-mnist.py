@@ -11,6 +11,7 @@ param_scheduler = [
         by_epoch=False,
         begin=100,
         end=2345,
-        T_max=2245)
+        T_max=2245,
+    ),
 ]
 train_cfg = dict(max_epochs=5)

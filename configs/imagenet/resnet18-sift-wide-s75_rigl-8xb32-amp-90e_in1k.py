@@ -1,5 +1,6 @@
 _base_ = [
-    './resnet18_8xb32-amp-90e_in1k.py', '../_base_/mask_training/rigl.py'
+    './resnet18_8xb32-amp-90e_in1k.py',
+    '../_base_/mask_training/rigl.py',
 ]
 
 from sift_mm.config import classifier

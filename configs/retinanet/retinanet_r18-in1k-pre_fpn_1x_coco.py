@@ -9,4 +9,7 @@ model = dict(
         type='SparseIFTResNet',
         init_cfg=dict(
             checkpoint='work_dirs/resnet18_8xb32-amp-90e_in1k/epoch_90.pth',
-            prefix='backbone.')))
+            prefix='backbone.',
+        ),
+    )
+)

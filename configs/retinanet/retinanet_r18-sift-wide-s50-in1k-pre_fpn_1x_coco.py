@@ -6,4 +6,5 @@ model = detector(
     'wide',
     sparsity=0.5,
     checkpoint='work_dirs/resnet18-sift-wide-s50_rigl-8xb32-amp-90e_in1k/'
-    'epoch_90.pth')
+    'epoch_90.pth',
+)

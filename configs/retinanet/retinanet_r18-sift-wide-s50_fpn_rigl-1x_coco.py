@@ -1,6 +1,4 @@
-_base_ = [
-    './retinanet_r18_fpn_1x_coco.py', '../_base_/mask_training/rigl.py'
-]
+_base_ = ['./retinanet_r18_fpn_1x_coco.py', '../_base_/mask_training/rigl.py']
 
 from sift_mm.config import detector
 

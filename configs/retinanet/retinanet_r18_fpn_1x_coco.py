@@ -11,4 +11,6 @@ model = dict(
         family=None,
         frozen_stages=-1,
         norm_eval=False,
-        init_cfg=None))
+        init_cfg=None,
+    )
+)

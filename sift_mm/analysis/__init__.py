@@ -6,6 +6,15 @@ from .spectral import SpectralGap, spectral_gap
 from .summary import Summary, summarize
 
 __all__ = [
-    'FlopCount', 'Profile', 'Row', 'SpectralGap', 'Summary', 'count_call',
-    'count_flops', 'on_meta', 'profile', 'spectral_gap', 'summarize'
+    'FlopCount',
+    'Profile',
+    'Row',
+    'SpectralGap',
+    'Summary',
+    'count_call',
+    'count_flops',
+    'on_meta',
+    'profile',
+    'spectral_gap',
+    'summarize',
 ]

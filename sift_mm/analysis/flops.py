@@ -45,8 +45,9 @@ class FlopCount:
         """
         return self.by_module.get(parameter.rpartition('.')[0], 0)
 
-    def sparse(self, densities: Mapping[str, float],
-               module: str = '') -> float:
+    def sparse(
+        self, densities: Mapping[str, float], module: str = ''
+    ) -> float:
         """FLOPs under masks: a masked layer costs its share of weights.
 
         Args:
@@ -59,15 +60,19 @@ class FlopCount:
         """
         dense = self.by_module[module] if module else self.total
         prefix = f'{module}.' if module else ''
-        return dense - sum((1 - density) * self.of(name)
-                           for name, density in densities.items()
-                           if name.startswith(prefix))
+        return dense - sum(
+            (1 - density) * self.of(name)
+            for name, density in densities.items()
+            if name.startswith(prefix)
+        )
 
 
-def count_flops(model: nn.Module,
-                shape: tuple[int, int],
-                in_channels: int = 3,
-                **forward_kwargs: Any) -> FlopCount:
+def count_flops(
+    model: nn.Module,
+    shape: tuple[int, int],
+    in_channels: int = 3,
+    **forward_kwargs: Any,
+) -> FlopCount:
     """Count the FLOPs of a forward pass on one image.
 
     Runs a copy of the model on the meta device: no arithmetic, no memory
@@ -129,8 +134,10 @@ def count_call(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
     with ExitStack() as hooks, counter, torch.no_grad():
         for name, module in model.named_modules():
             hooks.enter_context(
-                module.register_forward_pre_hook(partial(enter, name)))
+                module.register_forward_pre_hook(partial(enter, name))
+            )
             hooks.enter_context(
-                module.register_forward_hook(partial(leave, name)))
+                module.register_forward_hook(partial(leave, name))
+            )
         model(*args, **kwargs)
     return FlopCount(counter.get_total_flops(), dict(by_module), dict(own))

@@ -66,9 +66,14 @@ class Profile:
 
     def total(self, module: str = '') -> Row:
         """The sum over a module and all within it, '' for the network."""
-        return _sum(module, [
-            row for row in self.rows
-            if not module or f'{row.name}.'.startswith(f'{module}.')])
+        return _sum(
+            module,
+            [
+                row
+                for row in self.rows
+                if not module or f'{row.name}.'.startswith(f'{module}.')
+            ],
+        )
 
     def parts(self) -> dict[str, Row]:
         """Sums by child of the network, such as 'backbone' and 'neck'.
@@ -87,11 +92,13 @@ def _sum(name: str, rows: list[Row]) -> Row:
     return Row(name, '', *map(sum, columns))
 
 
-def profile(model: nn.Module,
-            shape: tuple[int, int],
-            densities: Mapping[str, float] | None = None,
-            in_channels: int = 3,
-            **forward_kwargs: Any) -> Profile:
+def profile(
+    model: nn.Module,
+    shape: tuple[int, int],
+    densities: Mapping[str, float] | None = None,
+    in_channels: int = 3,
+    **forward_kwargs: Any,
+) -> Profile:
     """Count FLOPs, parameters and memory of each layer, for one image.
 
     Runs a copy of the model on the meta device, as :func:`count_flops` does,
@@ -116,8 +123,10 @@ def profile(model: nn.Module,
     parameters = dict(model.named_parameters())
     unknown = [name for name in densities if name not in parameters]
     if unknown:
-        raise KeyError('The densities are not of this model: it has no '
-                       f'parameters {unknown}.')
+        raise KeyError(
+            'The densities are not of this model: it has no '
+            f'parameters {unknown}.'
+        )
     density = {id(parameters[name]): d for name, d in densities.items()}
     owned = defaultdict(list)
     for name, parameter in parameters.items():
@@ -130,17 +139,25 @@ def profile(model: nn.Module,
     for name, module in model.named_modules():
         flops = count.own.get(name, 0)
         weight = getattr(module, 'weight', None)
-        sizes = [(p.numel(), round(p.numel() * density.get(id(p), 1)),
-                  p.element_size()) for p in owned[name]]
+        sizes = [
+            (
+                p.numel(),
+                round(p.numel() * density.get(id(p), 1)),
+                p.element_size(),
+            )
+            for p in owned[name]
+        ]
         row = Row(
-            name, type(module).__name__,
+            name,
+            type(module).__name__,
             flops_dense=flops,
             flops_sparse=flops * density.get(id(weight), 1),
             parameters=sum(total for total, _, _ in sizes),
             active=sum(active for _, active, _ in sizes),
             weight_bytes=sum(total * size for total, _, size in sizes),
             active_bytes=sum(active * size for _, active, size in sizes),
-            activation_bytes=activations[name])
+            activation_bytes=activations[name],
+        )
         if any(row.numbers):
             rows.append(row)
     return Profile(shape, tuple(rows))
@@ -151,8 +168,10 @@ def _recording(model: nn.Module, image: Tensor) -> Iterator[dict[str, int]]:
     """Bytes of what each module gives, while the model runs."""
     bytes_of: dict[str, int] = defaultdict(int)
     # Weak references, which keep addresses from being used again.
-    known = {StorageWeakRef(tensor.untyped_storage())
-             for tensor in (image, *model.parameters(), *model.buffers())}
+    known = {
+        StorageWeakRef(tensor.untyped_storage())
+        for tensor in (image, *model.parameters(), *model.buffers())
+    }
 
     def leave(name: str, module: nn.Module, args: Any, output: Any) -> None:
         for tensor in tree_leaves(output):
@@ -167,5 +186,6 @@ def _recording(model: nn.Module, image: Tensor) -> Iterator[dict[str, int]]:
     with ExitStack() as hooks:
         for name, module in model.named_modules():
             hooks.enter_context(
-                module.register_forward_hook(partial(leave, name)))
+                module.register_forward_hook(partial(leave, name))
+            )
         yield bytes_of

@@ -48,14 +48,17 @@ def spectral_gap(mask: Tensor, weight: Tensor | None = None) -> SpectralGap:
     """
     adjacency = mask.flatten(1).float()
     if min(adjacency.shape) < 2:
-        raise ValueError('A second singular value needs a layer of at least '
-                         f'2 x 2; got {tuple(adjacency.shape)}.')
+        raise ValueError(
+            'A second singular value needs a layer of at least '
+            f'2 x 2; got {tuple(adjacency.shape)}.'
+        )
     edges = float(adjacency.sum())
     degrees = [edges / side for side in adjacency.shape]
-    bound = sum(sqrt(max(d - 1, 0.)) for d in degrees)
+    bound = sum(sqrt(max(d - 1, 0.0)) for d in degrees)
     if weight is not None:
         # Selected, not multiplied: a NaN times 0 is a NaN.
-        adjacency = weight.flatten(1).abs().float().masked_fill(
-            ~mask.flatten(1), 0)
+        adjacency = (
+            weight.flatten(1).abs().float().masked_fill(~mask.flatten(1), 0)
+        )
     first, second = torch.linalg.svdvals(adjacency)[:2].tolist()
     return SpectralGap(first, second, bound)

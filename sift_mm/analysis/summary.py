@@ -35,10 +35,12 @@ class Summary:
         return self.count.sparse(self.densities, module)
 
 
-def summarize(model: nn.Module,
-              shape: tuple[int, int],
-              masks: Mapping[str, Tensor] | None = None,
-              **forward_kwargs: Any) -> Summary:
+def summarize(
+    model: nn.Module,
+    shape: tuple[int, int],
+    masks: Mapping[str, Tensor] | None = None,
+    **forward_kwargs: Any,
+) -> Summary:
     """Count a network's FLOPs and parameters, dense and under masks.
 
     Args:
@@ -58,8 +60,9 @@ def summarize(model: nn.Module,
     parameters = dict(model.named_parameters())
     unknown = [name for name in masks if name not in parameters]
     if unknown:
-        raise KeyError(f'The masks are not of this model: it has no '
-                       f'parameters {unknown}.')
+        raise KeyError(
+            f'The masks are not of this model: it has no parameters {unknown}.'
+        )
     count = count_flops(model, shape, **forward_kwargs)
     total = sum(p.numel() for p in parameters.values())
     counts = {name: int(m.count_nonzero()) for name, m in masks.items()}
@@ -70,4 +73,5 @@ def summarize(model: nn.Module,
         densities={n: counts[n] / m.numel() for n, m in masks.items()},
         parameters=total,
         active=total - masked + active,
-        density=active / masked if masks else 1.0)
+        density=active / masked if masks else 1.0,
+    )

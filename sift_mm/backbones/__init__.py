@@ -33,6 +33,7 @@ def __getattr__(name: str) -> object:
         if find_spec(name) is None:
             raise ImportError(
                 f'sift_mm.backbones.{name} needs the library {name}; install '
-                f'it with `pip install {PACKAGES[name]}`.')
+                f'it with `pip install {PACKAGES[name]}`.'
+            )
         return importlib.import_module(f'{__name__}.{name}')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -12,7 +12,8 @@ SHOWN = 6
 # be missing in a checkpoint that is otherwise right.
 _CORE = re.compile(
     r'(conv1|(?!layer)[a-z]+1|stem\.\d+|'
-    r'layer\d+\.\d+\.([a-z]+\d|downsample\.\d+))\.')
+    r'layer\d+\.\d+\.([a-z]+\d|downsample\.\d+))\.'
+)
 
 
 def pretrained_cfg(init_cfg: Any) -> Mapping[str, Any] | None:
@@ -20,8 +21,10 @@ def pretrained_cfg(init_cfg: Any) -> Mapping[str, Any] | None:
     configs = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
     for config in configs:
         kind = config.get('type')
-        if (kind in ('Pretrained', 'PretrainedInit')
-                or getattr(kind, '__name__', '') == 'PretrainedInit'):
+        if (
+            kind in ('Pretrained', 'PretrainedInit')
+            or getattr(kind, '__name__', '') == 'PretrainedInit'
+        ):
             return config
     return None
 
@@ -37,14 +40,20 @@ def load_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
         ``state_dict``.
     """
     from mmengine.runner import CheckpointLoader
+
     checkpoint = CheckpointLoader.load_checkpoint(
-        config['checkpoint'], map_location='cpu', logger=None)
-    return (checkpoint if 'state_dict' in checkpoint
-            else {'state_dict': checkpoint})
+        config['checkpoint'], map_location='cpu', logger=None
+    )
+    return (
+        checkpoint
+        if 'state_dict' in checkpoint
+        else {'state_dict': checkpoint}
+    )
 
 
-def without_prefix(named: Mapping[str, Any],
-                   prefix: str | None) -> dict[str, Any]:
+def without_prefix(
+    named: Mapping[str, Any], prefix: str | None
+) -> dict[str, Any]:
     """What lies under a prefix, by name below it.
 
     Args:
@@ -57,12 +66,16 @@ def without_prefix(named: Mapping[str, Any],
     if not prefix:
         return dict(named)
     prefix = prefix.removesuffix('.') + '.'
-    return {name.removeprefix(prefix): value
-            for name, value in named.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): value
+        for name, value in named.items()
+        if name.startswith(prefix)
+    }
 
 
-def check_keys(module: nn.Module, state: Mapping[str, Any], path: str,
-               prefix: str | None) -> None:
+def check_keys(
+    module: nn.Module, state: Mapping[str, Any], path: str, prefix: str | None
+) -> None:
     """Refuse a checkpoint that is not of this ResNet.
 
     MMEngine only warns of keys that do not fit, and leaves what they should
@@ -84,29 +97,38 @@ def check_keys(module: nn.Module, state: Mapping[str, Any], path: str,
     modules = {name for name, _ in module.named_modules()}
     kinds = {
         'missing in the checkpoint': [
-            k for k in wanted
-            if k not in found and _CORE.match(k)
+            k
+            for k in wanted
+            if k not in found
+            and _CORE.match(k)
             and not k.endswith('num_batches_tracked')
-            and 'conv_offset' not in k],
+            and 'conv_offset' not in k
+        ],
         'of another shape': [
             f'{k} {tuple(found[k].shape)} instead of {tuple(v.shape)}'
             for k, v in wanted.items()
-            if k in found and found[k].shape != v.shape],
+            if k in found and found[k].shape != v.shape
+        ],
         # A classifier beside the network, say, is none of its layers, and a
         # bias more (Caffe's) is no other layer.
         'unknown to the network': [
-            k for k in found
+            k
+            for k in found
             if k.partition('.')[0] in children
-            and k.rpartition('.')[0] not in modules],
+            and k.rpartition('.')[0] not in modules
+        ],
     }
     wrong = [
         f'{len(keys)} {kind}: {", ".join(keys[:SHOWN])}'
         + (', ...' if len(keys) > SHOWN else '')
-        for kind, keys in kinds.items() if keys]
+        for kind, keys in kinds.items()
+        if keys
+    ]
     if wrong:
         raise ValueError(
             f'The checkpoint {path} (prefix={prefix!r}) is not of this '
             'network, '
             f'{type(module).__name__}({module.extra_repr()}): '
             f'{"; ".join(wrong)}. Give the checkpoint of a network of the '
-            'same depth, family and sparsity, or correct the prefix.')
+            'same depth, family and sparsity, or correct the prefix.'
+        )

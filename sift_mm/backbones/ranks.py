@@ -11,9 +11,14 @@ from ..layers import Member
 from ..layers.dense import size_of
 
 
-def ranks_for(layers: Mapping[str, nn.Module], member: Member,
-              wide: FlopCount, dense: FlopCount, match: bool,
-              multiple: int) -> dict[str, int]:
+def ranks_for(
+    layers: Mapping[str, nn.Module],
+    member: Member,
+    wide: FlopCount,
+    dense: FlopCount,
+    match: bool,
+    multiple: int,
+) -> dict[str, int]:
     """Inner widths at which wide factorized layers cost what dense ones do.
 
     Args:
@@ -42,13 +47,19 @@ def ranks_for(layers: Mapping[str, nn.Module], member: Member,
         exact[name] = dense.by_module[name] / costs[name]
     # Masks, where there are any, make up for the rest.
     if not match or member.factors != 'none':
-        return {name: math.ceil(rank / multiple - 1e-9) * multiple
-                for name, rank in exact.items()}
+        return {
+            name: math.ceil(rank / multiple - 1e-9) * multiple
+            for name, rank in exact.items()
+        }
     rest = wide.total - sum(wide.by_module[name] for name in layers)
-    share = (dense.total - rest) / sum(dense.by_module[name]
-                                       for name in layers)
+    share = (dense.total - rest) / sum(
+        dense.by_module[name] for name in layers
+    )
     if share <= 0:
-        raise ValueError(f'At sparsity {member.sparsity} the wider stem alone '
-                         f'costs {rest / dense.total:.3g} of the dense FLOPs.')
-    return spread_ranks({n: share * r for n, r in exact.items()}, costs,
-                        multiple)
+        raise ValueError(
+            f'At sparsity {member.sparsity} the wider stem alone '
+            f'costs {rest / dense.total:.3g} of the dense FLOPs.'
+        )
+    return spread_ranks(
+        {n: share * r for n, r in exact.items()}, costs, multiple
+    )

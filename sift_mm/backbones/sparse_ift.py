@@ -88,32 +88,38 @@ class SparseIFTMixin(nn.Module):
     parallel_inner = 'norm_act'
     match_shape: tuple[int, int] = (224, 224)
 
-    def __init__(self,
-                 depth: int,
-                 *args: Any,
-                 family: str | None = None,
-                 sparsity: float | None = None,
-                 flops: str = 'match',
-                 inner: str | None = None,
-                 sparse_factors: str | None = None,
-                 match_shape: tuple[int, int] | None = None,
-                 **kwargs: Any) -> None:
+    def __init__(
+        self,
+        depth: int,
+        *args: Any,
+        family: str | None = None,
+        sparsity: float | None = None,
+        flops: str = 'match',
+        inner: str | None = None,
+        sparse_factors: str | None = None,
+        match_shape: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
         if flops not in ('match', 'nominal'):
-            raise ValueError("flops is 'match' or 'nominal'; got "
-                             f'{flops!r}.')
+            raise ValueError(f"flops is 'match' or 'nominal'; got {flops!r}.")
         member = self._member(family, sparsity, inner, sparse_factors)
         if member is not None and kwargs.get('dcn') is not None:
-            raise ValueError('Deformable convolutions (dcn) cannot be masked '
-                             'yet; leave dcn out or set family=None.')
+            raise ValueError(
+                'Deformable convolutions (dcn) cannot be masked '
+                'yet; leave dcn out or set family=None.'
+            )
         if depth not in self.arch_settings:
             raise KeyError(
                 f'There is no ResNet-{depth} in this library; the depths are '
-                f'{list(self.arch_settings)}.')
-        parent: Any = next(c for c in type(self).__mro__
-                           if not issubclass(c, SparseIFTMixin))
+                f'{list(self.arch_settings)}.'
+            )
+        parent: Any = next(
+            c for c in type(self).__mro__ if not issubclass(c, SparseIFTMixin)
+        )
         # All by name, also what was given by position.
-        kwargs = inspect.signature(parent).bind(
-            depth, *args, **kwargs).arguments
+        kwargs = (
+            inspect.signature(parent).bind(depth, *args, **kwargs).arguments
+        )
         kwargs.update(kwargs.pop('kwargs', {}))
         dense_kwargs = copy.deepcopy(kwargs)
         if member is not None and member.widens:
@@ -131,9 +137,13 @@ class SparseIFTMixin(nn.Module):
         if member is not None:
             self._put_layers(member, kwargs)
 
-    def _member(self, family: str | None, sparsity: float | None,
-                inner: str | None, sparse_factors: str | None
-                ) -> Member | None:
+    def _member(
+        self,
+        family: str | None,
+        sparsity: float | None,
+        inner: str | None,
+        sparse_factors: str | None,
+    ) -> Member | None:
         """The member of the family that the arguments ask for.
 
         Raises:
@@ -145,58 +155,75 @@ class SparseIFTMixin(nn.Module):
                     f'sparsity={sparsity}, inner={inner!r} or sparse_factors='
                     f'{sparse_factors!r} without a family: the network would '
                     "be the dense one. Set family='wide' (or another), or "
-                    'leave them out.')
+                    'leave them out.'
+                )
             return None
         if sparsity is None:
-            raise ValueError(f'family={family!r} needs a sparsity, the one '
-                             'number that sizes and masks follow from.')
+            raise ValueError(
+                f'family={family!r} needs a sparsity, the one '
+                'number that sizes and masks follow from.'
+            )
         if inner is None:
             inner = self.parallel_inner if family == 'parallel' else 'none'
         return Member(family, sparsity, inner, sparse_factors)
 
-    def _put_layers(self, member: Member,
-                    kwargs: Mapping[str, Any]) -> None:
+    def _put_layers(self, member: Member, kwargs: Mapping[str, Any]) -> None:
         """Put the layers of the member into the network.
 
         Raises:
             ValueError: If one cannot be replaced, or masked.
         """
         layers = {
-            name: module for name, module in self.named_modules()
+            name: module
+            for name, module in self.named_modules()
             if _BRANCH.fullmatch(name)
-            or (member.widens and isinstance(module, nn.Conv2d)
-                and _SHORTCUT.fullmatch(name))
+            or (
+                member.widens
+                and isinstance(module, nn.Conv2d)
+                and _SHORTCUT.fullmatch(name)
+            )
         }
         for name, layer in layers.items():
             if plain_type(layer) is None:
                 raise ValueError(
                     f'{name} is a {type(layer).__name__}, which is not known '
-                    'to work under masks; set conv_cfg=None.')
+                    'to work under masks; set conv_cfg=None.'
+                )
         if member.family == 'wide':
             return  # That is all: it was built wider.
         ranks = self._ranks(member, layers, kwargs)
         groups = self.norm_cfg.get('num_groups', 1)
         for name, layer in layers.items():
             try:
-                new = member.build(layer, self._inner_norm, groups,
-                                   kaiming_scale(layer),
-                                   rank=ranks.get(name))
+                new = member.build(
+                    layer,
+                    self._inner_norm,
+                    groups,
+                    kaiming_scale(layer),
+                    rank=ranks.get(name),
+                )
             except ValueError as error:
                 raise ValueError(f'{name}: {error}') from None
             put(self, name, new)
             if isinstance(new, Parallel) and new.norms:
                 # No norm behind the sum of normed branches.
                 block, _, conv = name.rpartition('.')
-                norm = getattr(self.get_submodule(block),
-                               f'norm{conv[-1]}_name')
+                norm = getattr(
+                    self.get_submodule(block), f'norm{conv[-1]}_name'
+                )
                 put(self, f'{block}.{norm}', nn.Identity())
 
     def _inner_norm(self, channels: int) -> nn.Module:
         from mmcv.cnn import build_norm_layer
+
         return build_norm_layer(self.norm_cfg, channels)[1]
 
-    def _ranks(self, member: Member, layers: Mapping[str, nn.Module],
-               kwargs: Mapping[str, Any]) -> dict[str, int]:
+    def _ranks(
+        self,
+        member: Member,
+        layers: Mapping[str, nn.Module],
+        kwargs: Mapping[str, Any],
+    ) -> dict[str, int]:
         """Ranks that do not follow from a layer alone.
 
         A dilated network takes those of a classifier, with its strides: a
@@ -207,15 +234,22 @@ class SparseIFTMixin(nn.Module):
         stages = kwargs.get('num_stages', 4)
         usual: dict[str, Any] = {}
         if any(d != 1 for d in kwargs.get('dilations', ())):
-            usual = dict(strides=(1, 2, 2, 2)[:stages],
-                         dilations=(1, ) * stages)
+            usual = dict(
+                strides=(1, 2, 2, 2)[:stages], dilations=(1,) * stages
+            )
         groups = self.norm_cfg.get('num_groups', 1)
-        wide, dense = (self._count(dict(k, **usual))
-                       for k in (kwargs, self._dense_kwargs))
+        wide, dense = (
+            self._count(dict(k, **usual)) for k in (kwargs, self._dense_kwargs)
+        )
         try:
-            return ranks_for(layers, member, wide, dense,
-                             self.flops == 'match',
-                             groups if member.inner != 'none' else 1)
+            return ranks_for(
+                layers,
+                member,
+                wide,
+                dense,
+                self.flops == 'match',
+                groups if member.inner != 'none' else 1,
+            )
         except ValueError as error:
             raise ValueError(f'{error} {self.advice(**usual)}') from None
 
@@ -244,17 +278,26 @@ class SparseIFTMixin(nn.Module):
             wide_kwargs = self._widened(dense_kwargs, middle / 100)
             wide = self._count(wide_kwargs)
             growth = wide_kwargs['base_channels'] / self.dense_base_channels
-            rest = wide.total + growth * classifier - sum(
-                flops for name, flops in wide.by_module.items()
-                if _BRANCH.fullmatch(name) or _SHORTCUT.fullmatch(name))
+            rest = (
+                wide.total
+                + growth * classifier
+                - sum(
+                    flops
+                    for name, flops in wide.by_module.items()
+                    if _BRANCH.fullmatch(name) or _SHORTCUT.fullmatch(name)
+                )
+            )
             low, high = (middle, high) if rest < budget else (low, middle)
         if not low:
             return "No sparsity can meet it; set flops='nominal'."
-        return (f'The nearest sparsity that can meet it is {low / 100}; set '
-                "it, or flops='nominal'.")
+        return (
+            f'The nearest sparsity that can meet it is {low / 100}; set '
+            "it, or flops='nominal'."
+        )
 
-    def _widened(self, kwargs: Mapping[str, Any],
-                 sparsity: float) -> dict[str, Any]:
+    def _widened(
+        self, kwargs: Mapping[str, Any], sparsity: float
+    ) -> dict[str, Any]:
         """Arguments of the wider network."""
         base = kwargs.get('base_channels', 64)
         stem = kwargs.get('stem_channels', self.dense_stem_channels)
@@ -278,12 +321,18 @@ class SparseIFTMixin(nn.Module):
             return
         pretrained = pretrained_cfg(self.init_cfg)
         if pretrained is not None:
-            check_keys(self, load_pretrained(pretrained)['state_dict'],
-                       pretrained['checkpoint'], pretrained.get('prefix'))
+            check_keys(
+                self,
+                load_pretrained(pretrained)['state_dict'],
+                pretrained['checkpoint'],
+                pretrained.get('prefix'),
+            )
             return
-        last = {name.rpartition('.')[0]: layer
-                for name, layer in self.named_modules()
-                if isinstance(layer, Composite)}
+        last = {
+            name.rpartition('.')[0]: layer
+            for name, layer in self.named_modules()
+            if isinstance(layer, Composite)
+        }
         for layer in self.modules():
             if isinstance(layer, Composite):
                 layer.init_weights()
@@ -296,8 +345,10 @@ class SparseIFTMixin(nn.Module):
         """Channels of each output, in the order of ``out_indices``."""
         # MMPretrain's blocks do not say; its network does.
         owner: Any = self if hasattr(self, 'expansion') else self.block
-        return [self.base_channels * owner.expansion * 2**i
-                for i in self.out_indices]
+        return [
+            self.base_channels * owner.expansion * 2**i
+            for i in self.out_indices
+        ]
 
     @property
     def grows(self) -> bool:
@@ -316,13 +367,16 @@ class SparseIFTMixin(nn.Module):
         names = []
         for name, module in self.named_modules():
             if isinstance(module, Composite):
-                names += [f'{name}.{n}'
-                          for n in module.sparse_parameter_names()]
+                names += [
+                    f'{name}.{n}' for n in module.sparse_parameter_names()
+                ]
             elif isinstance(module, nn.Conv2d) and (
-                    _SHORTCUT.fullmatch(name) or
-                    # Of the other members it would be a layer that was
-                    # folded, which is dense.
-                    (self.family == 'wide' and _BRANCH.fullmatch(name))):
+                _SHORTCUT.fullmatch(name)
+                or
+                # Of the other members it would be a layer that was
+                # folded, which is dense.
+                (self.family == 'wide' and _BRANCH.fullmatch(name))
+            ):
                 names.append(f'{name}.weight')
         return names
 
@@ -344,8 +398,10 @@ class SparseIFTMixin(nn.Module):
 
     def extra_repr(self) -> str:
         """Family, sparsity and FLOPs, for ``print``."""
-        return (f'family={self.family!r}, sparsity={self.sparsity}, '
-                f'flops={self.flops!r}')
+        return (
+            f'family={self.family!r}, sparsity={self.sparsity}, '
+            f'flops={self.flops!r}'
+        )
 
 
 def _check_groups(norm_cfg: Mapping[str, Any] | None, width: int) -> None:
@@ -359,4 +415,5 @@ def _check_groups(norm_cfg: Mapping[str, Any] | None, width: int) -> None:
         raise ValueError(
             f"norm_cfg's {groups} groups do not divide the width of {width} "
             'channels that follows from the sparsity; choose num_groups that '
-            'divides it, or another sparsity.')
+            'divides it, or another sparsity.'
+        )

@@ -44,8 +44,10 @@ class FoldReport:
     kept: dict[str, str]
 
     def __str__(self) -> str:
-        lines = [f'Composites folded: {len(self.folded)}, norms folded: '
-                 f'{len(self.norms)}, kept: {len(self.kept)}']
+        lines = [
+            f'Composites folded: {len(self.folded)}, norms folded: '
+            f'{len(self.norms)}, kept: {len(self.kept)}'
+        ]
         lines += [f'  {name}: {what}' for name, what in self.folded.items()]
         lines += [f'  {name}: norm, folded' for name in self.norms]
         lines += [f'  {name}: kept, {why}' for name, why in self.kept.items()]
@@ -101,12 +103,14 @@ def fold(model: nn.Module, norms: bool = True) -> FoldReport:
     if isinstance(model, Composite):
         raise ValueError(
             f'The model is a {type(model).__name__} itself, which cannot be '
-            'replaced in place; fold the module that holds it.')
+            'replaced in place; fold the module that holds it.'
+        )
     for name, module in model.named_modules():
         if module.training and isinstance(module, (Composite, _BatchNorm)):
             raise ValueError(
                 f'{type(module).__name__} {name!r} is in training mode, and '
-                'folding is for inference; call model.eval() first.')
+                'folding is for inference; call model.eval() first.'
+            )
     report = FoldReport({}, [], {})
     _fold_composites(model, report)
     if norms:
@@ -115,8 +119,11 @@ def fold(model: nn.Module, norms: bool = True) -> FoldReport:
     for name, module in model.named_modules():
         if isinstance(module, concerned):
             report.kept.setdefault(
-                name, 'part of a composite that is kept' if name
-                else 'it is the model itself')
+                name,
+                'part of a composite that is kept'
+                if name
+                else 'it is the model itself',
+            )
     return report
 
 
@@ -139,12 +146,18 @@ def _fold_composites(model: nn.Module, report: FoldReport) -> None:
 
 def _fold_norms(model: nn.Module, report: FoldReport) -> None:
     """Fold batch norms into the plain layers that they follow."""
-    places = Counter(child for parent in model.modules()
-                     for child in _children(parent).values())
+    places = Counter(
+        child
+        for parent in model.modules()
+        for child in _children(parent).values()
+    )
     for prefix, parent in _parents(model).items():
         # An identity, also one left by a norm, changes nothing.
-        children = [(key, child) for key, child in _children(parent).items()
-                    if type(child) is not nn.Identity]
+        children = [
+            (key, child)
+            for key, child in _children(parent).items()
+            if type(child) is not nn.Identity
+        ]
         before: tuple[str, nn.Module] | None = None
         for i, (key, child) in enumerate(children):
             if not isinstance(child, _BatchNorm):
@@ -172,16 +185,27 @@ def _children(parent: nn.Module) -> dict[str, nn.Module]:
 
 def _parents(model: nn.Module) -> dict[str, nn.Module]:
     """Modules outside of composites by the prefix of their children."""
-    inside = {part for module in model.modules()
-              if isinstance(module, Composite) for part in module.modules()}
-    return {f'{name}.' if name else '': module
-            for name, module in model.named_modules() if module not in inside}
+    inside = {
+        part
+        for module in model.modules()
+        if isinstance(module, Composite)
+        for part in module.modules()
+    }
+    return {
+        f'{name}.' if name else '': module
+        for name, module in model.named_modules()
+        if module not in inside
+    }
 
 
 def _altered(module: nn.Module) -> bool:
     """Whether calling a module does more than its class says."""
-    return bool(module._forward_hooks or module._forward_pre_hooks
-                or 'forward' in vars(module) or is_parametrized(module))
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or 'forward' in vars(module)
+        or is_parametrized(module)
+    )
 
 
 def _obstacle(composite: Any) -> str | None:
@@ -190,16 +214,20 @@ def _obstacle(composite: Any) -> str | None:
         return f'a {type(composite).__name__} is of no kind that can be folded'
     for name, part in composite.named_modules():
         if _altered(part):
-            return (f'{name or "it"} has hooks, parametrizations or a forward '
-                    'method of its own')
+            return (
+                f'{name or "it"} has hooks, parametrizations or a forward '
+                'method of its own'
+            )
     if isinstance(composite, Doped):
         if plain_type(composite.sparse) is None:
             return f'sparse is a {type(composite.sparse).__name__}'
         reason = _obstacle(composite.low_rank)
         return reason and f'low_rank cannot be folded: {reason}'
     if type(composite.act) is not nn.Identity:
-        return (f'an activation is inside (inner={composite.inner!r}), so it '
-                'is not linear')
+        return (
+            f'an activation is inside (inner={composite.inner!r}), so it '
+            'is not linear'
+        )
     pairs = _pairs(composite)
     layers = [layer for layer, _ in pairs]
     if isinstance(composite, Factorized):
@@ -223,8 +251,11 @@ def _mismatch(layer: Any, norm: Any) -> str | None:
     name, kind = type(norm).__name__, plain_type(layer)
     if type(norm) is nn.Identity:
         return None
-    if not isinstance(norm, _BatchNorm) or norm.running_mean is None or (
-            norm.running_var is None):
+    if (
+        not isinstance(norm, _BatchNorm)
+        or norm.running_mean is None
+        or (norm.running_var is None)
+    ):
         return f'{name} has no running statistics and depends on its input'
     if type(norm).forward not in _FORWARDS:
         return f'{name} has a forward method of its own'
@@ -234,13 +265,20 @@ def _mismatch(layer: Any, norm: Any) -> str | None:
     if isinstance(norm, _SIZED) and not isinstance(norm, expected):
         return f'{name} is not for what a {type(layer).__name__} gives'
     if norm.num_features != layer.weight.shape[0]:
-        return (f'{name} of {norm.num_features} channels is not for the '
-                f'{layer.weight.shape[0]} of the layer before it')
+        return (
+            f'{name} of {norm.num_features} channels is not for the '
+            f'{layer.weight.shape[0]} of the layer before it'
+        )
     return None
 
 
-def _doubt(parent: nn.Module, layer: nn.Module | None, norm: nn.Module,
-           after: nn.Module | None, places: Counter[nn.Module]) -> str | None:
+def _doubt(
+    parent: nn.Module,
+    layer: nn.Module | None,
+    norm: nn.Module,
+    after: nn.Module | None,
+    places: Counter[nn.Module],
+) -> str | None:
     """Why a norm may not belong to the sibling before it; None if it does.
 
     Args:
@@ -254,12 +292,15 @@ def _doubt(parent: nn.Module, layer: nn.Module | None, norm: nn.Module,
     if layer is None:
         return f'it is the first in its {kind}'
     if plain_type(layer) is None:
-        return (f'the {type(layer).__name__} before it is no plain '
-                'convolution or linear layer')
+        return (
+            f'the {type(layer).__name__} before it is no plain '
+            'convolution or linear layer'
+        )
     if isinstance(parent, (nn.ModuleList, nn.ModuleDict)):
         return f'a {kind} does not say what runs after what'
-    if isinstance(order, (list, tuple)) and (
-            'conv', 'norm') not in pairwise(order):
+    if isinstance(order, (list, tuple)) and ('conv', 'norm') not in pairwise(
+        order
+    ):
         return f'its {kind} runs in the order {tuple(order)}'
     if getattr(parent, 'efficient_conv_bn_eval_forward', None) is not None:
         return f'its {kind} folds it itself in each forward pass'
@@ -267,10 +308,13 @@ def _doubt(parent: nn.Module, layer: nn.Module | None, norm: nn.Module,
         if places[module] > 1:
             return f'{what} is registered in {places[module]} places'
         if _altered(module):
-            return (f'{what} has hooks, parametrizations or a forward method '
-                    'of its own')
+            return (
+                f'{what} has hooks, parametrizations or a forward method '
+                'of its own'
+            )
     if isinstance(after, _BatchNorm) and (
-            type(parent).forward is not nn.Sequential.forward):
+        type(parent).forward is not nn.Sequential.forward
+    ):
         return 'several norms in a row may take turns behind the layer'
     return _mismatch(layer, norm)
 
@@ -285,12 +329,15 @@ def _fuse(layer: Any, norm: Any) -> Any:
     layer, norm = _exact(layer), _exact(norm)
     if type(norm) is nn.Identity:
         return layer
-    for name, value in (('weight', 1.), ('bias', 0.)):
+    for name, value in (('weight', 1.0), ('bias', 0.0)):
         if getattr(norm, name) is None:  # PyTorch's linear fusion needs them.
             full = torch.full_like(norm.running_mean, value)
             setattr(norm, name, nn.Parameter(full))
-    fuse: Any = (fuse_linear_bn_eval if isinstance(layer, nn.Linear)
-                 else fuse_conv_bn_eval)
+    fuse: Any = (
+        fuse_linear_bn_eval
+        if isinstance(layer, nn.Linear)
+        else fuse_conv_bn_eval
+    )
     return fuse(layer, norm)
 
 
@@ -336,11 +383,17 @@ def _product(v: Any, u: Any) -> _Map:
 def _plain(composite: Any) -> nn.Module:
     """The plain layer that a composite equals, in evaluation mode."""
     weight, bias = _map(composite)
-    inner: Any = (composite.sparse if isinstance(composite, Doped)
-                  else _pairs(composite)[0][0])
+    inner: Any = (
+        composite.sparse
+        if isinstance(composite, Doped)
+        else _pairs(composite)[0][0]
+    )
     # On the meta device there is no initialisation and no random number.
-    layer: Any = make_like(copy.deepcopy(inner).to('meta'),
-                           d_out=weight.shape[0], bias=bias is not None)
+    layer: Any = make_like(
+        copy.deepcopy(inner).to('meta'),
+        d_out=weight.shape[0],
+        bias=bias is not None,
+    )
     layer.weight = nn.Parameter(weight.to(inner.weight))
     if bias is not None:
         layer.bias = nn.Parameter(bias.to(inner.weight))

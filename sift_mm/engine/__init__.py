@@ -3,6 +3,4 @@
 from .hook import SparseTrainingHook
 from .optim_wrapper import SparseAmpOptimWrapper, SparseOptimWrapper
 
-__all__ = [
-    'SparseAmpOptimWrapper', 'SparseOptimWrapper', 'SparseTrainingHook'
-]
+__all__ = ['SparseAmpOptimWrapper', 'SparseOptimWrapper', 'SparseTrainingHook']

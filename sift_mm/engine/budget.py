@@ -42,8 +42,9 @@ class MaskPlan:
     @property
     def densities(self) -> dict[str, float]:
         """Share of active weights by parameter."""
-        return {n: self.counts[n] / p.numel()
-                for n, p in self.parameters.items()}
+        return {
+            n: self.counts[n] / p.numel() for n, p in self.parameters.items()
+        }
 
 
 def sparse_backbone(model: nn.Module) -> tuple[str, SparseIFTMixin] | None:
@@ -57,13 +58,17 @@ def sparse_backbone(model: nn.Module) -> tuple[str, SparseIFTMixin] | None:
         ValueError: If there are several: one sparsity cannot be matched for
             both.
     """
-    found = [((f'{name}.' if name else ''), module)
-             for name, module in model.named_modules()
-             if isinstance(module, SparseIFTMixin) and module.family]
+    found = [
+        ((f'{name}.' if name else ''), module)
+        for name, module in model.named_modules()
+        if isinstance(module, SparseIFTMixin) and module.family
+    ]
     if len(found) > 1:
-        raise ValueError('The model has several Sparse-IFT backbones with a '
-                         f'family, {[name for name, _ in found]}; masks can '
-                         'be trained for one.')
+        raise ValueError(
+            'The model has several Sparse-IFT backbones with a '
+            f'family, {[name for name, _ in found]}; masks can '
+            'be trained for one.'
+        )
     return found[0] if found else None
 
 
@@ -85,22 +90,29 @@ def nominal_sparsity(model: nn.Module, sparsity: float | None) -> float:
         sizes = {found[1].sparsity}
     else:
         # Of layers that sift_mm.transform put in.
-        sizes = {round(1 - module.density, 12) for module in model.modules()
-                 if isinstance(module, (Composite, Wide))
-                 and module.sparse_parameter_names()}
+        sizes = {
+            round(1 - module.density, 12)
+            for module in model.modules()
+            if isinstance(module, (Composite, Wide))
+            and module.sparse_parameter_names()
+        }
     if len(sizes) > 1:
-        raise ValueError(f'The layers of the model have several sparsities, '
-                         f'{sorted(sizes)}; masks are drawn at one.')
+        raise ValueError(
+            f'The layers of the model have several sparsities, '
+            f'{sorted(sizes)}; masks are drawn at one.'
+        )
     written = next(iter(sizes), sparsity)
     if written is None:
         raise ValueError(
             'No sparsity is given: the model has no Sparse-IFT layers, so '
-            'SparseTrainingHook needs sparsity=... and include=[...].')
+            'SparseTrainingHook needs sparsity=... and include=[...].'
+        )
     if sparsity is not None and not math.isclose(sparsity, written):
         raise ValueError(
             f'The layers of the model have sparsity={written} and '
             f'SparseTrainingHook sparsity={sparsity}. Write it once, in the '
-            'model: the hook follows where it has none.')
+            'model: the hook follows where it has none.'
+        )
     return written
 
 
@@ -124,10 +136,13 @@ class FlopBudget:
 
     def cost(self, densities: Mapping[str, float]) -> float:
         """FLOPs under masks of these densities, by full name."""
-        return self.classifier + self.own.sparse({
-            name.removeprefix(self.prefix): density
-            for name, density in densities.items()
-            if name.startswith(self.prefix)})
+        return self.classifier + self.own.sparse(
+            {
+                name.removeprefix(self.prefix): density
+                for name, density in densities.items()
+                if name.startswith(self.prefix)
+            }
+        )
 
     def ratio(self, densities: Mapping[str, float]) -> float:
         """:meth:`cost` over the FLOPs of the dense twin."""
@@ -149,10 +164,11 @@ def flop_budget(model: nn.Module) -> FlopBudget | None:
     return FlopBudget(prefix, own, classifier, dense + dense_classifier)
 
 
-def masked_parameters(model: nn.Module,
-                      include: Sequence[str] | None = None,
-                      exclude: Sequence[str] = ()
-                      ) -> dict[str, nn.Parameter]:
+def masked_parameters(
+    model: nn.Module,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+) -> dict[str, nn.Parameter]:
     """The parameters of a model that get masks.
 
     Args:
@@ -167,18 +183,23 @@ def masked_parameters(model: nn.Module,
     Raises:
         ValueError: If patterns match nothing, or nothing is selected.
     """
-    if (include is None and sparse_backbone(model)
-            and not sparse_parameter_names(model)):
+    if (
+        include is None
+        and sparse_backbone(model)
+        and not sparse_parameter_names(model)
+    ):
         return {}
     return select_parameters(model, include, exclude)
 
 
-def plan_masks(model: nn.Module,
-               distribution: Distribution,
-               sparsity: float | None = None,
-               include: Sequence[str] | None = None,
-               exclude: Sequence[str] = (),
-               budget: FlopBudget | None = None) -> MaskPlan:
+def plan_masks(
+    model: nn.Module,
+    distribution: Distribution,
+    sparsity: float | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    budget: FlopBudget | None = None,
+) -> MaskPlan:
     """Decide on the masks of a model, at the FLOPs that it asks for.
 
     Args:
@@ -203,23 +224,34 @@ def plan_masks(model: nn.Module,
     budget = budget or flop_budget(model)
     found = sparse_backbone(model)
     if budget is None or found is None:
-        return MaskPlan(parameters, distribution.counts(shapes, nominal),
-                        nominal, nominal, None)
+        return MaskPlan(
+            parameters,
+            distribution.counts(shapes, nominal),
+            nominal,
+            nominal,
+            None,
+        )
     backbone = found[1]
     solved = nominal
     # An explicit distribution does not listen to the sparsity.
-    if (backbone.flops == 'match' and parameters
-            and not isinstance(distribution, Explicit)):
+    if (
+        backbone.flops == 'match'
+        and parameters
+        and not isinstance(distribution, Explicit)
+    ):
         try:
             solved = solve_sparsity(
                 lambda s: budget.cost(distribution.densities(shapes, s)),
-                budget.dense)
+                budget.dense,
+            )
         except ValueError as error:
             everything = include is None and not exclude
             _, dense_classifier = _classifier_flops(model, backbone)
-            advice = (backbone.advice(dense_classifier)
-                      if everything and backbone.grows else
-                      "Mask more layers, or set flops='nominal'.")
+            advice = (
+                backbone.advice(dense_classifier)
+                if everything and backbone.grows
+                else "Mask more layers, or set flops='nominal'."
+            )
             raise ValueError(f'{error} {advice}') from None
     counts = distribution.counts(shapes, solved)
     plan = MaskPlan(parameters, counts, nominal, solved, None)
@@ -235,12 +267,15 @@ def backbone_flops(backbone: SparseIFTMixin) -> tuple[FlopCount, float]:
     """
     shape = backbone.match_shape
     channels = next(backbone.parameters()).shape[1]
-    return (count_flops(backbone, shape, channels),
-            count_flops(backbone.dense_twin(), shape, channels).total)
+    return (
+        count_flops(backbone, shape, channels),
+        count_flops(backbone.dense_twin(), shape, channels).total,
+    )
 
 
-def _classifier_flops(model: nn.Module,
-                      backbone: SparseIFTMixin) -> tuple[float, float]:
+def _classifier_flops(
+    model: nn.Module, backbone: SparseIFTMixin
+) -> tuple[float, float]:
     """FLOPs of a linear classifier on the backbone, and of its dense twin's.
 
     It grows with the features. Necks and heads of detectors and segmentors

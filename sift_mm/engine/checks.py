@@ -23,7 +23,8 @@ def unwrap(model: nn.Module) -> nn.Module:
     if not isinstance(model, (DistributedDataParallel, DataParallel)):
         raise TypeError(
             f'Masks cannot be trained under {type(model).__name__}; use '
-            'MMDistributedDataParallel, the default of a distributed run.')
+            'MMDistributedDataParallel, the default of a distributed run.'
+        )
     return model.module
 
 
@@ -36,21 +37,25 @@ def check_wrapper(optim_wrapper: Any) -> MaskedStep:
     if isinstance(optim_wrapper, MaskedStep):
         return optim_wrapper
     name = type(optim_wrapper).__name__
-    if (not isinstance(optim_wrapper, OptimWrapper)
-            or isinstance(optim_wrapper, OptimWrapperDict)):
+    if not isinstance(optim_wrapper, OptimWrapper) or isinstance(
+        optim_wrapper, OptimWrapperDict
+    ):
         raise TypeError(
             f'SparseTrainingHook trains masks in one SparseOptimWrapper; '
-            f'this run has {name}, which it cannot work with.')
+            f'this run has {name}, which it cannot work with.'
+        )
     amp = hasattr(optim_wrapper, 'loss_scaler')
     right = 'SparseAmpOptimWrapper' if amp else 'SparseOptimWrapper'
     raise TypeError(
         f'The optim wrapper {name} cannot mask gradients; set '
         f"optim_wrapper.type='{right}' (the --amp option of other train "
-        'scripts replaces the type; that of tools/train.py does not).')
+        'scripts replaces the type; that of tools/train.py does not).'
+    )
 
 
-def consumer_channels(model: Any,
-                      out: list[int]) -> list[tuple[str, Any, Any]]:
+def consumer_channels(
+    model: Any, out: list[int]
+) -> list[tuple[str, Any, Any]]:
     """What the config says, and should say, of channels that are read.
 
     Only where the meaning of ``in_channels`` is known: necks of the FPN
@@ -74,18 +79,21 @@ def consumer_channels(model: Any,
         reader: Any = getattr(model, key, None)
         several = isinstance(reader, nn.ModuleList)
         for i, one in enumerate(reader if several else [reader]):
-            checks += _segmentation_head(f'{key}.{i}' if several else key,
-                                         one, out)
+            checks += _segmentation_head(
+                f'{key}.{i}' if several else key, one, out
+            )
     head: Any = getattr(model, 'head', None)
     if isinstance(getattr(head, 'in_channels', None), int):
         checks.append(('head.in_channels', head.in_channels, out[-1]))
     return checks
 
 
-def _segmentation_head(key: str, head: Any,
-                       out: list[int]) -> list[tuple[str, Any, Any]]:
-    index, found = (getattr(head, name, None)
-                    for name in ('in_index', 'in_channels'))
+def _segmentation_head(
+    key: str, head: Any, out: list[int]
+) -> list[tuple[str, Any, Any]]:
+    index, found = (
+        getattr(head, name, None) for name in ('in_index', 'in_channels')
+    )
     indices = [index] if isinstance(index, int) else index
     if indices is None or found is None or max(indices) >= len(out):
         return []
@@ -93,12 +101,22 @@ def _segmentation_head(key: str, head: Any,
     if isinstance(found, int):
         # Of several maps that are concatenated, a head knows the sum.
         expected = sum(expected)
-    checks = [(f'{key}.in_channels', found if isinstance(found, int)
-               else list(found), expected)]
+    checks = [
+        (
+            f'{key}.in_channels',
+            found if isinstance(found, int) else list(found),
+            expected,
+        )
+    ]
     if hasattr(head, 'c1_bottleneck'):
         # DeepLabV3+ also reads the first feature map.
-        checks.append((f'{key}.c1_in_channels',
-                       head.c1_bottleneck.conv.in_channels, out[0]))
+        checks.append(
+            (
+                f'{key}.c1_in_channels',
+                head.c1_bottleneck.conv.in_channels,
+                out[0],
+            )
+        )
     return checks
 
 
@@ -113,10 +131,12 @@ def check_channels(model: nn.Module) -> None:
         return
     backbone = found[1]
     for key, value, expected in consumer_channels(
-            model, backbone.out_channels):
+        model, backbone.out_channels
+    ):
         if value != expected:
             raise ValueError(
                 f'model.{key} is {value}, but the backbone (family='
                 f'{backbone.family!r}, sparsity={backbone.sparsity}, '
                 f'{backbone.base_channels} channels at its first '
-                f'stage) gives {expected}; write {key}={expected}.')
+                f'stage) gives {expected}; write {key}={expected}.'
+            )

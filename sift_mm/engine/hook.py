@@ -94,35 +94,43 @@ class SparseTrainingHook(Hook):
     # Before LoggerHook and CheckpointHook.
     priority = 'NORMAL'
 
-    def __init__(self,
-                 algorithm: str | dict = 'RigL',
-                 sparsity: float | None = None,
-                 distribution: str | dict = 'Uniform',
-                 init: str | dict | None = None,
-                 transfer: str = 'fixed',
-                 drop_fraction: float | str | dict = 0.3,
-                 interval: int = 100,
-                 end: float = 0.75,
-                 placement: str = 'after_step',
-                 include: Sequence[str] | None = None,
-                 exclude: Sequence[str] = (),
-                 seed: int | None = None,
-                 log_layers: bool = False) -> None:
+    def __init__(
+        self,
+        algorithm: str | dict = 'RigL',
+        sparsity: float | None = None,
+        distribution: str | dict = 'Uniform',
+        init: str | dict | None = None,
+        transfer: str = 'fixed',
+        drop_fraction: float | str | dict = 0.3,
+        interval: int = 100,
+        end: float = 0.75,
+        placement: str = 'after_step',
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+        seed: int | None = None,
+        log_layers: bool = False,
+    ) -> None:
         if sparsity is not None:
             check_sparsity(sparsity)
         if not 0 < end <= 1:
-            raise ValueError('end is the share of the optimizer steps until '
-                             f'the last mask update, in (0, 1]; got {end}.')
+            raise ValueError(
+                'end is the share of the optimizer steps until '
+                f'the last mask update, in (0, 1]; got {end}.'
+            )
         if placement not in PLACEMENTS:
-            raise ValueError(f'Unknown placement {placement!r}; choose one '
-                             f'of {PLACEMENTS}.')
+            raise ValueError(
+                f'Unknown placement {placement!r}; choose one of {PLACEMENTS}.'
+            )
         if transfer not in TRANSFERS:
-            raise ValueError(f'Unknown transfer {transfer!r} of loaded masks;'
-                             f' choose one of {TRANSFERS}.')
+            raise ValueError(
+                f'Unknown transfer {transfer!r} of loaded masks;'
+                f' choose one of {TRANSFERS}.'
+            )
         if init is not None and transfer != 'fixed':
             raise ValueError(
                 f'init={init!r} draws new masks, and transfer={transfer!r} is '
-                'about those that come with loaded weights; leave one out.')
+                'about those that come with loaded weights; leave one out.'
+            )
         if isinstance(drop_fraction, (int, float)):
             drop_fraction = dict(type='Cosine', initial=drop_fraction)
         self.algorithm = ALGORITHMS.build(algorithm)
@@ -155,16 +163,20 @@ class SparseTrainingHook(Hook):
         """
         found = sparse_backbone(unwrap(runner.model))
         if found is not None:
-            check_keys(found[1], checkpoint.get('state_dict', checkpoint),
-                       runner._load_from or 'that is loaded',
-                       found[0].removeprefix('module.'))  # Of a TTA model.
+            check_keys(
+                found[1],
+                checkpoint.get('state_dict', checkpoint),
+                runner._load_from or 'that is loaded',
+                found[0].removeprefix('module.'),
+            )  # Of a TTA model.
         self._loaded = True
         self._checkpoint = checkpoint.get(CHECKPOINT_KEY)
         if runner._resume and 'message_hub' not in checkpoint:
             raise ValueError(
                 'A published checkpoint cannot be resumed from: optimizer and '
                 'history of the masks were left out. Start a new run with '
-                'load_from.')
+                'load_from.'
+            )
 
     def before_run(self, runner: Runner) -> None:
         """Tell the wrapper that masks will come."""
@@ -184,8 +196,9 @@ class SparseTrainingHook(Hook):
         """
         wrapper = check_wrapper(runner.optim_wrapper)
         if wrapper.mask_trainer is not self.trainer:
-            raise ValueError('A run has one SparseTrainingHook; custom_hooks '
-                             'names several.')
+            raise ValueError(
+                'A run has one SparseTrainingHook; custom_hooks names several.'
+            )
         if self.trainer is not None and self._checkpoint is None:
             return  # Training goes on after an earlier call of train().
         model = unwrap(runner.model)
@@ -199,21 +212,33 @@ class SparseTrainingHook(Hook):
             runner.logger.info(
                 'The backbone needs no masks: its FLOPs (with a classifier, '
                 f'if it has one) are {budget.ratio({}):.6f} of the dense one '
-                'without them.')
+                'without them.'
+            )
             return
         # A run that is to be resumed may have nothing to resume from yet.
         resumed = runner._resume and self._loaded
         if not (self._loaded or self.init_is_given):
-            self._loaded, self._checkpoint = pretrained_state(model,
-                                                              parameters)
-        origin = mask_origin(self._checkpoint, self._loaded, resumed,
-                             self.transfer, self.init_is_given)
+            self._loaded, self._checkpoint = pretrained_state(
+                model, parameters
+            )
+        origin = mask_origin(
+            self._checkpoint,
+            self._loaded,
+            resumed,
+            self.transfer,
+            self.init_is_given,
+        )
         if origin == 'dropped':
             self._checkpoint = None
             runner.logger.info(
                 "transfer='dense': masks are dropped, and all weights train"
-                + (f', at {budget.ratio({}):.4f} times the FLOPs of the '
-                   "dense twin's backbone." if budget else '.'))
+                + (
+                    f', at {budget.ratio({}):.4f} times the FLOPs of the '
+                    "dense twin's backbone."
+                    if budget
+                    else '.'
+                )
+            )
             return
         # runner.seed differs between ranks under diff_rank_seed.
         seed = [runner.seed if self.seed is None else self.seed]
@@ -224,8 +249,13 @@ class SparseTrainingHook(Hook):
         if self._transferred == 'fixed':
             algorithm = ALGORITHMS.build('Static')
         trainer = MaskTrainer(
-            masks, algorithm, self._schedule(runner, algorithm),
-            self.drop_fraction, seed[0], self.placement)
+            masks,
+            algorithm,
+            self._schedule(runner, algorithm),
+            self.drop_fraction,
+            seed[0],
+            self.placement,
+        )
         if resumed:
             assert self._checkpoint is not None
             self._warn_of_changes(runner, algorithm)
@@ -236,15 +266,27 @@ class SparseTrainingHook(Hook):
         self._mask_averages(runner)
         self._describe(runner, model, budget)
 
-    def plan(self, model: nn.Module,
-             budget: FlopBudget | None = None) -> MaskPlan:
+    def plan(
+        self, model: nn.Module, budget: FlopBudget | None = None
+    ) -> MaskPlan:
         """The masks that this hook would draw, see `plan_masks`."""
-        return plan_masks(model, self.distribution, self.sparsity,
-                          self.include, self.exclude, budget)
+        return plan_masks(
+            model,
+            self.distribution,
+            self.sparsity,
+            self.include,
+            self.exclude,
+            budget,
+        )
 
-    def _first_masks(self, origin: str, model: nn.Module,
-                     parameters: Mapping[str, nn.Parameter],
-                     budget: FlopBudget | None, seed: int) -> MaskSet:
+    def _first_masks(
+        self,
+        origin: str,
+        model: nn.Module,
+        parameters: Mapping[str, nn.Parameter],
+        budget: FlopBudget | None,
+        seed: int,
+    ) -> MaskSet:
         """The masks of the checkpoint, or new ones, as ``origin`` says.
 
         Raises:
@@ -253,8 +295,12 @@ class SparseTrainingHook(Hook):
         """
         state = self._checkpoint or {}
         if origin == 'transferred':
-            return transferred_masks(model, parameters, state,
-                                     nominal_sparsity(model, self.sparsity))
+            return transferred_masks(
+                model,
+                parameters,
+                state,
+                nominal_sparsity(model, self.sparsity),
+            )
         counts = self.plan(model, budget).counts
         if origin == 'drawn':
             return MaskSet.draw(parameters, counts, self.initializer, seed)
@@ -262,40 +308,51 @@ class SparseTrainingHook(Hook):
         _check_counts(masks, counts)
         return masks
 
-    def _describe(self, runner: Runner, model: nn.Module,
-                  budget: FlopBudget | None) -> None:
+    def _describe(
+        self, runner: Runner, model: nn.Module, budget: FlopBudget | None
+    ) -> None:
         """Log, and keep for the checkpoint, what the masks amount to."""
         assert self.trainer is not None
         masks = self.trainer.masks
         nominal = nominal_sparsity(model, self.sparsity)
         self._budget = {'nominal': nominal, 'sparsity': 1 - density(masks)}
-        message = (f'{type(self.trainer.algorithm).__name__} on {len(masks)} '
-                   f'parameters: sparsity {nominal} as written, masks at '
-                   f'density {density(masks):.6f}')
+        message = (
+            f'{type(self.trainer.algorithm).__name__} on {len(masks)} '
+            f'parameters: sparsity {nominal} as written, masks at '
+            f'density {density(masks):.6f}'
+        )
         if self._transferred:
-            message += (', taken from the loaded checkpoint (transfer='
-                        f'{self._transferred!r})')
+            message += (
+                ', taken from the loaded checkpoint (transfer='
+                f'{self._transferred!r})'
+            )
         if budget is not None:
-            self._budget['flops_ratio'] = budget.ratio({
-                name: count / masks[name].numel()
-                for name, count in masks.counts().items()})
-            message += (', FLOPs of the backbone (with a classifier, if it '
-                        f'has one) {self._budget["flops_ratio"]:.6f} of the '
-                        'dense one')
+            self._budget['flops_ratio'] = budget.ratio(
+                {
+                    name: count / masks[name].numel()
+                    for name, count in masks.counts().items()
+                }
+            )
+            message += (
+                ', FLOPs of the backbone (with a classifier, if it '
+                f'has one) {self._budget["flops_ratio"]:.6f} of the '
+                'dense one'
+            )
         runner.logger.info(message)
         found = sparse_backbone(model)
         self._member = found[1].describe_member() if found else {}
 
-    def _warn_of_changes(self, runner: Runner,
-                         algorithm: Algorithm) -> None:
+    def _warn_of_changes(self, runner: Runner, algorithm: Algorithm) -> None:
         assert self._checkpoint is not None
-        now = dict(algorithm=type(algorithm).__name__,
-                   placement=self.placement)
+        now = dict(
+            algorithm=type(algorithm).__name__, placement=self.placement
+        )
         for key, value in now.items():
             if self._checkpoint[key] != value:
                 runner.logger.warning(
                     f'The resumed run had {key}={self._checkpoint[key]!r}; '
-                    f'it goes on with {value!r}.')
+                    f'it goes on with {value!r}.'
+                )
 
     def _mask_averages(self, runner: Runner) -> None:
         """Make averaged networks as sparse as the one that is trained.
@@ -306,13 +363,16 @@ class SparseTrainingHook(Hook):
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
                 self.trainer.masks.keep_weights_(
-                    dict(hook.ema_model.module.named_parameters()))
+                    dict(hook.ema_model.module.named_parameters())
+                )
 
-    def after_train_iter(self,
-                         runner: Runner,
-                         batch_idx: int,
-                         data_batch: Any = None,
-                         outputs: Any = None) -> None:
+    def after_train_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
         """Log a mask update, if there was one."""
         trainer = self.trainer
         if trainer is None or trainer.report is None:
@@ -321,7 +381,8 @@ class SparseTrainingHook(Hook):
         if report.skipped:
             runner.logger.warning(
                 f'Mask update at step {report.step} left out: a gradient was '
-                'not finite.')
+                'not finite.'
+            )
             return
         self._mask_averages(runner)
         scalars = {
@@ -332,26 +393,26 @@ class SparseTrainingHook(Hook):
         }
         if self.log_layers:
             scalars |= {
-                f'sparse/density/{name}':
-                    count / trainer.masks[name].numel()
+                f'sparse/density/{name}': count / trainer.masks[name].numel()
                 for name, count in trainer.masks.counts().items()
             }
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
 
-    def before_save_checkpoint(self, runner: Runner,
-                               checkpoint: dict) -> None:
+    def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add masks and the rest of the trainer's state."""
         if self.trainer is not None:
-            checkpoint[CHECKPOINT_KEY] = (
-                self.trainer.state_dict() | {
-                    'budget': self._budget, 'member': self._member,
-                    'transfer': self._transferred})
+            checkpoint[CHECKPOINT_KEY] = self.trainer.state_dict() | {
+                'budget': self._budget,
+                'member': self._member,
+                'transfer': self._transferred,
+            }
         elif self._checkpoint is not None:
             # Loaded and saved without training in between.
             checkpoint[CHECKPOINT_KEY] = self._checkpoint
 
-    def _schedule(self, runner: Runner,
-                  algorithm: Algorithm) -> UpdateSchedule | None:
+    def _schedule(
+        self, runner: Runner, algorithm: Algorithm
+    ) -> UpdateSchedule | None:
         if not algorithm.dynamic:
             return None
         accumulated = runner.optim_wrapper._accumulative_counts
@@ -378,4 +439,5 @@ def _check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
             'The masks of the checkpoint do not have the sparsity that the '
             f'config asks for: {len(wrong)} of {len(expected)} layers differ, '
             f'{name!r} has {has} active weights and the config asks for '
-            f'{wants}. Use the sparsity and distribution of that run.')
+            f'{wants}. Use the sparsity and distribution of that run.'
+        )

@@ -25,8 +25,9 @@ class MaskedStep(OptimWrapper):
     mask_trainer: MaskTrainer | None = None
     has_hook = False
 
-    def initialize_count_status(self, model: nn.Module, init_counts: int,
-                                max_counts: int) -> None:
+    def initialize_count_status(
+        self, model: nn.Module, init_counts: int, max_counts: int
+    ) -> None:
         """Called by the runner before training.
 
         Raises:
@@ -39,7 +40,8 @@ class MaskedStep(OptimWrapper):
                 'The network has layers that are meant to be sparse, but no '
                 "hook trains their masks: add dict(type='SparseTrainingHook')"
                 ' to custom_hooks (a config that sets the list replaces it), '
-                'or take the plain OptimWrapper to train it dense.')
+                'or take the plain OptimWrapper to train it dense.'
+            )
 
 
 @OPTIM_WRAPPERS.register_module()

@@ -20,9 +20,9 @@ CHECKPOINT_KEY = 'sparse_training'
 TRANSFERS = ('fixed', 'train', 'dense')
 
 
-def pretrained_source(model: nn.Module,
-                      parameters: Mapping[str, nn.Parameter]
-                      ) -> tuple[str, Mapping[str, Any]] | None:
+def pretrained_source(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter]
+) -> tuple[str, Mapping[str, Any]] | None:
     """The ``init_cfg`` that loads a checkpoint into sparse parameters.
 
     Args:
@@ -38,7 +38,8 @@ def pretrained_source(model: nn.Module,
         config = pretrained_cfg(getattr(module, 'init_cfg', None))
         inside = f'{name}.' if name else ''
         if config is not None and any(
-                n.startswith(inside) for n in parameters):
+            n.startswith(inside) for n in parameters
+        ):
             return inside, config
     return None
 
@@ -55,18 +56,23 @@ def check_pretrained_model(model: nn.Module) -> None:
         ValueError: If the checkpoint is not of the Sparse-IFT backbone.
     """
     found = sparse_backbone(model)
-    source = found and pretrained_source(model, {
-        found[0] + name: p for name, p in found[1].named_parameters()})
+    source = found and pretrained_source(
+        model, {found[0] + name: p for name, p in found[1].named_parameters()}
+    )
     if found and source and source[0] != found[0]:
         inside, config = source
         state = load_pretrained(config)['state_dict']
-        check_keys(found[1], without_prefix(state, config.get('prefix')),
-                   config['checkpoint'], found[0].removeprefix(inside))
+        check_keys(
+            found[1],
+            without_prefix(state, config.get('prefix')),
+            config['checkpoint'],
+            found[0].removeprefix(inside),
+        )
 
 
-def pretrained_state(model: nn.Module,
-                     parameters: Mapping[str, nn.Parameter]
-                     ) -> tuple[bool, dict[str, Any] | None]:
+def pretrained_state(
+    model: nn.Module, parameters: Mapping[str, nn.Parameter]
+) -> tuple[bool, dict[str, Any] | None]:
     """The mask training of the checkpoint that an ``init_cfg`` loads.
 
     Args:
@@ -86,12 +92,16 @@ def pretrained_state(model: nn.Module,
     if state is None:
         return True, None
     masks = without_prefix(state['masks'], config.get('prefix'))
-    return True, dict(state,
-                      masks={inside + n: m for n, m in masks.items()})
+    return True, dict(state, masks={inside + n: m for n, m in masks.items()})
 
 
-def mask_origin(state: Mapping[str, Any] | None, loaded: bool, resumed: bool,
-                transfer: str, init_is_given: bool) -> str:
+def mask_origin(
+    state: Mapping[str, Any] | None,
+    loaded: bool,
+    resumed: bool,
+    transfer: str,
+    init_is_given: bool,
+) -> str:
     """Where the masks come from that a run starts with.
 
     Args:
@@ -120,14 +130,16 @@ def mask_origin(state: Mapping[str, Any] | None, loaded: bool, resumed: bool,
                 'The checkpoint to resume from holds no masks (no key '
                 f'{CHECKPOINT_KEY!r}): masks are restored, never guessed. '
                 'Resume from a checkpoint that SparseTrainingHook saved, or '
-                'start a new run with load_from and an explicit init.')
+                'start a new run with load_from and an explicit init.'
+            )
         if not state.get('transfer'):
             return 'restored'
         if transfer == 'dense':
             raise ValueError(
                 "The run to be resumed has masks, and transfer='dense' would "
                 'drop them in the middle. Start a new run from its checkpoint '
-                'with load_from.')
+                'with load_from.'
+            )
         return 'transferred'
     if init_is_given or not loaded:
         return 'drawn'
@@ -139,14 +151,17 @@ def mask_origin(state: Mapping[str, Any] | None, loaded: bool, resumed: bool,
             'init_cfg of type Pretrained), and random masks would cut them '
             'away; choose the first masks of SparseTrainingHook: '
             "init='FromWeights', 'TopK' or 'Random'; or train all weights, "
-            "transfer='dense'.")
+            "transfer='dense'."
+        )
     return 'transferred'
 
 
-def transferred_masks(model: nn.Module,
-                      parameters: Mapping[str, nn.Parameter],
-                      state: Mapping[str, Any],
-                      nominal: float) -> MaskSet:
+def transferred_masks(
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    state: Mapping[str, Any],
+    nominal: float,
+) -> MaskSet:
     """The masks of a checkpoint, for a network that starts from it.
 
     They are taken as they are: solved for a classifier, their density is
@@ -172,12 +187,16 @@ def transferred_masks(model: nn.Module,
     # Checkpoints without a member have the sparsity alone.
     there = {'sparsity': state.get('budget', {}).get('nominal', nominal)}
     there |= state.get('member', {})
-    wrong = [f'{key}={there[key]!r} there and {value!r} here'
-             for key, value in here.items()
-             if key in there and there[key] != value]
+    wrong = [
+        f'{key}={there[key]!r} there and {value!r} here'
+        for key, value in here.items()
+        if key in there and there[key] != value
+    ]
     if wrong:
-        raise ValueError('The checkpoint is of another member of the family '
-                         f'than the model: {", ".join(wrong)}.')
+        raise ValueError(
+            'The checkpoint is of another member of the family '
+            f'than the model: {", ".join(wrong)}.'
+        )
     if parameters.keys() != state['masks'].keys():
         raise ValueError(
             'The masks of the checkpoint are on other parameters than this '
@@ -185,16 +204,21 @@ def transferred_masks(model: nn.Module,
             f'{_list(parameters.keys() - state["masks"].keys())} and have '
             f'{_list(state["masks"].keys() - parameters.keys())} besides. '
             'include and exclude of SparseTrainingHook have to be those of '
-            'the run that the checkpoint is from.')
+            'the run that the checkpoint is from.'
+        )
     masks = MaskSet(parameters, state['masks'])
-    cut = [name for name, mask in masks.items()
-           if parameters[name].detach().masked_fill(mask, 0).any()]
+    cut = [
+        name
+        for name, mask in masks.items()
+        if parameters[name].detach().masked_fill(mask, 0).any()
+    ]
     if cut:
         raise ValueError(
             'The masks of the checkpoint would cut weights of it in '
             f'{_list(cut)}: they are not the masks that it was trained with. '
             "Choose first masks by the hook's init, or train dense with "
-            "transfer='dense'.")
+            "transfer='dense'."
+        )
     return masks
 
 

@@ -9,6 +9,13 @@ from .transform import Replacement, TransformReport, transform
 from .wide import Wide
 
 __all__ = [
-    'Composite', 'Doped', 'Factorized', 'Member', 'Parallel', 'Replacement',
-    'TransformReport', 'Wide', 'transform'
+    'Composite',
+    'Doped',
+    'Factorized',
+    'Member',
+    'Parallel',
+    'Replacement',
+    'TransformReport',
+    'Wide',
+    'transform',
 ]

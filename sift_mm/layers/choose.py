@@ -21,9 +21,12 @@ STEMS = {'stem', 'patch_embed'}
 PREDICTORS = re.compile(r'.*(^|_)(cls|reg|seg|obj|score|centerness)')
 
 
-def choose_layers(module: nn.Module, family: str,
-                  include: Sequence[str] | None, exclude: Sequence[str]
-                  ) -> tuple[dict[str, Any], dict[str, str]]:
+def choose_layers(
+    module: nn.Module,
+    family: str,
+    include: Sequence[str] | None,
+    exclude: Sequence[str],
+) -> tuple[dict[str, Any], dict[str, str]]:
     """Choose the layers of a network to replace.
 
     Args:
@@ -41,8 +44,10 @@ def choose_layers(module: nn.Module, family: str,
             layer.
     """
     if plain_type(module):
-        raise ValueError('The module is itself a layer, which cannot be '
-                         'replaced in place; give the one that holds it.')
+        raise ValueError(
+            'The module is itself a layer, which cannot be '
+            'replaced in place; give the one that holds it.'
+        )
     found = dict(_layers(module))
     special = _left_alone(found) if include is None else {}
     wanted = set(found if include is None else _matching(found, include))
@@ -74,23 +79,29 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, child
         elif isinstance(child, (_ConvNd, nn.Linear, nn.MultiheadAttention)):
             yield name, child
-        elif (not isinstance(child, (nn.Embedding, nn.LayerNorm))
-              and not any(True for _ in child.children())
-              and any(is_lazy(p) or p.dim() > 1
-                      for p in child.parameters())):
+        elif (
+            not isinstance(child, (nn.Embedding, nn.LayerNorm))
+            and not any(True for _ in child.children())
+            and any(is_lazy(p) or p.dim() > 1 for p in child.parameters())
+        ):
             yield name, child
 
 
-def _matching(names: Mapping[str, Any],
-              patterns: Sequence[str]) -> Iterator[str]:
+def _matching(
+    names: Mapping[str, Any], patterns: Sequence[str]
+) -> Iterator[str]:
     if isinstance(patterns, str):
-        raise ValueError('include and exclude take lists of patterns; write '
-                         f'[{patterns!r}].')
+        raise ValueError(
+            'include and exclude take lists of patterns; write '
+            f'[{patterns!r}].'
+        )
     for pattern in patterns:
         hits = [name for name in names if fnmatchcase(name, pattern)]
         if not hits:
-            raise ValueError(f'The pattern {pattern!r} matches no layer; '
-                             f'there are: {", ".join(names)}.')
+            raise ValueError(
+                f'The pattern {pattern!r} matches no layer; '
+                f'there are: {", ".join(names)}.'
+            )
         yield from hits
 
 
@@ -99,11 +110,11 @@ def _left_alone(layers: Mapping[str, Any]) -> dict[str, str]:
     found = {}
     for name, layer in layers.items():
         parts = name.split('.')
-        if not plain_type(layer) or not isinstance(layer.weight,
-                                                   nn.Parameter):
+        if not plain_type(layer) or not isinstance(layer.weight, nn.Parameter):
             continue
-        if STEMS & set(parts) or (isinstance(layer, _ConvNd)
-                                  and channels_in(layer) <= 4):
+        if STEMS & set(parts) or (
+            isinstance(layer, _ConvNd) and channels_in(layer) <= 4
+        ):
             found[name] = 'the stem, it reads the image'
         elif PREDICTORS.fullmatch(parts[-1]):
             found[name] = 'it gives predictions, as its name says'
@@ -112,21 +123,25 @@ def _left_alone(layers: Mapping[str, Any]) -> dict[str, str]:
         elif not layer.weight.is_meta and not layer.weight.any():
             found[name] = 'its weight starts at zero, as a new one would not'
     last = list(layers)[-1] if layers else ''
-    if (isinstance(layers.get(last), nn.Linear)
-            and CLASSIFIERS & set(last.split('.'))):
+    if isinstance(layers.get(last), nn.Linear) and CLASSIFIERS & set(
+        last.split('.')
+    ):
         found[last] = 'the classifier, the last layer'
     return found
 
 
-def _obstacle(module: nn.Module, layer: Any, family: str,
-              owners: Mapping[int, list[str]]) -> str:
+def _obstacle(
+    module: nn.Module, layer: Any, family: str, owners: Mapping[int, list[str]]
+) -> str:
     """Why a layer cannot be replaced; '' if it can."""
     kind = type(layer).__name__
     if isinstance(layer, (Composite, Wide)):
         return f'a {kind} layer already'
     if plain_type(layer) is None:
-        return (f'of type {kind}, of which it is not known whether it uses '
-                'its weight as a plain layer does')
+        return (
+            f'of type {kind}, of which it is not known whether it uses '
+            'its weight as a plain layer does'
+        )
     if not isinstance(layer.weight, nn.Parameter):
         return 'its weight is no parameter'
     if is_depthwise(layer):
@@ -138,8 +153,9 @@ def _obstacle(module: nn.Module, layer: Any, family: str,
         return f'it shares its weight: {", ".join(sorted(sharers))}'
     for name in sharers:
         owner, _, attribute = name.rpartition('.')
-        if family != 'wide' and _reads_weight(module.get_submodule(owner),
-                                              attribute):
+        if family != 'wide' and _reads_weight(
+            module.get_submodule(owner), attribute
+        ):
             return 'its weight is read by the module that holds it'
     return ''
 

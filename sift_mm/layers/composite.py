@@ -29,8 +29,9 @@ class Composite(nn.Module):
         ValueError: If ``inner`` is not one of the three.
     """
 
-    def __init__(self, layer: Any, inner: str, density: float,
-                 scale: float) -> None:
+    def __init__(
+        self, layer: Any, inner: str, density: float, scale: float
+    ) -> None:
         super().__init__()
         check_inner(inner)
         for name in layer.__constants__:
@@ -52,7 +53,8 @@ class Composite(nn.Module):
             raise AttributeError(
                 f'A {type(self).__name__} layer has no one weight. What '
                 'reads it does not call the layer; leave this layer dense '
-                '(exclude=[...] of sift_mm.transform).')
+                '(exclude=[...] of sift_mm.transform).'
+            )
         return super().__getattr__(name)
 
     def extra_repr(self) -> str:
@@ -67,8 +69,10 @@ def check_inner(inner: str) -> None:
         ValueError: If ``inner`` is not one of ``INNER``.
     """
     if inner not in INNER:
-        raise ValueError(f'inner is what follows an inner layer, one of '
-                         f'{INNER}; got {inner!r}.')
+        raise ValueError(
+            f'inner is what follows an inner layer, one of '
+            f'{INNER}; got {inner!r}.'
+        )
 
 
 @torch.no_grad()

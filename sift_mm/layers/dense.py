@@ -43,12 +43,14 @@ def size_of(layer: nn.Module) -> Size:
     return weight[0].numel(), weight.shape[0], groups
 
 
-def make_like(layer: Any,
-              d_in: int | None = None,
-              d_out: int | None = None,
-              bias: bool = False,
-              pointwise: bool = False,
-              kind: type[nn.Module] | None = None) -> nn.Module:
+def make_like(
+    layer: Any,
+    d_in: int | None = None,
+    d_out: int | None = None,
+    bias: bool = False,
+    pointwise: bool = False,
+    kind: type[nn.Module] | None = None,
+) -> nn.Module:
     """A new layer of a layer's kind, on its device, in its precision.
 
     Args:
@@ -66,14 +68,31 @@ def make_like(layer: Any,
     new: Any = kind or plain_type(layer)
     where = dict(device=layer.weight.device, dtype=layer.weight.dtype)
     if isinstance(layer, nn.Linear):
-        return new(d_in or layer.in_features, d_out or layer.out_features,
-                   bias, **where)
-    shape = dict(kernel_size=1) if pointwise else dict(
-        kernel_size=layer.kernel_size, stride=layer.stride,
-        padding=layer.padding, dilation=layer.dilation,
-        padding_mode=layer.padding_mode)
-    made = new(d_in or layer.in_channels, d_out or layer.out_channels,
-               groups=layer.groups, bias=bias, **shape, **where)
+        return new(
+            d_in or layer.in_features,
+            d_out or layer.out_features,
+            bias,
+            **where,
+        )
+    shape = (
+        dict(kernel_size=1)
+        if pointwise
+        else dict(
+            kernel_size=layer.kernel_size,
+            stride=layer.stride,
+            padding=layer.padding,
+            dilation=layer.dilation,
+            padding_mode=layer.padding_mode,
+        )
+    )
+    made = new(
+        d_in or layer.in_channels,
+        d_out or layer.out_channels,
+        groups=layer.groups,
+        bias=bias,
+        **shape,
+        **where,
+    )
     if layer.weight.dim() == 4 and not layer.weight.is_contiguous():
         made.to(memory_format=torch.channels_last)
     return made

@@ -26,18 +26,27 @@ class Doped(Composite):
             layer's weights if None.
     """
 
-    def __init__(self,
-                 layer: nn.Module,
-                 rank: int,
-                 inner: str = 'none',
-                 norm: Norm | None = None,
-                 density: float = 0.5,
-                 scale: float | None = None) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        rank: int,
+        inner: str = 'none',
+        norm: Norm | None = None,
+        density: float = 0.5,
+        scale: float | None = None,
+    ) -> None:
         super().__init__(layer, inner, density, scale or weight_scale(layer))
         self.sparse = make_like(layer, bias=layer.bias is not None)
         self.low_rank = Factorized(
-            layer, rank, sparse='none', inner=inner, norm=norm,
-            scale=self.scale, share=1 - density, bias=False)
+            layer,
+            rank,
+            sparse='none',
+            inner=inner,
+            norm=norm,
+            scale=self.scale,
+            share=1 - density,
+            bias=False,
+        )
         self.init_weights()
 
     def forward(self, x: Tensor) -> Tensor:

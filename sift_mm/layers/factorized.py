@@ -33,27 +33,37 @@ class Factorized(Composite):
         bias (bool): Whether to have the layer's bias, if it has one.
     """
 
-    def __init__(self,
-                 layer: nn.Module,
-                 rank: int,
-                 sparse: str = 'both',
-                 inner: str = 'none',
-                 norm: Norm | None = None,
-                 density: float = 1.0,
-                 scale: float | None = None,
-                 share: float = 1.0,
-                 bias: bool = True) -> None:
+    def __init__(
+        self,
+        layer: nn.Module,
+        rank: int,
+        sparse: str = 'both',
+        inner: str = 'none',
+        norm: Norm | None = None,
+        density: float = 1.0,
+        scale: float | None = None,
+        share: float = 1.0,
+        bias: bool = True,
+    ) -> None:
         super().__init__(layer, inner, density, scale or weight_scale(layer))
         self._densities = factor_densities(1 - density, sparse)
         self.sparse = sparse
         self.share = share
         self.u = make_like(layer, d_out=rank)
-        self.norm = ((norm or default_norm(layer))(rank)
-                     if inner != 'none' else nn.Identity())
-        self.act = (nn.ReLU(inplace=True)
-                    if inner == 'norm_act' else nn.Identity())
-        self.v = make_like(layer, d_in=rank, pointwise=True,
-                           bias=bias and layer.bias is not None)
+        self.norm = (
+            (norm or default_norm(layer))(rank)
+            if inner != 'none'
+            else nn.Identity()
+        )
+        self.act = (
+            nn.ReLU(inplace=True) if inner == 'norm_act' else nn.Identity()
+        )
+        self.v = make_like(
+            layer,
+            d_in=rank,
+            pointwise=True,
+            bias=bias and layer.bias is not None,
+        )
         self.init_weights()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -71,6 +81,11 @@ class Factorized(Composite):
         density_u, density_v = self._densities
         square = 0.5 if self.inner == 'norm_act' else 1.0
         draw(self.u, 1 / (fan_in * density_u))
-        draw(self.v, self.share * fan_in * self.scale**2 /
-             (square * rank / groups * density_v))
-        reset_norm(self.norm, 1.)
+        draw(
+            self.v,
+            self.share
+            * fan_in
+            * self.scale**2
+            / (square * rank / groups * density_v),
+        )
+        reset_norm(self.norm, 1.0)

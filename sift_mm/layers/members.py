@@ -53,15 +53,18 @@ class Member:
         check_sparsity(self.sparsity)
         check_inner(self.inner)
         if self.family == 'wide' and self.inner != 'none':
-            raise ValueError("family='wide' has no inner layers, so that "
-                             f'inner={self.inner!r} means nothing for it.')
+            raise ValueError(
+                "family='wide' has no inner layers, so that "
+                f'inner={self.inner!r} means nothing for it.'
+            )
         if self.sparse_factors is None:
             return
         if self.family not in DEFAULT_FACTORS:
             raise ValueError(
                 f'sparse_factors={self.sparse_factors!r} is for the families '
                 f'{", ".join(map(repr, DEFAULT_FACTORS))}; {self.family!r} '
-                'has no factors to choose from.')
+                'has no factors to choose from.'
+            )
         factor_densities(self.sparsity, self.sparse_factors)
 
     @property
@@ -74,13 +77,15 @@ class Member:
         """Which factors carry masks."""
         return self.sparse_factors or DEFAULT_FACTORS.get(self.family, 'none')
 
-    def build(self,
-              layer: nn.Module,
-              norm: Norm | None = None,
-              multiple: int = 1,
-              scale: float | None = None,
-              cost: float | None = None,
-              rank: int | None = None) -> Composite:
+    def build(
+        self,
+        layer: nn.Module,
+        norm: Norm | None = None,
+        multiple: int = 1,
+        scale: float | None = None,
+        cost: float | None = None,
+        rank: int | None = None,
+    ) -> Composite:
         """The layer that stands in for a dense one.
 
         Args:
@@ -105,8 +110,10 @@ class Member:
                 member is 'wide', which no single layer can be.
         """
         if self.family == 'wide':
-            raise ValueError("family='wide' widens layers along with those "
-                             'that read them; use sift_mm.transform.')
+            raise ValueError(
+                "family='wide' widens layers along with those "
+                'that read them; use sift_mm.transform.'
+            )
         density = 1 - self.sparsity
         fan_in, fan_out, groups = size_of(layer)
         # Each group of a convolution is factorised.
@@ -115,15 +122,23 @@ class Member:
             step = multiple // math.gcd(multiple, groups)
         size = fan_in, fan_out // groups, self.sparsity
         if self.family == 'parallel':
-            return Parallel(layer, parallel_branches(self.sparsity),
-                            self.inner, norm, density, scale)
+            return Parallel(
+                layer,
+                parallel_branches(self.sparsity),
+                self.inner,
+                norm,
+                density,
+                scale,
+            )
         if self.family == 'doped':
             rank = rank or groups * doped_rank(*size, multiple=step)
             return Doped(layer, rank, self.inner, norm, density, scale)
         rank = rank or groups * factorized_rank(
-            *size, sparse=self.factors, cost=cost, multiple=step)
-        return Factorized(layer, rank, self.factors, self.inner, norm,
-                          density, scale)
+            *size, sparse=self.factors, cost=cost, multiple=step
+        )
+        return Factorized(
+            layer, rank, self.factors, self.inner, norm, density, scale
+        )
 
 
 def check_share(ratio: float) -> None:
@@ -133,8 +148,10 @@ def check_share(ratio: float) -> None:
         ValueError: If the ratio is further from 1 than ``TOLERANCE``.
     """
     if abs(ratio - 1) > TOLERANCE:
-        raise ValueError('no whole number of channels, ranks or branches has '
-                         f'its FLOPs, the nearest {ratio:.2f} of them')
+        raise ValueError(
+            'no whole number of channels, ranks or branches has '
+            f'its FLOPs, the nearest {ratio:.2f} of them'
+        )
 
 
 def share_of_flops(new: Composite, old: nn.Module, sparsity: float) -> float:
@@ -146,6 +163,8 @@ def share_of_flops(new: Composite, old: nn.Module, sparsity: float) -> float:
     sparse = set(new.sparse_parameter_names())
     used = sum(
         (1 - sparsity if name in sparse else 1) * p.numel()
-        for name, p in new.named_parameters() if p.dim() > 1)
+        for name, p in new.named_parameters()
+        if p.dim() > 1
+    )
     weight: Any = old.weight
     return used / weight.numel()

@@ -29,25 +29,30 @@ class Parallel(Composite):
             layer's weights if None.
     """
 
-    def __init__(self,
-                 layer: nn.Module,
-                 branches: int,
-                 inner: str = 'none',
-                 norm: Norm | None = None,
-                 density: float | None = None,
-                 scale: float | None = None) -> None:
-        super().__init__(layer, inner, density or 1 / branches,
-                         scale or weight_scale(layer))
+    def __init__(
+        self,
+        layer: nn.Module,
+        branches: int,
+        inner: str = 'none',
+        norm: Norm | None = None,
+        density: float | None = None,
+        scale: float | None = None,
+    ) -> None:
+        super().__init__(
+            layer, inner, density or 1 / branches, scale or weight_scale(layer)
+        )
         norm = norm or default_norm(layer)
         # A norm has a bias of its own, and of a plain sum one is enough.
         bias = layer.bias is not None and inner == 'none'
         self.layers = nn.ModuleList(
-            make_like(layer, bias=bias and not i) for i in range(branches))
+            make_like(layer, bias=bias and not i) for i in range(branches)
+        )
         self.norms = nn.ModuleList(
-            norm(size_of(layer)[1]) for _ in range(branches)
-            if inner != 'none')
-        self.act = (nn.ReLU(inplace=True)
-                    if inner == 'norm_act' else nn.Identity())
+            norm(size_of(layer)[1]) for _ in range(branches) if inner != 'none'
+        )
+        self.act = (
+            nn.ReLU(inplace=True) if inner == 'norm_act' else nn.Identity()
+        )
         self.init_weights()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,4 +87,4 @@ class Parallel(Composite):
         """
         if self.inner == 'norm':
             for norm in self.norms:
-                reset_norm(norm, 0.)
+                reset_norm(norm, 0.0)

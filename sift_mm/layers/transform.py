@@ -50,26 +50,33 @@ class TransformReport:
     @property
     def sparse_parameters(self) -> list[str]:
         """Full names of all weights that masks go on."""
-        return [name for one in self.replaced.values()
-                for name in one.sparse_parameters]
+        return [
+            name
+            for one in self.replaced.values()
+            for name in one.sparse_parameters
+        ]
 
     def __str__(self) -> str:
         lines = [f'{len(self.replaced)} layers replaced:']
-        lines += [f'  {name}: {one.before} -> {one.after}, FLOPs '
-                  f'{one.flops_ratio:.4f} of the dense'
-                  for name, one in self.replaced.items()]
+        lines += [
+            f'  {name}: {one.before} -> {one.after}, FLOPs '
+            f'{one.flops_ratio:.4f} of the dense'
+            for name, one in self.replaced.items()
+        ]
         lines += [f'{len(self.skipped)} left as they were:']
         lines += [f'  {name}: {why}' for name, why in self.skipped.items()]
         return '\n'.join(lines)
 
 
-def transform(module: nn.Module,
-              family: str,
-              sparsity: float,
-              include: Sequence[str] | None = None,
-              exclude: Sequence[str] = (),
-              inner: str = 'none',
-              sparse_factors: str | None = None) -> TransformReport:
+def transform(
+    module: nn.Module,
+    family: str,
+    sparsity: float,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    inner: str = 'none',
+    sparse_factors: str | None = None,
+) -> TransformReport:
     """Replace a network's dense layers by a member of the family, in place.
 
     Convolutions and linear layers of PyTorch's own types (mmcv's wrappers of
@@ -119,8 +126,11 @@ def transform(module: nn.Module,
     if getattr(module, 'is_init', True) is False:
         uninitialised.init_weights()
     layers, skipped = choose_layers(module, family, include, exclude)
-    replaced = (_widen(module, member, layers, skipped) if member.widens
-                else _replace(module, member, layers, skipped))
+    replaced = (
+        _widen(module, member, layers, skipped)
+        if member.widens
+        else _replace(module, member, layers, skipped)
+    )
     report = TransformReport(replaced, skipped)
     if not replaced:
         raise ValueError(f'No layer could be replaced. {report}')
@@ -131,13 +141,21 @@ def _describe(layer: nn.Module) -> str:
     if not isinstance(layer, Composite):
         return repr(layer)
     parts = Counter(repr(m) for m in layer.modules() if plain_type(m))
-    return (f'{type(layer).__name__}(' + ', '.join(
-        f'{n} x {part}' if n > 1 else part for part, n in parts.items()) +
-        ')')
+    return (
+        f'{type(layer).__name__}('
+        + ', '.join(
+            f'{n} x {part}' if n > 1 else part for part, n in parts.items()
+        )
+        + ')'
+    )
 
 
-def _replace(module: nn.Module, member: Member, layers: Mapping[str, Any],
-             skipped: dict[str, str]) -> dict[str, Replacement]:
+def _replace(
+    module: nn.Module,
+    member: Member,
+    layers: Mapping[str, Any],
+    skipped: dict[str, str],
+) -> dict[str, Replacement]:
     replaced = {}
     for name, layer in layers.items():
         try:
@@ -151,16 +169,24 @@ def _replace(module: nn.Module, member: Member, layers: Mapping[str, Any],
             _keep_bias(new, layer)
         put(module, name, new)
         replaced[name] = Replacement(
-            _describe(layer), _describe(new), ratio,
-            tuple(f'{name}.{n}' for n in new.sparse_parameter_names()))
+            _describe(layer),
+            _describe(new),
+            ratio,
+            tuple(f'{name}.{n}' for n in new.sparse_parameter_names()),
+        )
     return replaced
 
 
-def _widen(module: nn.Module, member: Member, layers: Mapping[str, Any],
-           skipped: dict[str, str]) -> dict[str, Replacement]:
+def _widen(
+    module: nn.Module,
+    member: Member,
+    layers: Mapping[str, Any],
+    skipped: dict[str, str],
+) -> dict[str, Replacement]:
     """Widen all chains, the innermost blocks first."""
-    parents = Counter(id(child) for parent in module.modules()
-                      for child in parent.children())
+    parents = Counter(
+        id(child) for parent in module.modules() for child in parent.children()
+    )
     names: dict[int, str] = {}
     for name, layer in layers.items():
         if parents[id(layer)] > 1:
@@ -175,8 +201,11 @@ def _widen(module: nn.Module, member: Member, layers: Mapping[str, Any],
         # between: only with its holder can it be told.
         if isinstance(block, nn.Sequential) and block is not module:
             continue
-        left = [one for one in layers.values()
-                if names.get(id(one), '') not in {'', *replaced}]
+        left = [
+            one
+            for one in layers.values()
+            if names.get(id(one), '') not in {'', *replaced}
+        ]
         chains = find_chains(block, left)
         tried = set()
         while chains:
@@ -194,19 +223,24 @@ def _widen(module: nn.Module, member: Member, layers: Mapping[str, Any],
                         skipped.setdefault(name, str(error))
             # A part of it may be a chain: a feed-forward pair behind another
             # layer of the same width.
-            chains += [part for part in (chain[1:], chain[:-1])
-                       if len(part) > 1]
+            chains += [
+                part for part in (chain[1:], chain[:-1]) if len(part) > 1
+            ]
     for name in names.values():
         if name in replaced:
             skipped.pop(name, None)
         else:
-            skipped.setdefault(name, 'no width between it and another layer '
-                               'belongs to its block alone')
+            skipped.setdefault(
+                name,
+                'no width between it and another layer '
+                'belongs to its block alone',
+            )
     return replaced
 
 
-def _widen_chain(block: nn.Module, chain: list[Link], names: Sequence[str],
-                 member: Member) -> dict[str, Replacement]:
+def _widen_chain(
+    block: nn.Module, chain: list[Link], names: Sequence[str], member: Member
+) -> dict[str, Replacement]:
     new, ratio = widen(block, chain, member.sparsity)
     replaced = {}
     for name, link in zip(names, chain, strict=True):
@@ -223,8 +257,11 @@ def _widen_chain(block: nn.Module, chain: list[Link], names: Sequence[str],
                 restore(block, chain)
                 raise
         replaced[name] = Replacement(
-            _describe(link.layer), _describe(wide), ratio,
-            tuple(f'{name}.{n}' for n in wide.sparse_parameter_names()))
+            _describe(link.layer),
+            _describe(wide),
+            ratio,
+            tuple(f'{name}.{n}' for n in wide.sparse_parameter_names()),
+        )
     return replaced
 
 

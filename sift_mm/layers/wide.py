@@ -28,8 +28,12 @@ from .dense import (
 from .members import check_share
 
 SHORTCUTS = ('downsample', 'shortcut')
-SIZED_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
-               nn.SyncBatchNorm)
+SIZED_NORMS = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+)
 
 
 class Wide(nn.Module):
@@ -62,8 +66,12 @@ class WideConv3d(Wide, nn.Conv3d):
     """A 3d convolution of a widened chain."""
 
 
-WIDE = {nn.Linear: WideLinear, nn.Conv1d: WideConv1d, nn.Conv2d: WideConv2d,
-        nn.Conv3d: WideConv3d}
+WIDE = {
+    nn.Linear: WideLinear,
+    nn.Conv1d: WideConv1d,
+    nn.Conv2d: WideConv2d,
+    nn.Conv3d: WideConv3d,
+}
 
 
 @dataclass
@@ -98,17 +106,18 @@ def wider_norm(norm: Any, width: int) -> nn.Module:
     if isinstance(norm, nn.GroupNorm):
         new: Any = nn.GroupNorm(norm.num_groups, width, norm.eps, affine)
     elif isinstance(norm, nn.LayerNorm):
-        new = nn.LayerNorm(width, norm.eps, affine,
-                           bias=norm.bias is not None)
+        new = nn.LayerNorm(width, norm.eps, affine, bias=norm.bias is not None)
     else:
-        new = type(norm)(width, norm.eps, norm.momentum, affine,
-                         norm.track_running_stats)
+        new = type(norm)(
+            width, norm.eps, norm.momentum, affine, norm.track_running_stats
+        )
     like = next(norm.parameters(), None)
     return new if like is None else new.to(like.device, like.dtype)
 
 
-def own_modules(block: nn.Module, prefix: str = ''
-                ) -> Iterator[tuple[str, nn.Module]]:
+def own_modules(
+    block: nn.Module, prefix: str = ''
+) -> Iterator[tuple[str, nn.Module]]:
     """Modules of a block itself and of its Sequentials, no shortcuts."""
     for name, child in block.named_children():
         if not isinstance(child, nn.Sequential):
@@ -117,8 +126,9 @@ def own_modules(block: nn.Module, prefix: str = ''
             yield from own_modules(child, f'{prefix}{name}.')
 
 
-def find_chains(block: nn.Module,
-                allowed: Collection[nn.Module]) -> list[list[Link]]:
+def find_chains(
+    block: nn.Module, allowed: Collection[nn.Module]
+) -> list[list[Link]]:
     """Chains of two layers or more, by the order of registration.
 
     Args:
@@ -143,8 +153,9 @@ def find_chains(block: nn.Module,
     return [chain for chain in chains if len(chain) > 1]
 
 
-def widen(block: nn.Module, chain: list[Link],
-          sparsity: float) -> tuple[dict[str, nn.Module], float]:
+def widen(
+    block: nn.Module, chain: list[Link], sparsity: float
+) -> tuple[dict[str, nn.Module], float]:
     """Make the inside of a chain wider, at equal FLOPs under masks.
 
     Layers are drawn normal, such that their outputs under masks have the
@@ -172,15 +183,17 @@ def widen(block: nn.Module, chain: list[Link],
     try:
         shapes = _output_shapes(trial, image)
     except Exception as error:
-        raise ValueError(f'{kind} does not run in training mode on a tensor '
-                         f'alone ({error})') from None
+        raise ValueError(
+            f'{kind} does not run in training mode on a tensor alone ({error})'
+        ) from None
     _put_wider(trial, chain, new, 1 - sparsity)
     try:
         changed = _output_shapes(trial, image) != shapes
         after = count_call(trial, image)
     except Exception as error:
-        raise ValueError(f'{kind} does not run with a wider inside: {error}'
-                         ) from None
+        raise ValueError(
+            f'{kind} does not run with a wider inside: {error}'
+        ) from None
     if changed:
         raise ValueError(f'a wider inside changes the output of {kind}')
     wide = sum(after.of(f'{name}.weight') for name in flops)
@@ -201,21 +214,29 @@ def _output_shapes(block: nn.Module, image: Tensor) -> list[Any]:
     shapes = []
     for mode in (True, False):
         block.train(mode)
-        shapes += [getattr(leaf, 'shape', None)
-                   for leaf in tree_leaves(block(image))]
+        shapes += [
+            getattr(leaf, 'shape', None) for leaf in tree_leaves(block(image))
+        ]
     return shapes
 
 
 def _run(block: nn.Module, chain: list[Link]) -> tuple[Tensor, FlopCount]:
     """An input that a block on the meta device takes, and what it costs."""
     inputs = {channels_in(chain[0].layer)}
-    inputs |= {channels_in(module) for _, module in own_modules(block)
-               if plain_type(module)}
+    inputs |= {
+        channels_in(module)
+        for _, module in own_modules(block)
+        if plain_type(module)
+    }
     reason: Exception | None = None
     for channels in inputs:
-        for shape in [(2, 16, channels), (2, channels, 32, 32),
-                      (2, 16, 16, channels), (2, channels, 32),
-                      (2, channels, 16, 16, 16)]:
+        for shape in [
+            (2, 16, channels),
+            (2, channels, 32, 32),
+            (2, 16, 16, channels),
+            (2, channels, 32),
+            (2, channels, 16, 16, 16),
+        ]:
             tensor = torch.empty(shape, device='meta')
             try:
                 count = count_call(block, tensor)
@@ -224,13 +245,16 @@ def _run(block: nn.Module, chain: list[Link]) -> tuple[Tensor, FlopCount]:
                 continue
             if all(count.of(f'{link.name}.weight') for link in chain):
                 return tensor, count
-    raise ValueError(f'{type(block).__name__} does not run on a tensor alone, '
-                     'so that it cannot be told whether its interface would '
-                     f'stay ({reason})')
+    raise ValueError(
+        f'{type(block).__name__} does not run on a tensor alone, '
+        'so that it cannot be told whether its interface would '
+        f'stay ({reason})'
+    )
 
 
-def _widths(chain: list[Link], flops: dict[str, int],
-            sparsity: float) -> dict[str, int]:
+def _widths(
+    chain: list[Link], flops: dict[str, int], sparsity: float
+) -> dict[str, int]:
     """New output width of each layer but the last.
 
     Rounded to a multiple of the groups that convolutions and norms divide a
@@ -242,8 +266,11 @@ def _widths(chain: list[Link], flops: dict[str, int],
     edge = flops[chain[0].name] + flops[chain[-1].name]
     factor = inner_expansion(edge, sum(flops.values()) - edge, sparsity)
     groups = [getattr(link.layer, 'groups', 1) for link in chain]
-    groups += [getattr(norm, 'num_groups', 1) for link in chain[:-1]
-               for norm in link.norms.values()]
+    groups += [
+        getattr(norm, 'num_groups', 1)
+        for link in chain[:-1]
+        for norm in link.norms.values()
+    ]
     step = math.lcm(*groups)
     new = {}
     for link in chain[:-1]:
@@ -252,12 +279,14 @@ def _widths(chain: list[Link], flops: dict[str, int],
         if new[link.name] <= old:
             raise ValueError(
                 f'{factor:.3g} times its {old} channels is no wider multiple '
-                f'of the groups, {step}')
+                f'of the groups, {step}'
+            )
     return new
 
 
-def _put_wider(block: nn.Module, chain: list[Link], new: dict[str, int],
-             density: float) -> dict[str, nn.Module]:
+def _put_wider(
+    block: nn.Module, chain: list[Link], new: dict[str, int], density: float
+) -> dict[str, nn.Module]:
     made: dict[str, nn.Module] = {}
     d_in: int | None = None
     for link in chain:
@@ -265,10 +294,15 @@ def _put_wider(block: nn.Module, chain: list[Link], new: dict[str, int],
         layer: Any = block.get_submodule(link.name)
         d_out = new.get(link.name)
         kind: Any = plain_type(layer)
-        wide: Any = make_like(layer, d_in, d_out, layer.bias is not None,
-                              kind=WIDE[kind])
-        draw(wide, size_of(layer)[0] * weight_scale(layer)**2 /
-             (size_of(wide)[0] * density))
+        wide: Any = make_like(
+            layer, d_in, d_out, layer.bias is not None, kind=WIDE[kind]
+        )
+        draw(
+            wide,
+            size_of(layer)[0]
+            * weight_scale(layer) ** 2
+            / (size_of(wide)[0] * density),
+        )
         if not d_out and layer.bias is not None:
             wide.bias = layer.bias
         wide.density = density

@@ -23,8 +23,12 @@ class Algorithm:
     dynamic = True
     needs_gradient = False
 
-    def growth_score(self, weight: Tensor, gradient: Tensor | None,
-                     generator: torch.Generator) -> Tensor:
+    def growth_score(
+        self,
+        weight: Tensor,
+        gradient: Tensor | None,
+        generator: torch.Generator,
+    ) -> Tensor:
         """How much each position deserves to be grown.
 
         Args:
@@ -39,12 +43,14 @@ class Algorithm:
         raise NotImplementedError
 
     @torch.no_grad()
-    def update(self,
-               mask: Tensor,
-               weight: Tensor,
-               gradient: Tensor | None,
-               fraction: float,
-               generator: torch.Generator) -> Tensor:
+    def update(
+        self,
+        mask: Tensor,
+        weight: Tensor,
+        gradient: Tensor | None,
+        fraction: float,
+        generator: torch.Generator,
+    ) -> Tensor:
         """One update of a layer's mask.
 
         Drops the ``k = floor(fraction * active)`` active weights of least
@@ -88,8 +94,12 @@ class Static(Algorithm):
 class SET(Algorithm):
     """Sparse Evolutionary Training: grow at random (Mocanu et al. 2018)."""
 
-    def growth_score(self, weight: Tensor, gradient: Tensor | None,
-                     generator: torch.Generator) -> Tensor:
+    def growth_score(
+        self,
+        weight: Tensor,
+        gradient: Tensor | None,
+        generator: torch.Generator,
+    ) -> Tensor:
         """Uniform random numbers."""
         return torch.rand(weight.shape, generator=generator).to(weight.device)
 
@@ -100,8 +110,12 @@ class RigL(Algorithm):
 
     needs_gradient = True
 
-    def growth_score(self, weight: Tensor, gradient: Tensor | None,
-                     generator: torch.Generator) -> Tensor:
+    def growth_score(
+        self,
+        weight: Tensor,
+        gradient: Tensor | None,
+        generator: torch.Generator,
+    ) -> Tensor:
         """Absolute value of the dense mean gradient."""
         assert gradient is not None
         return gradient.abs()

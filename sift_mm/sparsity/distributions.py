@@ -97,8 +97,9 @@ class ERK(Distribution):
         raw = {name: self.raw_density(s) for name, s in shapes.items()}
         dense: set[str] = set()
         while len(dense) < len(shapes):
-            budget = ((1 - sparsity) * sum(sizes.values()) -
-                      sum(sizes[name] for name in dense))
+            budget = (1 - sparsity) * sum(sizes.values()) - sum(
+                sizes[name] for name in dense
+            )
             rest = [name for name in shapes if name not in dense]
             factor = budget / sum(raw[name] * sizes[name] for name in rest)
             full = {name for name in rest if factor * raw[name] >= 1}
@@ -155,9 +156,12 @@ class Explicit(Distribution):
             else:
                 raise ValueError(
                     f'The explicit distribution gives no sparsity for '
-                    f'{name!r}; its patterns are {list(self.sparsities)}.')
+                    f'{name!r}; its patterns are {list(self.sparsities)}.'
+                )
         unused = [p for p in self.sparsities if p not in used]
         if unused:
-            raise ValueError(f'No sparse parameter is left for the patterns '
-                             f'{unused}; there are {list(shapes)}.')
+            raise ValueError(
+                f'No sparse parameter is left for the patterns '
+                f'{unused}; there are {list(shapes)}.'
+            )
         return densities

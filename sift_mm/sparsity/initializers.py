@@ -12,8 +12,9 @@ from .select import top_indices
 class Initializer:
     """Draws the first mask of a layer."""
 
-    def mask(self, weight: Tensor, count: int,
-             generator: torch.Generator) -> Tensor:
+    def mask(
+        self, weight: Tensor, count: int, generator: torch.Generator
+    ) -> Tensor:
         """The mask of one layer.
 
         Args:
@@ -48,8 +49,9 @@ def count_tolerance(size: int) -> int:
 def _mask_of_top(score: Tensor, weight: Tensor, count: int) -> Tensor:
     flat = torch.zeros(score.numel(), dtype=torch.bool, device=weight.device)
     flat[top_indices(score, count).to(weight.device)] = True
-    return torch.empty_like(
-        weight, dtype=torch.bool).copy_(flat.view(weight.shape))
+    return torch.empty_like(weight, dtype=torch.bool).copy_(
+        flat.view(weight.shape)
+    )
 
 
 @INITIALIZERS.register
@@ -58,8 +60,9 @@ class Random(Initializer):
     """Exactly ``count`` positions, drawn uniformly."""
 
     @torch.no_grad()
-    def mask(self, weight: Tensor, count: int,
-             generator: torch.Generator) -> Tensor:
+    def mask(
+        self, weight: Tensor, count: int, generator: torch.Generator
+    ) -> Tensor:
         """A random mask."""
         score = torch.rand(weight.shape, generator=generator)
         return _mask_of_top(score, weight, count)
@@ -71,8 +74,9 @@ class TopK(Initializer):
     """The ``count`` weights of largest magnitude."""
 
     @torch.no_grad()
-    def mask(self, weight: Tensor, count: int,
-             generator: torch.Generator) -> Tensor:
+    def mask(
+        self, weight: Tensor, count: int, generator: torch.Generator
+    ) -> Tensor:
         """The mask of the largest weights."""
         return _mask_of_top(weight.abs(), weight, count)
 
@@ -86,8 +90,9 @@ class FromWeights(Initializer):
     """
 
     @torch.no_grad()
-    def mask(self, weight: Tensor, count: int,
-             generator: torch.Generator) -> Tensor:
+    def mask(
+        self, weight: Tensor, count: int, generator: torch.Generator
+    ) -> Tensor:
         """The mask of the non-zero weights.
 
         Raises:
@@ -101,5 +106,6 @@ class FromWeights(Initializer):
                 f'A weight of shape {tuple(weight.shape)} has {found} '
                 f'non-zero entries where the sparsity asks for {count}; '
                 'load a network pruned to that sparsity, or choose the '
-                "initial mask 'TopK' or 'Random'.")
+                "initial mask 'TopK' or 'Random'."
+            )
         return mask

@@ -27,15 +27,19 @@ class MaskSet(Mapping[str, Tensor]):
         ValueError: If names, shapes or types do not agree.
     """
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter],
-                 masks: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        masks: Mapping[str, Tensor],
+    ) -> None:
         missing = [name for name in parameters if name not in masks]
         unknown = [name for name in masks if name not in parameters]
         if missing or unknown:
             raise ValueError(
                 'The masks are not those of this network: no mask for '
                 f'{missing or "none"}, no sparse parameter for '
-                f'{unknown or "none"}.')
+                f'{unknown or "none"}.'
+            )
         self.parameters = dict(parameters)
         self._masks = {}
         for name, parameter in parameters.items():
@@ -44,15 +48,20 @@ class MaskSet(Mapping[str, Tensor]):
                 raise ValueError(
                     f'The mask of {name!r} is {mask.dtype} of shape '
                     f'{tuple(mask.shape)}; the parameter needs a bool mask '
-                    f'of shape {tuple(parameter.shape)}.')
+                    f'of shape {tuple(parameter.shape)}.'
+                )
             self._masks[name] = torch.empty_like(
-                parameter, dtype=torch.bool,
-                requires_grad=False).copy_(mask)
+                parameter, dtype=torch.bool, requires_grad=False
+            ).copy_(mask)
 
     @classmethod
-    def draw(cls, parameters: Mapping[str, nn.Parameter],
-             counts: Mapping[str, int], initializer: Initializer,
-             seed: int) -> 'MaskSet':
+    def draw(
+        cls,
+        parameters: Mapping[str, nn.Parameter],
+        counts: Mapping[str, int],
+        initializer: Initializer,
+        seed: int,
+    ) -> 'MaskSet':
         """First masks of a run, the same on every rank.
 
         Args:
@@ -66,11 +75,14 @@ class MaskSet(Mapping[str, Tensor]):
             MaskSet: The masks; weights are not touched yet.
         """
         return cls(
-            parameters, {
-                name: initializer.mask(p.detach(), counts[name],
-                                       generator_for(seed, 0, name))
+            parameters,
+            {
+                name: initializer.mask(
+                    p.detach(), counts[name], generator_for(seed, 0, name)
+                )
                 for name, p in parameters.items()
-            })
+            },
+        )
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]
@@ -85,8 +97,9 @@ class MaskSet(Mapping[str, Tensor]):
         """Active weights by name."""
         return {name: int(m.count_nonzero()) for name, m in self.items()}
 
-    def keep_weights_(self, parameters: Mapping[str, Tensor] | None = None
-                      ) -> None:
+    def keep_weights_(
+        self, parameters: Mapping[str, Tensor] | None = None
+    ) -> None:
         """Set to zero, in place, the weights outside the masks.
 
         Args:
@@ -102,5 +115,7 @@ class MaskSet(Mapping[str, Tensor]):
     def keep_gradients_(self) -> None:
         """Set to zero, in place, the gradients outside the masks."""
         live = [n for n, p in self.parameters.items() if p.grad is not None]
-        keep_only_([self.parameters[n].grad for n in live],  # type: ignore
-                   [self[n] for n in live])
+        keep_only_(
+            [self.parameters[n].grad for n in live],  # type: ignore
+            [self[n] for n in live],
+        )

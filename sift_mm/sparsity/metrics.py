@@ -40,8 +40,10 @@ class MaskHistory:
 
     def _share(self, packed: Mapping[str, np.ndarray]) -> float:
         # Padding bits of the last byte are 0 in every mask.
-        ones = sum(int(np.unpackbits(bits).sum(dtype=np.int64))
-                   for bits in packed.values())
+        ones = sum(
+            int(np.unpackbits(bits).sum(dtype=np.int64))
+            for bits in packed.values()
+        )
         return ones / sum(self._sizes.values())
 
     def itop_rate(self) -> float:
@@ -58,26 +60,33 @@ class MaskHistory:
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Packed bits by name, as uint8 tensors."""
         return {
-            'ever': {n: torch.from_numpy(b.copy())
-                     for n, b in self._ever.items()},
-            'always': {n: torch.from_numpy(b.copy())
-                       for n, b in self._always.items()},
+            'ever': {
+                n: torch.from_numpy(b.copy()) for n, b in self._ever.items()
+            },
+            'always': {
+                n: torch.from_numpy(b.copy()) for n, b in self._always.items()
+            },
         }
 
-    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]
-                        ) -> None:
+    def load_state_dict(
+        self, state: Mapping[str, Mapping[str, Tensor]]
+    ) -> None:
         """Restore what :meth:`state_dict` gave for the same parameters."""
-        self._ever = {n: state['ever'][n].cpu().numpy().copy()
-                      for n in self._sizes}
-        self._always = {n: state['always'][n].cpu().numpy().copy()
-                        for n in self._sizes}
+        self._ever = {
+            n: state['ever'][n].cpu().numpy().copy() for n in self._sizes
+        }
+        self._always = {
+            n: state['always'][n].cpu().numpy().copy() for n in self._sizes
+        }
 
 
-def training_flops(algorithm: str,
-                   sparse: float,
-                   dense: float,
-                   interval: int = 100,
-                   end: float = 1.0) -> float:
+def training_flops(
+    algorithm: str,
+    sparse: float,
+    dense: float,
+    interval: int = 100,
+    end: float = 1.0,
+) -> float:
     """FLOPs of training on one sample, averaged over the schedule.
 
     A backward pass costs two forward passes. RigL runs one dense backward
@@ -103,8 +112,11 @@ def training_flops(algorithm: str,
     if algorithm in ('static', 'set'):
         return 3 * sparse
     if algorithm == 'rigl':
-        updating = ((3 * sparse * interval + 2 * sparse + dense) /
-                    (interval + 1))
+        updating = (3 * sparse * interval + 2 * sparse + dense) / (
+            interval + 1
+        )
         return end * updating + (1 - end) * 3 * sparse
-    raise ValueError(f'Training FLOPs are known for dense, static, set and '
-                     f'rigl; got {algorithm!r}.')
+    raise ValueError(
+        f'Training FLOPs are known for dense, static, set and '
+        f'rigl; got {algorithm!r}.'
+    )

@@ -47,8 +47,10 @@ class Registry(Generic[T]):
         name = kwargs.pop('type', None)
         cls: Callable[..., T] | None = self._classes.get(_key(str(name)))
         if cls is None:
-            raise ValueError(f'Unknown {self.kind} {name!r}; choose one of '
-                             f'{", ".join(self.names)}.')
+            raise ValueError(
+                f'Unknown {self.kind} {name!r}; choose one of '
+                f'{", ".join(self.names)}.'
+            )
         try:
             return cls(**kwargs)
         except TypeError as e:

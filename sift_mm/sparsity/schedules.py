@@ -25,13 +25,15 @@ class UpdateSchedule:
         if self.interval < 1:
             raise ValueError(
                 f'The update interval is a number of optimizer steps, at '
-                f'least 1; got {self.interval}.')
+                f'least 1; got {self.interval}.'
+            )
         if self.interval > self.end:
             raise ValueError(
                 f'Masks would never be updated: the update interval is '
                 f'{self.interval} optimizer steps and the last update is due '
                 f'by step {self.end}. Choose a shorter interval or the '
-                "algorithm 'Static'.")
+                "algorithm 'Static'."
+            )
 
     def is_due(self, step: int) -> bool:
         """Whether step number ``step``, counted from 1, updates masks."""
@@ -53,8 +55,10 @@ class DropFraction:
 
     def __post_init__(self) -> None:
         if not 0 <= self.initial <= 1:
-            raise ValueError('The drop fraction is a share of the active '
-                             f'weights, in [0, 1]; got {self.initial}.')
+            raise ValueError(
+                'The drop fraction is a share of the active '
+                f'weights, in [0, 1]; got {self.initial}.'
+            )
 
     def at(self, step: int, end: int) -> float:
         """The share at a step.

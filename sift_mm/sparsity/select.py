@@ -21,8 +21,9 @@ def _flat_pair(tensor: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:
     if tensor.is_contiguous() and mask.is_contiguous():
         return tensor.view(-1), mask.view(-1)
     if tensor.dim() == 4 and all(
-            t.is_contiguous(memory_format=torch.channels_last)
-            for t in (tensor, mask)):
+        t.is_contiguous(memory_format=torch.channels_last)
+        for t in (tensor, mask)
+    ):
         flat = [t.permute(0, 2, 3, 1).view(-1) for t in (tensor, mask)]
         return flat[0], flat[1]
     return None
@@ -60,8 +61,9 @@ def keep_only_(tensors: Iterable[Tensor], masks: Iterable[Tensor]) -> None:
 def _multiply_in_pieces_(bits: Tensor, mask: Tensor) -> None:
     buffer = bits.new_empty(min(_PIECE, bits.numel()))
     for piece, mask_piece in zip(
-            bits.split(_PIECE), mask.split(_PIECE), strict=True):
-        factor = buffer[:piece.numel()]
+        bits.split(_PIECE), mask.split(_PIECE), strict=True
+    ):
+        factor = buffer[: piece.numel()]
         factor.copy_(mask_piece)
         piece.mul_(factor)
 

@@ -47,9 +47,11 @@ def sparse_parameter_names(model: nn.Module) -> set[str]:
     }
 
 
-def select_parameters(model: nn.Module,
-                      include: Sequence[str] | None = None,
-                      exclude: Sequence[str] = ()) -> dict[str, nn.Parameter]:
+def select_parameters(
+    model: nn.Module,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+) -> dict[str, nn.Parameter]:
     """The parameters to be sparse, by what the network says and by patterns.
 
     What the network says is :func:`sparse_parameter_names`.
@@ -71,15 +73,18 @@ def select_parameters(model: nn.Module,
 
     def matches(patterns: Sequence[str], pool: Sequence[str]) -> set[str]:
         if isinstance(patterns, str):
-            raise ValueError(f'include and exclude take lists of patterns; '
-                             f'write [{patterns!r}].')
+            raise ValueError(
+                f'include and exclude take lists of patterns; '
+                f'write [{patterns!r}].'
+            )
         found = set()
         for pattern in patterns:
             hits = {name for name in pool if fnmatchcase(name, pattern)}
             if not hits:
                 raise ValueError(
                     f'The pattern {pattern!r} matches none of the parameters '
-                    f'that could be sparse: {", ".join(pool)}.')
+                    f'that could be sparse: {", ".join(pool)}.'
+                )
             found |= hits
         return found
 
@@ -91,12 +96,14 @@ def select_parameters(model: nn.Module,
             raise ValueError(
                 'sparse_parameter_names() names what no mask can be put on: '
                 f'{", ".join(sorted(unknown))}. There are: '
-                f'{", ".join(candidates)}.')
+                f'{", ".join(candidates)}.'
+            )
     names -= matches(exclude, [n for n in candidates if n in names])
     if not names:
         raise ValueError(
             'No parameter is selected to be sparse: the model has no '
             'Sparse-IFT backbone with a family, and include/exclude leave '
             'nothing. Give include=[patterns] of: '
-            f'{", ".join(candidates)}.')
+            f'{", ".join(candidates)}.'
+        )
     return {n: p for n, p in candidates.items() if n in names}

@@ -62,16 +62,20 @@ class MaskTrainer:
         ValueError: If the placement is unknown.
     """
 
-    def __init__(self,
-                 masks: MaskSet,
-                 algorithm: Algorithm,
-                 schedule: UpdateSchedule | None,
-                 drop_fraction: DropFraction,
-                 seed: int = 0,
-                 placement: str = 'after_step') -> None:
+    def __init__(
+        self,
+        masks: MaskSet,
+        algorithm: Algorithm,
+        schedule: UpdateSchedule | None,
+        drop_fraction: DropFraction,
+        seed: int = 0,
+        placement: str = 'after_step',
+    ) -> None:
         if placement not in PLACEMENTS:
-            raise ValueError(f'Unknown placement {placement!r} of the mask '
-                             f'update; choose one of {PLACEMENTS}.')
+            raise ValueError(
+                f'Unknown placement {placement!r} of the mask '
+                f'update; choose one of {PLACEMENTS}.'
+            )
         self.masks = masks
         self.algorithm = algorithm
         self.schedule = schedule if algorithm.dynamic else None
@@ -110,19 +114,24 @@ class MaskTrainer:
         if due and not _finite_gradients(optimizer):
             # Ranking by inf or nan would move masks at random; a loss
             # scaler skips such a step, so no mask may move either.
-            self.report = UpdateReport(self.steps, 0., 0., skipped=True)
+            self.report = UpdateReport(self.steps, 0.0, 0.0, skipped=True)
             due = False
         # A parameter that is frozen or took no part keeps its mask.
-        live = {n: p for n, p in self.masks.parameters.items()
-                if p.grad is not None and p.requires_grad}
+        live = {
+            n: p
+            for n, p in self.masks.parameters.items()
+            if p.grad is not None and p.requires_grad
+        }
         if due and self.placement == 'replace_step':
             self._update(optimizer, live, {n: p.grad for n, p in live.items()})
             return
         dense: dict[str, Tensor | None] = {}
         if due and self.algorithm.needs_gradient:
             # The only copy of dense gradients there is, for this step.
-            dense = {n: p.grad.clone()  # type: ignore[union-attr]
-                     for n, p in live.items()}
+            dense = {
+                n: p.grad.clone()  # type: ignore[union-attr]
+                for n, p in live.items()
+            }
         self.masks.keep_gradients_()
         run()
         if not self._optimizer_is_checked:
@@ -140,19 +149,28 @@ class MaskTrainer:
                     'outside the mask, where gradient and slots are zero; '
                     'mask training needs an optimizer that works weight by '
                     'weight, such as SGD or AdamW (and enforce() called once '
-                    'before the first step).')
+                    'before the first step).'
+                )
 
     @torch.no_grad()
-    def _update(self, optimizer: Optimizer, live: Mapping[str, nn.Parameter],
-                gradients: dict[str, Tensor | None]) -> None:
+    def _update(
+        self,
+        optimizer: Optimizer,
+        live: Mapping[str, nn.Parameter],
+        gradients: dict[str, Tensor | None],
+    ) -> None:
         assert self.schedule is not None
         fraction = self.drop_fraction.at(self.steps, self.schedule.end)
         kept_count = active_count = 0
         for name, parameter in live.items():
             mask = self.masks[name]
             new = self.algorithm.update(
-                mask, parameter, gradients.pop(name, None), fraction,
-                generator_for(self.seed, self.steps, name))
+                mask,
+                parameter,
+                gradients.pop(name, None),
+                fraction,
+                generator_for(self.seed, self.steps, name),
+            )
             kept = mask & new
             kept_count += int(kept.count_nonzero())
             active_count += int(new.count_nonzero())
@@ -161,16 +179,19 @@ class MaskTrainer:
             self._keep(parameter, kept, optimizer)
             mask.copy_(new)
             self.history.record(name, mask)
-        moved = 1 - kept_count / active_count if active_count else 0.
+        moved = 1 - kept_count / active_count if active_count else 0.0
         self.report = UpdateReport(self.steps, fraction, moved)
 
     @staticmethod
-    def _keep(parameter: nn.Parameter, mask: Tensor,
-              optimizer: Optimizer) -> None:
+    def _keep(
+        parameter: nn.Parameter, mask: Tensor, optimizer: Optimizer
+    ) -> None:
         # Looked up afresh each time: load_state_dict replaces the tensors.
         slots = [
-            slot for slot in optimizer.state.get(parameter, {}).values()
-            if isinstance(slot, Tensor) and slot.is_floating_point()
+            slot
+            for slot in optimizer.state.get(parameter, {}).values()
+            if isinstance(slot, Tensor)
+            and slot.is_floating_point()
             and slot.shape == parameter.shape
         ]
         tensors = [parameter.detach(), *slots]
@@ -204,7 +225,9 @@ class MaskTrainer:
 
 def _finite_gradients(optimizer: Optimizer) -> bool:
     gradients = [
-        p.grad for group in optimizer.param_groups for p in group['params']
+        p.grad
+        for group in optimizer.param_groups
+        for p in group['params']
         if p.grad is not None and p.grad.numel()
     ]
     if not gradients:
@@ -212,4 +235,5 @@ def _finite_gradients(optimizer: Optimizer) -> bool:
     largest = torch._foreach_norm(gradients, float('inf'))
     device = largest[0].device
     return bool(
-        torch.stack([n.float().to(device) for n in largest]).isfinite().all())
+        torch.stack([n.float().to(device) for n in largest]).isfinite().all()
+    )

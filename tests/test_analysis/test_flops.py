@@ -10,16 +10,20 @@ from sift_mm.sparsity import ERK, Uniform, sparsifiable_parameters
 
 
 # 2 x outputs x inputs of one output, on a 4 x 5 image of three channels.
-@pytest.mark.parametrize('layer, expected', [
-    (nn.Conv2d(3, 8, 3, padding=1), 2 * (8 * 4 * 5) * (3 * 9)),
-    (nn.Conv2d(3, 8, 3, padding=1, bias=False), 2 * (8 * 4 * 5) * (3 * 9)),
-    (nn.Conv2d(3, 8, 3), 2 * (8 * 2 * 3) * (3 * 9)),
-    (nn.Conv2d(3, 8, 3, 2, 1), 2 * (8 * 2 * 3) * (3 * 9)),
-    (nn.Conv2d(3, 8, 1), 2 * (8 * 4 * 5) * 3),
-    (nn.Conv2d(3, 6, 3, padding=1, groups=3), 2 * (6 * 4 * 5) * 9),
-    (nn.Conv2d(3, 8, 3, padding=2, dilation=2), 2 * (8 * 4 * 5) * (3 * 9)),
-    (nn.Sequential(nn.Flatten(), nn.Linear(60, 7)), 2 * 7 * 60),
-    (nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)), 0)])
+@pytest.mark.parametrize(
+    'layer, expected',
+    [
+        (nn.Conv2d(3, 8, 3, padding=1), 2 * (8 * 4 * 5) * (3 * 9)),
+        (nn.Conv2d(3, 8, 3, padding=1, bias=False), 2 * (8 * 4 * 5) * (3 * 9)),
+        (nn.Conv2d(3, 8, 3), 2 * (8 * 2 * 3) * (3 * 9)),
+        (nn.Conv2d(3, 8, 3, 2, 1), 2 * (8 * 2 * 3) * (3 * 9)),
+        (nn.Conv2d(3, 8, 1), 2 * (8 * 4 * 5) * 3),
+        (nn.Conv2d(3, 6, 3, padding=1, groups=3), 2 * (6 * 4 * 5) * 9),
+        (nn.Conv2d(3, 8, 3, padding=2, dilation=2), 2 * (8 * 4 * 5) * (3 * 9)),
+        (nn.Sequential(nn.Flatten(), nn.Linear(60, 7)), 2 * 7 * 60),
+        (nn.Sequential(nn.BatchNorm2d(3), nn.ReLU(), nn.MaxPool2d(2)), 0),
+    ],
+)
 def test_one_layer_by_hand(layer, expected):
     assert count_flops(layer, (4, 5)).total == expected
 
@@ -29,8 +33,9 @@ class Nested(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.block = nn.Sequential(nn.Conv2d(1, 2, 1), nn.ReLU(),
-                                   nn.Conv2d(2, 4, 1))
+        self.block = nn.Sequential(
+            nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 4, 1)
+        )
         self.head = nn.Conv2d(4, 5, 1)
         self.unused = nn.Conv2d(4, 5, 1)
 
@@ -87,15 +92,18 @@ def test_resnet18():
 @pytest.fixture(scope='module')
 def resnet50():
     model = build('resnet50')
-    shapes = {n: tuple(p.shape)
-              for n, p in sparsifiable_parameters(model).items()}
+    shapes = {
+        n: tuple(p.shape) for n, p in sparsifiable_parameters(model).items()
+    }
     return count_flops(model, (224, 224)), shapes
 
 
 def test_resnet50_is_that_of_the_rigl_paper(resnet50):
     count, shapes = resnet50
     assert count.total / 1e9 == pytest.approx(8.178, abs=5e-4)
-    assert sum(map(prod, shapes.values())) / 1e6 == pytest.approx(25.5, abs=.1)
+    assert sum(map(prod, shapes.values())) / 1e6 == pytest.approx(
+        25.5, abs=0.1
+    )
     assert len(shapes) == 54
 
 
@@ -106,8 +114,14 @@ def densities(kind, shapes, sparsity):
 
 # Published by the RigL authors. ERK: every layer sparse, stem and classifier
 # too. Uniform: the stem dense, the classifier sparse.
-PUBLISHED = [(ERK, 0.8, 0.42), (ERK, 0.9, 0.24), (ERK, 0.95, 0.12),
-             (Uniform, 0.8, 0.23), (Uniform, 0.9, 0.13), (Uniform, 0.95, 0.08)]
+PUBLISHED = [
+    (ERK, 0.8, 0.42),
+    (ERK, 0.9, 0.24),
+    (ERK, 0.95, 0.12),
+    (Uniform, 0.8, 0.23),
+    (Uniform, 0.9, 0.13),
+    (Uniform, 0.95, 0.08),
+]
 
 
 def published_densities(kind, shapes, sparsity):
@@ -117,19 +131,22 @@ def published_densities(kind, shapes, sparsity):
 
 
 @pytest.mark.parametrize('kind, sparsity, published', PUBLISHED)
-def test_sparse_resnet50_near_the_published_ratios(resnet50, kind, sparsity,
-                                                   published):
+def test_sparse_resnet50_near_the_published_ratios(
+    resnet50, kind, sparsity, published
+):
     # Counted in multiplications and additions alone, some are a few
     # thousandths below (0.4138 for 0.42, 0.2231 for 0.23).
     count, shapes = resnet50
-    ratio = count.sparse(published_densities(kind, shapes,
-                                             sparsity)) / count.total
+    ratio = (
+        count.sparse(published_densities(kind, shapes, sparsity)) / count.total
+    )
     assert ratio == pytest.approx(published, abs=0.0075)
 
 
 @pytest.mark.parametrize('kind, sparsity, published', PUBLISHED)
-def test_sparse_resnet50_as_the_rigl_authors_count(resnet50, kind, sparsity,
-                                                   published):
+def test_sparse_resnet50_as_the_rigl_authors_count(
+    resnet50, kind, sparsity, published
+):
     # Their counter (MicroNet's) gives each output of each layer a bias and a
     # ReLU, 2 v + 1 operations for a dot product of v weights, and the stem
     # 115 x 115 outputs, as it sees the padded image of 230 x 230.
@@ -141,7 +158,7 @@ def test_sparse_resnet50_as_the_rigl_authors_count(resnet50, kind, sparsity,
             fan_in = prod(shape[1:])
             outputs = count.of(name) / (2 * fan_in)
             if name == 'conv1.weight':
-                outputs *= (115 / 112)**2
+                outputs *= (115 / 112) ** 2
             result += outputs * (2 * fan_in * density.get(name, 1) + 1)
         return result
 

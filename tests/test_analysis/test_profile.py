@@ -26,42 +26,77 @@ class Net(nn.Module):
     def forward(self, x):
         x = self.act(self.conv(x))
         tokens = x.flatten(2).transpose(1, 2)
-        return (self.head(x), self.head(x[..., ::2, ::2]),
-                self.attention(tokens, tokens, tokens))
+        return (
+            self.head(x),
+            self.head(x[..., ::2, ::2]),
+            self.attention(tokens, tokens, tokens),
+        )
 
 
 def test_rows_by_hand():
-    rows = {row.name: row for row in profile(
-        Net(), (4, 6), {'conv.weight': 0.25, 'head.weight': 0.5}).rows}
+    rows = {
+        row.name: row
+        for row in profile(
+            Net(), (4, 6), {'conv.weight': 0.25, 'head.weight': 0.5}
+        ).rows
+    }
     # 108 weights at 24 positions, of which 27 are active.
     assert rows['conv'] == Row(
-        'conv', 'Conv2d', 2 * 108 * 24, 2 * 27 * 24, 108, 27, 432, 108,
-        4 * 4 * 24)
+        'conv',
+        'Conv2d',
+        2 * 108 * 24,
+        2 * 27 * 24,
+        108,
+        27,
+        432,
+        108,
+        4 * 4 * 24,
+    )
     # 20 weights at 24 and at 6 positions; the bias of 5 stays whole.
     assert rows['head'] == Row(
-        'head', 'Conv2d', 2 * 20 * 30, 2 * 10 * 30, 25, 15, 100, 60,
-        4 * 5 * 30)
+        'head', 'Conv2d', 2 * 20 * 30, 2 * 10 * 30, 25, 15, 100, 60, 4 * 5 * 30
+    )
     # Of 24 tokens: to queries, keys and values, the two products of all
     # pairs, and the output layer, which is not called as a module. What
     # comes out are 4 channels and the weights of all pairs.
     flops = 2 * 24 * 4 * 12 + 2 * 2 * 24 * 24 * 4 + 2 * 24 * 4 * 4
     assert rows['attention'] == Row(
-        'attention', 'MultiheadAttention', flops, flops, 60, 60, 240, 240,
-        4 * (24 * 4 + 24 * 24))
+        'attention',
+        'MultiheadAttention',
+        flops,
+        flops,
+        60,
+        60,
+        240,
+        240,
+        4 * (24 * 4 + 24 * 24),
+    )
     assert rows['attention.out_proj'].numbers == (0, 0, 20, 20, 80, 80, 0)
     assert rows['unused'].numbers == (0, 0, 9, 9, 36, 36, 0)
     # The activation gives back what it gets, the network what others made.
-    assert list(rows) == ['conv', 'head', 'attention', 'attention.out_proj',
-                          'unused']
+    assert list(rows) == [
+        'conv',
+        'head',
+        'attention',
+        'attention.out_proj',
+        'unused',
+    ]
 
 
 def test_sums_by_hand():
     costs = profile(Net(), (4, 6), {'conv.weight': 0.25})
     attention = 2 * 24 * 4 * 12 + 2 * 2 * 24 * 24 * 4 + 2 * 24 * 4 * 4
     assert costs.total() == Row(
-        '', '', 5184 + 1200 + attention, 1296 + 1200 + attention,
-        108 + 25 + 80 + 9, 27 + 25 + 80 + 9, 888, 564,
-        384 + 600 + 4 * (24 * 4 + 24 * 24))
+        '',
+        '',
+        5184 + 1200 + attention,
+        1296 + 1200 + attention,
+        108 + 25 + 80 + 9,
+        27 + 25 + 80 + 9,
+        888,
+        564,
+        384 + 600 + 4 * (24 * 4 + 24 * 24),
+    )
     assert costs.total('attention').parameters == 80
     parts = costs.parts()
     assert list(parts) == ['conv', 'head', 'attention', 'unused']
@@ -115,7 +150,8 @@ class Shared(nn.Module):
         super().__init__()
         conv = nn.Conv2d(1, 2, 1, bias=False)
         self.heads = nn.ModuleList(
-            nn.Sequential(conv, nn.BatchNorm2d(2)) for _ in range(2))
+            nn.Sequential(conv, nn.BatchNorm2d(2)) for _ in range(2)
+        )
 
     def forward(self, x):
         return [head(x) for head in self.heads]
@@ -124,8 +160,9 @@ class Shared(nn.Module):
 def test_a_shared_layer_goes_by_its_first_name():
     model = Shared()
     masked = {'heads.0.0.weight': 0.5}
-    assert list(masked) == [n for n, p in model.named_parameters()
-                            if p.ndim == 4]
+    assert list(masked) == [
+        n for n, p in model.named_parameters() if p.ndim == 4
+    ]
     count = count_flops(model, (3, 3), 1)
     assert count.of('heads.0.0.weight') == 2 * (2 * 2 * 9)
     assert count.sparse(masked) == count.total / 2 == 36
@@ -187,7 +224,7 @@ class Summing(nn.Module):
 
 
 def test_only_new_memory_is_counted():
-    row, = profile(Summing(), (3, 4)).rows
+    (row,) = profile(Summing(), (3, 4)).rows
     assert (row.name, row.type) == ('', 'Summing')
     assert row.numbers == (0, 0, 0, 0, 0, 0, 4 * 3 * 3 * 4)
     assert list(profile(Summing(), (3, 4)).parts()) == ['']
@@ -205,7 +242,7 @@ class Half(nn.Module):
 
 
 def test_memory_is_of_the_precision_that_there_is():
-    row, = profile(Half(), (3, 4), {'conv.weight': 0.5}).rows
+    (row,) = profile(Half(), (3, 4), {'conv.weight': 0.5}).rows
     assert row.numbers[2:] == (6, 3, 12, 6, 2 * 2 * 12)
 
 
@@ -213,8 +250,9 @@ def test_the_model_is_left_as_it_was():
     model = Net().train()
     profile(model, (4, 6), {'conv.weight': 0.5})
     assert model.training and model.conv.weight.device.type == 'cpu'
-    assert not any(m._forward_hooks or m._forward_pre_hooks
-                   for m in model.modules())
+    assert not any(
+        m._forward_hooks or m._forward_pre_hooks for m in model.modules()
+    )
 
 
 def test_densities_of_another_model_are_refused():

@@ -18,9 +18,16 @@ def circulant(n, degree):
 
 # Every output to every input: rank one, sigma_1 = sqrt(m n). Outputs have
 # degree n, inputs m. A 3 x 3 kernel makes nine inputs of one.
-@pytest.mark.parametrize('shape, m, n', [
-    ((4, 9), 4, 9), ((9, 4), 9, 4), ((2, 2), 2, 2), ((5, 2, 3, 3), 5, 18),
-    ((5, 7, 1, 1), 5, 7)])
+@pytest.mark.parametrize(
+    'shape, m, n',
+    [
+        ((4, 9), 4, 9),
+        ((9, 4), 9, 4),
+        ((2, 2), 2, 2),
+        ((5, 2, 3, 3), 5, 18),
+        ((5, 7, 1, 1), 5, 7),
+    ],
+)
 def test_complete_bipartite_graph(shape, m, n):
     gap = spectral_gap(torch.ones(shape, dtype=torch.bool))
     assert gap.first == pytest.approx(sqrt(m * n), rel=1e-5)
@@ -72,8 +79,8 @@ def test_degrees_are_means_and_the_bound_takes_none_below_one():
 def test_weights_on_the_edges():
     # A diagonal's singular values are its magnitudes; what lies outside the
     # mask plays no part.
-    weight = torch.full((3, 3), 50.)
-    weight[range(3), range(3)] = torch.tensor([-3., 2., 5.])
+    weight = torch.full((3, 3), 50.0)
+    weight[range(3), range(3)] = torch.tensor([-3.0, 2.0, 5.0])
     gap = spectral_gap(torch.eye(3).bool(), weight)
     assert (gap.first, gap.second) == pytest.approx((5, 3))
     # The bound stays that of the graph.
@@ -82,14 +89,14 @@ def test_weights_on_the_edges():
 
 def test_weights_count_by_magnitude():
     # |u v^T| of u = (1, -2), v = (3, 4): sqrt(5) * 5, whatever the signs.
-    weight = torch.tensor([[3., -4.], [6., 8.]])
+    weight = torch.tensor([[3.0, -4.0], [6.0, 8.0]])
     gap = spectral_gap(torch.ones(2, 2, dtype=torch.bool), weight)
     assert gap.first == pytest.approx(5 * sqrt(5))
     assert gap.second == pytest.approx(0, abs=1e-5)
 
 
 def test_a_nan_outside_the_mask_plays_no_part():
-    weight = torch.diag(torch.tensor([3., 2.]))
+    weight = torch.diag(torch.tensor([3.0, 2.0]))
     weight[0, 1] = float('nan')
     gap = spectral_gap(torch.eye(2).bool(), weight)
     assert (gap.first, gap.second) == pytest.approx((3, 2))

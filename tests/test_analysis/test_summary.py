@@ -13,7 +13,8 @@ class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(
-            nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU())
+            nn.Conv2d(3, 4, 3, padding=1, bias=False), nn.ReLU()
+        )
         self.head = nn.Linear(4, 10)
 
     def forward(self, x):
@@ -33,7 +34,7 @@ def test_flops_and_parameters_under_a_mask():
     assert summary.flops('head') == head
     assert summary.parameters == 108 + 50
     assert summary.active == 27 + 50
-    assert summary.density == .25
+    assert summary.density == 0.25
 
 
 def test_without_masks_everything_is_active():

@@ -14,34 +14,53 @@ from torch.nn import functional as F
 from sift_mm.isoflop import factorized_rank
 from sift_mm.layers import Composite, Doped, Factorized, Parallel
 
-LIBRARIES = [pytest.param(DET, 'SparseIFTResNet', id='mmdet'),
-             pytest.param(SEG, 'SparseIFTResNet', id='mmseg'),
-             pytest.param(CLS, 'SparseIFTResNet', id='mmpretrain'),
-             pytest.param(CLS, 'SparseIFTResNet_CIFAR', id='cifar')]
-LAYERS = dict(parallel=Parallel, factorized=Factorized, doped=Doped,
-              wide_factorized=Factorized)
+LIBRARIES = [
+    pytest.param(DET, 'SparseIFTResNet', id='mmdet'),
+    pytest.param(SEG, 'SparseIFTResNet', id='mmseg'),
+    pytest.param(CLS, 'SparseIFTResNet', id='mmpretrain'),
+    pytest.param(CLS, 'SparseIFTResNet_CIFAR', id='cifar'),
+]
+LAYERS = dict(
+    parallel=Parallel,
+    factorized=Factorized,
+    doped=Doped,
+    wide_factorized=Factorized,
+)
 
 
 def build(registry=SEG, name='SparseIFTResNet', seed=0, **kwargs):
     torch.manual_seed(seed)
-    model = registry.build(dict(dict(
-        type=name, depth=18, base_channels=16, stem_channels=16,
-        sparsity=.75), **kwargs))
+    model = registry.build(
+        dict(
+            dict(
+                type=name,
+                depth=18,
+                base_channels=16,
+                stem_channels=16,
+                sparsity=0.75,
+            ),
+            **kwargs,
+        )
+    )
     model.init_weights()
     return model
 
 
 def layers_of(model):
     # A Doped layer has a Factorized one inside.
-    return {n: m for n, m in model.named_modules()
-            if isinstance(m, Composite) and not n.endswith('low_rank')}
+    return {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, Composite) and not n.endswith('low_rank')
+    }
 
 
 @pytest.mark.parametrize('depth, convs', [(18, 16), (50, 48)])
 @pytest.mark.parametrize('family', LAYERS)
 @pytest.mark.parametrize('registry, name', LIBRARIES)
 def test_all_convolutions_of_the_branches_are_replaced(
-        registry, name, family, depth, convs):
+    registry, name, family, depth, convs
+):
     model = build(registry, name, family=family, depth=depth)
     found = layers_of(model)
     shortcuts = 3 if depth == 18 else 4
@@ -51,9 +70,15 @@ def test_all_convolutions_of_the_branches_are_replaced(
     assert type(model.conv1) is nn.Conv2d
     assert ('layer2.0.downsample.0' in found) == whole
     sparse = model.sparse_parameter_names()
-    assert len(sparse) == dict(
-        parallel=4 * convs + shortcuts, factorized=2 * convs + shortcuts,
-        doped=convs + shortcuts, wide_factorized=0)[family]
+    assert (
+        len(sparse)
+        == dict(
+            parallel=4 * convs + shortcuts,
+            factorized=2 * convs + shortcuts,
+            doped=convs + shortcuts,
+            wide_factorized=0,
+        )[family]
+    )
     assert set(sparse) <= dict(model.named_parameters()).keys()
     model.train()
     out = model(torch.rand(2, 3, 64, 64))
@@ -62,12 +87,14 @@ def test_all_convolutions_of_the_branches_are_replaced(
     assert all(p.grad is not None for p in model.parameters())
 
 
-@pytest.mark.parametrize('name, norm_act', [('SparseIFTResNet', True),
-                                            ('SparseIFTResNet_CIFAR', False)])
+@pytest.mark.parametrize(
+    'name, norm_act',
+    [('SparseIFTResNet', True), ('SparseIFTResNet_CIFAR', False)],
+)
 def test_parallel_blocks_are_the_authors(name, norm_act):
     # CIFAR: relu(sum BN(conv)); ImageNet: relu(sum relu(BN(conv))). No norm
     # behind the sum.
-    model = build(CLS, name, family='parallel', sparsity=.5)
+    model = build(CLS, name, family='parallel', sparsity=0.5)
     block = model.layer2[0]
     state = {k: v.double() for k, v in block.state_dict().items()}
     block.double().train()
@@ -76,20 +103,31 @@ def test_parallel_blocks_are_the_authors(name, norm_act):
     def branches(x, conv, stride):
         total = 0
         for i in range(2):
-            out = F.conv2d(x, state[f'{conv}.layers.{i}.weight'], None,
-                           stride, 1)
-            out = F.batch_norm(out, None, None,
-                               state[f'{conv}.norms.{i}.weight'],
-                               state[f'{conv}.norms.{i}.bias'], True)
+            out = F.conv2d(
+                x, state[f'{conv}.layers.{i}.weight'], None, stride, 1
+            )
+            out = F.batch_norm(
+                out,
+                None,
+                None,
+                state[f'{conv}.norms.{i}.weight'],
+                state[f'{conv}.norms.{i}.bias'],
+                True,
+            )
             total = total + (out.relu() if norm_act else out)
         return total
 
     shortcut = F.batch_norm(
-        F.conv2d(x, state['downsample.0.weight'], None, 2), None, None,
-        state['downsample.1.weight'], state['downsample.1.bias'], True)
+        F.conv2d(x, state['downsample.0.weight'], None, 2),
+        None,
+        None,
+        state['downsample.1.weight'],
+        state['downsample.1.bias'],
+        True,
+    )
     expected = branches(x, 'conv1', 2).relu()
     expected = (branches(expected, 'conv2', 1) + shortcut).relu()
-    assert expected.mean() > .1
+    assert expected.mean() > 0.1
     torch.testing.assert_close(block(x), expected)
 
 
@@ -110,7 +148,7 @@ def test_the_inner_layer_is_an_option(family, inner):
 def test_only_u_sparse():
     model = build(family='factorized', sparse_factors='u')
     layer = model.layer1[0].conv1
-    rank = factorized_rank(9 * 16, 16, .75, 'u')
+    rank = factorized_rank(9 * 16, 16, 0.75, 'u')
     assert layer.u.weight.shape == (rank, 16, 3, 3)
     names = model.sparse_parameter_names()
     assert 'layer1.0.conv1.u.weight' in names
@@ -118,21 +156,31 @@ def test_only_u_sparse():
 
 
 @pytest.mark.parametrize('family', LAYERS)
-@pytest.mark.parametrize('kwargs', [
-    dict(deep_stem=True), dict(depth=50, avg_down=True),
-    dict(dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1)),
-    dict(depth=50, dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1),
-         contract_dilation=True, multi_grid=(1, 2, 4)),
-    dict(norm_cfg=dict(type='GN', num_groups=4), inner='norm'),
-    dict(norm_cfg=dict(type='SyncBN', requires_grad=True), inner='norm'),
-    dict(style='caffe', depth=50), dict(in_channels=6)])
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(deep_stem=True),
+        dict(depth=50, avg_down=True),
+        dict(dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1)),
+        dict(
+            depth=50,
+            dilations=(1, 1, 2, 4),
+            strides=(1, 2, 1, 1),
+            contract_dilation=True,
+            multi_grid=(1, 2, 4),
+        ),
+        dict(norm_cfg=dict(type='GN', num_groups=4), inner='norm'),
+        dict(norm_cfg=dict(type='SyncBN', requires_grad=True), inner='norm'),
+        dict(style='caffe', depth=50),
+        dict(in_channels=6),
+    ],
+)
 def test_the_parents_options_keep_working(family, kwargs):
     kwargs = copy.deepcopy(kwargs)
     channels = kwargs.get('in_channels', 3)
     model = build(family=family, **kwargs)
     if kwargs.get('norm_cfg', {}).get('type') == 'SyncBN':
-        norms = [m for m in model.modules()
-                 if isinstance(m, nn.SyncBatchNorm)]
+        norms = [m for m in model.modules() if isinstance(m, nn.SyncBatchNorm)]
         assert len(norms) > 20  # Inner ones too.
         model.eval()  # In training they want a GPU.
     twin = model.dense_twin()
@@ -174,8 +222,7 @@ def test_frozen_stages_are_frozen(registry, name, family):
 @pytest.mark.parametrize('family', LAYERS)
 def test_the_three_libraries_build_the_same_network(family):
     x = torch.rand(1, 3, 64, 64)
-    models = [build(registry, family=family)
-              for registry in (CLS, DET, SEG)]
+    models = [build(registry, family=family) for registry in (CLS, DET, SEG)]
     outs = []
     for model in models:
         model.load_state_dict(models[0].state_dict(), strict=True)
@@ -190,13 +237,21 @@ def test_blocks_start_as_the_identity(registry, name):
     # As the parent's do: its last norm starts at 0. Where a ReLU is behind
     # the norms of the branches, they would be stuck there.
     x = torch.rand(2, 16, 8, 8)
-    for inner, identity in [('none', True), ('norm', True),
-                            ('norm_act', False)]:
+    for inner, identity in [
+        ('none', True),
+        ('norm', True),
+        ('norm_act', False),
+    ]:
         model = build(registry, name, family='parallel', inner=inner)
         model.train()
         assert torch.equal(model.layer1[1](x), x) == identity
-        model = build(registry, name, family='parallel', inner=inner,
-                      zero_init_residual=False)
+        model = build(
+            registry,
+            name,
+            family='parallel',
+            inner=inner,
+            zero_init_residual=False,
+        )
         assert not torch.equal(model.layer1[1](x), x)
 
 
@@ -207,24 +262,38 @@ def test_inner_layers_are_not_drawn_by_the_librarys_rule():
     rank = layer.v.in_channels
     # F scale^2 = 2 (fan_in over fan_out), over m r density of 1/2 and 1/4.
     assert layer.v.weight.var().item() == pytest.approx(
-        2 / (.5 * rank * .25), rel=.1)
+        2 / (0.5 * rank * 0.25), rel=0.1
+    )
     assert layer.u.weight.var().item() == pytest.approx(
-        1 / (9 * 128 * .25), rel=.1)
+        1 / (9 * 128 * 0.25), rel=0.1
+    )
 
 
-@pytest.mark.parametrize('family, spell', [
-    *[(family, lambda path: dict(type='Pretrained', checkpoint=path))
-      for family in LAYERS],
-    ('doped', lambda path: [dict(type='Pretrained', checkpoint=path)]),
-    ('doped', lambda path: dict(type=PretrainedInit, checkpoint=path))])
+@pytest.mark.parametrize(
+    'family, spell',
+    [
+        *[
+            (family, lambda path: dict(type='Pretrained', checkpoint=path))
+            for family in LAYERS
+        ],
+        ('doped', lambda path: [dict(type='Pretrained', checkpoint=path)]),
+        ('doped', lambda path: dict(type=PretrainedInit, checkpoint=path)),
+    ],
+)
 @pytest.mark.parametrize('registry, name', LIBRARIES)
 def test_pretrained_weights_are_kept(registry, name, family, spell, tmp_path):
     path = str(tmp_path / 'model.pth')
-    saved = build(registry, name, family=family, seed=1,
-                  zero_init_residual=False)
+    saved = build(
+        registry, name, family=family, seed=1, zero_init_residual=False
+    )
     torch.save(dict(state_dict=saved.state_dict()), path)
-    loaded = build(registry, name, family=family, init_cfg=spell(path),
-                   zero_init_residual=False)
+    loaded = build(
+        registry,
+        name,
+        family=family,
+        init_cfg=spell(path),
+        zero_init_residual=False,
+    )
     for key, value in saved.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[key]), key
 
@@ -240,30 +309,62 @@ def test_initialising_twice_changes_nothing(family):
 
 @pytest.mark.parametrize('family', ['factorized', 'doped'])
 def test_groups_of_the_blocks_norms_do_not_round_ranks(family):
-    kwargs = dict(family=family, base_channels=64, stem_channels=64,
-                  sparsity=.5)
-    ranks = [[m.u.out_channels for m in build(norm_cfg=norm, **kwargs)
-              .modules() if isinstance(m, Factorized)]
-             for norm in (dict(type='BN'), dict(type='GN', num_groups=32))]
+    kwargs = dict(
+        family=family, base_channels=64, stem_channels=64, sparsity=0.5
+    )
+    ranks = [
+        [
+            m.u.out_channels
+            for m in build(norm_cfg=norm, **kwargs).modules()
+            if isinstance(m, Factorized)
+        ]
+        for norm in (dict(type='BN'), dict(type='GN', num_groups=32))
+    ]
     assert ranks[0] == ranks[1]
 
 
-@pytest.mark.parametrize('kwargs, words', [
-    (dict(family='wide', conv_cfg=dict(type='ConvWS')), 'ConvWS2d.*under '
-     'masks; set conv_cfg=None'),
-    (dict(family='parallel', sparsity=.2), 'layer1.0.conv1: .*1/3 or more'),
-    (dict(family='doped', base_channels=1, sparsity=.1),
-     'layer1.0.conv1: .*larger sparsity'),
-    (dict(family='wide', inner='norm'), 'no inner layers'),
-    (dict(family='parallel', sparse_factors='u'), 'no factors'),
-    (dict(family=None, sparsity=None, inner='norm'), 'without a family'),
-    (dict(family='factorized', conv_cfg=dict(type='ConvWS')),
-     'ConvWS2d.*conv_cfg=None'),
-    (dict(family='wide', sparsity=.5, base_channels=64,
-          norm_cfg=dict(type='GN', num_groups=32)),
-     '32 groups do not divide the width of 90'),
-    (dict(family='wide_factorized', sparsity=.9, base_channels=2,
-          stem_channels=64), "flops='nominal'")])
+@pytest.mark.parametrize(
+    'kwargs, words',
+    [
+        (
+            dict(family='wide', conv_cfg=dict(type='ConvWS')),
+            'ConvWS2d.*under masks; set conv_cfg=None',
+        ),
+        (
+            dict(family='parallel', sparsity=0.2),
+            'layer1.0.conv1: .*1/3 or more',
+        ),
+        (
+            dict(family='doped', base_channels=1, sparsity=0.1),
+            'layer1.0.conv1: .*larger sparsity',
+        ),
+        (dict(family='wide', inner='norm'), 'no inner layers'),
+        (dict(family='parallel', sparse_factors='u'), 'no factors'),
+        (dict(family=None, sparsity=None, inner='norm'), 'without a family'),
+        (
+            dict(family='factorized', conv_cfg=dict(type='ConvWS')),
+            'ConvWS2d.*conv_cfg=None',
+        ),
+        (
+            dict(
+                family='wide',
+                sparsity=0.5,
+                base_channels=64,
+                norm_cfg=dict(type='GN', num_groups=32),
+            ),
+            '32 groups do not divide the width of 90',
+        ),
+        (
+            dict(
+                family='wide_factorized',
+                sparsity=0.9,
+                base_channels=2,
+                stem_channels=64,
+            ),
+            "flops='nominal'",
+        ),
+    ],
+)
 def test_mistakes_get_a_sentence(kwargs, words):
     with pytest.raises(ValueError, match=words):
         build(**kwargs)

@@ -41,11 +41,11 @@ def test_without_family_it_is_the_parent(registry, ours, theirs, depth):
         assert torch.equal(first, second)
 
 
-@pytest.mark.parametrize('sparsity, width', [(0.5, 90), (0.75, 128),
-                                             (0.9, 202)])
+@pytest.mark.parametrize(
+    'sparsity, width', [(0.5, 90), (0.75, 128), (0.9, 202)]
+)
 @pytest.mark.parametrize('registry, ours, theirs', KINDS)
-def test_wide_has_the_authors_widths(registry, ours, theirs, sparsity,
-                                     width):
+def test_wide_has_the_authors_widths(registry, ours, theirs, sparsity, width):
     model = build(registry, ours, depth=18, family='wide', sparsity=sparsity)
     assert model.conv1.out_channels == width  # The stem grows along.
     last = 8 * width
@@ -55,22 +55,41 @@ def test_wide_has_the_authors_widths(registry, ours, theirs, sparsity,
 
 @pytest.mark.parametrize('registry, ours, theirs', KINDS)
 def test_wide_loads_into_every_unmodified_resnet(registry, ours, theirs):
-    model = build(registry, ours, depth=18, base_channels=16,
-                  stem_channels=16, family='wide', sparsity=0.75)
-    libraries = [(CLS, 'ResNet_CIFAR')] if 'CIFAR' in ours else [
-        (DET, 'ResNet'), (SEG, 'ResNet'), (CLS, 'ResNet')]
+    model = build(
+        registry,
+        ours,
+        depth=18,
+        base_channels=16,
+        stem_channels=16,
+        family='wide',
+        sparsity=0.75,
+    )
+    libraries = (
+        [(CLS, 'ResNet_CIFAR')]
+        if 'CIFAR' in ours
+        else [(DET, 'ResNet'), (SEG, 'ResNet'), (CLS, 'ResNet')]
+    )
     for library, name in libraries:
-        plain = build(library, name, depth=18, base_channels=32,
-                      stem_channels=32, seed=1)
+        plain = build(
+            library, name, depth=18, base_channels=32, stem_channels=32, seed=1
+        )
         plain.load_state_dict(model.state_dict(), strict=True)
 
 
-@pytest.mark.parametrize('depth, count', [(18, 19), (34, 35), (50, 52),
-                                          (101, 103), (152, 154)])
+@pytest.mark.parametrize(
+    'depth, count', [(18, 19), (34, 35), (50, 52), (101, 103), (152, 154)]
+)
 def test_sparse_are_the_convolutions_of_the_blocks(depth, count):
     # 8 blocks of 2 and 3 shortcuts; R-50: 16 blocks of 3 and 4.
-    model = build(CLS, 'SparseIFTResNet', depth=depth, base_channels=2,
-                  stem_channels=2, family='wide', sparsity=0.5)
+    model = build(
+        CLS,
+        'SparseIFTResNet',
+        depth=depth,
+        base_channels=2,
+        stem_channels=2,
+        family='wide',
+        sparsity=0.5,
+    )
     names = model.sparse_parameter_names()
     assert len(names) == count
     assert 'conv1.weight' not in names
@@ -79,19 +98,33 @@ def test_sparse_are_the_convolutions_of_the_blocks(depth, count):
     assert all(parameters[name].dim() == 4 for name in names)
 
 
-@pytest.mark.parametrize('kwargs', [
-    dict(deep_stem=True), dict(deep_stem=True, avg_down=True),
-    dict(dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1)),
-    dict(with_cp=True), dict(norm_cfg=dict(type='GN', num_groups=2)),
-    dict(frozen_stages=1)
-])
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(deep_stem=True),
+        dict(deep_stem=True, avg_down=True),
+        dict(dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1)),
+        dict(with_cp=True),
+        dict(norm_cfg=dict(type='GN', num_groups=2)),
+        dict(frozen_stages=1),
+    ],
+)
 def test_the_parents_options_keep_working(kwargs):
-    model = build(SEG, 'SparseIFTResNet', depth=50, base_channels=4,
-                  stem_channels=4, family='wide', sparsity=0.75, **kwargs)
+    model = build(
+        SEG,
+        'SparseIFTResNet',
+        depth=50,
+        base_channels=4,
+        stem_channels=4,
+        family='wide',
+        sparsity=0.75,
+        **kwargs,
+    )
     model.train()
     out = model(torch.randn(2, 3, 64, 64, requires_grad=True))
-    assert [x.shape[1] for x in out] == model.out_channels == [32, 64, 128,
-                                                              256]
+    assert (
+        [x.shape[1] for x in out] == model.out_channels == [32, 64, 128, 256]
+    )
     sum(x.sum() for x in out).backward()
     assert 'layer1.0.conv1.weight' in model.sparse_parameter_names()
     assert not any('stem' in n for n in model.sparse_parameter_names())
@@ -99,10 +132,19 @@ def test_the_parents_options_keep_working(kwargs):
 
 def test_plugins_stay_dense():
     model = build(
-        DET, 'SparseIFTResNet', depth=50, base_channels=8, family='wide',
-        sparsity=0.75, plugins=[dict(
-            cfg=dict(type='ContextBlock', ratio=1 / 4),
-            position='after_conv3')])
+        DET,
+        'SparseIFTResNet',
+        depth=50,
+        base_channels=8,
+        family='wide',
+        sparsity=0.75,
+        plugins=[
+            dict(
+                cfg=dict(type='ContextBlock', ratio=1 / 4),
+                position='after_conv3',
+            )
+        ],
+    )
     names = model.sparse_parameter_names()
     assert len(names) == 52
     assert not any('context' in name for name in names)
@@ -110,21 +152,41 @@ def test_plugins_stay_dense():
 
 @pytest.mark.parametrize('registry, ours, theirs', KINDS)
 def test_last_norms_start_at_zero_as_the_parents(registry, ours, theirs):
-    model = build(registry, ours, depth=18, family='wide', sparsity=0.5,
-                  base_channels=8, stem_channels=8)
+    model = build(
+        registry,
+        ours,
+        depth=18,
+        family='wide',
+        sparsity=0.5,
+        base_channels=8,
+        stem_channels=8,
+    )
     assert not model.layer1[0].norm2.weight.any()
     assert model.layer1[0].norm1.weight.all()
 
 
 def test_no_width_rounds_to_nothing():
-    model = build(DET, 'SparseIFTResNet', depth=18, base_channels=1,
-                  family='wide', sparsity=0.5)
+    model = build(
+        DET,
+        'SparseIFTResNet',
+        depth=18,
+        base_channels=1,
+        family='wide',
+        sparsity=0.5,
+    )
     assert model.base_channels == wide_width(1, 0.5) == 1
 
 
 def test_building_the_twin_leaves_the_random_state_alone():
-    model = build(CLS, 'SparseIFTResNet', depth=18, base_channels=4,
-                  stem_channels=6, family='wide', sparsity=0.75)
+    model = build(
+        CLS,
+        'SparseIFTResNet',
+        depth=18,
+        base_channels=4,
+        stem_channels=6,
+        family='wide',
+        sparsity=0.75,
+    )
     state = torch.get_rng_state()
     twin = model.dense_twin()
     assert torch.equal(state, torch.get_rng_state())
@@ -134,29 +196,39 @@ def test_building_the_twin_leaves_the_random_state_alone():
 
 
 def test_positional_arguments_keep_the_librarys_order():
-    model = DET.get('SparseIFTResNet')(18, 4, 10, 16, family='wide',
-                                       sparsity=0.75)
+    model = DET.get('SparseIFTResNet')(
+        18, 4, 10, 16, family='wide', sparsity=0.75
+    )
     assert model.conv1.weight.shape == (20, 4, 7, 7)
     assert model.base_channels == 32
     with pytest.raises(TypeError, match='in_channels'):
         DET.get('SparseIFTResNet')(18, 4, in_channels=3)
 
 
-@pytest.mark.parametrize('kwargs, error, words', [
-    (dict(depth=18, sparsity=1.0, family='wide'), ValueError, r'\[0, 1\)'),
-    (dict(depth=18, sparsity=-.1, family='wide'), ValueError, r'\[0, 1\)'),
-    (dict(depth=18, sparsity='a', family='wide'), ValueError, r'\[0, 1\)'),
-    (dict(depth=18, sparsity=.5, family='tall'), ValueError, "'wide'"),
-    (dict(depth=18, sparsity=.5), ValueError, 'without a family'),
-    (dict(depth=18, family='wide'), ValueError, 'needs a sparsity'),
-    (dict(depth=18, family='wide', sparsity=.5, dcn=dict(type='DCN')),
-     ValueError, 'dcn'),
-    (dict(depth=18, flops='some'), ValueError, "'match' or 'nominal'"),
-    (dict(depth=20), KeyError, '18, 34, 50, 101, 152'),
-])
+@pytest.mark.parametrize(
+    'kwargs, error, words',
+    [
+        (dict(depth=18, sparsity=1.0, family='wide'), ValueError, r'\[0, 1\)'),
+        (
+            dict(depth=18, sparsity=-0.1, family='wide'),
+            ValueError,
+            r'\[0, 1\)',
+        ),
+        (dict(depth=18, sparsity='a', family='wide'), ValueError, r'\[0, 1\)'),
+        (dict(depth=18, sparsity=0.5, family='tall'), ValueError, "'wide'"),
+        (dict(depth=18, sparsity=0.5), ValueError, 'without a family'),
+        (dict(depth=18, family='wide'), ValueError, 'needs a sparsity'),
+        (
+            dict(depth=18, family='wide', sparsity=0.5, dcn=dict(type='DCN')),
+            ValueError,
+            'dcn',
+        ),
+        (dict(depth=18, flops='some'), ValueError, "'match' or 'nominal'"),
+        (dict(depth=20), KeyError, '18, 34, 50, 101, 152'),
+    ],
+)
 @pytest.mark.parametrize('registry, ours, theirs', KINDS)
-def test_mistakes_get_a_sentence(registry, ours, theirs, kwargs, error,
-                                 words):
+def test_mistakes_get_a_sentence(registry, ours, theirs, kwargs, error, words):
     with pytest.raises(error, match=words):
         registry.get(ours)(**kwargs)
 

@@ -100,7 +100,5 @@ def in_checkout(
     """Lets a run find the mini sets where the config says they are."""
     monkeypatch.chdir(checkout)
     # MMPreTrain knows the files of CIFAR by their MD5.
-    with mock.patch(
-        'mmpretrain.datasets.cifar.check_md5', lambda *args: True
-    ):
+    with mock.patch('mmpretrain.datasets.cifar.check_md5', lambda *args: True):
         yield

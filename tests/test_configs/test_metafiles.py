@@ -30,9 +30,10 @@ def test_a_metafile_names_every_config(name: str) -> None:
     )
     for model in models:
         assert model['Name'] == Path(model['Config']).stem
-    assert f'configs/{name}/metafile.yml' in load(ROOT / 'model-index.yml')[
-        'Import'
-    ]
+    assert (
+        f'configs/{name}/metafile.yml'
+        in load(ROOT / 'model-index.yml')['Import']
+    )
     for collection in load(path)['Collections']:
         assert (ROOT / collection['README']).is_file()
 
@@ -99,9 +100,7 @@ def test_known_counts() -> None:
         ('resnet50', 4.12e9, 25.56e6),
     ]:
         assert dense[name]['FLOPs'] == pytest.approx(macs, rel=0.01)
-        assert dense[name]['Parameters'] == pytest.approx(
-            parameters, rel=1e-3
-        )
+        assert dense[name]['Parameters'] == pytest.approx(parameters, rel=1e-3)
 
 
 def test_written_anew_with_results(tmp_path: Path) -> None:

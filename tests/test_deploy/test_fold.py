@@ -19,10 +19,18 @@ MAKE = {
     'factorized': lambda layer, **kw: Factorized(layer, 4, **kw),
     'doped': lambda layer, **kw: Doped(layer, 2, **kw),
 }
-SIZES = {nn.Linear: (), nn.Conv1d: (9,), nn.Conv2d: (9, 8),
-         nn.Conv3d: (5, 6, 7)}
-NORMS = {nn.Linear: nn.BatchNorm1d, nn.Conv1d: nn.BatchNorm1d,
-         nn.Conv2d: nn.BatchNorm2d, nn.Conv3d: nn.BatchNorm3d}
+SIZES = {
+    nn.Linear: (),
+    nn.Conv1d: (9,),
+    nn.Conv2d: (9, 8),
+    nn.Conv3d: (5, 6, 7),
+}
+NORMS = {
+    nn.Linear: nn.BatchNorm1d,
+    nn.Conv1d: nn.BatchNorm1d,
+    nn.Conv2d: nn.BatchNorm2d,
+    nn.Conv3d: nn.BatchNorm3d,
+}
 
 
 @pytest.fixture(autouse=True)
@@ -81,8 +89,8 @@ def fill(layer, weight, bias=None):
 
 def test_a_product_by_hand():
     factorized = Factorized(nn.Conv2d(2, 2, 1), 3)
-    fill(factorized.u, [[1., 2.], [0., 1.], [3., 0.]])
-    fill(factorized.v, [[1., 0., 2.], [0., -1., 1.]], [5., 6.])
+    fill(factorized.u, [[1.0, 2.0], [0.0, 1.0], [3.0, 0.0]])
+    fill(factorized.v, [[1.0, 0.0, 2.0], [0.0, -1.0, 1.0]], [5.0, 6.0])
     model = nn.Sequential(factorized).eval()
     report = fold(model)
     # (1, 0, 2) U = (1, 2) + 2 (3, 0); (0, -1, 1) U = -(0, 1) + (3, 0).
@@ -90,14 +98,19 @@ def test_a_product_by_hand():
     assert layer.weight.flatten(1).tolist() == [[7, 2], [3, -1]]
     assert layer.bias.tolist() == [5, 6]
     assert report == FoldReport(
-        {'0': 'Factorized of rank 3 -> Conv2d(2, 2, kernel_size=(1, 1), '
-              'stride=(1, 1))'}, [], {})
+        {
+            '0': 'Factorized of rank 3 -> Conv2d(2, 2, kernel_size=(1, 1), '
+            'stride=(1, 1))'
+        },
+        [],
+        {},
+    )
 
 
 def test_a_product_in_two_groups_by_hand():
     factorized = Factorized(nn.Conv1d(4, 2, 1, groups=2, bias=False), 4)
-    fill(factorized.u, [[1., 2.], [3., 4.], [5., 6.], [7., 8.]])
-    fill(factorized.v, [[1., 1.], [1., -1.]])
+    fill(factorized.u, [[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]])
+    fill(factorized.v, [[1.0, 1.0], [1.0, -1.0]])
     model = nn.Sequential(factorized).eval()
     fold(model)
     # The first group adds its rows of U, the second subtracts its own.
@@ -108,8 +121,8 @@ def test_a_product_in_two_groups_by_hand():
 
 def test_a_sum_by_hand():
     parallel = Parallel(nn.Linear(2, 1), 2)
-    fill(parallel.layers[0], [[1., 0.]], [7.])
-    fill(parallel.layers[1], [[3., -2.]])
+    fill(parallel.layers[0], [[1.0, 0.0]], [7.0])
+    fill(parallel.layers[1], [[3.0, -2.0]])
     model = nn.Sequential(parallel).eval()
     report = fold(model)
     assert model[0].weight.tolist() == [[4, -2]]
@@ -118,18 +131,22 @@ def test_a_sum_by_hand():
 
 
 def set_norm(norm, mean, variance, weight, bias):
-    norm.eps = 0.
-    for name, value in (('running_mean', mean), ('running_var', variance),
-                        ('weight', weight), ('bias', bias)):
+    norm.eps = 0.0
+    for name, value in (
+        ('running_mean', mean),
+        ('running_var', variance),
+        ('weight', weight),
+        ('bias', bias),
+    ):
         getattr(norm, name).data = torch.tensor(value)
 
 
 def test_an_inner_norm_by_hand():
     factorized = Factorized(nn.Conv2d(1, 1, 1), 2, inner='norm')
-    fill(factorized.u, [[2.], [3.]])
+    fill(factorized.u, [[2.0], [3.0]])
     # (y - 1) / 2 * 4 + 5 = 2 y + 3 and y - 0 over 1, times 1, minus 1.
-    set_norm(factorized.norm, [1., 0.], [4., 1.], [4., 1.], [5., -1.])
-    fill(factorized.v, [[10., 1.]], [0.5])
+    set_norm(factorized.norm, [1.0, 0.0], [4.0, 1.0], [4.0, 1.0], [5.0, -1.0])
+    fill(factorized.v, [[10.0, 1.0]], [0.5])
     model = nn.Sequential(factorized).eval()
     fold(model)
     # 10 (4 x + 3) + (3 x - 1) + 0.5.
@@ -139,9 +156,9 @@ def test_an_inner_norm_by_hand():
 
 def test_doped_by_hand():
     doped = Doped(nn.Linear(2, 2), 1)
-    fill(doped.sparse, [[1., 0.], [0., 1.]], [3., 4.])
-    fill(doped.low_rank.u, [[1., 2.]])
-    fill(doped.low_rank.v, [[10.], [20.]])
+    fill(doped.sparse, [[1.0, 0.0], [0.0, 1.0]], [3.0, 4.0])
+    fill(doped.low_rank.u, [[1.0, 2.0]])
+    fill(doped.low_rank.v, [[10.0], [20.0]])
     model = nn.Sequential(doped).eval()
     report = fold(model)
     assert model[0].weight.tolist() == [[11, 20], [20, 41]]
@@ -151,8 +168,8 @@ def test_doped_by_hand():
 
 def test_a_norm_behind_a_layer_by_hand():
     model = nn.Sequential(nn.Conv2d(1, 1, 1), nn.BatchNorm2d(1)).eval()
-    fill(model[0], [3.], [2.])
-    set_norm(model[1], [1.], [4.], [4.], [5.])
+    fill(model[0], [3.0], [2.0])
+    set_norm(model[1], [1.0], [4.0], [4.0], [5.0])
     report = fold(model)
     # 2 (3 x + 2) + 3, as above.
     assert model[0].weight.item() == 6 and model[0].bias.item() == 7
@@ -173,7 +190,8 @@ def test_members_become_one_plain_layer(member, kind, bias, inner, dtype):
     shape = {} if kind is nn.Linear else dict(stride=2, padding=1)
     layer = kind(6, 8, *size, **shape, bias=bias, dtype=dtype)
     composite = MAKE[member](
-        layer, inner=inner, norm=lambda n: NORMS[kind](n, dtype=dtype))
+        layer, inner=inner, norm=lambda n: NORMS[kind](n, dtype=dtype)
+    )
     model = trained(nn.Sequential(composite))
     x = torch.randn(2, 6, *SIZES[kind], dtype=dtype)
     report = assert_folds_to_the_same(model, x)
@@ -184,29 +202,44 @@ def test_members_become_one_plain_layer(member, kind, bias, inner, dtype):
     assert len(list(model.modules())) == 2
 
 
-@pytest.mark.parametrize('options', [
-    dict(stride=(2, 1), padding=(2, 1), dilation=(2, 1)),
-    dict(groups=2, padding=1), dict(padding='same'),
-    dict(padding=1, padding_mode='reflect'),
-    dict(padding=2, padding_mode='circular', groups=2, stride=2)])
+@pytest.mark.parametrize(
+    'options',
+    [
+        dict(stride=(2, 1), padding=(2, 1), dilation=(2, 1)),
+        dict(groups=2, padding=1),
+        dict(padding='same'),
+        dict(padding=1, padding_mode='reflect'),
+        dict(padding=2, padding_mode='circular', groups=2, stride=2),
+    ],
+)
 @pytest.mark.parametrize('inner', ['none', 'norm'])
 @pytest.mark.parametrize('member', MAKE)
 def test_the_layer_keeps_what_a_convolution_has(member, inner, options):
     layer = nn.Conv2d(4, 6, 3, **options)
     model = trained(nn.Sequential(MAKE[member](layer, inner=inner)))
     assert_folds_to_the_same(model, torch.randn(2, 4, 9, 8))
-    for name in ('kernel_size', 'stride', 'padding', 'dilation', 'groups',
-                 'padding_mode', 'in_channels', 'out_channels'):
+    for name in (
+        'kernel_size',
+        'stride',
+        'padding',
+        'dilation',
+        'groups',
+        'padding_mode',
+        'in_channels',
+        'out_channels',
+    ):
         assert getattr(model[0], name) == getattr(layer, name), name
 
 
-@pytest.mark.parametrize('norm', [
-    nn.SyncBatchNorm, lambda n: nn.BatchNorm2d(n, affine=False)])
+@pytest.mark.parametrize(
+    'norm', [nn.SyncBatchNorm, lambda n: nn.BatchNorm2d(n, affine=False)]
+)
 @pytest.mark.parametrize('member', MAKE)
 def test_inner_norms_of_other_kinds(member, norm):
     layer = nn.Conv2d(4, 6, 3, padding=1)
-    model = trained(nn.Sequential(
-        MAKE[member](layer, inner='norm', norm=norm)))
+    model = trained(
+        nn.Sequential(MAKE[member](layer, inner='norm', norm=norm))
+    )
     report = assert_folds_to_the_same(model, torch.randn(2, 4, 9, 8))
     assert report.folded and not report.kept
 
@@ -273,9 +306,14 @@ def no_statistics(channels):
     return nn.BatchNorm2d(channels, track_running_stats=False)
 
 
-@pytest.mark.parametrize('member, reason', [
-    ('parallel', "inner='norm_act'"), ('factorized', "inner='norm_act'"),
-    ('doped', "low_rank cannot be folded: .*inner='norm_act'")])
+@pytest.mark.parametrize(
+    'member, reason',
+    [
+        ('parallel', "inner='norm_act'"),
+        ('factorized', "inner='norm_act'"),
+        ('doped', "low_rank cannot be folded: .*inner='norm_act'"),
+    ],
+)
 def test_an_activation_inside_is_kept(member, reason):
     block = MAKE[member](nn.Conv2d(4, 6, 3), inner='norm_act')
     model = trained(nn.Sequential(block, nn.BatchNorm2d(6)))
@@ -289,12 +327,14 @@ def test_an_activation_inside_is_kept(member, reason):
 def assert_all_that_remains_is_named(model, report):
     kinds = (Composite, nn.modules.batchnorm._BatchNorm)
     assert report.kept.keys() == {
-        n for n, m in model.named_modules() if isinstance(m, kinds)}
+        n for n, m in model.named_modules() if isinstance(m, kinds)
+    }
     assert all(report.kept.values())
 
 
-@pytest.mark.parametrize('norm, name', [
-    (group_norm, 'GroupNorm'), (no_statistics, 'BatchNorm2d')])
+@pytest.mark.parametrize(
+    'norm, name', [(group_norm, 'GroupNorm'), (no_statistics, 'BatchNorm2d')]
+)
 @pytest.mark.parametrize('member', MAKE)
 def test_norms_that_depend_on_the_input_are_kept(member, norm, name):
     layer = nn.Conv2d(4, 6, 3)
@@ -313,13 +353,26 @@ class MyParallel(Parallel):
     """May do anything."""
 
 
-@pytest.mark.parametrize('change, reason', [
-    (lambda m: m.register_forward_hook(lambda *args: None), 'it has hooks'),
-    (lambda m: m.layers[1].register_forward_pre_hook(lambda *args: None),
-     'layers.1 has hooks'),
-    (lambda m: parametrizations.weight_norm(m.layers[0]), 'layers.0'),
-    (lambda m: m.layers.append(nn.ConvTranspose2d(3, 4, 1)),
-     'ConvTranspose2d')])
+@pytest.mark.parametrize(
+    'change, reason',
+    [
+        (
+            lambda m: m.register_forward_hook(lambda *args: None),
+            'it has hooks',
+        ),
+        (
+            lambda m: m.layers[1].register_forward_pre_hook(
+                lambda *args: None
+            ),
+            'layers.1 has hooks',
+        ),
+        (lambda m: parametrizations.weight_norm(m.layers[0]), 'layers.0'),
+        (
+            lambda m: m.layers.append(nn.ConvTranspose2d(3, 4, 1)),
+            'ConvTranspose2d',
+        ),
+    ],
+)
 def test_an_altered_composite_is_kept(change, reason):
     model = nn.Sequential(Parallel(nn.Conv2d(3, 4, 1), 2)).eval()
     change(model[0])
@@ -359,15 +412,19 @@ def test_only_norms_and_composites_need_evaluation_mode():
 # Norms behind plain layers.
 
 
-@pytest.mark.parametrize('layer, norm', [
-    (nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6)),
-    (nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)),
-    (nn.Conv2d(4, 6, 3), nn.SyncBatchNorm(6)),
-    (nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4, affine=False)),
-    (nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.BatchNorm2d(6, eps=0.1)),
-    (nn.Conv3d(4, 6, 3), nn.BatchNorm3d(6)),
-    (nn.Linear(4, 6), nn.BatchNorm1d(6)),
-    (nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6, affine=False))])
+@pytest.mark.parametrize(
+    'layer, norm',
+    [
+        (nn.Conv1d(4, 6, 3), nn.BatchNorm1d(6)),
+        (nn.Conv2d(4, 6, 3, bias=False), nn.BatchNorm2d(6)),
+        (nn.Conv2d(4, 6, 3), nn.SyncBatchNorm(6)),
+        (nn.Conv2d(4, 4, 3, groups=4), nn.BatchNorm2d(4, affine=False)),
+        (nn.Conv2d(4, 6, 3, padding=1, groups=2), nn.BatchNorm2d(6, eps=0.1)),
+        (nn.Conv3d(4, 6, 3), nn.BatchNorm3d(6)),
+        (nn.Linear(4, 6), nn.BatchNorm1d(6)),
+        (nn.Linear(4, 6, bias=False), nn.BatchNorm1d(6, affine=False)),
+    ],
+)
 def test_norms_behind_layers(layer, norm):
     model = trained(nn.Sequential(layer, nn.Identity(), norm, nn.ReLU()))
     x = torch.randn(3, 4, *SIZES[type(layer)])
@@ -376,17 +433,22 @@ def test_norms_behind_layers(layer, norm):
 
 
 def test_a_norm_behind_a_composite():
-    model = trained(nn.Sequential(
-        Doped(nn.Conv2d(4, 6, 3, padding=1), 2), nn.BatchNorm2d(6)))
+    model = trained(
+        nn.Sequential(
+            Doped(nn.Conv2d(4, 6, 3, padding=1), 2), nn.BatchNorm2d(6)
+        )
+    )
     report = assert_folds_to_the_same(model, torch.randn(2, 4, 5, 5))
     assert report.norms == ['1'] and list(report.folded) == ['0']
 
 
 def test_composites_only():
-    model = trained(nn.Sequential(
-        Parallel(nn.Conv2d(4, 6, 3), 2), nn.BatchNorm2d(6)))
-    report = assert_folds_to_the_same(model, torch.randn(2, 4, 5, 5),
-                                      norms=False)
+    model = trained(
+        nn.Sequential(Parallel(nn.Conv2d(4, 6, 3), 2), nn.BatchNorm2d(6))
+    )
+    report = assert_folds_to_the_same(
+        model, torch.randn(2, 4, 5, 5), norms=False
+    )
     assert type(model[1]) is nn.BatchNorm2d
     assert not report.norms and not report.kept
 
@@ -422,47 +484,105 @@ class Ordered(nn.Sequential):
         return super().forward(x)
 
 
-@pytest.mark.parametrize('model, reason', [
-    # mmcv fuses this one, wrongly.
-    (nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)), 'ReLU'),
-    (nn.Sequential(nn.Conv2d(4, 4, 3), nn.Dropout(), nn.BatchNorm2d(4)),
-     'Dropout'),
-    (nn.Sequential(nn.Conv2d(4, 4, 3), nn.GroupNorm(1, 4), nn.BatchNorm2d(4)),
-     'GroupNorm'),
-    (nn.Sequential(nn.ConvTranspose2d(4, 4, 3), nn.Identity(),
-                   nn.BatchNorm2d(4)), 'ConvTranspose2d'),
-    (nn.Sequential(nn.Identity(), nn.Identity(), nn.BatchNorm2d(4)),
-     'the first in its Sequential'),
-    (nn.Sequential(nn.Conv2d(4, 4, 3), nn.Identity(),
-                   nn.BatchNorm2d(4, track_running_stats=False)),
-     'no running statistics'),
-    (nn.Sequential(nn.Conv2d(4, 4, 3), nn.Identity(), Activated(4)),
-     'Activated has a forward method'),
-    (nn.Sequential(hooked(nn.Conv2d(4, 4, 3)), nn.Identity(),
-                   nn.BatchNorm2d(4)), 'the layer before it has hooks'),
-    (nn.Sequential(nn.Conv2d(4, 4, 3), nn.Identity(),
-                   hooked(nn.BatchNorm2d(4))), 'it has hooks'),
-    (nn.Sequential(nn.Conv2d(4, 4, 3), nn.Identity(),
-                   patched(nn.BatchNorm2d(4))), 'it has hooks'),
-    (nn.Sequential(parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
-                   nn.Identity(), nn.BatchNorm2d(4)), 'Parametrized'),
-    (nn.Sequential(nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)),
-                   nn.Identity(), nn.BatchNorm2d(4)), 'has hooks')],
-    ids=lambda value: value if isinstance(value, str) else '')
+@pytest.mark.parametrize(
+    'model, reason',
+    [
+        # mmcv fuses this one, wrongly.
+        (
+            nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)),
+            'ReLU',
+        ),
+        (
+            nn.Sequential(nn.Conv2d(4, 4, 3), nn.Dropout(), nn.BatchNorm2d(4)),
+            'Dropout',
+        ),
+        (
+            nn.Sequential(
+                nn.Conv2d(4, 4, 3), nn.GroupNorm(1, 4), nn.BatchNorm2d(4)
+            ),
+            'GroupNorm',
+        ),
+        (
+            nn.Sequential(
+                nn.ConvTranspose2d(4, 4, 3), nn.Identity(), nn.BatchNorm2d(4)
+            ),
+            'ConvTranspose2d',
+        ),
+        (
+            nn.Sequential(nn.Identity(), nn.Identity(), nn.BatchNorm2d(4)),
+            'the first in its Sequential',
+        ),
+        (
+            nn.Sequential(
+                nn.Conv2d(4, 4, 3),
+                nn.Identity(),
+                nn.BatchNorm2d(4, track_running_stats=False),
+            ),
+            'no running statistics',
+        ),
+        (
+            nn.Sequential(nn.Conv2d(4, 4, 3), nn.Identity(), Activated(4)),
+            'Activated has a forward method',
+        ),
+        (
+            nn.Sequential(
+                hooked(nn.Conv2d(4, 4, 3)), nn.Identity(), nn.BatchNorm2d(4)
+            ),
+            'the layer before it has hooks',
+        ),
+        (
+            nn.Sequential(
+                nn.Conv2d(4, 4, 3), nn.Identity(), hooked(nn.BatchNorm2d(4))
+            ),
+            'it has hooks',
+        ),
+        (
+            nn.Sequential(
+                nn.Conv2d(4, 4, 3), nn.Identity(), patched(nn.BatchNorm2d(4))
+            ),
+            'it has hooks',
+        ),
+        (
+            nn.Sequential(
+                parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
+                nn.Identity(),
+                nn.BatchNorm2d(4),
+            ),
+            'Parametrized',
+        ),
+        (
+            nn.Sequential(
+                nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)),
+                nn.Identity(),
+                nn.BatchNorm2d(4),
+            ),
+            'has hooks',
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else '',
+)
 def test_norms_that_are_kept(model, reason):
-    report = assert_folds_to_the_same(trained(model),
-                                      torch.randn(2, 4, 7, 7))
+    report = assert_folds_to_the_same(trained(model), torch.randn(2, 4, 7, 7))
     assert not report.norms and report.kept.keys() == {'2'}
     assert reason in report.kept['2']
 
 
-@pytest.mark.parametrize('model, reason', [
-    (nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(4)), 'of 4 channels'),
-    (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm2d(4)), 'not for what'),
-    (nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm1d(4)), 'not for what'),
-    (nn.ModuleList([nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)]), 'ModuleList'),
-    (nn.ModuleDict(dict(a=nn.Conv2d(4, 4, 3), b=nn.BatchNorm2d(4))),
-     'ModuleDict')])
+@pytest.mark.parametrize(
+    'model, reason',
+    [
+        (
+            nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(4)),
+            'of 4 channels',
+        ),
+        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm2d(4)), 'not for what'),
+        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm1d(4)), 'not for what'),
+        (nn.ModuleList([nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)]), 'ModuleList'),
+        (
+            nn.ModuleDict(dict(a=nn.Conv2d(4, 4, 3), b=nn.BatchNorm2d(4))),
+            'ModuleDict',
+        ),
+    ],
+)
 def test_siblings_that_cannot_be_a_pair(model, reason):
     report = fold(model.eval())
     assert not report.norms
@@ -488,7 +608,8 @@ class Heads(nn.Module):
         super().__init__()
         self.levels = nn.ModuleList(
             ConvModule(4, 4, 3, padding=1, norm_cfg=dict(type='BN'))
-            for _ in range(2))
+            for _ in range(2)
+        )
         self.levels[1].conv = self.levels[0].conv
 
     def forward(self, x):
@@ -506,8 +627,9 @@ def test_a_convolution_with_a_norm_for_each_level_is_kept():
 
 def test_a_shared_norm_is_kept():
     norm = nn.BatchNorm2d(4)
-    model = trained(nn.Sequential(nn.Conv2d(4, 4, 3), norm,
-                                  nn.Conv2d(4, 4, 3), norm))
+    model = trained(
+        nn.Sequential(nn.Conv2d(4, 4, 3), norm, nn.Conv2d(4, 4, 3), norm)
+    )
     report = assert_folds_to_the_same(model, torch.randn(2, 4, 7, 7))
     assert report.kept.keys() == {'1', '3'}
 
@@ -519,29 +641,44 @@ def test_a_pair_that_is_shared_as_a_whole_is_folded():
     assert report.norms == ['0.1']
 
 
-@pytest.mark.parametrize('order, folded', [
-    (('conv', 'norm', 'act'), True), (('act', 'conv', 'norm'), True),
-    (('norm', 'act', 'conv'), False), (('conv', 'act', 'norm'), False),
-    (('norm', 'conv', 'act'), False)])
+@pytest.mark.parametrize(
+    'order, folded',
+    [
+        (('conv', 'norm', 'act'), True),
+        (('act', 'conv', 'norm'), True),
+        (('norm', 'act', 'conv'), False),
+        (('conv', 'act', 'norm'), False),
+        (('norm', 'conv', 'act'), False),
+    ],
+)
 def test_conv_modules_of_any_order(order, folded):
-    model = trained(nn.Sequential(ConvModule(
-        4, 4, 3, norm_cfg=dict(type='BN'), order=order)))
+    model = trained(
+        nn.Sequential(
+            ConvModule(4, 4, 3, norm_cfg=dict(type='BN'), order=order)
+        )
+    )
     report = assert_folds_to_the_same(model, torch.randn(2, 4, 5, 5))
     assert report.norms == (['0.bn'] if folded else [])
     assert folded or str(order) in report.kept['0.bn']
 
 
 def test_a_conv_module_that_folds_itself_is_left_alone():
-    model = trained(nn.Sequential(ConvModule(
-        4, 4, 3, norm_cfg=dict(type='BN'), efficient_conv_bn_eval=True)))
+    model = trained(
+        nn.Sequential(
+            ConvModule(
+                4, 4, 3, norm_cfg=dict(type='BN'), efficient_conv_bn_eval=True
+            )
+        )
+    )
     report = assert_folds_to_the_same(model, torch.randn(2, 4, 5, 5))
     assert 'itself in each forward pass' in report.kept['0.bn']
 
 
 def test_all_norms_of_a_resnet():
     model = trained(torchvision.models.resnet18(num_classes=10))
-    norms = [n for n, m in model.named_modules()
-             if isinstance(m, nn.BatchNorm2d)]
+    norms = [
+        n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)
+    ]
     report = assert_folds_to_the_same(model, torch.randn(2, 3, 64, 64))
     assert sorted(report.norms) == sorted(norms) and not report.kept
     assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
@@ -559,11 +696,13 @@ def put_members(model, **kwargs):
 def test_the_state_dict_is_that_of_the_plain_network():
     plain_model = torchvision.models.resnet18(num_classes=10).eval()
     model = trained(put_members(copy.deepcopy(plain_model)))
-    report = assert_folds_to_the_same(model, torch.randn(2, 3, 64, 64),
-                                      norms=False)
+    report = assert_folds_to_the_same(
+        model, torch.randn(2, 3, 64, 64), norms=False
+    )
     assert len(report.folded) == 8 and not report.norms and not report.kept
     assert [(k, v.shape) for k, v in model.state_dict().items()] == [
-        (k, v.shape) for k, v in plain_model.state_dict().items()]
+        (k, v.shape) for k, v in plain_model.state_dict().items()
+    ]
     plain_model.load_state_dict(model.state_dict())
     x = torch.randn(2, 3, 64, 64)
     assert torch.equal(plain_model(x), model(x))
@@ -571,10 +710,12 @@ def test_the_state_dict_is_that_of_the_plain_network():
 
 @pytest.mark.parametrize('inner', ['norm', 'norm_act'])
 def test_a_network_with_inner_norms(inner):
-    model = put_members(torchvision.models.resnet18(num_classes=10),
-                        inner=inner)
-    report = assert_folds_to_the_same(trained(model),
-                                      torch.randn(2, 3, 64, 64))
+    model = put_members(
+        torchvision.models.resnet18(num_classes=10), inner=inner
+    )
+    report = assert_folds_to_the_same(
+        trained(model), torch.randn(2, 3, 64, 64)
+    )
     assert len(report.folded) == (8 if inner == 'norm' else 0)
     assert_all_that_remains_is_named(model, report)
 
@@ -587,12 +728,21 @@ def test_backbones_of_the_toolkit(family, inner, dtype):
     from mmpretrain.registry import MODELS
 
     import sift_mm  # noqa: F401
+
     size = dict(depth=18, base_channels=16, stem_channels=16)
-    model = trained(MODELS.build(dict(
-        type='SparseIFTResNet', family=family, sparsity=0.75, inner=inner,
-        **size)).to(dtype))
+    model = trained(
+        MODELS.build(
+            dict(
+                type='SparseIFTResNet',
+                family=family,
+                sparsity=0.75,
+                inner=inner,
+                **size,
+            )
+        ).to(dtype)
+    )
     x = torch.randn(2, 3, 64, 64, dtype=dtype)
-    before, = model(x)
+    (before,) = model(x)
     composites = copy.deepcopy(model)
     report = fold(composites, norms=False)
     assert bool(report.folded) == (inner != 'norm_act') and not report.norms
@@ -609,10 +759,14 @@ def test_backbones_of_the_toolkit(family, inner, dtype):
 
 
 def test_the_report_reads_well():
-    report = FoldReport({'a': 'Parallel of 2 branches -> Linear(2, 1)'},
-                        ['b'], {'c': 'of a reason'})
+    report = FoldReport(
+        {'a': 'Parallel of 2 branches -> Linear(2, 1)'},
+        ['b'],
+        {'c': 'of a reason'},
+    )
     assert str(report) == (
         'Composites folded: 1, norms folded: 1, kept: 1\n'
         '  a: Parallel of 2 branches -> Linear(2, 1)\n'
         '  b: norm, folded\n'
-        '  c: kept, of a reason')
+        '  c: kept, of a reason'
+    )

@@ -14,10 +14,10 @@ from sift_mm.engine.budget import plan_masks, sparse_backbone
 from sift_mm.sparsity import ERK, Explicit, Uniform, UniformPlus
 
 
-def plan(distribution=None, registry=MODELS, name='SparseIFTResNet',
-         **kwargs):
-    backbone = registry.build(dict(dict(
-        type=name, depth=18, family='wide', sparsity=.75), **kwargs))
+def plan(distribution=None, registry=MODELS, name='SparseIFTResNet', **kwargs):
+    backbone = registry.build(
+        dict(dict(type=name, depth=18, family='wide', sparsity=0.75), **kwargs)
+    )
     return backbone, plan_masks(backbone, distribution or Uniform())
 
 
@@ -29,75 +29,115 @@ CONVS = (4 + 3 * 3.5) * 9 * 64**2 * 56**2
 SHORTCUTS = 3 * 64 * 128 * 28**2
 
 
-@pytest.mark.parametrize('family, density', [
-    # Twice as wide: two stems, everything else four times.
-    ('wide', (CONVS + SHORTCUTS - STEM) / (4 * (CONVS + SHORTCUTS))),
-    # Four branches; stem and shortcuts as they were, the latter sparse.
-    ('parallel', (CONVS + SHORTCUTS) / (4 * CONVS + SHORTCUTS))])
+@pytest.mark.parametrize(
+    'family, density',
+    [
+        # Twice as wide: two stems, everything else four times.
+        ('wide', (CONVS + SHORTCUTS - STEM) / (4 * (CONVS + SHORTCUTS))),
+        # Four branches; stem and shortcuts as they were, the latter sparse.
+        ('parallel', (CONVS + SHORTCUTS) / (4 * CONVS + SHORTCUTS)),
+    ],
+)
 def test_resnet18_against_a_count_by_hand(family, density):
     backbone, found = plan(family=family)
     assert count_flops(backbone.dense_twin(), (224, 224)).total == 2 * (
-        STEM + CONVS + SHORTCUTS)
+        STEM + CONVS + SHORTCUTS
+    )
     assert found.sparsity == pytest.approx(1 - density, abs=1e-9)
-    assert found.nominal == .75
+    assert found.nominal == 0.75
     assert found.ratio == pytest.approx(1, abs=1e-5)
 
 
 def test_a_classifier_grows_along_and_is_matched_too():
-    model = MODELS.build(dict(
-        type='ImageClassifier', neck=dict(type='GlobalAveragePooling'),
-        head=dict(type='LinearClsHead', num_classes=10000, in_channels=1024),
-        backbone=dict(type='SparseIFTResNet', depth=18, family='wide',
-                      sparsity=.75)))
+    model = MODELS.build(
+        dict(
+            type='ImageClassifier',
+            neck=dict(type='GlobalAveragePooling'),
+            head=dict(
+                type='LinearClsHead', num_classes=10000, in_channels=1024
+            ),
+            backbone=dict(
+                type='SparseIFTResNet', depth=18, family='wide', sparsity=0.75
+            ),
+        )
+    )
     found = plan_masks(model, Uniform())
     # 1024 in place of 512 features, to 10,000 classes: 5.12 MMACs more.
     density = (CONVS + SHORTCUTS - STEM - 512 * 10000) / (
-        4 * (CONVS + SHORTCUTS))
+        4 * (CONVS + SHORTCUTS)
+    )
     assert found.sparsity == pytest.approx(1 - density, abs=1e-9)
-    whole, backbone = (count_flops(m, (224, 224), **kw).sparse({
-        name.removeprefix(prefix): share
-        for name, share in found.densities.items()}) for m, kw, prefix in (
-            (model, dict(mode='tensor'), ''), (model.backbone, {},
-                                               'backbone.')))
+    whole, backbone = (
+        count_flops(m, (224, 224), **kw).sparse(
+            {
+                name.removeprefix(prefix): share
+                for name, share in found.densities.items()
+            }
+        )
+        for m, kw, prefix in (
+            (model, dict(mode='tensor'), ''),
+            (model.backbone, {}, 'backbone.'),
+        )
+    )
     dense = 2 * (STEM + CONVS + SHORTCUTS + 512 * 10000)
     assert whole / dense == pytest.approx(1, abs=1e-5)
-    assert backbone / dense < .995
+    assert backbone / dense < 0.995
 
 
 @pytest.mark.parametrize('distribution', [ERK(), UniformPlus()])
-@pytest.mark.parametrize('kwargs', [
-    dict(sparsity=.5), dict(sparsity=.9), dict(depth=50),
-    dict(name='SparseIFTResNet_CIFAR'), dict(family='parallel'),
-    dict(family='factorized', sparse_factors='u'),
-    dict(family='doped', depth=50),
-    dict(family='wide_factorized', sparse_factors='both'),
-    dict(registry=SEG, deep_stem=True, strides=(1, 2, 1, 1),
-         dilations=(1, 1, 2, 4)),
-])
+@pytest.mark.parametrize(
+    'kwargs',
+    [
+        dict(sparsity=0.5),
+        dict(sparsity=0.9),
+        dict(depth=50),
+        dict(name='SparseIFTResNet_CIFAR'),
+        dict(family='parallel'),
+        dict(family='factorized', sparse_factors='u'),
+        dict(family='doped', depth=50),
+        dict(family='wide_factorized', sparse_factors='both'),
+        dict(
+            registry=SEG,
+            deep_stem=True,
+            strides=(1, 2, 1, 1),
+            dilations=(1, 1, 2, 4),
+        ),
+    ],
+)
 def test_whole_backbones_match_within_a_thousandth(kwargs, distribution):
     _, found = plan(distribution, **kwargs)
     assert abs(found.ratio - 1) < 1e-3
     assert set(found.densities) == set(found.counts)
 
 
-@pytest.mark.parametrize('depth, sparsity', [(18, .5), (18, .9), (50, .75)])
+@pytest.mark.parametrize('depth, sparsity', [(18, 0.5), (18, 0.9), (50, 0.75)])
 def test_wide_factorized_matches_by_its_ranks(depth, sparsity):
-    backbone, found = plan(family='wide_factorized', depth=depth,
-                           sparsity=sparsity)
+    backbone, found = plan(
+        family='wide_factorized', depth=depth, sparsity=sparsity
+    )
     assert not found.parameters and not found.counts
-    own, dense = (count_flops(m, (224, 224)).total
-                  for m in (backbone, backbone.dense_twin()))
+    own, dense = (
+        count_flops(m, (224, 224)).total
+        for m in (backbone, backbone.dense_twin())
+    )
     assert own / dense == found.ratio == pytest.approx(1, abs=1e-3)
 
 
 # At 0.75, each layer's FLOPs as the formula's rounding leaves them: stems
 # and shortcuts make the rest.
-@pytest.mark.parametrize('family, low, high', [
-    ('wide', 1.06, 1.07), ('parallel', .99, 1), ('factorized', .99, 1),
-    ('doped', .98, 1), ('wide_factorized', 1.06, 1.08)])
+@pytest.mark.parametrize(
+    'family, low, high',
+    [
+        ('wide', 1.06, 1.07),
+        ('parallel', 0.99, 1),
+        ('factorized', 0.99, 1),
+        ('doped', 0.98, 1),
+        ('wide_factorized', 1.06, 1.08),
+    ],
+)
 def test_nominal_keeps_the_number_and_says_what_it_costs(family, low, high):
     _, found = plan(family=family, flops='nominal')
-    assert found.sparsity == .75
+    assert found.sparsity == 0.75
     assert low < found.ratio < high
 
 
@@ -108,8 +148,8 @@ def test_nominal_wide_by_hand():
 
 
 def test_an_explicit_distribution_is_not_matched():
-    _, found = plan(Explicit({'*': .5}))
-    assert found.sparsity == .75
+    _, found = plan(Explicit({'*': 0.5}))
+    assert found.sparsity == 0.75
     assert found.ratio > 1.9
 
 
@@ -117,38 +157,64 @@ def test_an_explicit_distribution_is_not_matched():
 def test_a_budget_out_of_reach_is_an_error_with_the_nearest(family):
     # At a wide enough stem, the stem alone costs more than the budget.
     kwargs = dict(base_channels=8, stem_channels=64, family=family)
-    words = (r'nearest that it can have is 2\.\d+ of the budget' if family
-             == 'wide' else r'stem alone costs 2\.\d+ of the dense FLOPs')
+    words = (
+        r'nearest that it can have is 2\.\d+ of the budget'
+        if family == 'wide'
+        else r'stem alone costs 2\.\d+ of the dense FLOPs'
+    )
     with pytest.raises(ValueError, match=words) as e:
-        plan(sparsity=.9, **kwargs)
+        plan(sparsity=0.9, **kwargs)
     nearest = float(re.search(r'can meet it is ([\d.]+);', str(e.value))[1])
     plan(sparsity=nearest, **kwargs)
     with pytest.raises(ValueError):
-        plan(sparsity=nearest + .01, **kwargs)
+        plan(sparsity=nearest + 0.01, **kwargs)
 
 
 def test_masks_on_too_little_are_an_error():
-    backbone = MODELS.build(dict(type='SparseIFTResNet', depth=18,
-                                 base_channels=16, family='parallel',
-                                 sparsity=.75))
+    backbone = MODELS.build(
+        dict(
+            type='SparseIFTResNet',
+            depth=18,
+            base_channels=16,
+            family='parallel',
+            sparsity=0.75,
+        )
+    )
     with pytest.raises(ValueError, match='Mask more layers'):
         plan_masks(backbone, Uniform(), include=['layer1.0.conv1.*'])
 
 
 def test_two_backbones_are_refused():
-    model = nn.ModuleDict({
-        name: MODELS.build(dict(type='SparseIFTResNet', depth=18,
-                                base_channels=2, family='wide', sparsity=.5))
-        for name in ('student', 'teacher')})
+    model = nn.ModuleDict(
+        {
+            name: MODELS.build(
+                dict(
+                    type='SparseIFTResNet',
+                    depth=18,
+                    base_channels=2,
+                    family='wide',
+                    sparsity=0.5,
+                )
+            )
+            for name in ('student', 'teacher')
+        }
+    )
     with pytest.raises(ValueError, match='student.*teacher'):
         sparse_backbone(model)
 
 
 @pytest.mark.parametrize('has_hook', [True, False])
 def test_a_sparse_network_without_a_hook_does_not_train(has_hook):
-    model = MODELS.build(dict(type='SparseIFTResNet', depth=18,
-                              base_channels=2, family='wide', sparsity=.5))
-    wrapper = SparseOptimWrapper(torch.optim.SGD(model.parameters(), .1))
+    model = MODELS.build(
+        dict(
+            type='SparseIFTResNet',
+            depth=18,
+            base_channels=2,
+            family='wide',
+            sparsity=0.5,
+        )
+    )
+    wrapper = SparseOptimWrapper(torch.optim.SGD(model.parameters(), 0.1))
     wrapper.has_hook = has_hook
     if has_hook:
         wrapper.initialize_count_status(model, 0, 10)

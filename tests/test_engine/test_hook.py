@@ -36,8 +36,9 @@ def test_a_run_keeps_its_density_exactly(tmp_path, algorithm):
     masks = hook_of(runner).trainer.masks
     assert masks.counts() == {'hidden.weight': 64}  # Half of 8 * 16.
     assert not runner.model.hidden.weight[~masks['hidden.weight']].any()
-    slot = runner.optim_wrapper.optimizer.state[
-        runner.model.hidden.weight]['momentum_buffer']
+    slot = runner.optim_wrapper.optimizer.state[runner.model.hidden.weight][
+        'momentum_buffer'
+    ]
     assert not slot[~masks['hidden.weight']].any()
     assert runner.model.out.weight.all()
 
@@ -48,17 +49,17 @@ def test_updates_are_logged(tmp_path):
     # 16 steps, an update every 2, the last at 75 %, step 12.
     steps = [step for step, _ in logged['sparse/density']]
     assert steps == [2, 4, 6, 8, 10, 12]
-    assert {v for _, v in logged['sparse/density']} == {.5}
-    assert {v for _, v in logged['sparse/density/hidden.weight']} == {.5}
+    assert {v for _, v in logged['sparse/density']} == {0.5}
+    assert {v for _, v in logged['sparse/density/hidden.weight']} == {0.5}
     fractions = dict(logged['sparse/drop_fraction'])
     # 0.3 / 2 * (1 + cos(pi * 6 / 12)) = 0.15, and 0 at the end.
-    assert fractions[6] == pytest.approx(.15)
+    assert fractions[6] == pytest.approx(0.15)
     assert fractions[12] == pytest.approx(0)
     moved = dict(logged['sparse/moved'])
     assert all(0 <= moved[s] <= fractions[s] + 1e-9 for s in steps)
     assert moved[2] > 0
     itop = [v for _, v in logged['sparse/itop_rate']]
-    assert itop == sorted(itop) and .5 < itop[-1] <= 1
+    assert itop == sorted(itop) and 0.5 < itop[-1] <= 1
 
 
 def test_a_static_run_logs_no_update(tmp_path):
@@ -78,7 +79,8 @@ def test_accumulation_counts_optimizer_steps(tmp_path):
 
 @pytest.mark.parametrize('algorithm', ['SET', 'RigL', 'Static'])
 def test_a_resumed_run_ends_bit_for_bit_where_the_unbroken_one_does(
-        tmp_path, algorithm):
+    tmp_path, algorithm
+):
     kwargs = dict(algorithm=algorithm)
     whole = toy_runner(tmp_path / 'whole', kwargs)
     whole.train()
@@ -98,20 +100,23 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_unbroken_one_does(
         broken.train()
     # Another seed of the masks: what the new process draws by itself must
     # not survive, neither in the masks nor in later draws.
-    resumed = toy_runner(tmp_path / 'broken', dict(kwargs, seed=99),
-                         resume=True)
+    resumed = toy_runner(
+        tmp_path / 'broken', dict(kwargs, seed=99), resume=True
+    )
     resumed.train()
     assert_same(final_state(whole), final_state(resumed))
     history = [hook_of(r).trainer.history for r in (whole, resumed)]
     assert history[0].itop_rate() == history[1].itop_rate()
-    assert (history[0].degree_of_constraint()
-            == history[1].degree_of_constraint())
+    assert (
+        history[0].degree_of_constraint() == history[1].degree_of_constraint()
+    )
 
 
 def test_mask_state_is_plain_data(tmp_path):
     toy_runner(tmp_path, dict(), epochs=1).train()
-    state = torch.load(tmp_path / 'epoch_1.pth',
-                       weights_only=False)['sparse_training']
+    state = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)[
+        'sparse_training'
+    ]
     path = tmp_path / 'state.pth'
     torch.save(state, path)
     again = torch.load(path, weights_only=True)
@@ -139,12 +144,16 @@ def test_load_from_takes_the_masks_of_the_checkpoint(tmp_path):
     first = toy_runner(tmp_path / 'a', dict(), epochs=1)
     first.train()
     second = toy_runner(
-        tmp_path / 'b', dict(algorithm='Static'), seed=99,
-        load_from=str(tmp_path / 'a/epoch_1.pth'))
+        tmp_path / 'b',
+        dict(algorithm='Static'),
+        seed=99,
+        load_from=str(tmp_path / 'a/epoch_1.pth'),
+    )
     second.train()
     assert torch.equal(
         hook_of(first).trainer.masks['hidden.weight'],
-        hook_of(second).trainer.masks['hidden.weight'])
+        hook_of(second).trainer.masks['hidden.weight'],
+    )
     assert hook_of(second).trainer.steps == 16  # A run of its own.
 
 
@@ -156,27 +165,37 @@ def test_load_from_without_masks_needs_a_choice(tmp_path):
         runner.train()
     # Those that are not zero are the checkpoint's 64 active weights.
     runner = toy_runner(
-        tmp_path / 'c', dict(init='FromWeights', algorithm='Static'),
-        load_from=plain)
+        tmp_path / 'c',
+        dict(init='FromWeights', algorithm='Static'),
+        load_from=plain,
+    )
     runner.train()
     assert torch.equal(
         hook_of(runner).trainer.masks['hidden.weight'],
-        torch.load(tmp_path / 'a/epoch_1.pth', weights_only=False)
-        ['sparse_training']['masks']['hidden.weight'])
+        torch.load(tmp_path / 'a/epoch_1.pth', weights_only=False)[
+            'sparse_training'
+        ]['masks']['hidden.weight'],
+    )
 
 
 def test_masks_of_another_sparsity_are_refused(tmp_path):
     toy_runner(tmp_path / 'a', dict(), epochs=1).train()
-    runner = toy_runner(tmp_path / 'b', dict(sparsity=.75), resume=True,
-                        load_from=str(tmp_path / 'a/epoch_1.pth'))
-    with pytest.raises(ValueError, match='64 active weights and the config '
-                       'asks for 32'):
+    runner = toy_runner(
+        tmp_path / 'b',
+        dict(sparsity=0.75),
+        resume=True,
+        load_from=str(tmp_path / 'a/epoch_1.pth'),
+    )
+    with pytest.raises(
+        ValueError, match='64 active weights and the config asks for 32'
+    ):
         runner.train()
 
 
 def test_the_moving_average_is_as_sparse(tmp_path):
     runner = toy_runner(
-        tmp_path, dict(), custom_hooks=[dict(type='EMAHook', momentum=.1)])
+        tmp_path, dict(), custom_hooks=[dict(type='EMAHook', momentum=0.1)]
+    )
     runner.train()
     mask = hook_of(runner).trainer.masks['hidden.weight']
     checkpoint = torch.load(tmp_path / 'epoch_4.pth', weights_only=False)
@@ -192,43 +211,75 @@ def test_without_a_checkpoint_nothing_is_saved_by_an_unused_hook(tmp_path):
     assert checkpoint == {}
 
 
-@pytest.mark.parametrize('kwargs, words', [
-    (dict(algorithm='Rig'), 'Unknown mask-training algorithm .*RigL'),
-    (dict(distribution='flat'), 'Unknown sparsity distribution .*ERK'),
-    (dict(distribution=dict(type='ERK', power=2)), 'ERK.*power'),
-    (dict(init='zeros'), 'Unknown mask initializer .*TopK'),
-    (dict(drop_fraction=1.5), r'\[0, 1\]'),
-    (dict(drop_fraction=dict(type='step')), 'Unknown drop-fraction'),
-    (dict(drop_fraction='step'), 'Unknown drop-fraction .*Linear'),
-    (dict(sparsity=1.), r'\[0, 1\)'),
-    (dict(end=0), r'\(0, 1\]'),
-    (dict(placement='before'), 'Unknown placement'),
-])
+@pytest.mark.parametrize(
+    'kwargs, words',
+    [
+        (dict(algorithm='Rig'), 'Unknown mask-training algorithm .*RigL'),
+        (dict(distribution='flat'), 'Unknown sparsity distribution .*ERK'),
+        (dict(distribution=dict(type='ERK', power=2)), 'ERK.*power'),
+        (dict(init='zeros'), 'Unknown mask initializer .*TopK'),
+        (dict(drop_fraction=1.5), r'\[0, 1\]'),
+        (dict(drop_fraction=dict(type='step')), 'Unknown drop-fraction'),
+        (dict(drop_fraction='step'), 'Unknown drop-fraction .*Linear'),
+        (dict(sparsity=1.0), r'\[0, 1\)'),
+        (dict(end=0), r'\(0, 1\]'),
+        (dict(placement='before'), 'Unknown placement'),
+    ],
+)
 def test_mistakes_in_arguments_stop_the_runner_from_being_built(
-        tmp_path, kwargs, words):
+    tmp_path, kwargs, words
+):
     with pytest.raises(ValueError, match=words):
         toy_runner(tmp_path, kwargs)
 
 
-@pytest.mark.parametrize('hook, wrapper, error, words', [
-    (dict(), dict(type='OptimWrapper'), TypeError,
-     "optim_wrapper.type='SparseOptimWrapper'"),
-    (dict(interval=13), dict(), ValueError,
-     'interval is 13 optimizer steps and the last update is due by step 12'),
-    (dict(interval=0), dict(), ValueError, 'at least 1'),
-    (dict(include=['hiden.*']), dict(), ValueError,
-     "'hiden.*' matches none .*hidden.weight, out.weight"),
-    (dict(include='hidden.weight'), dict(), ValueError,
-     r"\['hidden.weight'\]"),
-    (dict(exclude=['out.weight']), dict(), ValueError,
-     "'out.weight' matches none"),
-    (dict(include=None), dict(), ValueError, 'No parameter is selected'),
-    (dict(sparsity=None), dict(), ValueError, 'No sparsity is given'),
-    (dict(distribution=dict(type='Explicit', sparsities={'a': .5})), dict(),
-     ValueError, "no sparsity for 'hidden.weight'"),
-])
-def test_mistakes_stop_before_the_first_iteration(tmp_path, hook, wrapper,
-                                                  error, words):
+@pytest.mark.parametrize(
+    'hook, wrapper, error, words',
+    [
+        (
+            dict(),
+            dict(type='OptimWrapper'),
+            TypeError,
+            "optim_wrapper.type='SparseOptimWrapper'",
+        ),
+        (
+            dict(interval=13),
+            dict(),
+            ValueError,
+            'interval is 13 optimizer steps and the last update is due by step 12',
+        ),
+        (dict(interval=0), dict(), ValueError, 'at least 1'),
+        (
+            dict(include=['hiden.*']),
+            dict(),
+            ValueError,
+            "'hiden.*' matches none .*hidden.weight, out.weight",
+        ),
+        (
+            dict(include='hidden.weight'),
+            dict(),
+            ValueError,
+            r"\['hidden.weight'\]",
+        ),
+        (
+            dict(exclude=['out.weight']),
+            dict(),
+            ValueError,
+            "'out.weight' matches none",
+        ),
+        (dict(include=None), dict(), ValueError, 'No parameter is selected'),
+        (dict(sparsity=None), dict(), ValueError, 'No sparsity is given'),
+        (
+            dict(distribution=dict(type='Explicit', sparsities={'a': 0.5})),
+            dict(),
+            ValueError,
+            "no sparsity for 'hidden.weight'",
+        ),
+    ],
+)
+def test_mistakes_stop_before_the_first_iteration(
+    tmp_path, hook, wrapper, error, words
+):
     runner = toy_runner(tmp_path, hook, wrapper)
     with pytest.raises(error, match=words):
         runner.train()
@@ -240,15 +291,16 @@ def test_a_wrapper_for_several_optimizers_is_refused(tmp_path):
     runner = toy_runner(tmp_path, dict())
     model = runner.model
     runner.optim_wrapper = OptimWrapperDict(
-        a=OptimWrapper(torch.optim.SGD(model.hidden.parameters(), .1)),
-        b=OptimWrapper(torch.optim.SGD(model.out.parameters(), .1)))
+        a=OptimWrapper(torch.optim.SGD(model.hidden.parameters(), 0.1)),
+        b=OptimWrapper(torch.optim.SGD(model.out.parameters(), 0.1)),
+    )
     runner.param_schedulers = None
     with pytest.raises(TypeError, match='OptimWrapperDict'):
         runner.train()
 
 
 def test_a_plain_amp_wrapper_is_named_with_its_counterpart():
-    plain = OptimWrapper(torch.optim.SGD(Toy().parameters(), .1))
+    plain = OptimWrapper(torch.optim.SGD(Toy().parameters(), 0.1))
     plain.loss_scaler = None  # What tells AMP from single precision.
     with pytest.raises(TypeError, match="'SparseAmpOptimWrapper'"):
         check_wrapper(plain)
@@ -258,10 +310,13 @@ def test_sharding_wrappers_are_refused(monkeypatch):
     class MMFullyShardedDataParallel(torch.nn.Module):
         pass
 
-    monkeypatch.setitem(MODEL_WRAPPERS._module_dict, 'Sharded',
-                        MMFullyShardedDataParallel)
-    with pytest.raises(TypeError, match='MMFullyShardedDataParallel.*'
-                       'MMDistributedDataParallel'):
+    monkeypatch.setitem(
+        MODEL_WRAPPERS._module_dict, 'Sharded', MMFullyShardedDataParallel
+    )
+    with pytest.raises(
+        TypeError,
+        match='MMFullyShardedDataParallel.*MMDistributedDataParallel',
+    ):
         unwrap(MMFullyShardedDataParallel())
 
 
@@ -271,16 +326,19 @@ def test_pretrained_weights_without_masks_need_a_choice(tmp_path):
     runner = toy_runner(tmp_path / 'b', dict(), model=pretrained_toy(path))
     with pytest.raises(ValueError, match='Pretrained.*FromWeights'):
         runner.train()
-    runner = toy_runner(tmp_path / 'c', dict(init='TopK'),
-                        model=pretrained_toy(path))
+    runner = toy_runner(
+        tmp_path / 'c', dict(init='TopK'), model=pretrained_toy(path)
+    )
     runner.train()
 
 
 def test_an_explicit_init_wins_over_the_checkpoints_masks(tmp_path):
     toy_runner(tmp_path / 'a', dict(), epochs=1).train()
     runner = toy_runner(
-        tmp_path / 'b', dict(init='TopK', sparsity=.75, algorithm='Static'),
-        load_from=str(tmp_path / 'a/epoch_1.pth'))
+        tmp_path / 'b',
+        dict(init='TopK', sparsity=0.75, algorithm='Static'),
+        load_from=str(tmp_path / 'a/epoch_1.pth'),
+    )
     runner.train()
     assert hook_of(runner).trainer.masks.counts() == {'hidden.weight': 32}
 
@@ -292,9 +350,18 @@ def test_resuming_before_there_is_a_checkpoint_starts_a_run(tmp_path):
 
 
 def test_two_hooks_are_refused(tmp_path):
-    runner = toy_runner(tmp_path, dict(), custom_hooks=[dict(
-        type='SparseTrainingHook', sparsity=.5, interval=2,
-        include=['out.weight'])])
+    runner = toy_runner(
+        tmp_path,
+        dict(),
+        custom_hooks=[
+            dict(
+                type='SparseTrainingHook',
+                sparsity=0.5,
+                interval=2,
+                include=['out.weight'],
+            )
+        ],
+    )
     with pytest.raises(ValueError, match='one SparseTrainingHook'):
         runner.train()
 
@@ -327,19 +394,28 @@ def test_a_change_of_algorithm_on_resume_is_said(tmp_path, monkeypatch):
 
 def test_the_moving_average_survives_a_resume(tmp_path):
     def run(folder, **kwargs):
-        runner = toy_runner(folder, dict(), custom_hooks=[
-            dict(type='EMAHook', momentum=.1)], **kwargs)
+        runner = toy_runner(
+            folder,
+            dict(),
+            custom_hooks=[dict(type='EMAHook', momentum=0.1)],
+            **kwargs,
+        )
         runner.train()
         return torch.load(folder / 'epoch_4.pth', weights_only=False)
 
     whole = run(tmp_path / 'a')
-    run_half = toy_runner(tmp_path / 'b', dict(), epochs=4, custom_hooks=[
-        dict(type='EMAHook', momentum=.1)])
+    run_half = toy_runner(
+        tmp_path / 'b',
+        dict(),
+        epochs=4,
+        custom_hooks=[dict(type='EMAHook', momentum=0.1)],
+    )
     run_half.train()
     for epoch in (3, 4):
         (tmp_path / f'b/epoch_{epoch}.pth').unlink()
     (tmp_path / 'b/last_checkpoint').write_text(
-        str(tmp_path / 'b/epoch_2.pth'))
+        str(tmp_path / 'b/epoch_2.pth')
+    )
     resumed = run(tmp_path / 'b', resume=True)
     for key, value in whole['state_dict'].items():
         assert torch.equal(value, resumed['state_dict'][key]), key

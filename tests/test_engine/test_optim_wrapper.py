@@ -22,12 +22,14 @@ from sift_mm.sparsity import (
 def linear_and_masks(interval=None, fraction=0.5, **kwargs):
     """A layer of eight weights, the first four of them active."""
     model = nn.Linear(8, 1, bias=False)
-    model.weight.data = torch.arange(1., 9.).view(1, 8)
-    masks = MaskSet({'weight': model.weight},
-                    {'weight': torch.arange(8).view(1, 8) < 4})
+    model.weight.data = torch.arange(1.0, 9.0).view(1, 8)
+    masks = MaskSet(
+        {'weight': model.weight}, {'weight': torch.arange(8).view(1, 8) < 4}
+    )
     schedule = UpdateSchedule(interval, 10**6) if interval else None
-    trainer = MaskTrainer(masks, RigL(), schedule, Constant(fraction),
-                          **kwargs)
+    trainer = MaskTrainer(
+        masks, RigL(), schedule, Constant(fraction), **kwargs
+    )
     return model, masks, trainer
 
 
@@ -37,11 +39,15 @@ def test_without_masks_it_is_mmengines_wrapper():
     twin = copy.deepcopy(model)
     kwargs = dict(accumulative_counts=2)
     ours = SparseOptimWrapper(
-        torch.optim.AdamW(model.parameters(), lr=.01),
-        clip_grad=dict(max_norm=.1), **kwargs)
+        torch.optim.AdamW(model.parameters(), lr=0.01),
+        clip_grad=dict(max_norm=0.1),
+        **kwargs,
+    )
     theirs = OptimWrapper(
-        torch.optim.AdamW(twin.parameters(), lr=.01),
-        clip_grad=dict(max_norm=.1), **kwargs)
+        torch.optim.AdamW(twin.parameters(), lr=0.01),
+        clip_grad=dict(max_norm=0.1),
+        **kwargs,
+    )
     for _ in range(6):
         x = torch.randn(5, 4)
         ours.update_params(model(x).square().mean())
@@ -53,17 +59,18 @@ def test_without_masks_it_is_mmengines_wrapper():
 def test_the_clipping_norm_counts_active_weights_only():
     model, _, trainer = linear_and_masks()
     wrapper = SparseOptimWrapper(
-        torch.optim.SGD(model.parameters(), lr=1.),
-        clip_grad=dict(max_norm=1.))
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        clip_grad=dict(max_norm=1.0),
+    )
     wrapper.mask_trainer = trainer
     trainer.enforce(wrapper.optimizer)
     # The gradient is 2 everywhere: norm 2 * sqrt(4) = 4 under the mask,
     # 2 * sqrt(8) = 5.66 without.
     wrapper.update_params(2 * model.weight.sum())
     hub = MessageHub.get_current_instance()
-    assert hub.get_scalar('train/grad_norm').current() == 4.
+    assert hub.get_scalar('train/grad_norm').current() == 4.0
     # Clipped to norm 1, each active weight moves by 1/2.
-    expected = torch.tensor([[.5, 1.5, 2.5, 3.5, 0, 0, 0, 0]])
+    expected = torch.tensor([[0.5, 1.5, 2.5, 3.5, 0, 0, 0, 0]])
     assert torch.allclose(model.weight, expected, atol=1e-5)
 
 
@@ -73,13 +80,13 @@ def test_scores_are_the_mean_over_accumulated_batches():
     # largest, and agree at 5 and 6.
     model, masks, trainer = linear_and_masks(interval=1)
     wrapper = SparseOptimWrapper(
-        torch.optim.SGD(model.parameters(), lr=0.), accumulative_counts=2)
+        torch.optim.SGD(model.parameters(), lr=0.0), accumulative_counts=2
+    )
     wrapper.mask_trainer = trainer
     trainer.enforce(wrapper.optimizer)
     for grad in ([0, 0, 0, 0, 9, 3, 2, 0], [0, 0, 0, 0, -9, 3, 2, 1]):
         assert trainer.steps == 0  # Not at the first micro-batch.
-        wrapper.update_params(
-            (model.weight * torch.tensor([grad])).sum())
+        wrapper.update_params((model.weight * torch.tensor([grad])).sum())
     assert trainer.steps == 1
     assert masks['weight'].nonzero()[:, 1].tolist() == [2, 3, 5, 6]
 
@@ -90,13 +97,17 @@ def amp(monkeypatch):
 
     Its constructor asks for an accelerator; nothing after it needs one.
     """
-    monkeypatch.setattr(amp_optimizer_wrapper, 'is_cuda_available',
-                        lambda: True)
+    monkeypatch.setattr(
+        amp_optimizer_wrapper, 'is_cuda_available', lambda: True
+    )
 
-    def build(model, trainer, scale=2.**10, **kwargs):
+    def build(model, trainer, scale=2.0**10, **kwargs):
         wrapper = SparseAmpOptimWrapper(
             optimizer=torch.optim.SGD(
-                model.parameters(), lr=.1, momentum=.9), **kwargs)
+                model.parameters(), lr=0.1, momentum=0.9
+            ),
+            **kwargs,
+        )
         wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=scale)
         wrapper.mask_trainer = trainer
         trainer.enforce(wrapper.optimizer)
@@ -111,13 +122,15 @@ def test_amp_trains_as_single_precision_does(amp, placement):
     for kind in ('amp', 'plain'):
         torch.manual_seed(0)
         model, masks, trainer = linear_and_masks(
-            interval=2, placement=placement)
+            interval=2, placement=placement
+        )
         if kind == 'amp':
-            wrapper = amp(model, trainer, clip_grad=dict(max_norm=1.))
+            wrapper = amp(model, trainer, clip_grad=dict(max_norm=1.0))
         else:
             wrapper = SparseOptimWrapper(
-                torch.optim.SGD(model.parameters(), lr=.1, momentum=.9),
-                clip_grad=dict(max_norm=1.))
+                torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
+                clip_grad=dict(max_norm=1.0),
+            )
             wrapper.mask_trainer = trainer
             trainer.enforce(wrapper.optimizer)
         for _ in range(8):
@@ -145,7 +158,7 @@ def test_an_overflow_moves_nothing(amp, placement, bad, where):
     assert trainer.report.skipped
     assert wrapper.loss_scaler.get_scale() == scale / 2
     # The run goes on.
-    wrapper.update_params((model.weight * torch.arange(8.)).sum())
+    wrapper.update_params((model.weight * torch.arange(8.0)).sum())
     assert not trainer.report.skipped
     assert not torch.equal(masks['weight'], mask)
 
@@ -156,4 +169,4 @@ def test_amp_without_masks_is_mmengines_wrapper(amp):
     wrapper.mask_trainer = None
     before = model.weight.detach().clone()
     wrapper.update_params(model.weight.sum())
-    assert torch.allclose(model.weight, before - .1)
+    assert torch.allclose(model.weight, before - 0.1)

@@ -16,26 +16,28 @@ MASKS = dict(masks={}, transfer='')
 TAKEN = dict(masks={}, transfer='fixed')
 
 
-@pytest.mark.parametrize('state, loaded, resumed, transfer, init, origin', [
-    (None, False, False, 'fixed', False, 'drawn'),
-    (None, False, False, 'dense', False, 'drawn'),
-    (None, True, False, 'fixed', True, 'drawn'),
-    (MASKS, True, False, 'fixed', True, 'drawn'),
-    (MASKS, True, False, 'fixed', False, 'transferred'),
-    (TAKEN, True, False, 'train', False, 'transferred'),
-    (MASKS, True, False, 'dense', False, 'dropped'),
-    (None, True, False, 'dense', False, 'dropped'),
-    (None, True, False, 'train', False, 'without masks'),
-    (MASKS, True, True, 'fixed', False, 'restored'),
-    (MASKS, True, True, 'dense', False, 'restored'),
-    (MASKS, True, True, 'fixed', True, 'restored'),
-    (TAKEN, True, True, 'train', False, 'transferred'),
-    (TAKEN, True, True, 'dense', False, 'drop them in the middle'),
-    (None, True, True, 'dense', False, 'dropped'),
-    (None, True, True, 'fixed', True, 'never guessed'),
-])
-def test_where_masks_come_from(state, loaded, resumed, transfer, init,
-                               origin):
+@pytest.mark.parametrize(
+    'state, loaded, resumed, transfer, init, origin',
+    [
+        (None, False, False, 'fixed', False, 'drawn'),
+        (None, False, False, 'dense', False, 'drawn'),
+        (None, True, False, 'fixed', True, 'drawn'),
+        (MASKS, True, False, 'fixed', True, 'drawn'),
+        (MASKS, True, False, 'fixed', False, 'transferred'),
+        (TAKEN, True, False, 'train', False, 'transferred'),
+        (MASKS, True, False, 'dense', False, 'dropped'),
+        (None, True, False, 'dense', False, 'dropped'),
+        (None, True, False, 'train', False, 'without masks'),
+        (MASKS, True, True, 'fixed', False, 'restored'),
+        (MASKS, True, True, 'dense', False, 'restored'),
+        (MASKS, True, True, 'fixed', True, 'restored'),
+        (TAKEN, True, True, 'train', False, 'transferred'),
+        (TAKEN, True, True, 'dense', False, 'drop them in the middle'),
+        (None, True, True, 'dense', False, 'dropped'),
+        (None, True, True, 'fixed', True, 'never guessed'),
+    ],
+)
+def test_where_masks_come_from(state, loaded, resumed, transfer, init, origin):
     if ' ' in origin:
         with pytest.raises(ValueError, match=origin):
             mask_origin(state, loaded, resumed, transfer, init)
@@ -56,8 +58,11 @@ def masks_of(path):
 
 def starts_from(path, folder, by, **hook):
     """A runner that loads a checkpoint, in one of the two ways."""
-    how = (dict(model=pretrained_toy(path)) if by == 'init_cfg'
-           else dict(load_from=str(path)))
+    how = (
+        dict(model=pretrained_toy(path))
+        if by == 'init_cfg'
+        else dict(load_from=str(path))
+    )
     return toy_runner(folder, hook, seed=5, **how)
 
 
@@ -70,8 +75,9 @@ def test_masks_stay_as_they_are_by_default(source, tmp_path, by):
     weights = torch.load(source, weights_only=False)['state_dict'][name]
     assert not torch.equal(runner.model.hidden.weight, weights)
     assert not runner.model.hidden.weight[~masks_of(source)[name]].any()
-    saved = torch.load(tmp_path / 'b/epoch_4.pth',
-                       weights_only=False)['sparse_training']
+    saved = torch.load(tmp_path / 'b/epoch_4.pth', weights_only=False)[
+        'sparse_training'
+    ]
     assert (saved['algorithm'], saved['transfer']) == ('Static', 'fixed')
 
 
@@ -81,8 +87,15 @@ def test_masks_are_trained_further(source, tmp_path, by, monkeypatch):
     first = {}
     hook = hook_of(runner)
     monkeypatch.setattr(
-        hook, '_mask_averages', lambda _: first or first.update(
-            {n: m.clone() for n, m in hook.trainer.masks.items()}))
+        hook,
+        '_mask_averages',
+        lambda _: (
+            first
+            or first.update(
+                {n: m.clone() for n, m in hook.trainer.masks.items()}
+            )
+        ),
+    )
     runner.train()
     assert_same(masks_of(source), first)
     masks = hook.trainer.masks
@@ -98,15 +111,21 @@ def test_masks_are_dropped_and_all_weights_train(source, tmp_path, by):
     assert hook_of(runner).trainer is None
     assert runner.model.hidden.weight[~masks_of(source)[name]].any()
     assert 'sparse_training' not in torch.load(
-        tmp_path / 'b/epoch_4.pth', weights_only=False)
+        tmp_path / 'b/epoch_4.pth', weights_only=False
+    )
 
 
 @pytest.mark.parametrize('transfer', ['fixed', 'train', 'dense'])
-def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(source, tmp_path,
-                                                        transfer):
+def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
+    source, tmp_path, transfer
+):
     def run(folder, **more):
-        runner = toy_runner(folder, dict(transfer=transfer),
-                            model=pretrained_toy(source), **more)
+        runner = toy_runner(
+            folder,
+            dict(transfer=transfer),
+            model=pretrained_toy(source),
+            **more,
+        )
         runner.train()
         return runner
 
@@ -149,24 +168,31 @@ def test_masks_that_are_not_of_the_weights_are_refused(source, tmp_path):
 
 
 def test_masks_of_other_parameters_are_refused(source, tmp_path):
-    runner = starts_from(source, tmp_path / 'b', 'init_cfg',
-                         include=['out.weight'])
-    with pytest.raises(ValueError, match='lack out.weight and have '
-                       'hidden.weight'):
+    runner = starts_from(
+        source, tmp_path / 'b', 'init_cfg', include=['out.weight']
+    )
+    with pytest.raises(
+        ValueError, match='lack out.weight and have hidden.weight'
+    ):
         runner.train()
 
 
 @pytest.mark.parametrize('by', ['init_cfg', 'load_from'])
 def test_masks_of_another_sparsity_are_refused(source, tmp_path, by):
-    runner = starts_from(source, tmp_path / 'b', by, sparsity=.75)
+    runner = starts_from(source, tmp_path / 'b', by, sparsity=0.75)
     with pytest.raises(ValueError, match='sparsity=0.5 there and 0.75 here'):
         runner.train()
 
 
 def test_a_resumed_run_does_not_drop_its_masks(source, tmp_path):
     starts_from(source, tmp_path / 'b', 'init_cfg').train()
-    runner = toy_runner(tmp_path / 'b', dict(transfer='dense'), epochs=5,
-                        model=pretrained_toy(source), resume=True)
+    runner = toy_runner(
+        tmp_path / 'b',
+        dict(transfer='dense'),
+        epochs=5,
+        model=pretrained_toy(source),
+        resume=True,
+    )
     with pytest.raises(ValueError, match='drop them in the middle'):
         runner.train()
 

@@ -42,7 +42,7 @@ def assert_masked(checkpoint, records):
         weight = checkpoint['state_dict'][name]
         assert weight[mask].any() and not weight[~mask].any()
     budget = checkpoint['sparse_training']['budget']
-    assert budget['nominal'] == .75
+    assert budget['nominal'] == 0.75
     # Narrow layers of few weights: a thousandth is one of them.
     assert budget['flops_ratio'] == pytest.approx(1, abs=1e-3)
     density = sum(counts.values()) / sum(m.numel() for m in masks.values())
@@ -51,18 +51,25 @@ def assert_masked(checkpoint, records):
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
 @pytest.mark.parametrize('algorithm', ['Static', 'SET', 'RigL'])
-@pytest.mark.parametrize('family', [f for f in FAMILIES
-                                    if f != 'wide_factorized'])
-def test_members_train_with_every_algorithm(scope, algorithm, family, data,
-                                            tmp_path):
+@pytest.mark.parametrize(
+    'family', [f for f in FAMILIES if f != 'wide_factorized']
+)
+def test_members_train_with_every_algorithm(
+    scope, algorithm, family, data, tmp_path
+):
     config = sparse_config(
-        tmp_path / 'c', scope, data[scope],
+        tmp_path / 'c',
+        scope,
+        data[scope],
         f"custom_hooks[0]['algorithm'] = '{algorithm}'\n"
         + ("train_cfg['max_epochs'] = 1\n" if scope == 'mmpretrain' else ''),
-        family)
+        family,
+    )
     checkpoint = train(config, tmp_path / 'run')
-    records = [json.loads(line) for line in
-               (tmp_path / 'run/masks_0.txt').read_text().splitlines()]
+    records = [
+        json.loads(line)
+        for line in (tmp_path / 'run/masks_0.txt').read_text().splitlines()
+    ]
     assert_masked(checkpoint, records)
     moved = len({r['digest'] for r in records})
     assert moved == (1 if algorithm == 'Static' else len(records))
@@ -70,18 +77,23 @@ def test_members_train_with_every_algorithm(scope, algorithm, family, data,
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
 def test_wide_factorized_trains_without_masks(scope, data, tmp_path):
-    config = sparse_config(tmp_path / 'c', scope, data[scope],
-                           family='wide_factorized')
+    config = sparse_config(
+        tmp_path / 'c', scope, data[scope], family='wide_factorized'
+    )
     checkpoint = train(config, tmp_path / 'run')
     assert 'sparse_training' not in checkpoint
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
     ratio = re.search(r'needs no masks: .* are ([\d.]+) of', log)[1]
     if scope != 'mmseg':  # Its ranks are those of a classifier's strides.
-        assert float(ratio) == pytest.approx(1, abs=.02)  # Of rank 1 to 10.
+        assert float(ratio) == pytest.approx(1, abs=0.02)  # Of rank 1 to 10.
     # Neither hook nor wrapper is needed.
-    config = sparse_config(tmp_path / 'c', scope, data[scope],
-                           "custom_hooks = []\noptim_wrapper['type'] = "
-                           "'OptimWrapper'\n", family='wide_factorized')
+    config = sparse_config(
+        tmp_path / 'c',
+        scope,
+        data[scope],
+        "custom_hooks = []\noptim_wrapper['type'] = 'OptimWrapper'\n",
+        family='wide_factorized',
+    )
     other = train(config, tmp_path / 'plain')
     for key, value in checkpoint['state_dict'].items():
         assert torch.equal(value, other['state_dict'][key]), key
@@ -91,23 +103,34 @@ def test_wide_factorized_trains_without_masks(scope, data, tmp_path):
 def test_members_resume_evaluate_and_load_downstream(family, data, tmp_path):
     # The ordinary stem, which a detector has too.
     config = sparse_config(
-        tmp_path / 'c', 'mmpretrain', data['mmpretrain'],
-        "model['backbone']['type'] = 'SparseIFTResNet'\n", family)
+        tmp_path / 'c',
+        'mmpretrain',
+        data['mmpretrain'],
+        "model['backbone']['type'] = 'SparseIFTResNet'\n",
+        family,
+    )
     whole = train(config, tmp_path / 'whole')
-    resumed = train(config, tmp_path / 'resumed', '--resume',
-                    str(tmp_path / 'whole/epoch_1.pth'))
+    resumed = train(
+        config,
+        tmp_path / 'resumed',
+        '--resume',
+        str(tmp_path / 'whole/epoch_1.pth'),
+    )
     for key, value in whole['state_dict'].items():
         assert torch.equal(value, resumed['state_dict'][key]), key
     if family != 'wide_factorized':
         for name, mask in whole['sparse_training']['masks'].items():
             assert torch.equal(
-                mask, resumed['sparse_training']['masks'][name]), name
+                mask, resumed['sparse_training']['masks'][name]
+            ), name
     last = (tmp_path / 'whole/last_checkpoint').read_text()
-    metrics = test_tool.main([config, last, '--work-dir',
-                              str(tmp_path / 'test')])
+    metrics = test_tool.main(
+        [config, last, '--work-dir', str(tmp_path / 'test')]
+    )
     assert 'accuracy/top1' in metrics
-    assert metrics['flops'] == pytest.approx(metrics['flops_of_dense'],
-                                             rel=.02)
+    assert metrics['flops'] == pytest.approx(
+        metrics['flops_of_dense'], rel=0.02
+    )
     if family == 'wide_factorized':
         assert metrics['density'] == 1
     else:
@@ -115,15 +138,24 @@ def test_members_resume_evaluate_and_load_downstream(family, data, tmp_path):
         held = sum(int((~mask).sum()) for mask in found)
         assert metrics['active_parameters'] == metrics['parameters'] - held
         assert metrics['density'] == pytest.approx(
-            1 - held / sum(mask.numel() for mask in found))
+            1 - held / sum(mask.numel() for mask in found)
+        )
 
     # The backbone of a classifier is that of a detector and a segmentor.
-    state = {k.removeprefix('backbone.'): v
-             for k, v in whole['state_dict'].items()
-             if k.startswith('backbone.')}
-    kwargs = dict(type='SparseIFTResNet', depth=18, base_channels=8,
-                  stem_channels=8, family=family, sparsity=.75, init_cfg=dict(
-                      type='Pretrained', prefix='backbone.', checkpoint=last))
+    state = {
+        k.removeprefix('backbone.'): v
+        for k, v in whole['state_dict'].items()
+        if k.startswith('backbone.')
+    }
+    kwargs = dict(
+        type='SparseIFTResNet',
+        depth=18,
+        base_channels=8,
+        stem_channels=8,
+        family=family,
+        sparsity=0.75,
+        init_cfg=dict(type='Pretrained', prefix='backbone.', checkpoint=last),
+    )
     dilated = dict(strides=(1, 2, 1, 1), dilations=(1, 1, 2, 4))
     for library, more in [(DET, {}), (SEG, dilated)]:
         backbone = library.build(dict(kwargs, **more))
@@ -164,8 +196,9 @@ model.update(
     head=dict(_delete_=True, type='VisionTransformerClsHead', num_classes=10,
               in_channels=16))
 """
-    config = sparse_config(tmp_path / 'c', 'mmpretrain', data['mmpretrain'],
-                           more)
+    config = sparse_config(
+        tmp_path / 'c', 'mmpretrain', data['mmpretrain'], more
+    )
     # MMEngine draws no weight anew.
     model = CLS.build(load_config(train_tool.parse_args([config])).model)
     weight = model.backbone.layers[0].ffn.layers[0][0].weight
@@ -180,6 +213,12 @@ model.update(
         assert set(mask.shape) == {16, 4 * 32}  # 1 / (1 - s) times as wide.
         assert mask.sum() == mask.numel() / 4
         assert not checkpoint['state_dict'][name][~mask].any()
-    metrics = test_tool.main([config, str(tmp_path / 'run/epoch_3.pth'),
-                              '--work-dir', str(tmp_path / 'test')])
-    assert metrics['density'] == .25
+    metrics = test_tool.main(
+        [
+            config,
+            str(tmp_path / 'run/epoch_3.pth'),
+            '--work-dir',
+            str(tmp_path / 'test'),
+        ]
+    )
+    assert metrics['density'] == 0.25

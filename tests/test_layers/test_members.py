@@ -32,54 +32,63 @@ def fill(layer, rows):
 def test_parallel_by_hand():
     # (1 2) and (3 -1) on x = (1, 2): 5 + 1 = 6.
     layer = Parallel(nn.Linear(2, 1, bias=False), 2)
-    for one, rows in zip(layer.layers, [[1., 2.], [3., -1.]], strict=True):
+    for one, rows in zip(layer.layers, [[1.0, 2.0], [3.0, -1.0]], strict=True):
         fill(one, rows)
-    assert layer(torch.tensor([1., 2.])).item() == 6
+    assert layer(torch.tensor([1.0, 2.0])).item() == 6
 
 
 # Branches give (1, -1) and (3, 1) over two samples: normed (1, -1) each.
-@pytest.mark.parametrize('inner, expected', [('norm', [2., -2.]),
-                                             ('norm_act', [2., 0.])])
+@pytest.mark.parametrize(
+    'inner, expected', [('norm', [2.0, -2.0]), ('norm_act', [2.0, 0.0])]
+)
 def test_parallel_norms_each_branch_by_hand(inner, expected):
     layer = Parallel(nn.Conv1d(1, 1, 1, bias=False), 2, inner)
-    for one, rows in zip(layer.layers, [[1.], [2.]], strict=True):
+    for one, rows in zip(layer.layers, [[1.0], [2.0]], strict=True):
         fill(one, rows)
     for norm in layer.norms:
         nn.init.ones_(norm.weight)
         norm.eps = 1e-12
-    x = torch.tensor([[[1., -1.]]])
+    x = torch.tensor([[[1.0, -1.0]]])
     assert layer(x).flatten().tolist() == pytest.approx(expected)
 
 
 def test_factorized_by_hand():
     # U = (1 1), V = (2, -3)^T on (4, 5): 9 and then (18, -27).
     layer = Factorized(nn.Linear(2, 2, bias=False), 1)
-    fill(layer.u, [1., 1.])
-    fill(layer.v, [2., -3.])
-    assert layer(torch.tensor([4., 5.])).tolist() == [18, -27]
+    fill(layer.u, [1.0, 1.0])
+    fill(layer.v, [2.0, -3.0])
+    assert layer(torch.tensor([4.0, 5.0])).tolist() == [18, -27]
 
 
 def test_doped_by_hand():
     # W = (1 0; 0 0) adds 4 to the first output, the bias 1 to both.
     layer = Doped(nn.Linear(2, 2), 1)
-    fill(layer.low_rank.u, [1., 1.])
-    fill(layer.low_rank.v, [2., -3.])
-    fill(layer.sparse, [1., 0., 0., 0.])
+    fill(layer.low_rank.u, [1.0, 1.0])
+    fill(layer.low_rank.v, [2.0, -3.0])
+    fill(layer.sparse, [1.0, 0.0, 0.0, 0.0])
     nn.init.ones_(layer.sparse.bias)
-    assert layer(torch.tensor([4., 5.])).tolist() == [23, -26]
+    assert layer(torch.tensor([4.0, 5.0])).tolist() == [23, -26]
     assert layer.low_rank.v.bias is None
 
 
 CONV = dict(kernel_size=3, stride=2, padding=2, dilation=2)
 KINDS = [
-    pytest.param(lambda: nn.Conv2d(8, 16, bias=False, **CONV), (2, 8, 9, 9),
-                 id='dilated'),
-    pytest.param(lambda: nn.Conv2d(8, 16, 3, padding=1, groups=4,
-                                   padding_mode='reflect'), (2, 8, 6, 6),
-                 id='grouped'),
+    pytest.param(
+        lambda: nn.Conv2d(8, 16, bias=False, **CONV),
+        (2, 8, 9, 9),
+        id='dilated',
+    ),
+    pytest.param(
+        lambda: nn.Conv2d(
+            8, 16, 3, padding=1, groups=4, padding_mode='reflect'
+        ),
+        (2, 8, 6, 6),
+        id='grouped',
+    ),
     pytest.param(lambda: nn.Conv1d(8, 16, 5), (2, 8, 9), id='conv1d'),
     pytest.param(lambda: nn.Conv3d(8, 16, 2), (2, 8, 4, 4, 4), id='conv3d'),
-    pytest.param(lambda: nn.Linear(8, 16), (2, 5, 8), id='linear')]
+    pytest.param(lambda: nn.Linear(8, 16), (2, 5, 8), id='linear'),
+]
 
 
 def apply(layer, weight, x):
@@ -91,8 +100,9 @@ def product(layer):
     """V U of a Factorized layer, group by group."""
     u, v = layer.u.weight.flatten(1), layer.v.weight.flatten(1)
     groups = getattr(layer, 'groups', 1)
-    return torch.cat([b @ a for a, b in zip(u.chunk(groups), v.chunk(groups),
-                                            strict=True)])
+    return torch.cat(
+        [b @ a for a, b in zip(u.chunk(groups), v.chunk(groups), strict=True)]
+    )
 
 
 @pytest.mark.parametrize('make, shape', KINDS)
@@ -104,14 +114,15 @@ def test_without_inner_layers_each_equals_a_dense_layer(make, shape):
         if family == 'parallel':
             weight = sum(one.weight for one in layer.layers)
         elif family == 'doped':
-            weight = layer.sparse.weight + product(
-                layer.low_rank).view_as(dense.weight)
+            weight = layer.sparse.weight + product(layer.low_rank).view_as(
+                dense.weight
+            )
         else:
             weight = product(layer).view_as(dense.weight)
         if dense.bias is not None:
             nn.init.zeros_(dense.bias)  # as that of the new layers
         expected = apply(dense, weight, x)
-        assert expected.abs().mean() > .01
+        assert expected.abs().mean() > 0.01
         torch.testing.assert_close(layer(x), expected)
 
 
@@ -123,17 +134,23 @@ def test_inner_layers_stand_where_they_should(make, shape, inner):
 
     def between(out):
         # A batch norm, by its definition; layer norm over the features.
-        where = [-1] if isinstance(layer.u if hasattr(layer, 'u') else
-                                   layer.layers[0], nn.Linear) else axes
+        where = (
+            [-1]
+            if isinstance(
+                layer.u if hasattr(layer, 'u') else layer.layers[0], nn.Linear
+            )
+            else axes
+        )
         mean = out.mean(where, keepdim=True)
         var = out.var(where, keepdim=True, correction=0)
         out = (out - mean) / (var + 1e-5).sqrt()
         return out.relu() if inner == 'norm_act' else out
 
-    layer = Member('factorized', .75, inner).build(make())
-    torch.testing.assert_close(layer(x), layer.v(between(layer.u(x))),
-                               atol=1e-5, rtol=1e-4)
-    layer = Member('parallel', .75, inner).build(make())
+    layer = Member('factorized', 0.75, inner).build(make())
+    torch.testing.assert_close(
+        layer(x), layer.v(between(layer.u(x))), atol=1e-5, rtol=1e-4
+    )
+    layer = Member('parallel', 0.75, inner).build(make())
     assert len(layer.layers) == 4 and layer.layers[0].bias is None
     expected = sum(between(one(x)) for one in layer.layers) / 2
     torch.testing.assert_close(layer(x), expected, atol=1e-5, rtol=1e-4)
@@ -142,13 +159,15 @@ def test_inner_layers_stand_where_they_should(make, shape, inner):
 @pytest.mark.parametrize('inner', INNER)
 @pytest.mark.parametrize('family', FAMILIES)
 def test_gradients_against_finite_differences(family, inner):
-    layer = Member(family, .75, inner).build(
-        nn.Conv2d(3, 6, 3, stride=2, padding=1).double())
+    layer = Member(family, 0.75, inner).build(
+        nn.Conv2d(3, 6, 3, stride=2, padding=1).double()
+    )
     names, values = zip(*layer.named_parameters(), strict=True)
 
     def run(x, *parameters):
-        return functional_call(layer, dict(zip(names, parameters,
-                                               strict=True)), x)
+        return functional_call(
+            layer, dict(zip(names, parameters, strict=True)), x
+        )
 
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
     assert gradcheck(run, (x, *values))
@@ -156,63 +175,76 @@ def test_gradients_against_finite_differences(family, inner):
 
 @pytest.mark.parametrize('inner', INNER)
 @pytest.mark.parametrize('family', FAMILIES)
-@pytest.mark.parametrize('sparsity', [.5, .75, .9])
-@pytest.mark.parametrize('make, shape', [
-    (lambda: nn.Conv2d(32, 48, 3, bias=False), (8, 32, 12, 12)),
-    (lambda: nn.Conv2d(32, 64, 3, groups=2), (8, 32, 12, 12)),
-    (lambda: nn.Linear(128, 96), (64, 128))])
-def test_the_output_varies_as_the_dense_layers(family, inner, sparsity, make,
-                                               shape):
+@pytest.mark.parametrize('sparsity', [0.5, 0.75, 0.9])
+@pytest.mark.parametrize(
+    'make, shape',
+    [
+        (lambda: nn.Conv2d(32, 48, 3, bias=False), (8, 32, 12, 12)),
+        (lambda: nn.Conv2d(32, 64, 3, groups=2), (8, 32, 12, 12)),
+        (lambda: nn.Linear(128, 96), (64, 128)),
+    ],
+)
+def test_the_output_varies_as_the_dense_layers(
+    family, inner, sparsity, make, shape
+):
     dense = make()
     member = Member(family, sparsity, inner)
     layer = nn.Sequential(member.build(dense))
-    parameters = select_parameters(
-        layer) if member.family != 'wide_factorized' else {}
+    parameters = (
+        select_parameters(layer) if member.family != 'wide_factorized' else {}
+    )
     shapes = {n: tuple(p.shape) for n, p in parameters.items()}
-    masks = MaskSet.draw(parameters, Uniform().counts(shapes, sparsity),
-                         Random(), 0)
+    masks = MaskSet.draw(
+        parameters, Uniform().counts(shapes, sparsity), Random(), 0
+    )
     masks.keep_weights_(dict(layer.named_parameters()))
     with torch.no_grad():
         x = torch.randn(shape)
         expected = apply(dense, dense.weight, x).var()
         if family == 'parallel' and inner != 'none':
             # Normed, then: 1, or of a ReLU (1 - 1 / pi) / 2, which is .34.
-            expected = torch.tensor(1. if inner == 'norm' else .34)
-        assert .6 < layer(x).var() / expected < 1.6
+            expected = torch.tensor(1.0 if inner == 'norm' else 0.34)
+        assert 0.6 < layer(x).var() / expected < 1.6
 
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_weights_are_drawn_anew(family):
-    layer = Member(family, .75, 'norm').build(nn.Conv2d(16, 16, 3))
-    before = {n: p.square().mean().item()
-              for n, p in layer.named_parameters()}
+    layer = Member(family, 0.75, 'norm').build(nn.Conv2d(16, 16, 3))
+    before = {n: p.square().mean().item() for n, p in layer.named_parameters()}
     for p in layer.parameters():
-        nn.init.constant_(p, 7.)
+        nn.init.constant_(p, 7.0)
     layer.init_weights()
     for name, p in layer.named_parameters():
         assert not (p == 7).any(), name
         assert p.square().mean().item() == pytest.approx(
-            before[name], rel=.5), name
+            before[name], rel=0.5
+        ), name
 
 
-@pytest.mark.parametrize('kwargs, names', [
-    (dict(family='parallel'), ['layers.0', 'layers.1', 'layers.2',
-                               'layers.3']),
-    (dict(family='factorized'), ['u', 'v']),
-    (dict(family='factorized', sparse_factors='u'), ['u']),
-    (dict(family='factorized', sparse_factors='none'), []),
-    (dict(family='doped'), ['sparse']),
-    (dict(family='wide_factorized'), []),
-    (dict(family='wide_factorized', sparse_factors='both'), ['u', 'v'])])
+@pytest.mark.parametrize(
+    'kwargs, names',
+    [
+        (
+            dict(family='parallel'),
+            ['layers.0', 'layers.1', 'layers.2', 'layers.3'],
+        ),
+        (dict(family='factorized'), ['u', 'v']),
+        (dict(family='factorized', sparse_factors='u'), ['u']),
+        (dict(family='factorized', sparse_factors='none'), []),
+        (dict(family='doped'), ['sparse']),
+        (dict(family='wide_factorized'), []),
+        (dict(family='wide_factorized', sparse_factors='both'), ['u', 'v']),
+    ],
+)
 def test_what_is_sparse(kwargs, names):
-    layer = Member(sparsity=.75, **kwargs).build(nn.Linear(32, 32))
+    layer = Member(sparsity=0.75, **kwargs).build(nn.Linear(32, 32))
     assert layer.sparse_parameter_names() == [f'{n}.weight' for n in names]
 
 
 def test_it_looks_like_the_layer_it_replaces():
     dense = nn.Conv2d(4, 6, 3, stride=2, padding=1, dtype=torch.float64)
     for family in FAMILIES:
-        layer = Member(family, .75, 'norm').build(dense)
+        layer = Member(family, 0.75, 'norm').build(dense)
         assert not isinstance(layer, nn.Conv2d)
         assert (layer.in_channels, layer.out_channels) == (4, 6)
         assert layer.stride == (2, 2)
@@ -238,42 +270,46 @@ def test_zero_norms_start_a_branch_at_nothing_but_not_a_dead_one():
 def test_a_replaced_layer_stays_frozen_and_in_its_mode():
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())
     model.requires_grad_(False).eval()
-    put(model, '0', Member('parallel', .5, 'norm').build(model[0]))
+    put(model, '0', Member('parallel', 0.5, 'norm').build(model[0]))
     assert not any(p.requires_grad for p in model.parameters())
     assert not model[0].norms[0].training
 
 
 def test_initialisation_goes_by_the_layers_own_scale():
     dense = nn.Linear(64, 64)
-    nn.init.normal_(dense.weight, 0, .02)
-    assert weight_scale(dense) == pytest.approx(.02, rel=.1)
+    nn.init.normal_(dense.weight, 0, 0.02)
+    assert weight_scale(dense) == pytest.approx(0.02, rel=0.1)
     x = torch.randn(256, 64)
-    layer = Member('factorized', .5, sparse_factors='none').build(dense)
+    layer = Member('factorized', 0.5, sparse_factors='none').build(dense)
     ratio = layer(x).var() / F.linear(x, dense.weight).var()
-    assert .7 < ratio < 1.4
+    assert 0.7 < ratio < 1.4
 
 
-@pytest.mark.parametrize('kwargs, words', [
-    (dict(family='tall'), "'parallel'"),
-    (dict(inner='act'), "'norm_act'.*'act'"),
-    (dict(family='wide', inner='norm'), 'no inner layers'),
-    (dict(family='doped', sparse_factors='u'), "'factorized'"),
-    (dict(family='factorized', sparse_factors='v'), "'both', 'u', 'none'"),
-    (dict(sparsity=1.), r'\[0, 1\)')])
+@pytest.mark.parametrize(
+    'kwargs, words',
+    [
+        (dict(family='tall'), "'parallel'"),
+        (dict(inner='act'), "'norm_act'.*'act'"),
+        (dict(family='wide', inner='norm'), 'no inner layers'),
+        (dict(family='doped', sparse_factors='u'), "'factorized'"),
+        (dict(family='factorized', sparse_factors='v'), "'both', 'u', 'none'"),
+        (dict(sparsity=1.0), r'\[0, 1\)'),
+    ],
+)
 def test_mistakes_are_named(kwargs, words):
     with pytest.raises(ValueError, match=words):
-        Member(**dict(dict(family='parallel', sparsity=.75), **kwargs))
+        Member(**dict(dict(family='parallel', sparsity=0.75), **kwargs))
 
 
 def test_wide_is_no_layer_of_its_own():
     with pytest.raises(ValueError, match='sift_mm.transform'):
-        Member('wide', .5).build(nn.Linear(8, 8))
+        Member('wide', 0.5).build(nn.Linear(8, 8))
 
 
 @pytest.mark.parametrize('family', FAMILIES)
 def test_the_memory_format_is_kept(family):
     dense = nn.Conv2d(8, 8, 3).to(memory_format=torch.channels_last)
-    layer = Member(family, .5).build(dense)
+    layer = Member(family, 0.5).build(dense)
     for p in layer.parameters():
         if p.dim() == 4:
             assert p.is_contiguous(memory_format=torch.channels_last)

@@ -65,19 +65,22 @@ class GPT(nn.Module):
 
 
 def vit():
-    return torchvision.models.VisionTransformer(32, 8, 2, 2, 32, 128,
-                                                num_classes=10)
+    return torchvision.models.VisionTransformer(
+        32, 8, 2, 2, 32, 128, num_classes=10
+    )
 
 
 def swin():
-    return torchvision.models.SwinTransformer([4, 4], 16, [2, 2], [2, 2],
-                                              [4, 4], num_classes=10)
+    return torchvision.models.SwinTransformer(
+        [4, 4], 16, [2, 2], [2, 2], [4, 4], num_classes=10
+    )
 
 
 def resnext():
     block = torchvision.models.resnet.Bottleneck
-    return torchvision.models.ResNet(block, [1, 2, 1, 1], groups=32,
-                                     width_per_group=4)
+    return torchvision.models.ResNet(
+        block, [1, 2, 1, 1], groups=32, width_per_group=4
+    )
 
 
 NETWORKS = {
@@ -88,23 +91,38 @@ NETWORKS = {
     'vit': vit,
     'swin': swin,
     'gpt': GPT,
-    'mmpretrain-vit': lambda: MODELS.build(dict(
-        type='VisionTransformer', arch='deit-tiny', img_size=32,
-        patch_size=8)),
-    'mmpretrain-resnet50': lambda: MODELS.build(dict(type='ResNet',
-                                                     depth=50,
-                                                     base_channels=16)),
-    'mmpretrain-convnext': lambda: MODELS.build(dict(type='ConvNeXt',
-                                                     arch='atto')),
+    'mmpretrain-vit': lambda: MODELS.build(
+        dict(
+            type='VisionTransformer',
+            arch='deit-tiny',
+            img_size=32,
+            patch_size=8,
+        )
+    ),
+    'mmpretrain-resnet50': lambda: MODELS.build(
+        dict(type='ResNet', depth=50, base_channels=16)
+    ),
+    'mmpretrain-convnext': lambda: MODELS.build(
+        dict(type='ConvNeXt', arch='atto')
+    ),
 }
 # Layers that are replaced: of chains, and by the other members.
-REPLACED = {'resnet18': (16, 19), 'mobilenet': (0, 34), 'densenet': (8, 9),
-            'vit': (4, 4), 'swin': (8, 9), 'gpt': (4, 8),
-            'mmpretrain-vit': (24, 48), 'mmpretrain-resnet50': (48, 51),
-            'mmpretrain-convnext': (24, 27)}
-NO_CHAIN = {('mobilenet', 'wide'): 'depthwise',
-            ('mobilenet', 'wide_factorized'): 'depthwise',
-            ('resnext', 'wide_factorized'): 'grouped'}
+REPLACED = {
+    'resnet18': (16, 19),
+    'mobilenet': (0, 34),
+    'densenet': (8, 9),
+    'vit': (4, 4),
+    'swin': (8, 9),
+    'gpt': (4, 8),
+    'mmpretrain-vit': (24, 48),
+    'mmpretrain-resnet50': (48, 51),
+    'mmpretrain-convnext': (24, 27),
+}
+NO_CHAIN = {
+    ('mobilenet', 'wide'): 'depthwise',
+    ('mobilenet', 'wide_factorized'): 'depthwise',
+    ('resnext', 'wide_factorized'): 'grouped',
+}
 
 
 @pytest.mark.parametrize('name', NETWORKS)
@@ -117,22 +135,23 @@ def test_networks_of_other_libraries(name, family):
     shapes = _shapes(model(x))
     if (name, family) in NO_CHAIN:
         with pytest.raises(ValueError, match=NO_CHAIN[name, family]):
-            sift_mm.transform(model, family, .75)
+            sift_mm.transform(model, family, 0.75)
         return
-    report = sift_mm.transform(model, family, .75)
+    report = sift_mm.transform(model, family, 0.75)
     model.train()
     out = model(x)
     assert _shapes(out) == shapes
-    if 'resnext' not in name and (name, family) != ('mmpretrain-convnext',
-                                                    'doped'):
-        assert len(report.replaced) == REPLACED[name][
-            'wide' not in family]
+    if 'resnext' not in name and (name, family) != (
+        'mmpretrain-convnext',
+        'doped',
+    ):
+        assert len(report.replaced) == REPLACED[name]['wide' not in family]
     # Whole channels and ranks are all that stands between this and 1.
     count = count_flops(model, (32, 32))
-    sparse = count.sparse(dict.fromkeys(report.sparse_parameters, .25))
-    assert sparse / dense.total == pytest.approx(1, abs=.05)
+    sparse = count.sparse(dict.fromkeys(report.sparse_parameters, 0.25))
+    assert sparse / dense.total == pytest.approx(1, abs=0.05)
     for one in report.replaced.values():
-        assert one.flops_ratio == pytest.approx(1, abs=.25)
+        assert one.flops_ratio == pytest.approx(1, abs=0.25)
     # All that holds weights is either replaced or named.
     assert set(report.sparse_parameters) == sparse_parameter_names(model)
     if family != 'wide_factorized':
@@ -155,9 +174,10 @@ def test_a_feed_forward_pair_by_hand():
     # 1 / (1 - .75) = 4 times as wide, and nothing else touched.
     model = GPT()
     before = {n: p.clone() for n, p in model.named_parameters()}
-    report = sift_mm.transform(model, 'wide', .75)
+    report = sift_mm.transform(model, 'wide', 0.75)
     assert list(report.replaced) == [
-        f'blocks.{i}.{n}' for i in (1, 0) for n in ('c_fc', 'c_proj')]
+        f'blocks.{i}.{n}' for i in (1, 0) for n in ('c_fc', 'c_proj')
+    ]
     for block in model.blocks:
         assert isinstance(block.c_fc, WideLinear)
         assert block.c_fc.weight.shape == (512, 32)
@@ -171,12 +191,13 @@ def test_a_feed_forward_pair_by_hand():
             assert torch.equal(p, before[name])
     assert 'classifier' in report.skipped['lm_head']
     assert 'blocks.0.c_fc' in str(report) and 'lm_head' in str(report)
-    report = sift_mm.transform(model, 'doped', .75, include=['*proj',
-                                                             'lm_head'])
+    report = sift_mm.transform(
+        model, 'doped', 0.75, include=['*proj', 'lm_head']
+    )
     assert 'shares its weight' in report.skipped['lm_head']
 
 
-@pytest.mark.parametrize('sparsity', [.5, .75])
+@pytest.mark.parametrize('sparsity', [0.5, 0.75])
 def test_residual_blocks_by_hand(sparsity):
     # BasicBlock: both convolutions touch the one inner width, so that it is
     # 1 / (1 - s) times as wide. Bottleneck at stride 1: 1x1, 3x3 and 1x1 of
@@ -192,40 +213,49 @@ def test_residual_blocks_by_hand(sparsity):
     sift_mm.transform(model, 'wide', sparsity)
     width = model.layer1[1].conv2.in_channels
     k = width / 64
-    assert (1 - sparsity) * (8 * k + 9 * k * k) == pytest.approx(17, rel=.01)
+    assert (1 - sparsity) * (8 * k + 9 * k * k) == pytest.approx(17, rel=0.01)
 
 
 def test_variance_of_a_wide_pair_under_masks_is_the_dense_ones():
     dense = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64))
     x = torch.randn(512, 64)
     expected = F.linear(F.linear(x, dense[0].weight).relu(), dense[2].weight)
-    report = sift_mm.transform(dense, 'wide', .75)
+    report = sift_mm.transform(dense, 'wide', 0.75)
     with torch.no_grad():
         for name in report.sparse_parameters:
             weight = dense.get_parameter(name)
-            weight *= torch.rand_like(weight) < .25
-    assert .6 < dense(x).var() / expected.var() < 1.6
+            weight *= torch.rand_like(weight) < 0.25
+    assert 0.6 < dense(x).var() / expected.var() < 1.6
 
 
 def test_include_and_exclude():
     model = torchvision.models.resnet18()
-    report = sift_mm.transform(model, 'parallel', .75,
-                               include=['layer1.*', 'fc'],
-                               exclude=['*.1.conv2'])
-    assert list(report.replaced) == ['layer1.0.conv1', 'layer1.0.conv2',
-                                     'layer1.1.conv1', 'fc']
+    report = sift_mm.transform(
+        model,
+        'parallel',
+        0.75,
+        include=['layer1.*', 'fc'],
+        exclude=['*.1.conv2'],
+    )
+    assert list(report.replaced) == [
+        'layer1.0.conv1',
+        'layer1.0.conv2',
+        'layer1.1.conv1',
+        'fc',
+    ]
     assert report.skipped['layer1.1.conv2'] == 'not asked for'
     assert isinstance(model.fc, Parallel)
     assert type(model.layer1[1].conv2) is nn.Conv2d
 
 
 def test_stem_and_classifier_stay_unless_asked_for():
-    report = sift_mm.transform(vit(), 'factorized', .5)
+    report = sift_mm.transform(vit(), 'factorized', 0.5)
     assert 'stem' in report.skipped['conv_proj']
     assert 'classifier' in report.skipped['heads.head']
     model = vit()
-    sift_mm.transform(model, 'factorized', .5,
-                      include=['conv_proj', 'heads.head'])
+    sift_mm.transform(
+        model, 'factorized', 0.5, include=['conv_proj', 'heads.head']
+    )
     assert isinstance(model.conv_proj, Factorized)
     assert isinstance(model.heads.head, Factorized)
 
@@ -298,47 +328,110 @@ def twice():
     return nn.Sequential(layer, nn.ReLU(), nn.Sequential(layer))
 
 
-@pytest.mark.parametrize('make, family, name, words', [
-    (Residual, 'wide', 'first', 'does not run with a wider'),
-    (lambda: nn.Sequential(Odd(8, 8), nn.Linear(8, 8)), 'doped', '0', 'Odd'),
-    (lambda: TwoInputs(nn.Linear(8, 8), nn.Linear(8, 8)), 'wide', '0',
-     'on a tensor alone'),
-    (Kept, 'wide', 'body.0', 'changes the output of Kept'),
-    (OnlyTraining, 'wide', 'first', 'does not run with a wider'),
-    (lambda: nn.Sequential(nn.LSTM(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)),
-     'doped', '0', 'LSTM'),
-    (lambda: nn.Sequential(nn.Conv2d(8, 32, 3), nn.GroupNorm(32, 32),
-                           nn.Conv2d(32, 8, 3)), 'wide', '0', ''),
-    (hooked, 'parallel', '0', 'forward hooks'),
-    (twice, 'wide', '0', 'several places'),
-    (swin, 'doped', 'features.1.0.attn.qkv', 'weight is read'),
-    (vit, 'parallel', 'encoder.layers.encoder_layer_0.self_attention',
-     'MultiheadAttention'),
-    (lambda: nn.Sequential(nn.ConvTranspose2d(8, 8, 3), nn.Conv2d(8, 8, 3)),
-     'parallel', '0', 'ConvTranspose2d'),
-    (lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(80, 80)), 'doped', '0',
-     'rank'),
-    (lambda: nn.Sequential(nn.Conv2d(16, 8, 1, groups=8), nn.Conv2d(
-        8, 8, 3)), 'factorized', '0', 'nearest 1.50'),
-    (lambda: nn.Sequential(nn.Conv2d(64, 64, 3, groups=2), nn.Conv2d(
-        64, 64, 3)), 'wide_factorized', '0', 'grouped'),
-    (lambda: nn.Sequential(nn.Conv2d(8, 10, 3), nn.GroupNorm(5, 10),
-                           nn.Conv2d(10, 8, 3)), 'wide', '0', ''),
-    (lambda: nn.Sequential(nn.utils.parametrizations.weight_norm(
-        nn.Linear(8, 8)), nn.Linear(8, 8)), 'parallel', '0',
-     'ParametrizedLinear'),
-])
+@pytest.mark.parametrize(
+    'make, family, name, words',
+    [
+        (Residual, 'wide', 'first', 'does not run with a wider'),
+        (
+            lambda: nn.Sequential(Odd(8, 8), nn.Linear(8, 8)),
+            'doped',
+            '0',
+            'Odd',
+        ),
+        (
+            lambda: TwoInputs(nn.Linear(8, 8), nn.Linear(8, 8)),
+            'wide',
+            '0',
+            'on a tensor alone',
+        ),
+        (Kept, 'wide', 'body.0', 'changes the output of Kept'),
+        (OnlyTraining, 'wide', 'first', 'does not run with a wider'),
+        (
+            lambda: nn.Sequential(
+                nn.LSTM(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+            ),
+            'doped',
+            '0',
+            'LSTM',
+        ),
+        (
+            lambda: nn.Sequential(
+                nn.Conv2d(8, 32, 3), nn.GroupNorm(32, 32), nn.Conv2d(32, 8, 3)
+            ),
+            'wide',
+            '0',
+            '',
+        ),
+        (hooked, 'parallel', '0', 'forward hooks'),
+        (twice, 'wide', '0', 'several places'),
+        (swin, 'doped', 'features.1.0.attn.qkv', 'weight is read'),
+        (
+            vit,
+            'parallel',
+            'encoder.layers.encoder_layer_0.self_attention',
+            'MultiheadAttention',
+        ),
+        (
+            lambda: nn.Sequential(
+                nn.ConvTranspose2d(8, 8, 3), nn.Conv2d(8, 8, 3)
+            ),
+            'parallel',
+            '0',
+            'ConvTranspose2d',
+        ),
+        (
+            lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(80, 80)),
+            'doped',
+            '0',
+            'rank',
+        ),
+        (
+            lambda: nn.Sequential(
+                nn.Conv2d(16, 8, 1, groups=8), nn.Conv2d(8, 8, 3)
+            ),
+            'factorized',
+            '0',
+            'nearest 1.50',
+        ),
+        (
+            lambda: nn.Sequential(
+                nn.Conv2d(64, 64, 3, groups=2), nn.Conv2d(64, 64, 3)
+            ),
+            'wide_factorized',
+            '0',
+            'grouped',
+        ),
+        (
+            lambda: nn.Sequential(
+                nn.Conv2d(8, 10, 3), nn.GroupNorm(5, 10), nn.Conv2d(10, 8, 3)
+            ),
+            'wide',
+            '0',
+            '',
+        ),
+        (
+            lambda: nn.Sequential(
+                nn.utils.parametrizations.weight_norm(nn.Linear(8, 8)),
+                nn.Linear(8, 8),
+            ),
+            'parallel',
+            '0',
+            'ParametrizedLinear',
+        ),
+    ],
+)
 def test_what_cannot_be_replaced_is_named(make, family, name, words):
     model = make()
     kept = model.get_submodule(name)
     try:
-        report = sift_mm.transform(model, family, .5)
+        report = sift_mm.transform(model, family, 0.5)
     except ValueError as error:
         assert words in str(error) and f'{name}: ' in str(error)
     else:
         if not words:  # A group norm between can be widened.
             assert model[1].num_channels == 2 * model[1].num_groups * (
-                kept.out_channels // model[1].num_groups)
+                kept.out_channels // model[1].num_groups
+            )
             return
         assert words in report.skipped[name]
     assert model.get_submodule(name) is kept
@@ -346,38 +439,43 @@ def test_what_cannot_be_replaced_is_named(make, family, name, words):
 
 def test_a_layer_in_two_places_is_replaced_in_both():
     model = twice()
-    sift_mm.transform(model, 'parallel', .5)
+    sift_mm.transform(model, 'parallel', 0.5)
     assert isinstance(model[0], Parallel) and model[2][0] is model[0]
 
 
 def test_twice_is_not_done():
     model = torchvision.models.resnet18()
-    sift_mm.transform(model, 'parallel', .5)
+    sift_mm.transform(model, 'parallel', 0.5)
     with pytest.raises(ValueError, match='a Parallel layer already'):
-        sift_mm.transform(model, 'doped', .5)
+        sift_mm.transform(model, 'doped', 0.5)
     model = torchvision.models.resnet18()
-    sift_mm.transform(model, 'wide', .5)
+    sift_mm.transform(model, 'wide', 0.5)
     with pytest.raises(ValueError, match='a WideConv2d layer already'):
-        sift_mm.transform(model, 'wide', .5, include=['layer?.?.conv?'])
+        sift_mm.transform(model, 'wide', 0.5, include=['layer?.?.conv?'])
 
 
-@pytest.mark.parametrize('kwargs, words', [
-    (dict(include=['layer9.*']), "'layer9.*' matches no layer.*conv1"),
-    (dict(include='fc'), r"write \['fc'\]"),
-    (dict(family='tall'), "'wide_factorized'"),
-    (dict(sparsity=1.5), r'\[0, 1\)')])
+@pytest.mark.parametrize(
+    'kwargs, words',
+    [
+        (dict(include=['layer9.*']), "'layer9.*' matches no layer.*conv1"),
+        (dict(include='fc'), r"write \['fc'\]"),
+        (dict(family='tall'), "'wide_factorized'"),
+        (dict(sparsity=1.5), r'\[0, 1\)'),
+    ],
+)
 def test_mistakes_are_named_and_change_nothing(kwargs, words):
     model = torchvision.models.resnet18()
     before = list(model.state_dict())
     with pytest.raises(ValueError, match=words):
-        sift_mm.transform(model, **dict(dict(family='parallel', sparsity=.5),
-                                        **kwargs))
+        sift_mm.transform(
+            model, **dict(dict(family='parallel', sparsity=0.5), **kwargs)
+        )
     assert list(model.state_dict()) == before
 
 
 def test_a_layer_by_itself_is_refused():
     with pytest.raises(ValueError, match='give the one that holds it'):
-        sift_mm.transform(nn.Linear(4, 4), 'parallel', .5)
+        sift_mm.transform(nn.Linear(4, 4), 'parallel', 0.5)
 
 
 def test_random_state_of_a_failed_transform_is_untouched():
@@ -385,7 +483,7 @@ def test_random_state_of_a_failed_transform_is_untouched():
     model = Residual()
     state = torch.get_rng_state()
     with pytest.raises(ValueError):
-        sift_mm.transform(model, 'wide', .5)
+        sift_mm.transform(model, 'wide', 0.5)
     assert torch.equal(state, torch.get_rng_state())
 
 
@@ -405,23 +503,29 @@ class Predictor(nn.Module):
 
 def test_predictors_stems_frozen_and_zero_layers_are_left_and_named():
     model = Predictor()
-    report = sift_mm.transform(model, 'parallel', .5)
+    report = sift_mm.transform(model, 'parallel', 0.5)
     assert list(report.replaced) == ['conv']
-    for name, word in [('stem.0', 'stem'), ('stem.1', 'stem'),
-                       ('frozen', 'frozen'), ('offset', 'zero'),
-                       ('retina_cls', 'predictions')]:
+    for name, word in [
+        ('stem.0', 'stem'),
+        ('stem.1', 'stem'),
+        ('frozen', 'frozen'),
+        ('offset', 'zero'),
+        ('retina_cls', 'predictions'),
+    ]:
         assert word in report.skipped[name], name
     # Asked for, it keeps its bias, a prior.
-    sift_mm.transform(model, 'parallel', .5, include=['retina_cls'])
+    sift_mm.transform(model, 'parallel', 0.5, include=['retina_cls'])
     assert (model.retina_cls.layers[0].bias == -4.6).all()
 
 
 def test_a_wider_norm_is_like_the_old_one():
     model = nn.Sequential(
-        nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8, eps=.1, momentum=.3),
-        nn.Conv2d(8, 8, 3))
-    sift_mm.transform(model, 'wide', .5)
-    assert (model[1].eps, model[1].momentum) == (.1, .3)
+        nn.Conv2d(8, 8, 3),
+        nn.BatchNorm2d(8, eps=0.1, momentum=0.3),
+        nn.Conv2d(8, 8, 3),
+    )
+    sift_mm.transform(model, 'wide', 0.5)
+    assert (model[1].eps, model[1].momentum) == (0.1, 0.3)
     assert model[1].num_features == 16
 
 
@@ -434,7 +538,7 @@ def test_a_tuple_is_an_output_too():
         def forward(self, x):
             return self.b(self.a(x)), x
 
-    report = sift_mm.transform(Two(), 'wide', .5)
+    report = sift_mm.transform(Two(), 'wide', 0.5)
     assert len(report.replaced) == 2
 
 
@@ -442,11 +546,18 @@ def test_a_tuple_is_an_output_too():
 def test_a_runner_does_not_draw_the_layers_anew(family):
     # MMEngine's runs call init_weights, which a run of the network transformed
     # before would undo.
-    model = MODELS.build(dict(type='VisionTransformer', arch='deit-tiny',
-                              img_size=32, patch_size=8))
-    report = sift_mm.transform(model, family, .5)
-    before = {n: model.get_parameter(n).clone()
-              for n in report.sparse_parameters}
+    model = MODELS.build(
+        dict(
+            type='VisionTransformer',
+            arch='deit-tiny',
+            img_size=32,
+            patch_size=8,
+        )
+    )
+    report = sift_mm.transform(model, family, 0.5)
+    before = {
+        n: model.get_parameter(n).clone() for n in report.sparse_parameters
+    }
     model.init_weights()
     for name, value in before.items():
         assert torch.equal(model.get_parameter(name), value)
@@ -454,7 +565,7 @@ def test_a_runner_does_not_draw_the_layers_anew(family):
 
 def test_the_sparsity_is_written_once():
     model = GPT()
-    sift_mm.transform(model, 'wide', .75)
-    assert plan_masks(model, Uniform()).nominal == .75
+    sift_mm.transform(model, 'wide', 0.75)
+    assert plan_masks(model, Uniform()).nominal == 0.75
     with pytest.raises(ValueError, match='sparsity=0.75 and .*sparsity=0.5'):
-        plan_masks(model, Uniform(), sparsity=.5)
+        plan_masks(model, Uniform(), sparsity=0.5)

@@ -3,7 +3,7 @@ import torch
 
 from sift_mm.sparsity import SET, Algorithm, RigL, Static, generator_for
 
-SHAPES = [(40, ), (8, 9), (6, 4, 1, 1), (6, 4, 3, 3)]
+SHAPES = [(40,), (8, 9), (6, 4, 1, 1), (6, 4, 3, 3)]
 DYNAMIC = [SET(), RigL()]
 
 
@@ -36,8 +36,8 @@ def reference(mask, weight, score, k):
 # Six of eight active; 0.5 drops floor(3) of them, |w| = 0.1, 0.2, 0.3: 1, 3
 # and 4. Grown are the largest |g| of 1, 3, 4, 6, 7: 9 at 6, 8 at 3, 7 at 7.
 MASK = torch.tensor([1, 1, 1, 1, 1, 1, 0, 0]).bool()
-WEIGHT = torch.tensor([1., -.1, .9, -.3, .2, .8, 0., 0.])
-GRADIENT = torch.tensor([99., 1., -99., -8., 2., 99., -9., 7.])
+WEIGHT = torch.tensor([1.0, -0.1, 0.9, -0.3, 0.2, 0.8, 0.0, 0.0])
+GRADIENT = torch.tensor([99.0, 1.0, -99.0, -8.0, 2.0, 99.0, -9.0, 7.0])
 
 
 def test_rigl_by_hand():
@@ -50,8 +50,12 @@ def test_set_by_hand():
     # draws each of the ten combinations comes.
     seen = set()
     for step in range(300):
-        new = SET().update(MASK, WEIGHT, None, 0.5,
-                           generator_for(0, step, 'a')).int().tolist()
+        new = (
+            SET()
+            .update(MASK, WEIGHT, None, 0.5, generator_for(0, step, 'a'))
+            .int()
+            .tolist()
+        )
         assert sum(new) == 6 and new[0] == new[2] == new[5] == 1
         seen.add(tuple(new))
     assert len(seen) == 10
@@ -61,10 +65,13 @@ def test_set_prefers_no_position():
     # One of five is grown 2000 times: 400 each, with a standard deviation
     # of sqrt(2000 * 0.2 * 0.8) = 17.9; five of them are 89.
     mask = torch.tensor([1, 1, 0, 0, 0, 0]).bool()
-    weight = torch.tensor([1., .5, 0., 0., 0., 0.])
+    weight = torch.tensor([1.0, 0.5, 0.0, 0.0, 0.0, 0.0])
     hits = sum(
-        SET().update(mask, weight, None, 0.5, generator_for(seed, 1, 'a'))
-        .int() for seed in range(2000))
+        SET()
+        .update(mask, weight, None, 0.5, generator_for(seed, 1, 'a'))
+        .int()
+        for seed in range(2000)
+    )
     assert hits[0] == 2000 and hits.sum() == 4000
     assert (hits[1:] - 400).abs().max() < 89
 
@@ -76,8 +83,9 @@ def test_set_prefers_no_position():
 def test_rigl_against_the_reference(seed, shape, fraction, channels_last):
     mask, weight, gradient = layer(shape, seed, channels_last=channels_last)
     k = int(fraction * int(mask.sum()) + 1e-9)
-    new = RigL().update(mask, weight, gradient, fraction,
-                        generator_for(0, 1, 'a'))
+    new = RigL().update(
+        mask, weight, gradient, fraction, generator_for(0, 1, 'a')
+    )
     expected = reference(mask, weight, gradient.abs(), k)
     assert new.shape == mask.shape
     assert new.flatten().tolist() == expected
@@ -88,15 +96,15 @@ def test_rigl_against_the_reference(seed, shape, fraction, channels_last):
 def test_set_is_rigl_but_for_the_score(shape, fraction):
     # The one thing that may differ between the two is where they grow.
     class Recorded(SET):
-
         def growth_score(self, *args):
             self.score = super().growth_score(*args).clone()
             return self.score.clone()
 
     mask, weight, _ = layer(shape, 0)
     algorithm = Recorded()
-    new = algorithm.update(mask, weight, None, fraction,
-                           generator_for(0, 1, 'a'))
+    new = algorithm.update(
+        mask, weight, None, fraction, generator_for(0, 1, 'a')
+    )
     k = int(fraction * int(mask.sum()) + 1e-9)
     expected = reference(mask, weight, algorithm.score, k)
     assert new.flatten().tolist() == expected
@@ -113,8 +121,9 @@ def test_the_count_never_changes(shape, channels_last, algorithm):
     for step in range(100):
         gradient = torch.randn(shape, generator=generator)
         fraction = float(torch.rand((), generator=generator))
-        new = algorithm.update(mask, weight, gradient, fraction,
-                               generator_for(0, step, 'a'))
+        new = algorithm.update(
+            mask, weight, gradient, fraction, generator_for(0, step, 'a')
+        )
         assert int(new.sum()) == count
         moved += int((new & ~mask).sum())
         weight = torch.randn(shape, generator=generator) * new
@@ -123,39 +132,60 @@ def test_the_count_never_changes(shape, channels_last, algorithm):
 
 
 @pytest.mark.parametrize('algorithm', DYNAMIC)
-@pytest.mark.parametrize('weight', [0., 0.5])
-@pytest.mark.parametrize('gradient', [0., 1.])
+@pytest.mark.parametrize('weight', [0.0, 0.5])
+@pytest.mark.parametrize('gradient', [0.0, 1.0])
 @pytest.mark.parametrize('density', [0.1, 0.5, 1.0])
-def test_ties_are_broken_without_losing_count(algorithm, weight, gradient,
-                                              density):
+def test_ties_are_broken_without_losing_count(
+    algorithm, weight, gradient, density
+):
     # Just-grown weights are all zero, dead units' gradients are.
     mask, _, _ = layer((20, 10), 0, density)
-    new = algorithm.update(mask, mask * weight, torch.full((20, 10), gradient),
-                           0.37, generator_for(0, 1, 'a'))
+    new = algorithm.update(
+        mask,
+        mask * weight,
+        torch.full((20, 10), gradient),
+        0.37,
+        generator_for(0, 1, 'a'),
+    )
     assert int(new.sum()) == int(mask.sum())
 
 
 @pytest.mark.parametrize('algorithm', DYNAMIC)
 def test_ties_in_a_layer_large_enough_to_be_sampled(algorithm):
     mask, _, _ = layer((600, 1000), 0, 0.25)
-    new = algorithm.update(mask, torch.zeros(600, 1000),
-                           torch.zeros(600, 1000), 0.3,
-                           generator_for(0, 1, 'a'))
+    new = algorithm.update(
+        mask,
+        torch.zeros(600, 1000),
+        torch.zeros(600, 1000),
+        0.3,
+        generator_for(0, 1, 'a'),
+    )
     assert int(new.sum()) == int(mask.sum())
 
 
 # floor(fraction * active), and the product taken for what it is meant to be:
 # 0.29 * 100 is 28.999999999999996 in binary.
-@pytest.mark.parametrize('active, fraction, k', [
-    (100, 0.29, 29), (100, 0.57, 57), (9, 0.3, 2), (10, 0.3, 3), (3, 0.3, 0),
-    (3, 1.0, 3), (100, 0.0, 0), (100, 0.0099, 0)])
+@pytest.mark.parametrize(
+    'active, fraction, k',
+    [
+        (100, 0.29, 29),
+        (100, 0.57, 57),
+        (9, 0.3, 2),
+        (10, 0.3, 3),
+        (3, 0.3, 0),
+        (3, 1.0, 3),
+        (100, 0.0, 0),
+        (100, 0.0099, 0),
+    ],
+)
 def test_how_many_are_dropped(active, fraction, k):
     mask = torch.arange(200) < active
-    weight = mask * (1. + torch.arange(200))
+    weight = mask * (1.0 + torch.arange(200))
     # Every active gradient is 0, so that what is dropped does not come back.
     gradient = (~mask).float()
-    new = RigL().update(mask, weight, gradient, fraction,
-                        generator_for(0, 1, 'a'))
+    new = RigL().update(
+        mask, weight, gradient, fraction, generator_for(0, 1, 'a')
+    )
     assert int((mask & ~new).sum()) == k
     # The smallest weights are the first.
     assert not new[:k].any() and new[k:active].all()
@@ -166,16 +196,18 @@ def test_how_many_are_dropped(active, fraction, k):
 def test_a_dense_mask_grows_back_what_it_drops(algorithm, fraction):
     _, weight, gradient = layer((5, 6), 0)
     mask = torch.ones(5, 6, dtype=torch.bool)
-    assert algorithm.update(mask, weight, gradient, fraction,
-                            generator_for(0, 1, 'a')).all()
+    assert algorithm.update(
+        mask, weight, gradient, fraction, generator_for(0, 1, 'a')
+    ).all()
 
 
 @pytest.mark.parametrize('algorithm', DYNAMIC)
-@pytest.mark.parametrize('fraction', [0., 0.3])
+@pytest.mark.parametrize('fraction', [0.0, 0.3])
 @pytest.mark.parametrize('shape', SHAPES)
 @pytest.mark.parametrize('channels_last', [False, True])
-def test_an_update_changes_none_of_its_arguments(algorithm, fraction, shape,
-                                                 channels_last):
+def test_an_update_changes_none_of_its_arguments(
+    algorithm, fraction, shape, channels_last
+):
     arguments = layer(shape, 0, channels_last=channels_last)
     before = [t.clone() for t in arguments]
     new = algorithm.update(*arguments, fraction, generator_for(0, 1, 'a'))
@@ -184,8 +216,9 @@ def test_an_update_changes_none_of_its_arguments(algorithm, fraction, shape,
         assert torch.equal(argument, held)
 
 
-@pytest.mark.parametrize('dtype', [torch.float64, torch.float16,
-                                   torch.bfloat16])
+@pytest.mark.parametrize(
+    'dtype', [torch.float64, torch.float16, torch.bfloat16]
+)
 def test_other_types(dtype):
     # Multiples of 1/8 up to 16 are exact in every one of them.
     mask, _, _ = layer((8, 8), 0)
@@ -193,8 +226,7 @@ def test_other_types(dtype):
     weight = ((1 + order.view(8, 8)) / 8 * mask).to(dtype)
     gradient = ((64 - order.view(8, 8)) / 8).to(dtype)
     new = RigL().update(mask, weight, gradient, 0.5, generator_for(0, 1, 'a'))
-    expected = reference(mask, weight, gradient,
-                         int(mask.sum()) // 2)
+    expected = reference(mask, weight, gradient, int(mask.sum()) // 2)
     assert new.flatten().tolist() == expected
 
 
@@ -202,8 +234,9 @@ def test_other_types(dtype):
 def test_a_parameter_that_requires_a_gradient(algorithm):
     mask, weight, gradient = layer((8, 9), 0)
     weight.requires_grad_()
-    new = algorithm.update(mask, weight, gradient, 0.3,
-                           generator_for(0, 1, 'a'))
+    new = algorithm.update(
+        mask, weight, gradient, 0.3, generator_for(0, 1, 'a')
+    )
     assert not new.requires_grad and new.dtype == torch.bool
 
 

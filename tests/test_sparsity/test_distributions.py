@@ -25,10 +25,14 @@ def random_shapes(seed):
 
 
 # 20, 900 and 500 weights.
-@pytest.mark.parametrize('sparsity, expected', [
-    (0, {'a': 20, 'b': 900, 'c': 500}),
-    (0.9, {'a': 2, 'b': 90, 'c': 50}),
-    (0.75, {'a': 5, 'b': 225, 'c': 125})])
+@pytest.mark.parametrize(
+    'sparsity, expected',
+    [
+        (0, {'a': 20, 'b': 900, 'c': 500}),
+        (0.9, {'a': 2, 'b': 90, 'c': 50}),
+        (0.75, {'a': 5, 'b': 225, 'c': 125}),
+    ],
+)
 def test_uniform(sparsity, expected):
     assert Uniform().counts(LAYERS, sparsity) == expected
 
@@ -39,9 +43,15 @@ def test_a_layer_keeps_at_least_one_weight():
 
 
 # Only the last layer, c, and only above its own limit.
-@pytest.mark.parametrize('kwargs, sparsity, last', [
-    ({}, 0.9, 100), ({}, 0.8, 100), ({}, 0.75, 125), ({'last': 0.5}, 0.9, 250)
-])
+@pytest.mark.parametrize(
+    'kwargs, sparsity, last',
+    [
+        ({}, 0.9, 100),
+        ({}, 0.8, 100),
+        ({}, 0.75, 125),
+        ({'last': 0.5}, 0.9, 250),
+    ],
+)
 def test_uniform_plus(kwargs, sparsity, last):
     expected = {**Uniform().counts(LAYERS, sparsity), 'c': last}
     assert UniformPlus(**kwargs).counts(LAYERS, sparsity) == expected
@@ -99,7 +109,8 @@ def test_er_and_erk_on_random_networks(kind, sparsity, seed):
     assert all(1 <= counts[n] <= sizes[n] for n in sizes)
     # The budget holds.
     assert sum(densities[n] * sizes[n] for n in sizes) == pytest.approx(
-        (1 - sparsity) * sum(sizes.values()))
+        (1 - sparsity) * sum(sizes.values())
+    )
     # Layers that are not dense are proportional to sum / prod, and dense
     # are those that this would make so.
     ratio = {}
@@ -129,7 +140,10 @@ def test_explicit_takes_the_first_pattern_that_matches():
     # The overall sparsity plays no part.
     for sparsity in (0.1, 0.99):
         assert explicit.counts(shapes, sparsity) == {
-            'layer1.a': 10, 'layer1.b': 50, 'fc': 100}
+            'layer1.a': 10,
+            'layer1.b': 50,
+            'fc': 100,
+        }
 
 
 def test_explicit_from_a_config():
@@ -137,12 +151,16 @@ def test_explicit_from_a_config():
     assert built.counts({'a': (10, 10)}, 0.9) == {'a': 50}
 
 
-@pytest.mark.parametrize('sparsities, words', [
-    ({'a': 0.5}, "no sparsity for 'b'.*patterns are .*'a'"),
-    ({}, "no sparsity for 'a'"),
-    ({'*': 0.5, 'conv*': 0.1}, "patterns .*'conv.*there are .*'a'"),
-    ({'a': 0.5, 'b': 1.0, 'c': 0.1}, r"in \[0, 1\).*'b': 1"),
-    ({'a': 0.5, 'b': -0.1, 'c': 0.1}, r"in \[0, 1\).*'b': -0.1")])
+@pytest.mark.parametrize(
+    'sparsities, words',
+    [
+        ({'a': 0.5}, "no sparsity for 'b'.*patterns are .*'a'"),
+        ({}, "no sparsity for 'a'"),
+        ({'*': 0.5, 'conv*': 0.1}, "patterns .*'conv.*there are .*'a'"),
+        ({'a': 0.5, 'b': 1.0, 'c': 0.1}, r"in \[0, 1\).*'b': 1"),
+        ({'a': 0.5, 'b': -0.1, 'c': 0.1}, r"in \[0, 1\).*'b': -0.1"),
+    ],
+)
 def test_mistakes_in_an_explicit_distribution(sparsities, words):
     with pytest.raises(ValueError, match=words):
         Explicit(sparsities).counts(LAYERS, 0.5)

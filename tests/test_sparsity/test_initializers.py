@@ -5,7 +5,7 @@ import torch
 from sift_mm.sparsity import FromWeights, Random, TopK, generator_for
 from sift_mm.sparsity.initializers import count_tolerance
 
-SHAPES = [(6, ), (5, 7), (8, 6, 1, 1), (8, 6, 3, 3)]
+SHAPES = [(6,), (5, 7), (8, 6, 1, 1), (8, 6, 3, 3)]
 
 
 def weight(shape, seed=0, channels_last=False, dtype=torch.float32):
@@ -30,8 +30,9 @@ def test_memory_order_is_the_weights_and_does_not_matter(cls):
     plain = weight((8, 6, 3, 3)) * (weight((8, 6, 3, 3), seed=1) > 0)
     count = int(plain.count_nonzero())
     last = plain.to(memory_format=torch.channels_last)
-    masks = [cls().mask(w, count, generator_for(0, 0, 'a'))
-             for w in (plain, last)]
+    masks = [
+        cls().mask(w, count, generator_for(0, 0, 'a')) for w in (plain, last)
+    ]
     assert torch.equal(*masks)
     assert masks[0].stride() == plain.stride()
     assert masks[1].stride() == last.stride()
@@ -49,14 +50,17 @@ def test_random_follows_the_generator_only():
 def test_random_prefers_no_position():
     # 2000 draws of 3 out of 12: each position 500 times, with a standard
     # deviation of sqrt(2000 * 1/4 * 3/4) = 19.4; five of them are 97.
-    hits = sum(Random().mask(torch.zeros(12), 3, generator_for(seed, 0, 'a'))
-               .int() for seed in range(2000))
+    hits = sum(
+        Random().mask(torch.zeros(12), 3, generator_for(seed, 0, 'a')).int()
+        for seed in range(2000)
+    )
     assert hits.sum() == 6000
     assert (hits - 500).abs().max() < 97
 
 
-@pytest.mark.parametrize('dtype', [torch.float32, torch.float64,
-                                   torch.bfloat16])
+@pytest.mark.parametrize(
+    'dtype', [torch.float32, torch.float64, torch.bfloat16]
+)
 @pytest.mark.parametrize('shape', SHAPES)
 def test_top_k_takes_the_largest_magnitudes(shape, dtype):
     values = weight(shape, dtype=dtype)
@@ -75,27 +79,33 @@ def test_top_k_of_equal_weights():
 
 
 def test_from_weights_reads_the_pattern():
-    values = torch.tensor([[0., -1., 2.], [0., 0., -1e-30]])
+    values = torch.tensor([[0.0, -1.0, 2.0], [0.0, 0.0, -1e-30]])
     mask = FromWeights().mask(values, 3, generator_for(0, 0, 'a'))
     assert mask.tolist() == [[False, True, True], [False, False, True]]
 
 
 # One of a thousand weights may differ, and one in any case.
-@pytest.mark.parametrize('size, tolerance', [(1, 1), (999, 1), (1999, 1),
-                                             (2000, 2), (9437184, 9437)])
+@pytest.mark.parametrize(
+    'size, tolerance',
+    [(1, 1), (999, 1), (1999, 1), (2000, 2), (9437184, 9437)],
+)
 def test_tolerance(size, tolerance):
     assert count_tolerance(size) == tolerance
 
 
-@pytest.mark.parametrize('off, fits', [(-3, False), (-2, True), (2, True),
-                                       (3, False)])
+@pytest.mark.parametrize(
+    'off, fits', [(-3, False), (-2, True), (2, True), (3, False)]
+)
 def test_from_weights_compares_the_count(off, fits):
     values = torch.zeros(40, 50)
-    values.view(-1)[:500 + off] = 1.
+    values.view(-1)[: 500 + off] = 1.0
     if fits:
         mask = FromWeights().mask(values, 500, generator_for(0, 0, 'a'))
         assert int(mask.sum()) == 500 + off
         return
-    with pytest.raises(ValueError, match=r'shape \(40, 50\) has '
-                       f'{500 + off} non-zero .* asks for 500.*TopK'):
+    with pytest.raises(
+        ValueError,
+        match=r'shape \(40, 50\) has '
+        f'{500 + off} non-zero .* asks for 500.*TopK',
+    ):
         FromWeights().mask(values, 500, generator_for(0, 0, 'a'))

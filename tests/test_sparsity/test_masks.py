@@ -8,8 +8,10 @@ NAN, INF = float('nan'), float('inf')
 
 
 def parameters():
-    return {'a': nn.Parameter(torch.randn(4, 5)),
-            'b': nn.Parameter(torch.randn(3, 2, 3, 3))}
+    return {
+        'a': nn.Parameter(torch.randn(4, 5)),
+        'b': nn.Parameter(torch.randn(3, 2, 3, 3)),
+    }
 
 
 def masks_for(params):
@@ -39,13 +41,19 @@ def test_masks_take_the_memory_order_of_the_parameter():
     assert not masks['a'].requires_grad
 
 
-@pytest.mark.parametrize('change, words', [
-    (lambda m: m.pop('a'), r"no mask for \['a'\].*parameter for none"),
-    (lambda m: m.update(c=m['a']), r"no mask for none.*for \['c'\]"),
-    (lambda m: m.update(a=m['a'].float()), "'a' is torch.float32.*bool"),
-    (lambda m: m.update(b=m['a']),
-     r"'b' is .*\(4, 5\).*shape \(3, 2, 3, 3\)"),
-    (lambda m: m.update(a=m['a'].T), r"'a' is .*\(5, 4\).*shape \(4, 5\)")])
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda m: m.pop('a'), r"no mask for \['a'\].*parameter for none"),
+        (lambda m: m.update(c=m['a']), r"no mask for none.*for \['c'\]"),
+        (lambda m: m.update(a=m['a'].float()), "'a' is torch.float32.*bool"),
+        (
+            lambda m: m.update(b=m['a']),
+            r"'b' is .*\(4, 5\).*shape \(3, 2, 3, 3\)",
+        ),
+        (lambda m: m.update(a=m['a'].T), r"'a' is .*\(5, 4\).*shape \(4, 5\)"),
+    ],
+)
 def test_masks_of_another_network_are_refused(change, words):
     params = parameters()
     source = masks_for(params)
@@ -81,18 +89,18 @@ def test_drawn_masks_depend_on_seed_and_name_alone():
 
 
 def test_drawing_touches_no_weight_and_reads_it():
-    params = {'a': nn.Parameter(torch.tensor([[1., -4.], [3., 0.]]))}
+    params = {'a': nn.Parameter(torch.tensor([[1.0, -4.0], [3.0, 0.0]]))}
     masks = MaskSet.draw(params, {'a': 2}, TopK(), 0)
     assert masks['a'].tolist() == [[False, True], [True, False]]
-    assert params['a'].tolist() == [[1., -4.], [3., 0.]]
+    assert params['a'].tolist() == [[1.0, -4.0], [3.0, 0.0]]
 
 
 def test_keep_weights_selects_in_place():
-    params = {'a': nn.Parameter(torch.tensor([1., NAN, -INF, -2., NAN]))}
+    params = {'a': nn.Parameter(torch.tensor([1.0, NAN, -INF, -2.0, NAN]))}
     pointer = params['a'].data_ptr()
     masks = MaskSet(params, {'a': torch.tensor([1, 0, 0, 1, 0]).bool()})
     masks.keep_weights_()
-    assert params['a'].tolist() == [1., 0., 0., -2., 0.]
+    assert params['a'].tolist() == [1.0, 0.0, 0.0, -2.0, 0.0]
     assert params['a'].data_ptr() == pointer and params['a'].requires_grad
 
 
@@ -113,7 +121,7 @@ def test_keep_gradients_leaves_missing_ones_missing():
     params = parameters()
     masks = MaskSet(params, masks_for(params))
     params['a'].grad = torch.full((4, 5), NAN)
-    params['a'].grad[masks['a']] = 3.
+    params['a'].grad[masks['a']] = 3.0
     masks.keep_gradients_()
-    assert torch.equal(params['a'].grad, 3. * masks['a'])
+    assert torch.equal(params['a'].grad, 3.0 * masks['a'])
     assert params['b'].grad is None

@@ -38,11 +38,13 @@ def test_history_by_hand():
 @pytest.mark.parametrize('seed', range(5))
 def test_history_against_plain_or_and_and(seed):
     generator = torch.Generator().manual_seed(seed)
-    shapes = {'a': (3, 5, 3, 3), 'b': (7, 1), 'c': (1, )}
+    shapes = {'a': (3, 5, 3, 3), 'b': (7, 1), 'c': (1,)}
 
     def draw():
-        return {n: torch.rand(s, generator=generator) < 0.4
-                for n, s in shapes.items()}
+        return {
+            n: torch.rand(s, generator=generator) < 0.4
+            for n, s in shapes.items()
+        }
 
     masks = draw()
     ever = {n: m.clone() for n, m in masks.items()}
@@ -54,8 +56,7 @@ def test_history_against_plain_or_and_and(seed):
             always[name] &= new
             history.record(name, new)
         assert history.itop_rate() == pytest.approx(density(ever))
-        assert history.degree_of_constraint() == pytest.approx(
-            density(always))
+        assert history.degree_of_constraint() == pytest.approx(density(always))
 
 
 def test_memory_order_does_not_matter():
@@ -92,16 +93,24 @@ def test_state_goes_through_a_checkpoint():
 
 # f_S = 10, f_D = 40. RigL at dT = 100: (3000 + 20 + 40) / 101 = 30.297;
 # at dT = 1: (30 + 20 + 40) / 2 = 45; half of the steps with updates: 37.5.
-@pytest.mark.parametrize('algorithm, kwargs, expected', [
-    ('dense', {}, 120), ('static', {}, 30), ('SET', {}, 30), ('set', {}, 30),
-    ('RigL', {}, 3060 / 101),
-    ('rigl', dict(end=0.75), 0.75 * 3060 / 101 + 0.25 * 30),
-    ('rigl', dict(interval=1), 45),
-    ('rigl', dict(interval=1, end=0.5), 37.5),
-    ('rigl', dict(end=0), 30)])
+@pytest.mark.parametrize(
+    'algorithm, kwargs, expected',
+    [
+        ('dense', {}, 120),
+        ('static', {}, 30),
+        ('SET', {}, 30),
+        ('set', {}, 30),
+        ('RigL', {}, 3060 / 101),
+        ('rigl', dict(end=0.75), 0.75 * 3060 / 101 + 0.25 * 30),
+        ('rigl', dict(interval=1), 45),
+        ('rigl', dict(interval=1, end=0.5), 37.5),
+        ('rigl', dict(end=0), 30),
+    ],
+)
 def test_training_flops(algorithm, kwargs, expected):
     assert training_flops(algorithm, 10, 40, **kwargs) == pytest.approx(
-        expected)
+        expected
+    )
 
 
 def test_training_flops_of_an_unknown_algorithm():

@@ -16,8 +16,11 @@ def test_the_same_key_gives_the_same_numbers():
 def test_different_keys_give_different_numbers():
     # With the pairs that a careless key would mix up: (1, 11) and (11, 1),
     # (1, 1, '1') and (1, 11, '').
-    keys = list(product([0, 1, 11, 111], [0, 1, 11, 111],
-                        ['', '1', 'a', 'a.b', 'a.b.c']))
+    keys = list(
+        product(
+            [0, 1, 11, 111], [0, 1, 11, 111], ['', '1', 'a', 'a.b', 'a.b.c']
+        )
+    )
     assert len({tuple(draw(*key).tolist()) for key in keys}) == len(keys)
 
 

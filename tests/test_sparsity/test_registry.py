@@ -21,16 +21,24 @@ from sift_mm.sparsity import (
 from sift_mm.sparsity.registry import Registry
 
 
-@pytest.mark.parametrize('registry, name, cls', [
-    (ALGORITHMS, 'RigL', RigL), (ALGORITHMS, 'rigl', RigL),
-    (ALGORITHMS, 'SET', SET), (ALGORITHMS, 'set', SET),
-    (ALGORITHMS, 'static', Static),
-    (DISTRIBUTIONS, 'erk', ERK), (DISTRIBUTIONS, 'Uniform', Uniform),
-    (DISTRIBUTIONS, 'uniform+', UniformPlus),
-    (DISTRIBUTIONS, 'uniform_plus', UniformPlus),
-    (INITIALIZERS, 'random', Random), (INITIALIZERS, 'top-k', TopK),
-    (INITIALIZERS, 'from_weights', FromWeights),
-    (DROP_FRACTIONS, 'cosine', Cosine)])
+@pytest.mark.parametrize(
+    'registry, name, cls',
+    [
+        (ALGORITHMS, 'RigL', RigL),
+        (ALGORITHMS, 'rigl', RigL),
+        (ALGORITHMS, 'SET', SET),
+        (ALGORITHMS, 'set', SET),
+        (ALGORITHMS, 'static', Static),
+        (DISTRIBUTIONS, 'erk', ERK),
+        (DISTRIBUTIONS, 'Uniform', Uniform),
+        (DISTRIBUTIONS, 'uniform+', UniformPlus),
+        (DISTRIBUTIONS, 'uniform_plus', UniformPlus),
+        (INITIALIZERS, 'random', Random),
+        (INITIALIZERS, 'top-k', TopK),
+        (INITIALIZERS, 'from_weights', FromWeights),
+        (DROP_FRACTIONS, 'cosine', Cosine),
+    ],
+)
 def test_names_as_people_write_them(registry, name, cls):
     assert type(registry.build(name)) is cls
     assert type(registry.build({'type': name})) is cls

@@ -31,11 +31,19 @@ def sliced(shape):
 
 
 LAYOUTS = [
-    ((), plain), ((0, ), plain), ((7, ), sliced), ((5, 6), plain),
-    ((5, 6), transposed), ((5, 6), sliced), ((4, 3, 3, 3), plain),
-    ((4, 3, 3, 3), channels_last), ((4, 3, 3, 3), transposed),
-    ((4, 3, 1, 1), channels_last), ((4, 1, 3, 3), channels_last),
-    ((1, 3, 2, 2), channels_last), ((2, 3, 2, 3, 2), transposed)
+    ((), plain),
+    ((0,), plain),
+    ((7,), sliced),
+    ((5, 6), plain),
+    ((5, 6), transposed),
+    ((5, 6), sliced),
+    ((4, 3, 3, 3), plain),
+    ((4, 3, 3, 3), channels_last),
+    ((4, 3, 3, 3), transposed),
+    ((4, 3, 1, 1), channels_last),
+    ((4, 1, 3, 3), channels_last),
+    ((1, 3, 2, 2), channels_last),
+    ((2, 3, 2, 3, 2), transposed),
 ]
 
 
@@ -49,8 +57,16 @@ def awkward(layout, dtype, seed):
     """Random values and all that is no ordinary number."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(layout.shape, generator=generator)
-    special = torch.tensor([float('nan'), float('inf'), -float('inf'), -0.,
-                            1e-40, -torch.finfo(dtype).tiny])
+    special = torch.tensor(
+        [
+            float('nan'),
+            float('inf'),
+            -float('inf'),
+            -0.0,
+            1e-40,
+            -torch.finfo(dtype).tiny,
+        ]
+    )
     pick = torch.randint(0, 12, layout.shape, generator=generator)
     values = torch.where(pick < 6, special[pick % 6], values)
     result = torch.empty_like(layout, dtype=dtype)
@@ -74,15 +90,20 @@ def check_keep_only(tensor, mask):
 @pytest.mark.parametrize('mask_layout', ['same', 'plain', 'channels_last'])
 @pytest.mark.parametrize('shape, layout', LAYOUTS)
 def test_values_inside_keep_their_bits_and_zero_is_outside(
-        shape, layout, mask_layout, dtype, device):
+    shape, layout, mask_layout, dtype, device
+):
     if mask_layout == 'channels_last' and len(shape) != 4:
         mask_layout = 'plain'
-    like = {'same': layout, 'plain': plain,
-            'channels_last': channels_last}[mask_layout](shape)
-    for seed, density in enumerate([0., 0.3, 0.7, 1.]):
+    like = {'same': layout, 'plain': plain, 'channels_last': channels_last}[
+        mask_layout
+    ](shape)
+    for seed, density in enumerate([0.0, 0.3, 0.7, 1.0]):
         tensor = awkward(layout(shape), dtype, seed).to(device)
-        mask = torch.empty_like(like, dtype=torch.bool).copy_(
-            torch.rand(shape) < density).to(device)
+        mask = (
+            torch.empty_like(like, dtype=torch.bool)
+            .copy_(torch.rand(shape) < density)
+            .to(device)
+        )
         check_keep_only(tensor, mask)
 
 
@@ -96,8 +117,10 @@ def test_tensors_of_several_pieces(size, dtype):
 def test_several_tensors_of_several_types_at_once():
     tensors = [awkward(torch.empty(3, 4), dtype, 1) for dtype in DTYPES]
     masks = [torch.rand(3, 4) < 0.5 for _ in tensors]
-    expected = [np.where(m.numpy(), bits(t).numpy(), 0)
-                for t, m in zip(tensors, masks, strict=True)]
+    expected = [
+        np.where(m.numpy(), bits(t).numpy(), 0)
+        for t, m in zip(tensors, masks, strict=True)
+    ]
     keep_only_(iter(tensors), iter(masks))
     for tensor, values in zip(tensors, expected, strict=True):
         np.testing.assert_array_equal(bits(tensor).numpy(), values)
@@ -114,15 +137,18 @@ def test_one_mask_too_few_is_an_error():
 
 def allocated(function):
     """Bytes that a function takes on the CPU, summed over its operators."""
-    with profile(activities=[ProfilerActivity.CPU],
-                 profile_memory=True) as result:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True
+    ) as result:
         function()
     return sum(max(0, e.self_cpu_memory_usage) for e in result.events())
 
 
 def test_memory_does_not_grow_with_the_tensors():
-    tensors = [torch.randn(3 * PIECE), torch.randn(96, 128, 16, 16).to(
-        memory_format=torch.channels_last)]
+    tensors = [
+        torch.randn(3 * PIECE),
+        torch.randn(96, 128, 16, 16).to(memory_format=torch.channels_last),
+    ]
     masks = [torch.rand_like(t) < 0.5 for t in tensors]
     # A buffer of a piece, 4 MiB, each; the tensors are 12 MiB.
     assert allocated(lambda: keep_only_(tensors, masks)) <= 2 * 4 * PIECE
@@ -146,22 +172,36 @@ class TopkSizes(TorchFunctionMode):
 def check_top(score, k):
     """Against a full sort: the same values, k different positions."""
     found = top_indices(score, k)
-    assert found.shape == (k, ) and found.dtype == torch.int64
+    assert found.shape == (k,) and found.dtype == torch.int64
     flat = score.detach().cpu().double().reshape(-1).numpy()
     found = found.cpu().numpy()
     assert len(np.unique(found)) == k
-    np.testing.assert_array_equal(np.sort(flat[found]),
-                                  np.sort(flat)[flat.size - k:])
+    np.testing.assert_array_equal(
+        np.sort(flat[found]), np.sort(flat)[flat.size - k :]
+    )
 
 
 def counts_for(n):
-    return sorted({0, 1, min(n, 33), n // 100, n // 10, n // 4 - 1, n // 4,
-                   n // 2, n - 1, n} & set(range(n + 1)))
+    return sorted(
+        {
+            0,
+            1,
+            min(n, 33),
+            n // 100,
+            n // 10,
+            n // 4 - 1,
+            n // 4,
+            n // 2,
+            n - 1,
+            n,
+        }
+        & set(range(n + 1))
+    )
 
 
 @pytest.mark.parametrize('device', DEVICES)
 @pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize('shape', [(1, ), (9, ), (5, 7), (4, 3, 3, 3)])
+@pytest.mark.parametrize('shape', [(1,), (9,), (5, 7), (4, 3, 3, 3)])
 def test_small_scores(shape, dtype, device):
     for seed in range(5):
         generator = torch.Generator().manual_seed(seed)
@@ -183,15 +223,17 @@ def rising(n):
 
 def every(stride, low, high):
     """High at every stride-th position: a sample sees only or none of it."""
+
     def make(n):
-        score = torch.full((n, ), low)
+        score = torch.full((n,), low)
         score[::stride] = high
         return score
+
     return make
 
 
 def needles(n):
-    score = torch.full((n, ), -torch.inf)
+    score = torch.full((n,), -torch.inf)
     score[torch.arange(40) * (n // 50) + 1] = rising(40)
     return score
 
@@ -203,15 +245,15 @@ ADVERSARIES = {
     'rising': rising,
     'falling': lambda n: -rising(n),
     'constant': torch.zeros,
-    'infinite': lambda n: torch.full((n, ), torch.inf),
+    'infinite': lambda n: torch.full((n,), torch.inf),
     'two values': lambda n: rising(n) % 2,
     'few values': lambda n: (rising(n) * 0.61803).fmod(1).mul(5).floor(),
-    'sample sees the large': every(STRIDE, 0., 1.),
-    'sample sees the small': every(STRIDE, 1., 0.),
+    'sample sees the large': every(STRIDE, 0.0, 1.0),
+    'sample sees the small': every(STRIDE, 1.0, 0.0),
     'period of twice the stride': lambda n: rising(n) % (2 * STRIDE),
     'needles': needles,
     'late': lambda n: (rising(n) > n - 1000).float() * rising(n),
-    'masked': lambda n: torch.rand(n).masked_fill_(torch.rand(n) < .9, -1),
+    'masked': lambda n: torch.rand(n).masked_fill_(torch.rand(n) < 0.9, -1),
 }
 
 
@@ -247,8 +289,10 @@ def test_a_sample_narrows_the_search():
 def test_the_choice_among_equals_is_repeatable(name, device):
     score = ADVERSARIES[name](LARGE).to(device)
     first = top_indices(score, LARGE // 7)
-    assert torch.equal(first.sort().values,
-                       top_indices(score.clone(), LARGE // 7).sort().values)
+    assert torch.equal(
+        first.sort().values,
+        top_indices(score.clone(), LARGE // 7).sort().values,
+    )
 
 
 def test_the_score_is_left_alone():

@@ -19,7 +19,6 @@ class Backbone(nn.Module):
 
 
 class Model(nn.Module):
-
     def __init__(self):
         super().__init__()
         self.backbone = Backbone()
@@ -28,8 +27,12 @@ class Model(nn.Module):
         self.again = self.head
 
 
-WEIGHTS = ['backbone.stem.weight', 'backbone.conv1.weight',
-           'backbone.conv2.weight', 'head.weight']
+WEIGHTS = [
+    'backbone.stem.weight',
+    'backbone.conv1.weight',
+    'backbone.conv2.weight',
+    'head.weight',
+]
 
 
 def test_weights_of_convolutions_and_linear_layers_in_order():
@@ -40,20 +43,26 @@ def test_weights_of_convolutions_and_linear_layers_in_order():
     assert found['head.weight'] is model.head.weight
 
 
-@pytest.mark.parametrize('include, exclude, expected', [
-    (None, [], WEIGHTS[1:3]),
-    (None, ['*.conv2.*'], WEIGHTS[1:2]),
-    (['*'], [], WEIGHTS),
-    (['head.*', 'backbone.stem.weight'], [], [WEIGHTS[0], WEIGHTS[3]]),
-    (('*',), ('*.conv?.*', '*.stem.*'), [WEIGHTS[3]]),
-    (['*[mv]?.weight'], [], WEIGHTS[1:3])])
+@pytest.mark.parametrize(
+    'include, exclude, expected',
+    [
+        (None, [], WEIGHTS[1:3]),
+        (None, ['*.conv2.*'], WEIGHTS[1:2]),
+        (['*'], [], WEIGHTS),
+        (['head.*', 'backbone.stem.weight'], [], [WEIGHTS[0], WEIGHTS[3]]),
+        (('*',), ('*.conv?.*', '*.stem.*'), [WEIGHTS[3]]),
+        (['*[mv]?.weight'], [], WEIGHTS[1:3]),
+    ],
+)
 def test_selection(include, exclude, expected):
     assert list(select_parameters(Model(), include, exclude)) == expected
 
 
 def test_a_bare_backbone_needs_no_prefix():
-    assert list(select_parameters(Backbone())) == ['conv1.weight',
-                                                   'conv2.weight']
+    assert list(select_parameters(Backbone())) == [
+        'conv1.weight',
+        'conv2.weight',
+    ]
 
 
 def test_a_pattern_that_matches_nothing_lists_what_there_is():
@@ -74,8 +83,9 @@ def test_a_pattern_is_case_sensitive():
         select_parameters(Model(), include=['HEAD.*'])
 
 
-@pytest.mark.parametrize('kwargs', [dict(include='head.*'),
-                                    dict(exclude='*.conv2.*')])
+@pytest.mark.parametrize(
+    'kwargs', [dict(include='head.*'), dict(exclude='*.conv2.*')]
+)
 def test_a_string_in_place_of_a_list_is_refused(kwargs):
     pattern = next(iter(kwargs.values()))
     with pytest.raises(ValueError, match='take lists') as e:
@@ -83,10 +93,14 @@ def test_a_string_in_place_of_a_list_is_refused(kwargs):
     assert f'[{pattern!r}]' in str(e.value)
 
 
-@pytest.mark.parametrize('model, kwargs', [
-    (nn.Sequential(nn.Conv2d(3, 4, 3)), {}),
-    (Model(), dict(exclude=['*'])),
-    (Model(), dict(include=[]))])
+@pytest.mark.parametrize(
+    'model, kwargs',
+    [
+        (nn.Sequential(nn.Conv2d(3, 4, 3)), {}),
+        (Model(), dict(exclude=['*'])),
+        (Model(), dict(include=[])),
+    ],
+)
 def test_nothing_selected_is_an_error(model, kwargs):
     with pytest.raises(ValueError, match='No parameter is selected.*include'):
         select_parameters(model, **kwargs)
@@ -95,8 +109,10 @@ def test_nothing_selected_is_an_error(model, kwargs):
 def test_a_module_that_names_a_parameter_it_lacks_is_an_error():
     # Left out without a word, the layer would be trained dense.
     model = Model()
-    model.backbone.sparse_parameter_names = lambda: ['conv1.weight',
-                                                     'conv3.weight']
+    model.backbone.sparse_parameter_names = lambda: [
+        'conv1.weight',
+        'conv3.weight',
+    ]
     with pytest.raises(ValueError, match=r'backbone\.conv3\.weight'):
         select_parameters(model)
 

@@ -27,26 +27,41 @@ INF, NAN = float('inf'), float('nan')
 OPTIMIZERS = {
     'sgd': lambda p: torch.optim.SGD(p, 0.1),
     'momentum': lambda p: torch.optim.SGD(
-        p, 0.05, momentum=0.9, weight_decay=0.01),
+        p, 0.05, momentum=0.9, weight_decay=0.01
+    ),
     'nesterov': lambda p: torch.optim.SGD(
-        p, 0.05, momentum=0.9, weight_decay=0.01, nesterov=True),
+        p, 0.05, momentum=0.9, weight_decay=0.01, nesterov=True
+    ),
     'adam': lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.01),
     'adamw': lambda p: torch.optim.AdamW(
-        p, 0.01, weight_decay=0.1, amsgrad=True),
+        p, 0.01, weight_decay=0.1, amsgrad=True
+    ),
     'rmsprop': lambda p: torch.optim.RMSprop(
-        p, 0.01, momentum=0.9, centered=True, weight_decay=0.01),
+        p, 0.01, momentum=0.9, centered=True, weight_decay=0.01
+    ),
 }
 
 
-def small(weight, mask, optimizer='sgd', algorithm=None, fraction=0.4,
-          placement='after_step', interval=1):
+def small(
+    weight,
+    mask,
+    optimizer='sgd',
+    algorithm=None,
+    fraction=0.4,
+    placement='after_step',
+    interval=1,
+):
     """One parameter, written out, its optimizer and its trainer."""
     parameter = nn.Parameter(torch.tensor(weight))
     masks = MaskSet({'a': parameter}, {'a': torch.tensor(mask).bool()})
     masks.keep_weights_()
-    trainer = MaskTrainer(masks, algorithm or RigL(),
-                          UpdateSchedule(interval, 100), Constant(fraction),
-                          placement=placement)
+    trainer = MaskTrainer(
+        masks,
+        algorithm or RigL(),
+        UpdateSchedule(interval, 100),
+        Constant(fraction),
+        placement=placement,
+    )
     return parameter, OPTIMIZERS[optimizer]([parameter]), trainer
 
 
@@ -56,8 +71,11 @@ def mask_of(trainer, name='a'):
 
 def state_tensors(optimizer, parameter):
     """Everything an optimizer keeps of a parameter, by name."""
-    return {k: v for k, v in optimizer.state[parameter].items()
-            if isinstance(v, torch.Tensor)}
+    return {
+        k: v
+        for k, v in optimizer.state[parameter].items()
+        if isinstance(v, torch.Tensor)
+    }
 
 
 class Net(nn.Module):
@@ -81,20 +99,36 @@ SPARSE = ['conv1.weight', 'conv2.weight', 'fc.weight']
 class Run:
     """A training run whose data depend on the step number alone."""
 
-    def __init__(self, optimizer='momentum', algorithm=None, seed=0,
-                 placement='after_step', model_seed=0, interval=3, end=12,
-                 prepare=lambda model: model):
+    def __init__(
+        self,
+        optimizer='momentum',
+        algorithm=None,
+        seed=0,
+        placement='after_step',
+        model_seed=0,
+        interval=3,
+        end=12,
+        prepare=lambda model: model,
+    ):
         torch.manual_seed(model_seed)
         self.model = prepare(Net())
         parameters = dict(self.model.named_parameters())
         sparse = {name: parameters[name] for name in SPARSE}
         masks = MaskSet.draw(
-            sparse, {n: p.numel() // 4 for n, p in sparse.items()}, Random(),
-            seed)
+            sparse,
+            {n: p.numel() // 4 for n, p in sparse.items()},
+            Random(),
+            seed,
+        )
         self.optimizer = OPTIMIZERS[optimizer](parameters.values())
-        self.trainer = MaskTrainer(masks, algorithm or RigL(),
-                                   UpdateSchedule(interval, end), Cosine(0.5),
-                                   seed, placement)
+        self.trainer = MaskTrainer(
+            masks,
+            algorithm or RigL(),
+            UpdateSchedule(interval, end),
+            Cosine(0.5),
+            seed,
+            placement,
+        )
         self.trainer.enforce(self.optimizer)
         self.steps = 0
 
@@ -102,7 +136,7 @@ class Run:
         generator = torch.Generator().manual_seed(self.steps)
         weight = self.model.conv1.weight
         images = torch.randn(4, 2, 6, 6, generator=generator).to(weight)
-        labels = torch.randint(5, (4, ), generator=generator).to(weight.device)
+        labels = torch.randint(5, (4,), generator=generator).to(weight.device)
         self.optimizer.zero_grad()
         F.cross_entropy(self.model(images).float(), labels).backward()
 
@@ -129,8 +163,10 @@ class Run:
         tensors = {f'model/{k}': v for k, v in self.model.state_dict().items()}
         tensors |= {f'mask/{k}': v for k, v in self.trainer.masks.items()}
         for name, parameter in self.model.named_parameters():
-            tensors |= {f'slot/{name}/{k}': v for k, v in state_tensors(
-                self.optimizer, parameter).items()}
+            tensors |= {
+                f'slot/{name}/{k}': v
+                for k, v in state_tensors(self.optimizer, parameter).items()
+            }
         return {k: v.detach().clone() for k, v in tensors.items()}
 
 
@@ -147,31 +183,37 @@ def assert_same(first, second):
 @pytest.mark.parametrize('clip', [False, True])
 def test_growth_goes_by_the_gradient_before_masking(placement, clip):
     # floor(0.4 * 3) = 1: the 3 goes, the position of gradient -7 comes.
-    weight, optimizer, trainer = small([5., 4., 3., 0., 0., 0.],
-                                       [1, 1, 1, 0, 0, 0], placement=placement)
-    weight.grad = torch.tensor([0., 0., 0., 1., -7., 2.])
+    weight, optimizer, trainer = small(
+        [5.0, 4.0, 3.0, 0.0, 0.0, 0.0], [1, 1, 1, 0, 0, 0], placement=placement
+    )
+    weight.grad = torch.tensor([0.0, 0.0, 0.0, 1.0, -7.0, 2.0])
 
     def run():
         if clip:
             # Whatever becomes of the gradient now, it has been seen.
-            weight.grad.copy_(torch.tensor([0., 0., 0., 9., 0., 0.]))
-            weight.grad.mul_(0.)
+            weight.grad.copy_(torch.tensor([0.0, 0.0, 0.0, 9.0, 0.0, 0.0]))
+            weight.grad.mul_(0.0)
         optimizer.step()
 
     trainer.step(optimizer, run)
     assert mask_of(trainer) == [1, 1, 0, 0, 1, 0]
-    assert weight.tolist() == [5., 4., 0., 0., 0., 0.]
+    assert weight.tolist() == [5.0, 4.0, 0.0, 0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize('placement, mask, weight_after, ran', [
-    # The step makes 1 - 0.1 * 5 = 0.5 of the first, the smallest then.
-    ('after_step', [0, 1, 1, 1], [0., 0.9, 5., 0.], True),
-    # Without a step the smallest is 0.9.
-    ('replace_step', [1, 0, 1, 1], [1., 0., 5., 0.], False)])
+@pytest.mark.parametrize(
+    'placement, mask, weight_after, ran',
+    [
+        # The step makes 1 - 0.1 * 5 = 0.5 of the first, the smallest then.
+        ('after_step', [0, 1, 1, 1], [0.0, 0.9, 5.0, 0.0], True),
+        # Without a step the smallest is 0.9.
+        ('replace_step', [1, 0, 1, 1], [1.0, 0.0, 5.0, 0.0], False),
+    ],
+)
 def test_placement_of_the_update(placement, mask, weight_after, ran):
-    weight, optimizer, trainer = small([1., 0.9, 5., 0.], [1, 1, 1, 0],
-                                       placement=placement)
-    weight.grad = torch.tensor([5., 0., 0., -9.])
+    weight, optimizer, trainer = small(
+        [1.0, 0.9, 5.0, 0.0], [1, 1, 1, 0], placement=placement
+    )
+    weight.grad = torch.tensor([5.0, 0.0, 0.0, -9.0])
     calls = []
     trainer.step(optimizer, lambda: calls.append(optimizer.step()))
     assert bool(calls) == ran
@@ -181,8 +223,12 @@ def test_placement_of_the_update(placement, mask, weight_after, ran):
 
 def test_a_replaced_step_is_the_update_alone():
     # One in two steps is an update: the other one steps.
-    weight, optimizer, trainer = small([1., 0.9, 5., 0.], [1, 1, 1, 0],
-                                       placement='replace_step', interval=2)
+    weight, optimizer, trainer = small(
+        [1.0, 0.9, 5.0, 0.0],
+        [1, 1, 1, 0],
+        placement='replace_step',
+        interval=2,
+    )
     calls = []
     for _ in range(4):
         weight.grad = torch.zeros(4)
@@ -192,15 +238,22 @@ def test_a_replaced_step_is_the_update_alone():
 
 @pytest.mark.parametrize('placement', PLACEMENTS)
 def test_a_weight_that_comes_back_at_once_keeps_value_and_slots(placement):
-    weight, optimizer, trainer = small([5., 4., 0.5, 0.], [1, 1, 1, 0],
-                                       'adamw', placement=placement,
-                                       interval=2)
+    weight, optimizer, trainer = small(
+        [5.0, 4.0, 0.5, 0.0],
+        [1, 1, 1, 0],
+        'adamw',
+        placement=placement,
+        interval=2,
+    )
     twin, twin_optimizer, untrained = small(
-        [5., 4., 0.5, 0.], [1, 1, 1, 0], 'adamw', Static())
+        [5.0, 4.0, 0.5, 0.0], [1, 1, 1, 0], 'adamw', Static()
+    )
     for _ in range(2):
-        for w, o, t in ((weight, optimizer, trainer),
-                        (twin, twin_optimizer, untrained)):
-            w.grad = torch.tensor([1., 1., 9., 2.])
+        for w, o, t in (
+            (weight, optimizer, trainer),
+            (twin, twin_optimizer, untrained),
+        ):
+            w.grad = torch.tensor([1.0, 1.0, 9.0, 2.0])
             held = (w.detach().clone(), copy.deepcopy(state_tensors(o, w)))
             t.step(o, o.step)
     # 0.5 was dropped, and grown, as its gradient of 9 is above that of 2.
@@ -217,28 +270,38 @@ def test_a_weight_that_comes_back_at_once_keeps_value_and_slots(placement):
 @pytest.mark.parametrize('name', OPTIMIZERS)
 @pytest.mark.parametrize('placement', PLACEMENTS)
 @pytest.mark.parametrize('algorithm', [SET(), RigL()])
-def test_grown_and_dropped_weights_lose_value_and_slots(algorithm, placement,
-                                                        name):
+def test_grown_and_dropped_weights_lose_value_and_slots(
+    algorithm, placement, name
+):
     # Against a twin without updates: equal where a weight stayed, 0 else.
     torch.manual_seed(0)
     start, mask = torch.randn(8, 9), torch.rand(8, 9) < 0.4
 
     def make(algorithm):
-        return small(start.tolist(), mask.tolist(), name, algorithm, 0.5,
-                     placement, interval=3)
+        return small(
+            start.tolist(),
+            mask.tolist(),
+            name,
+            algorithm,
+            0.5,
+            placement,
+            interval=3,
+        )
 
     weight, optimizer, trainer = make(algorithm)
     twin, twin_optimizer, untrained = make(Static())
     for step in range(3):
         gradient = torch.randn(8, 9)
-        for w, o, t in ((weight, optimizer, trainer),
-                        (twin, twin_optimizer, untrained)):
+        for w, o, t in (
+            (weight, optimizer, trainer),
+            (twin, twin_optimizer, untrained),
+        ):
             w.grad = gradient.clone()
             if step == 2:
                 # Nothing is to be left of these either.
                 for tensor in [w.data, *state_tensors(o, w).values()]:
                     if tensor.shape == w.shape:
-                        tensor[~mask] = 7.
+                        tensor[~mask] = 7.0
                 held = w.detach().clone(), copy.deepcopy(state_tensors(o, w))
             t.step(o, o.step)
     new = trainer.masks['a']
@@ -258,10 +321,14 @@ def test_grown_and_dropped_weights_lose_value_and_slots(algorithm, placement,
 def test_the_report():
     # floor(0.5 * 4) = 2: 1 and 2 go, gradients 9 and 8 come; the 1 is back.
     weight, optimizer, trainer = small(
-        [1., 2., 3., 4., 0., 0.], [1, 1, 1, 1, 0, 0], fraction=0.5,
-        placement='replace_step', interval=2)
+        [1.0, 2.0, 3.0, 4.0, 0.0, 0.0],
+        [1, 1, 1, 1, 0, 0],
+        fraction=0.5,
+        placement='replace_step',
+        interval=2,
+    )
     for expected in (None, (2, 0.5, 0.25), None):
-        weight.grad = torch.tensor([8., 0., 0., 0., 9., 1.])
+        weight.grad = torch.tensor([8.0, 0.0, 0.0, 0.0, 9.0, 1.0])
         trainer.step(optimizer, lambda: None)
         report = trainer.report
         found = report and (report.step, report.drop_fraction, report.moved)
@@ -289,9 +356,10 @@ class Naive:
     """RigL under SGD with momentum and weight decay, in plain Python."""
 
     def __init__(self, weight, mask, placement, interval, fraction):
-        self.weight = [w if m else 0. for w, m in zip(weight, mask,
-                                                      strict=True)]
-        self.mask, self.momentum = list(mask), [0.] * len(mask)
+        self.weight = [
+            w if m else 0.0 for w, m in zip(weight, mask, strict=True)
+        ]
+        self.mask, self.momentum = list(mask), [0.0] * len(mask)
         self.placement, self.interval = placement, interval
         self.fraction, self.steps = fraction, 0
 
@@ -304,7 +372,7 @@ class Naive:
         free.sort(key=lambda i: -abs(gradient[i]))
         for i in free:
             if i not in free[:k] or not self.mask[i]:
-                self.weight[i] = self.momentum[i] = 0.
+                self.weight[i] = self.momentum[i] = 0.0
         self.mask = [i in kept or i in free[:k] for i in range(len(self.mask))]
 
     def step(self, gradient):
@@ -327,21 +395,27 @@ def test_many_steps_against_plain_python(placement, seed):
     mask = torch.rand(24, generator=generator) < 0.4
     targets = torch.randn(30, 24, dtype=torch.double, generator=generator)
     weight = nn.Parameter(start.clone())
-    trainer = MaskTrainer(MaskSet({'a': weight}, {'a': mask}), RigL(),
-                          UpdateSchedule(4, 30), Constant(0.4),
-                          placement=placement)
+    trainer = MaskTrainer(
+        MaskSet({'a': weight}, {'a': mask}),
+        RigL(),
+        UpdateSchedule(4, 30),
+        Constant(0.4),
+        placement=placement,
+    )
     optimizer = OPTIMIZERS['momentum']([weight])
     trainer.enforce(optimizer)
     naive = Naive(start.tolist(), mask.tolist(), placement, 4, 0.4)
     for target in targets:
-        naive.step([w - t for w, t in zip(naive.weight, target.tolist(),
-                                          strict=True)])
+        naive.step(
+            [w - t for w, t in zip(naive.weight, target.tolist(), strict=True)]
+        )
         weight.grad = weight.detach() - target
         trainer.step(optimizer, optimizer.step)
         assert trainer.masks['a'].tolist() == naive.mask
         assert weight.tolist() == pytest.approx(naive.weight, rel=1e-10)
-        buffer = optimizer.state[weight].get('momentum_buffer',
-                                             torch.zeros(24))
+        buffer = optimizer.state[weight].get(
+            'momentum_buffer', torch.zeros(24)
+        )
         assert buffer.tolist() == pytest.approx(naive.momentum, rel=1e-10)
     assert not torch.equal(trainer.masks['a'], mask)
 
@@ -362,8 +436,9 @@ def test_zero_outside_and_exact_counts_all_along(algorithm, placement, name):
         run.step()
         run.check_outside_is_zero()
         assert run.trainer.masks.counts() == counts
-        moved = any(not torch.equal(before[n], m)
-                    for n, m in run.trainer.masks.items())
+        moved = any(
+            not torch.equal(before[n], m) for n, m in run.trainer.masks.items()
+        )
         # Only at updates, and none after the last. (The cosine has reached
         # a fraction of nothing at 28.)
         due = algorithm.dynamic and step % 4 == 0 and step <= 30
@@ -371,12 +446,14 @@ def test_zero_outside_and_exact_counts_all_along(algorithm, placement, name):
         assert (run.trainer.report is not None) == due
     assert {n: m.data_ptr() for n, m in run.trainer.masks.items()} == pointers
     assert algorithm.dynamic != all(
-        torch.equal(first[n], m) for n, m in run.trainer.masks.items())
+        torch.equal(first[n], m) for n, m in run.trainer.masks.items()
+    )
 
 
 @pytest.mark.parametrize('device', DEVICES)
-@pytest.mark.parametrize('dtype', [torch.float64, torch.bfloat16,
-                                   torch.float16])
+@pytest.mark.parametrize(
+    'dtype', [torch.float64, torch.bfloat16, torch.float16]
+)
 @pytest.mark.parametrize('algorithm', [SET(), RigL()])
 def test_other_types(algorithm, dtype, device):
     run = Run('momentum', algorithm, prepare=lambda m: m.to(device, dtype))
@@ -385,8 +462,9 @@ def test_other_types(algorithm, dtype, device):
         run.step()
         run.check_outside_is_zero()
         assert run.trainer.masks.counts() == counts
-    assert not torch.equal(first['conv1.weight'],
-                           run.trainer.masks['conv1.weight'])
+    assert not torch.equal(
+        first['conv1.weight'], run.trainer.masks['conv1.weight']
+    )
 
 
 @pytest.mark.parametrize('algorithm', [SET(), RigL()])
@@ -394,13 +472,17 @@ def test_memory_order_changes_nothing(algorithm):
     # The same gradients, by hand, as convolutions round differently.
     masks = []
     for layout in (torch.contiguous_format, torch.channels_last):
-        run = Run('momentum', algorithm,
-                  prepare=lambda m, f=layout: m.to(memory_format=f))
+        run = Run(
+            'momentum',
+            algorithm,
+            prepare=lambda m, f=layout: m.to(memory_format=f),
+        )
         generator = torch.Generator().manual_seed(0)
         for _ in range(9):
             for parameter in run.model.parameters():
                 parameter.grad = torch.empty_like(parameter).copy_(
-                    torch.randn(parameter.shape, generator=generator))
+                    torch.randn(parameter.shape, generator=generator)
+                )
             run.trainer.step(run.optimizer, run.optimizer.step)
             run.check_outside_is_zero()
         masks.append(run.masks())
@@ -408,34 +490,42 @@ def test_memory_order_changes_nothing(algorithm):
 
 
 def test_a_clipping_norm_counts_only_weights_that_exist():
-    weight, optimizer, trainer = small([1., 1., 0.], [1, 1, 0])
-    weight.grad = torch.tensor([3., 4., 100.])
+    weight, optimizer, trainer = small([1.0, 1.0, 0.0], [1, 1, 0])
+    weight.grad = torch.tensor([3.0, 4.0, 100.0])
     norms = []
-    trainer.step(optimizer, lambda: norms.append(
-        float(nn.utils.clip_grad_norm_([weight], 1e9))))
-    assert norms == pytest.approx([5.])
+    trainer.step(
+        optimizer,
+        lambda: norms.append(float(nn.utils.clip_grad_norm_([weight], 1e9))),
+    )
+    assert norms == pytest.approx([5.0])
 
 
 def test_nan_outside_the_masks_does_no_harm_between_updates():
-    weight, optimizer, trainer = small([1., 1., 0.], [1, 1, 0], 'momentum',
-                                       interval=2)
-    weight.grad = torch.tensor([1., 1., NAN])
+    weight, optimizer, trainer = small(
+        [1.0, 1.0, 0.0], [1, 1, 0], 'momentum', interval=2
+    )
+    weight.grad = torch.tensor([1.0, 1.0, NAN])
     trainer.step(optimizer, optimizer.step)
     assert weight.isfinite().all() and weight[2] == 0
     assert trainer.report is None
 
 
 def test_enforce_clears_what_a_dense_past_left():
-    weight, optimizer, trainer = small([1., 2., 3., 4.], [1, 0, 1, 0],
-                                       'adamw')
-    weight.data.copy_(torch.tensor([1., 2., 3., 4.]))
-    weight.grad = torch.tensor([1., 2., 3., 4.])
+    weight, optimizer, trainer = small(
+        [1.0, 2.0, 3.0, 4.0], [1, 0, 1, 0], 'adamw'
+    )
+    weight.data.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    weight.grad = torch.tensor([1.0, 2.0, 3.0, 4.0])
     optimizer.step()
     trainer.enforce(optimizer)
     slots = state_tensors(optimizer, weight)
     assert slots['step'] == 1
-    for tensor in (weight, slots['exp_avg'], slots['exp_avg_sq'],
-                   slots['max_exp_avg_sq']):
+    for tensor in (
+        weight,
+        slots['exp_avg'],
+        slots['exp_avg_sq'],
+        slots['max_exp_avg_sq'],
+    ):
         assert [v != 0 for v in tensor.tolist()] == [True, False, True, False]
 
 
@@ -470,8 +560,9 @@ def test_a_step_without_update_takes_no_memory():
     optimizer = OPTIMIZERS['momentum']([parameter])
     # The first step looks at the optimizer too.
     trainer.step(optimizer, lambda: None)
-    with profile(activities=[ProfilerActivity.CPU],
-                 profile_memory=True) as result:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True
+    ) as result:
         trainer.step(optimizer, lambda: None)
     taken = sum(max(0, e.self_cpu_memory_usage) for e in result.events())
     assert taken <= 4 << 20
@@ -510,9 +601,11 @@ def test_an_overflowed_step_moves_nothing(where, value, placement):
 
 
 def test_an_update_without_any_gradient_moves_nothing():
-    weight, optimizer, trainer = small([1., 2., 0.], [1, 1, 0], fraction=0.5)
+    weight, optimizer, trainer = small(
+        [1.0, 2.0, 0.0], [1, 1, 0], fraction=0.5
+    )
     trainer.step(optimizer, optimizer.step)
-    assert mask_of(trainer) == [1, 1, 0] and weight.tolist() == [1., 2., 0.]
+    assert mask_of(trainer) == [1, 1, 0] and weight.tolist() == [1.0, 2.0, 0.0]
 
 
 @pytest.mark.parametrize('placement', PLACEMENTS)
@@ -538,19 +631,21 @@ def test_frozen_parameters_keep_their_masks(algorithm, placement):
     assert run.trainer.report.moved <= 0.3
 
 
-@pytest.mark.parametrize('algorithm, schedule', [
-    (RigL(), None), (Static(), UpdateSchedule(1, 100)), (Static(), None)])
+@pytest.mark.parametrize(
+    'algorithm, schedule',
+    [(RigL(), None), (Static(), UpdateSchedule(1, 100)), (Static(), None)],
+)
 def test_masks_that_are_not_trained(algorithm, schedule):
-    weight = nn.Parameter(torch.tensor([1., 2., 0.]))
+    weight = nn.Parameter(torch.tensor([1.0, 2.0, 0.0]))
     masks = MaskSet({'a': weight}, {'a': torch.tensor([1, 1, 0]).bool()})
     trainer = MaskTrainer(masks, algorithm, schedule, Constant(0.5))
     optimizer = OPTIMIZERS['sgd']([weight])
     for _ in range(3):
-        weight.grad = torch.tensor([1., 1., 9.])
+        weight.grad = torch.tensor([1.0, 1.0, 9.0])
         trainer.step(optimizer, optimizer.step)
         assert trainer.report is None
     assert mask_of(trainer) == [1, 1, 0]
-    assert weight.tolist() == pytest.approx([0.7, 1.7, 0.])
+    assert weight.tolist() == pytest.approx([0.7, 1.7, 0.0])
 
 
 # Randomness and resuming --------------------------------------------------
@@ -570,8 +665,9 @@ def test_draws_depend_on_seed_step_and_name():
     def grown(seed, steps, name):
         weight = nn.Parameter(torch.cat([torch.ones(50), torch.zeros(950)]))
         masks = MaskSet({name: weight}, {name: weight.detach() > 0})
-        trainer = MaskTrainer(masks, SET(), UpdateSchedule(1, 100),
-                              Constant(1.0), seed)
+        trainer = MaskTrainer(
+            masks, SET(), UpdateSchedule(1, 100), Constant(1.0), seed
+        )
         trainer.steps = steps
         weight.grad = torch.zeros(1000)
         trainer.step(OPTIMIZERS['sgd']([weight]), lambda: None)
@@ -588,15 +684,21 @@ def test_draws_depend_on_seed_step_and_name():
 @pytest.mark.parametrize('algorithm', [SET(), RigL()])
 @pytest.mark.parametrize('steps', [6, 7])
 def test_a_resumed_run_ends_bit_for_bit_where_the_other_does(
-        steps, algorithm, placement, name):
+    steps, algorithm, placement, name
+):
     # Step 6 is an update: weights just grown are zero in the checkpoint.
     unbroken = Run(name, algorithm, placement=placement)
     for _ in range(steps):
         unbroken.step()
     file = io.BytesIO()
-    torch.save({'model': unbroken.model.state_dict(),
-                'optimizer': unbroken.optimizer.state_dict(),
-                'masks': unbroken.trainer.state_dict()}, file)
+    torch.save(
+        {
+            'model': unbroken.model.state_dict(),
+            'optimizer': unbroken.optimizer.state_dict(),
+            'masks': unbroken.trainer.state_dict(),
+        },
+        file,
+    )
     for _ in range(steps):
         unbroken.step()
 
@@ -605,8 +707,10 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_other_does(
     # Another process: other weights and other masks at first, and a step.
     resumed = Run(name, algorithm, 99, placement, model_seed=99)
     resumed.step()
-    assert not torch.equal(resumed.trainer.masks['fc.weight'],
-                           state['masks']['masks']['fc.weight'])
+    assert not torch.equal(
+        resumed.trainer.masks['fc.weight'],
+        state['masks']['masks']['fc.weight'],
+    )
     resumed.model.load_state_dict(state['model'])
     resumed.optimizer.load_state_dict(state['optimizer'])
     resumed.trainer.load_state_dict(state['masks'])
@@ -619,8 +723,10 @@ def test_a_resumed_run_ends_bit_for_bit_where_the_other_does(
     for rate in (MaskHistory.itop_rate, MaskHistory.degree_of_constraint):
         assert rate(resumed.trainer.history) == rate(unbroken.trainer.history)
     # And the masks did move after the checkpoint.
-    assert not torch.equal(state['masks']['masks']['conv1.weight'],
-                           unbroken.trainer.masks['conv1.weight'])
+    assert not torch.equal(
+        state['masks']['masks']['conv1.weight'],
+        unbroken.trainer.masks['conv1.weight'],
+    )
 
 
 def test_a_state_is_a_copy_and_loading_happens_in_place():
@@ -659,14 +765,15 @@ class Mixing(torch.optim.SGD):
 
 
 def test_an_optimizer_that_moves_weights_outside_is_refused():
-    weight, _, trainer = small([1., 2., 0.], [1, 1, 0])
-    weight.grad = torch.tensor([1., 1., 0.])
+    weight, _, trainer = small([1.0, 2.0, 0.0], [1, 1, 0])
+    weight.grad = torch.tensor([1.0, 1.0, 0.0])
     optimizer = Mixing([weight], 0.1)
     with pytest.raises(TypeError, match="Mixing moved weights of 'a' outside"):
         trainer.step(optimizer, optimizer.step)
 
 
 def test_an_unknown_placement_is_refused():
-    with pytest.raises(ValueError,
-                       match="'before_step'.*after_step.*replace_step"):
-        small([1.], [1], placement='before_step')
+    with pytest.raises(
+        ValueError, match="'before_step'.*after_step.*replace_step"
+    ):
+        small([1.0], [1], placement='before_step')

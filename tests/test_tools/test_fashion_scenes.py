@@ -57,9 +57,7 @@ def sources(tmp_path_factory):
     (crowns / 'annotations').mkdir(parents=True)
     for split, stem in (('train', 'train'), ('val', 't10k')):
         labels = LABELS[split] * COPIES
-        write_idx(
-            fashion / stem, some_items(len(labels), len(labels)), labels
-        )
+        write_idx(fashion / stem, some_items(len(labels), len(labels)), labels)
         (crowns / split).mkdir()
         images = []
         for index, size in enumerate([(256, 256), (90, 70)]):
@@ -418,9 +416,7 @@ def test_an_interrupted_run_keeps_the_old_set(
 
 
 @pytest.mark.parametrize('manifest', [None, '{"name": "mine"}', 'no json'])
-def test_a_folder_of_somebody_else_is_left_alone(
-    sources, tmp_path, manifest
-):
+def test_a_folder_of_somebody_else_is_left_alone(sources, tmp_path, manifest):
     root = tmp_path / 'mine'
     root.mkdir()
     (root / 'notes.txt').write_text('dear diary')

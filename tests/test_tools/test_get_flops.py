@@ -255,8 +255,9 @@ def test_masks_without_a_sparse_backbone(tmp_path: Path, report: Any) -> None:
     total = found['total']
     assert total['flops_sparse'] == total['flops_dense'] - saved
     assert total['active'] == total['parameters'] - 27 * 4
-    assert found['comparison']['total']['flops_of_dense'] == (
-        total['flops_dense']
+    assert (
+        found['comparison']['total']['flops_of_dense']
+        == (total['flops_dense'])
     )
     assert found['sparse_backbone'] is False
 
@@ -391,9 +392,7 @@ model['head']['in_channels'] = 8
 
 
 @pytest.mark.parametrize('size', ['0', '-3', '1.5', 'x'])
-def test_sizes_are_positive(
-    size: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_sizes_are_positive(size: str, capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         get_flops.main(['config.py', '--shape', '64', size])
     error = capsys.readouterr().err

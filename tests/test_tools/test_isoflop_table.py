@@ -9,16 +9,19 @@ from tools.analysis import isoflop_table
 def rows(path):
     lines = path.read_text().splitlines()
     table = [line for line in lines if line.startswith('|')][2:]
-    return [[cell.strip() for cell in line.strip('|').split('|')]
-            for line in table]
+    return [
+        [cell.strip() for cell in line.strip('|').split('|')] for line in table
+    ]
 
 
 def test_the_table_has_every_member_and_holds():
     found = rows(ROOT / 'docs/isoflop.md')
     assert {tuple(row[:3]) for row in found} == {
         (network, family, f'{sparsity:g}')
-        for network in isoflop_table.NETWORKS for family in FAMILIES
-        for sparsity in isoflop_table.SPARSITIES}
+        for network in isoflop_table.NETWORKS
+        for family in FAMILIES
+        for sparsity in isoflop_table.SPARSITIES
+    }
     for row in found:
         layers, allowed, match = row[4], row[5], float(row[8])
         low, high = map(float, allowed.split(' to '))
@@ -28,8 +31,16 @@ def test_the_table_has_every_member_and_holds():
 
 def test_the_command_writes_what_is_in_docs(tmp_path):
     network, sparsity = 'ResNet-18 CIFAR', 0.75
-    isoflop_table.main(['--networks', network, '--sparsities', str(sparsity),
-                        '--out', str(tmp_path / 'table.md')])
+    isoflop_table.main(
+        [
+            '--networks',
+            network,
+            '--sparsities',
+            str(sparsity),
+            '--out',
+            str(tmp_path / 'table.md'),
+        ]
+    )
     written = rows(tmp_path / 'table.md')
     assert len(written) == len(FAMILIES)
     assert all(row in rows(ROOT / 'docs/isoflop.md') for row in written)

@@ -7,8 +7,7 @@ from tools.steps import is_finished, run_tool
 
 def test_a_step_that_fails_says_where_its_log_is(tmp_path, capsys):
     with pytest.raises(SystemExit, match='step broken failed.*broken.log'):
-        run_tool(tmp_path, 'broken', '-c',
-                 'print("Epoch(train) [1]"); 1 / 0')
+        run_tool(tmp_path, 'broken', '-c', 'print("Epoch(train) [1]"); 1 / 0')
     caught = capsys.readouterr()
     assert 'broken: Epoch(train) [1]' in caught.out
     assert 'ZeroDivisionError' in caught.err
@@ -18,8 +17,13 @@ def test_a_step_that_fails_says_where_its_log_is(tmp_path, capsys):
 def test_a_second_attempt_keeps_the_log_of_the_first(tmp_path):
     with pytest.raises(SystemExit):
         run_tool(tmp_path, 'twice', '-c', 'print("first"); 1 / 0')
-    run_tool(tmp_path, 'twice', '-c', 'import os; print(os.environ["WORD"])',
-             WORD='second')
+    run_tool(
+        tmp_path,
+        'twice',
+        '-c',
+        'import os; print(os.environ["WORD"])',
+        WORD='second',
+    )
     first, *_, second = (tmp_path / 'twice.log').read_text().splitlines()
     assert (first, second) == ('first', 'second')
 

@@ -55,17 +55,31 @@ def stand_ins(tmp_path, monkeypatch):
     return tmp_path / 'runs'
 
 
-def test_a_sweep_trains_each_once_and_reports(data, tmp_path, capsys,
-                                               monkeypatch):
+def test_a_sweep_trains_each_once_and_reports(
+    data, tmp_path, capsys, monkeypatch
+):
     # MMSegmentation's visualizers have one name, which runs of one process
     # would share.
     monkeypatch.setenv('PYTHONPATH', str(TESTS))
     (tmp_path / 'dense').mkdir()
     dense = write_config(tmp_path / 'dense', 'mmseg', data['mmseg'])
     sparse = sparse_config(tmp_path / 'sparse', 'mmseg', data['mmseg'])
-    args = [dense, sparse, '--family', 'wide', '--sparsity', '0.75',
-            '--algorithm', 'RigL', '--seeds', '1', '--work-dir', 'runs',
-            '--metric', 'mIoU']
+    args = [
+        dense,
+        sparse,
+        '--family',
+        'wide',
+        '--sparsity',
+        '0.75',
+        '--algorithm',
+        'RigL',
+        '--seeds',
+        '1',
+        '--work-dir',
+        'runs',
+        '--metric',
+        'mIoU',
+    ]
     sweep.main(args)
     said = capsys.readouterr().out
     assert said.startswith('2 runs to do')
@@ -76,15 +90,18 @@ def test_a_sweep_trains_each_once_and_reports(data, tmp_path, capsys,
         result = json.loads((folder / 'result.json').read_text())
         assert 0 <= result['mIoU'] <= 100
         assert result['density'] == (
-            1 if name == 'dense' else pytest.approx(.25, abs=.06))
+            1 if name == 'dense' else pytest.approx(0.25, abs=0.06)
+        )
     sweep.main(args)
     assert capsys.readouterr().out.startswith('0 runs to do')
 
     report, name = tmp_path / 'results.md', Path(dense).stem
     # Another sweep's table stays as it is.
     other = '<!-- sweep other: begin -->\nits own\n<!-- sweep other: end -->\n'
-    report.write_text(f'Before\n{other}<!-- sweep {name}: begin -->\nold\n'
-                      f'<!-- sweep {name}: end -->\nAfter\n')
+    report.write_text(
+        f'Before\n{other}<!-- sweep {name}: begin -->\nold\n'
+        f'<!-- sweep {name}: end -->\nAfter\n'
+    )
     sweep.main([*args, '--report', str(report)])
     text = report.read_text()
     assert text.startswith(f'Before\n{other}') and text.endswith('After\n')
@@ -93,12 +110,25 @@ def test_a_sweep_trains_each_once_and_reports(data, tmp_path, capsys,
 
 
 def test_a_run_that_is_killed_stops_no_other(stand_ins, capsys):
-    args = ['dense.py', 'sparse.py', '--family', 'wide_factorized',
-            '--sparsity', '0.5', '0.75', '--seeds', '1', '--threads', '3',
-            '--work-dir', 'runs']
+    args = [
+        'dense.py',
+        'sparse.py',
+        '--family',
+        'wide_factorized',
+        '--sparsity',
+        '0.5',
+        '0.75',
+        '--seeds',
+        '1',
+        '--threads',
+        '3',
+        '--work-dir',
+        'runs',
+    ]
     killed = 'wide_factorized-s50/seed0'
-    with pytest.raises(SystemExit,
-                       match=f'^1 runs failed.* runs/{killed}/train.log'):
+    with pytest.raises(
+        SystemExit, match=f'^1 runs failed.* runs/{killed}/train.log'
+    ):
         sweep.main(args)
     said = capsys.readouterr()
     assert said.out.startswith('3 runs to do')
@@ -112,15 +142,23 @@ def test_a_run_that_is_killed_stops_no_other(stand_ins, capsys):
     _, threads, _, *words = attempts[1].split()
     assert len(attempts) == 2 and threads == '3'
     assert words == [
-        'sparse.py', '--resume', '--family', 'wide_factorized', '--sparsity',
-        '0.5', f'--work-dir=runs/{killed}', '--cfg-options',
-        'randomness.seed=0', 'default_hooks.checkpoint.max_keep_ckpts=2']
+        'sparse.py',
+        '--resume',
+        '--family',
+        'wide_factorized',
+        '--sparsity',
+        '0.5',
+        f'--work-dir=runs/{killed}',
+        '--cfg-options',
+        'randomness.seed=0',
+        'default_hooks.checkpoint.max_keep_ckpts=2',
+    ]
 
 
 def test_an_interrupt_ends_the_run_and_starts_no_other(stand_ins):
     with pytest.raises(KeyboardInterrupt):
         sweep.main(['stop.py', 'sparse.py', '--work-dir', 'runs'])
-    calls, = stand_ins.glob('*/*/calls.txt')
+    (calls,) = stand_ins.glob('*/*/calls.txt')
     with pytest.raises(ProcessLookupError):
         os.kill(int(calls.read_text().split()[0]), 0)
     assert not list(stand_ins.rglob('result.json'))
@@ -138,19 +176,31 @@ def test_what_a_sweep_consists_of():
     assert len(jobs) == 3 * 28 and str(jobs[0]) == 'dense/seed0'
     assert [j.seed for j in jobs] == sorted(j.seed for j in jobs)
     assert jobs[0].network.config == 'baseline.py'
-    assert Network('c.py', 'wide', .9, 'SET').argv() == [
-        'c.py', '--family', 'wide', '--sparsity', '0.9', '--algorithm', 'SET']
+    assert Network('c.py', 'wide', 0.9, 'SET').argv() == [
+        'c.py',
+        '--family',
+        'wide',
+        '--sparsity',
+        '0.9',
+        '--algorithm',
+        'SET',
+    ]
 
 
 def test_mean_and_spread_are_of_the_sample():
-    dense = Cell(Network('d.py'), (90., 91., 92.), 2e9, 1000, 1000)
-    wide = Cell(Network('w.py', 'wide', .75, 'RigL'), (92., 94.), 1.998e9,
-                4000, 1000)
-    once = Cell(Network('w.py', 'wide', .9, 'RigL'), (92., ), 2e9, 1, 1)
+    dense = Cell(Network('d.py'), (90.0, 91.0, 92.0), 2e9, 1000, 1000)
+    wide = Cell(
+        Network('w.py', 'wide', 0.75, 'RigL'),
+        (92.0, 94.0),
+        1.998e9,
+        4000,
+        1000,
+    )
+    once = Cell(Network('w.py', 'wide', 0.9, 'RigL'), (92.0,), 2e9, 1, 1)
     lines = to_markdown([dense, wide, once], 'top1').splitlines()
     assert '| 91.00 ± 1.00 | - | 3 |' in lines[2]  # sqrt((1 + 0 + 1) / 2)
     assert '| 92.00 | +1.00 | 1 |' in lines[4]  # One run has no spread.
-    ap = Cell(Network('d.py'), (.3061, .3063), 2e9, 1000, 1000)
+    ap = Cell(Network('d.py'), (0.3061, 0.3063), 2e9, 1000, 1000)
     assert '| 0.3062 ± 0.0001 |' in to_markdown([ap], 'mAP')
     # sqrt((1 + 1) / 1) = 1.41; 0.999 of the FLOPs.
     assert '| 0.9990 | 4.0 k | 1.0 k | 93.00 ± 1.41 | +2.00 | 2 |' in lines[3]
@@ -166,8 +216,9 @@ def test_a_report_needs_the_dense_network(tmp_path):
         result.write_text('{"mIoU": 1}')
         with pytest.raises(SystemExit, match=f'no {missing}; there are mIoU'):
             write_report(report, 'd', [Network('d.py')], tmp_path, metric)
-    result.write_text('{"mIoU": 1, "flops": 2, "parameters": 3, '
-                      '"active_parameters": 3}')
+    result.write_text(
+        '{"mIoU": 1, "flops": 2, "parameters": 3, "active_parameters": 3}'
+    )
     for text in ('no marks', '<!-- sweep d: end --><!-- sweep d: begin -->'):
         report.write_text(text)
         with pytest.raises(SystemExit, match='lacks the lines .*sweep d: '):

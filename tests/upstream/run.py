@@ -21,10 +21,14 @@ BACKBONES = 'tests/test_models/test_backbones/'
 SUITES = {
     'mmdet': [BACKBONES + 'test_resnet.py'],
     'mmseg': [BACKBONES + 'test_resnet.py'],
-    'mmpretrain': [BACKBONES + 'test_resnet.py',
-                   BACKBONES + 'test_resnet_cifar.py'],
-    'mmengine': ['tests/test_optim/test_optimizer/test_optimizer_wrapper.py',
-                 'tests/test_hooks/test_ema_hook.py'],
+    'mmpretrain': [
+        BACKBONES + 'test_resnet.py',
+        BACKBONES + 'test_resnet_cifar.py',
+    ],
+    'mmengine': [
+        'tests/test_optim/test_optimizer/test_optimizer_wrapper.py',
+        'tests/test_hooks/test_ema_hook.py',
+    ],
 }
 
 
@@ -44,20 +48,39 @@ def main() -> int:
         log.touch()
         # The environment reaches the processes that tests start, too: each
         # finds sitecustomize.py, which puts our classes in place.
-        path = [str(HERE), str(HERE.parents[1]),
-                os.environ.get('PYTHONPATH', '')]
+        path = [
+            str(HERE),
+            str(HERE.parents[1]),
+            os.environ.get('PYTHONPATH', ''),
+        ]
         code = subprocess.run(
-            [sys.executable, '-m', 'pytest', *map(str, paths), '-q', '-p',
-             'no:cacheprovider', '--rootdir', str(root), '-o', 'addopts=',
-             *rest],
+            [
+                sys.executable,
+                '-m',
+                'pytest',
+                *map(str, paths),
+                '-q',
+                '-p',
+                'no:cacheprovider',
+                '--rootdir',
+                str(root),
+                '-o',
+                'addopts=',
+                *rest,
+            ],
             cwd=folder,
-            env={**os.environ, 'PYTHONPATH': os.pathsep.join(path),
-                 'SIFT_MM_SUBSTITUTE': args.library,
-                 'SIFT_MM_BUILT': str(log)}).returncode
+            env={
+                **os.environ,
+                'PYTHONPATH': os.pathsep.join(path),
+                'SIFT_MM_SUBSTITUTE': args.library,
+                'SIFT_MM_BUILT': str(log),
+            },
+        ).returncode
         built = Counter(log.read_text().split())
     print(f'built in these tests: {dict(built)}')
     wanted = {'mmengine': ['SparseOptimWrapper']}.get(
-        args.library, ['SparseIFTResNet', 'block'])
+        args.library, ['SparseIFTResNet', 'block']
+    )
     unreached = [name for name in wanted if not built[name]]
     if unreached:
         print(f'The tests did not reach {", ".join(unreached)}.')

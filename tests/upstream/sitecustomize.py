@@ -22,14 +22,13 @@ CLASSES = {
     'mmpretrain': {
         'mmpretrain.models.backbones': {
             'ResNet': 'sift_mm.backbones.mmpretrain:SparseIFTResNet',
-            'ResNet_CIFAR':
-            'sift_mm.backbones.mmpretrain:SparseIFTResNet_CIFAR'
+            'ResNet_CIFAR': 'sift_mm.backbones.mmpretrain:SparseIFTResNet_CIFAR',
         }
     },
     'mmengine': {
         'mmengine.optim': {
             'OptimWrapper': 'sift_mm.engine:SparseOptimWrapper',
-            'AmpOptimWrapper': 'sift_mm.engine:SparseAmpOptimWrapper'
+            'AmpOptimWrapper': 'sift_mm.engine:SparseAmpOptimWrapper',
         }
     },
 }
@@ -47,8 +46,7 @@ def count_instances(ours: type) -> None:
         init(self, *args, **kwargs)
         names = [ours.__name__]
         if hasattr(self, 'block'):
-            names += ['block' for m in self.modules()
-                      if type(m) is self.block]
+            names += ['block' for m in self.modules() if type(m) is self.block]
         with open(os.environ['SIFT_MM_BUILT'], 'a') as stream:
             stream.write(' '.join(names) + '\n')
 

@@ -155,8 +155,7 @@ def report_masks(
         interval=hook.interval,
         end=hook.end,
         transferred=hook.transfer
-        if not hook.init_is_given
-        and pretrained_source(model, plan.parameters)
+        if not hook.init_is_given and pretrained_source(model, plan.parameters)
         else None,
     )
 

@@ -121,9 +121,7 @@ def _comparison(report: dict[str, Any]) -> str:
     )
 
 
-def _training(
-    training: dict[str, Any], masks: dict[str, Any] | None
-) -> str:
+def _training(training: dict[str, Any], masks: dict[str, Any] | None) -> str:
     """What a sample and the whole schedule cost, by method."""
     flops, whole = training['flops_per_sample'], training['flops'] or {}
     lines = table(

@@ -49,20 +49,29 @@ nominal | match |
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the table, row by row."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument('--out', type=Path, help='file to write; by default '
-                        'docs/isoflop.md, if the table is whole')
-    parser.add_argument('--networks', nargs='+', choices=NETWORKS,
-                        default=list(NETWORKS))
-    parser.add_argument('--sparsities', nargs='+', type=float,
-                        default=SPARSITIES)
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='file to write; by default '
+        'docs/isoflop.md, if the table is whole',
+    )
+    parser.add_argument(
+        '--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS)
+    )
+    parser.add_argument(
+        '--sparsities', nargs='+', type=float, default=SPARSITIES
+    )
     args = parser.parse_args(argv)
     lines = []
     for network in args.networks:
         for family in FAMILIES:
             for sparsity in args.sparsities:
                 cells = row(NETWORKS[network], family, sparsity)
-                lines.append('| ' + ' | '.join(
-                    [network, family, f'{sparsity:g}', *cells]) + ' |')
+                lines.append(
+                    '| '
+                    + ' | '.join([network, family, f'{sparsity:g}', *cells])
+                    + ' |'
+                )
                 print(lines[-1], flush=True)
     whole = len(lines) == len(NETWORKS) * len(SPARSITIES) * len(FAMILIES)
     out = args.out or (ROOT / 'docs' / 'isoflop.md' if whole else None)
@@ -70,8 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         out.write_text(HEAD + '\n'.join(lines) + '\n')
 
 
-def row(network: dict[str, Any], family: str,
-        sparsity: float) -> Iterator[str]:
+def row(
+    network: dict[str, Any], family: str, sparsity: float
+) -> Iterator[str]:
     """Cells of one line of the table, from the size on.
 
     Args:
@@ -80,8 +90,9 @@ def row(network: dict[str, Any], family: str,
         sparsity (float): The nominal sparsity.
     """
     models = {
-        flops: MODELS.build(dict(network, family=family, sparsity=sparsity,
-                                 flops=flops))
+        flops: MODELS.build(
+            dict(network, family=family, sparsity=sparsity, flops=flops)
+        )
         for flops in ('nominal', 'match')
     }
     plans = {k: plan_masks(m, Uniform()) for k, m in models.items()}
@@ -90,8 +101,11 @@ def row(network: dict[str, Any], family: str,
     ratio, low, high = layers_ratio(nominal, plans['nominal'].densities)
     yield f'{ratio:.4f}'
     yield f'{low:.4f} to {high:.4f}'
-    yield (f"{plans['match'].sparsity:.4f}" if plans['match'].parameters
-           else 'ranks')
+    yield (
+        f'{plans["match"].sparsity:.4f}'
+        if plans['match'].parameters
+        else 'ranks'
+    )
     for plan in plans.values():
         yield f'{plan.ratio:.5f}'
 
@@ -104,14 +118,18 @@ def words_for(model: Any) -> str:
         return width
     if isinstance(layers[0], Parallel):
         return f'{len(layers[0].layers)} branches'
-    ranks = [m.v.weight.shape[1] for m in model.modules()
-             if isinstance(m, Factorized)]
+    ranks = [
+        m.v.weight.shape[1]
+        for m in model.modules()
+        if isinstance(m, Factorized)
+    ]
     text = f'ranks {min(ranks)} to {max(ranks)}'
     return f'{width}, {text}' if model.member.widens else text
 
 
-def layers_ratio(model: Any, densities: dict[str, float]
-                 ) -> tuple[float, float, float]:
+def layers_ratio(
+    model: Any, densities: dict[str, float]
+) -> tuple[float, float, float]:
     """FLOPs of the replaced layers over the dense ones, and its range.
 
     Returns:
@@ -122,20 +140,34 @@ def layers_ratio(model: Any, densities: dict[str, float]
     own, _ = backbone_flops(model)
     channels = next(model.parameters()).shape[1]
     dense = count_flops(model.dense_twin(), model.match_shape, channels)
-    layers = {n: m for n, m in model.named_modules()
-              if isinstance(m, Composite) and not n.endswith('.low_rank')}
+    layers = {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, Composite) and not n.endswith('.low_rank')
+    }
     names = list(layers) or [n.removesuffix('.weight') for n in densities]
     total = sum(dense.by_module[name] for name in names)
     sparse = sum(own.sparse(densities, name) for name in names)
     # Half a weight a mask, at each position of the layer.
-    slack = sum(own.of(n) / 2 / model.get_parameter(n).numel()
-                for n in densities if n.startswith(tuple(names))) / total
+    slack = (
+        sum(
+            own.of(n) / 2 / model.get_parameter(n).numel()
+            for n in densities
+            if n.startswith(tuple(names))
+        )
+        / total
+    )
     # One more rank of each factorised layer.
-    rank = sum(
-        own.sparse(densities, n) / m.v.weight.shape[1]
-        for n, m in model.named_modules() if isinstance(m, Factorized)) / total
-    exact = model.dense_base_channels * expansion(model.sparsity)**0.5
-    low = {'wide': ((exact - 1) / exact)**2, 'doped': 1 - rank}
+    rank = (
+        sum(
+            own.sparse(densities, n) / m.v.weight.shape[1]
+            for n, m in model.named_modules()
+            if isinstance(m, Factorized)
+        )
+        / total
+    )
+    exact = model.dense_base_channels * expansion(model.sparsity) ** 0.5
+    low = {'wide': ((exact - 1) / exact) ** 2, 'doped': 1 - rank}
     high = 1 + (0 if model.family == 'doped' else rank)
     return (sparse / total, low.get(model.family, 1) - slack, high + slack)
 

@@ -109,12 +109,20 @@ def read_items(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     except FileNotFoundError as error:
         raise DataError(
             f'{error.filename} is missing: run `python tools/prepare_data.py '
-            'fashion_mnist` first.') from error
-    except (AssertionError, IndexError, KeyError, RuntimeError, TypeError,
-            ValueError) as error:
+            'fashion_mnist` first.'
+        ) from error
+    except (
+        AssertionError,
+        IndexError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise DataError(
             f'The {SPLITS[split]} files in {folder} are broken: remove them '
-            'and run `python tools/prepare_data.py fashion_mnist`.') from error
+            'and run `python tools/prepare_data.py fashion_mnist`.'
+        ) from error
     train_ids = np.full(256, 255, np.uint8)
     for part in PARTS:
         train_ids[list(part.labels)] = part.train_id
@@ -122,7 +130,8 @@ def read_items(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     if not len(items) or len(items) != len(train_ids) or 255 in train_ids:
         raise DataError(
             f'The {SPLITS[split]} files in {folder} do not hold as many '
-            'pictures as labels from 0 to 9.')
+            'pictures as labels from 0 to 9.'
+        )
     return items, train_ids
 
 
@@ -141,7 +150,8 @@ def read_photos(folder: Path, split: str) -> list[Image.Image]:
     """
     try:
         content = json.loads(
-            (folder / 'annotations' / f'{split}.json').read_text())
+            (folder / 'annotations' / f'{split}.json').read_text()
+        )
         photos = []
         for image in content['images']:
             with Image.open(folder / split / image['file_name']) as photo:
@@ -149,11 +159,13 @@ def read_photos(folder: Path, split: str) -> list[Image.Image]:
     except FileNotFoundError as error:
         raise DataError(
             f'{error.filename} is missing: run `python tools/prepare_data.py '
-            'trees` first.') from error
+            'trees` first.'
+        ) from error
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f'{folder} is broken: remove it and run `python '
-            'tools/prepare_data.py trees`.') from error
+            'tools/prepare_data.py trees`.'
+        ) from error
     if not photos:
         raise DataError(f'{folder} holds no photograph for {split}.')
     return photos
@@ -192,12 +204,17 @@ def crop(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
     left = rng.uniform(0, photo.width - width)
     top = rng.uniform(0, photo.height - width * ratio)
     return np.array(
-        photo.resize((WIDTH, HEIGHT), Image.Resampling.BILINEAR,
-                     box=(left, top, left + width, top + width * ratio)))
+        photo.resize(
+            (WIDTH, HEIGHT),
+            Image.Resampling.BILINEAR,
+            box=(left, top, left + width, top + width * ratio),
+        )
+    )
 
 
-def cut_out(item: np.ndarray,
-            rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def cut_out(
+    item: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
     """Give an item a mask, a size, a direction and a contrast.
 
     Args:
@@ -216,12 +233,18 @@ def cut_out(item: np.ndarray,
     shade = Image.fromarray(item).resize(side, Image.Resampling.BILINEAR)
     dark, bright = rng.uniform(0, 40), rng.uniform(180, 255)
     grey = dark + (bright - dark) * np.array(shade) / 255
-    return (np.stack([grey.round().astype(np.uint8)] * 3, axis=-1),
-            np.array(mask.resize(side, Image.Resampling.NEAREST), bool))
+    return (
+        np.stack([grey.round().astype(np.uint8)] * 3, axis=-1),
+        np.array(mask.resize(side, Image.Resampling.NEAREST), bool),
+    )
 
 
-def compose(background: np.ndarray, items: np.ndarray, train_ids: np.ndarray,
-            rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def compose(
+    background: np.ndarray,
+    items: np.ndarray,
+    train_ids: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
     """Paste items on a picture, one after the other.
 
     Of every item at least half is visible in the end. One for which no such
@@ -249,9 +272,12 @@ def compose(background: np.ndarray, items: np.ndarray, train_ids: np.ndarray,
         for _ in range(TRIES):
             colours, mask = cut_out(item, rng)
             top, left = rng.integers(
-                0, np.subtract(owner.shape, mask.shape), endpoint=True)
-            where = (slice(top, top + len(mask)), slice(left,
-                                                        left + len(mask)))
+                0, np.subtract(owner.shape, mask.shape), endpoint=True
+            )
+            where = (
+                slice(top, top + len(mask)),
+                slice(left, left + len(mask)),
+            )
             tried = owner.copy()
             tried[where][mask] = number
             visible = np.bincount(tried[inside].ravel(), minlength=number + 1)
@@ -264,8 +290,14 @@ def compose(background: np.ndarray, items: np.ndarray, train_ids: np.ndarray,
     return scene[inside], np.array(classes, np.uint8)[owner[inside]]
 
 
-def write_split(folder: Path, split: str, number: int, seed: int,
-                fashion_mnist: Path, tree_crowns: Path) -> None:
+def write_split(
+    folder: Path,
+    split: str,
+    number: int,
+    seed: int,
+    fashion_mnist: Path,
+    tree_crowns: Path,
+) -> None:
     """Write the scenes of a split with their labels.
 
     Args:
@@ -285,8 +317,9 @@ def write_split(folder: Path, split: str, number: int, seed: int,
     stream = list(SPLITS).index(split)
     order = deal(train_ids, np.random.default_rng((seed, stream, 0)))
     city = 'trees'
-    folders = [folder / kind / split / city
-               for kind in ('leftImg8bit', 'gtFine')]
+    folders = [
+        folder / kind / split / city for kind in ('leftImg8bit', 'gtFine')
+    ]
     for path in folders:
         path.mkdir(parents=True)
     for index in range(number):
@@ -296,15 +329,23 @@ def write_split(folder: Path, split: str, number: int, seed: int,
         chosen = order[np.arange(first, last) % len(order)]
         background = crop(photos[rng.integers(len(photos))], rng)
         scene, label = compose(
-            background, items[chosen], train_ids[chosen], rng)
+            background, items[chosen], train_ids[chosen], rng
+        )
         stem = f'{city}_{index:06d}_{0:06d}'
         Image.fromarray(scene).save(folders[0] / f'{stem}_leftImg8bit.png')
         Image.fromarray(label).save(
-            folders[1] / f'{stem}_gtFine_labelTrainIds.png')
+            folders[1] / f'{stem}_gtFine_labelTrainIds.png'
+        )
 
 
-def prepare(root: Path, fashion_mnist: Path, tree_crowns: Path,
-            train: int = 600, val: int = 150, seed: int = 0) -> None:
+def prepare(
+    root: Path,
+    fashion_mnist: Path,
+    tree_crowns: Path,
+    train: int = 600,
+    val: int = 150,
+    seed: int = 0,
+) -> None:
     """Make the data set unless it is there.
 
     It is made in a folder beside and moved into place when complete. An
@@ -323,38 +364,66 @@ def prepare(root: Path, fashion_mnist: Path, tree_crowns: Path,
             else, or if a number makes no sense.
     """
     if min(train, val) < 1 or seed < 0:
-        raise DataError('There must be at least one scene for train and val, '
-                        'and the seed must not be negative.')
+        raise DataError(
+            'There must be at least one scene for train and val, '
+            'and the seed must not be negative.'
+        )
     about = dict(
-        name='fashion_scenes', layout=LAYOUT, train=train, val=val, seed=seed)
+        name='fashion_scenes', layout=LAYOUT, train=train, val=val, seed=seed
+    )
     if is_complete(root, about):
         return
     with made_whole(root, about) as work:
         for split in SPLITS:
-            write_split(work / 'made', split, about[split], seed,
-                        fashion_mnist, tree_crowns)
+            write_split(
+                work / 'made',
+                split,
+                about[split],
+                seed,
+                fashion_mnist,
+                tree_crowns,
+            )
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(
-        description=(__doc__ or '').splitlines()[0])
+        description=(__doc__ or '').splitlines()[0]
+    )
     parser.add_argument(
-        '--root', type=Path, default=Path('data/fashion_scenes'),
-        help='the folder to make (default: %(default)s)')
+        '--root',
+        type=Path,
+        default=Path('data/fashion_scenes'),
+        help='the folder to make (default: %(default)s)',
+    )
     parser.add_argument(
-        '--train', type=int, default=600,
-        help='scenes for training (default: %(default)s)')
+        '--train',
+        type=int,
+        default=600,
+        help='scenes for training (default: %(default)s)',
+    )
     parser.add_argument(
-        '--val', type=int, default=150,
-        help='scenes for validation (default: %(default)s)')
+        '--val',
+        type=int,
+        default=150,
+        help='scenes for validation (default: %(default)s)',
+    )
     parser.add_argument(
-        '--seed', type=int, default=0,
-        help='of everything random (default: %(default)s)')
+        '--seed',
+        type=int,
+        default=0,
+        help='of everything random (default: %(default)s)',
+    )
     args = parser.parse_args(arguments)
     try:
-        prepare(args.root, Path('data/fashion_mnist'),
-                Path('data/tree_crowns'), args.train, args.val, args.seed)
+        prepare(
+            args.root,
+            Path('data/fashion_mnist'),
+            Path('data/tree_crowns'),
+            args.train,
+            args.val,
+            args.seed,
+        )
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 1

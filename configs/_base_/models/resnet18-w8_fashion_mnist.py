@@ -9,11 +9,14 @@ model = dict(
         stem_channels=8,
         base_channels=8,
         strides=(2, 2, 2, 2),
-        match_shape=(28, 28)),
+        match_shape=(28, 28),
+    ),
     neck=dict(type='GlobalAveragePooling'),
     head=dict(
         type='LinearClsHead',
         num_classes=10,
         in_channels=64,
         loss=dict(type='CrossEntropyLoss', loss_weight=1.0),
-        topk=(1, )))
+        topk=(1,),
+    ),
+)

@@ -2,9 +2,12 @@
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(
-        type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4))
+        type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+    ),
+)
 param_scheduler = dict(
-    type='MultiStepLR', by_epoch=True, milestones=[60, 120, 160], gamma=0.2)
+    type='MultiStepLR', by_epoch=True, milestones=[60, 120, 160], gamma=0.2
+)
 
 train_cfg = dict(by_epoch=True, max_epochs=200, val_interval=1)
 val_cfg = dict()

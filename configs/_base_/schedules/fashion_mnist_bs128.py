@@ -2,11 +2,14 @@
 optim_wrapper = dict(
     type='OptimWrapper',
     optimizer=dict(
-        type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4))
+        type='SGD', lr=0.1, momentum=0.9, nesterov=True, weight_decay=5e-4
+    ),
+)
 param_scheduler = [
     dict(type='LinearLR', start_factor=0.1, by_epoch=False, begin=0, end=30),
     dict(
-        type='CosineAnnealingLR', by_epoch=False, begin=30, end=313, T_max=283)
+        type='CosineAnnealingLR', by_epoch=False, begin=30, end=313, T_max=283
+    ),
 ]
 
 train_cfg = dict(by_epoch=True, max_epochs=1, val_interval=1)

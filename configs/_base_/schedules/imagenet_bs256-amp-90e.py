@@ -4,7 +4,9 @@ optim_wrapper = dict(
     type='AmpOptimWrapper',
     loss_scale='dynamic',
     optimizer=dict(
-        type='SGD', lr=0.256, momentum=0.875, weight_decay=3.0517578125e-05))
+        type='SGD', lr=0.256, momentum=0.875, weight_decay=3.0517578125e-05
+    ),
+)
 param_scheduler = dict(
     type='CosineAnnealingLR',
     by_epoch=True,
@@ -12,7 +14,8 @@ param_scheduler = dict(
     end=90,
     T_max=90,
     eta_min=0,
-    convert_to_iter_based=True)
+    convert_to_iter_based=True,
+)
 
 train_cfg = dict(by_epoch=True, max_epochs=90, val_interval=1)
 val_cfg = dict()
