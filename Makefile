@@ -12,17 +12,18 @@ setup:  ## make .venv and install all that is needed (once, about half an hour)
 	@$(PYTHON) tools/setup_env.py
 
 demo: setup  ## train a Sparse Wide RetinaNet and its dense baseline, compare
-	@$(VENV) tools/demo.py
+	@$(VENV) -m demo.demo
 
 chain: setup  ## pretrain, transfer masks, detect and segment, in small
-	@$(VENV) tools/chain.py $(ARGS)
+	@$(VENV) -m demo.chain $(ARGS)
 
 test: setup  ## run the tests; ARGS='-k rigl' picks some
 	@$(VENV) -m pytest $(ARGS)
 
 lint: setup  ## ruff and mypy
 	@$(VENV) -m ruff check .
-	@$(VENV) -m mypy sift_mm
+	@$(VENV) -m ruff format --check .
+	@$(VENV) -m mypy
 
 clean:  ## remove what builds and tests leave; keeps .venv, data, work_dirs
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

@@ -8,14 +8,14 @@ PyTorch.
 
 from importlib.util import find_spec
 
-from . import deploy
-from .layers import transform
+from sift_mm import deploy
+from sift_mm.layers import replacement as transform
 
 __all__ = ['deploy', 'transform']
 __version__ = '0.1.0'
 
 if find_spec('mmengine') is not None:
-    from . import engine  # noqa: F401
-    from .backbones import register_backbones
+    from sift_mm import engine  # noqa: F401
+    from sift_mm.backbones import register_backbones
 
     register_backbones()

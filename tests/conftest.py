@@ -76,7 +76,7 @@ def runs(
 
     Detection is trained in a process of its own, as users do.
     """
-    from tools import train
+    from sift_mm.cli import train
 
     found = {}
     for scope, config in configs.items():

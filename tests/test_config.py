@@ -5,15 +5,15 @@ from minirun import write_config
 from mmdet.registry import MODELS
 from torch import nn
 
+from sift_mm.cli.train import parse_args
 from sift_mm.config import (
     classifier,
     detector,
-    fit_channels,
     segmentor,
     sparsify,
 )
-from tools.common import load_config, load_run_config
-from tools.train import parse_args
+from sift_mm.config.conversion import fit_channels
+from sift_mm.config.reading import load_config, load_run_config
 
 
 def read(path):

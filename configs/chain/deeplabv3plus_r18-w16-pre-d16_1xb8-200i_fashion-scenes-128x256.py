@@ -1,5 +1,5 @@
 # DeepLabV3+ on the Cityscapes-format set that
-# tools/dataset_converters/fashion_scenes.py composes, from the chain's
+# demo/fashion_scenes.py composes, from the chain's
 # classifier.
 _base_ = [
     'mmseg::_base_/models/deeplabv3plus_r50-d8.py',

@@ -1,9 +1,9 @@
 """What a network costs and what a mask did."""
 
-from .flops import FlopCount, count_call, count_flops, on_meta
-from .profile import Profile, Row, profile
-from .spectral import SpectralGap, spectral_gap
-from .summary import Summary, summarize
+from sift_mm.analysis.layer_costs import Profile, Row, profile
+from sift_mm.analysis.spectral import SpectralGap, spectral_gap
+from sift_mm.analysis.summary import Summary, summarize
+from sift_mm.flops import FlopCount, count_call, count_flops, on_meta
 
 __all__ = [
     'FlopCount',

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .flops import FlopCount, count_flops
+from sift_mm.flops import FlopCount, count_flops
 
 
 @dataclass(frozen=True)

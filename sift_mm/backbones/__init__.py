@@ -8,7 +8,7 @@ as ``sift_mm.backbones.mmdet.SparseIFTResNet`` and its siblings.
 import importlib
 from importlib.util import find_spec
 
-from .sparse_ift import SparseIFTMixin
+from sift_mm.backbones.resnet import SparseIFTMixin
 
 __all__ = ['SparseIFTMixin', 'register_backbones']
 

@@ -3,7 +3,7 @@
 from mmdet.models.backbones import ResNet
 from mmdet.registry import MODELS
 
-from .sparse_ift import SparseIFTMixin
+from sift_mm.backbones.resnet import SparseIFTMixin
 
 
 @MODELS.register_module()

@@ -3,7 +3,7 @@
 from mmpretrain.models.backbones import ResNet, ResNet_CIFAR
 from mmpretrain.registry import MODELS
 
-from .sparse_ift import SparseIFTMixin
+from sift_mm.backbones.resnet import SparseIFTMixin
 
 
 @MODELS.register_module()

@@ -3,7 +3,7 @@
 from mmseg.models.backbones import ResNet
 from mmseg.registry import MODELS
 
-from .sparse_ift import SparseIFTMixin
+from sift_mm.backbones.resnet import SparseIFTMixin
 
 
 @MODELS.register_module()

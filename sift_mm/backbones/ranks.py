@@ -5,10 +5,10 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from ..analysis import FlopCount
-from ..isoflop import factor_densities, spread_ranks
-from ..layers import Member
-from ..layers.dense import size_of
+from sift_mm.analysis import FlopCount
+from sift_mm.isoflop import factor_densities, spread_ranks
+from sift_mm.layers import Member
+from sift_mm.layers.plain import size_of
 
 
 def ranks_for(

@@ -1,5 +1,5 @@
 """Trained networks made ready for inference."""
 
-from .fold import FoldReport, fold
+from sift_mm.deploy.folding import FoldReport, fold
 
 __all__ = ['FoldReport', 'fold']

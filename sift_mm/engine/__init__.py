@@ -1,6 +1,9 @@
 """Mask training in an MMEngine run: optim wrappers and a hook."""
 
-from .hook import SparseTrainingHook
-from .optim_wrapper import SparseAmpOptimWrapper, SparseOptimWrapper
+from sift_mm.engine.hook import SparseTrainingHook
+from sift_mm.engine.optim_wrapper import (
+    SparseAmpOptimWrapper,
+    SparseOptimWrapper,
+)
 
 __all__ = ['SparseAmpOptimWrapper', 'SparseOptimWrapper', 'SparseTrainingHook']

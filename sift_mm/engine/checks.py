@@ -7,8 +7,8 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from .budget import sparse_backbone
-from .optim_wrapper import MaskedStep
+from sift_mm.engine.optim_wrapper import MaskedStep
+from sift_mm.engine.plan import sparse_backbone
 
 
 def unwrap(model: nn.Module) -> nn.Module:

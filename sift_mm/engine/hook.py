@@ -10,9 +10,28 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from ..backbones.pretrained import check_keys
-from ..isoflop import check_sparsity
-from ..sparsity import (
+from sift_mm.checkpoint import check_keys
+from sift_mm.engine.checks import check_channels, check_wrapper, unwrap
+from sift_mm.engine.optim_wrapper import MaskedStep
+from sift_mm.engine.plan import (
+    FlopBudget,
+    MaskPlan,
+    flop_budget,
+    masked_parameters,
+    nominal_sparsity,
+    plan_masks,
+    sparse_backbone,
+)
+from sift_mm.engine.transfer import (
+    CHECKPOINT_KEY,
+    TRANSFERS,
+    check_pretrained_model,
+    mask_origin,
+    pretrained_state,
+    transferred_masks,
+)
+from sift_mm.isoflop import check_sparsity
+from sift_mm.sparsity import (
     ALGORITHMS,
     DISTRIBUTIONS,
     DROP_FRACTIONS,
@@ -23,27 +42,8 @@ from ..sparsity import (
     UpdateSchedule,
     density,
 )
-from ..sparsity.initializers import count_tolerance
-from ..sparsity.trainer import PLACEMENTS
-from .budget import (
-    FlopBudget,
-    MaskPlan,
-    flop_budget,
-    masked_parameters,
-    nominal_sparsity,
-    plan_masks,
-    sparse_backbone,
-)
-from .checks import check_channels, check_wrapper, unwrap
-from .optim_wrapper import MaskedStep
-from .transfer import (
-    CHECKPOINT_KEY,
-    TRANSFERS,
-    check_pretrained_model,
-    mask_origin,
-    pretrained_state,
-    transferred_masks,
-)
+from sift_mm.sparsity.initializers import count_tolerance
+from sift_mm.sparsity.trainer import PLACEMENTS
 
 
 @HOOKS.register_module()

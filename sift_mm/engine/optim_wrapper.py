@@ -6,7 +6,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
-from ..sparsity import MaskTrainer, sparse_parameter_names
+from sift_mm.sparsity import MaskTrainer, sparse_parameter_names
 
 
 class MaskedStep(OptimWrapper):

@@ -5,14 +5,14 @@ from typing import Any
 
 from torch import nn
 
-from ..backbones.pretrained import (
+from sift_mm.checkpoint import (
     check_keys,
     load_pretrained,
     pretrained_cfg,
     without_prefix,
 )
-from ..sparsity import MaskSet
-from .budget import sparse_backbone
+from sift_mm.engine.plan import sparse_backbone
+from sift_mm.sparsity import MaskSet
 
 # In a checkpoint, where masks and all else of the mask training are.
 CHECKPOINT_KEY = 'sparse_training'

@@ -1,12 +1,12 @@
 """The members of the Sparse-IFT family, and how to put them in a network."""
 
-from .composite import Composite
-from .doped import Doped
-from .factorized import Factorized
-from .members import Member
-from .parallel import Parallel
-from .transform import Replacement, TransformReport, transform
-from .wide import Wide
+from sift_mm.layers.composite import Composite
+from sift_mm.layers.doped import Doped
+from sift_mm.layers.factorized import Factorized
+from sift_mm.layers.member import Member
+from sift_mm.layers.parallel import Parallel
+from sift_mm.layers.replacement import Replacement, TransformReport, transform
+from sift_mm.layers.wide import Wide
 
 __all__ = [
     'Composite',

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..isoflop import INNER
+from sift_mm.isoflop import INNER
 
 
 class Composite(nn.Module):

@@ -2,9 +2,9 @@
 
 from torch import Tensor, nn
 
-from .composite import Composite, draw
-from .dense import Norm, make_like, weight_scale
-from .factorized import Factorized
+from sift_mm.layers.composite import Composite, draw
+from sift_mm.layers.factorized import Factorized
+from sift_mm.layers.plain import Norm, make_like, weight_scale
 
 
 class Doped(Composite):

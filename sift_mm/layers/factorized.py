@@ -2,9 +2,15 @@
 
 from torch import Tensor, nn
 
-from ..isoflop import factor_densities
-from .composite import Composite, draw, reset_norm
-from .dense import Norm, default_norm, make_like, size_of, weight_scale
+from sift_mm.isoflop import factor_densities
+from sift_mm.layers.composite import Composite, draw, reset_norm
+from sift_mm.layers.plain import (
+    Norm,
+    default_norm,
+    make_like,
+    size_of,
+    weight_scale,
+)
 
 
 class Factorized(Composite):

@@ -3,8 +3,14 @@
 import torch
 from torch import Tensor, nn
 
-from .composite import Composite, draw, reset_norm
-from .dense import Norm, default_norm, make_like, size_of, weight_scale
+from sift_mm.layers.composite import Composite, draw, reset_norm
+from sift_mm.layers.plain import (
+    Norm,
+    default_norm,
+    make_like,
+    size_of,
+    weight_scale,
+)
 
 
 class Parallel(Composite):

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from ..analysis import FlopCount, count_call, on_meta
-from ..isoflop import inner_expansion
-from .composite import draw
-from .dense import (
+from sift_mm.analysis import FlopCount, count_call, on_meta
+from sift_mm.isoflop import inner_expansion
+from sift_mm.layers.composite import draw
+from sift_mm.layers.member import check_share
+from sift_mm.layers.plain import (
     channels_in,
     make_like,
     plain_type,
@@ -25,7 +26,6 @@ from .dense import (
     size_of,
     weight_scale,
 )
-from .members import check_share
 
 SHORTCUTS = ('downsample', 'shortcut')
 SIZED_NORMS = (

@@ -1,7 +1,13 @@
 """Mask training with plain PyTorch: nothing here knows OpenMMLab."""
 
-from .algorithms import ALGORITHMS, SET, Algorithm, RigL, Static
-from .distributions import (
+from sift_mm.sparsity.algorithms import (
+    ALGORITHMS,
+    SET,
+    Algorithm,
+    RigL,
+    Static,
+)
+from sift_mm.sparsity.distributions import (
     DISTRIBUTIONS,
     ER,
     ERK,
@@ -10,11 +16,22 @@ from .distributions import (
     Uniform,
     UniformPlus,
 )
-from .initializers import INITIALIZERS, FromWeights, Initializer, Random, TopK
-from .masks import MaskSet
-from .metrics import MaskHistory, density, training_flops
-from .random import generator_for
-from .schedules import (
+from sift_mm.sparsity.initializers import (
+    INITIALIZERS,
+    FromWeights,
+    Initializer,
+    Random,
+    TopK,
+)
+from sift_mm.sparsity.masks import MaskSet
+from sift_mm.sparsity.metrics import MaskHistory, density, training_flops
+from sift_mm.sparsity.parameters import (
+    select_parameters,
+    sparse_parameter_names,
+    sparsifiable_parameters,
+)
+from sift_mm.sparsity.random import generator_for
+from sift_mm.sparsity.schedules import (
     DROP_FRACTIONS,
     Constant,
     Cosine,
@@ -22,13 +39,8 @@ from .schedules import (
     Linear,
     UpdateSchedule,
 )
-from .select import keep_only_, top_indices
-from .targets import (
-    select_parameters,
-    sparse_parameter_names,
-    sparsifiable_parameters,
-)
-from .trainer import MaskTrainer
+from sift_mm.sparsity.selection import keep_only_, top_indices
+from sift_mm.sparsity.trainer import MaskTrainer
 
 __all__ = [
     'ALGORITHMS',

@@ -8,8 +8,8 @@ old mask, weight, gradient, fraction and generator in, new mask out.
 import torch
 from torch import Tensor
 
-from .registry import Registry
-from .select import top_indices
+from sift_mm.sparsity.registry import Registry
+from sift_mm.sparsity.selection import top_indices
 
 
 class Algorithm:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
 
-from .registry import Registry
+from sift_mm.sparsity.registry import Registry
 
 Shapes = Mapping[str, tuple[int, ...]]
 

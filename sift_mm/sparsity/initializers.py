@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .registry import Registry
-from .select import top_indices
+from sift_mm.sparsity.registry import Registry
+from sift_mm.sparsity.selection import top_indices
 
 
 class Initializer:

@@ -5,9 +5,9 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from .initializers import Initializer
-from .random import generator_for
-from .select import keep_only_
+from sift_mm.sparsity.initializers import Initializer
+from sift_mm.sparsity.random import generator_for
+from sift_mm.sparsity.selection import keep_only_
 
 
 class MaskSet(Mapping[str, Tensor]):

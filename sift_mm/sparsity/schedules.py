@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from .registry import Registry
+from sift_mm.sparsity.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from .algorithms import Algorithm
-from .masks import MaskSet
-from .metrics import MaskHistory
-from .random import generator_for
-from .schedules import DropFraction, UpdateSchedule
-from .select import keep_only_
+from sift_mm.sparsity.algorithms import Algorithm
+from sift_mm.sparsity.masks import MaskSet
+from sift_mm.sparsity.metrics import MaskHistory
+from sift_mm.sparsity.random import generator_for
+from sift_mm.sparsity.schedules import DropFraction, UpdateSchedule
+from sift_mm.sparsity.selection import keep_only_
 
 PLACEMENTS = ('after_step', 'replace_step')
 

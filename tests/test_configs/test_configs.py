@@ -12,17 +12,13 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from sift_mm.config import fit_channels
+from sift_mm.cli import train
+from sift_mm.config.conversion import fit_channels
+from sift_mm.config.data import check_data, leaf_datasets
+from sift_mm.config.reading import import_library, load_run_config
 from sift_mm.engine import SparseTrainingHook
-from sift_mm.engine.budget import sparse_backbone
-from tools import train
-from tools.common import (
-    build_runner,
-    import_library,
-    load_run_config,
-    replace_sync_norms,
-)
-from tools.data_check import check_data, leaf_datasets
+from sift_mm.engine.launch import build_runner, replace_sync_norms
+from sift_mm.engine.plan import sparse_backbone
 
 # The stem of an ImageNet network of width 8 costs more than a Sparse Wide one
 # at sparsity 0.9 may cost as a whole.

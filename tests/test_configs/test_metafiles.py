@@ -8,7 +8,7 @@ import pytest
 import yaml
 from minirun import ROOT
 
-from tools.misc import metafile
+from sift_mm.cli import metafile
 
 DENSE = ROOT / 'configs/fashion_mnist/resnet18-w8_1xb128-1e_fashion-mnist.py'
 

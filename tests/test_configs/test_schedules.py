@@ -15,7 +15,7 @@ from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 from torch import nn
 
-from tools.common import import_library
+from sift_mm.config.reading import import_library
 
 CIFAR = ROOT / 'configs/cifar100/resnet18_1xb128-200e_cifar100.py'
 IMAGENET = [

@@ -10,7 +10,7 @@ from torch import nn
 
 from sift_mm.analysis import count_flops
 from sift_mm.engine import SparseOptimWrapper
-from sift_mm.engine.budget import plan_masks, sparse_backbone
+from sift_mm.engine.plan import plan_masks, sparse_backbone
 from sift_mm.sparsity import ERK, Explicit, Uniform, UniformPlus
 
 

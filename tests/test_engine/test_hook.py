@@ -246,7 +246,8 @@ def test_mistakes_in_arguments_stop_the_runner_from_being_built(
             dict(interval=13),
             dict(),
             ValueError,
-            'interval is 13 optimizer steps and the last update is due by step 12',
+            'interval is 13 optimizer steps and the last update is due by '
+            'step 12',
         ),
         (dict(interval=0), dict(), ValueError, 'at least 1'),
         (

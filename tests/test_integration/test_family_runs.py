@@ -11,10 +11,10 @@ from mmpretrain.registry import MODELS as CLS
 from mmseg.registry import MODELS as SEG
 from sparserun import sparse_config
 
+from sift_mm.cli import test as test_tool
+from sift_mm.cli import train as train_tool
+from sift_mm.config.reading import load_config
 from sift_mm.isoflop import FAMILIES
-from tools import test as test_tool
-from tools import train as train_tool
-from tools.common import load_config
 
 
 def load(path):

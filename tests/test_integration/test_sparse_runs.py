@@ -13,8 +13,8 @@ from mmpretrain.registry import MODELS as CLS
 from mmseg.registry import MODELS as SEG
 from sparserun import sparse_config
 
-from tools import test as test_tool
-from tools import train as train_tool
+from sift_mm.cli import test as test_tool
+from sift_mm.cli import train as train_tool
 
 
 def load(path):

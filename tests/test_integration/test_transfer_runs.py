@@ -10,10 +10,10 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from sparserun import sparse_config
 
-from tools import test as test_tool
-from tools import train as train_tool
-from tools.checkpoint_check import check_pretrained
-from tools.model_converters.publish_model import main as publish
+from sift_mm.cli import test as test_tool
+from sift_mm.cli import train as train_tool
+from sift_mm.cli.publish_model import main as publish
+from sift_mm.config.checkpoints import check_pretrained
 
 BACKBONE = dict(
     type='SparseIFTResNet',

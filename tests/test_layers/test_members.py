@@ -10,7 +10,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from sift_mm.layers import Doped, Factorized, Member, Parallel
-from sift_mm.layers.dense import put, weight_scale
+from sift_mm.layers.plain import put, weight_scale
 from sift_mm.sparsity import MaskSet, Random, Uniform, select_parameters
 
 FAMILIES = ['parallel', 'factorized', 'doped', 'wide_factorized']

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import sift_mm
 from sift_mm.analysis import count_flops
-from sift_mm.engine.budget import plan_masks
+from sift_mm.engine.plan import plan_masks
 from sift_mm.isoflop import FAMILIES
 from sift_mm.layers import Factorized, Parallel
 from sift_mm.layers.wide import WideConv2d, WideLinear

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tools.analysis import browse_dataset
+from sift_mm.cli import browse_dataset
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
 

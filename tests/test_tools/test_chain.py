@@ -5,8 +5,8 @@ import json
 import pytest
 from mmengine.config import Config
 
-from tools import chain
-from tools.dataset_converters.fashion_scenes import CLASSES
+from demo import chain
+from demo.fashion_scenes import CLASSES
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from tools.data_check import check_data, leaf_datasets
+from sift_mm.config.data import check_data, leaf_datasets
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
 

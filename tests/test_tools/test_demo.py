@@ -8,7 +8,7 @@ from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
 
-from tools import demo
+from demo import demo
 
 
 @pytest.fixture

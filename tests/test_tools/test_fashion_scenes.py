@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.dataset_converters import fashion_scenes as tool
+from demo import fashion_scenes as tool
 
 # Colours of the photographs that no item can have: the darkest shade has at
 # most 80 in every channel, and the brightest at least 120.

@@ -11,7 +11,7 @@ from mmengine.registry import MODELS, init_default_scope
 from sparserun import sparse_config
 
 from sift_mm.analysis import count_flops
-from tools.analysis import get_flops
+from sift_mm.cli import get_flops
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
 NOWHERE = Path('nowhere')

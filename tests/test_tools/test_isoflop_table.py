@@ -2,8 +2,8 @@
 
 from minirun import ROOT
 
+from sift_mm.cli import isoflop_table
 from sift_mm.isoflop import FAMILIES
-from tools.analysis import isoflop_table
 
 
 def rows(path):

@@ -27,14 +27,16 @@ import pytest
 from filelock import FileLock
 from PIL import Image
 
-from tools import prepare_data
-from tools.dataset_converters import (
+from sift_mm.cli import prepare_data
+from sift_mm.datasets import (
     cifar100,
     cityscapes,
     coco,
-    common,
     fashion_mnist,
     imagenet,
+)
+from sift_mm.datasets import (
+    files as common,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -149,7 +151,7 @@ def test_the_script_says_what_is_wrong_and_fails(tmp_path):
 
 
 def test_trees_are_left_to_their_own_converter(tmp_path, monkeypatch, prepare):
-    from tools.dataset_converters import tree_crowns
+    from demo import tree_crowns
 
     monkeypatch.setattr(tree_crowns, 'prepare', lambda root: root)
     assert prepare('trees', 'crowns') == (0, 'crowns is complete\n')

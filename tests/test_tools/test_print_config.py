@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from tools.misc import print_config
+from sift_mm.cli import print_config
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
 

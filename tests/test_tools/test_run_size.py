@@ -3,7 +3,7 @@
 import pytest
 from mmengine.config import Config
 
-from tools.run_size import (
+from sift_mm.config.images import (
     epoch_images,
     find_sizes,
     image_size,

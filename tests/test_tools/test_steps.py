@@ -2,7 +2,7 @@
 
 import pytest
 
-from tools.steps import is_finished, run_tool
+from sift_mm.experiments.processes import is_finished, run_tool
 
 
 def test_a_step_that_fails_says_where_its_log_is(tmp_path, capsys):

@@ -8,8 +8,8 @@ import pytest
 from minirun import ROOT, write_config
 from sparserun import sparse_config
 
-from tools import sweep
-from tools.analysis.sweep_report import (
+from sift_mm.cli import sweep
+from sift_mm.experiments.sweep_report import (
     Cell,
     Network,
     to_markdown,

@@ -8,8 +8,8 @@ import pytest
 from mmengine.config import Config
 from PIL import Image
 
-from tools import test as tester
-from tools.tta import flip_pipeline
+from sift_mm.cli import test as tester
+from sift_mm.config.tta import flip_pipeline
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
 

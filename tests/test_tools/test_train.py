@@ -9,7 +9,9 @@ import torch
 from minirun import ROOT, run_script
 from mmengine.config import Config
 
-from tools import common, train
+from sift_mm.cli import train
+from sift_mm.config import reading
+from sift_mm.engine import launch
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
 
@@ -18,7 +20,7 @@ def merged(text: str, *options: str) -> Config:
     """Config of a file with this text and these options."""
     Path('some_config.py').write_text(text)
     args = train.parse_args(['some_config.py', *options])
-    return train.merge_args(common.load_run_config(args), args)
+    return train.merge_args(reading.load_run_config(args), args)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +166,7 @@ def test_missing_config() -> None:
 def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, 'find_spec', lambda name: None)
     with pytest.raises(SystemExit, match='install onedl-mmdetection'):
-        common.import_library(Config(dict(default_scope='mmdet')))
+        reading.import_library(Config(dict(default_scope='mmdet')))
 
 
 def test_missing_data_stops_first(
@@ -191,7 +193,7 @@ def test_replaces_sync_norms_only() -> None:
     cfg = Config(
         dict(model=dict(a=dict(norm_cfg=sync), b=[dict(norm_cfg=group)]))
     )
-    common.fit_to_cpu(cfg)
+    launch.fit_to_cpu(cfg)
     assert cfg.model.a.norm_cfg == dict(type='BN', requires_grad=True)
     assert cfg.model.b[0].norm_cfg == group
     assert cfg.env_cfg.dist_cfg.backend == 'gloo'

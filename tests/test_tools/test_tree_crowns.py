@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tools.dataset_converters import tree_crowns as tool
+from demo import tree_crowns as tool
 
 
 def voc(boxes):

@@ -22,7 +22,9 @@ CLASSES = {
     'mmpretrain': {
         'mmpretrain.models.backbones': {
             'ResNet': 'sift_mm.backbones.mmpretrain:SparseIFTResNet',
-            'ResNet_CIFAR': 'sift_mm.backbones.mmpretrain:SparseIFTResNet_CIFAR',
+            'ResNet_CIFAR': (
+                'sift_mm.backbones.mmpretrain:SparseIFTResNet_CIFAR'
+            ),
         }
     },
     'mmengine': {

@@ -1,0 +1,433 @@
+"""Compose a segmentation set in Cityscapes' format from real pictures.
+
+Items of Fashion-MNIST (Xiao et al., "Fashion-MNIST: a Novel Image Dataset for
+Benchmarking Machine Learning Algorithms", 2017; MIT licence) are cut out and
+pasted on the aerial photographs of trees that tree_crowns.py prepares. A mask
+that is known from the source is exact: nobody has to draw it.
+
+* Scenes for training show items of Fashion-MNIST's training split on
+  photographs of tree_crowns/train, those for validation items of its test
+  split on photographs of tree_crowns/val. No item occurs twice as long as
+  there are enough.
+* An item's pixels are those that are above its background in the source, and
+  the holes between them. It stays grey, and gets a size and a contrast by
+  chance, so that neither tells its class; later items cover earlier ones, but
+  never too much.
+* Everything random comes from the seed, the split and the scene's number: a
+  small set is the beginning of a large one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import binary_fill_holes
+
+from sift_mm.datasets.files import (  # noqa: E402
+    DataError,
+    is_complete,
+    made_whole,
+)
+
+LAYOUT = 2  # to be raised when what is written changes
+
+
+class Part(NamedTuple):
+    """Who plays a class of Cityscapes.
+
+    Attributes:
+        name: The class's name in Cityscapes.
+        train_id: Its number there, which the label pictures hold.
+        labels: The labels of Fashion-MNIST that play it.
+    """
+
+    name: str
+    train_id: int
+    labels: tuple[int, ...]
+
+
+# A reader of Cityscapes knows no other names than these, so items have to go
+# by them. Vegetation are the trees; all other parts were given in order and
+# mean nothing. T-shirts and shirts are one class, since many of them cannot be
+# told apart at 28 x 28 pixels.
+PARTS = (
+    Part('traffic sign', 7, (0, 6)),  # T-shirt/top, Shirt
+    Part('vegetation', 8, ()),  # the photograph
+    Part('person', 11, (1,)),  # Trouser
+    Part('rider', 12, (2,)),  # Pullover
+    Part('car', 13, (3,)),  # Dress
+    Part('truck', 14, (4,)),  # Coat
+    Part('bus', 15, (5,)),  # Sandal
+    Part('train', 16, (7,)),  # Sneaker
+    Part('motorcycle', 17, (8,)),  # Bag
+    Part('bicycle', 18, (9,)),  # Ankle boot
+)
+CLASSES = tuple(part.name for part in PARTS)
+BACKGROUND = 8
+# The source's background is 0, but for traces of compression up to this.
+DUST = 4
+
+HEIGHT, WIDTH = 128, 256
+ITEMS = (5, 8)  # in a scene, fewest and most
+SIDES = (42, 84)  # of an item in a scene, in pixels: 1.5 to 3 times 28
+MARGIN = 8  # by which an item may be out of the scene, in pixels
+VISIBLE = 0.5  # part of an item that must be neither covered nor outside
+TRIES = 100  # to place an item; all eight of a scene take 11 on average
+
+SPLITS = {'train': 'train', 'val': 't10k'}  # ours, and Fashion-MNIST's
+
+
+def read_items(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Read the items for a split.
+
+    Args:
+        folder: Fashion-MNIST's four files, unpacked.
+        split: `train` or `val`.
+
+    Returns:
+        The pictures as uint8 of shape (N, 28, 28), and the train id of each
+        in Cityscapes as uint8 of shape (N,).
+
+    Raises:
+        DataError: If they are missing or broken.
+    """
+    # Here because it takes seconds, which a complete set need not cost.
+    from torchvision.datasets.mnist import read_image_file, read_label_file
+
+    stem = folder / SPLITS[split]
+    try:
+        items = read_image_file(f'{stem}-images-idx3-ubyte').numpy()
+        labels = read_label_file(f'{stem}-labels-idx1-ubyte').numpy()
+    except FileNotFoundError as error:
+        raise DataError(
+            f'{error.filename} is missing: run `python tools/prepare_data.py '
+            'fashion_mnist` first.'
+        ) from error
+    except (
+        AssertionError,
+        IndexError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        raise DataError(
+            f'The {SPLITS[split]} files in {folder} are broken: remove them '
+            'and run `python tools/prepare_data.py fashion_mnist`.'
+        ) from error
+    train_ids = np.full(256, 255, np.uint8)
+    for part in PARTS:
+        train_ids[list(part.labels)] = part.train_id
+    train_ids = train_ids[labels]
+    if not len(items) or len(items) != len(train_ids) or 255 in train_ids:
+        raise DataError(
+            f'The {SPLITS[split]} files in {folder} do not hold as many '
+            'pictures as labels from 0 to 9.'
+        )
+    return items, train_ids
+
+
+def read_photos(folder: Path, split: str) -> list[Image.Image]:
+    """Read the photographs for a split.
+
+    Args:
+        folder: The set that tree_crowns.py makes.
+        split: `train` or `val`.
+
+    Returns:
+        At least one picture, in RGB.
+
+    Raises:
+        DataError: If they are missing or broken.
+    """
+    try:
+        content = json.loads(
+            (folder / 'annotations' / f'{split}.json').read_text()
+        )
+        photos = []
+        for image in content['images']:
+            with Image.open(folder / split / image['file_name']) as photo:
+                photos.append(photo.convert('RGB'))
+    except FileNotFoundError as error:
+        raise DataError(
+            f'{error.filename} is missing: run `python tools/prepare_data.py '
+            'trees` first.'
+        ) from error
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f'{folder} is broken: remove it and run `python '
+            'tools/prepare_data.py trees`.'
+        ) from error
+    if not photos:
+        raise DataError(f'{folder} holds no photograph for {split}.')
+    return photos
+
+
+def deal(train_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Shuffle the items, leaving out so many that no class has more.
+
+    Args:
+        train_ids: The class of each item, shape (N,).
+        rng: For the order.
+
+    Returns:
+        Indices of items, none twice.
+    """
+    classes = [
+        rng.permutation(np.flatnonzero(train_ids == i))
+        for i in np.unique(train_ids)
+    ]
+    fewest = min(map(len, classes))
+    return rng.permutation(np.concatenate([c[:fewest] for c in classes]))
+
+
+def crop(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    """Cut a random window out of a photograph and scale it to a scene.
+
+    Args:
+        photo: Of any size.
+        rng: For the window; its width is at least half of what fits in.
+
+    Returns:
+        A picture as uint8 of shape (128, 256, 3).
+    """
+    ratio = HEIGHT / WIDTH
+    width = min(photo.width, photo.height / ratio) * rng.uniform(0.5, 1)
+    left = rng.uniform(0, photo.width - width)
+    top = rng.uniform(0, photo.height - width * ratio)
+    return np.array(
+        photo.resize(
+            (WIDTH, HEIGHT),
+            Image.Resampling.BILINEAR,
+            box=(left, top, left + width, top + width * ratio),
+        )
+    )
+
+
+def cut_out(
+    item: np.ndarray, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Give an item a mask, a size, a direction and a contrast.
+
+    Args:
+        item: Its picture as uint8 of shape (28, 28).
+        rng: For size, direction and contrast.
+
+    Returns:
+        Its picture as uint8 of shape (S, S, 3), and its mask as bool of shape
+        (S, S), where S is its side in pixels.
+    """
+    side = (int(rng.integers(*SIDES, endpoint=True)),) * 2
+    if rng.random() < 0.5:
+        item = item[:, ::-1]
+    # Pillow aligns the centres of pixels in both modes, so both fit.
+    mask = Image.fromarray(binary_fill_holes(item > DUST).astype(np.uint8))
+    shade = Image.fromarray(item).resize(side, Image.Resampling.BILINEAR)
+    dark, bright = rng.uniform(0, 40), rng.uniform(180, 255)
+    grey = dark + (bright - dark) * np.array(shade) / 255
+    return (
+        np.stack([grey.round().astype(np.uint8)] * 3, axis=-1),
+        np.array(mask.resize(side, Image.Resampling.NEAREST), bool),
+    )
+
+
+def compose(
+    background: np.ndarray,
+    items: np.ndarray,
+    train_ids: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Paste items on a picture, one after the other.
+
+    Of every item at least half is visible in the end. One for which no such
+    place is found is left out.
+
+    Args:
+        background: The picture as uint8 of shape (128, 256, 3).
+        items: The items' pictures as uint8 of shape (N, 28, 28).
+        train_ids: Their classes in Cityscapes as uint8 of shape (N,).
+        rng: For everything that is by chance.
+
+    Returns:
+        The scene as uint8 of shape (128, 256, 3), and its label as uint8 of
+        shape (128, 256).
+    """
+    # With a margin, so that no item needs to be clipped.
+    margins = ((MARGIN, MARGIN), (MARGIN, MARGIN))
+    scene = np.pad(background, (*margins, (0, 0)))
+    inside = (slice(MARGIN, -MARGIN),) * 2
+    owner = np.zeros(scene.shape[:2], np.intp)  # number of the item on top
+    areas: list[int] = []
+    classes = [BACKGROUND]
+    for item, train_id in zip(items, train_ids.tolist(), strict=True):
+        number = len(classes)
+        for _ in range(TRIES):
+            colours, mask = cut_out(item, rng)
+            top, left = rng.integers(
+                0, np.subtract(owner.shape, mask.shape), endpoint=True
+            )
+            where = (
+                slice(top, top + len(mask)),
+                slice(left, left + len(mask)),
+            )
+            tried = owner.copy()
+            tried[where][mask] = number
+            visible = np.bincount(tried[inside].ravel(), minlength=number + 1)
+            area = [*areas, np.count_nonzero(mask)]
+            if np.all(visible[1:] >= VISIBLE * np.array(area)):
+                scene[where][mask] = colours[mask]
+                owner, areas = tried, area
+                classes.append(train_id)
+                break
+    return scene[inside], np.array(classes, np.uint8)[owner[inside]]
+
+
+def write_split(
+    folder: Path,
+    split: str,
+    number: int,
+    seed: int,
+    fashion_mnist: Path,
+    tree_crowns: Path,
+) -> None:
+    """Write the scenes of a split with their labels.
+
+    Args:
+        folder: The data set's folder.
+        split: `train` or `val`.
+        number: How many scenes to compose.
+        seed: Of everything random.
+        fashion_mnist: The source of the items.
+        tree_crowns: The source of the photographs.
+
+    Raises:
+        DataError: If a source is missing or broken.
+    """
+    print(f'composing {number} scenes for {split}', flush=True)
+    items, train_ids = read_items(fashion_mnist, split)
+    photos = read_photos(tree_crowns, split)
+    stream = list(SPLITS).index(split)
+    order = deal(train_ids, np.random.default_rng((seed, stream, 0)))
+    city = 'trees'
+    folders = [
+        folder / kind / split / city for kind in ('leftImg8bit', 'gtFine')
+    ]
+    for path in folders:
+        path.mkdir(parents=True)
+    for index in range(number):
+        rng = np.random.default_rng((seed, stream, index + 1))
+        first = index * ITEMS[1]
+        last = first + rng.integers(*ITEMS, endpoint=True)
+        chosen = order[np.arange(first, last) % len(order)]
+        background = crop(photos[rng.integers(len(photos))], rng)
+        scene, label = compose(
+            background, items[chosen], train_ids[chosen], rng
+        )
+        stem = f'{city}_{index:06d}_{0:06d}'
+        Image.fromarray(scene).save(folders[0] / f'{stem}_leftImg8bit.png')
+        Image.fromarray(label).save(
+            folders[1] / f'{stem}_gtFine_labelTrainIds.png'
+        )
+
+
+def prepare(
+    root: Path,
+    fashion_mnist: Path,
+    tree_crowns: Path,
+    train: int = 600,
+    val: int = 150,
+    seed: int = 0,
+) -> None:
+    """Make the data set unless it is there.
+
+    It is made in a folder beside and moved into place when complete. An
+    incomplete one, or one of other numbers, is replaced.
+
+    Args:
+        root: The data set's folder.
+        fashion_mnist: Fashion-MNIST's four files, unpacked.
+        tree_crowns: The set that tree_crowns.py makes.
+        train: How many scenes to compose for training.
+        val: Likewise for validation.
+        seed: Of everything random.
+
+    Raises:
+        DataError: If a source is missing or broken, if `root` holds something
+            else, or if a number makes no sense.
+    """
+    if min(train, val) < 1 or seed < 0:
+        raise DataError(
+            'There must be at least one scene for train and val, '
+            'and the seed must not be negative.'
+        )
+    about: dict[str, Any] = dict(
+        name='fashion_scenes', layout=LAYOUT, train=train, val=val, seed=seed
+    )
+    if is_complete(root, about):
+        return
+    with made_whole(root, about) as work:
+        for split in SPLITS:
+            write_split(
+                work / 'made',
+                split,
+                about[split],
+                seed,
+                fashion_mnist,
+                tree_crowns,
+            )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or '').splitlines()[0]
+    )
+    parser.add_argument(
+        '--root',
+        type=Path,
+        default=Path('data/fashion_scenes'),
+        help='the folder to make (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--train',
+        type=int,
+        default=600,
+        help='scenes for training (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--val',
+        type=int,
+        default=150,
+        help='scenes for validation (default: %(default)s)',
+    )
+    parser.add_argument(
+        '--seed',
+        type=int,
+        default=0,
+        help='of everything random (default: %(default)s)',
+    )
+    args = parser.parse_args(arguments)
+    try:
+        prepare(
+            args.root,
+            Path('data/fashion_mnist'),
+            Path('data/tree_crowns'),
+            args.train,
+            args.val,
+            args.seed,
+        )
+    except (DataError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(f'{args.root} is complete')
+    return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -1,0 +1,191 @@
+"""What each layer of a network costs, and all of them together."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import astuple, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._pytree import tree_leaves
+
+from sift_mm.flops import count_call, on_meta
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one module costs itself, without the modules that it calls.
+
+    Args:
+        name (str): Name of the module, '' for the whole network.
+        type (str): Its class.
+        flops_dense (int): FLOPs of a forward pass, in 2 x MACs, all weights
+            dense.
+        flops_sparse (float): The same, times the density of its ``weight``.
+        parameters (int): Number of parameters. One that several modules
+            share is in the row of the first.
+        active (int): Those of them that no mask holds at zero.
+        weight_bytes (int): Memory of the parameters, stored dense.
+        active_bytes (int): Memory of the active ones alone.
+        activation_bytes (int): Memory of the outputs, of each time that the
+            module runs. What shares the memory of an earlier output, as
+            views and in-place operations do, takes none.
+    """
+
+    name: str
+    type: str
+    flops_dense: int
+    flops_sparse: float
+    parameters: int
+    active: int
+    weight_bytes: int
+    active_bytes: int
+    activation_bytes: int
+
+    @property
+    def numbers(self) -> tuple[float, ...]:
+        """All but name and type, in their order."""
+        return astuple(self)[2:]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The costs of a network by layer.
+
+    Args:
+        shape (tuple[int, int]): Height and width of the image, in pixels.
+        rows (tuple[Row, ...]): One for each module that costs something
+            itself, in the order of ``named_modules``. They sum to the whole.
+    """
+
+    shape: tuple[int, int]
+    rows: tuple[Row, ...]
+
+    def total(self, module: str = '') -> Row:
+        """The sum over a module and all within it, '' for the network."""
+        return _sum(
+            module,
+            [
+                row
+                for row in self.rows
+                if not module or f'{row.name}.'.startswith(f'{module}.')
+            ],
+        )
+
+    def parts(self) -> dict[str, Row]:
+        """Sums by child of the network, such as 'backbone' and 'neck'.
+
+        What the network computes itself goes by ''.
+        """
+        rows: dict[str, list[Row]] = defaultdict(list)
+        for row in self.rows:
+            rows[row.name.partition('.')[0]].append(row)
+        return {name: _sum(name, part) for name, part in rows.items()}
+
+
+def _sum(name: str, rows: list[Row]) -> Row:
+    none = Row(name, '', 0, 0, 0, 0, 0, 0, 0).numbers
+    columns: Any = zip(none, *(row.numbers for row in rows), strict=True)
+    return Row(name, '', *map(sum, columns))
+
+
+def profile(
+    model: nn.Module,
+    shape: tuple[int, int],
+    densities: Mapping[str, float] | None = None,
+    in_channels: int = 3,
+    **forward_kwargs: Any,
+) -> Profile:
+    """Count FLOPs, parameters and memory of each layer, for one image.
+
+    Runs a copy of the model on the meta device, as :func:`count_flops` does,
+    and counts FLOPs as that does.
+
+    Args:
+        model (nn.Module): As for :func:`count_flops`.
+        shape (tuple[int, int]): Height and width of the image, in pixels.
+        densities (Mapping[str, float], optional): Share of active weights by
+            parameter name; dense where not named.
+        in_channels (int): Channels of the image.
+        **forward_kwargs: Further arguments of the forward method.
+
+    Returns:
+        Profile: One row for each layer.
+
+    Raises:
+        KeyError: If a density's name is no parameter of the model.
+    """
+    densities = densities or {}
+    # Of the model itself: on the meta device, tied weights are two.
+    parameters = dict(model.named_parameters())
+    unknown = [name for name in densities if name not in parameters]
+    if unknown:
+        raise KeyError(
+            'The densities are not of this model: it has no '
+            f'parameters {unknown}.'
+        )
+    density = {id(parameters[name]): d for name, d in densities.items()}
+    owned = defaultdict(list)
+    for name, parameter in parameters.items():
+        owned[name.rpartition('.')[0]].append(parameter)
+    trial = on_meta(model, norms=False)
+    image = torch.empty(1, in_channels, *shape, device='meta')
+    with _recording(trial, image) as activations:
+        count = count_call(trial, image, **forward_kwargs)
+    rows = []
+    for name, module in model.named_modules():
+        flops = count.own.get(name, 0)
+        weight = getattr(module, 'weight', None)
+        sizes = [
+            (
+                p.numel(),
+                round(p.numel() * density.get(id(p), 1)),
+                p.element_size(),
+            )
+            for p in owned[name]
+        ]
+        row = Row(
+            name,
+            type(module).__name__,
+            flops_dense=flops,
+            flops_sparse=flops * density.get(id(weight), 1),
+            parameters=sum(total for total, _, _ in sizes),
+            active=sum(active for _, active, _ in sizes),
+            weight_bytes=sum(total * size for total, _, size in sizes),
+            active_bytes=sum(active * size for _, active, size in sizes),
+            activation_bytes=activations[name],
+        )
+        if any(row.numbers):
+            rows.append(row)
+    return Profile(shape, tuple(rows))
+
+
+@contextmanager
+def _recording(model: nn.Module, image: Tensor) -> Iterator[dict[str, int]]:
+    """Bytes of what each module gives, while the model runs."""
+    bytes_of: dict[str, int] = defaultdict(int)
+    # Weak references, which keep addresses from being used again.
+    known = {
+        StorageWeakRef(tensor.untyped_storage())
+        for tensor in (image, *model.parameters(), *model.buffers())
+    }
+
+    def leave(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        for tensor in tree_leaves(output):
+            if not isinstance(tensor, Tensor):
+                continue
+            storage = tensor.untyped_storage()
+            reference = StorageWeakRef(storage)
+            if reference not in known:
+                known.add(reference)
+                bytes_of[name] += storage.nbytes()
+
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            hooks.enter_context(
+                module.register_forward_hook(partial(leave, name))
+            )
+        yield bytes_of

@@ -1,0 +1,419 @@
+"""What Sparse-IFT adds to a library's ResNet."""
+
+import copy
+import inspect
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from sift_mm.analysis import FlopCount, count_flops
+from sift_mm.backbones.ranks import ranks_for
+from sift_mm.checkpoint import check_keys, load_pretrained, pretrained_cfg
+from sift_mm.isoflop import wide_width
+from sift_mm.layers import Composite, Member, Parallel
+from sift_mm.layers.plain import kaiming_scale, plain_type, put
+
+# Convolutions of the residual blocks and their shortcuts. The stem, norms
+# and what plugins bring along stay dense.
+_BRANCH = re.compile(r'layer\d+\.\d+\.conv(\d+)')
+_SHORTCUT = re.compile(r'layer\d+\.\d+\.downsample\.\d+')
+
+
+class SparseIFTMixin(nn.Module):
+    """Mixin for a ResNet of mmdet, mmseg or mmpretrain.
+
+    Sparse Wide builds the network wider, and otherwise keeps its modules,
+    parameter names and initialisation. The other members replace the
+    convolutions of the residual branches by :class:`Parallel`,
+    :class:`Factorized` and :class:`Doped` layers; shortcuts stay one layer,
+    save with 'wide_factorized', where dense ones of the wider network would
+    cost more than the whole dense network. Masks are not part of the network:
+    the training hook draws them over :meth:`sparse_parameter_names`.
+
+    Args:
+        depth (int): Depth of the ResNet: 18, 34, 50, 101 or 152.
+        family (str, optional): Member of the Sparse-IFT family, 'wide',
+            'parallel', 'factorized', 'doped' or 'wide_factorized'; None is
+            the library's own network, weight for weight.
+        sparsity (float, optional): Nominal share of zero weights, in [0, 1).
+            It sets width, branches and ranks; ``base_channels`` and
+            ``stem_channels`` are those of the dense network.
+        flops (str): 'match': masks are drawn at the sparsity where the whole
+            backbone, with the linear head of a classifier, has the FLOPs of
+            the dense one, with a stem that is wider and dense, and shortcuts
+            that are sparse and not larger.
+            Without masks, ranks are chosen so, at the strides of a
+            classifier, for its checkpoint to load into a dilated network.
+            'nominal': masks are drawn at ``sparsity``, and ranks match the
+            layers one by one.
+        inner (str, optional): What follows an inner layer: 'none', 'norm' or
+            'norm_act'. None is the authors' choice: 'none', for 'parallel'
+            'norm_act' with the ImageNet and 'norm' with the CIFAR stem. The
+            block's norm behind a Parallel layer with inner norms is left out.
+        sparse_factors (str, optional): Which factors of the two factorized
+            members carry masks: 'both' (default of 'factorized'), 'u' or
+            'none' (default of 'wide_factorized').
+        match_shape (tuple[int, int], optional): Height and width, in pixels,
+            at which FLOPs are matched. None is 224 x 224, or 32 x 32 with
+            the CIFAR stem; the ratio of two networks of the same strides is
+            the same at every multiple of 32.
+        *args: Arguments of the library's ResNet after depth.
+        **kwargs: Likewise.
+
+    Raises:
+        KeyError: If the library has no ResNet of this depth.
+        ValueError: If an argument is not among the above, a layer is too
+            small for the sparsity, or a family is asked for along with
+            convolutions that are not plain ones.
+    """
+
+    # The stem's width where the caller gives none; mmdet's follows
+    # base_channels.
+    dense_stem_channels: int | None = 64
+    # Of the library's ResNet.
+    arch_settings: dict[int, tuple]
+    base_channels: int
+    block: type[nn.Module]
+    out_indices: tuple[int, ...]
+    norm_cfg: dict[str, Any]
+    zero_init_residual: bool
+    init_cfg: Any
+    is_init: bool
+    # Behind each branch of a Parallel layer.
+    parallel_inner = 'norm_act'
+    match_shape: tuple[int, int] = (224, 224)
+
+    def __init__(
+        self,
+        depth: int,
+        *args: Any,
+        family: str | None = None,
+        sparsity: float | None = None,
+        flops: str = 'match',
+        inner: str | None = None,
+        sparse_factors: str | None = None,
+        match_shape: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if flops not in ('match', 'nominal'):
+            raise ValueError(f"flops is 'match' or 'nominal'; got {flops!r}.")
+        member = self._member(family, sparsity, inner, sparse_factors)
+        if member is not None and kwargs.get('dcn') is not None:
+            raise ValueError(
+                'Deformable convolutions (dcn) cannot be masked '
+                'yet; leave dcn out or set family=None.'
+            )
+        if depth not in self.arch_settings:
+            raise KeyError(
+                f'There is no ResNet-{depth} in this library; the depths are '
+                f'{list(self.arch_settings)}.'
+            )
+        parent: Any = next(
+            c for c in type(self).__mro__ if not issubclass(c, SparseIFTMixin)
+        )
+        # All by name, also what was given by position.
+        kwargs = (
+            inspect.signature(parent).bind(depth, *args, **kwargs).arguments
+        )
+        kwargs.update(kwargs.pop('kwargs', {}))
+        dense_kwargs = copy.deepcopy(kwargs)
+        if member is not None and member.widens:
+            kwargs = self._widened(kwargs, member.sparsity)
+            _check_groups(kwargs.get('norm_cfg'), kwargs['base_channels'])
+        super().__init__(**kwargs)
+        self.member = member
+        self.family = family
+        self.sparsity = sparsity or 0.0
+        self.flops = flops
+        if match_shape is not None:
+            self.match_shape = (match_shape[0], match_shape[1])
+        self._parent = parent
+        self._dense_kwargs = dense_kwargs
+        if member is not None:
+            self._put_layers(member, kwargs)
+
+    def _member(
+        self,
+        family: str | None,
+        sparsity: float | None,
+        inner: str | None,
+        sparse_factors: str | None,
+    ) -> Member | None:
+        """The member of the family that the arguments ask for.
+
+        Raises:
+            ValueError: If they contradict one another.
+        """
+        if family is None:
+            if sparsity or inner or sparse_factors:
+                raise ValueError(
+                    f'sparsity={sparsity}, inner={inner!r} or sparse_factors='
+                    f'{sparse_factors!r} without a family: the network would '
+                    "be the dense one. Set family='wide' (or another), or "
+                    'leave them out.'
+                )
+            return None
+        if sparsity is None:
+            raise ValueError(
+                f'family={family!r} needs a sparsity, the one '
+                'number that sizes and masks follow from.'
+            )
+        if inner is None:
+            inner = self.parallel_inner if family == 'parallel' else 'none'
+        return Member(family, sparsity, inner, sparse_factors)
+
+    def _put_layers(self, member: Member, kwargs: Mapping[str, Any]) -> None:
+        """Put the layers of the member into the network.
+
+        Raises:
+            ValueError: If one cannot be replaced, or masked.
+        """
+        layers = {
+            name: module
+            for name, module in self.named_modules()
+            if _BRANCH.fullmatch(name)
+            or (
+                member.widens
+                and isinstance(module, nn.Conv2d)
+                and _SHORTCUT.fullmatch(name)
+            )
+        }
+        for name, layer in layers.items():
+            if plain_type(layer) is None:
+                raise ValueError(
+                    f'{name} is a {type(layer).__name__}, which is not known '
+                    'to work under masks; set conv_cfg=None.'
+                )
+        if member.family == 'wide':
+            return  # That is all: it was built wider.
+        ranks = self._ranks(member, layers, kwargs)
+        groups = self.norm_cfg.get('num_groups', 1)
+        for name, layer in layers.items():
+            try:
+                new = member.build(
+                    layer,
+                    self._inner_norm,
+                    groups,
+                    kaiming_scale(layer),
+                    rank=ranks.get(name),
+                )
+            except ValueError as error:
+                raise ValueError(f'{name}: {error}') from None
+            put(self, name, new)
+            if isinstance(new, Parallel) and new.norms:
+                # No norm behind the sum of normed branches.
+                block, _, conv = name.rpartition('.')
+                norm = getattr(
+                    self.get_submodule(block), f'norm{conv[-1]}_name'
+                )
+                put(self, f'{block}.{norm}', nn.Identity())
+
+    def _inner_norm(self, channels: int) -> nn.Module:
+        from mmcv.cnn import build_norm_layer
+
+        return build_norm_layer(self.norm_cfg, channels)[1]
+
+    def _ranks(
+        self,
+        member: Member,
+        layers: Mapping[str, nn.Module],
+        kwargs: Mapping[str, Any],
+    ) -> dict[str, int]:
+        """Ranks that do not follow from a layer alone.
+
+        A dilated network takes those of a classifier, with its strides: a
+        pretrained network has to load into a segmentor.
+        """
+        if member.family != 'wide_factorized':
+            return {}
+        stages = kwargs.get('num_stages', 4)
+        usual: dict[str, Any] = {}
+        if any(d != 1 for d in kwargs.get('dilations', ())):
+            usual = dict(
+                strides=(1, 2, 2, 2)[:stages], dilations=(1,) * stages
+            )
+        groups = self.norm_cfg.get('num_groups', 1)
+        wide, dense = (
+            self._count(dict(k, **usual)) for k in (kwargs, self._dense_kwargs)
+        )
+        try:
+            return ranks_for(
+                layers,
+                member,
+                wide,
+                dense,
+                self.flops == 'match',
+                groups if member.inner != 'none' else 1,
+            )
+        except ValueError as error:
+            raise ValueError(f'{error} {self.advice(**usual)}') from None
+
+    def _count(self, kwargs: Mapping[str, Any]) -> FlopCount:
+        """FLOPs of the library's ResNet of some arguments."""
+        with torch.random.fork_rng(devices=[]):
+            model = self._parent(**copy.deepcopy(dict(kwargs)))
+        channels = next(model.parameters()).shape[1]
+        return count_flops(model, self.match_shape, channels)
+
+    def advice(self, classifier: float = 0, **kwargs: Any) -> str:
+        """What to do where what is dense and wider costs the whole budget.
+
+        Args:
+            classifier (float): FLOPs of the dense network's classifier.
+            **kwargs: Arguments of the library's ResNet to be changed.
+
+        Returns:
+            str: A sentence with the nearest sparsity that can be met.
+        """
+        dense_kwargs = dict(self._dense_kwargs, **kwargs)
+        budget = self._count(dense_kwargs).total + classifier
+        low, high = 0, math.ceil(100 * self.sparsity)  # hundredths
+        while high - low > 1:
+            middle = (low + high) // 2
+            wide_kwargs = self._widened(dense_kwargs, middle / 100)
+            wide = self._count(wide_kwargs)
+            growth = wide_kwargs['base_channels'] / self.dense_base_channels
+            rest = (
+                wide.total
+                + growth * classifier
+                - sum(
+                    flops
+                    for name, flops in wide.by_module.items()
+                    if _BRANCH.fullmatch(name) or _SHORTCUT.fullmatch(name)
+                )
+            )
+            low, high = (middle, high) if rest < budget else (low, middle)
+        if not low:
+            return "No sparsity can meet it; set flops='nominal'."
+        return (
+            f'The nearest sparsity that can meet it is {low / 100}; set '
+            "it, or flops='nominal'."
+        )
+
+    def _widened(
+        self, kwargs: Mapping[str, Any], sparsity: float
+    ) -> dict[str, Any]:
+        """Arguments of the wider network."""
+        base = kwargs.get('base_channels', 64)
+        stem = kwargs.get('stem_channels', self.dense_stem_channels)
+        wide = dict(kwargs, base_channels=wide_width(base, sparsity))
+        if stem is not None:
+            wide['stem_channels'] = wide_width(stem, sparsity)
+        return wide
+
+    def init_weights(self) -> None:
+        """Initialise as the library does, inner layers as they should be.
+
+        The library's rule would draw each inner layer as if it stood alone.
+
+        Raises:
+            ValueError: If weights are loaded, and the checkpoint is not of
+                this network.
+        """
+        again = self.is_init
+        super().init_weights()  # type: ignore[misc]
+        if again:
+            return
+        pretrained = pretrained_cfg(self.init_cfg)
+        if pretrained is not None:
+            check_keys(
+                self,
+                load_pretrained(pretrained)['state_dict'],
+                pretrained['checkpoint'],
+                pretrained.get('prefix'),
+            )
+            return
+        last = {
+            name.rpartition('.')[0]: layer
+            for name, layer in self.named_modules()
+            if isinstance(layer, Composite)
+        }
+        for layer in self.modules():
+            if isinstance(layer, Composite):
+                layer.init_weights()
+        for layer in last.values():
+            if self.zero_init_residual and isinstance(layer, Parallel):
+                layer.zero_norms()
+
+    @property
+    def out_channels(self) -> list[int]:
+        """Channels of each output, in the order of ``out_indices``."""
+        # MMPretrain's blocks do not say; its network does.
+        owner: Any = self if hasattr(self, 'expansion') else self.block
+        return [
+            self.base_channels * owner.expansion * 2**i
+            for i in self.out_indices
+        ]
+
+    @property
+    def grows(self) -> bool:
+        """Whether stem and features are wider than the dense twin's."""
+        return self.base_channels > self.dense_base_channels
+
+    @property
+    def dense_base_channels(self) -> int:
+        """Width of the dense twin's first stage."""
+        return self._dense_kwargs.get('base_channels', 64)
+
+    def sparse_parameter_names(self) -> list[str]:
+        """Names of the weights that masks go on; none at family=None."""
+        if self.family is None:
+            return []
+        names = []
+        for name, module in self.named_modules():
+            if isinstance(module, Composite):
+                names += [
+                    f'{name}.{n}' for n in module.sparse_parameter_names()
+                ]
+            elif isinstance(module, nn.Conv2d) and (
+                _SHORTCUT.fullmatch(name)
+                or
+                # Of the other members it would be a layer that was
+                # folded, which is dense.
+                (self.family == 'wide' and _BRANCH.fullmatch(name))
+            ):
+                names.append(f'{name}.weight')
+        return names
+
+    def describe_member(self) -> dict[str, Any]:
+        """The member of the family, as a checkpoint has it."""
+        if self.member is None:
+            return {}
+        return dict(asdict(self.member), sparse_factors=self.member.factors)
+
+    def dense_twin(self) -> nn.Module:
+        """The dense network that this one is compared with.
+
+        Returns:
+            nn.Module: The library's own ResNet. Building it leaves the
+            random state of the run alone.
+        """
+        with torch.random.fork_rng(devices=[]):
+            return self._parent(**copy.deepcopy(self._dense_kwargs))
+
+    def extra_repr(self) -> str:
+        """Family, sparsity and FLOPs, for ``print``."""
+        return (
+            f'family={self.family!r}, sparsity={self.sparsity}, '
+            f'flops={self.flops!r}'
+        )
+
+
+def _check_groups(norm_cfg: Mapping[str, Any] | None, width: int) -> None:
+    """Refuse a group norm that does not divide a width.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    groups = (norm_cfg or {}).get('num_groups', 1)
+    if width % groups:
+        raise ValueError(
+            f"norm_cfg's {groups} groups do not divide the width of {width} "
+            'channels that follows from the sparsity; choose num_groups that '
+            'divides it, or another sparsity.'
+        )

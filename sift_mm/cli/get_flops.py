@@ -1,0 +1,92 @@
+"""Prints what a network costs, layer by layer and for its whole training.
+
+Only the config is read: no data set, no checkpoint, no accelerator.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from sift_mm.analysis.report import make_report
+from sift_mm.analysis.text import to_text
+from sift_mm.cli.options import add_config_options
+from sift_mm.config.reading import load_config
+
+
+def positive(text: str) -> int:
+    """A whole number above zero, from the command line."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a whole number above zero'
+        )
+    return number
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description='Count FLOPs, parameters and memory of a config'
+    )
+    add_config_options(parser)
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=positive,
+        metavar=('H', 'W'),
+        help="height and width of the image; by default the pipelines'",
+    )
+    parser.add_argument(
+        '--epoch-samples',
+        type=positive,
+        metavar='N',
+        help='images of one epoch; by default those of the published data set',
+    )
+    parser.add_argument(
+        '--batch-size',
+        type=positive,
+        metavar='N',
+        help='samples of an iteration, over all processes, for trainings by '
+        "iterations; by default auto_scale_lr's, else that of one process",
+    )
+    parser.add_argument(
+        '--json',
+        nargs='?',
+        const='-',
+        metavar='FILE',
+        help='write all numbers, unrounded, to this file; without a name, '
+        'print them and nothing else',
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Counts and prints."""
+    args = parse_args(argv)
+    # What configs and libraries print would not be JSON.
+    with redirect_stdout(sys.stderr):
+        cfg = load_config(args)
+        try:
+            report = dict(config=args.config) | make_report(
+                cfg, args.shape, args.epoch_samples, args.batch_size
+            )
+        except (ValueError, KeyError) as error:
+            # A KeyError as a string has quotation marks.
+            message = error.args[0] if isinstance(error, KeyError) else error
+            raise SystemExit(f'{args.config}: {message}') from error
+    numbers = json.dumps(report, indent=2)
+    if args.json == '-':
+        print(numbers)
+        return
+    print(to_text(report))
+    if args.json is not None:
+        path = Path(args.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(numbers + '\n')
+
+
+if __name__ == '__main__':
+    main()

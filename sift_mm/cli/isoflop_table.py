@@ -1,0 +1,171 @@
+"""Writes the iso-FLOP table: every member against the dense network."""
+
+import argparse
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from mmpretrain.registry import MODELS
+
+from sift_mm.analysis import count_flops
+from sift_mm.engine.plan import backbone_flops, plan_masks
+from sift_mm.isoflop import FAMILIES, expansion
+from sift_mm.layers import Composite, Factorized, Parallel
+from sift_mm.layers.plain import size_of
+from sift_mm.sparsity import Uniform
+
+ROOT = Path(__file__).resolve().parents[2]
+NETWORKS = {
+    'ResNet-18': dict(type='SparseIFTResNet', depth=18),
+    'ResNet-34': dict(type='SparseIFTResNet', depth=34),
+    'ResNet-50': dict(type='SparseIFTResNet', depth=50),
+    'ResNet-18 CIFAR': dict(type='SparseIFTResNet_CIFAR', depth=18),
+}
+SPARSITIES = (0.5, 0.75, 0.9)
+HEAD = """# FLOPs of every member against the dense network
+
+Written by `python tools/analysis/isoflop_table.py`, not by hand. FLOPs are
+2 x MACs of convolutions, of one image of 224 x 224 pixels (CIFAR: 32 x 32),
+of the backbone without classifier; a masked layer costs its share of active
+weights. Uniform distribution.
+
+- *layers at s*: FLOPs of the layers that the member replaces, masks drawn at
+  the nominal s, over those of the same layers of the dense network; beside
+  it the range that rounding to whole channels, branches and ranks allows.
+- *masks at*: the sparsity that `flops='match'` solves for; *ranks* where
+  there are no masks and ranks are chosen instead.
+- *nominal*, *match*: FLOPs of the whole backbone over those of the dense one,
+  with `flops='nominal'` and with `flops='match'`, the default.
+
+| network | member | s | size | layers at s | allowed | masks at | \
+nominal | match |
+| --- | --- | --- | --- | --- | --- | --- | --- | --- |
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the table, row by row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        '--out',
+        type=Path,
+        help='file to write; by default '
+        'docs/isoflop.md, if the table is whole',
+    )
+    parser.add_argument(
+        '--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS)
+    )
+    parser.add_argument(
+        '--sparsities', nargs='+', type=float, default=SPARSITIES
+    )
+    args = parser.parse_args(argv)
+    lines = []
+    for network in args.networks:
+        for family in FAMILIES:
+            for sparsity in args.sparsities:
+                cells = row(NETWORKS[network], family, sparsity)
+                lines.append(
+                    '| '
+                    + ' | '.join([network, family, f'{sparsity:g}', *cells])
+                    + ' |'
+                )
+                print(lines[-1], flush=True)
+    whole = len(lines) == len(NETWORKS) * len(SPARSITIES) * len(FAMILIES)
+    out = args.out or (ROOT / 'docs' / 'isoflop.md' if whole else None)
+    if out is not None:
+        out.write_text(HEAD + '\n'.join(lines) + '\n')
+
+
+def row(
+    network: dict[str, Any], family: str, sparsity: float
+) -> Iterator[str]:
+    """Cells of one line of the table, from the size on.
+
+    Args:
+        network (dict): Type and depth of the backbone.
+        family (str): Member of the family.
+        sparsity (float): The nominal sparsity.
+    """
+    models = {
+        flops: MODELS.build(
+            dict(network, family=family, sparsity=sparsity, flops=flops)
+        )
+        for flops in ('nominal', 'match')
+    }
+    plans = {k: plan_masks(m, Uniform()) for k, m in models.items()}
+    nominal = models['nominal']
+    yield words_for(nominal)
+    ratio, low, high = layers_ratio(nominal, plans['nominal'].densities)
+    yield f'{ratio:.4f}'
+    yield f'{low:.4f} to {high:.4f}'
+    yield (
+        f'{plans["match"].sparsity:.4f}'
+        if plans['match'].parameters
+        else 'ranks'
+    )
+    for plan in plans.values():
+        yield f'{plan.ratio:.5f}'
+
+
+def words_for(model: Any) -> str:
+    """Width, branches or ranks of a backbone, in words."""
+    layers = [m for m in model.modules() if isinstance(m, Composite)]
+    width = f'width {model.base_channels}'
+    if not layers:
+        return width
+    if isinstance(layers[0], Parallel):
+        return f'{len(layers[0].layers)} branches'
+    ranks = [
+        size_of(m.u)[1] for m in model.modules() if isinstance(m, Factorized)
+    ]
+    text = f'ranks {min(ranks)} to {max(ranks)}'
+    return f'{width}, {text}' if model.member.widens else text
+
+
+def layers_ratio(
+    model: Any, densities: dict[str, float]
+) -> tuple[float, float, float]:
+    """FLOPs of the replaced layers over the dense ones, and its range.
+
+    Returns:
+        tuple[float, float, float]: The ratio; the least and the most that
+        rounding widths down, ranks up ('doped': down) and masks to whole
+        weights can make of it.
+    """
+    own, _ = backbone_flops(model)
+    channels = next(model.parameters()).shape[1]
+    dense = count_flops(model.dense_twin(), model.match_shape, channels)
+    layers = {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, Composite) and not n.endswith('.low_rank')
+    }
+    names = list(layers) or [n.removesuffix('.weight') for n in densities]
+    total = sum(dense.by_module[name] for name in names)
+    sparse = sum(own.sparse(densities, name) for name in names)
+    # Half a weight a mask, at each position of the layer.
+    slack = (
+        sum(
+            own.of(n) / 2 / model.get_parameter(n).numel()
+            for n in densities
+            if n.startswith(tuple(names))
+        )
+        / total
+    )
+    # One more rank of each factorised layer.
+    rank = (
+        sum(
+            own.sparse(densities, n) / size_of(m.u)[1]
+            for n, m in model.named_modules()
+            if isinstance(m, Factorized)
+        )
+        / total
+    )
+    exact = model.dense_base_channels * expansion(model.sparsity) ** 0.5
+    low = {'wide': ((exact - 1) / exact) ** 2, 'doped': 1 - rank}
+    high = 1 + (0 if model.family == 'doped' else rank)
+    return (sparse / total, low.get(model.family, 1) - slack, high + slack)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,251 @@
+"""Writes metafile.yml of folders of configs, and model-index.yml above them.
+
+FLOPs and parameters are counted from the configs, as get_flops.py does it.
+Results are measured elsewhere and handed over in a JSON file that maps the
+name of a config to its metrics, in the metafile's words::
+
+    {"resnet18-w8_1xb128-1e_fashion-mnist": {"Top 1 Accuracy": 86.61}}
+
+Task and data set are the config's; "Task" and "Dataset" among the metrics
+replace them. Results that a metafile has already are kept where the JSON has
+no others.
+"""
+
+import argparse
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mmengine.config import Config
+
+from sift_mm.analysis.report import make_report
+from sift_mm.config.data import leaf_datasets
+from sift_mm.config.nodes import type_name
+from sift_mm.config.reading import read_config
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDERS = (
+    'cifar100',
+    'deeplabv3plus',
+    'fashion_mnist',
+    'imagenet',
+    'retinanet',
+)
+# Data set and task by the type of the training data.
+DATA = {
+    'CIFAR100': ('CIFAR-100', 'Image Classification'),
+    'CityscapesDataset': ('Cityscapes', 'Semantic Segmentation'),
+    'CocoDataset': ('COCO', 'Object Detection'),
+    'FashionMNIST': ('Fashion-MNIST', 'Image Classification'),
+    'ImageNet': ('ImageNet-1k', 'Image Classification'),
+}
+PAPER = {
+    'Title': 'Sparse-IFT: Sparse Iso-FLOP Transformations for Maximizing '
+    'Training Efficiency',
+    'URL': 'https://arxiv.org/abs/2303.11525',
+}
+HEADER = """\
+# Written by tools/misc/metafile.py.
+# As in the metafiles of the OpenMMLab libraries, FLOPs are multiply-
+# accumulates of one image of Input Size (height, width): half of what
+# tools/analysis/get_flops.py prints. A masked layer costs its share of active
+# weights. Parameters are all that a checkpoint holds; Active Parameters
+# leaves out those that are masked. FLOPs and Active Parameters are not given
+# where masks are those of a pretrained checkpoint: tools/test.py counts them.
+"""
+Results = Mapping[str, Mapping[str, Any]]
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description='Write metafile.yml of folders of configs'
+    )
+    parser.add_argument(
+        'folders',
+        nargs='*',
+        type=Path,
+        default=[ROOT / 'configs' / name for name in FOLDERS],
+        help=f'folders below configs (default: {", ".join(FOLDERS)})',
+    )
+    parser.add_argument(
+        '--results',
+        type=Path,
+        metavar='FILE.json',
+        help='measured results, by config: {"NAME": {"METRIC": VALUE}}',
+    )
+    return parser.parse_args(argv)
+
+
+def batch_size(cfg: Config, name: str) -> int | None:
+    """Samples of an iteration, over all processes, None if nothing says."""
+    found = re.search(r'_(\d+)xb(\d+)|-(\d+)xb(\d+)', name)
+    if found is not None:
+        processes, samples = filter(None, found.groups())
+        return int(processes) * int(samples)
+    return (cfg.get('auto_scale_lr') or {}).get('base_batch_size')
+
+
+def describe(path: Path) -> tuple[dict[str, Any], str]:
+    """Describes the model of a config.
+
+    Args:
+        path (Path): The config file.
+
+    Returns:
+        tuple[dict[str, Any], str]: What the metafile says of it, without
+        results, and the task.
+
+    Raises:
+        SystemExit: If the data set is another one.
+    """
+    cfg = read_config(str(path))
+    report = make_report(cfg)
+    leaf = next(leaf_datasets(cfg.train_dataloader.dataset))
+    if type_name(leaf) not in DATA or leaf.get('metainfo'):
+        raise SystemExit(
+            f'{path} trains on none of the data sets known here: '
+            f'{", ".join(DATA)} with their own classes.'
+        )
+    data, task = DATA[type_name(leaf)]
+    backbone, masks = cfg.model.backbone, report['masks'] or {}
+    total, loop = report['total'], cfg.train_cfg
+    transferred, training = masks.get('transferred'), []
+    if transferred is not None:
+        training.append('masks of the pretrained checkpoint')
+    if masks and transferred != 'fixed':
+        training.append(masks['algorithm'])
+    # What is counted is a network whose masks are drawn for it.
+    counted = transferred is None
+    metadata = {
+        'Training Data': data,
+        'Epochs': loop.get('max_epochs'),
+        'Iterations': loop.get('max_iters'),
+        'Batch Size': batch_size(cfg, path.stem),
+        'Input Size': list(report['shape']),
+        'FLOPs': round(total['flops_sparse'] / 2) if counted else None,
+        'Parameters': total['parameters'],
+        'Active Parameters': total['active'] if masks and counted else None,
+        'Family': backbone.get('family'),
+        'Sparsity': backbone.get('sparsity'),
+        'Mask Training': ', '.join(training) or None,
+    }
+    return {
+        'Name': path.stem,
+        'In Collection': f'Sparse-IFT on {data}',
+        'Config': path.relative_to(path.parents[2]).as_posix(),
+        'Metadata': {k: v for k, v in metadata.items() if v is not None},
+    }, task
+
+
+def add_results(
+    model: dict[str, Any], task: str, metrics: Mapping[str, Any]
+) -> None:
+    """Adds measured results to the description of a model.
+
+    Args:
+        model (dict): Of :func:`describe`, changed in place.
+        task (str): Task of the config.
+        metrics (Mapping): Values by metric, perhaps with Task and Dataset.
+    """
+    rest = dict(metrics)
+    model['Results'] = [
+        {
+            'Task': rest.pop('Task', task),
+            'Dataset': rest.pop('Dataset', model['Metadata']['Training Data']),
+            'Metrics': rest,
+        }
+    ]
+
+
+def write_metafile(folder: Path, results: Results) -> None:
+    """Writes the metafile of a folder.
+
+    Args:
+        folder (Path): A folder below configs.
+        results (Mapping): Measured results by name of the config.
+    """
+    metafile = folder / 'metafile.yml'
+    old = yaml.safe_load(metafile.read_text()) if metafile.exists() else None
+    kept = {
+        model['Name']: model['Results']
+        for model in (old or {}).get('Models', [])
+        if 'Results' in model
+    }
+    models = []
+    for path in sorted(folder.glob('*.py')):
+        print(path.name, flush=True)
+        model, task = describe(path)
+        if path.stem in results:
+            add_results(model, task, results[path.stem])
+        elif path.stem in kept:
+            model['Results'] = kept[path.stem]
+        models.append(model)
+    collections = []
+    for name in dict.fromkeys(model['In Collection'] for model in models):
+        members = [m for m in models if m['In Collection'] == name]
+        data = members[0]['Metadata']['Training Data']
+        collection = {
+            'Name': name,
+            'Metadata': {'Training Data': data},
+            'Paper': PAPER,
+        }
+        readme = folder / 'README.md'
+        if readme.exists():
+            collection['README'] = readme.relative_to(
+                folder.parents[1]
+            ).as_posix()
+        collections.append(collection)
+    text = dump({'Collections': collections, 'Models': models})
+    metafile.write_text(HEADER + text)
+
+
+def write_index(root: Path) -> None:
+    """Writes model-index.yml, with every metafile below configs."""
+    found = sorted(
+        path.relative_to(root).as_posix()
+        for path in (root / 'configs').glob('*/metafile.yml')
+    )
+    (root / 'model-index.yml').write_text(dump({'Import': found}))
+
+
+def dump(content: dict[str, Any]) -> str:
+    """YAML in the order given."""
+    return yaml.safe_dump(content, sort_keys=False, width=1000)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes metafiles and index.
+
+    Raises:
+        SystemExit: If a folder has no configs, or results are of a config
+            that is in none of the folders.
+    """
+    args = parse_args(argv)
+    folders = [folder.resolve() for folder in args.folders]
+    results: Results = {}
+    if args.results is not None:
+        results = json.loads(args.results.read_text())
+    names = set()
+    for folder in folders:
+        here = {path.stem for path in folder.glob('*.py')}
+        if not here:
+            raise SystemExit(f'There are no configs in {folder}.')
+        names |= here
+    unknown = sorted(set(results) - names)
+    if unknown:
+        raise SystemExit(
+            f'{args.results} has results of {unknown[0]}, which is no config '
+            'of the folders.'
+        )
+    for folder in folders:
+        write_metafile(folder, results)
+    for root in dict.fromkeys(folder.parents[1] for folder in folders):
+        write_index(root)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,34 @@
+"""Prints a config with its bases and overrides merged."""
+
+import argparse
+import os
+import os.path as osp
+from collections.abc import Sequence
+
+from sift_mm.cli.options import add_config_options
+from sift_mm.config.reading import load_config
+
+SUFFIXES = ('.py', '.json', '.yml')
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Prints, and on request saves, the whole config."""
+    parser = argparse.ArgumentParser(description='Print the whole config')
+    add_config_options(parser)
+    parser.add_argument(
+        '--save-path', help='also write it to this .py, .json or .yml file'
+    )
+    args = parser.parse_args(argv)
+    path = args.save_path
+    if path is not None and not path.endswith(SUFFIXES):
+        parser.error(f'--save-path has to end in {", ".join(SUFFIXES)}')
+    cfg = load_config(args)
+    print(f'Config:\n{cfg.pretty_text}')
+    if path is not None:
+        os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
+        cfg.dump(path)
+        print(f'Saved to {path}')
+
+
+if __name__ == '__main__':
+    main()

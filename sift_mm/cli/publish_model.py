@@ -1,0 +1,117 @@
+"""Writes the checkpoint of a run as a slim file that others can start from.
+
+Weights, masks and meta stay; optimizer, schedules and the history of the
+masks go. The file's hash is in its name.
+"""
+
+import argparse
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sift_mm.config.checkpoints import check_checkpoint
+from sift_mm.engine.transfer import CHECKPOINT_KEY
+
+KEPT = ('meta', 'state_dict')
+# Of the mask training; its history is needed only to go on with it.
+KEPT_OF_MASKS = (
+    'version',
+    'algorithm',
+    'placement',
+    'seed',
+    'steps',
+    'masks',
+    'member',
+    'budget',
+)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description='Write a slim checkpoint, with the masks'
+    )
+    parser.add_argument('in_file', help='checkpoint of a run')
+    parser.add_argument(
+        'out_file',
+        type=Path,
+        help='file to be written; eight digits of its hash are added to the '
+        'name',
+    )
+    return parser.parse_args(argv)
+
+
+def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """What of a checkpoint is worth publishing.
+
+    Args:
+        checkpoint (dict): As a run saves it. Where an EMAHook kept averaged
+            weights, ``state_dict`` has those, and they are kept.
+
+    Returns:
+        dict: With the same keys, fewer of them. Tensors are copies, for a
+        view would bring its whole storage along.
+
+    Raises:
+        SystemExit: If there are no weights under ``state_dict``.
+    """
+    if 'state_dict' not in checkpoint:
+        raise SystemExit(
+            'The file has no key state_dict: it is no checkpoint of a run.'
+        )
+    kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}
+    kept['state_dict'] = {
+        name: value.clone() for name, value in kept['state_dict'].items()
+    }
+    masks = checkpoint.get(CHECKPOINT_KEY)
+    if masks is not None:
+        kept[CHECKPOINT_KEY] = {
+            key: masks[key] for key in KEPT_OF_MASKS if key in masks
+        }
+    return kept
+
+
+def publish(in_file: str, out_file: Path) -> Path:
+    """Writes the slim file.
+
+    Args:
+        in_file (str): Checkpoint of a run.
+        out_file (Path): Path, with or without '.pth', to which
+            '-' and the hash are added.
+
+    Returns:
+        Path: Where it lies.
+    """
+    check_checkpoint(in_file)
+    # As MMEngine's own checkpoints: meta holds more than tensors.
+    checkpoint = torch.load(in_file, map_location='cpu', weights_only=False)
+    out_file.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = out_file.with_name(f'{out_file.name}.part')
+    try:
+        with unfinished.open('wb') as stream:
+            # Into a path, PyTorch would write the path's name too.
+            torch.save(slim(checkpoint), stream)
+        with unfinished.open('rb') as stream:
+            digest = hashlib.file_digest(stream, 'sha256').hexdigest()[:8]
+        name = out_file.name.removesuffix('.pth')
+        final = out_file.with_name(f'{name}-{digest}.pth')
+        os.replace(unfinished, final)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return final
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Publishes as the command line says."""
+    args = parse_args(argv)
+    final = publish(args.in_file, args.out_file)
+    size = final.stat().st_size / 2**20
+    print(f'Wrote {final} ({size:.1f} MiB).')
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,200 @@
+"""Tests a checkpoint with an MMDetection, MMSegmentation or MMPreTrain config.
+
+The config's ``default_scope`` says whose it is; its library is imported when
+the runner builds the first module.
+"""
+
+import argparse
+import copy
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import mmengine
+from mmengine.config import Config
+from mmengine.registry import METRICS
+
+from sift_mm.cli.options import add_run_options
+from sift_mm.config.checkpoints import check_checkpoint
+from sift_mm.config.data import check_data
+from sift_mm.config.reading import load_run_config
+from sift_mm.config.tta import enable_tta
+from sift_mm.engine.cost_hook import CostHook, to_text
+from sift_mm.engine.launch import build_runner, set_loader_defaults, switch_off
+
+# How the libraries name their visualisation hook, its switch, and its folder;
+# MMSegmentation's has none and draws into that of the visualizer.
+DRAWING_HOOKS = {
+    'mmdet': ('DetVisualizationHook', 'draw', 'test_out_dir'),
+    'mmseg': ('SegVisualizationHook', 'draw', None),
+    'mmpretrain': ('VisualizationHook', 'enable', 'out_dir'),
+}
+
+# That mmengine.dump writes.
+FORMATS = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description='Test a model')
+    add_run_options(parser)
+    parser.add_argument('checkpoint', help='path of the checkpoint')
+    parser.add_argument(
+        '--out',
+        help='write metrics and costs to this .json file; else keep the '
+        'predictions, in this .pkl file or, for a segmentation config, as '
+        'label maps in this folder',
+    )
+    parser.add_argument(
+        '--out-item',
+        choices=['metrics', 'pred'],
+        help='what goes to --out; by default the metrics if it is a .json '
+        'file, which may also be .yaml or .pkl, and else the predictions',
+    )
+    parser.add_argument(
+        '--show', action='store_true', help='show predictions in a window'
+    )
+    parser.add_argument(
+        '--show-dir',
+        help='draw predictions into this folder; for a detection config it '
+        'lies in the work dir, under the time of the run',
+    )
+    parser.add_argument(
+        '--interval',
+        type=int,
+        default=1,
+        help='draw every n-th sample (classification only)',
+    )
+    parser.add_argument(
+        '--wait-time',
+        type=float,
+        default=2,
+        help='seconds that each window of --show stays',
+    )
+    parser.add_argument(
+        '--tta',
+        action='store_true',
+        help="test with augmentation: the config's tta_model and "
+        'tta_pipeline, or else horizontal flips',
+    )
+    parser.add_argument(
+        '--amp', action='store_true', help='test in mixed precision'
+    )
+    args = parser.parse_args(argv)
+    if args.out_item is not None and args.out is None:
+        parser.error('--out-item needs --out')
+    if args.out and args.out.endswith('.json'):
+        args.out_item = args.out_item or 'metrics'
+    if args.out_item == 'metrics' and not args.out.endswith(FORMATS):
+        parser.error(f'metrics go to a file that ends in one of {FORMATS}')
+    return args
+
+
+def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
+    """Switches the visualisation hook of the config's library on.
+
+    Raises:
+        SystemExit: If it is none of the three libraries.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in DRAWING_HOOKS:
+        raise SystemExit(
+            '--show and --show-dir work for the scopes '
+            f'{", ".join(DRAWING_HOOKS)}, not for {scope}.'
+        )
+    name, switch, folder = DRAWING_HOOKS[scope]
+    hook = {switch: True, 'show': args.show, 'wait_time': args.wait_time}
+    if scope == 'mmpretrain':
+        hook['interval'] = args.interval
+    if args.show_dir and folder:
+        hook[folder] = args.show_dir
+    elif args.show_dir:
+        cfg.visualizer.save_dir = args.show_dir
+        if not cfg.visualizer.get('vis_backends'):
+            cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
+    hooks = cfg.get('default_hooks') or {}
+    hook['type'] = hooks.get('visualization', {}).get('type', name)
+    cfg.merge_from_dict({'default_hooks.visualization': hook})
+
+
+def keeps_label_maps(cfg: Config, args: argparse.Namespace) -> bool:
+    """Whether ``--out`` is a folder for MMSegmentation's label maps.
+
+    Raises:
+        SystemExit: If ``--out`` is neither that nor a pickle file.
+    """
+    if not args.out or args.out_item == 'metrics':
+        return False
+    if args.out.endswith(('.pkl', '.pickle')):
+        return False
+    if cfg.get('default_scope') != 'mmseg':
+        raise SystemExit(f'--out has to be a .pkl file, not {args.out}.')
+    return True
+
+
+def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
+    """Applies the options of testing to the config."""
+    cfg.load_from = args.checkpoint
+    cfg.resume = False  # Else the runner would restore a training.
+    if args.amp:
+        cfg.test_cfg.fp16 = True
+    if args.show or args.show_dir:
+        enable_drawing(cfg, args)
+    if args.tta:
+        enable_tta(cfg)
+    if keeps_label_maps(cfg, args):
+        metric = cfg.test_evaluator
+        metric = metric if isinstance(metric, dict) else metric[0]
+        metric.update(output_dir=args.out, keep_results=True)
+    set_loader_defaults(cfg, 'test')
+    if args.no_pin_memory:
+        switch_off(cfg, 'test', 'pin_memory')
+    return cfg
+
+
+def write_metrics(metrics: dict[str, float], path: str) -> None:
+    """Writes all or nothing, since a file that is there counts as done."""
+    unfinished = f'{path}.part'
+    mmengine.dump(metrics, unfinished, Path(path).suffix[1:])
+    os.replace(unfinished, path)
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, float]:
+    """Tests as the command line says.
+
+    Args:
+        argv (Sequence[str], optional): Options; by default those of the
+            process.
+
+    Returns:
+        dict[str, float]: The metrics by name, and those of
+        :func:`~sift_mm.engine.cost_hook.measure_cost` in the first process.
+    """
+    args = parse_args(argv)
+    cfg = load_run_config(args)
+    costs = CostHook(copy.deepcopy(cfg))
+    cfg = merge_args(cfg, args)
+    check_checkpoint(args.checkpoint)
+    check_data(cfg, ['test'])
+    runner = build_runner(cfg)
+    keeps_metrics = args.out_item == 'metrics'
+    if args.out and not keeps_metrics and not keeps_label_maps(cfg, args):
+        # MMDetection's leaves the ground truth out and packs the masks.
+        is_det = cfg.get('default_scope') == 'mmdet'
+        kind = 'DumpDetResults' if is_det else 'DumpResults'
+        runner.test_evaluator.metrics.append(
+            METRICS.build(dict(type=kind, out_file_path=args.out))
+        )
+    runner.register_hook(costs)
+    metrics = runner.test()
+    if runner.rank:
+        return metrics
+    print(f'\n{to_text(metrics, costs.cost)}')
+    metrics = metrics | costs.cost
+    if keeps_metrics:
+        write_metrics(metrics, args.out)
+    return metrics
+
+
+if __name__ == '__main__':
+    main()

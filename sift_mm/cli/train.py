@@ -1,0 +1,186 @@
+"""Trains the model of an MMDetection, MMSegmentation or MMPreTrain config.
+
+The config's ``default_scope`` says whose it is; its library is imported when
+the runner builds the first module.
+"""
+
+import argparse
+from collections.abc import Sequence
+
+from mmengine.config import Config
+from mmengine.logging import print_log
+from mmengine.runner import find_latest_checkpoint
+
+from sift_mm.cli.options import add_run_options
+from sift_mm.config.checkpoints import check_checkpoint, check_pretrained
+from sift_mm.config.data import check_data
+from sift_mm.config.nodes import set_type, type_name
+from sift_mm.config.reading import load_run_config
+from sift_mm.engine.launch import (
+    build_runner,
+    has_accelerator,
+    set_loader_defaults,
+    switch_off,
+)
+
+AMP_WRAPPERS = {
+    'OptimWrapper': 'AmpOptimWrapper',
+    'SparseOptimWrapper': 'SparseAmpOptimWrapper',
+}
+# What they take beside the options of their float32 counterparts.
+AMP_OPTIONS = ('loss_scale', 'dtype', 'use_fsdp')
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(description='Train a model')
+    add_run_options(parser)
+    parser.add_argument(
+        '--resume',
+        nargs='?',
+        const='auto',
+        help='go on from this checkpoint or, without a value, from the '
+        'latest in the work dir',
+    )
+    parser.add_argument(
+        '--amp',
+        action=argparse.BooleanOptionalAction,
+        help='train in automatic mixed precision, or not, in place of what '
+        'the config says; masks are kept',
+    )
+    parser.add_argument(
+        '--auto-scale-lr',
+        action='store_true',
+        help="scale the learning rate by the batch size, from the config's "
+        'auto_scale_lr.base_batch_size',
+    )
+    parser.add_argument(
+        '--no-validate',
+        action='store_true',
+        help='do not validate during training',
+    )
+    parser.add_argument(
+        '--no-persistent-workers',
+        action='store_true',
+        help='switch persistent_workers off in every data loader',
+    )
+    return parser.parse_args(argv)
+
+
+def enable_amp(cfg: Config) -> None:
+    """Replaces the optim wrapper by its mixed precision counterpart.
+
+    A plain AmpOptimWrapper in the place of a sparse wrapper would train
+    without masks, so each has a counterpart of its own.
+
+    Args:
+        cfg (Config): Config, changed in place.
+
+    Raises:
+        SystemExit: If the wrapper has no such counterpart.
+    """
+    wrapper = cfg.get('optim_wrapper')
+    if wrapper is None:
+        raise SystemExit('--amp needs a config with an optim_wrapper.')
+    name = type_name(wrapper) or 'OptimWrapper'
+    if name in AMP_WRAPPERS.values():
+        print_log(f'--amp: the config already has {name}.', logger='current')
+    elif name in AMP_WRAPPERS:
+        set_type(wrapper, AMP_WRAPPERS[name])
+    else:
+        raise SystemExit(
+            f'--amp knows {" and ".join(AMP_WRAPPERS)}, but the '
+            f"config's optim_wrapper is a {name}."
+        )
+    wrapper.setdefault('loss_scale', 'dynamic')
+
+
+def disable_amp(cfg: Config) -> None:
+    """Replaces an optim wrapper of mixed precision by that of float32.
+
+    Args:
+        cfg (Config): Config, changed in place.
+    """
+    wrapper = cfg.get('optim_wrapper') or {}
+    for plain, mixed in AMP_WRAPPERS.items():
+        if type_name(wrapper) == mixed:
+            set_type(wrapper, plain)
+            for key in AMP_OPTIONS:
+                wrapper.pop(key, None)
+
+
+def check_amp(cfg: Config) -> None:
+    """Stops with a sentence if mixed precision lacks its accelerator.
+
+    Raises:
+        SystemExit: If the config has an AMP wrapper and there is none.
+    """
+    name = type_name(cfg.get('optim_wrapper') or {})
+    if name in AMP_WRAPPERS.values() and not has_accelerator():
+        raise SystemExit(
+            f'Mixed precision ({name}) needs an accelerator, '
+            'and there is none: train with --no-amp.'
+        )
+
+
+def enable_auto_scale_lr(cfg: Config) -> None:
+    """Switches MMEngine's scaling of the learning rate on.
+
+    Raises:
+        SystemExit: If the config does not say for which batch size its
+            learning rate is meant.
+    """
+    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+        raise SystemExit(
+            '--auto-scale-lr needs auto_scale_lr = '
+            'dict(base_batch_size=...) in the config.'
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
+    """Applies the options of training to the config."""
+    if args.amp is not None:
+        (enable_amp if args.amp else disable_amp)(cfg)
+    if args.auto_scale_lr:
+        enable_auto_scale_lr(cfg)
+    if args.no_validate:
+        cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
+    if args.resume is not None:
+        start = args.resume
+        if start == 'auto':
+            start = find_latest_checkpoint(cfg.work_dir)
+        # Where there is nothing yet, load_from of the config holds.
+        cfg.resume = start is not None
+        if cfg.resume:
+            cfg.load_from = start
+    for phase in ('train', 'val', 'test'):
+        set_loader_defaults(cfg, phase)
+        if args.no_pin_memory:
+            switch_off(cfg, phase, 'pin_memory')
+        if args.no_persistent_workers:
+            switch_off(cfg, phase, 'persistent_workers')
+    return cfg
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Trains as the command line says.
+
+    Args:
+        argv (Sequence[str], optional): Options; by default those of the
+            process.
+    """
+    args = parse_args(argv)
+    cfg = merge_args(load_run_config(args), args)
+    check_amp(cfg)
+    if args.resume is not None and cfg.resume:
+        check_checkpoint(cfg.load_from)
+    check_pretrained(cfg)
+    check_data(
+        cfg, ['train'] if cfg.get('val_cfg') is None else ['train', 'val']
+    )
+    build_runner(cfg).train()
+
+
+if __name__ == '__main__':
+    main()

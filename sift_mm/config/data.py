@@ -1,0 +1,150 @@
+"""Says at once, and in one sentence, which data of a run is missing."""
+
+import os
+import os.path as osp
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from mmengine.config import Config
+
+from sift_mm.config.nodes import type_name
+
+# MMPreTrain fetches these itself, unless the config says download=False.
+SELF_FETCHING = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
+# What tools/prepare_data.py calls them.
+PREPARED = {
+    'CocoDataset': 'coco',
+    'CityscapesDataset': 'cityscapes',
+    'ImageNet': 'imagenet',
+    'CIFAR100': 'cifar100',
+    'FashionMNIST': 'fashion_mnist',
+}
+LOCAL_BACKENDS = ('local', 'disk', 'LocalBackend', 'HardDiskBackend')
+
+
+def leaf_datasets(cfg: Any) -> Iterator[dict]:
+    """Yields the configs of the datasets inside all wrappers.
+
+    Args:
+        cfg: Dataset config; wrappers such as RepeatDataset hold theirs
+            under ``dataset``, ConcatDataset under ``datasets``.
+    """
+    if isinstance(cfg, (list, tuple)):
+        for child in cfg:
+            yield from leaf_datasets(child)
+    elif isinstance(cfg, dict):
+        inner = cfg.get('datasets') or cfg.get('dataset')
+        if inner is None:
+            yield cfg
+        else:
+            yield from leaf_datasets(inner)
+
+
+def _is_remote(cfg: dict) -> bool:
+    """Whether the dataset reads through another than the local backend."""
+    args = cfg.get('backend_args') or cfg.get('file_client_args') or None
+    return args is not None and args.get('backend') not in LOCAL_BACKENDS
+
+
+def _prefixes(cfg: dict) -> dict[str, str]:
+    """Folders of a dataset, by what they hold, relative to its root."""
+    prefix = cfg.get('data_prefix') or {}
+    if isinstance(prefix, str):
+        prefix = dict(img_path=prefix)
+    if not prefix and type_name(cfg).startswith('ImageNet'):
+        # The split names the folder in MMPreTrain's ImageNet.
+        prefix = dict(img_path=cfg.get('split') or '')
+    return {k: v for k, v in prefix.items() if isinstance(v, str)}
+
+
+def _wanted(cfg: dict) -> list[str]:
+    """Paths that a dataset reads, relative to its root or absolute."""
+    ann_file = cfg.get('ann_file')
+    paths = [ann_file] if isinstance(ann_file, str) else []
+    return [path for path in (*paths, *_prefixes(cfg).values()) if path]
+
+
+def _exists(path: str) -> bool:
+    """Whether there is such a file or a folder that is not empty."""
+    path = osp.expanduser(path)
+    if osp.isdir(path):
+        with os.scandir(path) as entries:
+            return next(entries, None) is not None
+    return osp.exists(path)
+
+
+def _is_complete(cfg: dict) -> bool:
+    """Whether everything that a dataset reads locally is there."""
+    root = cfg.get('data_root') or ''
+    fetches = cfg.get('download', type_name(cfg) in SELF_FETCHING)
+    if fetches or _is_remote(cfg) or '://' in root:
+        return True
+    paths = [osp.join(root, path) for path in _wanted(cfg)]
+    if root:
+        paths.append(root)
+    return all('://' in path or _exists(path) for path in paths)
+
+
+def _describe(cfg: dict) -> str:
+    """What belongs into the root of a dataset."""
+    prefixes = _prefixes(cfg)
+    if type_name(cfg) == 'CityscapesDataset' and 'seg_map_path' in prefixes:
+        return (
+            'leftImg8bit/ and gtFine/ of Cityscapes (the latter with '
+            '*_gtFine_labelTrainIds.png)'
+        )
+    ann_file = cfg.get('ann_file')
+    parts = [ann_file] if ann_file and isinstance(ann_file, str) else []
+    for key, prefix in prefixes.items():
+        folder = prefix.rstrip('/')
+        if not folder:
+            continue
+        if 'img' in key:
+            folder = f'the images of {folder}'
+        elif 'seg' in key:
+            folder = f'the label maps of {folder}'
+        parts.append(folder)
+    return ' and '.join(parts) or f'the {type_name(cfg)} data'
+
+
+def check_data(cfg: Config, phases: Iterable[str]) -> None:
+    """Stops before anything is built if data of a run is missing.
+
+    Only local paths are looked at; a dataset that fetches itself or reads
+    through a remote backend passes.
+
+    Args:
+        cfg (Config): Config of the run.
+        phases (Iterable[str]): Those of 'train', 'val' and 'test' whose
+            data loader the run will use.
+
+    Raises:
+        SystemExit: With one sentence, if something is missing.
+    """
+    missing: dict[str, list[str]] = {}
+    known = set()
+    for phase in phases:
+        loader = cfg.get(f'{phase}_dataloader') or {}
+        for leaf in leaf_datasets(loader.get('dataset', [])):
+            if _is_complete(leaf):
+                continue
+            contents = missing.setdefault(
+                osp.abspath(leaf.get('data_root') or '.'), []
+            )
+            if _describe(leaf) not in contents:
+                contents.append(_describe(leaf))
+            if type_name(leaf) in PREPARED:
+                known.add(PREPARED[type_name(leaf)])
+    if missing:
+        places = '; '.join(
+            f'looked in {root}, which should hold {", ".join(contents)}'
+            for root, contents in missing.items()
+        )
+        advice = ' and '.join(
+            f'`python tools/prepare_data.py {name}`' for name in sorted(known)
+        )
+        advice = f'{advice} says how to get it, and ' if advice else ''
+        raise SystemExit(
+            f'The data is missing: {places}; {advice}`make demo` fetches '
+            'small data of its own.'
+        )

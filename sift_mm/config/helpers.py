@@ -1,0 +1,104 @@
+"""What family and sparsity change in a config that a person writes."""
+
+from typing import Any
+
+from sift_mm.isoflop import wide_width
+
+
+def _features(
+    family: str, sparsity: float, base_channels: int, expansion: int
+) -> list[int]:
+    """Channels of the four stages of a ResNet of the family."""
+    if family.startswith('wide'):
+        base_channels = wide_width(base_channels, sparsity)
+    return [base_channels * expansion * 2**stage for stage in range(4)]
+
+
+def _backbone(
+    family: str, sparsity: float, checkpoint: str | None = None
+) -> dict[str, Any]:
+    """Settings of the backbone."""
+    changes: dict[str, Any] = dict(family=family, sparsity=sparsity)
+    if checkpoint is not None:
+        changes['init_cfg'] = pretrained_backbone(checkpoint)
+    return changes
+
+
+def pretrained_backbone(checkpoint: str) -> dict[str, str]:
+    """The ``init_cfg`` of a backbone for the checkpoint of a model."""
+    return dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
+
+
+def classifier(
+    family: str, sparsity: float, base_channels: int = 64, expansion: int = 1
+) -> dict[str, dict]:
+    """What to change in the config of MMPreTrain's ImageClassifier.
+
+    Args:
+        family (str): Member of the Sparse-IFT family.
+        sparsity (float): Nominal share of zero weights.
+        base_channels (int): Width of the dense network's first stage.
+        expansion (int): Of the ResNet's blocks: 1 up to depth 34, then 4.
+
+    Returns:
+        dict: Backbone and head.
+    """
+    out = _features(family, sparsity, base_channels, expansion)
+    return dict(
+        backbone=_backbone(family, sparsity), head=dict(in_channels=out[3])
+    )
+
+
+def detector(
+    family: str,
+    sparsity: float,
+    checkpoint: str | None = None,
+    base_channels: int = 64,
+    expansion: int = 1,
+) -> dict[str, dict]:
+    """What to change in a config of MMDetection with an FPN on four stages.
+
+    Args:
+        family (str): As for :func:`classifier`.
+        sparsity (float): Likewise.
+        checkpoint (str, optional): Of the classifier that backbone and masks
+            are taken from.
+        base_channels (int): Likewise.
+        expansion (int): Likewise.
+
+    Returns:
+        dict: Backbone and neck.
+    """
+    out = _features(family, sparsity, base_channels, expansion)
+    return dict(
+        backbone=_backbone(family, sparsity, checkpoint),
+        neck=dict(in_channels=out),
+    )
+
+
+def segmentor(
+    family: str,
+    sparsity: float,
+    checkpoint: str | None = None,
+    base_channels: int = 64,
+    expansion: int = 1,
+) -> dict[str, dict]:
+    """What to change in a config of MMSegmentation's DeepLabV3+.
+
+    Args:
+        family (str): As for :func:`classifier`.
+        sparsity (float): Likewise.
+        checkpoint (str, optional): Of the classifier that backbone and masks
+            are taken from.
+        base_channels (int): Likewise.
+        expansion (int): Likewise.
+
+    Returns:
+        dict: Backbone, decode head and the auxiliary head on stage 3.
+    """
+    out = _features(family, sparsity, base_channels, expansion)
+    return dict(
+        backbone=_backbone(family, sparsity, checkpoint),
+        decode_head=dict(in_channels=out[3], c1_in_channels=out[0]),
+        auxiliary_head=dict(in_channels=out[2]),
+    )

@@ -1,0 +1,198 @@
+"""How large the images of a run are, and how many: from the config alone."""
+
+from collections.abc import Sequence
+from math import ceil
+from typing import Any
+
+from mmengine.config import Config
+
+from sift_mm.config.data import leaf_datasets
+from sift_mm.config.nodes import type_name
+
+Shape = tuple[int, int]  # Height and width.
+
+# The argument of a transform that fixes the size, and its order.
+SIZES = {
+    'Resize': ('scale', 'wh'),
+    'RandomResizedCrop': ('scale', 'hw'),
+    'EfficientNetRandomCrop': ('scale', 'hw'),
+    'RandomCrop': ('crop_size', 'hw'),
+    'CenterCrop': ('crop_size', 'wh'),
+    'EfficientNetCenterCrop': ('crop_size', 'hw'),
+    'Pad': ('size', 'wh'),
+}
+# Words in the names of the others after which images differ in size.
+VARY = ('Resize', 'Crop', 'Pad', 'Mosaic', 'MixUp', 'Affine')
+STORED = {
+    'CIFAR10': (32, 32),
+    'CIFAR100': (32, 32),
+    'FashionMNIST': (28, 28),
+}
+# What a path of the training images holds, and how many there are.
+PUBLISHED = {
+    'CocoDataset': ('instances_train2017', 118_287),
+    'CityscapesDataset': ('leftImg8bit/train', 2_975),
+    'ADE20KDataset': ('images/training', 20_210),
+    'ImageNet': ('train', 1_281_167),
+    'CIFAR10': ('train', 50_000),
+    'CIFAR100': ('train', 50_000),
+    'FashionMNIST': ('train', 60_000),
+}
+# Images of them without annotations, which filter_empty_gt leaves out.
+EMPTY = {'CocoDataset': 1_021}
+
+
+def _step_size(step: dict) -> Shape | None:
+    """Height and width after a transform of ``SIZES``, if it fixes them."""
+    key, order = SIZES[type_name(step)]
+    size = step.get(key)
+    if size is None or step.get('crop_type', 'absolute') != 'absolute':
+        return None
+    one, two = (size, size) if isinstance(size, int) else size
+    if not isinstance(one, int) or not isinstance(two, int):
+        return None
+    if step.get('keep_ratio'):
+        # A box that images fit in either way; most lie.
+        return min(one, two), max(one, two)
+    return (one, two) if order == 'hw' else (two, one)
+
+
+def image_size(cfg: Config, phase: str) -> tuple[Shape, str] | None:
+    """The size of the images that a pipeline gives.
+
+    Args:
+        cfg (Config): Config of the run.
+        phase (str): 'train', 'val' or 'test'.
+
+    Returns:
+        tuple, optional: Height and width in pixels, as padded for the model,
+        and a few words that say where they are from. None where images
+        differ in size, or the config does not say.
+    """
+    loader = cfg.get(f'{phase}_dataloader') or {}
+    leaf: dict = next(leaf_datasets(loader.get('dataset') or []), {})
+    size = STORED.get(type_name(leaf))
+    source = f'{type_name(leaf)} images'
+    for step in leaf.get('pipeline', []):
+        name = type_name(step)
+        if name == 'Pad' and step.get('size') is None:
+            continue  # A few pixels, which the preprocessor may add as well.
+        if name in SIZES:
+            size = _step_size(step)
+            source = f'{phase} pipeline, {name} {step.get(SIZES[name][0])}'
+        elif any(word in name for word in VARY):
+            size = None
+    if size is None:
+        return None
+    preprocessor: dict = cfg.model.get('data_preprocessor') or cfg.get(
+        'data_preprocessor', {}
+    )
+    divisor = preprocessor.get('pad_size_divisor') or 1
+    height, width = (ceil(side / divisor) * divisor for side in size)
+    if (height, width) != size:
+        source += f', padded to multiples of {divisor}'
+    return (height, width), source
+
+
+def find_sizes(
+    cfg: Config, given: Sequence[int] | None
+) -> tuple[tuple[Shape, str], tuple[Shape, str]]:
+    """Sizes of the images in testing and in training.
+
+    Where only one of the two is fixed, the other is taken to be the same.
+
+    Args:
+        cfg (Config): Config of the run.
+        given (Sequence[int], optional): Height and width for both.
+
+    Returns:
+        tuple: For either, as :func:`image_size` has it.
+
+    Raises:
+        ValueError: If the config does not say.
+    """
+    if given is not None:
+        found = (given[0], given[1]), 'as given'
+        return found, found
+    test, train = (image_size(cfg, phase) for phase in ('test', 'train'))
+    first, second = test or train, train or test
+    if first is None or second is None:
+        raise ValueError(
+            'neither test nor train pipeline fixes a size of the images; '
+            'give it by --shape H W'
+        )
+    return first, second
+
+
+def epoch_images(dataset: Any) -> int | None:
+    """Images of one epoch, for the published sets.
+
+    Args:
+        dataset (dict): Config of the training data, with its wrappers.
+
+    Returns:
+        int, optional: None where only the data could tell.
+    """
+    kind = type_name(dataset)
+    if kind == 'ConcatDataset':
+        sizes = [epoch_images(child) for child in dataset['datasets']]
+        known = [size for size in sizes if size is not None]
+        return sum(known) if len(known) == len(sizes) else None
+    if kind in ('RepeatDataset', 'MultiImageMixDataset'):
+        inner = epoch_images(dataset['dataset'])
+        return inner and inner * dataset.get('times', 1)
+    if kind not in PUBLISHED or any(
+        dataset.get(key) is not None for key in ('metainfo', 'indices')
+    ):
+        return None  # Unknown, or a part of it.
+    path, images = PUBLISHED[kind]
+    paths = [dataset.get(key) for key in ('ann_file', 'data_prefix', 'split')]
+    if path not in str(paths):
+        return None
+    if (dataset.get('filter_cfg') or {}).get('filter_empty_gt'):
+        return images - EMPTY[kind] if kind in EMPTY else None
+    return images
+
+
+def schedule_samples(
+    cfg: Config, epoch_samples: int | None = None, batch: int | None = None
+) -> tuple[int | None, str]:
+    """Samples that a whole training sees.
+
+    Args:
+        cfg (Config): Config of the run.
+        epoch_samples (int, optional): Images of an epoch; by default as
+            published.
+        batch (int, optional): Samples of an iteration, over all processes;
+            by default the config's.
+
+    Returns:
+        tuple[int | None, str]: The number, None where it is not known, and a
+        few words that say how it comes about, or how to give it.
+    """
+    loop, loader = cfg.get('train_cfg') or {}, cfg.get('train_dataloader')
+    if not loader:
+        return None, 'unknown: the config has no training data'
+    if loop.get('max_epochs'):
+        name = type_name(next(leaf_datasets(loader['dataset']), {}))
+        images = epoch_samples or epoch_images(loader['dataset'])
+        if images is None:
+            return None, (
+                f'unknown: how many images an epoch of this {name} has; '
+                '--epoch-samples N says it'
+            )
+        origin = 'as given' if epoch_samples else f'{name} as published'
+        epochs = loop['max_epochs']
+        return epochs * images, f'{epochs} epochs of {images:,}, {origin}'
+    if not loop.get('max_iters'):
+        return None, 'unknown: train_cfg has neither max_epochs nor max_iters'
+    scale = cfg.get('auto_scale_lr') or {}
+    if batch is not None:
+        origin = 'as given'
+    elif scale.get('base_batch_size'):
+        batch, origin = scale['base_batch_size'], 'auto_scale_lr'
+    else:
+        batch = loader.get('batch_size', 1)
+        origin = 'one process; --batch-size N for another total'
+    iterations = loop['max_iters']
+    return iterations * batch, f'{iterations:,} batches of {batch}, {origin}'

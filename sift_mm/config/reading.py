@@ -1,0 +1,157 @@
+"""Reading configs, with the options of the command line applied."""
+
+import argparse
+import io
+import os
+import os.path as osp
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.utils import is_installed
+
+from sift_mm.backbones import PACKAGES
+from sift_mm.config import sparsify
+
+
+@contextmanager
+def _without_noise() -> Iterator[None]:
+    """Holds back what the libraries print about an optional package."""
+    out = io.StringIO()
+    try:
+        with redirect_stdout(out):
+            yield
+    finally:
+        for line in out.getvalue().splitlines(keepends=True):
+            if 'Could not import OneDL' not in line:
+                sys.stdout.write(line)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Reads the config that the options of :func:`add_config_options` name.
+
+    Raises:
+        SystemExit: As :func:`read_config`.
+    """
+    return read_config(
+        args.config,
+        args.cfg_options,
+        family=args.family,
+        sparsity=args.sparsity,
+        algorithm=args.algorithm,
+        pretrained=args.pretrained,
+    )
+
+
+def read_config(
+    config: str, cfg_options: dict[str, Any] | None = None, **member: Any
+) -> Config:
+    """Reads a config file and changes it as the options say.
+
+    Args:
+        config (str): Path, or a name such as ``mmdet::...``.
+        cfg_options (dict, optional): Values by dotted key.
+        **member: Arguments of :func:`sift_mm.config.sparsify`; where all are
+            None, it is not called.
+
+    Raises:
+        SystemExit: If there is no such file, or no such member of it.
+    """
+    if not is_installed('mmsegmentation'):
+        # MMEngine looks the base configs of `mmseg::` up under that
+        # distribution name, which the maintained continuation has given up.
+        MODULE2PACKAGE['mmseg'] = 'mmseg'
+    try:
+        # Config.fromfile takes a name such as `mmdet::...` for bases alone.
+        path, _ = Config._get_cfg_path(config, '')
+    except FileNotFoundError:
+        path = ''
+    if not osp.isfile(path):
+        raise SystemExit(f'There is no config file {config}.')
+    with _without_noise():
+        cfg = Config.fromfile(path)
+    if cfg_options is not None:
+        cfg.merge_from_dict(cfg_options)
+    if any(value is not None for value in member.values()):
+        import_library(cfg)
+        try:
+            sparsify(cfg, **member)
+        except ValueError as error:
+            raise SystemExit(f'{config}: {error}') from error
+    return cfg
+
+
+def member_name(
+    family: str | None,
+    sparsity: float | None,
+    algorithm: str | None,
+    pretrained: str | None = None,
+) -> str:
+    """What the options of :func:`sparsify` say, for a folder's name.
+
+    Returns:
+        str: 'wide-s75-rigl-pre', a part of it, or ''.
+    """
+    parts = [family]
+    if sparsity is not None:
+        parts.append(f's{100 * sparsity:g}')
+    if algorithm is not None:
+        parts.append(algorithm.lower())
+    if pretrained is not None:
+        parts.append('pre')
+    return '-'.join(filter(None, parts))
+
+
+def import_library(cfg: Config) -> None:
+    """Imports the library of the config's ``default_scope``, if installed.
+
+    The registries would do it, but noisily.
+
+    Raises:
+        SystemExit: If it is one of OpenMMLab's and not installed.
+    """
+    scope = cfg.get('default_scope', 'mmengine')
+    if scope not in PACKAGES:
+        return
+    if find_spec(scope) is None:
+        raise SystemExit(
+            f"The config's default_scope is {scope}: install "
+            f'{PACKAGES[scope]}.'
+        )
+    with _without_noise():
+        import_module(f'{scope}.datasets')
+
+
+def load_run_config(args: argparse.Namespace) -> Config:
+    """Reads the config of a run and applies the shared options.
+
+    Args:
+        args (argparse.Namespace): Options of :func:`add_run_options`.
+
+    Returns:
+        Config: The config with ``launcher`` and ``work_dir`` set.
+    """
+    os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
+    limit = os.environ.get('DYNAMO_CACHE_SIZE_LIMIT')
+    if limit is not None:
+        # Detectors have dynamic shapes: every recompilation costs minutes.
+        import torch._dynamo
+
+        torch._dynamo.config.cache_size_limit = int(limit)
+    cfg = load_config(args)
+    cfg.launcher = args.launcher
+    if args.work_dir is not None:
+        cfg.work_dir = args.work_dir
+    elif cfg.get('work_dir') is None:
+        name = osp.splitext(osp.basename(args.config))[0]
+        member = member_name(
+            args.family, args.sparsity, args.algorithm, args.pretrained
+        )
+        name = '_'.join(filter(None, (name, member)))
+        cfg.work_dir = osp.join('./work_dirs', name)
+    return cfg

@@ -1,0 +1,67 @@
+"""Test time augmentation for the three libraries."""
+
+from copy import deepcopy
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+
+from sift_mm.config.data import leaf_datasets
+from sift_mm.config.nodes import type_name
+
+DEFAULT_MODELS = {
+    'mmdet': dict(
+        type='DetTTAModel',
+        tta_cfg=dict(nms=dict(type='nms', iou_threshold=0.5), max_per_img=100),
+    ),
+    'mmseg': dict(type='SegTTAModel'),
+    'mmpretrain': dict(type='AverageClsScoreTTA'),
+}
+
+
+def _reads_annotations(step: dict) -> bool:
+    """Whether a transform adds the ground truth."""
+    return type_name(step) == 'LoadAnnotations'
+
+
+def flip_pipeline(pipeline: list[dict]) -> list[dict]:
+    """Makes a pipeline of two views, as it is and mirrored.
+
+    Args:
+        pipeline (list[dict]): Test pipeline; its last transform packs.
+
+    Returns:
+        list[dict]: The pipeline with a TestTimeAug at its end.
+    """
+    *steps, pack = deepcopy(pipeline)
+    if 'meta_keys' in pack:
+        # Without them the views could not be mirrored back.
+        keys = [*pack['meta_keys'], 'flip', 'flip_direction']
+        pack['meta_keys'] = list(dict.fromkeys(keys))
+    # Annotations come after the flip: the merged prediction, which is not
+    # mirrored, is compared with them.
+    views = [[dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]]
+    views += [[step] for step in steps if _reads_annotations(step)]
+    steps = [step for step in steps if not _reads_annotations(step)]
+    return [*steps, dict(type='TestTimeAug', transforms=[*views, [pack]])]
+
+
+def enable_tta(cfg: Config) -> None:
+    """Wraps the model and replaces the pipelines of the test data.
+
+    Args:
+        cfg (Config): Config, changed in place. Its ``tta_model`` and
+            ``tta_pipeline`` are taken where it has them.
+
+    Raises:
+        SystemExit: If the config has no ``tta_model`` and its scope no
+            default.
+    """
+    scope = cfg.get('default_scope')
+    model: Any = cfg.get('tta_model') or DEFAULT_MODELS.get(scope)
+    if model is None:
+        raise SystemExit(f'--tta needs a tta_model in a config of {scope}.')
+    cfg.model = ConfigDict(**deepcopy(model), module=cfg.model)
+    for leaf in leaf_datasets(cfg.test_dataloader.dataset):
+        leaf['pipeline'] = cfg.get('tta_pipeline') or flip_pipeline(
+            leaf['pipeline']
+        )

@@ -1,0 +1,177 @@
+"""Prepare COCO 2017 as MMDetection reads it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sift_mm.datasets.files import (
+    DataError,
+    check_space,
+    fetch_url,
+    lacking,
+    load_image,
+    remedy,
+    sample,
+    scratch,
+    unpack_zips,
+)
+
+IMAGES = {'train': 118_287, 'val': 5_000}
+CLASSES = 80
+ANNOTATIONS = 'annotations/instances_{}2017.json'
+ARCHIVES = {
+    **{ANNOTATIONS.format(s): 'annotations_trainval2017.zip' for s in IMAGES},
+    **{f'{split}2017': f'{split}2017.zip' for split in IMAGES},
+}
+PAGE = 'https://cocodataset.org/#download'
+SERVER = 'http://images.cocodataset.org'
+URLS = {
+    'annotations_trainval2017.zip': (
+        f'{SERVER}/annotations/annotations_trainval2017.zip'
+    ),
+    'train2017.zip': f'{SERVER}/zips/train2017.zip',
+    'val2017.zip': f'{SERVER}/zips/val2017.zip',
+}
+MEGABYTES = {
+    'annotations_trainval2017.zip': 253,
+    'train2017.zip': 19_337,
+    'val2017.zip': 816,
+}
+TODO = """\
+COCO 2017 is not complete in {root}, it lacks {items}.
+Get these from {page}
+{archives}
+and put them into {root} as they are; then call this again. Or let it fetch
+them, with --download. Unpacked, as much again, it will be
+  {root}/annotations/instances_train2017.json, instances_val2017.json
+  {root}/train2017/*.jpg
+  {root}/val2017/*.jpg"""
+
+
+def fetch(root: Path, names: Sequence[str]) -> None:
+    """Fetch archives into the data set's folder.
+
+    Args:
+        root: That folder.
+        names: Of the archives.
+
+    Raises:
+        DataError: If they cannot be had or the disk is too small.
+    """
+    size = sum(MEGABYTES[name] for name in names) * 10**6
+    print(f'{size / 1e9:.1f} GB are to be downloaded', flush=True)
+    check_space(root, 2 * size)  # the archives and, as large, what they hold
+    with scratch(root) as work:
+        for name in names:
+            os.replace(fetch_url(URLS[name], work), root / name)
+
+
+def todo(root: Path, missing: dict[str, list[str]]) -> str:
+    """Say what to get and where to put it.
+
+    Args:
+        root: The data set's folder.
+        missing: What :func:`lacking` has found.
+    """
+    return TODO.format(
+        root=root,
+        items=', '.join(item for items in missing.values() for item in items),
+        page=PAGE,
+        archives='\n'.join(
+            f'  {name} ({MEGABYTES[name]:,} MB)  {URLS[name]}'
+            for name in missing
+        ),
+    )
+
+
+def read_images(path: Path) -> list[dict[str, Any]]:
+    """Read which images an annotation file is about.
+
+    Raises:
+        DataError: If it is none of COCO's.
+    """
+    print(f'reading {path}', flush=True)
+    try:
+        content = json.loads(path.read_bytes())
+        images, classes = content['images'], content['categories']
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(
+            f'{path} is not an annotation file of COCO ({error!r}): remove '
+            'it and call this again.'
+        ) from error
+    if len(classes) != CLASSES:
+        raise DataError(
+            f'{path} has {len(classes)} classes instead of {CLASSES}: it is '
+            'of another data set, remove it and call this again.'
+        )
+    return images
+
+
+def check(root: Path, split: str) -> None:
+    """Check one split.
+
+    Args:
+        root: The data set's folder.
+        split: 'train' or 'val'.
+
+    Raises:
+        DataError: If it is not complete or an image is broken.
+    """
+    path, folder = root / ANNOTATIONS.format(split), root / f'{split}2017'
+    images = read_images(path)
+    if len(images) != IMAGES[split]:
+        raise DataError(
+            f'{path} lists {len(images):,} images instead of '
+            f'{IMAGES[split]:,}: remove it and call this again.'
+        )
+    there = set(os.listdir(folder))
+    absent = [i['file_name'] for i in images if i['file_name'] not in there]
+    if absent:
+        raise DataError(
+            f'{folder} lacks {len(absent):,} of {len(images):,} images, the '
+            f'first is {absent[0]}: '
+            f'{remedy(root, folder.name, f"{split}2017.zip")}'
+        )
+    for image in sample(images):
+        size = load_image(folder / image['file_name']).size
+        if size != (image['width'], image['height']):
+            raise DataError(
+                f'{folder / image["file_name"]} has {size[0]} x {size[1]} '
+                f'pixels, {path} says {image["width"]} x {image["height"]}: '
+                'replace it by the official one.'
+            )
+
+
+def prepare(root: Path, download: bool = False) -> str:
+    """Complete the data set and check it.
+
+    Args:
+        root: Its folder.
+        download: Whether to fetch archives that are missing.
+
+    Returns:
+        What it holds, in a few words.
+
+    Raises:
+        DataError: If something is missing or broken.
+    """
+    absent = [
+        name for name in lacking(root, ARCHIVES) if not (root / name).is_file()
+    ]
+    if absent and download:
+        try:
+            fetch(root, absent)
+        except DataError as error:
+            missing = lacking(root, ARCHIVES)
+            raise DataError(f'{error}\n{todo(root, missing)}') from error
+    unpack_zips(root, ARCHIVES)
+    missing = lacking(root, ARCHIVES)
+    if missing:
+        raise DataError(todo(root, missing))
+    for split in IMAGES:
+        check(root, split)
+    return ' + '.join(f'{number:,}' for number in IMAGES.values()) + ' images'

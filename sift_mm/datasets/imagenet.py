@@ -1,0 +1,286 @@
+"""Prepare ImageNet (ILSVRC 2012) as MMPreTrain reads it: a folder a class."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from importlib.util import find_spec
+from pathlib import Path
+
+from rich.progress import track
+from torchvision.datasets.imagenet import (
+    ARCHIVE_META,
+    load_meta_file,
+    parse_devkit_archive,
+)
+from torchvision.datasets.utils import check_integrity
+
+from sift_mm.datasets.files import (
+    DataError,
+    check_space,
+    load_image,
+    reading,
+    remedy,
+    sample,
+    scratch,
+)
+
+IMAGES = {'train': 1_281_167, 'val': 50_000}
+CLASSES = 1_000
+SIZES = {'train': '138 GB', 'val': '6.3 GB', 'devkit': '2.5 MB'}
+TODO = """\
+ImageNet is not complete in {root}, it lacks {splits}.
+Register at https://image-net.org/download-images and get of ILSVRC 2012
+{archives}
+Put them into {root} as they are, and call this again. Unpacked, it will be
+  {root}/train/WNID/*.JPEG
+  {root}/val/WNID/*.JPEG
+where WNID stands for 1,000 folders such as n01440764."""
+
+
+def archive_of(root: Path, part: str) -> Path:
+    """Return where the archive of 'train', 'val' or 'devkit' would lie."""
+    return root / ARCHIVE_META[part][0]
+
+
+def check_archive(root: Path, part: str) -> Path:
+    """Compare an archive with the hash of the official one.
+
+    Args:
+        root: The data set's folder.
+        part: 'train', 'val' or 'devkit'.
+
+    Returns:
+        The archive.
+
+    Raises:
+        DataError: If it is broken or missing.
+    """
+    archive, md5 = archive_of(root, part), ARCHIVE_META[part][1]
+    print(f'checking {archive} ({SIZES[part]})', flush=True)
+    if not check_integrity(archive, md5):
+        raise DataError(
+            f'{archive} is missing, broken or another file, its MD5 is not '
+            f'{md5}: get it from https://image-net.org/download-images.'
+        )
+    return archive
+
+
+def unpack_train(root: Path) -> None:
+    """Unpack the training images: an archive of one archive a class.
+
+    They are read one within the other; torchvision's own function needs the
+    space twice.
+    """
+    archive = check_archive(root, 'train')
+    check_space(root, archive.stat().st_size)
+    with (
+        scratch(root) as work,
+        reading(archive),
+        tarfile.open(archive) as classes,
+    ):
+        for member in track(classes.getmembers(), 'unpacking train'):
+            with tarfile.open(fileobj=classes.extractfile(member)) as images:
+                folder = work / 'train' / Path(member.name).stem
+                images.extractall(folder, filter='data')
+        os.replace(work / 'train', root / 'train')
+
+
+def unpack_val(root: Path) -> None:
+    """Unpack the validation images and sort them by class."""
+    archive = check_archive(root, 'val')
+    classes = val_classes(root)
+    check_space(root, archive.stat().st_size)
+    print('unpacking val', flush=True)
+    with (
+        scratch(root) as work,
+        reading(archive),
+        tarfile.open(archive) as images,
+    ):
+        images.extractall(work / 'val', filter='data')
+        sort_val(work / 'val', classes)
+        os.replace(work / 'val', root / 'val')
+
+
+def val_classes(root: Path) -> list[str]:
+    """Read the class of each validation image from the development kit.
+
+    Args:
+        root: The data set's folder, where its archive has to lie.
+
+    Returns:
+        The names of the folders, in the order of the images' numbers.
+
+    Raises:
+        DataError: If it is missing or broken, or cannot be read.
+    """
+    archive = check_archive(root, 'devkit')
+    if find_spec('scipy') is None:
+        raise DataError(
+            f'scipy is needed to read {archive.name}: install it with '
+            '`pip install scipy`.'
+        )
+    with scratch(root) as work:
+        parse_devkit_archive(work, str(archive.resolve()))
+        return load_meta_file(work)[1]
+
+
+def flat_images(folder: Path) -> list[Path]:
+    """List the validation images that lie in no class's folder."""
+    return sorted(folder.glob('ILSVRC2012_val_*.JPEG'))
+
+
+def sort_val(folder: Path, classes: list[str]) -> None:
+    """Move validation images into the folders of their classes.
+
+    Each by its own number: what an interrupted call has left undone is done
+    by the next one.
+
+    Args:
+        folder: Where they lie.
+        classes: Folder of each image, in the order of their numbers.
+
+    Raises:
+        DataError: If one has a number that there is not.
+    """
+    for path in flat_images(folder):
+        number = path.stem.rpartition('_')[2]
+        if not number.isdecimal() or not 1 <= int(number) <= len(classes):
+            raise DataError(
+                f'{path} is none of the {len(classes):,} validation images: '
+                'remove it and call this again.'
+            )
+        target = folder / classes[int(number) - 1]
+        target.mkdir(exist_ok=True)
+        os.replace(path, target / path.name)
+
+
+def fill(root: Path) -> None:
+    """Unpack and sort what is at hand.
+
+    Raises:
+        DataError: If something is missing or an archive is broken.
+    """
+    missing = [
+        split
+        for split in IMAGES
+        if not (root / split).is_dir() or not any((root / split).iterdir())
+    ]
+    unsorted = not listed(root, 'val') and flat_images(root / 'val')
+    needed = [*missing, *(['devkit'] if 'val' in missing or unsorted else [])]
+    absent = [part for part in needed if not archive_of(root, part).is_file()]
+    if absent:
+        raise DataError(
+            TODO.format(
+                root=root,
+                splits=', '.join(missing)
+                or 'the classes of the images in val',
+                archives='\n'.join(
+                    f'  {archive_of(root, part).name} ({SIZES[part]})'
+                    for part in absent
+                ),
+            )
+        )
+    if unsorted:
+        sort_val(root / 'val', val_classes(root))
+    for split in missing:
+        dict(train=unpack_train, val=unpack_val)[split](root)
+
+
+def listed(root: Path, split: str) -> dict[str, int]:
+    """Read MMPreTrain's own list of a split, if there is one.
+
+    It goes before the folders: with it, images may lie in any of them.
+
+    Args:
+        root: The data set's folder.
+        split: 'train' or 'val'.
+
+    Returns:
+        The class of each image, by its path; empty if there is no list.
+
+    Raises:
+        DataError: If a line of it has no class.
+    """
+    path = root / 'meta' / f'{split}.txt'
+    if not path.is_file():
+        return {}
+    pairs = [line.rsplit(maxsplit=1) for line in path.read_text().splitlines()]
+    try:
+        return {name: int(label) for name, label in pairs}
+    except ValueError as error:
+        raise DataError(
+            f'{path} should have the path and the class of an image on each '
+            'line: remove it, unless the folders do not tell the classes.'
+        ) from error
+
+
+def images_in(folder: Path) -> set[str]:
+    """List the images in a folder and in those in it, by relative path."""
+    return {
+        os.path.join(os.path.relpath(place, folder), name).removeprefix('./')
+        for place, _, names in os.walk(folder)
+        for name in names
+        if name.endswith('.JPEG')
+    }
+
+
+def check(root: Path, split: str) -> set[str]:
+    """Check one split.
+
+    Args:
+        root: The data set's folder.
+        split: 'train' or 'val'.
+
+    Returns:
+        The names of the classes' folders; none if a list has the classes.
+
+    Raises:
+        DataError: If it is not complete or an image is broken.
+    """
+    folder = root / split
+    print(f'listing {folder}', flush=True)
+    found, labels = images_in(folder), listed(root, split)
+    absent = sorted(labels.keys() - found)
+    if absent:
+        raise DataError(
+            f'{folder} lacks {len(absent):,} of the images in '
+            f'{root / "meta" / split}.txt, the first is {absent[0]}: put them '
+            'there.'
+        )
+    names = sorted(labels or (name for name in found if '/' in name))
+    folders = {name.partition('/')[0] for name in names}
+    classes = len(set(labels.values()) or folders)
+    if (len(names), classes) != (IMAGES[split], CLASSES):
+        raise DataError(
+            f'{folder} holds {len(names):,} images of {classes:,} classes '
+            f'instead of {IMAGES[split]:,} of {CLASSES:,}: '
+            f'{remedy(root, split, ARCHIVE_META[split][0])}'
+        )
+    for name in sample(names):
+        load_image(folder / name)
+    return set() if labels else folders
+
+
+def prepare(root: Path) -> str:
+    """Complete the data set and check it.
+
+    Args:
+        root: Its folder.
+
+    Returns:
+        What it holds, in a few words.
+
+    Raises:
+        DataError: If something is missing or broken.
+    """
+    fill(root)
+    train, val = (check(root, split) for split in IMAGES)
+    other = sorted(train ^ val)
+    if train and val and other:
+        # The place among the sorted names is the class's number.
+        raise DataError(
+            f'{root}/train and {root}/val have different classes, {other[0]} '
+            'is in one of them only: rename or remove it.'
+        )
+    return ' + '.join(f'{number:,}' for number in IMAGES.values()) + ' images'

@@ -1,0 +1,409 @@
+"""Fold a trained network: one plain layer for each composite and its norms.
+
+What is linear at inference can be multiplied out. Sums and products are
+taken in float64 and rounded once, so that outputs stay what they were.
+"""
+
+import copy
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
+from torch.nn.utils.parametrize import is_parametrized
+
+from sift_mm.layers import Composite, Doped, Factorized, Parallel
+from sift_mm.layers.plain import BATCH_NORMS, make_like, plain_type
+
+_SIZED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+# Any other forward may do more, as timm's norms that end in an activation.
+_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+# Weight and bias of a linear map, in float64 on the CPU.
+_Map = tuple[Tensor, Tensor | None]
+
+
+@dataclass(frozen=True)
+class FoldReport:
+    """What :func:`fold` did, by module name.
+
+    Args:
+        folded (dict[str, str]): Composites that became one plain layer, and
+            which one; a shared one under each of its names.
+        norms (list[str]): Batch norms folded into the layer before them,
+            those inside composites not among them.
+        kept (dict[str, str]): What stayed as it was, and why: composites,
+            and, where norms were to be folded, all batch norms.
+    """
+
+    folded: dict[str, str]
+    norms: list[str]
+    kept: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [
+            f'Composites folded: {len(self.folded)}, norms folded: '
+            f'{len(self.norms)}, kept: {len(self.kept)}'
+        ]
+        lines += [f'  {name}: {what}' for name, what in self.folded.items()]
+        lines += [f'  {name}: norm, folded' for name in self.norms]
+        lines += [f'  {name}: kept, {why}' for name, why in self.kept.items()]
+        return '\n'.join(lines)
+
+
+@torch.no_grad()
+def fold(model: nn.Module, norms: bool = True) -> FoldReport:
+    """Fold a network for inference, in place, to equal outputs.
+
+    A linear :class:`Parallel`, :class:`Factorized` or :class:`Doped` becomes
+    the one ``nn.Conv1d``, ``Conv2d``, ``Conv3d`` or ``nn.Linear`` that it
+    equals, wherever it is registered; with ``inner='norm'`` its batch norms
+    are folded into it. One with an activation inside (``'norm_act'``), with
+    norms that depend on the input, or with hooks is kept.
+
+    Then batch norms are folded into the plain layer before them and leave an
+    ``nn.Identity``. Which layer a norm follows is told by the order of
+    registration, as mmcv's ``fuse_conv_bn`` has it, though only the very next
+    sibling counts (but for ``nn.Identity``), and what the structure shows to
+    be doubtful is kept: a layer or norm registered in several places (heads
+    with a norm for each level), or with hooks or parametrizations; several
+    norms in a row outside an ``nn.Sequential``; members of a ``ModuleList``
+    or ``ModuleDict``; an ``order`` of mmcv's ``ConvModule`` that runs
+    something else behind the convolution.
+
+    What ``forward`` does cannot be told from the structure. Results are
+    wrong, without a warning, where it runs a norm elsewhere than behind the
+    sibling before it: ahead of that layer, behind a functional activation or
+    a sum, over another dimension (a linear layer's output of three), or not
+    always (``ConvModule(...)(x, norm=False)``); and where it reads the
+    layer's bare output or its weights. Compare outputs before and
+    after; ``norms=False`` makes no such assumption.
+
+    A folded layer is dense: masks are no part of a network, and a sum or
+    product of sparse weights fills up. Sparse weights are traded for one
+    dense layer of the same outputs, so fold when training is over. With
+    ``norms=False``, composites without inner norm leave the ``state_dict`` of
+    the plain network; a composite with inner norm becomes a layer with bias.
+
+    Args:
+        model (nn.Module): A trained network in evaluation mode; all of it,
+            as sharing with modules outside of it cannot be seen.
+        norms (bool): Whether to fold batch norms behind plain layers too.
+
+    Returns:
+        FoldReport: What was folded and what was kept, with the reasons.
+
+    Raises:
+        ValueError: If the model is a composite itself, or a composite or
+            batch norm of it is in training mode. The model is left alone.
+    """
+    if isinstance(model, Composite):
+        raise ValueError(
+            f'The model is a {type(model).__name__} itself, which cannot be '
+            'replaced in place; fold the module that holds it.'
+        )
+    for name, module in model.named_modules():
+        if module.training and isinstance(module, (Composite, _BatchNorm)):
+            raise ValueError(
+                f'{type(module).__name__} {name!r} is in training mode, and '
+                'folding is for inference; call model.eval() first.'
+            )
+    report = FoldReport({}, [], {})
+    _fold_composites(model, report)
+    if norms:
+        _fold_norms(model, report)
+    concerned = (Composite, _BatchNorm) if norms else Composite
+    for name, module in model.named_modules():
+        if isinstance(module, concerned):
+            report.kept.setdefault(
+                name,
+                'part of a composite that is kept'
+                if name
+                else 'it is the model itself',
+            )
+    return report
+
+
+def _fold_composites(model: nn.Module, report: FoldReport) -> None:
+    """Replace the composites that can be folded, wherever they are."""
+    done: dict[nn.Module, nn.Module] = {}
+    for prefix, parent in _parents(model).items():
+        for key, child in _children(parent).items():
+            if not isinstance(child, Composite):
+                continue
+            name = f'{prefix}{key}'
+            if reason := _obstacle(child):
+                report.kept[name] = reason
+                continue
+            if child not in done:
+                done[child] = _plain(child)
+            parent.add_module(key, done[child])
+            report.folded[name] = f'{_describe(child)} -> {done[child]}'
+
+
+def _fold_norms(model: nn.Module, report: FoldReport) -> None:
+    """Fold batch norms into the plain layers that they follow."""
+    places = Counter(
+        child
+        for parent in model.modules()
+        for child in _children(parent).values()
+    )
+    for prefix, parent in _parents(model).items():
+        # An identity, also one left by a norm, changes nothing.
+        children = [
+            (key, child)
+            for key, child in _children(parent).items()
+            if type(child) is not nn.Identity
+        ]
+        before: tuple[str, nn.Module] | None = None
+        for i, (key, child) in enumerate(children):
+            if not isinstance(child, _BatchNorm):
+                before = key, child
+                continue
+            after = children[i + 1][1] if i + 1 < len(children) else None
+            reason = _doubt(parent, before and before[1], child, after, places)
+            if before is None or reason:
+                report.kept[f'{prefix}{key}'] = reason or ''
+                before = key, child
+                continue
+            where, layer = before
+            weight: Any = layer.weight
+            fused = _fuse(layer, child).to(weight.device, weight.dtype)
+            before = where, fused
+            parent.add_module(where, fused)
+            parent.add_module(key, nn.Identity().eval())
+            report.norms.append(f'{prefix}{key}')
+
+
+def _children(parent: nn.Module) -> dict[str, nn.Module]:
+    """Submodules by key; unlike ``named_children`` with those named twice."""
+    return {k: m for k, m in parent._modules.items() if m is not None}
+
+
+def _parents(model: nn.Module) -> dict[str, nn.Module]:
+    """Modules outside of composites by the prefix of their children."""
+    inside = {
+        part
+        for module in model.modules()
+        if isinstance(module, Composite)
+        for part in module.modules()
+    }
+    return {
+        f'{name}.' if name else '': module
+        for name, module in model.named_modules()
+        if module not in inside
+    }
+
+
+def _altered(module: nn.Module) -> bool:
+    """Whether calling a module does more than its class says."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or 'forward' in vars(module)
+        or is_parametrized(module)
+    )
+
+
+def _obstacle(composite: Any) -> str | None:
+    """Why a composite cannot be folded; None if it can."""
+    if type(composite) not in (Parallel, Factorized, Doped):
+        return f'a {type(composite).__name__} is of no kind that can be folded'
+    for name, part in composite.named_modules():
+        if _altered(part):
+            return (
+                f'{name or "it"} has hooks, parametrizations or a forward '
+                'method of its own'
+            )
+    if isinstance(composite, Doped):
+        if plain_type(composite.sparse) is None:
+            return f'sparse is a {type(composite.sparse).__name__}'
+        reason = _obstacle(composite.low_rank)
+        return reason and f'low_rank cannot be folded: {reason}'
+    if type(composite.act) is not nn.Identity:
+        return (
+            f'an activation is inside (inner={composite.inner!r}), so it '
+            'is not linear'
+        )
+    pairs = _pairs(composite)
+    layers = [layer for layer, _ in pairs]
+    if isinstance(composite, Factorized):
+        layers.append(composite.v)
+    for layer in layers:
+        if plain_type(layer) is None:
+            return f'an inner layer is a {type(layer).__name__}'
+    return next(filter(None, (_mismatch(*pair) for pair in pairs)), None)
+
+
+def _pairs(composite: Any) -> list[tuple[nn.Module, nn.Module]]:
+    """Inner layers of Parallel or Factorized and what follows them."""
+    if isinstance(composite, Factorized):
+        return [(composite.u, composite.norm)]
+    norms = composite.norms or [nn.Identity()] * len(composite.layers)
+    return list(zip(composite.layers, norms, strict=True))
+
+
+def _mismatch(layer: Any, norm: Any) -> str | None:
+    """Why a norm is no linear map of a plain layer's channels, or None."""
+    name, kind = type(norm).__name__, plain_type(layer)
+    if type(norm) is nn.Identity:
+        return None
+    if (
+        not isinstance(norm, _BatchNorm)
+        or norm.running_mean is None
+        or (norm.running_var is None)
+    ):
+        return f'{name} has no running statistics and depends on its input'
+    if type(norm).forward not in _FORWARDS:
+        return f'{name} has a forward method of its own'
+    # A norm that checks its input is of as many dimensions as the layer. Of
+    # what a linear layer gives, one for images reads no features.
+    expected = BATCH_NORMS.get(kind, nn.BatchNorm1d)  # type: ignore
+    if isinstance(norm, _SIZED) and not isinstance(norm, expected):
+        return f'{name} is not for what a {type(layer).__name__} gives'
+    if norm.num_features != layer.weight.shape[0]:
+        return (
+            f'{name} of {norm.num_features} channels is not for the '
+            f'{layer.weight.shape[0]} of the layer before it'
+        )
+    return None
+
+
+def _doubt(
+    parent: nn.Module,
+    layer: nn.Module | None,
+    norm: nn.Module,
+    after: nn.Module | None,
+    places: Counter[nn.Module],
+) -> str | None:
+    """Why a norm may not belong to the sibling before it; None if it does.
+
+    Args:
+        parent (nn.Module): What holds them.
+        layer (nn.Module, optional): The sibling before, identities left out.
+        norm (nn.Module): The batch norm.
+        after (nn.Module, optional): The sibling behind, likewise.
+        places (Counter): In how many places a module is registered.
+    """
+    kind, order = type(parent).__name__, getattr(parent, 'order', None)
+    if layer is None:
+        return f'it is the first in its {kind}'
+    if plain_type(layer) is None:
+        return (
+            f'the {type(layer).__name__} before it is no plain '
+            'convolution or linear layer'
+        )
+    if isinstance(parent, (nn.ModuleList, nn.ModuleDict)):
+        return f'a {kind} does not say what runs after what'
+    if isinstance(order, (list, tuple)) and ('conv', 'norm') not in pairwise(
+        order
+    ):
+        return f'its {kind} runs in the order {tuple(order)}'
+    if getattr(parent, 'efficient_conv_bn_eval_forward', None) is not None:
+        return f'its {kind} folds it itself in each forward pass'
+    for what, module in (('it', norm), ('the layer before it', layer)):
+        if places[module] > 1:
+            return f'{what} is registered in {places[module]} places'
+        if _altered(module):
+            return (
+                f'{what} has hooks, parametrizations or a forward method '
+                'of its own'
+            )
+    if isinstance(after, _BatchNorm) and (
+        type(parent).forward is not nn.Sequential.forward
+    ):
+        return 'several norms in a row may take turns behind the layer'
+    return _mismatch(layer, norm)
+
+
+def _exact(module: nn.Module) -> Any:
+    """A copy in float64 on the CPU: some devices have no float64."""
+    return copy.deepcopy(module).to('cpu', torch.float64).eval()
+
+
+def _fuse(layer: Any, norm: Any) -> Any:
+    """A copy of a layer, in float64, with what follows it folded in."""
+    layer, norm = _exact(layer), _exact(norm)
+    if type(norm) is nn.Identity:
+        return layer
+    for name, value in (('weight', 1.0), ('bias', 0.0)):
+        if getattr(norm, name) is None:  # PyTorch's linear fusion needs them.
+            full = torch.full_like(norm.running_mean, value)
+            setattr(norm, name, nn.Parameter(full))
+    fuse: Any = (
+        fuse_linear_bn_eval
+        if isinstance(layer, nn.Linear)
+        else fuse_conv_bn_eval
+    )
+    return fuse(layer, norm)
+
+
+def _map(composite: Any) -> _Map:
+    """The linear map that a composite is.
+
+    Returns:
+        tuple[Tensor, Tensor | None]: Weight ``(d_out, d_in / groups, *k)``
+        and bias ``(d_out,)``.
+    """
+    if isinstance(composite, Doped):
+        sparse = _exact(composite.sparse)
+        return _sum([(sparse.weight, sparse.bias), _map(composite.low_rank)])
+    parts = [_fuse(layer, norm) for layer, norm in _pairs(composite)]
+    if isinstance(composite, Factorized):
+        return _product(_exact(composite.v), parts[0])
+    return _sum([(part.weight, part.bias) for part in parts])
+
+
+def _sum(maps: list[_Map]) -> _Map:
+    """Sum of linear maps of one shape."""
+    weights, biases = zip(*maps, strict=True)
+    biases = tuple(b for b in biases if b is not None)
+    return sum(weights), sum(biases) if biases else None
+
+
+def _product(v: Any, u: Any) -> _Map:
+    """V U, group by group.
+
+    A constant that U adds passes V unchanged at borders too: U's padding is
+    before it, and V is pointwise, without padding.
+    """
+    groups = getattr(u, 'groups', 1)
+    left = v.weight.reshape(groups, -1, v.weight.shape[1])
+    right = u.weight.reshape(groups, left.shape[2], -1)
+    weight = (left @ right).reshape(-1, *u.weight.shape[1:])
+    if u.bias is None:
+        return weight, v.bias
+    bias = (left @ u.bias.reshape(groups, -1, 1)).flatten()
+    return weight, bias if v.bias is None else bias + v.bias
+
+
+def _plain(composite: Any) -> nn.Module:
+    """The plain layer that a composite equals, in evaluation mode."""
+    weight, bias = _map(composite)
+    inner: Any = (
+        composite.sparse
+        if isinstance(composite, Doped)
+        else _pairs(composite)[0][0]
+    )
+    # On the meta device there is no initialisation and no random number.
+    layer: Any = make_like(
+        copy.deepcopy(inner).to('meta'),
+        d_out=weight.shape[0],
+        bias=bias is not None,
+    )
+    layer.weight = nn.Parameter(weight.to(inner.weight))
+    if bias is not None:
+        layer.bias = nn.Parameter(bias.to(inner.weight))
+    return layer.eval()
+
+
+def _describe(composite: Any) -> str:
+    """Kind and size of a composite, in words."""
+    kind = type(composite).__name__
+    if isinstance(composite, Parallel):
+        return f'{kind} of {len(composite.layers)} branches'
+    factors: Any = getattr(composite, 'low_rank', composite)
+    return f'{kind} of rank {factors.u.weight.shape[0]}'

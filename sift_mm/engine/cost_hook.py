@@ -1,0 +1,137 @@
+"""What a tested network costs under the masks of its checkpoint."""
+
+from collections.abc import Mapping
+
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.model import BaseTTAModel
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from sift_mm.analysis.report import Network, build_dense, compare
+from sift_mm.analysis.text import scaled, table
+from sift_mm.config.images import find_sizes
+from sift_mm.engine.checks import unwrap
+from sift_mm.engine.transfer import CHECKPOINT_KEY
+
+
+class CostHook(Hook):
+    """Measures a network under the masks of its checkpoint.
+
+    Args:
+        cfg (Config): Config of the run, without test-time augmentation.
+
+    Attributes:
+        cost (dict[str, float]): Of :func:`measure_cost`, known before the
+            first image is tested; in the first process alone.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self.masks: Mapping[str, Tensor] = {}
+        self.cost: dict[str, float] = {}
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Look at the checkpoint as it comes."""
+        self.masks = checkpoint.get(CHECKPOINT_KEY, {}).get('masks', {})
+
+    def before_test(self, runner: Runner) -> None:
+        """Measure."""
+        if runner.rank:
+            return
+        model = unwrap(runner.model)
+        if isinstance(model, BaseTTAModel):
+            model = model.module
+        self.cost = measure_cost(self.cfg, model, self.masks)
+
+
+def measure_cost(
+    cfg: Config, model: nn.Module, masks: Mapping[str, Tensor]
+) -> dict[str, float]:
+    """Counts parameters and FLOPs of a network under masks.
+
+    Args:
+        cfg (Config): Config of the run.
+        model (nn.Module): The network, its weights loaded.
+        masks (Mapping[str, Tensor]): Bool masks by parameter name.
+
+    Returns:
+        dict[str, float]: 'parameters', 'active_parameters', 'density' (share
+        of active weights, of the masked ones) and, where the config says how
+        large the test images are, 'flops' (2 x MACs of one image) and
+        'flops_of_dense', those of the dense network.
+    """
+    check_masks(model, masks)
+    channels = (cfg.model.get('backbone') or {}).get('in_channels', 3)
+    active = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
+    size = sum(mask.numel() for mask in masks.values())
+    total = sum(p.numel() for p in model.parameters())
+    cost: dict[str, float] = {
+        'parameters': total,
+        'active_parameters': total - size + sum(active.values()),
+        'density': sum(active.values()) / size if size else 1.0,
+    }
+    densities = {name: n / masks[name].numel() for name, n in active.items()}
+    try:
+        (shape, _), _ = find_sizes(cfg, None)
+        here = Network(model, densities, channels).profile(shape)
+        dense = Network(build_dense(cfg, model), {}, channels).profile(shape)
+    except ValueError as error:
+        print_log(f'No FLOPs: {error}.', logger='current')
+        return cost
+    both = compare(here, dense)['total']
+    return cost | both
+
+
+def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    """Warns of weights that are there although their mask says otherwise.
+
+    Raises:
+        SystemExit: If the masks are not of this network.
+    """
+    parameters = dict(model.named_parameters())
+    unknown = [
+        name
+        for name, mask in masks.items()
+        if name not in parameters or parameters[name].shape != mask.shape
+    ]
+    if unknown:
+        raise SystemExit(
+            'The masks of the checkpoint are not of the network of the '
+            f'config: {", ".join(unknown[:6])}.'
+        )
+    wrong = [
+        name
+        for name, mask in masks.items()
+        if parameters[name].detach().cpu().masked_fill(mask.cpu(), 0).any()
+    ]
+    if wrong:
+        print_log(
+            'Weights outside the masks of the checkpoint are not zero, so '
+            f'that its density is not what it says: {", ".join(wrong[:6])}.',
+            logger='current',
+            level='WARNING',
+        )
+
+
+def to_text(metrics: Mapping[str, float], cost: Mapping[str, float]) -> str:
+    """Metrics and cost as a table."""
+    rows = [
+        (name, f'{value:.4f}' if isinstance(value, float) else str(value))
+        for name, value in metrics.items()
+    ]
+    rows += [
+        ('M parameters', scaled(cost['parameters'], 1e6)),
+        ('M active parameters', scaled(cost['active_parameters'], 1e6)),
+        ('density of masked layers', f'{cost["density"]:.4f}'),
+    ]
+    if 'flops' in cost:
+        rows += [
+            ('GFLOPs (2 x MACs)', f'{cost["flops"] / 1e9:.5g}'),
+            (
+                'GFLOPs of the dense network',
+                f'{cost["flops_of_dense"] / 1e9:.5g}',
+            ),
+        ]
+    return table(('', 'value'), rows)

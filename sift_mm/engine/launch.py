@@ -1,0 +1,131 @@
+"""From a config to a runner, with and without accelerator."""
+
+import os
+from contextlib import nullcontext
+from typing import Any
+from unittest import mock
+
+import torch
+from mmengine.config import Config
+from mmengine.device import get_device
+from mmengine.logging import print_log
+from mmengine.registry import RUNNERS
+from mmengine.runner import Runner
+
+from sift_mm.config.nodes import type_name
+from sift_mm.config.reading import import_library
+
+SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'NaiveSyncBN', 'SyncBatchNorm')
+
+
+def has_accelerator() -> bool:
+    """Whether there is a device for half precision and several processes."""
+    return get_device() in ('cuda', 'npu', 'mlu', 'musa')
+
+
+def set_loader_defaults(cfg: Config, phase: str) -> None:
+    """Completes the data loader of an MMPreTrain config.
+
+    Its configs leave out ``collate_fn``, ``pin_memory`` and
+    ``persistent_workers``, since its own scripts add them. MMEngine's
+    default would hand the classifier a list of images instead of a batch.
+
+    Args:
+        cfg (Config): Config, changed in place.
+        phase (str): 'train', 'val' or 'test'.
+    """
+    loader = cfg.get(f'{phase}_dataloader')
+    if loader is None or cfg.get('default_scope') != 'mmpretrain':
+        return
+    loader.setdefault('collate_fn', dict(type='default_collate'))
+    loader.setdefault('pin_memory', has_accelerator())
+    # PyTorch refuses to keep workers where there are none.
+    loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
+
+
+def switch_off(cfg: Config, phase: str, option: str) -> None:
+    """Sets an option of a data loader, if there is one, to False.
+
+    Args:
+        cfg (Config): Config, changed in place.
+        phase (str): 'train', 'val' or 'test'.
+        option (str): Argument of the data loader.
+    """
+    loader = cfg.get(f'{phase}_dataloader')
+    if loader is not None:
+        loader[option] = False
+
+
+def _log(message: str) -> None:
+    """Logs a line once, not once a process."""
+    if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
+        print_log(message, logger='current')
+
+
+def replace_sync_norms(node: Any) -> bool:
+    """Turns synchronised norms of a model config into BN, in place."""
+    found = False
+    if isinstance(node, dict):
+        if node.get('type') in SYNC_NORMS:
+            node['type'] = 'BN'
+            found = True
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            found |= replace_sync_norms(child)
+    return found
+
+
+def fit_to_cpu(cfg: Config) -> None:
+    """Lets a distributed run work without an accelerator.
+
+    NCCL, the device ids of DistributedDataParallel and synchronised batch
+    norms all need one; they are replaced by gloo, none, and BN.
+
+    Args:
+        cfg (Config): Config of a distributed run, changed in place.
+    """
+    dist_cfg = cfg.get('env_cfg', {}).get('dist_cfg', {})
+    if dist_cfg.get('backend', 'nccl') == 'nccl':
+        cfg.merge_from_dict({'env_cfg.dist_cfg.backend': 'gloo'})
+        _log('No accelerator found: the processes communicate by gloo.')
+    wrapper = cfg.get('model_wrapper_cfg')
+    if wrapper is None:
+        # What MMEngine takes when there is no wrapper config, device_ids
+        # aside.
+        cfg.model_wrapper_cfg = dict(
+            type='MMDistributedDataParallel',
+            device_ids=None,
+            broadcast_buffers=False,
+            find_unused_parameters=cfg.get('find_unused_parameters', False),
+        )
+    elif 'type' not in wrapper or type_name(wrapper).endswith(
+        'DistributedDataParallel'
+    ):
+        wrapper.setdefault('device_ids', None)
+    if replace_sync_norms(cfg.model):
+        _log(
+            'No accelerator found: SyncBN becomes BN, and every process '
+            'keeps statistics of its own.'
+        )
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Builds the runner that the config asks for.
+
+    Args:
+        cfg (Config): Complete config of a run.
+
+    Returns:
+        Runner: MMEngine's runner, or that named by ``runner_type``.
+    """
+    import_library(cfg)
+    build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
+    context: Any = nullcontext()
+    if cfg.get('launcher', 'none') != 'none' and not has_accelerator():
+        fit_to_cpu(cfg)
+        # MMEngine selects a CUDA device on its way into the process group,
+        # whatever the backend, which raises where there is none.
+        context = mock.patch.object(torch.cuda, 'set_device')
+    with context:
+        return build(cfg)

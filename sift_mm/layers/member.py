@@ -1,0 +1,170 @@
+"""One layer replaced by a member of the family."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from sift_mm.isoflop import (
+    check_family,
+    check_sparsity,
+    doped_rank,
+    factor_densities,
+    factorized_rank,
+    parallel_branches,
+)
+from sift_mm.layers.composite import Composite, check_inner
+from sift_mm.layers.doped import Doped
+from sift_mm.layers.factorized import Factorized
+from sift_mm.layers.parallel import Parallel
+from sift_mm.layers.plain import Norm, size_of
+
+# A layer whose FLOPs rounding would change by more has no equal.
+TOLERANCE = 0.25
+DEFAULT_FACTORS = {'factorized': 'both', 'wide_factorized': 'none'}
+
+
+@dataclass(frozen=True)
+class Member:
+    """A member of the family at a sparsity, with its variants.
+
+    Args:
+        family (str): One of ``FAMILIES``.
+        sparsity (float): Share of zero weights, in [0, 1).
+        inner (str): What follows an inner layer, 'none', 'norm' or
+            'norm_act'; a widened layer has no inner one.
+        sparse_factors (str, optional): Which factors of the two factorized
+            members carry masks: 'both' (default of 'factorized'), 'u' or
+            'none' (default of 'wide_factorized').
+
+    Raises:
+        ValueError: If an argument is none of these, or not one of this
+            member's.
+    """
+
+    family: str
+    sparsity: float
+    inner: str = 'none'
+    sparse_factors: str | None = None
+
+    def __post_init__(self) -> None:
+        check_family(self.family)
+        check_sparsity(self.sparsity)
+        check_inner(self.inner)
+        if self.family == 'wide' and self.inner != 'none':
+            raise ValueError(
+                "family='wide' has no inner layers, so that "
+                f'inner={self.inner!r} means nothing for it.'
+            )
+        if self.sparse_factors is None:
+            return
+        if self.family not in DEFAULT_FACTORS:
+            raise ValueError(
+                f'sparse_factors={self.sparse_factors!r} is for the families '
+                f'{", ".join(map(repr, DEFAULT_FACTORS))}; {self.family!r} '
+                'has no factors to choose from.'
+            )
+        factor_densities(self.sparsity, self.sparse_factors)
+
+    @property
+    def widens(self) -> bool:
+        """Whether widths grow."""
+        return self.family in ('wide', 'wide_factorized')
+
+    @property
+    def factors(self) -> str:
+        """Which factors carry masks."""
+        return self.sparse_factors or DEFAULT_FACTORS.get(self.family, 'none')
+
+    def build(
+        self,
+        layer: nn.Module,
+        norm: Norm | None = None,
+        multiple: int = 1,
+        scale: float | None = None,
+        cost: float | None = None,
+        rank: int | None = None,
+    ) -> Composite:
+        """The layer that stands in for a dense one.
+
+        Args:
+            layer (nn.Module): The dense layer; of a wide network, the wide
+                one.
+            norm (Callable, optional): Number of channels to a norm, for
+                inner norms.
+            multiple (int): An inner width is a multiple of this where an
+                inner norm divides it into groups.
+            scale (float, optional): Root mean square of the weights that
+                initialisation goes by; the layer's if None.
+            cost (float, optional): MACs of one position and group to be met
+                by a factorized layer; the layer's own if None.
+            rank (int, optional): Inner width, in place of the one that
+                follows.
+
+        Returns:
+            Composite: The new layer.
+
+        Raises:
+            ValueError: If the layer is too small for the sparsity, or the
+                member is 'wide', which no single layer can be.
+        """
+        if self.family == 'wide':
+            raise ValueError(
+                "family='wide' widens layers along with those "
+                'that read them; use sift_mm.transform.'
+            )
+        density = 1 - self.sparsity
+        fan_in, fan_out, groups = size_of(layer)
+        # Each group of a convolution is factorised.
+        step = 1
+        if self.inner != 'none':
+            step = multiple // math.gcd(multiple, groups)
+        size = fan_in, fan_out // groups, self.sparsity
+        if self.family == 'parallel':
+            return Parallel(
+                layer,
+                parallel_branches(self.sparsity),
+                self.inner,
+                norm,
+                density,
+                scale,
+            )
+        if self.family == 'doped':
+            rank = rank or groups * doped_rank(*size, multiple=step)
+            return Doped(layer, rank, self.inner, norm, density, scale)
+        rank = rank or groups * factorized_rank(
+            *size, sparse=self.factors, cost=cost, multiple=step
+        )
+        return Factorized(
+            layer, rank, self.factors, self.inner, norm, density, scale
+        )
+
+
+def check_share(ratio: float) -> None:
+    """Refuse a layer that has no equal of about its FLOPs.
+
+    Raises:
+        ValueError: If the ratio is further from 1 than ``TOLERANCE``.
+    """
+    if abs(ratio - 1) > TOLERANCE:
+        raise ValueError(
+            'no whole number of channels, ranks or branches has '
+            f'its FLOPs, the nearest {ratio:.2f} of them'
+        )
+
+
+def share_of_flops(new: Composite, old: nn.Module, sparsity: float) -> float:
+    """FLOPs of a layer under masks over those of the dense one.
+
+    All inner layers give outputs at the positions of the dense layer, so
+    that it is the ratio of the weights that take part.
+    """
+    sparse = set(new.sparse_parameter_names())
+    used = sum(
+        (1 - sparsity if name in sparse else 1) * p.numel()
+        for name, p in new.named_parameters()
+        if p.dim() > 1
+    )
+    weight: Any = old.weight
+    return used / weight.numel()

@@ -1,0 +1,279 @@
+"""Sparse-IFT for any built network."""
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from sift_mm.layers.candidates import choose_layers
+from sift_mm.layers.composite import Composite
+from sift_mm.layers.member import Member, check_share, share_of_flops
+from sift_mm.layers.plain import plain_type, put, size_of, weight_scale
+from sift_mm.layers.wide import Link, find_chains, restore, widen
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """A layer that was replaced.
+
+    Args:
+        before (str): The dense layer, with its sizes.
+        after (str): What stands in its place, with its sizes.
+        flops_ratio (float): FLOPs under masks at the nominal sparsity over
+            those of the dense layer, or, in a chain that was widened, of the
+            chain.
+        sparse_parameters (tuple[str, ...]): Full names of the weights that
+            masks go on.
+    """
+
+    before: str
+    after: str
+    flops_ratio: float
+    sparse_parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TransformReport:
+    """What :func:`transform` did to a network.
+
+    Args:
+        replaced (Mapping[str, Replacement]): By name of the layer.
+        skipped (Mapping[str, str]): Why a layer was left as it was, by name.
+    """
+
+    replaced: Mapping[str, Replacement]
+    skipped: Mapping[str, str]
+
+    @property
+    def sparse_parameters(self) -> list[str]:
+        """Full names of all weights that masks go on."""
+        return [
+            name
+            for one in self.replaced.values()
+            for name in one.sparse_parameters
+        ]
+
+    def __str__(self) -> str:
+        lines = [f'{len(self.replaced)} layers replaced:']
+        lines += [
+            f'  {name}: {one.before} -> {one.after}, FLOPs '
+            f'{one.flops_ratio:.4f} of the dense'
+            for name, one in self.replaced.items()
+        ]
+        lines += [f'{len(self.skipped)} left as they were:']
+        lines += [f'  {name}: {why}' for name, why in self.skipped.items()]
+        return '\n'.join(lines)
+
+
+def transform(
+    module: nn.Module,
+    family: str,
+    sparsity: float,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    inner: str = 'none',
+    sparse_factors: str | None = None,
+) -> TransformReport:
+    """Replace a network's dense layers by a member of the family, in place.
+
+    Convolutions and linear layers of PyTorch's own types (mmcv's wrappers of
+    them too) are replaced by larger ones of the same FLOPs under masks. 'wide'
+    and 'wide_factorized' widen the inside of feed-forward pairs and residual
+    blocks, so that the network's interface stays; a block is one if it runs,
+    with outputs of the same shape, after it was widened.
+
+    New layers have new weights (see their classes), drawn from PyTorch's
+    random state, and the biases that were there. A network of MMEngine that is
+    not initialised yet is initialised first (with a checkpoint, if its
+    ``init_cfg`` says so). Load a checkpoint of the transformed network
+    afterwards. Masks are not part of a network: ``SparseTrainingHook`` or
+    ``MaskSet`` put them on the weights that the report, and
+    ``sparse_parameter_names``, list.
+
+    The check of a block runs it on one tensor, in training and evaluation. It
+    does not see further inputs of a block, nor other modules that call parts
+    of it or read its attributes: run the whole network once.
+
+    Args:
+        module (nn.Module): The network.
+        family (str): 'wide', 'parallel', 'factorized', 'doped' or
+            'wide_factorized'.
+        sparsity (float): Share of zero weights, in [0, 1).
+        include (Sequence[str], optional): Glob patterns of layer names. None
+            takes all but the stem (what reads an image of up to 4 channels,
+            or is called so), the classifier (the last layer, if it is linear
+            and its name says so), layers named as predictors (``conv_seg``,
+            ``retina_cls``), frozen ones and those that are zero.
+        exclude (Sequence[str]): Glob patterns of layer names to leave.
+        inner (str): What follows an inner layer: 'none', 'norm', 'norm_act'.
+        sparse_factors (str, optional): As for :class:`Member`.
+
+    Returns:
+        TransformReport: What was replaced, with sizes, and what was not, with
+        the reason.
+
+    Raises:
+        ValueError: If an argument is wrong, a pattern matches no layer, or
+            nothing could be replaced.
+    """
+    member = Member(family, sparsity, inner, sparse_factors)
+    # MMEngine initialises when a run starts, and would draw the new layers by
+    # the library's rule, if that was not done before.
+    uninitialised: Any = module
+    if getattr(module, 'is_init', True) is False:
+        uninitialised.init_weights()
+    layers, skipped = choose_layers(module, family, include, exclude)
+    replaced = (
+        _widen(module, member, layers, skipped)
+        if member.widens
+        else _replace(module, member, layers, skipped)
+    )
+    report = TransformReport(replaced, skipped)
+    if not replaced:
+        raise ValueError(f'No layer could be replaced. {report}')
+    return report
+
+
+def _describe(layer: nn.Module) -> str:
+    if not isinstance(layer, Composite):
+        return repr(layer)
+    parts = Counter(repr(m) for m in layer.modules() if plain_type(m))
+    return (
+        f'{type(layer).__name__}('
+        + ', '.join(
+            f'{n} x {part}' if n > 1 else part for part, n in parts.items()
+        )
+        + ')'
+    )
+
+
+def _replace(
+    module: nn.Module,
+    member: Member,
+    layers: Mapping[str, Any],
+    skipped: dict[str, str],
+) -> dict[str, Replacement]:
+    replaced = {}
+    for name, layer in layers.items():
+        try:
+            new = member.build(layer)
+            ratio = share_of_flops(new, layer, member.sparsity)
+            check_share(ratio)
+        except ValueError as error:
+            skipped[name] = str(error)
+            continue
+        if layer.bias is not None:
+            _keep_bias(new, layer)
+        put(module, name, new)
+        replaced[name] = Replacement(
+            _describe(layer),
+            _describe(new),
+            ratio,
+            tuple(f'{name}.{n}' for n in new.sparse_parameter_names()),
+        )
+    return replaced
+
+
+def _widen(
+    module: nn.Module,
+    member: Member,
+    layers: Mapping[str, Any],
+    skipped: dict[str, str],
+) -> dict[str, Replacement]:
+    """Widen all chains, the innermost blocks first."""
+    parents = Counter(
+        id(child) for parent in module.modules() for child in parent.children()
+    )
+    names: dict[int, str] = {}
+    for name, layer in layers.items():
+        if parents[id(layer)] > 1:
+            skipped[name] = 'it is used in several places'
+        elif member.family != 'wide' and size_of(layer)[2] > 1:
+            skipped[name] = 'grouped: its groups are too small to factorise'
+        else:
+            names[id(layer)] = name
+    replaced: dict[str, Replacement] = {}
+    for block in reversed(list(module.modules())):
+        # Who holds a Sequential may run it in parts, and keep what is
+        # between: only with its holder can it be told.
+        if isinstance(block, nn.Sequential) and block is not module:
+            continue
+        left = [
+            one
+            for one in layers.values()
+            if names.get(id(one), '') not in {'', *replaced}
+        ]
+        chains = find_chains(block, left)
+        tried = set()
+        while chains:
+            chain = chains.pop(0)
+            ours = tuple(names[id(link.layer)] for link in chain)
+            if ours in tried:
+                continue
+            tried.add(ours)
+            if replaced.keys().isdisjoint(ours):
+                try:
+                    replaced |= _widen_chain(block, chain, ours, member)
+                    continue
+                except ValueError as error:
+                    for name in ours:
+                        skipped.setdefault(name, str(error))
+            # A part of it may be a chain: a feed-forward pair behind another
+            # layer of the same width.
+            chains += [
+                part for part in (chain[1:], chain[:-1]) if len(part) > 1
+            ]
+    for name in names.values():
+        if name in replaced:
+            skipped.pop(name, None)
+        else:
+            skipped.setdefault(
+                name,
+                'no width between it and another layer '
+                'belongs to its block alone',
+            )
+    return replaced
+
+
+def _widen_chain(
+    block: nn.Module, chain: list[Link], names: Sequence[str], member: Member
+) -> dict[str, Replacement]:
+    new, ratio = widen(block, chain, member.sparsity)
+    replaced = {}
+    for name, link in zip(names, chain, strict=True):
+        wide: Any = new[link.name]
+        if member.family == 'wide_factorized':
+            bias = wide.bias
+            wide = _factorize(member, link.layer, wide)
+            wide.v.bias = bias
+            put(block, link.name, wide)
+            ratio = share_of_flops(wide, link.layer, member.sparsity)
+            try:
+                check_share(ratio)
+            except ValueError:
+                restore(block, chain)
+                raise
+        replaced[name] = Replacement(
+            _describe(link.layer),
+            _describe(wide),
+            ratio,
+            tuple(f'{name}.{n}' for n in wide.sparse_parameter_names()),
+        )
+    return replaced
+
+
+def _keep_bias(new: Composite, old: Any) -> None:
+    """Give a new layer the bias of the old one, as a classifier's prior."""
+    for part in new.modules():
+        if plain_type(part) and part.bias is not None:
+            part.bias = old.bias  # Of all inner layers, one has a bias.
+
+
+def _factorize(member: Member, old: nn.Module, wide: nn.Module) -> Composite:
+    """Factorise a widened layer down to the FLOPs that it had before."""
+    fan_in, fan_out, _ = size_of(old)
+    scale = weight_scale(old) * math.sqrt(fan_in / size_of(wide)[0])
+    return member.build(wide, scale=scale, cost=fan_in * fan_out)

@@ -1,1 +1,0 @@
-"""Command line tools of sift_mm, importable so that scripts share code."""

@@ -1,1 +1,0 @@
-"""Tools for looking at data and results."""

@@ -1,1 +1,0 @@
-"""Tools that bring data sets into the form that configs expect."""

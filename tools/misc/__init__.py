@@ -1,1 +1,0 @@
-"""Small tools for looking at configs."""
