@@ -164,7 +164,7 @@ def test_missing_config() -> None:
 
 
 def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(common, 'find_spec', lambda name: None)
+    monkeypatch.setattr(reading, 'find_spec', lambda name: None)
     with pytest.raises(SystemExit, match='install onedl-mmdetection'):
         reading.import_library(Config(dict(default_scope='mmdet')))
 
