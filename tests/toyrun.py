@@ -79,7 +79,7 @@ def toy_runner(work_dir, hook=None, wrapper=None, epochs=4, **kwargs):
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(
             dict(
-                type='SparseOptimWrapper',
+                type='OptimWrapper',
                 optimizer=dict(
                     type='SGD', lr=0.1, momentum=0.9, weight_decay=0.01
                 ),

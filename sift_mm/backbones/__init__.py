@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 from sift_mm.backbones.resnet import SparseIFTMixin
 
+SparseIFTBackbone = SparseIFTMixin
 __all__ = ['SparseIFTMixin', 'register_backbones']
 
 PACKAGES = {

@@ -100,7 +100,7 @@ class SparseIFTMixin(nn.Module):
         match_shape: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> None:
-        if flops not in ('match', 'nominal'):
+        if flops not in ('match', 'nominal', 'match_model'):
             raise ValueError(f"flops is 'match' or 'nominal'; got {flops!r}.")
         member = self._member(family, sparsity, inner, sparse_factors)
         if member is not None and kwargs.get('dcn') is not None:
@@ -349,6 +349,12 @@ class SparseIFTMixin(nn.Module):
             self.base_channels * owner.expansion * 2**i
             for i in self.out_indices
         ]
+
+    masks_attached = False
+    image_channels = property(lambda self: next(self.parameters()).shape[1])
+    growth = property(
+        lambda self: self.base_channels / self.dense_base_channels
+    )
 
     @property
     def grows(self) -> bool:

@@ -3,11 +3,9 @@
 from typing import Any
 
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from sift_mm.engine.optim_wrapper import MaskedStep
 from sift_mm.engine.plan import sparse_backbone
 
 
@@ -26,31 +24,6 @@ def unwrap(model: nn.Module) -> nn.Module:
             'MMDistributedDataParallel, the default of a distributed run.'
         )
     return model.module
-
-
-def check_wrapper(optim_wrapper: Any) -> MaskedStep:
-    """The run's optim wrapper, if it can mask.
-
-    Raises:
-        TypeError: If it cannot, with the name of the one that can.
-    """
-    if isinstance(optim_wrapper, MaskedStep):
-        return optim_wrapper
-    name = type(optim_wrapper).__name__
-    if not isinstance(optim_wrapper, OptimWrapper) or isinstance(
-        optim_wrapper, OptimWrapperDict
-    ):
-        raise TypeError(
-            f'SparseTrainingHook trains masks in one SparseOptimWrapper; '
-            f'this run has {name}, which it cannot work with.'
-        )
-    amp = hasattr(optim_wrapper, 'loss_scaler')
-    right = 'SparseAmpOptimWrapper' if amp else 'SparseOptimWrapper'
-    raise TypeError(
-        f'The optim wrapper {name} cannot mask gradients; set '
-        f"optim_wrapper.type='{right}' (the --amp option of other train "
-        'scripts replaces the type; that of tools/train.py does not).'
-    )
 
 
 def consumer_channels(

@@ -2,8 +2,10 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
+from mmengine.config import Config
 from mmengine.dist import broadcast_object_list
 from mmengine.hooks import EMAHook, Hook
 from mmengine.registry import HOOKS
@@ -11,24 +13,18 @@ from mmengine.runner import Runner
 from torch import nn
 
 from sift_mm.checkpoint import check_keys
-from sift_mm.engine.checks import check_channels, check_wrapper, unwrap
-from sift_mm.engine.optim_wrapper import MaskedStep
-from sift_mm.engine.plan import (
-    FlopBudget,
-    MaskPlan,
-    flop_budget,
-    masked_parameters,
-    nominal_sparsity,
-    plan_masks,
-    sparse_backbone,
-)
+from sift_mm.engine.checks import check_channels, unwrap
+from sift_mm.engine.optim_wrapper import MaskedStep, make_maskable
+from sift_mm.engine.plan import MaskPlan, sparse_backbone, whole_model_budget
 from sift_mm.engine.transfer import (
     CHECKPOINT_KEY,
     TRANSFERS,
+    check_counts,
+    check_member,
     check_pretrained_model,
     mask_origin,
+    masks_of,
     pretrained_state,
-    transferred_masks,
 )
 from sift_mm.isoflop import check_sparsity
 from sift_mm.sparsity import (
@@ -42,19 +38,21 @@ from sift_mm.sparsity import (
     UpdateSchedule,
     density,
 )
-from sift_mm.sparsity.initializers import count_tolerance
 from sift_mm.sparsity.trainer import PLACEMENTS
+
+# What a resumed run may change, but not without a word.
+SCHEDULE = ('algorithm', 'placement', 'interval', 'end', 'drop_fraction')
 
 
 @HOOKS.register_module()
 class SparseTrainingHook(Hook):
     """Draws, trains, saves, restores and logs the masks of a run.
 
-    Needs a ``SparseOptimWrapper`` or ``SparseAmpOptimWrapper``. At each
-    update ``sparse/density``, ``sparse/drop_fraction``, ``sparse/moved``
-    (share of the active weights that moved) and ``sparse/itop_rate`` go to
-    the run's visualizer. Masks are in the checkpoint under the key
-    ``sparse_training``.
+    Works with a plain ``OptimWrapper`` or ``AmpOptimWrapper``, which it gives
+    a masked step. At each update ``sparse/density``,
+    ``sparse/drop_fraction``, ``sparse/moved`` (share of the active weights
+    that moved) and ``sparse/itop_rate`` go to the run's visualizer. Masks are
+    in the checkpoint under the key ``sparse_training``.
 
     Args:
         algorithm (str | dict): 'Static', 'SET' or 'RigL'.
@@ -159,18 +157,20 @@ class SparseTrainingHook(Hook):
 
         Raises:
             ValueError: If a run is to be resumed from a published file, or
-                the weights are not of the Sparse-IFT backbone.
+                the checkpoint is not of the Sparse-IFT backbone.
         """
-        found = sparse_backbone(unwrap(runner.model))
-        if found is not None:
-            check_keys(
-                found[1],
-                checkpoint.get('state_dict', checkpoint),
-                runner._load_from or 'that is loaded',
-                found[0].removeprefix('module.'),
-            )  # Of a TTA model.
         self._loaded = True
         self._checkpoint = checkpoint.get(CHECKPOINT_KEY)
+        found = sparse_backbone(unwrap(runner.model))
+        if found is not None:
+            prefix, backbone = found
+            check_keys(
+                backbone,
+                checkpoint.get('state_dict', checkpoint),
+                runner._load_from or 'that is loaded',
+                prefix.removeprefix('module.'),  # Of a TTA model.
+            )
+            check_member(self._checkpoint or {}, backbone.describe_member())
         if runner._resume and 'message_hub' not in checkpoint:
             raise ValueError(
                 'A published checkpoint cannot be resumed from: optimizer and '
@@ -194,56 +194,106 @@ class SparseTrainingHook(Hook):
             ValueError: If the config contradicts itself, or the checkpoint
                 does not have the masks that it asks for.
         """
-        wrapper = check_wrapper(runner.optim_wrapper)
+        wrapper = make_maskable(runner.optim_wrapper)
         if wrapper.mask_trainer is not self.trainer:
             raise ValueError(
                 'A run has one SparseTrainingHook; custom_hooks names several.'
             )
         if self.trainer is not None and self._checkpoint is None:
             return  # Training goes on after an earlier call of train().
-        model = unwrap(runner.model)
-        check_channels(model)
-        if not self._loaded:
-            check_pretrained_model(model)
-        parameters = masked_parameters(model, self.include, self.exclude)
-        budget = flop_budget(model)
-        if not parameters:
-            assert budget is not None
-            runner.logger.info(
-                'The backbone needs no masks: its FLOPs (with a classifier, '
-                f'if it has one) are {budget.ratio({}):.6f} of the dense one '
-                'without them.'
-            )
+        plan = self.plan(unwrap(runner.model), runner.cfg)
+        self._check(plan)
+        origin = self._origin(runner, plan)
+        if origin in ('needless', 'dropped'):
+            self._checkpoint = None
+            runner.logger.info(self._describe_dense(plan, origin))
             return
+        self.trainer = self._make_trainer(runner, plan, origin)
+        self._checkpoint = None
+        wrapper.mask_trainer = self.trainer
+        self.trainer.enforce(runner.optim_wrapper.optimizer)
+        self._mask_averages(runner)
+        runner.logger.info(self._describe(plan))
+
+    def plan(self, model: nn.Module, cfg: Config | None = None) -> MaskPlan:
+        """The masks that this hook gives a model.
+
+        Args:
+            model (nn.Module): The model.
+            cfg (Config, optional): Of the run, for the FLOPs of the whole
+                model beside those of the dense one.
+        """
+        whole = None
+        if cfg is not None and cfg.get('model') is not None:
+            whole = partial(whole_model_budget, cfg, model)
+        return MaskPlan(
+            model,
+            self.distribution,
+            self.sparsity,
+            self.include,
+            self.exclude,
+            whole,
+        )
+
+    def _check(self, plan: MaskPlan) -> None:
+        """Refuse what would go wrong later, and let the backbone train.
+
+        Raises:
+            ValueError: If neck or heads do not fit, or a checkpoint that is
+                loaded by the model's own ``init_cfg``.
+        """
+        check_channels(plan.model)
+        if not self._loaded:
+            check_pretrained_model(plan.model)
+        if plan.backbone is not None:
+            plan.backbone.masks_attached = True
+
+    def _origin(self, runner: Runner, plan: MaskPlan) -> str:
+        """Where the masks come from: see :func:`mask_origin`.
+
+        Returns:
+            str: Beside what that function says, 'needless' for a network
+            that has the dense FLOPs without masks.
+        """
+        if not plan.parameters:
+            return 'needless'
         # A run that is to be resumed may have nothing to resume from yet.
         resumed = runner._resume and self._loaded
         if not (self._loaded or self.init_is_given):
             self._loaded, self._checkpoint = pretrained_state(
-                model, parameters
+                plan.model, plan.parameters
             )
-        origin = mask_origin(
+        return mask_origin(
             self._checkpoint,
             self._loaded,
             resumed,
             self.transfer,
             self.init_is_given,
         )
-        if origin == 'dropped':
-            self._checkpoint = None
-            runner.logger.info(
-                "transfer='dense': masks are dropped, and all weights train"
-                + (
-                    f', at {budget.ratio({}):.4f} times the FLOPs of the '
-                    "dense twin's backbone."
-                    if budget
-                    else '.'
-                )
-            )
-            return
+
+    def _make_trainer(
+        self, runner: Runner, plan: MaskPlan, origin: str
+    ) -> MaskTrainer:
+        """The trainer, with its masks and, of a resumed run, its state.
+
+        Raises:
+            ValueError: If the checkpoint's masks are of another network or
+                sparsity.
+        """
         # runner.seed differs between ranks under diff_rank_seed.
         seed = [runner.seed if self.seed is None else self.seed]
         broadcast_object_list(seed)
-        masks = self._first_masks(origin, model, parameters, budget, seed[0])
+        state = self._checkpoint or {}
+        resumed = runner._resume and self._loaded
+        if origin == 'drawn':
+            masks = MaskSet.draw(
+                plan.parameters, plan.counts, self.initializer, seed[0]
+            )
+        else:
+            check_member(state, {'sparsity': plan.nominal})
+            masks = masks_of(state, plan.parameters)
+            if origin == 'restored':
+                check_counts(masks, plan.counts)
         self._transferred = self.transfer if origin == 'transferred' else ''
         algorithm = self.algorithm
         if self._transferred == 'fixed':
@@ -257,101 +307,78 @@ class SparseTrainingHook(Hook):
             self.placement,
         )
         if resumed:
-            assert self._checkpoint is not None
-            self._warn_of_changes(runner, algorithm)
-            trainer.load_state_dict(self._checkpoint)
-        self._checkpoint = None
-        self.trainer = wrapper.mask_trainer = trainer
-        trainer.enforce(runner.optim_wrapper.optimizer)
-        self._mask_averages(runner)
-        self._describe(runner, model, budget)
+            self._warn_of_changes(runner, trainer.state_dict(), state)
+            trainer.load_state_dict(state)
+        return trainer
 
-    def plan(
-        self, model: nn.Module, budget: FlopBudget | None = None
-    ) -> MaskPlan:
-        """The masks that this hook would draw, see `plan_masks`."""
-        return plan_masks(
-            model,
-            self.distribution,
-            self.sparsity,
-            self.include,
-            self.exclude,
-            budget,
-        )
-
-    def _first_masks(
-        self,
-        origin: str,
-        model: nn.Module,
-        parameters: Mapping[str, nn.Parameter],
-        budget: FlopBudget | None,
-        seed: int,
-    ) -> MaskSet:
-        """The masks of the checkpoint, or new ones, as ``origin`` says.
-
-        Raises:
-            ValueError: If the checkpoint's are of another network or
-                sparsity.
-        """
-        state = self._checkpoint or {}
-        if origin == 'transferred':
-            return transferred_masks(
-                model,
-                parameters,
-                state,
-                nominal_sparsity(model, self.sparsity),
+    def _describe_dense(self, plan: MaskPlan, origin: str) -> str:
+        """What the log says of a run without masks."""
+        if origin == 'needless':
+            return (
+                'The backbone needs no masks: its FLOPs (with a classifier, '
+                f'if it has one) are {plan.ratio:.6f} of the dense one '
+                f'without them{self._whole_ratio(plan, {})}.'
             )
-        counts = self.plan(model, budget).counts
-        if origin == 'drawn':
-            return MaskSet.draw(parameters, counts, self.initializer, seed)
-        masks = MaskSet(parameters, state['masks'])
-        _check_counts(masks, counts)
-        return masks
+        text = "transfer='dense': masks are dropped, and all weights train"
+        if plan.budget is not None:
+            text += (
+                f', at {plan.budget.ratio({}):.4f} times the FLOPs of the '
+                f"dense twin's backbone{self._whole_ratio(plan, {})}"
+            )
+        return f'{text}.'
 
-    def _describe(
-        self, runner: Runner, model: nn.Module, budget: FlopBudget | None
-    ) -> None:
-        """Log, and keep for the checkpoint, what the masks amount to."""
+    def _describe(self, plan: MaskPlan) -> str:
+        """What the log says of the masks; kept for the checkpoint too."""
         assert self.trainer is not None
         masks = self.trainer.masks
-        nominal = nominal_sparsity(model, self.sparsity)
-        self._budget = {'nominal': nominal, 'sparsity': 1 - density(masks)}
-        message = (
+        densities = {
+            name: count / masks[name].numel()
+            for name, count in masks.counts().items()
+        }
+        self._budget = {
+            'nominal': plan.nominal,
+            'sparsity': 1 - density(masks),
+        }
+        text = (
             f'{type(self.trainer.algorithm).__name__} on {len(masks)} '
-            f'parameters: sparsity {nominal} as written, masks at '
+            f'parameters: sparsity {plan.nominal} as written, masks at '
             f'density {density(masks):.6f}'
         )
         if self._transferred:
-            message += (
+            text += (
                 ', taken from the loaded checkpoint (transfer='
                 f'{self._transferred!r})'
             )
-        if budget is not None:
-            self._budget['flops_ratio'] = budget.ratio(
-                {
-                    name: count / masks[name].numel()
-                    for name, count in masks.counts().items()
-                }
-            )
-            message += (
+        if plan.budget is not None and plan.backbone is not None:
+            self._budget['flops_ratio'] = plan.budget.ratio(densities)
+            self._member = plan.backbone.describe_member()
+            text += (
                 ', FLOPs of the backbone (with a classifier, if it '
                 f'has one) {self._budget["flops_ratio"]:.6f} of the '
-                'dense one'
+                f'dense one{self._whole_ratio(plan, densities)}'
             )
-        runner.logger.info(message)
-        found = sparse_backbone(model)
-        self._member = found[1].describe_member() if found else {}
+        return text
 
-    def _warn_of_changes(self, runner: Runner, algorithm: Algorithm) -> None:
-        assert self._checkpoint is not None
-        now = dict(
-            algorithm=type(algorithm).__name__, placement=self.placement
-        )
-        for key, value in now.items():
-            if self._checkpoint[key] != value:
+    def _whole_ratio(
+        self, plan: MaskPlan, densities: Mapping[str, float]
+    ) -> str:
+        """Words on the FLOPs of the whole model, with neck and heads."""
+        try:
+            ratio = plan.whole.ratio(densities)
+        except ValueError as error:
+            return f' (the whole model was not counted: {error})'
+        self._budget['model_flops_ratio'] = ratio
+        return f', of the whole model {ratio:.4f}'
+
+    def _warn_of_changes(
+        self, runner: Runner, now: Mapping[str, Any], then: Mapping[str, Any]
+    ) -> None:
+        """Say what a resumed run does in another way than before."""
+        for key in SCHEDULE:
+            if key in then and then[key] != now[key]:
                 runner.logger.warning(
-                    f'The resumed run had {key}={self._checkpoint[key]!r}; '
-                    f'it goes on with {value!r}.'
+                    f'The resumed run had {key}={then[key]!r}; '
+                    f'it goes on with {now[key]!r}.'
                 )
 
     def _mask_averages(self, runner: Runner) -> None:
@@ -418,26 +445,3 @@ class SparseTrainingHook(Hook):
         accumulated = runner.optim_wrapper._accumulative_counts
         steps = math.ceil(runner.max_iters / accumulated)
         return UpdateSchedule(self.interval, int(self.end * steps + 1e-9))
-
-
-def _check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
-    """Refuse masks of another sparsity than the config's.
-
-    Raises:
-        ValueError: If the number of active weights differs in any layer, by
-            more than masks read off weights may differ.
-    """
-    found = masks.counts()
-    wrong = {
-        n: (found[n], expected[n])
-        for n, mask in masks.items()
-        if abs(found[n] - expected[n]) > count_tolerance(mask.numel())
-    }
-    if wrong:
-        name, (has, wants) = next(iter(wrong.items()))
-        raise ValueError(
-            'The masks of the checkpoint do not have the sparsity that the '
-            f'config asks for: {len(wrong)} of {len(expected)} layers differ, '
-            f'{name!r} has {has} active weights and the config asks for '
-            f'{wants}. Use the sparsity and distribution of that run.'
-        )

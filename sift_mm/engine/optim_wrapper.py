@@ -1,5 +1,6 @@
 """Optim wrappers whose step is taken under masks."""
 
+from functools import wraps
 from typing import Any
 
 from mmengine.optim import AmpOptimWrapper, OptimWrapper
@@ -35,18 +36,17 @@ class MaskedStep(OptimWrapper):
                 without masks, at several times the FLOPs it is meant to have.
         """
         super().initialize_count_status(model, init_counts, max_counts)
-        if not self.has_hook and sparse_parameter_names(model):
+        meant = any(getattr(m, 'unmasked', False) for m in model.modules())
+        if not (self.has_hook or meant) and sparse_parameter_names(model):
             raise RuntimeError(
                 'The network has layers that are meant to be sparse, but no '
                 "hook trains their masks: add dict(type='SparseTrainingHook')"
-                ' to custom_hooks (a config that sets the list replaces it), '
-                'or take the plain OptimWrapper to train it dense.'
+                ' to custom_hooks (a config that sets the list replaces it).'
             )
 
 
-@OPTIM_WRAPPERS.register_module()
-class SparseOptimWrapper(MaskedStep):
-    """MMEngine's OptimWrapper with mask training."""
+class PlainMaskedStep(MaskedStep):
+    """The masked step of a wrapper in single precision."""
 
     def step(self, **kwargs: Any) -> None:
         """Mask gradients, clip, step; update masks when that is due.
@@ -61,9 +61,8 @@ class SparseOptimWrapper(MaskedStep):
             self.mask_trainer.step(self.optimizer, lambda: step(**kwargs))
 
 
-@OPTIM_WRAPPERS.register_module()
-class SparseAmpOptimWrapper(MaskedStep, AmpOptimWrapper):
-    """MMEngine's AmpOptimWrapper with mask training.
+class AmpMaskedStep(MaskedStep, AmpOptimWrapper):
+    """The masked step of a wrapper in mixed precision.
 
     A step whose gradients overflowed changes neither weights nor masks.
     """
@@ -88,3 +87,66 @@ class SparseAmpOptimWrapper(MaskedStep, AmpOptimWrapper):
 
         self.mask_trainer.step(self.optimizer, run)
         self.loss_scaler.update(self._scale_update_param)
+
+
+@OPTIM_WRAPPERS.register_module()
+class SparseOptimWrapper(PlainMaskedStep):
+    """MMEngine's OptimWrapper with mask training."""
+
+
+@OPTIM_WRAPPERS.register_module()
+class SparseAmpOptimWrapper(AmpMaskedStep):
+    """MMEngine's AmpOptimWrapper with mask training."""
+
+
+def make_maskable(optim_wrapper: Any) -> MaskedStep:
+    """Give a run's optim wrapper the masked step, in place.
+
+    The wrapper is built before hooks have a say, by a config or by a
+    script's ``--amp``; all that it needs is another ``step``, so that its
+    class is what changes, and its state stays.
+
+    Args:
+        optim_wrapper (OptimWrapper): Of the run.
+
+    Returns:
+        MaskedStep: The same object.
+
+    Raises:
+        TypeError: If it has several optimizers, or a step of its own whose
+            order is not known.
+    """
+    kind: Any = type(optim_wrapper)
+    if isinstance(optim_wrapper, MaskedStep):
+        return optim_wrapper
+    mixin: Any = {
+        OptimWrapper.step: PlainMaskedStep,
+        AmpOptimWrapper.step: AmpMaskedStep,
+    }.get(getattr(kind, 'step', None))
+    if mixin is None or not isinstance(optim_wrapper, OptimWrapper):
+        raise TypeError(
+            f'SparseTrainingHook trains masks in one OptimWrapper or '
+            f'AmpOptimWrapper; this run has {kind.__name__}, whose step is '
+            'another: set optim_wrapper.type to one of the two.'
+        )
+    optim_wrapper.__class__ = type(f'Sparse{kind.__name__}', (mixin, kind), {})
+    if vars(optim_wrapper).pop('step', None) is not None:
+        _count_steps(optim_wrapper)
+    return optim_wrapper
+
+
+def _count_steps(optim_wrapper: Any) -> None:
+    """Count steps as MMEngine's schedulers have them counted.
+
+    They put a counter around the step that they find, in the instance; it
+    would go on calling the step of the class that was.
+    """
+    step = type(optim_wrapper).step
+
+    @wraps(step)
+    def counted(**kwargs: Any) -> None:
+        optim_wrapper._global_step += 1
+        step(optim_wrapper, **kwargs)
+
+    counted._with_counter = True  # type: ignore[attr-defined]
+    optim_wrapper.step = counted

@@ -1,13 +1,15 @@
-"""The masks of a run: on what, and how many weights, for equal FLOPs."""
+"""What the masks of a run follow from: on what, how many weights, and why."""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
+from mmengine.config import Config
 from torch import nn
 
-from sift_mm.analysis import FlopCount, count_flops
-from sift_mm.backbones import SparseIFTMixin
+from sift_mm.backbones import SparseIFTBackbone
+from sift_mm.flops import FlopCount, count_flops
 from sift_mm.isoflop import solve_sparsity
 from sift_mm.layers import Composite, Wide
 from sift_mm.sparsity import (
@@ -19,120 +21,20 @@ from sift_mm.sparsity import (
 
 
 @dataclass(frozen=True)
-class MaskPlan:
-    """Which parameters get masks, and of how many weights.
-
-    Args:
-        parameters (dict[str, nn.Parameter]): By full name; empty for a
-            Sparse-IFT backbone that needs no masks.
-        counts (dict[str, int]): Active weights of each.
-        nominal (float): The sparsity as written.
-        sparsity (float): That the masks are drawn at.
-        ratio (float, optional): FLOPs of the Sparse-IFT backbone, with its
-            classifier if it has one, over those of its dense twin; None
-            without such a backbone.
-    """
-
-    parameters: dict[str, nn.Parameter]
-    counts: dict[str, int]
-    nominal: float
-    sparsity: float
-    ratio: float | None
-
-    @property
-    def densities(self) -> dict[str, float]:
-        """Share of active weights by parameter."""
-        return {
-            n: self.counts[n] / p.numel() for n, p in self.parameters.items()
-        }
-
-
-def sparse_backbone(model: nn.Module) -> tuple[str, SparseIFTMixin] | None:
-    """The Sparse-IFT backbone of a model and the prefix of its names.
-
-    Returns:
-        tuple, optional: ('backbone.', module), or None without a backbone of
-        a family.
-
-    Raises:
-        ValueError: If there are several: one sparsity cannot be matched for
-            both.
-    """
-    found = [
-        ((f'{name}.' if name else ''), module)
-        for name, module in model.named_modules()
-        if isinstance(module, SparseIFTMixin) and module.family
-    ]
-    if len(found) > 1:
-        raise ValueError(
-            'The model has several Sparse-IFT backbones with a '
-            f'family, {[name for name, _ in found]}; masks can '
-            'be trained for one.'
-        )
-    return found[0] if found else None
-
-
-def nominal_sparsity(model: nn.Module, sparsity: float | None) -> float:
-    """The one sparsity of a run, written in backbone or hook.
-
-    Args:
-        model (nn.Module): The model, with or without Sparse-IFT backbone.
-        sparsity (float, optional): What the hook was given.
-
-    Returns:
-        float: The nominal sparsity.
-
-    Raises:
-        ValueError: If the two disagree or neither says it.
-    """
-    found = sparse_backbone(model)
-    if found is not None:
-        sizes = {found[1].sparsity}
-    else:
-        # Of layers that sift_mm.transform put in.
-        sizes = {
-            round(1 - module.density, 12)
-            for module in model.modules()
-            if isinstance(module, (Composite, Wide))
-            and module.sparse_parameter_names()
-        }
-    if len(sizes) > 1:
-        raise ValueError(
-            f'The layers of the model have several sparsities, '
-            f'{sorted(sizes)}; masks are drawn at one.'
-        )
-    written = next(iter(sizes), sparsity)
-    if written is None:
-        raise ValueError(
-            'No sparsity is given: the model has no Sparse-IFT layers, so '
-            'SparseTrainingHook needs sparsity=... and include=[...].'
-        )
-    if sparsity is not None and not math.isclose(sparsity, written):
-        raise ValueError(
-            f'The layers of the model have sparsity={written} and '
-            f'SparseTrainingHook sparsity={sparsity}. Write it once, in the '
-            'model: the hook follows where it has none.'
-        )
-    return written
-
-
-@dataclass(frozen=True)
 class FlopBudget:
-    """FLOPs of a Sparse-IFT backbone beside those of its dense twin.
-
-    All in 2 x MACs, at the backbone's ``match_shape``.
+    """FLOPs of a network beside those of its dense twin, in 2 x MACs.
 
     Args:
-        prefix (str): Of the backbone's names in the model.
-        own (FlopCount): Of the backbone, with dense weights.
-        classifier (float): Of a linear head on it, 0 without one.
-        dense (float): Of the dense twin, with its linear head.
+        own (FlopCount): Of the network, with dense weights.
+        dense (float): Of the dense twin.
+        prefix (str): Of the names of ``own`` in the model.
+        classifier (float): Of a linear head that is not in ``own``.
     """
 
-    prefix: str
     own: FlopCount
-    classifier: float
     dense: float
+    prefix: str = ''
+    classifier: float = 0
 
     def cost(self, densities: Mapping[str, float]) -> float:
         """FLOPs under masks of these densities, by full name."""
@@ -149,141 +51,292 @@ class FlopBudget:
         return self.cost(densities) / self.dense
 
 
-def flop_budget(model: nn.Module) -> FlopBudget | None:
-    """The FLOPs that the masks of a model have to keep to.
+class MaskPlan:
+    """The masks that a model asks for, each fact looked up once.
 
-    Returns:
-        FlopBudget, optional: None without a backbone of a family.
-    """
-    found = sparse_backbone(model)
-    if found is None:
-        return None
-    prefix, backbone = found
-    own, dense = backbone_flops(backbone)
-    classifier, dense_classifier = _classifier_flops(model, backbone)
-    return FlopBudget(prefix, own, classifier, dense + dense_classifier)
-
-
-def masked_parameters(
-    model: nn.Module,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
-) -> dict[str, nn.Parameter]:
-    """The parameters of a model that get masks.
-
-    Args:
-        model (nn.Module): The model.
-        include (Sequence[str], optional): As for :func:`select_parameters`.
-        exclude (Sequence[str]): Likewise.
-
-    Returns:
-        dict[str, nn.Parameter]: By full name; empty for a Sparse-IFT
-        backbone that needs no masks.
-
-    Raises:
-        ValueError: If patterns match nothing, or nothing is selected.
-    """
-    if (
-        include is None
-        and sparse_backbone(model)
-        and not sparse_parameter_names(model)
-    ):
-        return {}
-    return select_parameters(model, include, exclude)
-
-
-def plan_masks(
-    model: nn.Module,
-    distribution: Distribution,
-    sparsity: float | None = None,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
-    budget: FlopBudget | None = None,
-) -> MaskPlan:
-    """Decide on the masks of a model, at the FLOPs that it asks for.
+    A run that takes the masks of a checkpoint never asks for counts, so that
+    facts are looked up when they are asked for.
 
     Args:
         model (nn.Module): The model.
         distribution (Distribution): Shares the sparsity out over layers.
         sparsity (float, optional): As written in the hook.
         include (Sequence[str], optional): As for :func:`select_parameters`.
-        exclude (Sequence[str]): Likewise.
-        budget (FlopBudget, optional): The model's, where it was counted
-            already.
-
-    Returns:
-        MaskPlan: Parameters and counts.
-
-    Raises:
-        ValueError: If the model and the arguments do not say one sparsity
-            and some parameters, or no masks give the dense twin's FLOPs.
+        exclude (Sequence[str]): As for :func:`select_parameters`.
+        whole (Callable, optional): Gives the FLOPs of the whole model beside
+            the dense one, at the size of the test images; raises ValueError
+            where they cannot be counted. None where no config is known.
     """
-    nominal = nominal_sparsity(model, sparsity)
-    parameters = masked_parameters(model, include, exclude)
-    shapes = {name: tuple(p.shape) for name, p in parameters.items()}
-    budget = budget or flop_budget(model)
-    found = sparse_backbone(model)
-    if budget is None or found is None:
-        return MaskPlan(
-            parameters,
-            distribution.counts(shapes, nominal),
-            nominal,
-            nominal,
-            None,
-        )
-    backbone = found[1]
-    solved = nominal
-    # An explicit distribution does not listen to the sparsity.
-    if (
-        backbone.flops == 'match'
-        and parameters
-        and not isinstance(distribution, Explicit)
-    ):
+
+    def __init__(
+        self,
+        model: nn.Module,
+        distribution: Distribution,
+        sparsity: float | None = None,
+        include: Sequence[str] | None = None,
+        exclude: Sequence[str] = (),
+        whole: Callable[[], FlopBudget] | None = None,
+    ) -> None:
+        self.model = model
+        self.distribution = distribution
+        self.include = include
+        self.exclude = exclude
+        self._written = sparsity
+        self._whole = whole
+
+    @cached_property
+    def found(self) -> tuple[str, SparseIFTBackbone] | None:
+        """Prefix and Sparse-IFT backbone, see :func:`sparse_backbone`."""
+        return sparse_backbone(self.model)
+
+    @property
+    def backbone(self) -> SparseIFTBackbone | None:
+        """The Sparse-IFT backbone, if there is one with a family."""
+        return self.found[1] if self.found else None
+
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters that get masks, by full name.
+
+        Empty for a Sparse-IFT backbone that needs none.
+
+        Raises:
+            ValueError: If patterns match nothing, or nothing is selected.
+        """
+        if (
+            self.include is None
+            and self.backbone
+            and not sparse_parameter_names(self.model)
+        ):
+            return {}
+        return select_parameters(self.model, self.include, self.exclude)
+
+    @cached_property
+    def nominal(self) -> float:
+        """The one sparsity of a run, written in the backbone or the hook.
+
+        Raises:
+            ValueError: If the two disagree or neither says it.
+        """
+        sparsity = self._written
+        if self.backbone is not None:
+            sizes = {self.backbone.sparsity}
+        else:
+            # Of layers that sift_mm.transform put in.
+            sizes = {
+                round(1 - module.density, 12)
+                for module in self.model.modules()
+                if isinstance(module, (Composite, Wide))
+                and module.sparse_parameter_names()
+            }
+        if len(sizes) > 1:
+            raise ValueError(
+                f'The layers of the model have several sparsities, '
+                f'{sorted(sizes)}; masks are drawn at one.'
+            )
+        written = next(iter(sizes), sparsity)
+        if written is None and isinstance(self.distribution, Explicit):
+            return 0.0  # Each layer has its own, and this one plays no part.
+        if written is None:
+            raise ValueError(
+                'No sparsity is given: the model has no Sparse-IFT layers, so '
+                'SparseTrainingHook needs sparsity=... and include=[...].'
+            )
+        if sparsity is not None and not math.isclose(sparsity, written):
+            raise ValueError(
+                f'The layers of the model have sparsity={written} and '
+                f'SparseTrainingHook sparsity={sparsity}. Write it once, in '
+                'the model: the hook follows where it has none.'
+            )
+        return written
+
+    @cached_property
+    def budget(self) -> FlopBudget | None:
+        """FLOPs of the backbone, with a classifier's linear head on it.
+
+        None without a Sparse-IFT backbone.
+        """
+        if self.found is None:
+            return None
+        prefix, backbone = self.found
+        own, dense = backbone_flops(backbone)
+        classifier, dense_classifier = self._classifier
+        return FlopBudget(own, dense + dense_classifier, prefix, classifier)
+
+    @cached_property
+    def whole(self) -> FlopBudget:
+        """FLOPs of the whole model, with neck and heads.
+
+        Raises:
+            ValueError: If they cannot be counted, with the reason.
+        """
+        if self._whole is None:
+            raise ValueError('the run has no config to read the model from')
+        return self._whole()
+
+    @cached_property
+    def sparsity(self) -> float:
+        """The sparsity that masks are drawn at, as ``flops`` asks for it.
+
+        Raises:
+            ValueError: If no masks give the dense network's FLOPs.
+        """
+        backbone, budget = self.backbone, self.budget
+        # An explicit distribution does not listen to the sparsity.
+        if (
+            backbone is None
+            or budget is None
+            or backbone.flops == 'nominal'
+            or isinstance(self.distribution, Explicit)
+        ):
+            return self.nominal
+        if backbone.flops == 'match_model':
+            try:
+                budget = self.whole
+            except ValueError as error:
+                raise ValueError(
+                    f"flops='match_model' cannot be had: {error}; set "
+                    "flops='match', which matches the backbone alone."
+                ) from None
+            if not self.parameters:
+                raise ValueError(
+                    "flops='match_model' solves for the density of masks, "
+                    f'and family={backbone.family!r} has none; set '
+                    "flops='match'."
+                )
+        if not self.parameters:
+            return self.nominal
+        shapes = self.shapes
+        target = budget
         try:
-            solved = solve_sparsity(
-                lambda s: budget.cost(distribution.densities(shapes, s)),
-                budget.dense,
+            return solve_sparsity(
+                lambda s: target.cost(self.distribution.densities(shapes, s)),
+                target.dense,
             )
         except ValueError as error:
-            everything = include is None and not exclude
-            _, dense_classifier = _classifier_flops(model, backbone)
-            advice = (
-                backbone.advice(dense_classifier)
-                if everything and backbone.grows
-                else "Mask more layers, or set flops='nominal'."
+            raise ValueError(f'{error} {self._advice}') from None
+
+    @property
+    def _advice(self) -> str:
+        """What to do where no masks give the dense network's FLOPs."""
+        assert self.backbone is not None
+        if self.backbone.flops == 'match_model':
+            return (
+                'Necks and heads that read wider features cost too much: '
+                "choose a smaller sparsity, or flops='match'."
             )
-            raise ValueError(f'{error} {advice}') from None
-    counts = distribution.counts(shapes, solved)
-    plan = MaskPlan(parameters, counts, nominal, solved, None)
-    return replace(plan, ratio=budget.ratio(plan.densities))
+        everything = self.include is None and not self.exclude
+        if everything and self.backbone.grows:
+            return self.backbone.advice(self._classifier[1])
+        return "Mask more layers, or set flops='nominal'."
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of the parameters that get masks, by full name."""
+        return {n: tuple(p.shape) for n, p in self.parameters.items()}
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """Active weights of each parameter, by full name."""
+        return self.distribution.counts(self.shapes, self.sparsity)
+
+    @property
+    def densities(self) -> dict[str, float]:
+        """Share of active weights, by full name of the parameter."""
+        return {
+            n: self.counts[n] / p.numel() for n, p in self.parameters.items()
+        }
+
+    @property
+    def ratio(self) -> float | None:
+        """FLOPs of backbone and classifier over those of the dense twin.
+
+        None without a Sparse-IFT backbone.
+        """
+        return self.budget and self.budget.ratio(self.densities)
+
+    @cached_property
+    def _classifier(self) -> tuple[float, float]:
+        """FLOPs of a linear classifier, and of the dense twin's.
+
+        It grows with the features. Necks and heads of detectors and
+        segmentors are left out here: their FLOPs depend on the image
+        otherwise than a backbone's.
+        """
+        layer = getattr(getattr(self.model, 'head', None), 'fc', None)
+        if self.backbone is None or not isinstance(layer, nn.Linear):
+            return 0, 0
+        out = getattr(self.backbone, 'out_channels', None)
+        if not isinstance(out, list) or layer.in_features != out[-1]:
+            return 0, 0
+        flops = 2 * layer.in_features * layer.out_features
+        return flops, flops / self.backbone.growth
 
 
-def backbone_flops(backbone: SparseIFTMixin) -> tuple[FlopCount, float]:
+def sparse_backbone(
+    model: nn.Module,
+) -> tuple[str, SparseIFTBackbone] | None:
+    """The Sparse-IFT backbone of a model and the prefix of its names.
+
+    Returns:
+        tuple, optional: ('backbone.', module), or None without a backbone of
+        a family.
+
+    Raises:
+        ValueError: If there are several: one sparsity cannot be matched for
+            both.
+    """
+    found = [
+        ((f'{name}.' if name else ''), module)
+        for name, module in model.named_modules()
+        if isinstance(module, SparseIFTBackbone) and module.family
+    ]
+    if len(found) > 1:
+        raise ValueError(
+            'The model has several Sparse-IFT backbones with a '
+            f'family, {[name for name, _ in found]}; masks can '
+            'be trained for one.'
+        )
+    return found[0] if found else None
+
+
+def backbone_flops(backbone: SparseIFTBackbone) -> tuple[FlopCount, float]:
     """FLOPs of a backbone with dense weights, and of its dense twin.
 
     Returns:
         tuple[FlopCount, float]: In 2 x MACs, at the backbone's
         ``match_shape``.
     """
-    shape = backbone.match_shape
-    channels = next(backbone.parameters()).shape[1]
+    shape, channels = backbone.match_shape, backbone.image_channels
     return (
         count_flops(backbone, shape, channels),
         count_flops(backbone.dense_twin(), shape, channels).total,
     )
 
 
-def _classifier_flops(
-    model: nn.Module, backbone: SparseIFTMixin
-) -> tuple[float, float]:
-    """FLOPs of a linear classifier on the backbone, and of its dense twin's.
+def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
+    """FLOPs of a whole model and of its dense one, as one test image has it.
 
-    It grows with the features. Necks and heads of detectors and segmentors
-    are left out: their FLOPs depend on the image otherwise than a backbone's.
+    Args:
+        cfg (Config): Of the run.
+        model (nn.Module): The model.
+
+    Returns:
+        FlopBudget: In 2 x MACs.
+
+    Raises:
+        ValueError: If the config does not say how large the images are, or
+            the model cannot be counted.
     """
-    layer = getattr(getattr(model, 'head', None), 'fc', None)
-    width = backbone.out_channels[-1]
-    if not isinstance(layer, nn.Linear) or layer.in_features != width:
-        return 0, 0
-    flops = 2 * width * layer.out_features
-    return flops, flops * backbone.dense_base_channels / backbone.base_channels
+    from sift_mm.analysis.report import build_dense
+    from sift_mm.config.images import find_sizes
+
+    (shape, _), _ = find_sizes(cfg, None)
+    dense = build_dense(cfg, model)
+    try:
+        return FlopBudget(
+            count_flops(model, shape, mode='tensor'),
+            count_flops(dense, shape, mode='tensor').total,
+        )
+    except Exception as e:
+        raise ValueError(str(e))

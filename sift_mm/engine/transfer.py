@@ -13,6 +13,7 @@ from sift_mm.checkpoint import (
 )
 from sift_mm.engine.plan import sparse_backbone
 from sift_mm.sparsity import MaskSet
+from sift_mm.sparsity.initializers import count_tolerance
 
 # In a checkpoint, where masks and all else of the mask training are.
 CHECKPOINT_KEY = 'sparse_training'
@@ -156,37 +157,25 @@ def mask_origin(
     return 'transferred'
 
 
-def transferred_masks(
-    model: nn.Module,
-    parameters: Mapping[str, nn.Parameter],
-    state: Mapping[str, Any],
-    nominal: float,
-) -> MaskSet:
-    """The masks of a checkpoint, for a network that starts from it.
+def check_member(state: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+    """Refuse the checkpoint of another member than the model's.
 
-    They are taken as they are: solved for a classifier, their density is
-    another one than a detector's from scratch.
+    Sizes alone do not tell: Sparse Parallel has two branches at 0.5 and at
+    0.55.
 
     Args:
-        model (nn.Module): The model, its weights loaded.
-        parameters (Mapping[str, nn.Parameter]): The sparse parameters.
         state (Mapping[str, Any]): What the checkpoint has under
             ``sparse_training``.
-        nominal (float): The sparsity that the config asks for.
-
-    Returns:
-        MaskSet: The masks.
+        here (Mapping[str, Any]): The model's member, or a part of what says
+            which it is.
 
     Raises:
-        ValueError: If they are of another member, of other parameters, or
-            not the masks of these weights.
+        ValueError: If the two differ.
     """
-    found = sparse_backbone(model)
-    here = found[1].describe_member() if found else {}
-    here['sparsity'] = nominal
-    # Checkpoints without a member have the sparsity alone.
-    there = {'sparsity': state.get('budget', {}).get('nominal', nominal)}
-    there |= state.get('member', {})
+    there = dict(state.get('member', {}))
+    if 'nominal' in state.get('budget', {}):
+        # Checkpoints without a member have the sparsity alone.
+        there.setdefault('sparsity', state['budget']['nominal'])
     wrong = [
         f'{key}={there[key]!r} there and {value!r} here'
         for key, value in here.items()
@@ -197,6 +186,29 @@ def transferred_masks(
             'The checkpoint is of another member of the family '
             f'than the model: {", ".join(wrong)}.'
         )
+
+
+def masks_of(
+    state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]
+) -> MaskSet:
+    """The masks of a checkpoint, for a network that starts from it.
+
+    They are taken as they are: solved for a classifier, their density is
+    another one than a detector's from scratch.
+
+    Args:
+        state (Mapping[str, Any]): What the checkpoint has under
+            ``sparse_training``.
+        parameters (Mapping[str, nn.Parameter]): The sparse parameters, their
+            weights loaded.
+
+    Returns:
+        MaskSet: The masks.
+
+    Raises:
+        ValueError: If they are of other parameters, or not the masks of these
+            weights.
+    """
     if parameters.keys() != state['masks'].keys():
         raise ValueError(
             'The masks of the checkpoint are on other parameters than this '
@@ -217,9 +229,36 @@ def transferred_masks(
             'The masks of the checkpoint would cut weights of it in '
             f'{_list(cut)}: they are not the masks that it was trained with. '
             "Choose first masks by the hook's init, or train dense with "
-            "transfer='dense'."
+            "transfer='dense', in a new run with load_from."
         )
     return masks
+
+
+def check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
+    """Refuse masks of another sparsity than the config's.
+
+    Args:
+        masks (MaskSet): Those of the checkpoint.
+        expected (Mapping[str, int]): Active weights by name.
+
+    Raises:
+        ValueError: If the number of active weights differs in any layer, by
+            more than masks read off weights may differ.
+    """
+    found = masks.counts()
+    wrong = {
+        n: (found[n], expected[n])
+        for n, mask in masks.items()
+        if abs(found[n] - expected[n]) > count_tolerance(mask.numel())
+    }
+    if wrong:
+        name, (has, wants) = next(iter(wrong.items()))
+        raise ValueError(
+            'The masks of the checkpoint do not have the sparsity that the '
+            f'config asks for: {len(wrong)} of {len(expected)} layers differ, '
+            f'{name!r} has {has} active weights and the config asks for '
+            f'{wants}. Use the sparsity and distribution of that run.'
+        )
 
 
 def _list(names: Iterable[str]) -> str:

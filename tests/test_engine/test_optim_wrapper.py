@@ -5,11 +5,12 @@ import copy
 import pytest
 import torch
 from mmengine.logging import MessageHub
-from mmengine.optim import OptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper, OptimWrapperDict
 from mmengine.optim.optimizer import amp_optimizer_wrapper
 from torch import nn
 
 from sift_mm.engine import SparseAmpOptimWrapper, SparseOptimWrapper
+from sift_mm.engine.optim_wrapper import make_maskable
 from sift_mm.sparsity import (
     Constant,
     MaskSet,
@@ -170,3 +171,67 @@ def test_amp_without_masks_is_mmengines_wrapper(amp):
     before = model.weight.detach().clone()
     wrapper.update_params(model.weight.sum())
     assert torch.allclose(model.weight, before - 0.1)
+
+
+class Counting(OptimWrapper):
+    """A wrapper of somebody's, which takes MMEngine's step."""
+
+    def zero_grad(self, **kwargs):
+        self.zeroed = getattr(self, 'zeroed', 0) + 1
+        super().zero_grad(**kwargs)
+
+
+@pytest.mark.parametrize('kind', [OptimWrapper, Counting])
+def test_a_plain_wrapper_becomes_maskable_and_stays_itself(kind):
+    model, _, trainer = linear_and_masks()
+    wrapper = kind(
+        torch.optim.SGD(model.parameters(), lr=1.0),
+        clip_grad=dict(max_norm=1.0),
+        accumulative_counts=2,
+    )
+    assert make_maskable(wrapper) is wrapper
+    assert isinstance(wrapper, kind)
+    assert make_maskable(wrapper) is wrapper  # Once is enough.
+    wrapper.mask_trainer = trainer
+    trainer.enforce(wrapper.optimizer)
+    for _ in range(2):  # Two micro-batches.
+        wrapper.update_params(2 * model.weight.sum())
+    expected = torch.tensor([[0.5, 1.5, 2.5, 3.5, 0, 0, 0, 0]])
+    assert torch.allclose(model.weight, expected, atol=1e-5)
+    assert getattr(wrapper, 'zeroed', 1) == 1
+
+
+def test_a_plain_amp_wrapper_becomes_maskable(monkeypatch):
+    monkeypatch.setattr(
+        amp_optimizer_wrapper, 'is_cuda_available', lambda: True
+    )
+    model, masks, trainer = linear_and_masks(interval=1)
+    wrapper = AmpOptimWrapper(
+        optimizer=torch.optim.SGD(model.parameters(), lr=0.1)
+    )
+    wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
+    make_maskable(wrapper).mask_trainer = trainer
+    trainer.enforce(wrapper.optimizer)
+    before = masks['weight'].clone()
+    wrapper.update_params((model.weight * float('inf')).sum())
+    assert torch.equal(masks['weight'], before)
+    wrapper.update_params((model.weight * torch.arange(8.0)).sum())
+    assert not torch.equal(masks['weight'], before)
+    assert not model.weight[~masks['weight']].any()
+
+
+class OwnStep(OptimWrapper):
+    def step(self, **kwargs):
+        self.optimizer.step(**kwargs)
+
+
+@pytest.mark.parametrize('kind', [OwnStep, OptimWrapperDict])
+def test_a_wrapper_of_another_step_is_refused(kind):
+    optimizer = torch.optim.SGD(nn.Linear(2, 2).parameters(), 0.1)
+    wrapper = (
+        kind(a=OptimWrapper(optimizer))
+        if kind is OptimWrapperDict
+        else kind(optimizer)
+    )
+    with pytest.raises(TypeError, match=kind.__name__):
+        make_maskable(wrapper)

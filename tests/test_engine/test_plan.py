@@ -10,7 +10,7 @@ from torch import nn
 
 from sift_mm.analysis import count_flops
 from sift_mm.engine import SparseOptimWrapper
-from sift_mm.engine.plan import plan_masks, sparse_backbone
+from sift_mm.engine.plan import MaskPlan, sparse_backbone
 from sift_mm.sparsity import ERK, Explicit, Uniform, UniformPlus
 
 
@@ -18,7 +18,9 @@ def plan(distribution=None, registry=MODELS, name='SparseIFTResNet', **kwargs):
     backbone = registry.build(
         dict(dict(type=name, depth=18, family='wide', sparsity=0.75), **kwargs)
     )
-    return backbone, plan_masks(backbone, distribution or Uniform())
+    found = MaskPlan(backbone, distribution or Uniform())
+    assert set(found.counts) == set(found.parameters)
+    return backbone, found
 
 
 # ResNet-18 at 224, in MMACs. Stem: 49 * 3 * 64 * 112^2 = 118.0. Stages: 4
@@ -61,7 +63,7 @@ def test_a_classifier_grows_along_and_is_matched_too():
             ),
         )
     )
-    found = plan_masks(model, Uniform())
+    found = MaskPlan(model, Uniform())
     # 1024 in place of 512 features, to 10,000 classes: 5.12 MMACs more.
     density = (CONVS + SHORTCUTS - STEM - 512 * 10000) / (
         4 * (CONVS + SHORTCUTS)
@@ -181,7 +183,7 @@ def test_masks_on_too_little_are_an_error():
         )
     )
     with pytest.raises(ValueError, match='Mask more layers'):
-        plan_masks(backbone, Uniform(), include=['layer1.0.conv1.*'])
+        _ = MaskPlan(backbone, Uniform(), include=['layer1.0.conv1.*']).counts
 
 
 def test_two_backbones_are_refused():
