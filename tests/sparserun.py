@@ -17,7 +17,6 @@ custom_imports = dict(
 model['backbone'].update(family=family, sparsity=0.75)
 # Twice the mini width of 8: 16, 32, 64, 128.
 factor = 2 if 'wide' in family else 1
-optim_wrapper['type'] = 'SparseOptimWrapper'
 custom_hooks = [
     dict(type='SparseTrainingHook', interval=1, end=1.,
          drop_fraction=dict(type='Constant', initial=0.3)),

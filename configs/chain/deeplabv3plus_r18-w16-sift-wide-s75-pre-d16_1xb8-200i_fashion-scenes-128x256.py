@@ -10,6 +10,4 @@ model = segmentor(
     checkpoint='work_dirs/chain/wide/seed0/classifier/epoch_1.pth',
     base_channels=16,
 )
-
-optim_wrapper = dict(type='SparseOptimWrapper')
 custom_hooks = [dict(type='SparseTrainingHook', algorithm='RigL', interval=10)]

@@ -12,5 +12,3 @@ model = segmentor(
     checkpoint='work_dirs/resnet18-sift-wide-s75_rigl-8xb32-amp-90e_in1k/'
     'epoch_90.pth',
 )
-
-optim_wrapper = dict(type='SparseOptimWrapper')

@@ -3,5 +3,3 @@ _base_ = ['./retinanet_r18_fpn_1x_coco.py', '../_base_/mask_training/rigl.py']
 from sift_mm.config import detector
 
 model = detector('wide', sparsity=0.5)
-
-optim_wrapper = dict(type='SparseOptimWrapper')

@@ -1,8 +1,7 @@
 # RigL with the authors' settings: random first mask, uniform distribution,
 # drop fraction 0.3 with cosine decay, an update every 100 optimizer steps,
-# the last at 75 % of them. The sparsity is the backbone's. The run's
-# optim_wrapper has to be a SparseOptimWrapper or SparseAmpOptimWrapper, and
-# custom_imports has to name sift_mm.
+# the last at 75 % of them. The sparsity is the backbone's; custom_imports has
+# to name sift_mm.
 custom_hooks = [
     dict(
         type='SparseTrainingHook',
