@@ -9,7 +9,7 @@ PyTorch.
 from importlib.util import find_spec
 
 from sift_mm import deploy
-from sift_mm.layers import replacement as transform
+from sift_mm.layers import transform
 
 __all__ = ['deploy', 'transform']
 __version__ = '0.1.0'

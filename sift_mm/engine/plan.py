@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+import torch
 from mmengine.config import Config
 from torch import nn
 
@@ -332,11 +333,13 @@ def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
     from sift_mm.config.images import find_sizes
 
     (shape, _), _ = find_sizes(cfg, None)
-    dense = build_dense(cfg, model)
+    # Building a network draws its weights.
+    with torch.random.fork_rng(devices=[]):
+        dense = build_dense(cfg, model)
     try:
         return FlopBudget(
             count_flops(model, shape, mode='tensor'),
             count_flops(dense, shape, mode='tensor').total,
         )
-    except Exception as e:
-        raise ValueError(str(e))
+    except Exception as error:
+        raise ValueError(str(error)) from error
