@@ -1,4 +1,4 @@
-"""Checkpoints that an ``init_cfg`` loads."""
+"""What is known about a checkpoint: mask training in it, weights, keys."""
 
 import re
 from collections.abc import Mapping
@@ -6,6 +6,10 @@ from typing import Any
 
 from torch import nn
 
+# Where masks and all else of the mask training are in a checkpoint.
+CHECKPOINT_KEY = 'sparse_training'
+# Of what stands there: what a newer release writes may mean something else.
+VERSION = 1
 # Keys that are named in a message, of each kind.
 SHOWN = 6
 # What every ResNet has; plugins and offsets of deformable convolutions may
@@ -14,6 +18,38 @@ _CORE = re.compile(
     r'(conv1|(?!layer)[a-z]+1|stem\.\d+|'
     r'layer\d+\.\d+\.([a-z]+\d|downsample\.\d+))\.'
 )
+
+
+def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What a checkpoint has of the mask training.
+
+    Args:
+        checkpoint (Mapping[str, Any]): As it was read.
+
+    Returns:
+        dict, optional: Masks by name under 'masks', and the rest; None
+        without any.
+
+    Raises:
+        ValueError: If it is of a newer version, or holds no masks.
+    """
+    state = checkpoint.get(CHECKPOINT_KEY)
+    if state is None:
+        return None
+    if not isinstance(state, Mapping) or not isinstance(
+        state.get('masks'), Mapping
+    ):
+        raise ValueError(
+            f'What the checkpoint has under {CHECKPOINT_KEY!r} is damaged: '
+            'it holds no masks. Take another checkpoint of that run.'
+        )
+    if state.get('version', VERSION) > VERSION:
+        raise ValueError(
+            f"The checkpoint's mask training is of version "
+            f'{state["version"]}, and this sift_mm reads up to {VERSION}: '
+            'install a newer one.'
+        )
+    return dict(state)
 
 
 def pretrained_cfg(init_cfg: Any) -> Mapping[str, Any] | None:

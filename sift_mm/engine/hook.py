@@ -12,12 +12,11 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from sift_mm.checkpoint import check_keys
+from sift_mm.checkpoint import CHECKPOINT_KEY, check_keys, mask_training
 from sift_mm.engine.checks import check_channels, unwrap
 from sift_mm.engine.optim_wrapper import MaskedStep, make_maskable
 from sift_mm.engine.plan import MaskPlan, sparse_backbone, whole_model_budget
 from sift_mm.engine.transfer import (
-    CHECKPOINT_KEY,
     TRANSFERS,
     check_counts,
     check_member,
@@ -160,7 +159,7 @@ class SparseTrainingHook(Hook):
                 the checkpoint is not of the Sparse-IFT backbone.
         """
         self._loaded = True
-        self._checkpoint = checkpoint.get(CHECKPOINT_KEY)
+        self._checkpoint = mask_training(checkpoint)
         found = sparse_backbone(unwrap(runner.model))
         if found is not None:
             prefix, backbone = found

@@ -6,8 +6,10 @@ from typing import Any
 from torch import nn
 
 from sift_mm.checkpoint import (
+    CHECKPOINT_KEY,
     check_keys,
     load_pretrained,
+    mask_training,
     pretrained_cfg,
     without_prefix,
 )
@@ -15,8 +17,6 @@ from sift_mm.engine.plan import sparse_backbone
 from sift_mm.sparsity import MaskSet
 from sift_mm.sparsity.initializers import count_tolerance
 
-# In a checkpoint, where masks and all else of the mask training are.
-CHECKPOINT_KEY = 'sparse_training'
 # What becomes of the masks that come with loaded weights.
 TRANSFERS = ('fixed', 'train', 'dense')
 
@@ -89,7 +89,7 @@ def pretrained_state(
     if source is None:
         return False, None
     inside, config = source
-    state = load_pretrained(config).get(CHECKPOINT_KEY)
+    state = mask_training(load_pretrained(config))
     if state is None:
         return True, None
     masks = without_prefix(state['masks'], config.get('prefix'))
