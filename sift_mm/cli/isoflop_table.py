@@ -8,7 +8,7 @@ from typing import Any
 from mmpretrain.registry import MODELS
 
 from sift_mm.analysis import count_flops
-from sift_mm.engine.plan import backbone_flops, plan_masks
+from sift_mm.engine.plan import backbone_flops, MaskPlan
 from sift_mm.isoflop import FAMILIES, expansion
 from sift_mm.layers import Composite, Factorized, Parallel
 from sift_mm.layers.plain import size_of
@@ -92,7 +92,7 @@ def row(
         )
         for flops in ('nominal', 'match')
     }
-    plans = {k: plan_masks(m, Uniform()) for k, m in models.items()}
+    plans = {k: MaskPlan(m, Uniform()) for k, m in models.items()}
     nominal = models['nominal']
     yield words_for(nominal)
     ratio, low, high = layers_ratio(nominal, plans['nominal'].densities)

@@ -254,7 +254,9 @@ class MaskPlan:
 
         None without a Sparse-IFT backbone.
         """
-        return self.budget and self.budget.ratio(self.densities)
+        if self.budget is None:
+            return None
+        return self.budget.ratio(self.densities)
 
     @cached_property
     def _classifier(self) -> tuple[float, float]:

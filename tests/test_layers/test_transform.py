@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import sift_mm
 from sift_mm.analysis import count_flops
-from sift_mm.engine.plan import plan_masks
+from sift_mm.engine.plan import MaskPlan
 from sift_mm.isoflop import FAMILIES
 from sift_mm.layers import Factorized, Parallel
 from sift_mm.layers.wide import WideConv2d, WideLinear
@@ -566,6 +566,6 @@ def test_a_runner_does_not_draw_the_layers_anew(family):
 def test_the_sparsity_is_written_once():
     model = GPT()
     sift_mm.transform(model, 'wide', 0.75)
-    assert plan_masks(model, Uniform()).nominal == 0.75
+    assert MaskPlan(model, Uniform()).nominal == 0.75
     with pytest.raises(ValueError, match='sparsity=0.75 and .*sparsity=0.5'):
-        plan_masks(model, Uniform(), sparsity=0.5)
+        _ = MaskPlan(model, Uniform(), sparsity=0.5).nominal
