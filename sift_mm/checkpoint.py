@@ -12,12 +12,6 @@ CHECKPOINT_KEY = 'sparse_training'
 VERSION = 1
 # Keys that are named in a message, of each kind.
 SHOWN = 6
-# What every ResNet has; plugins and offsets of deformable convolutions may
-# be missing in a checkpoint that is otherwise right.
-_CORE = re.compile(
-    r'(conv1|(?!layer)[a-z]+1|stem\.\d+|'
-    r'layer\d+\.\d+\.([a-z]+\d|downsample\.\d+))\.'
-)
 
 
 def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -112,22 +106,24 @@ def without_prefix(
 def check_keys(
     module: nn.Module, state: Mapping[str, Any], path: str, prefix: str | None
 ) -> None:
-    """Refuse a checkpoint that is not of this ResNet.
+    """Refuse a checkpoint that is not of this backbone.
 
     MMEngine only warns of keys that do not fit, and leaves what they should
     have filled at random.
 
     Args:
-        module (nn.Module): The ResNet.
+        module (nn.Module): The backbone; its ``core_keys`` say which keys
+            must be there, all if it has none.
         state (Mapping[str, Any]): The checkpoint's ``state_dict``.
         path (str): Of the checkpoint, for the message.
-        prefix (str, optional): Of the ResNet's names in the checkpoint.
+        prefix (str, optional): Of the backbone's names in the checkpoint.
 
     Raises:
         ValueError: If a weight is missing or of another shape, or the
             checkpoint has more layers, with the list.
     """
     found = without_prefix(state, prefix)
+    core = getattr(module, 'core_keys', None)
     wanted = module.state_dict()
     children = {name for name, _ in module.named_children()}
     modules = {name for name, _ in module.named_modules()}
@@ -136,7 +132,7 @@ def check_keys(
             k
             for k in wanted
             if k not in found
-            and _CORE.match(k)
+            and (core is None or core.match(k))
             and not k.endswith('num_batches_tracked')
             and 'conv_offset' not in k
         ],

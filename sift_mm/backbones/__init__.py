@@ -8,10 +8,10 @@ as ``sift_mm.backbones.mmdet.SparseIFTResNet`` and its siblings.
 import importlib
 from importlib.util import find_spec
 
+from sift_mm.backbones.base import SparseIFTBackbone
 from sift_mm.backbones.resnet import SparseIFTMixin
 
-SparseIFTBackbone = SparseIFTMixin
-__all__ = ['SparseIFTMixin', 'register_backbones']
+__all__ = ['SparseIFTBackbone', 'SparseIFTMixin', 'register_backbones']
 
 PACKAGES = {
     'mmdet': 'onedl-mmdetection',

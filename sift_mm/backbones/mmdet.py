@@ -1,8 +1,9 @@
-"""Sparse-IFT ResNets on top of MMDetection's."""
+"""Sparse-IFT backbones on top of MMDetection's."""
 
 from mmdet.models.backbones import ResNet
 from mmdet.registry import MODELS
 
+from sift_mm.backbones.any_backbone import register
 from sift_mm.backbones.resnet import SparseIFTMixin
 
 
@@ -11,3 +12,6 @@ class SparseIFTResNet(SparseIFTMixin, ResNet):
     """MMDetection's ResNet, see :class:`SparseIFTMixin`."""
 
     dense_stem_channels = None
+
+
+register(MODELS)

@@ -1,8 +1,9 @@
-"""Sparse-IFT ResNets on top of MMPretrain's."""
+"""Sparse-IFT backbones on top of MMPretrain's."""
 
 from mmpretrain.models.backbones import ResNet, ResNet_CIFAR
 from mmpretrain.registry import MODELS
 
+from sift_mm.backbones.any_backbone import register
 from sift_mm.backbones.resnet import SparseIFTMixin
 
 
@@ -17,3 +18,6 @@ class SparseIFTResNet_CIFAR(SparseIFTMixin, ResNet_CIFAR):
 
     match_shape = (32, 32)
     parallel_inner = 'norm'
+
+
+register(MODELS)

@@ -5,15 +5,15 @@ import inspect
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
 
-from sift_mm.analysis import FlopCount, count_flops
+from sift_mm.backbones.base import SparseIFTBackbone, make_member
 from sift_mm.backbones.ranks import ranks_for
 from sift_mm.checkpoint import check_keys, load_pretrained, pretrained_cfg
+from sift_mm.flops import FlopCount, count_flops
 from sift_mm.isoflop import wide_width
 from sift_mm.layers import Composite, Member, Parallel
 from sift_mm.layers.plain import kaiming_scale, plain_type, put
@@ -22,9 +22,15 @@ from sift_mm.layers.plain import kaiming_scale, plain_type, put
 # and what plugins bring along stay dense.
 _BRANCH = re.compile(r'layer\d+\.\d+\.conv(\d+)')
 _SHORTCUT = re.compile(r'layer\d+\.\d+\.downsample\.\d+')
+# What every ResNet has; plugins and offsets of deformable convolutions may
+# be missing in a checkpoint that is otherwise right.
+_CORE = re.compile(
+    r'(conv1|(?!layer)[a-z]+1|stem\.\d+|'
+    r'layer\d+\.\d+\.([a-z]+\d|downsample\.\d+))\.'
+)
 
 
-class SparseIFTMixin(nn.Module):
+class SparseIFTMixin(SparseIFTBackbone):
     """Mixin for a ResNet of mmdet, mmseg or mmpretrain.
 
     Sparse Wide builds the network wider, and otherwise keeps its modules,
@@ -49,6 +55,8 @@ class SparseIFTMixin(nn.Module):
             that are sparse and not larger.
             Without masks, ranks are chosen so, at the strides of a
             classifier, for its checkpoint to load into a dilated network.
+            'match_model': masks at which backbone, neck and heads together
+            have the dense model's FLOPs, at the size of the test images.
             'nominal': masks are drawn at ``sparsity``, and ranks match the
             layers one by one.
         inner (str, optional): What follows an inner layer: 'none', 'norm' or
@@ -62,6 +70,8 @@ class SparseIFTMixin(nn.Module):
             at which FLOPs are matched. None is 224 x 224, or 32 x 32 with
             the CIFAR stem; the ratio of two networks of the same strides is
             the same at every multiple of 32.
+        unmasked (bool): Whether to let a run train all weights, without a
+            hook.
         *args: Arguments of the library's ResNet after depth.
         **kwargs: Likewise.
 
@@ -86,6 +96,7 @@ class SparseIFTMixin(nn.Module):
     is_init: bool
     # Behind each branch of a Parallel layer.
     parallel_inner = 'norm_act'
+    core_keys = _CORE
     match_shape: tuple[int, int] = (224, 224)
 
     def __init__(
@@ -98,11 +109,17 @@ class SparseIFTMixin(nn.Module):
         inner: str | None = None,
         sparse_factors: str | None = None,
         match_shape: tuple[int, int] | None = None,
+        unmasked: bool = False,
         **kwargs: Any,
     ) -> None:
-        if flops not in ('match', 'nominal', 'match_model'):
-            raise ValueError(f"flops is 'match' or 'nominal'; got {flops!r}.")
-        member = self._member(family, sparsity, inner, sparse_factors)
+        member = make_member(
+            family,
+            sparsity,
+            inner,
+            sparse_factors,
+            flops,
+            self.parallel_inner,
+        )
         if member is not None and kwargs.get('dcn') is not None:
             raise ValueError(
                 'Deformable convolutions (dcn) cannot be masked '
@@ -114,7 +131,9 @@ class SparseIFTMixin(nn.Module):
                 f'{list(self.arch_settings)}.'
             )
         parent: Any = next(
-            c for c in type(self).__mro__ if not issubclass(c, SparseIFTMixin)
+            c
+            for c in type(self).__mro__
+            if not issubclass(c, SparseIFTBackbone)
         )
         # All by name, also what was given by position.
         kwargs = (
@@ -126,46 +145,11 @@ class SparseIFTMixin(nn.Module):
             kwargs = self._widened(kwargs, member.sparsity)
             _check_groups(kwargs.get('norm_cfg'), kwargs['base_channels'])
         super().__init__(**kwargs)
-        self.member = member
-        self.family = family
-        self.sparsity = sparsity or 0.0
-        self.flops = flops
-        if match_shape is not None:
-            self.match_shape = (match_shape[0], match_shape[1])
+        self._become(member, flops, match_shape, unmasked)
         self._parent = parent
         self._dense_kwargs = dense_kwargs
         if member is not None:
             self._put_layers(member, kwargs)
-
-    def _member(
-        self,
-        family: str | None,
-        sparsity: float | None,
-        inner: str | None,
-        sparse_factors: str | None,
-    ) -> Member | None:
-        """The member of the family that the arguments ask for.
-
-        Raises:
-            ValueError: If they contradict one another.
-        """
-        if family is None:
-            if sparsity or inner or sparse_factors:
-                raise ValueError(
-                    f'sparsity={sparsity}, inner={inner!r} or sparse_factors='
-                    f'{sparse_factors!r} without a family: the network would '
-                    "be the dense one. Set family='wide' (or another), or "
-                    'leave them out.'
-                )
-            return None
-        if sparsity is None:
-            raise ValueError(
-                f'family={family!r} needs a sparsity, the one '
-                'number that sizes and masks follow from.'
-            )
-        if inner is None:
-            inner = self.parallel_inner if family == 'parallel' else 'none'
-        return Member(family, sparsity, inner, sparse_factors)
 
     def _put_layers(self, member: Member, kwargs: Mapping[str, Any]) -> None:
         """Put the layers of the member into the network.
@@ -350,16 +334,10 @@ class SparseIFTMixin(nn.Module):
             for i in self.out_indices
         ]
 
-    masks_attached = False
-    image_channels = property(lambda self: next(self.parameters()).shape[1])
-    growth = property(
-        lambda self: self.base_channels / self.dense_base_channels
-    )
-
     @property
-    def grows(self) -> bool:
-        """Whether stem and features are wider than the dense twin's."""
-        return self.base_channels > self.dense_base_channels
+    def growth(self) -> float:
+        """Width of stem and features over that of the dense twin's."""
+        return self.base_channels / self.dense_base_channels
 
     @property
     def dense_base_channels(self) -> int:
@@ -386,12 +364,6 @@ class SparseIFTMixin(nn.Module):
                 names.append(f'{name}.weight')
         return names
 
-    def describe_member(self) -> dict[str, Any]:
-        """The member of the family, as a checkpoint has it."""
-        if self.member is None:
-            return {}
-        return dict(asdict(self.member), sparse_factors=self.member.factors)
-
     def dense_twin(self) -> nn.Module:
         """The dense network that this one is compared with.
 
@@ -401,13 +373,6 @@ class SparseIFTMixin(nn.Module):
         """
         with torch.random.fork_rng(devices=[]):
             return self._parent(**copy.deepcopy(self._dense_kwargs))
-
-    def extra_repr(self) -> str:
-        """Family, sparsity and FLOPs, for ``print``."""
-        return (
-            f'family={self.family!r}, sparsity={self.sparsity}, '
-            f'flops={self.flops!r}'
-        )
 
 
 def _check_groups(norm_cfg: Mapping[str, Any] | None, width: int) -> None:

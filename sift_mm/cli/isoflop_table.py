@@ -8,7 +8,7 @@ from typing import Any
 from mmpretrain.registry import MODELS
 
 from sift_mm.analysis import count_flops
-from sift_mm.engine.plan import backbone_flops, MaskPlan
+from sift_mm.engine.plan import MaskPlan, backbone_flops
 from sift_mm.isoflop import FAMILIES, expansion
 from sift_mm.layers import Composite, Factorized, Parallel
 from sift_mm.layers.plain import size_of

@@ -102,7 +102,9 @@ def check_channels(model: nn.Module) -> None:
     found = sparse_backbone(model)
     if found is None or found[0] != 'backbone.':
         return
-    backbone = found[1]
+    backbone: Any = found[1]
+    if not backbone.grows:
+        return
     for key, value, expected in consumer_channels(
         model, backbone.out_channels
     ):

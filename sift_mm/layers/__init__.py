@@ -5,7 +5,12 @@ from sift_mm.layers.doped import Doped
 from sift_mm.layers.factorized import Factorized
 from sift_mm.layers.member import Member
 from sift_mm.layers.parallel import Parallel
-from sift_mm.layers.replacement import Replacement, TransformReport, transform
+from sift_mm.layers.replacement import (
+    NothingReplaced,
+    Replacement,
+    TransformReport,
+    transform,
+)
 from sift_mm.layers.wide import Wide
 
 __all__ = [
@@ -13,6 +18,7 @@ __all__ = [
     'Doped',
     'Factorized',
     'Member',
+    'NothingReplaced',
     'Parallel',
     'Replacement',
     'TransformReport',

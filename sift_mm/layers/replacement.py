@@ -68,6 +68,18 @@ class TransformReport:
         return '\n'.join(lines)
 
 
+class NothingReplaced(ValueError):
+    """A network has no layer that a member of the family can replace.
+
+    Args:
+        report (TransformReport): Why each was left.
+    """
+
+    def __init__(self, report: TransformReport) -> None:
+        super().__init__(f'No layer could be replaced. {report}')
+        self.report = report
+
+
 def transform(
     module: nn.Module,
     family: str,
@@ -133,7 +145,7 @@ def transform(
     )
     report = TransformReport(replaced, skipped)
     if not replaced:
-        raise ValueError(f'No layer could be replaced. {report}')
+        raise NothingReplaced(report)
     return report
 
 

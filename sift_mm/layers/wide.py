@@ -41,13 +41,21 @@ class Wide(nn.Module):
 
     Attributes:
         density (float): Share of active weights that masks are to leave.
+        std (float): Standard deviation of its first weights.
     """
 
     density: float
+    std: float
 
     def sparse_parameter_names(self) -> list[str]:
         """The weight."""
         return ['weight']
+
+    @torch.no_grad()
+    def init_weights(self) -> None:
+        """Draw the weight anew; a bias stays."""
+        weight: Any = self.weight
+        weight.normal_(0, self.std)
 
 
 class WideLinear(Wide, nn.Linear):
@@ -297,12 +305,10 @@ def _put_wider(
         wide: Any = make_like(
             layer, d_in, d_out, layer.bias is not None, kind=WIDE[kind]
         )
-        draw(
-            wide,
-            size_of(layer)[0]
-            * weight_scale(layer) ** 2
-            / (size_of(wide)[0] * density),
-        )
+        variance = size_of(layer)[0] * weight_scale(layer) ** 2
+        variance /= size_of(wide)[0] * density
+        draw(wide, variance)
+        wide.std = variance**0.5
         if not d_out and layer.bias is not None:
             wide.bias = layer.bias
         wide.density = density

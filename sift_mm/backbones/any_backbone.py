@@ -1,0 +1,219 @@
+"""Sparse-IFT around any backbone of the libraries."""
+
+import copy
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import torch
+from mmengine.registry import Registry
+from torch import nn
+
+from sift_mm.backbones.base import SparseIFTBackbone, make_member
+from sift_mm.checkpoint import (
+    check_keys,
+    load_pretrained,
+    pretrained_cfg,
+    without_prefix,
+)
+from sift_mm.flops import count_flops
+from sift_mm.layers import Composite, NothingReplaced, Wide, transform
+
+# By scope: what builds a dense twin.
+LIBRARIES: dict[str, Registry] = {}
+# Share of the dense FLOPs that a network without masks may miss by rounding.
+TOLERANCE = 1e-3
+
+
+class TransformedBackbone(SparseIFTBackbone):
+    """Mixin for a library's backbone whose layers were replaced.
+
+    The network stays of the library's class, with its attributes and the
+    names of its parameters, so that necks, heads and hooks find what they
+    know; only what the engine asks is added.
+    """
+
+    # Of the class that :func:`_mixed` makes.
+    library: Registry
+    kind: Any
+    is_init: bool
+    init_cfg: Any
+
+    def dense_twin(self) -> nn.Module:
+        """The network that the inner config builds, without weights."""
+        with torch.random.fork_rng(devices=[]):
+            return self.library.build(copy.deepcopy(self._dense_cfg))
+
+    def init_weights(self) -> None:
+        """Initialise as the library does, replaced layers as they should be.
+
+        The library's rule, and a rule of the whole model, would draw them as
+        if they were dense.
+
+        Raises:
+            ValueError: If weights are loaded, and the checkpoint is not of
+                this network.
+        """
+        if self.is_init:
+            return
+        pretrained = pretrained_cfg(self.init_cfg)
+        if pretrained is not None:
+            # Not by the library: some rename or leave out keys.
+            state = load_pretrained(pretrained)['state_dict']
+            prefix = pretrained.get('prefix')
+            check_keys(self, state, pretrained['checkpoint'], prefix)
+            self.load_state_dict(without_prefix(state, prefix), strict=False)
+            self._is_init = True
+            return
+        super().init_weights()  # type: ignore[misc]
+        for layer in self.modules():
+            if isinstance(layer, (Composite, Wide)):
+                layer.init_weights()
+
+    def __reduce__(self) -> Any:
+        # The class is made at run time: by name it would not be found.
+        return _empty, (self.kind, self.library.scope), self.__dict__
+
+
+def sparse_ift(
+    library: Registry,
+    backbone: Mapping[str, Any],
+    family: str | None = None,
+    sparsity: float | None = None,
+    flops: str = 'match',
+    inner: str | None = None,
+    sparse_factors: str | None = None,
+    include: Sequence[str] | None = None,
+    exclude: Sequence[str] = (),
+    match_shape: tuple[int, int] | None = None,
+    unmasked: bool = False,
+    init_cfg: Any = None,
+) -> nn.Module:
+    """Build a library's backbone and make it a member of the family.
+
+    What it reads and gives stays: 'wide' widens the inside of its blocks.
+    Registered as ``SparseIFT`` in the registries of the three libraries.
+
+    Args:
+        library (Registry): Builds the inner config.
+        backbone (Mapping): Config of the library's own backbone.
+        family (str, optional): As for :func:`sift_mm.transform`; None leaves
+            the library's network as it is.
+        sparsity (float, optional): Nominal share of zero weights, in [0, 1).
+        flops (str): 'match': masks are drawn at the sparsity where the
+            backbone has the FLOPs of the inner config's; 'match_model': where
+            the whole model has the dense model's; 'nominal': at ``sparsity``.
+        inner (str, optional): What follows an inner layer; None is 'none'.
+        sparse_factors (str, optional): As for :class:`Member`.
+        include (Sequence[str], optional): As for :func:`sift_mm.transform`.
+        exclude (Sequence[str]): As for :func:`sift_mm.transform`.
+        match_shape (tuple[int, int], optional): Height and width, in pixels,
+            at which FLOPs are matched. None is the backbone's ``img_size``,
+            or 224 x 224.
+        unmasked (bool): Whether to let a run train all weights, without a
+            hook.
+        init_cfg (dict, optional): Of type 'Pretrained', loads a checkpoint of
+            this network.
+
+    Returns:
+        nn.Module: A network of the library's class.
+
+    Raises:
+        ValueError: If an argument is not among the above, nothing can be
+            replaced, or a network without masks misses the dense FLOPs.
+    """
+    member = make_member(family, sparsity, inner, sparse_factors, flops)
+    if pretrained_cfg(backbone.get('init_cfg')) or backbone.get('pretrained'):
+        raise ValueError(
+            'The inner backbone of SparseIFT loads the weights of a dense '
+            'network, which do not fit: take them out, and give a checkpoint '
+            'of the sparse network by init_cfg of SparseIFT.'
+        )
+    network: Any = library.build(copy.deepcopy(dict(backbone)))
+    if member is None:
+        if init_cfg is not None:
+            network.init_cfg = init_cfg
+        return network
+    replaced = _transform(network, member, include, exclude)
+    dense_kind: Any = type(network)
+    network.__class__ = _mixed(dense_kind, library.scope)
+    network._dense_cfg = copy.deepcopy(dict(backbone))
+    # It is initialised once more, when a rule of the whole model had its turn.
+    network._is_init = False
+    if init_cfg is not None:
+        network.init_cfg = init_cfg
+    network._become(member, flops, match_shape or _image(network), unmasked)
+    if not replaced and flops != 'nominal':
+        _check_unmasked_flops(network)
+    return network
+
+
+def register(library: Registry) -> None:
+    """Register ``SparseIFT`` in a library's registry of models."""
+    LIBRARIES[library.scope] = library
+
+    @library.register_module(name='SparseIFT')
+    def build(**kwargs: Any) -> nn.Module:
+        return sparse_ift(library, **kwargs)
+
+
+def _transform(
+    network: Any, member: Any, include: Any, exclude: Any
+) -> list[str]:
+    """Replace layers; names of the weights that masks go on.
+
+    Raises:
+        ValueError: If there is nothing to replace, with the commonest reasons.
+    """
+    try:
+        return transform(
+            network,
+            member.family,
+            member.sparsity,
+            include,
+            exclude,
+            member.inner,
+            member.sparse_factors,
+        ).sparse_parameters
+    except NothingReplaced as error:
+        reasons = Counter(error.report.skipped.values()).most_common(3)
+        raise ValueError(
+            f'family={member.family!r} finds nothing to replace in '
+            f'{type(network).__name__}: '
+            + '; '.join(f'{n} layers: {why}' for why, n in reasons)
+            + '. Take another family (docs/backbones.md).'
+        ) from None
+
+
+def _image(network: Any) -> tuple[int, int]:
+    size = getattr(network, 'img_size', 224)
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _check_unmasked_flops(network: SparseIFTBackbone) -> None:
+    own, dense = (
+        count_flops(model, network.match_shape, network.image_channels).total
+        for model in (network, network.dense_twin())
+    )
+    if abs(own / dense - 1) > TOLERANCE:
+        raise ValueError(
+            f'family={network.family!r} gives {type(network).__name__} '
+            f'{own / dense:.4f} of the dense FLOPs, and without masks nothing '
+            "makes up for it: set sparse_factors='both', or flops='nominal'."
+        )
+
+
+@cache
+def _mixed(kind: Any, library: str) -> type[nn.Module]:
+    """The library's class with the protocol in front."""
+    return type(
+        f'SparseIFT{kind.__name__}',
+        (TransformedBackbone, kind),
+        dict(kind=kind, library=LIBRARIES[library]),
+    )
+
+
+def _empty(kind: Any, library: str) -> nn.Module:
+    cls = _mixed(kind, library)
+    return cls.__new__(cls)

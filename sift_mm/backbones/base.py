@@ -1,0 +1,198 @@
+"""What the engine reads of a Sparse-IFT backbone, whatever it is."""
+
+import re
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from sift_mm.layers import Composite, Member, Wide
+
+FLOPS = ('match', 'match_model', 'nominal')
+
+
+class SparseIFTBackbone(nn.Module):
+    """Base of the backbones of the family: one small protocol.
+
+    Attributes:
+        family (str, optional): Member of the family; None is the dense
+            network.
+        sparsity (float): Nominal share of zero weights.
+        flops (str): What masks are solved for, see :class:`SparseIFTMixin`.
+        member (Member, optional): The member with its variants.
+        match_shape (tuple[int, int]): Height and width, in pixels, at which
+            FLOPs are matched.
+        unmasked (bool): Whether training without masks is meant.
+        masks_attached (bool): Whether a hook takes care of masks.
+        core_keys (Pattern, optional): Keys of its ``state_dict`` that a
+            checkpoint must have; all if None.
+    """
+
+    family: str | None
+    sparsity: float
+    flops: str
+    member: Member | None
+    match_shape: tuple[int, int]
+    unmasked = False
+    masks_attached = False
+    core_keys: re.Pattern[str] | None = None
+
+    def _become(
+        self,
+        member: Member | None,
+        flops: str,
+        match_shape: tuple[int, int] | None,
+        unmasked: bool,
+    ) -> None:
+        """Take note of what was asked for, once the network is built."""
+        self.member = member
+        self.family = member.family if member else None
+        self.sparsity = member.sparsity if member else 0.0
+        self.flops = flops
+        self.unmasked = unmasked
+        if match_shape is not None:
+            self.match_shape = (match_shape[0], match_shape[1])
+        if member is not None:
+            self.register_forward_pre_hook(_refuse_unmasked_training)
+
+    def dense_twin(self) -> nn.Module:
+        """The dense network that this one is compared with.
+
+        Returns:
+            nn.Module: The library's own. Building it leaves the random state
+            of the run alone.
+        """
+        raise NotImplementedError
+
+    def sparse_parameter_names(self) -> list[str]:
+        """Names of the weights that masks go on; none at family=None."""
+        return [
+            f'{name}.{parameter}'
+            for name, layer in self.named_modules()
+            if isinstance(layer, (Composite, Wide))
+            for parameter in layer.sparse_parameter_names()
+        ]
+
+    def describe_member(self) -> dict[str, Any]:
+        """The member of the family, as a checkpoint has it."""
+        if self.member is None:
+            return {}
+        return dict(asdict(self.member), sparse_factors=self.member.factors)
+
+    @property
+    def growth(self) -> float:
+        """Width of the features over that of the dense twin's."""
+        return 1.0
+
+    @property
+    def grows(self) -> bool:
+        """Whether features are wider than the dense twin's."""
+        return self.growth > 1
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the image: what the first convolution reads."""
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                return layer.in_channels
+        return 3
+
+    def advice(self, classifier: float = 0) -> str:
+        """What to do where no masks have the dense FLOPs.
+
+        Args:
+            classifier (float): FLOPs of the dense network's classifier.
+        """
+        return "Choose another sparsity, or set flops='nominal'."
+
+    def extra_repr(self) -> str:
+        """Family, sparsity and FLOPs, for ``print``."""
+        return (
+            f'family={self.family!r}, sparsity={self.sparsity}, '
+            f'flops={self.flops!r}'
+        )
+
+
+def make_member(
+    family: str | None,
+    sparsity: float | None,
+    inner: str | None,
+    sparse_factors: str | None,
+    flops: str,
+    parallel_inner: str = 'none',
+) -> Member | None:
+    """The member of the family that a backbone's arguments ask for.
+
+    Args:
+        family (str, optional): As for :class:`Member`; None is dense.
+        sparsity (float, optional): As for :class:`Member`.
+        inner (str, optional): As for :class:`Member`; None is the default.
+        sparse_factors (str, optional): As for :class:`Member`.
+        flops (str): One of ``FLOPS``.
+        parallel_inner (str): The default behind branches.
+
+    Raises:
+        ValueError: If they contradict one another.
+    """
+    if flops not in FLOPS:
+        raise ValueError(
+            f'flops is one of {", ".join(map(repr, FLOPS))}; got {flops!r}.'
+        )
+    if family is None:
+        if sparsity or inner or sparse_factors:
+            raise ValueError(
+                f'sparsity={sparsity}, inner={inner!r} or sparse_factors='
+                f'{sparse_factors!r} without a family: the network would '
+                "be the dense one. Set family='wide' (or another), or "
+                'leave them out.'
+            )
+        return None
+    if sparsity is None:
+        raise ValueError(
+            f'family={family!r} needs a sparsity, the one '
+            'number that sizes and masks follow from.'
+        )
+    if inner is None:
+        inner = parallel_inner if family == 'parallel' else 'none'
+    return Member(family, sparsity, inner, sparse_factors)
+
+
+def _refuse_unmasked_training(backbone: Any, _: Any) -> None:
+    """Stop a run of MMEngine that would train all weights unasked.
+
+    No library calls the backbone before training starts, and who trains the
+    masks cannot be seen from here: the hook says so.
+
+    Raises:
+        RuntimeError: If no hook did.
+    """
+    if (
+        backbone.masks_attached
+        or backbone.unmasked
+        or not backbone.training
+        or not torch.is_grad_enabled()
+        or not _in_training_run()
+    ):
+        return
+    parameters = dict(backbone.named_parameters())
+    if any(
+        parameters[name].requires_grad
+        for name in backbone.sparse_parameter_names()
+    ):
+        raise RuntimeError(
+            f'The backbone (family={backbone.family!r}, sparsity='
+            f'{backbone.sparsity}) is meant to be sparse, but no hook trains '
+            'its masks, and it would train dense at up to 1 / (1 - s) times '
+            "the FLOPs: add dict(type='SparseTrainingHook') to custom_hooks "
+            '(a config that sets the list replaces it), or set '
+            'unmasked=True in the backbone if that is meant.'
+        )
+
+
+def _in_training_run() -> bool:
+    from mmengine.logging import MessageHub
+
+    hub = MessageHub.get_current_instance()
+    # RuntimeInfoHook, which every runner has, writes it before training.
+    return 'max_iters' in hub.runtime_info
