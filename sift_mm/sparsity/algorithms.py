@@ -82,7 +82,8 @@ class Algorithm:
             generator (torch.Generator): Source of randomness, on the CPU.
 
         Returns:
-            Tensor: Floating point, of the weight's shape.
+            Tensor: Floating point, of the weight's shape, and no view of the
+            gradient, which is masked before the score is used.
         """
         raise NotImplementedError
 
@@ -171,8 +172,6 @@ class Algorithm:
         positions = self.structure.shortlist(scores, mask, k)
         if positions is not None:
             scores = scores.flatten()[positions]
-        elif gradient is not None and scores is gradient:
-            scores = scores.clone()  # The gradient itself is masked next.
         return Growth(k, scores, positions)
 
     @torch.no_grad()
@@ -189,7 +188,7 @@ class Algorithm:
             mask (Tensor): Bool, the weight's shape.
             weight (Tensor): Any shape.
             growth (Growth): Scores of what may be grown.
-            generator (torch.Generator): That of the first half.
+            generator (torch.Generator): Source of randomness, on the CPU.
 
         Returns:
             Tensor: The new mask, with as many active weights as the old.

@@ -143,5 +143,5 @@ class Unstructured(Structure):
         order = ranked(score, ~active)
         best = top_indices(order, k)
         bound = order[best].min()
-        back = ranked(score, active) >= bound
-        return torch.cat([best, back.logical_and_(active).nonzero()[:, 0]])
+        back = (score >= bound).logical_and_(active)
+        return torch.cat([best, back.nonzero()[:, 0]])
