@@ -37,7 +37,7 @@ from sift_mm.sparsity import (
     UpdateSchedule,
     density,
 )
-from sift_mm.sparsity.trainer import PLACEMENTS
+from sift_mm.sparsity.trainer import PLACEMENTS, Placement
 
 # What a resumed run may change, but not without a word.
 SCHEDULE = ('algorithm', 'placement', 'interval', 'end', 'drop_fraction')
@@ -101,7 +101,7 @@ class SparseTrainingHook(Hook):
         drop_fraction: float | str | dict = 0.3,
         interval: int = 100,
         end: float = 0.75,
-        placement: str = 'after_step',
+        placement: Placement = 'after_step',
         include: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
         seed: int | None = None,
@@ -406,8 +406,8 @@ class SparseTrainingHook(Hook):
         report, trainer.report = trainer.report, None
         if report.skipped:
             runner.logger.warning(
-                f'Mask update at step {report.step} left out: a gradient was '
-                'not finite.'
+                f'Mask update at step {report.step} left out: '
+                f'{report.skipped}.'
             )
             return
         self._mask_averages(runner)

@@ -1,5 +1,10 @@
-"""Mask training with plain PyTorch: nothing here knows OpenMMLab."""
+"""Mask training with plain PyTorch: nothing here knows OpenMMLab.
 
+Every file of this folder is imported: one that registers an algorithm, a
+structure, a distribution, first masks or a drop fraction needs no other edit.
+"""
+
+from sift_mm.discovery import import_modules
 from sift_mm.sparsity.algorithms import (
     ALGORITHMS,
     SET,
@@ -40,7 +45,9 @@ from sift_mm.sparsity.schedules import (
     UpdateSchedule,
 )
 from sift_mm.sparsity.selection import keep_only_, top_indices
-from sift_mm.sparsity.trainer import MaskTrainer
+from sift_mm.sparsity.sparse_training import SparseTraining
+from sift_mm.sparsity.structures import STRUCTURES, Structure, Unstructured
+from sift_mm.sparsity.trainer import MaskTrainer, UpdateReport
 
 __all__ = [
     'ALGORITHMS',
@@ -50,6 +57,7 @@ __all__ = [
     'ERK',
     'INITIALIZERS',
     'SET',
+    'STRUCTURES',
     'Algorithm',
     'Constant',
     'Cosine',
@@ -64,10 +72,14 @@ __all__ = [
     'MaskTrainer',
     'Random',
     'RigL',
+    'SparseTraining',
     'Static',
+    'Structure',
     'TopK',
     'Uniform',
     'UniformPlus',
+    'Unstructured',
+    'UpdateReport',
     'UpdateSchedule',
     'density',
     'generator_for',
@@ -78,3 +90,5 @@ __all__ = [
     'top_indices',
     'training_flops',
 ]
+
+import_modules(__name__)

@@ -1,27 +1,70 @@
 """Mask-training algorithms: static, SET, RigL.
 
-An algorithm is a growth score. Everything else of an update (drop the active
-weights of least magnitude, grow as many) is shared, and is a pure function:
-old mask, weight, gradient, fraction and generator in, new mask out.
+An algorithm is two scores, which weights to drop and which to grow, and the
+structure that picks the highest. An update is a pure function: old mask,
+weight, gradient, fraction and generator in, new mask out.
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from sift_mm.sparsity.registry import Registry
-from sift_mm.sparsity.selection import top_indices
+from sift_mm.sparsity.structures import STRUCTURES, Structure, Unstructured
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Growth scores of a layer, as far as an update can need them.
+
+    Args:
+        k (int): Weights to drop and to grow.
+        scores (Tensor): The weight's shape, or (n,) with ``positions``.
+        positions (Tensor, optional): Shape (n,), where these scores are.
+    """
+
+    k: int
+    scores: Tensor
+    positions: Tensor | None = None
 
 
 class Algorithm:
-    """Drop by magnitude, grow by a score.
+    """Drop by a score, grow by a score.
+
+    Args:
+        structure (str | dict | Structure): Which weights may be active
+            together.
 
     Attributes:
         dynamic (bool): Whether masks change during training.
-        needs_gradient (bool): Whether the score reads the dense gradient.
+        needs_gradient (bool): Whether the growth score reads the dense
+            gradient.
     """
 
     dynamic = True
     needs_gradient = False
+    structure: Structure = Unstructured()
+
+    def __init__(
+        self, structure: str | Mapping[str, Any] | Structure = 'Unstructured'
+    ) -> None:
+        self.structure = STRUCTURES.build(structure)
+
+    def drop_score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        """How much each active weight deserves to be dropped.
+
+        Args:
+            weight (Tensor): The weight, any shape.
+            generator (torch.Generator): Source of randomness, on the CPU.
+
+        Returns:
+            Tensor: Floating point, of the weight's shape; the negative
+            magnitude, unless overridden.
+        """
+        return weight.abs().neg_()
 
     def growth_score(
         self,
@@ -32,15 +75,41 @@ class Algorithm:
         """How much each position deserves to be grown.
 
         Args:
-            weight (Tensor): The weight, any shape.
+            weight (Tensor): The weight, any shape. Where the score reads the
+                gradient, these are the weights that it was taken at.
             gradient (Tensor, optional): Its dense gradient, same shape;
                 None for an algorithm that does not need it.
             generator (torch.Generator): Source of randomness, on the CPU.
 
         Returns:
-            Tensor: A new tensor of the weight's shape, values >= 0.
+            Tensor: Floating point, of the weight's shape, and no view of the
+            gradient, which is masked before the score is used.
         """
         raise NotImplementedError
+
+    def training_flops(
+        self, sparse: float, dense: float, interval: int, end: float
+    ) -> float:
+        """FLOPs of training on one sample, averaged over the schedule.
+
+        A backward pass costs two forward passes. An algorithm that reads the
+        dense gradient runs one dense backward for the weights in every
+        ``interval + 1`` (RigL, appendix H), until its last update:
+        (3 f_S dT + 2 f_S + f_D) / (dT + 1).
+
+        Args:
+            sparse (float): FLOPs of a sparse forward pass, f_S.
+            dense (float): FLOPs of the same pass without masks, f_D.
+            interval (int): Optimizer steps between two updates, dT.
+            end (float): Share of the steps until the last update.
+
+        Returns:
+            float: In the unit of ``sparse`` and ``dense``.
+        """
+        if not (self.dynamic and self.needs_gradient):
+            return 3 * sparse
+        updating = 3 * sparse * interval + 2 * sparse + dense
+        return end * updating / (interval + 1) + (1 - end) * 3 * sparse
 
     @torch.no_grad()
     def update(
@@ -53,10 +122,10 @@ class Algorithm:
     ) -> Tensor:
         """One update of a layer's mask.
 
-        Drops the ``k = floor(fraction * active)`` active weights of least
-        magnitude, then grows the k positions of the highest score among all
-        that are not active now; a position just dropped may come back
-        (RigL, algorithm 1).
+        Drops the ``k = floor(fraction * active)`` active weights of highest
+        drop score, then grows the k positions of the highest growth score
+        among all that are not active now; a position just dropped may come
+        back (RigL, algorithm 1).
 
         Args:
             mask (Tensor): Bool, the weight's shape.
@@ -68,16 +137,73 @@ class Algorithm:
         Returns:
             Tensor: The new mask, with as many active weights as the old.
         """
-        # The small term: 0.29 * 100 is 28.999999999999996.
-        k = int(fraction * int(mask.count_nonzero()) + 1e-9)
+        k = drop_count(mask, fraction)
         if k == 0:
             return mask.clone()
-        new = mask.clone().flatten()
-        magnitude = weight.abs().neg_().flatten()
-        new[top_indices(magnitude.masked_fill_(~new, -torch.inf), k)] = False
-        score = self.growth_score(weight, gradient, generator).flatten()
-        new[top_indices(score.masked_fill_(new, -1), k)] = True
-        return new.view(mask.shape)
+        scores = self.growth_score(weight, gradient, generator)
+        return self.exchange(mask, weight, Growth(k, scores), generator)
+
+    @torch.no_grad()
+    def shortlist(
+        self,
+        mask: Tensor,
+        weight: Tensor,
+        gradient: Tensor | None,
+        fraction: float,
+        generator: torch.Generator,
+    ) -> Growth | None:
+        """First half of an update: all that it needs of the gradient.
+
+        Args:
+            mask (Tensor): As for :meth:`update`, and so are the others.
+            weight (Tensor): Any shape.
+            gradient (Tensor, optional): Dense gradient, same shape.
+            fraction (float): Share of the active weights to drop, in [0, 1].
+            generator (torch.Generator): Source of randomness, on the CPU.
+
+        Returns:
+            Growth, optional: For :meth:`exchange`; None if nothing is to
+            move.
+        """
+        k = drop_count(mask, fraction)
+        if k == 0:
+            return None
+        scores = self.growth_score(weight, gradient, generator)
+        positions = self.structure.shortlist(scores, mask, k)
+        if positions is not None:
+            scores = scores.flatten()[positions]
+        return Growth(k, scores, positions)
+
+    @torch.no_grad()
+    def exchange(
+        self,
+        mask: Tensor,
+        weight: Tensor,
+        growth: Growth,
+        generator: torch.Generator,
+    ) -> Tensor:
+        """Second half of an update: drop by the weights, grow by scores.
+
+        Args:
+            mask (Tensor): Bool, the weight's shape.
+            weight (Tensor): Any shape.
+            growth (Growth): Scores of what may be grown.
+            generator (torch.Generator): Source of randomness, on the CPU.
+
+        Returns:
+            Tensor: The new mask, with as many active weights as the old.
+        """
+        drop = self.drop_score(weight, generator)
+        kept = self.structure.drop(drop, mask, growth.k)
+        return self.structure.grow(
+            growth.scores, kept, growth.k, growth.positions
+        )
+
+
+def drop_count(mask: Tensor, fraction: float) -> int:
+    """How many of a mask's active weights a fraction is, rounded down."""
+    # The small term: 0.29 * 100 is 28.999999999999996.
+    return int(fraction * int(mask.count_nonzero()) + 1e-9)
 
 
 ALGORITHMS: Registry[Algorithm] = Registry('mask-training algorithm')

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from math import prod
+from typing import ClassVar
 
 from sift_mm.sparsity.registry import Registry
 
@@ -11,7 +12,13 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Distribution:
-    """Gives each layer its number of active weights."""
+    """Gives each layer its number of active weights.
+
+    Attributes:
+        needs_sparsity (bool): Whether the overall sparsity plays a part.
+    """
+
+    needs_sparsity: ClassVar[bool] = True
 
     def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
         """Density of each layer.
@@ -134,6 +141,7 @@ class Explicit(Distribution):
         sparsities (Mapping): Glob pattern to sparsity in [0, 1).
     """
 
+    needs_sparsity: ClassVar[bool] = False
     sparsities: Mapping[str, float] = field(default_factory=dict)
 
     def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:

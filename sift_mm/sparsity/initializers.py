@@ -6,14 +6,31 @@ import torch
 from torch import Tensor
 
 from sift_mm.sparsity.registry import Registry
-from sift_mm.sparsity.selection import top_indices
+from sift_mm.sparsity.structures import Structure, Unstructured
 
 
 class Initializer:
-    """Draws the first mask of a layer."""
+    """Draws the first mask of a layer: a score, and the highest of it."""
 
+    def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        """How much each position deserves to be active at first.
+
+        Args:
+            weight (Tensor): Any shape.
+            generator (torch.Generator): Source of randomness, on the CPU.
+
+        Returns:
+            Tensor: Floating point, of the weight's shape, on any device.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
     def mask(
-        self, weight: Tensor, count: int, generator: torch.Generator
+        self,
+        weight: Tensor,
+        count: int,
+        generator: torch.Generator,
+        structure: Structure = Unstructured(),  # noqa: B008, has no state
     ) -> Tensor:
         """The mask of one layer.
 
@@ -21,12 +38,14 @@ class Initializer:
             weight (Tensor): Any shape.
             count (int): Active weights.
             generator (torch.Generator): Source of randomness, on the CPU.
+            structure (Structure): Which weights may be active together.
 
         Returns:
             Tensor: Bool, shape and memory order of the weight, ``count``
             entries True.
         """
-        raise NotImplementedError
+        first = structure.first(self.score(weight, generator), count)
+        return torch.empty_like(weight, dtype=torch.bool).copy_(first)
 
 
 INITIALIZERS: Registry[Initializer] = Registry('mask initializer')
@@ -46,26 +65,14 @@ def count_tolerance(size: int) -> int:
     return max(1, size // 1000)
 
 
-def _mask_of_top(score: Tensor, weight: Tensor, count: int) -> Tensor:
-    flat = torch.zeros(score.numel(), dtype=torch.bool, device=weight.device)
-    flat[top_indices(score, count).to(weight.device)] = True
-    return torch.empty_like(weight, dtype=torch.bool).copy_(
-        flat.view(weight.shape)
-    )
-
-
 @INITIALIZERS.register
 @dataclass(frozen=True)
 class Random(Initializer):
     """Exactly ``count`` positions, drawn uniformly."""
 
-    @torch.no_grad()
-    def mask(
-        self, weight: Tensor, count: int, generator: torch.Generator
-    ) -> Tensor:
-        """A random mask."""
-        score = torch.rand(weight.shape, generator=generator)
-        return _mask_of_top(score, weight, count)
+    def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        """Uniform random numbers, on the CPU: the same on every device."""
+        return torch.rand(weight.shape, generator=generator)
 
 
 @INITIALIZERS.register
@@ -73,12 +80,9 @@ class Random(Initializer):
 class TopK(Initializer):
     """The ``count`` weights of largest magnitude."""
 
-    @torch.no_grad()
-    def mask(
-        self, weight: Tensor, count: int, generator: torch.Generator
-    ) -> Tensor:
-        """The mask of the largest weights."""
-        return _mask_of_top(weight.abs(), weight, count)
+    def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
+        """Magnitudes."""
+        return weight.abs()
 
 
 @INITIALIZERS.register
@@ -91,9 +95,13 @@ class FromWeights(Initializer):
 
     @torch.no_grad()
     def mask(
-        self, weight: Tensor, count: int, generator: torch.Generator
+        self,
+        weight: Tensor,
+        count: int,
+        generator: torch.Generator,
+        structure: Structure = Unstructured(),  # noqa: B008
     ) -> Tensor:
-        """The mask of the non-zero weights.
+        """The mask of the non-zero weights, whatever the structure.
 
         Raises:
             ValueError: If their number is not ``count``, up to one in a

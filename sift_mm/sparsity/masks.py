@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from sift_mm.sparsity.initializers import Initializer
 from sift_mm.sparsity.random import generator_for
 from sift_mm.sparsity.selection import keep_only_
+from sift_mm.sparsity.structures import Structure, Unstructured
 
 
 class MaskSet(Mapping[str, Tensor]):
@@ -61,6 +62,7 @@ class MaskSet(Mapping[str, Tensor]):
         counts: Mapping[str, int],
         initializer: Initializer,
         seed: int,
+        structure: Structure = Unstructured(),  # noqa: B008, has no state
     ) -> 'MaskSet':
         """First masks of a run, the same on every rank.
 
@@ -70,6 +72,7 @@ class MaskSet(Mapping[str, Tensor]):
             counts (Mapping[str, int]): Active weights by name.
             initializer (Initializer): Chooses the positions.
             seed (int): Seed of the run.
+            structure (Structure): Which weights may be active together.
 
         Returns:
             MaskSet: The masks; weights are not touched yet.
@@ -78,7 +81,10 @@ class MaskSet(Mapping[str, Tensor]):
             parameters,
             {
                 name: initializer.mask(
-                    p.detach(), counts[name], generator_for(seed, 0, name)
+                    p.detach(),
+                    structure.fit(tuple(p.shape), counts[name]),
+                    generator_for(seed, 0, name),
+                    structure,
                 )
                 for name, p in parameters.items()
             },

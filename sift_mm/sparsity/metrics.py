@@ -2,10 +2,13 @@
 
 from collections.abc import Mapping
 from math import prod
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from sift_mm.sparsity.algorithms import ALGORITHMS, Algorithm
 
 
 def density(masks: Mapping[str, Tensor]) -> float:
@@ -71,17 +74,27 @@ class MaskHistory:
     def load_state_dict(
         self, state: Mapping[str, Mapping[str, Tensor]]
     ) -> None:
-        """Restore what :meth:`state_dict` gave for the same parameters."""
-        self._ever = {
-            n: state['ever'][n].cpu().numpy().copy() for n in self._sizes
-        }
-        self._always = {
-            n: state['always'][n].cpu().numpy().copy() for n in self._sizes
-        }
+        """Restore what :meth:`state_dict` gave for the same parameters.
+
+        Raises:
+            ValueError: If it is of other parameters.
+        """
+        packed = {}
+        for key in ('ever', 'always'):
+            bits = {n: b.cpu().numpy().copy() for n, b in state[key].items()}
+            sizes = {n: -(-size // 8) for n, size in self._sizes.items()}
+            if {n: b.size for n, b in bits.items()} != sizes:
+                raise ValueError(
+                    'The history of the masks is not that of these '
+                    f'parameters: {key!r} does not have their names and '
+                    'sizes.'
+                )
+            packed[key] = bits
+        self._ever, self._always = packed['ever'], packed['always']
 
 
 def training_flops(
-    algorithm: str,
+    algorithm: str | Mapping[str, Any] | Algorithm,
     sparse: float,
     dense: float,
     interval: int = 100,
@@ -89,34 +102,22 @@ def training_flops(
 ) -> float:
     """FLOPs of training on one sample, averaged over the schedule.
 
-    A backward pass costs two forward passes. RigL runs one dense backward
-    for the weights in every ``interval + 1`` (RigL, appendix H), until its
-    last update:  (3 f_S dT + 2 f_S + f_D) / (dT + 1).
-
     Args:
-        algorithm (str): 'dense', 'static', 'set' or 'rigl', in any case.
-        sparse (float): FLOPs of a sparse forward pass, f_S.
-        dense (float): FLOPs of the same pass without masks, f_D.
-        interval (int): Optimizer steps between two updates, dT.
+        algorithm (str | dict | Algorithm): 'dense', or an algorithm as
+            :data:`ALGORITHMS` names it.
+        sparse (float): FLOPs of a sparse forward pass.
+        dense (float): FLOPs of the same pass without masks.
+        interval (int): Optimizer steps between two updates.
         end (float): Share of the steps until the last update.
 
     Returns:
-        float: In the unit of ``sparse`` and ``dense``.
+        float: In the unit of ``sparse`` and ``dense``; see
+        :meth:`Algorithm.training_flops`.
 
     Raises:
-        ValueError: If the algorithm is not one of the four.
+        ValueError: If there is no such algorithm.
     """
-    algorithm = algorithm.lower()
-    if algorithm == 'dense':
+    if isinstance(algorithm, str) and algorithm.lower() == 'dense':
         return 3 * dense
-    if algorithm in ('static', 'set'):
-        return 3 * sparse
-    if algorithm == 'rigl':
-        updating = (3 * sparse * interval + 2 * sparse + dense) / (
-            interval + 1
-        )
-        return end * updating + (1 - end) * 3 * sparse
-    raise ValueError(
-        f'Training FLOPs are known for dense, static, set and '
-        f'rigl; got {algorithm!r}.'
-    )
+    built = ALGORITHMS.build(algorithm)
+    return built.training_flops(sparse, dense, interval, end)

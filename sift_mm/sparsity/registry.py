@@ -24,7 +24,18 @@ class Registry(Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, cls: type[T]) -> type[T]:
-        """Class decorator: register a class under its own name."""
+        """Class decorator: register a class under its own name.
+
+        Raises:
+            ValueError: If another class has that name.
+        """
+        old = self._classes.get(_key(cls.__name__), cls)
+        # A module that is imported again makes its classes anew.
+        if _origin(old) != _origin(cls):
+            raise ValueError(
+                f'The name of the {self.kind} {_origin(cls)} is taken by '
+                f'{_origin(old)}; choose another one.'
+            )
         self._classes[_key(cls.__name__)] = cls
         return cls
 
@@ -55,3 +66,7 @@ class Registry(Generic[T]):
             return cls(**kwargs)
         except TypeError as e:
             raise ValueError(f'{self.kind} {name!r}: {e}') from e
+
+
+def _origin(cls: type) -> str:
+    return f'{cls.__module__}.{cls.__qualname__}'

@@ -1,21 +1,27 @@
 """Mask training: what happens to masks at an optimizer step."""
 
+import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sift_mm.sparsity.algorithms import Algorithm
+from sift_mm.sparsity.algorithms import Algorithm, Growth
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import MaskHistory
 from sift_mm.sparsity.random import generator_for
 from sift_mm.sparsity.schedules import DropFraction, UpdateSchedule
 from sift_mm.sparsity.selection import keep_only_
 
-PLACEMENTS = ('after_step', 'replace_step')
+Placement = Literal['after_step', 'replace_step']
+PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
+# Of the state; raised when an older reader would go wrong on it.
+STATE_VERSION = 1
+# Weights of a parameter that are looked at to see whether a step moved any.
+_SAMPLE = 4096
 
 
 @dataclass(frozen=True)
@@ -26,14 +32,13 @@ class UpdateReport:
         step (int): Optimizer step, counted from 1.
         drop_fraction (float): Share of active weights that was dropped.
         moved (float): Share of active weights that are elsewhere now.
-        skipped (bool): True if nothing was done, because a gradient was not
-            finite.
+        skipped (str): Why nothing was done, or ''.
     """
 
     step: int
     drop_fraction: float
     moved: float
-    skipped: bool = False
+    skipped: str = ''
 
 
 class MaskTrainer:
@@ -56,7 +61,11 @@ class MaskTrainer:
 
     The optimizer must leave a weight of value, gradient and slots zero where
     it is, as SGD, Adam and all element-wise ones do. One that mixes weights,
-    Muon say, is found out at the first step.
+    Muon say, is found out at the first step that moves any weight.
+
+    Between backward pass and update, which the optimizer's step lies between,
+    an update of RigL holds indices and scores of the k best inactive weights,
+    and of the active ones that score no lower: 12 bytes each, for one step.
 
     Raises:
         ValueError: If the placement is unknown.
@@ -69,7 +78,7 @@ class MaskTrainer:
         schedule: UpdateSchedule | None,
         drop_fraction: DropFraction,
         seed: int = 0,
-        placement: str = 'after_step',
+        placement: Placement = 'after_step',
     ) -> None:
         if placement not in PLACEMENTS:
             raise ValueError(
@@ -86,6 +95,26 @@ class MaskTrainer:
         self.steps = 0
         self.report: UpdateReport | None = None
         self._optimizer_is_checked = False
+        self._in_step = False
+
+    def guard(self, optimizer: Optimizer) -> None:
+        """From now on, refuse steps of an optimizer that pass this trainer.
+
+        For as long as the trainer exists. Without masks a plain step makes
+        the network dense again.
+        """
+        reference = weakref.ref(self)  # An optimizer may outlive its masks.
+
+        def refuse(*_: Any) -> None:
+            trainer = reference()
+            if trainer is not None and not trainer._in_step:
+                raise RuntimeError(
+                    'optimizer.step() would move weights outside the masks; '
+                    'call the step() of SparseTraining (or of MaskTrainer) '
+                    'in its place.'
+                )
+
+        optimizer.register_step_pre_hook(refuse)
 
     def enforce(self, optimizer: Optimizer) -> None:
         """Set weights and optimizer slots outside the masks to zero."""
@@ -111,10 +140,10 @@ class MaskTrainer:
         self.steps += 1
         due = self.schedule is not None and self.schedule.is_due(self.steps)
         self.report = None
-        if due and not _finite_gradients(optimizer):
+        if due and (reason := _why_to_skip(optimizer)):
             # Ranking by inf or nan would move masks at random; a loss
             # scaler skips such a step, so no mask may move either.
-            self.report = UpdateReport(self.steps, 0.0, 0.0, skipped=True)
+            self.report = UpdateReport(self.steps, 0.0, 0.0, reason)
             due = False
         # A parameter that is frozen or took no part keeps its mask.
         live = {
@@ -123,21 +152,33 @@ class MaskTrainer:
             if p.grad is not None and p.requires_grad
         }
         if due and self.placement == 'replace_step':
-            self._update(optimizer, live, {n: p.grad for n, p in live.items()})
+            self._update(optimizer, live, {})
             return
-        dense: dict[str, Tensor | None] = {}
+        growth: dict[str, Growth | None] = {}
         if due and self.algorithm.needs_gradient:
-            # The only copy of dense gradients there is, for this step.
-            dense = {
-                n: p.grad.clone()  # type: ignore[union-attr]
-                for n, p in live.items()
+            growth = {
+                n: self._shortlist(n, p, p.grad) for n, p in live.items()
             }
         self.masks.keep_gradients_()
-        run()
-        if not self._optimizer_is_checked:
+        before = None if self._optimizer_is_checked else self._sample()
+        self._in_step = True
+        try:
+            run()
+        finally:
+            self._in_step = False
+        if before is not None and not torch.equal(before, self._sample()):
             self._check_optimizer(optimizer)
         if due:
-            self._update(optimizer, live, dense)
+            self._update(optimizer, live, growth)
+
+    def _sample(self) -> Tensor:
+        """Some weights of each parameter, to see whether a step moved any."""
+        device = next(iter(self.masks.values())).device
+        samples = [
+            p.detach().flatten()[:: -(-p.numel() // _SAMPLE)].double()
+            for p in self.masks.parameters.values()
+        ]
+        return torch.cat([sample.to(device) for sample in samples])
 
     def _check_optimizer(self, optimizer: Optimizer) -> None:
         self._optimizer_is_checked = True
@@ -152,25 +193,49 @@ class MaskTrainer:
                     'before the first step).'
                 )
 
+    def _fraction(self) -> float:
+        assert self.schedule is not None
+        return self.drop_fraction.at(self.steps, self.schedule.end)
+
+    def _shortlist(
+        self, name: str, weight: Tensor, gradient: Tensor | None
+    ) -> Growth | None:
+        return self.algorithm.shortlist(
+            self.masks[name],
+            weight.detach(),
+            gradient,
+            self._fraction(),
+            generator_for(self.seed, self.steps, name),
+        )
+
     @torch.no_grad()
     def _update(
         self,
         optimizer: Optimizer,
         live: Mapping[str, nn.Parameter],
-        gradients: dict[str, Tensor | None],
+        growth: dict[str, Growth | None],
     ) -> None:
-        assert self.schedule is not None
-        fraction = self.drop_fraction.at(self.steps, self.schedule.end)
+        fraction = self._fraction()
         kept_count = active_count = 0
         for name, parameter in live.items():
             mask = self.masks[name]
-            new = self.algorithm.update(
-                mask,
-                parameter,
-                gradients.pop(name, None),
-                fraction,
-                generator_for(self.seed, self.steps, name),
-            )
+            weight = parameter.detach()
+            if name not in growth:
+                new = self.algorithm.update(
+                    mask,
+                    weight,
+                    parameter.grad if self.algorithm.needs_gradient else None,
+                    fraction,
+                    generator_for(self.seed, self.steps, name),
+                )
+            elif (scores := growth.pop(name)) is None:
+                new = mask
+            else:
+                # Other numbers than the growth score had.
+                generator = generator_for(
+                    self.seed, self.steps, f'{name}/drop'
+                )
+                new = self.algorithm.exchange(mask, weight, scores, generator)
             kept = mask & new
             kept_count += int(kept.count_nonzero())
             active_count += int(new.count_nonzero())
@@ -198,11 +263,23 @@ class MaskTrainer:
         keep_only_(tensors, [mask] * len(tensors))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs: tensors, ints, strings and dicts."""
+        """All that a resumed run needs: tensors, ints, strings and dicts.
+
+        Interval, end and drop fraction are there to be compared with those
+        of the resumed run, which has its own; 0 and 0 for masks that are
+        never updated.
+        """
+        schedule = self.schedule
         return {
-            'version': 1,
+            'version': STATE_VERSION,
             'algorithm': type(self.algorithm).__name__,
             'placement': self.placement,
+            'interval': schedule.interval if schedule else 0,
+            'end': schedule.end if schedule else 0,
+            'drop_fraction': {
+                'type': type(self.drop_fraction).__name__,
+                **asdict(self.drop_fraction),
+            },
             'seed': self.seed,
             'steps': self.steps,
             'masks': {n: m.cpu().clone() for n, m in self.masks.items()},
@@ -210,20 +287,34 @@ class MaskTrainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore masks, history, step count and seed.
+        """Restore masks, history, step count and seed; all of it, or nothing.
 
         Raises:
-            ValueError: If the masks are not those of this network.
+            ValueError: If the state is of a newer version, lacks a part, or
+                is of another network.
         """
+        if state.get('version', STATE_VERSION) > STATE_VERSION:
+            raise ValueError(
+                f'The state of the masks is of version {state["version"]} and '
+                f'this release reads up to {STATE_VERSION}; update sift_mm.'
+            )
+        missing = {'masks', 'history', 'steps', 'seed'} - state.keys()
+        missing |= {'ever', 'always'} - state.get('history', {}).keys()
+        if missing:
+            raise ValueError(
+                'This is not the whole state of a mask trainer: '
+                f'{", ".join(sorted(missing))} missing.'
+            )
         restored = MaskSet(self.masks.parameters, state['masks'])
+        self.history.load_state_dict(state['history'])
         for name, mask in self.masks.items():
             mask.copy_(restored[name])
-        self.history.load_state_dict(state['history'])
         self.steps = state['steps']
         self.seed = state['seed']
 
 
-def _finite_gradients(optimizer: Optimizer) -> bool:
+def _why_to_skip(optimizer: Optimizer) -> str:
+    """Why no mask can be updated from these gradients, or ''."""
     gradients = [
         p.grad
         for group in optimizer.param_groups
@@ -231,9 +322,8 @@ def _finite_gradients(optimizer: Optimizer) -> bool:
         if p.grad is not None and p.grad.numel()
     ]
     if not gradients:
-        return False
+        return 'no parameter had a gradient'
     largest = torch._foreach_norm(gradients, float('inf'))
     device = largest[0].device
-    return bool(
-        torch.stack([n.float().to(device) for n in largest]).isfinite().all()
-    )
+    finite = torch.stack([n.float().to(device) for n in largest]).isfinite()
+    return '' if bool(finite.all()) else 'a gradient was not finite'

@@ -114,5 +114,7 @@ def test_training_flops(algorithm, kwargs, expected):
 
 
 def test_training_flops_of_an_unknown_algorithm():
-    with pytest.raises(ValueError, match="static, set and rigl; got 'snip'"):
+    with pytest.raises(
+        ValueError, match="'snip'; choose one of Static, SET, RigL"
+    ):
         training_flops('snip', 1, 2)

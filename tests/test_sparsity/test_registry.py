@@ -1,7 +1,14 @@
+import os
+import shutil
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
+import sift_mm
+from sift_mm.discovery import import_modules
 from sift_mm.sparsity import (
     ALGORITHMS,
     DISTRIBUTIONS,
@@ -84,3 +91,57 @@ def test_names():
 def test_nothing_is_no_name() -> None:
     with pytest.raises(ValueError, match='Unknown .*None'):
         ALGORITHMS.build(None)
+
+
+def test_a_name_that_is_taken_is_refused():
+    registry = orchard()
+    assert registry.register(Apple) is Apple
+    # The same class of a module that was imported again.
+    again = dataclass(type('Apple', (), dict(__module__=__name__)))
+    assert registry.register(again) is again
+    with pytest.raises(ValueError, match='fruit .*ap_ple is taken by .*Apple'):
+        registry.register(type('ap_ple', (), {}))
+
+
+def test_a_new_file_is_all_that_a_new_algorithm_takes(tmp_path):
+    # In a copy of the package, and in a process of its own.
+    shutil.copytree(
+        Path(sift_mm.__file__).parent,
+        tmp_path / 'sift_mm',
+        ignore=shutil.ignore_patterns('__pycache__'),
+    )
+    (tmp_path / 'sift_mm' / 'sparsity' / 'snip.py').write_text(
+        'from sift_mm.sparsity import ALGORITHMS, RigL\n'
+        '@ALGORITHMS.register\n'
+        'class Snip(RigL):\n'
+        '    """Grow elsewhere."""\n'
+    )
+    code = (
+        'from sift_mm.sparsity import ALGORITHMS, training_flops\n'
+        'print(*ALGORITHMS.names, training_flops("snip", 10, 40, 1))'
+    )
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        env=os.environ | {'PYTHONPATH': str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.split() == ['Static', 'SET', 'RigL', 'Snip', '45.0'], (
+        done.stderr
+    )
+
+
+def test_modules_whose_library_is_missing_may_be_left_out(
+    tmp_path, monkeypatch
+):
+    package = tmp_path / 'orchard_of_files'
+    package.mkdir()
+    (package / '__init__.py').write_text('')
+    (package / 'apple.py').write_text('ripe = True')
+    (package / 'pear.py').write_text('import no_such_library.inner')
+    monkeypatch.syspath_prepend(tmp_path)
+    import_modules(package.name, optional=['no_such_library'])
+    assert sys.modules[f'{package.name}.apple'].ripe
+    with pytest.raises(ModuleNotFoundError, match='no_such_library'):
+        import_modules(package.name)

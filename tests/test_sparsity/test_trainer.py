@@ -333,7 +333,7 @@ def test_the_report():
         report = trainer.report
         found = report and (report.step, report.drop_fraction, report.moved)
         assert found == expected
-        assert report is None or report.skipped is False
+        assert report is None or report.skipped == ''
     assert mask_of(trainer) == [1, 0, 1, 1, 1, 0]
     # Five of six were active at some time, three at any time... and the
     # regrown one: its mask was never seen without it.
@@ -558,8 +558,8 @@ def test_a_step_without_update_takes_no_memory():
     trainer = MaskTrainer(masks, RigL(), UpdateSchedule(100, 100), Cosine())
     masks.keep_weights_()
     optimizer = OPTIMIZERS['momentum']([parameter])
-    # The first step looks at the optimizer too.
-    trainer.step(optimizer, lambda: None)
+    # The first step that moves a weight looks at the optimizer too.
+    trainer.step(optimizer, optimizer.step)
     with profile(
         activities=[ProfilerActivity.CPU], profile_memory=True
     ) as result:
@@ -605,6 +605,7 @@ def test_an_update_without_any_gradient_moves_nothing():
         [1.0, 2.0, 0.0], [1, 1, 0], fraction=0.5
     )
     trainer.step(optimizer, optimizer.step)
+    assert trainer.report.skipped == 'no parameter had a gradient'
     assert mask_of(trainer) == [1, 1, 0] and weight.tolist() == [1.0, 2.0, 0.0]
 
 
@@ -764,12 +765,56 @@ class Mixing(torch.optim.SGD):
                 parameter.data -= group['lr'] * parameter.grad.mean()
 
 
-def test_an_optimizer_that_moves_weights_outside_is_refused():
-    weight, _, trainer = small([1.0, 2.0, 0.0], [1, 1, 0])
+@pytest.mark.parametrize('idle', ['skipped', 'zero gradient', 'rate 0', None])
+def test_an_optimizer_that_moves_weights_outside_is_refused(idle):
+    weight, _, trainer = small([1.0, 2.0, 0.0], [1, 1, 0], algorithm=Static())
+    optimizer = Mixing([weight], 0.0 if idle == 'rate 0' else 0.1)
+    if idle:
+        # Steps that move nothing are no proof.
+        for _ in range(2):
+            weight.grad = torch.tensor([1.0, 1.0, 0.0])
+            if idle == 'zero gradient':
+                weight.grad.zero_()
+            run = (lambda: None) if idle == 'skipped' else optimizer.step
+            trainer.step(optimizer, run)
+    optimizer.param_groups[0]['lr'] = 0.1
     weight.grad = torch.tensor([1.0, 1.0, 0.0])
-    optimizer = Mixing([weight], 0.1)
     with pytest.raises(TypeError, match="Mixing moved weights of 'a' outside"):
         trainer.step(optimizer, optimizer.step)
+
+
+@pytest.mark.parametrize(
+    'change, words',
+    [
+        (lambda s: s.update(version=2), 'version 2 .* up to 1; update'),
+        (lambda s: s.pop('steps'), 'not the whole state.*: steps missing'),
+        (lambda s: s.pop('masks'), 'not the whole state.*: masks missing'),
+        (lambda s: s.pop('history'), 'ever, history missing'),
+        (lambda s: s['history'].pop('ever'), 'ever missing'),
+        (
+            lambda s: s['history']['ever'].update(
+                {'fc.weight': torch.zeros(1, dtype=torch.uint8)}
+            ),
+            'history .*names and sizes',
+        ),
+    ],
+)
+def test_a_state_that_does_not_fit_is_refused_whole(change, words):
+    run, before = Run(), Run().masks()
+    other = Run(seed=1)
+    state = other.trainer.state_dict()
+    change(state)
+    with pytest.raises(ValueError, match=words):
+        run.trainer.load_state_dict(state)
+    assert_same(run.masks(), before)
+
+
+def test_a_state_says_when_and_how_much():
+    state = Run(interval=3, end=12).trainer.state_dict()
+    assert (state['interval'], state['end']) == (3, 12)
+    assert state['drop_fraction'] == dict(type='Cosine', initial=0.5)
+    still = Run(algorithm=Static()).trainer.state_dict()
+    assert (still['interval'], still['end']) == (0, 0)
 
 
 def test_an_unknown_placement_is_refused():

@@ -1,0 +1,28 @@
+"""Every file of a package is imported, so that a new one registers itself."""
+
+import importlib
+import pkgutil
+from collections.abc import Collection
+
+
+def import_modules(package: str, optional: Collection[str] = ()) -> None:
+    """Import all modules of a package, in alphabetical order.
+
+    To be called at the end of the package's ``__init__``, after what its
+    modules may import from it.
+
+    Args:
+        package (str): Full name, ``__name__`` in its ``__init__``.
+        optional (Collection[str]): Top-level packages that need not be
+            installed; a module that imports a missing one is left out.
+
+    Raises:
+        ImportError: If a module cannot be imported for another reason.
+    """
+    path = importlib.import_module(package).__path__
+    for found in pkgutil.iter_modules(path, f'{package}.'):
+        try:
+            importlib.import_module(found.name)
+        except ModuleNotFoundError as error:
+            if (error.name or '').partition('.')[0] not in optional:
+                raise

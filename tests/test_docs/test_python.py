@@ -1,0 +1,47 @@
+"""The page's code runs as it is written, where OpenMMLab is not installed."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+PAGE = Path(__file__).parents[2] / 'docs' / 'python.md'
+ABSENT = """
+import importlib.util, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {'mmengine', 'mmcv', 'mmdet', 'mmseg'}:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Absent())
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *rest: (
+    None if name == 'mmengine' else found(name, *rest))
+import torch
+torch.manual_seed(0)
+loader = [(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))] * 11
+"""
+CHECKS = """
+saved = torch.load('last.pth')[2]
+assert sparse.trainer.steps == 11 and 0 <= accuracy <= 1
+assert saved['history']['ever'] and abs(sparse.density - 0.25) < 1e-3
+parameters = dict(model.named_parameters())
+for name, mask in sparse.masks.items():
+    assert torch.equal(mask, saved['masks'][name])
+    assert not parameters[name][~mask].any()
+    assert parameters[name][mask].any()
+assert sparse.trainer.history.itop_rate() > sparse.density + 0.01
+assert 'mmengine' not in sys.modules
+"""
+
+
+def test_the_code_of_the_page_runs(tmp_path):
+    (code,) = re.findall(r'```python\n(.*?)```', PAGE.read_text(), re.S)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 20
+    done = subprocess.run(
+        [sys.executable, '-c', ABSENT + code + CHECKS],
+        cwd=tmp_path,
+        timeout=300,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,183 @@
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import sift_mm
+from sift_mm.sparsity import SparseTraining
+
+
+def network(family=None, sparsity=0.75, seed=0):
+    torch.manual_seed(seed)
+    model = nn.Sequential(
+        nn.Conv2d(8, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, padding=1),
+        nn.Flatten(),
+        nn.Linear(16 * 16, 4),
+    )
+    if family:
+        sift_mm.transform(model, family, sparsity, include=['0', '2'])
+    return model
+
+
+def training(model=None, optimizer=None, **kwargs):
+    model = model or network('parallel')
+    optimizer = optimizer or torch.optim.SGD(
+        model.parameters(), 0.05, momentum=0.9
+    )
+    kwargs = dict(steps=20, interval=2) | kwargs
+    return model, optimizer, SparseTraining(model, optimizer, **kwargs)
+
+
+def backward(model, seed, scaler=None):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(4, 8, 4, 4, generator=generator)
+    for parameter in model.parameters():
+        parameter.grad = None
+    loss = nn.functional.cross_entropy(model(images), torch.arange(4))
+    (scaler.scale(loss) if scaler else loss).backward()
+
+
+def run(parts, steps, scaler=None, clip=None):
+    model, _, sparse = parts
+    for _ in range(steps):
+        backward(model, sparse.trainer.steps, scaler)
+        sparse.step(scaler, clip)
+
+
+def test_the_sparsity_is_that_of_the_layers_and_stays():
+    parts = training()
+    model, _, sparse = parts
+    assert sparse.density == pytest.approx(0.25, abs=1e-3)
+    first = {n: m.clone() for n, m in sparse.masks.items()}
+    run(parts, 6)
+    parameters = dict(model.named_parameters())
+    for name, mask in sparse.masks.items():
+        assert mask.sum() == first[name].sum()
+        assert not torch.equal(mask, first[name])
+        assert not parameters[name][~mask].any()
+
+
+def test_a_loss_scaler_changes_nothing_but_skips_what_overflows():
+    plain, scaled = training(), training()
+    scaler = torch.amp.GradScaler('cpu', init_scale=1024.0)
+    run(plain, 4, clip=0.1)
+    run(scaled, 4, scaler, clip=0.1)
+    for a, b in zip(
+        plain[0].parameters(), scaled[0].parameters(), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+    before = copy.deepcopy(scaled[2].state_dict()['masks'])
+    run(scaled, 1, scaler)
+    backward(scaled[0], 0, scaler)
+    scaled[0][4].bias.grad[0] = float('inf')
+    report = scaled[2].step(scaler)
+    assert report.skipped == 'a gradient was not finite'
+    assert scaler.get_scale() == 512.0
+    for name, mask in scaled[2].masks.items():
+        assert torch.equal(mask, before[name])
+
+
+def test_a_resumed_run_ends_where_the_other_does():
+    whole = training()
+    run(whole, 5)
+    states = [copy.deepcopy(part.state_dict()) for part in whole]
+    run(whole, 5)
+    resumed = training(network('parallel', seed=7), seed=7)
+    for part, state in zip(resumed, states, strict=True):
+        part.load_state_dict(state)
+    run(resumed, 5)
+    assert resumed[2].trainer.steps == 10
+    for a, b in zip(whole[:2], resumed[:2], strict=True):
+        torch.testing.assert_close(
+            a.state_dict(), b.state_dict(), rtol=0, atol=0
+        )
+    for name, mask in whole[2].masks.items():
+        assert torch.equal(mask, resumed[2].masks[name])
+
+
+def test_masks_before_weights_are_refused():
+    # The first masks of the new object have cut what was loaded before it.
+    saved = training()
+    model = network('parallel')
+    model.load_state_dict(saved[0].state_dict())
+    _, _, sparse = training(model)
+    with pytest.raises(ValueError, match='then load the network'):
+        sparse.load_state_dict(saved[2].state_dict())
+
+
+def test_an_optimizer_from_before_the_transform_is_refused():
+    model = network()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    sift_mm.transform(model, 'parallel', 0.75, include=['0'])
+    with pytest.raises(ValueError, match='does not hold 0.*after sift_mm.tra'):
+        training(model, optimizer)
+
+
+def test_a_step_past_the_masks_is_refused():
+    parts = model, optimizer, sparse = training()
+    run(parts, 1)
+    backward(model, 0)
+    with pytest.raises(RuntimeError, match='in its place'):
+        optimizer.step()
+    run(parts, 1)
+    # Whoever goes on without masks may.
+    del parts, sparse
+    optimizer.step()
+
+
+@pytest.mark.parametrize(
+    'family, kwargs, words',
+    [
+        ('parallel', dict(sparsity=0.5), 'sparsity=0.5, but .* 0.75; leave'),
+        (None, dict(include=['0.*']), 'No sparsity is given'),
+        (None, dict(include=['0.*'], sparsity=1.0), r'in \[0, 1\); got 1.0'),
+        ('parallel', dict(end=0), r'in \(0, 1\]; got 0'),
+        ('parallel', dict(interval=50), 'never be updated'),
+    ],
+)
+def test_mistakes(family, kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        training(network(family), **kwargs)
+
+
+def test_an_explicit_distribution_needs_no_sparsity():
+    share = dict(type='Explicit', sparsities={'0.weight': 0.5})
+    _, _, sparse = training(
+        network(), include=['0.weight'], distribution=share
+    )
+    assert sparse.density == 0.5
+
+
+def test_a_distribution_that_misses_the_density_is_told():
+    share = dict(type='Explicit', sparsities={'*': 0.5})
+    with pytest.warns(UserWarning, match='density 0.5000 .* built for 0.2500'):
+        training(distribution=share)
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        training(distribution='ERK')
+
+
+def test_a_resume_says_what_it_changes_and_refuses_another_sparsity():
+    saved = training()
+    run(saved, 2)
+    other = training(interval=5, drop_fraction=0.1)
+    run(other, 1)
+    with pytest.warns(UserWarning) as found:
+        other[2].load_state_dict(saved[2].state_dict())
+    assert [str(w.message).split('=')[0] for w in found] == [
+        'The saved run had interval',
+        'The saved run had drop_fraction',
+    ]
+    plain = network()
+    kwargs = dict(include=['0.*', '2.*'])
+    half = training(plain, sparsity=0.5, **kwargs)
+    state = half[2].state_dict()
+    del half
+    dense = training(network(), sparsity=0.9, **kwargs)
+    run(dense, 1)
+    with pytest.raises(ValueError, match="mask of '0.weight' has 576 active"):
+        dense[2].load_state_dict(state)
