@@ -102,6 +102,7 @@ def convert(cfg: Config, member: MemberOptions) -> None:
             'The config has no model.backbone with a type: only backbones '
             'become members of the Sparse-IFT family.'
         )
+    for_hook = member.of_hook  # Before anything is changed.
     is_sparse = kind == WRAPPER or kind.startswith('SparseIFTResNet')
     is_dense = backbone.get('family') is None
     if member.pretrained is not None:
@@ -138,11 +139,11 @@ def convert(cfg: Config, member: MemberOptions) -> None:
         )
     _add_import(cfg)
     if cfg.get('optim_wrapper') is not None:
-        _add_hook(cfg, member)
-    elif member.of_hook:
+        _add_hook(cfg, for_hook)
+    elif for_hook:
         raise ValueError(
             'The config trains nothing (it has no optim_wrapper), so that '
-            f'{", ".join(member.of_hook)} of the hook would not count.'
+            f'{", ".join(for_hook)} of the hook would not count.'
         )
 
 
@@ -220,8 +221,8 @@ def _defaults(cfg: Config, *names: str) -> list[Any]:
     """What arguments of the config's backbone are by default, else None."""
     kind = cfg.model['backbone']['type']
     scope = cfg.get('default_scope', 'mmengine')
-    with DefaultScope.overwrite_default_scope(scope):
-        cls = MODELS.get(kind) if isinstance(kind, str) else kind
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        cls = registry.get(kind) if isinstance(kind, str) else kind
     found: dict[str, Any] = {}
     for one in reversed(inspect.getmro(cls) if inspect.isclass(cls) else ()):
         if '__init__' in vars(one) and one is not object:
@@ -238,14 +239,12 @@ def _add_import(cfg: Config) -> None:
         cfg.custom_imports = dict(custom, imports=[*found, 'sift_mm'])
 
 
-def _add_hook(cfg: Config, member: MemberOptions) -> None:
+def _add_hook(cfg: Config, arguments: Mapping[str, Any]) -> None:
     """Add the hook where there is none, and give it its arguments.
 
     Raises:
-        ValueError: If it has no such argument, or the algorithm would not
-            count.
+        ValueError: If the algorithm would not count.
     """
-    arguments = member.of_hook
     hooks = list(cfg.get('custom_hooks') or [])
     found = [h for h in hooks if type_name(h) == 'SparseTrainingHook']
     if not found:
@@ -253,7 +252,7 @@ def _add_hook(cfg: Config, member: MemberOptions) -> None:
         hooks += found
     hook = found[0]
     hook.update(arguments)
-    algorithm = member.algorithm
+    algorithm = arguments.get('algorithm')
     if algorithm not in (None, 'Static') and _loads_masks(cfg, hook):
         # It is asked for, and by default masks of a checkpoint stay.
         if hook.setdefault('transfer', 'train') != 'train':

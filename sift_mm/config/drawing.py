@@ -1,5 +1,7 @@
 """Drawing of predictions, by the hook of each library."""
 
+from typing import Any
+
 from mmengine.config import Config
 
 # How the libraries name their visualisation hook, its switch, and its folder;
@@ -37,7 +39,7 @@ def enable_drawing(
             f'{", ".join(DRAWING_HOOKS)}, not for {scope}.'
         )
     name, switch, key = DRAWING_HOOKS[scope]
-    hook = {switch: True, 'show': show, 'wait_time': wait_time}
+    hook: dict[str, Any] = {switch: True, 'show': show, 'wait_time': wait_time}
     if scope == 'mmpretrain':
         hook['interval'] = interval
     if folder and key:

@@ -94,9 +94,9 @@ def _place(cfg: Config, key: str) -> list[str]:
     """The parts of a key, those of a wrapped backbone where it is now."""
     parts = key.split('.')
     if parts[:2] == ['model', 'backbone'] and parts[2:] and is_wrapped(cfg):
-        own = (*MEMBER_ARGUMENTS, 'backbone')
+        own = [*MEMBER_ARGUMENTS, 'backbone']
         if cfg.model.backbone.get('init_cfg') is not None:
-            own += ('init_cfg',)
+            own += ['init_cfg']
         if parts[2] not in own:
             parts.insert(2, 'backbone')
     return parts
