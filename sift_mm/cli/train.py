@@ -94,6 +94,11 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     return cfg
 
 
+def train(runner: Runner) -> None:
+    """Trains; the model, which MMEngine returns, is not kept."""
+    runner.train()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the command line says.
 
@@ -110,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_data(
         cfg, ['train'] if cfg.get('val_cfg') is None else ['train', 'val']
     )
-    run(cfg, Runner.train)
+    run(cfg, train)
 
 
 if __name__ == '__main__':

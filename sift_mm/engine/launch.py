@@ -145,7 +145,8 @@ def run(cfg: Config, task: Callable[[Runner], T]) -> T:
 
     Args:
         cfg (Config): Complete config of a run.
-        task (Callable): What the runner does, such as ``Runner.train``.
+        task (Callable): What the runner does. It must return neither the
+            runner nor its model.
 
     Returns:
         What the task returns.
