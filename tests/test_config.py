@@ -13,7 +13,10 @@ from sift_mm.config import (
     sparsify,
 )
 from sift_mm.config.conversion import fit_channels
+from sift_mm.config.member import families
+from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import load_config, load_run_config
+from sift_mm.sparsity import ALGORITHMS
 
 
 def read(path):
@@ -54,7 +57,7 @@ def test_a_dense_config_becomes_a_sparse_one(scope, tmp_path):
         'SparseIFTResNet_CIFAR' if scope == 'mmpretrain' else 'SparseIFTResNet'
     )
     assert (backbone.family, backbone.sparsity) == ('wide', 0.75)
-    assert cfg.optim_wrapper.type == 'SparseOptimWrapper'
+    assert cfg.optim_wrapper.type == 'OptimWrapper'  # The hook does it.
     assert 'sift_mm' in cfg.custom_imports['imports']
     assert [h['type'] for h in cfg.custom_hooks] == ['SparseTrainingHook']
     if scope == 'mmdet':
@@ -81,7 +84,7 @@ def test_other_hooks_and_half_precision_stay(tmp_path):
     ]
     cfg.optim_wrapper.type = 'AmpOptimWrapper'
     sparsify(cfg, 'doped', 0.5, 'Static')
-    assert cfg.optim_wrapper.type == 'SparseAmpOptimWrapper'
+    assert cfg.optim_wrapper.type == 'AmpOptimWrapper'
     assert [dict(h) for h in cfg.custom_hooks] == [
         dict(type='EMAHook'),
         dict(type='SparseTrainingHook', interval=7, algorithm='Static'),
@@ -96,9 +99,15 @@ def test_what_cannot_be_made_sparse_is_named(tmp_path):
     with pytest.raises(ValueError, match="family 'wider'.*parallel"):
         sparsify(cfg, 'wider', 0.5)
     cfg = read(path)
-    cfg.model.backbone = dict(type='VisionTransformer')
-    with pytest.raises(ValueError, match="'VisionTransformer'.*ResNet_CIFAR"):
+    del cfg.model['backbone']
+    with pytest.raises(ValueError, match='no model.backbone'):
         sparsify(cfg, 'wide', 0.5)
+    cfg = read(path)
+    with pytest.raises(ValueError, match='drop_fracton: did you mean drop_f'):
+        sparsify(cfg, 'wide', 0.5, hook=dict(drop_fracton=0.5))
+    cfg.optim_wrapper = None
+    with pytest.raises(ValueError, match='no optim_wrapper.*algorithm'):
+        sparsify(cfg, 'wide', 0.5, 'SET')
 
 
 def test_weights_of_the_zoo_are_left_and_all_stages_learn():
@@ -153,10 +162,6 @@ def test_a_checkpoint_of_the_member_by_option(path):
                 'mine.pth',
                 '--algorithm',
                 'SET',
-                '--cfg-options',
-                'load_from=dense.pth',
-                'model.init_cfg.type=Pretrained',
-                'model.init_cfg.checkpoint=dense.pth',
             ]
         )
     )
@@ -164,8 +169,7 @@ def test_a_checkpoint_of_the_member_by_option(path):
     assert backbone.init_cfg == dict(
         type='Pretrained', checkpoint='mine.pth', prefix='backbone.'
     )
-    assert cfg.model.get('pretrained') is cfg.model.init_cfg is None
-    assert cfg.load_from is None
+    assert cfg.model.get('pretrained') is None
     assert cfg.custom_hooks[-1] == dict(
         type='SparseTrainingHook', algorithm='SET', transfer='train'
     )
@@ -199,11 +203,9 @@ def test_the_zoo_may_be_named_by_the_model(tmp_path):
 def test_types_keep_their_scope(tmp_path):
     cfg = read(write_config(tmp_path, 'mmdet', tmp_path))
     cfg.model.backbone.type = 'mmdet.ResNet'
-    cfg.optim_wrapper.type = 'mmengine.OptimWrapper'
     cfg.custom_hooks = [dict(type='mmengine.SparseTrainingHook')]
     sparsify(cfg, 'parallel', 0.5)
     assert cfg.model.backbone.type == 'mmdet.SparseIFTResNet'
-    assert cfg.optim_wrapper.type == 'SparseOptimWrapper'
     assert len(cfg.custom_hooks) == 1
     cfg.model.backbone.inner = 'norm'
     sparsify(cfg, 'wide')  # Which has no inner layers.
@@ -223,7 +225,7 @@ def test_an_algorithm_that_would_not_count_is_refused(tmp_path):
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='a.pth')
     hook = dict(type='SparseTrainingHook', transfer='fixed')
     cfg.custom_hooks = [dict(type='EMAHook'), hook]
-    with pytest.raises(ValueError, match=r'custom_hooks\.1\.transfer=train'):
+    with pytest.raises(ValueError, match='--hook transfer=train'):
         sparsify(cfg, 'parallel', 0.75, 'RigL')
     sparsify(cfg, 'parallel', 0.75, 'Static')  # What it is anyway.
     # Where nobody said that masks stay, they are trained on.
@@ -267,3 +269,193 @@ def test_tools_make_a_member_by_options(tmp_path, capsys):
     assert cfg.work_dir == './work_dirs/mmdet_mini'
     with pytest.raises(SystemExit, match='mmdet_mini.py: .*give both'):
         load_run_config(parse_args([path, '--sparsity', '0.9']))
+
+
+def option_config(path, *argv):
+    return load_config(parse_args([str(path), *argv]))
+
+
+WIDE = '--family', 'wide', '--sparsity', '0.75'
+
+
+@pytest.mark.parametrize(
+    'path, options, kept, dropped',
+    [
+        (
+            'mmdet::yolox/yolox_s_8xb8-300e_coco.py',
+            [],
+            dict(type='CSPDarknet', widen_factor=0.5),
+            [],
+        ),
+        (
+            'mmdet::retinanet/retinanet_x101-32x4d_fpn_1x_coco.py',
+            ['model.backbone.depth=50'],
+            dict(depth=50, frozen_stages=-1, norm_eval=False),
+            ['init_cfg'],
+        ),
+        (
+            'mmdet::hrnet/faster-rcnn_hrnetv2p-w18-1x_coco.py',
+            [],
+            # True by default, which a config need not say.
+            dict(type='HRNet', norm_eval=False),
+            ['init_cfg'],
+        ),
+        (
+            'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_'
+            '8xb2-160k_ade20k-512x512.py',
+            ['model.backbone.drop_path_rate=0.1'],
+            dict(embed_dims=96, drop_path_rate=0.1),
+            ['init_cfg'],
+        ),
+        (
+            'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py',
+            ['model.backbone.frozen_stages=2'],
+            dict(type='ConvNeXt', arch='tiny', frozen_stages=2),
+            [],
+        ),
+    ],
+)
+def test_any_other_backbone_is_wrapped(path, options, kept, dropped):
+    dense = read(path)
+    more = ['--cfg-options', *options] if options else []
+    cfg = option_config(path, *WIDE, '--inner', 'Norm-Act', *more)
+    wrapper = cfg.model.backbone
+    assert {k: v for k, v in wrapper.items() if k != 'backbone'} == dict(
+        type='SparseIFT', family='wide', sparsity=0.75, inner='norm_act'
+    )
+    inner = wrapper.backbone
+    assert {key: inner.get(key) for key in kept} == kept
+    assert inner.type == dense.model.backbone.type
+    assert all(inner.get(key) is None for key in dropped)
+    for key in ('neck', 'head', 'bbox_head', 'rpn_head', 'decode_head'):
+        assert cfg.model.get(key) == dense.model.get(key)
+    assert cfg.optim_wrapper == dense.optim_wrapper
+    assert type_name(cfg.custom_hooks[-1]) == 'SparseTrainingHook'
+
+
+def test_a_wrapper_loads_weights_of_ones_own(tmp_path):
+    path = 'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py'
+    pretrained = dict(type='Pretrained', checkpoint='mine.pth')
+    cfg = option_config(path, *WIDE, '--pretrained', 'mine.pth')
+    assert cfg.model.backbone.init_cfg == dict(pretrained, prefix='backbone.')
+    cfg = read(path)
+    cfg.model.backbone.init_cfg = pretrained
+    sparsify(cfg, 'wide', 0.75)
+    assert cfg.model.backbone.init_cfg == pretrained
+    assert 'init_cfg' not in cfg.model.backbone.backbone
+    # Another member of it, in one more call.
+    sparsify(cfg, sparsity=0.6)
+    assert cfg.model.backbone.sparsity == 0.6
+    assert cfg.model.backbone.backbone.type == 'SwinTransformer'
+    # As a baseline it stays what it is.
+    cfg = option_config(path, '--pretrained', 'dense.pth')
+    assert cfg.model.backbone.type == 'SwinTransformer'
+    assert cfg.model.backbone.init_cfg.checkpoint == 'dense.pth'
+
+
+def test_settings_of_the_member_hold(tmp_path):
+    path = write_config(tmp_path, 'mmdet', tmp_path)
+    cfg = option_config(
+        path, '--family', 'FACTORIZED', '--sparsity', '0.75',
+        '--cfg-options', 'model.backbone.inner=norm_act',
+        'model.backbone.sparse_factors=u', 'model.backbone.depth=34',
+        'custom_hooks.0.interval=50', 'model.backbone.frozen_stages=1',
+    )  # fmt: skip
+    expected = dict(
+        family='factorized', inner='norm_act', sparse_factors='u', depth=34,
+        frozen_stages=1,
+    )  # fmt: skip
+    assert {k: cfg.model.backbone.get(k) for k in expected} == expected
+    assert cfg.custom_hooks == [dict(type='SparseTrainingHook', interval=50)]
+    # The width follows from what was set.
+    cfg = option_config(
+        path, '--family', 'wide', '--cfg-options', 'model.backbone.depth=50',
+        'model.backbone.sparsity=0.75', 'model.backbone.base_channels=16',
+    )  # fmt: skip
+    assert cfg.model.neck.in_channels == [128, 256, 512, 1024]
+
+
+def test_direct_options_of_the_member(tmp_path):
+    path = write_config(tmp_path, 'mmpretrain', tmp_path)
+    argv = [
+        *('--family', 'Factorized', '--sparsity', '.75', '--inner', 'NORM'),
+        *('--sparse-factors', 'U', '--algorithm', 'rigl', '--interval', '7'),
+        *('--hook', 'drop_fraction=0.5', 'include=[a,b]'),
+    ]
+    cfg = load_run_config(parse_args([path, *argv]))
+    backbone = cfg.model.backbone
+    assert (backbone.inner, backbone.sparse_factors) == ('norm', 'u')
+    assert cfg.custom_hooks == [
+        dict(
+            type='SparseTrainingHook', algorithm='RigL', interval=7,
+            drop_fraction=0.5, include=['a', 'b'],
+        )
+    ]  # fmt: skip
+    assert cfg.work_dir == (
+        './work_dirs/mmpretrain_mini_factorized-s75-norm-factors_u-rigl-'
+        'drop_fraction_0.5-include_a_b_-i7'
+    ).replace('include_a_b_', 'include__a_b_')
+
+
+@pytest.mark.parametrize(
+    'argv, words',
+    [
+        (
+            [*WIDE, '--cfg-options', 'model.neck.in_channels=[8,16,32,64]'],
+            r'in_channels=.* does not hold: with --family wide --sparsity '
+            r'0.75 it becomes \[16, 32, 64, 128\]; leave one out',
+        ),
+        (
+            [*WIDE, '--cfg-options', 'model.backbone.family=parallel'],
+            '--family wide and --cfg-options model.backbone.family=parallel',
+        ),
+        (
+            [*WIDE, '--interval', '5', '--cfg-options']
+            + ['custom_hooks.0.interval=6'],
+            '--interval 5 and --cfg-options custom_hooks.0.interval=6',
+        ),
+        (
+            [*WIDE, '--interval', '5', '--hook', 'interval=6'],
+            '--interval 5 and --hook interval=6 contradict',
+        ),
+        (
+            [*WIDE, '--pretrained', 'a.pth', '--cfg-options']
+            + ['load_from=b.pth'],
+            'load_from=b.pth does not hold: with --pretrained a.pth',
+        ),
+        (
+            [*WIDE, '--cfg-options', 'load_from=https://a/b.pth'],
+            'load_from=https://a/b.pth does not hold: with --family wide',
+        ),
+        (
+            [*WIDE, '--cfg-options', 'custom_hooks.3.interval=6'],
+            'custom_hooks has 1 entries',
+        ),
+        (
+            ['--cfg-options', 'custom_hooks.0.interval=6'],
+            'custom_hooks.0.interval=6: the config has no custom_hooks',
+        ),
+        (
+            ['--cfg-options', 'model.backbone.depth.x=1'],
+            'model.backbone.depth is 18 and has no x',
+        ),
+        (
+            ['--cfg-options', 'modle.backbone.depth=1'],
+            'the config has no modle: did you mean model?',
+        ),
+        (['--hook', 'intervall=5'], 'did you mean interval?'),
+        (['--interval', '5'], 'family=None'),
+    ],
+)
+def test_what_would_not_hold_is_said(argv, words, tmp_path):
+    path = write_config(tmp_path, 'mmdet', tmp_path)
+    with pytest.raises(SystemExit, match=words):
+        option_config(path, *argv)
+
+
+def test_choices_are_those_of_the_registries(capsys):
+    with pytest.raises(SystemExit):
+        parse_args(['--help'])
+    text = ' '.join(capsys.readouterr().out.split())
+    for names in (families(), ALGORITHMS.names):
+        assert f'{{{",".join(names)}}}' in text

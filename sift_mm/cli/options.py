@@ -1,16 +1,63 @@
 """Options that the command lines share."""
 
 import argparse
+from collections.abc import Callable, Iterable
 
 from mmengine.config import DictAction
 
-from sift_mm.isoflop import FAMILIES
+from sift_mm.config.member import families
+from sift_mm.isoflop import INNER, SPARSE_FACTORS
+from sift_mm.sparsity import ALGORITHMS
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
 
 
-def add_config_options(parser: argparse.ArgumentParser) -> None:
-    """Adds ``config`` and ``--cfg-options``, which every tool has."""
+def name_of(names: Iterable[str]) -> Callable[[str], str]:
+    """For argparse's ``type``: a name, its case and dashes aside.
+
+    Args:
+        names (Iterable[str]): The names as they are written.
+
+    Returns:
+        Callable[[str], str]: Finds the name meant. A text that is none of
+        them stays, for argparse's ``choices`` to refuse.
+    """
+
+    def key(text: str) -> str:
+        return text.lower().replace('-', '').replace('_', '')
+
+    known = {key(name): name for name in names}
+    return lambda text: known.get(key(text), text)
+
+
+def add_name_option(
+    parser: argparse._ActionsContainer,
+    flag: str,
+    names: Iterable[str],
+    text: str,
+) -> None:
+    """Adds an option whose value is one of some names, in any case.
+
+    Args:
+        parser (ArgumentParser): Or a group of its options.
+        flag (str): The option.
+        names (Iterable[str]): What may follow it.
+        text (str): What it does.
+    """
+    names = tuple(names)
+    parser.add_argument(flag, type=name_of(names), choices=names, help=text)
+
+
+def add_config_options(
+    parser: argparse.ArgumentParser, interval: bool = True
+) -> None:
+    """Adds ``config`` and what changes it, which every tool has.
+
+    Args:
+        parser (ArgumentParser): The tool's.
+        interval (bool): Whether ``--interval`` is that of mask updates; a
+            tool may have another option of this name.
+    """
     parser.add_argument('config', help='path of the config file')
     parser.add_argument(
         '--cfg-options',
@@ -19,23 +66,54 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
         help='settings that replace those of the config, as key=value pairs '
         'with dots in the key; a list is written key="[a,b]" or key=a,b',
     )
-    parser.add_argument(
-        '--family',
-        choices=FAMILIES,
-        help='make the backbone this member of the Sparse-IFT family; width '
-        'of neck and heads, optim wrapper and hook follow',
+    group = parser.add_argument_group(
+        'Sparse-IFT', 'names in upper or lower case, as you like'
     )
-    parser.add_argument(
+    add = group.add_argument
+    add_name_option(
+        group,
+        '--family',
+        families(),
+        'make the backbone this member of the Sparse-IFT family; width of '
+        'neck and heads and the hook follow',
+    )
+    add(
         '--sparsity',
         type=float,
         help="nominal sparsity of the member, in place of the config's",
     )
-    parser.add_argument(
-        '--algorithm',
-        choices=('Static', 'SET', 'RigL'),
-        help='how masks are trained, in place of what the config says',
+    add_name_option(
+        group, '--inner', INNER, 'what follows an inner layer of the member'
     )
-    parser.add_argument(
+    add_name_option(
+        group,
+        '--sparse-factors',
+        SPARSE_FACTORS,
+        'which factors of a factorized member carry masks',
+    )
+    add_name_option(
+        group,
+        '--algorithm',
+        ALGORITHMS.names,
+        'how masks are trained, in place of what the config says',
+    )
+    parser.set_defaults(mask_interval=None)
+    if interval:
+        add(
+            '--interval',
+            dest='mask_interval',
+            type=int,
+            metavar='STEPS',
+            help='optimizer steps between two updates of the masks',
+        )
+    add(
+        '--hook',
+        nargs='+',
+        action=DictAction,
+        metavar='KEY=VALUE',
+        help='arguments of SparseTrainingHook, such as drop_fraction=0.5',
+    )
+    add(
         '--pretrained',
         metavar='FILE',
         help='checkpoint of a network with this backbone, a classifier say, '
@@ -43,14 +121,21 @@ def add_config_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_run_options(parser: argparse.ArgumentParser) -> None:
-    """Adds the options that train and test have in common."""
-    add_config_options(parser)
+def add_run_options(
+    parser: argparse.ArgumentParser, interval: bool = True
+) -> None:
+    """Adds the options that train and test have in common.
+
+    Args:
+        parser (ArgumentParser): The tool's.
+        interval (bool): See :func:`add_config_options`.
+    """
+    add_config_options(parser, interval)
     parser.add_argument(
         '--work-dir',
         help='folder for logs, checkpoints and metrics; by default the '
         "config's work_dir, else ./work_dirs/ and the config's name, with "
-        'family, sparsity, algorithm and -pre where they are options',
+        'the options of Sparse-IFT that are given',
     )
     parser.add_argument(
         '--no-pin-memory',

@@ -13,22 +13,16 @@ from pathlib import Path
 import mmengine
 from mmengine.config import Config
 from mmengine.registry import METRICS
+from mmengine.runner import Runner
 
 from sift_mm.cli.options import add_run_options
 from sift_mm.config.checkpoints import check_checkpoint
 from sift_mm.config.data import check_data
+from sift_mm.config.drawing import enable_drawing
 from sift_mm.config.reading import load_run_config
 from sift_mm.config.tta import enable_tta
 from sift_mm.engine.cost_hook import CostHook, to_text
-from sift_mm.engine.launch import build_runner, set_loader_defaults, switch_off
-
-# How the libraries name their visualisation hook, its switch, and its folder;
-# MMSegmentation's has none and draws into that of the visualizer.
-DRAWING_HOOKS = {
-    'mmdet': ('DetVisualizationHook', 'draw', 'test_out_dir'),
-    'mmseg': ('SegVisualizationHook', 'draw', None),
-    'mmpretrain': ('VisualizationHook', 'enable', 'out_dir'),
-}
+from sift_mm.engine.launch import run, set_loader_defaults, switch_off
 
 # That mmengine.dump writes.
 FORMATS = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
@@ -37,7 +31,7 @@ FORMATS = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = argparse.ArgumentParser(description='Test a model')
-    add_run_options(parser)
+    add_run_options(parser, interval=False)
     parser.add_argument('checkpoint', help='path of the checkpoint')
     parser.add_argument(
         '--out',
@@ -90,33 +84,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def enable_drawing(cfg: Config, args: argparse.Namespace) -> None:
-    """Switches the visualisation hook of the config's library on.
-
-    Raises:
-        SystemExit: If it is none of the three libraries.
-    """
-    scope = cfg.get('default_scope')
-    if scope not in DRAWING_HOOKS:
-        raise SystemExit(
-            '--show and --show-dir work for the scopes '
-            f'{", ".join(DRAWING_HOOKS)}, not for {scope}.'
-        )
-    name, switch, folder = DRAWING_HOOKS[scope]
-    hook = {switch: True, 'show': args.show, 'wait_time': args.wait_time}
-    if scope == 'mmpretrain':
-        hook['interval'] = args.interval
-    if args.show_dir and folder:
-        hook[folder] = args.show_dir
-    elif args.show_dir:
-        cfg.visualizer.save_dir = args.show_dir
-        if not cfg.visualizer.get('vis_backends'):
-            cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
-    hooks = cfg.get('default_hooks') or {}
-    hook['type'] = hooks.get('visualization', {}).get('type', name)
-    cfg.merge_from_dict({'default_hooks.visualization': hook})
-
-
 def keeps_label_maps(cfg: Config, args: argparse.Namespace) -> bool:
     """Whether ``--out`` is a folder for MMSegmentation's label maps.
 
@@ -139,7 +106,9 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.show or args.show_dir:
-        enable_drawing(cfg, args)
+        enable_drawing(
+            cfg, args.show, args.show_dir, args.wait_time, args.interval
+        )
     if args.tta:
         enable_tta(cfg)
     if keeps_label_maps(cfg, args):
@@ -176,25 +145,33 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     cfg = merge_args(cfg, args)
     check_checkpoint(args.checkpoint)
     check_data(cfg, ['test'])
-    runner = build_runner(cfg)
     keeps_metrics = args.out_item == 'metrics'
-    if args.out and not keeps_metrics and not keeps_label_maps(cfg, args):
-        # MMDetection's leaves the ground truth out and packs the masks.
-        is_det = cfg.get('default_scope') == 'mmdet'
-        kind = 'DumpDetResults' if is_det else 'DumpResults'
-        runner.test_evaluator.metrics.append(
-            METRICS.build(dict(type=kind, out_file_path=args.out))
-        )
-    runner.register_hook(costs)
-    metrics = runner.test()
-    if runner.rank:
-        return metrics
-    print(f'\n{to_text(metrics, costs.cost)}')
-    metrics = metrics | costs.cost
-    if keeps_metrics:
-        write_metrics(metrics, args.out)
+    dumps = args.out and not keeps_metrics and not keeps_label_maps(cfg, args)
+
+    def task(runner: Runner) -> tuple[dict[str, float], bool]:
+        if dumps:
+            # MMDetection's leaves the ground truth out and packs the masks.
+            is_det = cfg.get('default_scope') == 'mmdet'
+            kind = 'DumpDetResults' if is_det else 'DumpResults'
+            runner.test_evaluator.metrics.append(
+                METRICS.build(dict(type=kind, out_file_path=args.out))
+            )
+        runner.register_hook(costs)
+        return runner.test(), runner.rank == 0
+
+    metrics, is_first = run(cfg, task)
+    if is_first:
+        print(f'\n{to_text(metrics, costs.cost)}')
+        metrics = metrics | costs.cost
+        if keeps_metrics:
+            write_metrics(metrics, args.out)
     return metrics
 
 
-if __name__ == '__main__':
+def command() -> None:
+    """The console script; what ``main`` returns is no exit status."""
     main()
+
+
+if __name__ == '__main__':
+    command()

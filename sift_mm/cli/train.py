@@ -8,27 +8,14 @@ import argparse
 from collections.abc import Sequence
 
 from mmengine.config import Config
-from mmengine.logging import print_log
-from mmengine.runner import find_latest_checkpoint
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from sift_mm.cli.options import add_run_options
 from sift_mm.config.checkpoints import check_checkpoint, check_pretrained
 from sift_mm.config.data import check_data
-from sift_mm.config.nodes import set_type, type_name
 from sift_mm.config.reading import load_run_config
-from sift_mm.engine.launch import (
-    build_runner,
-    has_accelerator,
-    set_loader_defaults,
-    switch_off,
-)
-
-AMP_WRAPPERS = {
-    'OptimWrapper': 'AmpOptimWrapper',
-    'SparseOptimWrapper': 'SparseAmpOptimWrapper',
-}
-# What they take beside the options of their float32 counterparts.
-AMP_OPTIONS = ('loss_scale', 'dtype', 'use_fsdp')
+from sift_mm.engine.launch import run, set_loader_defaults, switch_off
+from sift_mm.engine.precision import check_amp, disable_amp, enable_amp
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -65,62 +52,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='switch persistent_workers off in every data loader',
     )
     return parser.parse_args(argv)
-
-
-def enable_amp(cfg: Config) -> None:
-    """Replaces the optim wrapper by its mixed precision counterpart.
-
-    A plain AmpOptimWrapper in the place of a sparse wrapper would train
-    without masks, so each has a counterpart of its own.
-
-    Args:
-        cfg (Config): Config, changed in place.
-
-    Raises:
-        SystemExit: If the wrapper has no such counterpart.
-    """
-    wrapper = cfg.get('optim_wrapper')
-    if wrapper is None:
-        raise SystemExit('--amp needs a config with an optim_wrapper.')
-    name = type_name(wrapper) or 'OptimWrapper'
-    if name in AMP_WRAPPERS.values():
-        print_log(f'--amp: the config already has {name}.', logger='current')
-    elif name in AMP_WRAPPERS:
-        set_type(wrapper, AMP_WRAPPERS[name])
-    else:
-        raise SystemExit(
-            f'--amp knows {" and ".join(AMP_WRAPPERS)}, but the '
-            f"config's optim_wrapper is a {name}."
-        )
-    wrapper.setdefault('loss_scale', 'dynamic')
-
-
-def disable_amp(cfg: Config) -> None:
-    """Replaces an optim wrapper of mixed precision by that of float32.
-
-    Args:
-        cfg (Config): Config, changed in place.
-    """
-    wrapper = cfg.get('optim_wrapper') or {}
-    for plain, mixed in AMP_WRAPPERS.items():
-        if type_name(wrapper) == mixed:
-            set_type(wrapper, plain)
-            for key in AMP_OPTIONS:
-                wrapper.pop(key, None)
-
-
-def check_amp(cfg: Config) -> None:
-    """Stops with a sentence if mixed precision lacks its accelerator.
-
-    Raises:
-        SystemExit: If the config has an AMP wrapper and there is none.
-    """
-    name = type_name(cfg.get('optim_wrapper') or {})
-    if name in AMP_WRAPPERS.values() and not has_accelerator():
-        raise SystemExit(
-            f'Mixed precision ({name}) needs an accelerator, '
-            'and there is none: train with --no-amp.'
-        )
 
 
 def enable_auto_scale_lr(cfg: Config) -> None:
@@ -163,6 +94,11 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     return cfg
 
 
+def train(runner: Runner) -> None:
+    """Trains; the model, which MMEngine returns, is not kept."""
+    runner.train()
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the command line says.
 
@@ -179,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_data(
         cfg, ['train'] if cfg.get('val_cfg') is None else ['train', 'val']
     )
-    build_runner(cfg).train()
+    run(cfg, train)
 
 
 if __name__ == '__main__':

@@ -1,15 +1,7 @@
-"""Sparse-IFT in a config: all that follows from family and sparsity.
-
-In a config file, one line gives the network and the channels that its neck
-and heads read::
-
-    from sift_mm.config import detector
-    model = detector('wide', sparsity=0.9)
-
-A config that was read already is changed by :func:`sparsify`.
-"""
+"""Turning the config of a run into one of Sparse-IFT."""
 
 import copy
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -20,22 +12,19 @@ from mmengine.registry import MODELS, DefaultScope
 from sift_mm.backbones import SparseIFTMixin
 from sift_mm.checkpoint import pretrained_cfg
 from sift_mm.config.helpers import pretrained_backbone
+from sift_mm.config.member import MemberOptions, families
 from sift_mm.config.nodes import set_type, type_name
 from sift_mm.engine.checks import consumer_channels
-from sift_mm.isoflop import FAMILIES
 
 # Of the libraries' ResNets, the class that takes a family, and what else it
-# has to be told.
+# has to be told. Every other backbone is wrapped.
 BACKBONES: dict[str, tuple[str, dict[str, bool]]] = {
     'ResNet': ('SparseIFTResNet', {}),
     'ResNetV1c': ('SparseIFTResNet', dict(deep_stem=True)),
     'ResNetV1d': ('SparseIFTResNet', dict(deep_stem=True, avg_down=True)),
     'ResNet_CIFAR': ('SparseIFTResNet_CIFAR', {}),
 }
-WRAPPERS = {
-    'OptimWrapper': 'SparseOptimWrapper',
-    'AmpOptimWrapper': 'SparseAmpOptimWrapper',
-}
+WRAPPER = 'SparseIFT'
 
 
 def sparsify(
@@ -44,15 +33,19 @@ def sparsify(
     sparsity: float | None = None,
     algorithm: str | None = None,
     pretrained: str | None = None,
+    inner: str | None = None,
+    sparse_factors: str | None = None,
+    hook: Mapping[str, Any] | None = None,
 ) -> None:
     """Turn the config of a run into one of Sparse-IFT, or change its member.
 
-    Backbone, optim wrapper and hook become those of Sparse-IFT, where they
-    are not; neck and heads get the channels that they will read.
+    A ResNet becomes ``SparseIFTResNet``, whose features may be wider: neck
+    and heads get the channels that they will read. Any other backbone is
+    wrapped by ``SparseIFT`` and keeps its interface. The hook is added where
+    there is none; it makes the optim wrapper maskable.
 
     Args:
-        cfg (Config): Config with a ResNet as ``model.backbone``, changed in
-            place.
+        cfg (Config): Config with a ``model.backbone``, changed in place.
         family (str, optional): Member of the family; None leaves it.
         sparsity (float, optional): Nominal sparsity; None leaves it.
         algorithm (str, optional): How masks are trained, 'Static', 'SET' or
@@ -61,58 +54,112 @@ def sparsify(
         pretrained (str, optional): Checkpoint of a network with this
             backbone, to take its weights and masks from. Alone, it leaves a
             dense network dense.
+        inner (str, optional): What follows an inner layer of the member.
+        sparse_factors (str, optional): Which factors carry masks.
+        hook (Mapping[str, Any], optional): Other arguments of
+            SparseTrainingHook.
 
     Raises:
-        ValueError: If the config has no such backbone, a member is left
-            without its sparsity, or the algorithm would not count.
+        ValueError: If the config has no backbone, a member is left without
+            its sparsity, or the algorithm would not count.
+    """
+    convert(
+        cfg,
+        MemberOptions(
+            family,
+            sparsity,
+            algorithm,
+            pretrained,
+            inner,
+            sparse_factors,
+            hook,
+        ),
+    )
+    if not is_wrapped(cfg):
+        fit_channels(cfg)
+
+
+def is_wrapped(cfg: Config) -> bool:
+    """Whether the backbone of a config is one in a wrapper."""
+    backbone = cfg.get('model', {}).get('backbone') or {}
+    return type_name(backbone) == WRAPPER
+
+
+def convert(cfg: Config, member: MemberOptions) -> None:
+    """As :func:`sparsify`, but neck and heads stay as they are.
+
+    Args:
+        cfg (Config): Config of a run, changed in place.
+        member (MemberOptions): What is asked for.
+
+    Raises:
+        ValueError: As :func:`sparsify`.
     """
     backbone = cfg.get('model', {}).get('backbone') or {}
     kind = type_name(backbone)
-    if kind not in BACKBONES and not kind.startswith('SparseIFTResNet'):
+    if not kind:
         raise ValueError(
-            f'model.backbone is of type {kind or None!r}; of the Sparse-IFT '
-            f'family there are {", ".join(BACKBONES)}.'
+            'The config has no model.backbone with a type: only backbones '
+            'become members of the Sparse-IFT family.'
         )
-    if kind in BACKBONES or pretrained is not None:
-        _drop_weights(cfg, pretrained)
-    if pretrained is not None:
-        backbone['init_cfg'] = pretrained_backbone(pretrained)
-        if (family, sparsity, algorithm) == (
-            None,
-            None,
-            None,
-        ) and backbone.get('family') is None:
-            return  # The dense baseline.
+    for_hook = member.of_hook  # Before anything is changed.
+    is_sparse = kind == WRAPPER or kind.startswith('SparseIFTResNet')
+    is_dense = backbone.get('family') is None
+    if member.pretrained is not None:
+        _drop_weights(cfg, member.pretrained)
+        if is_dense and member == MemberOptions(pretrained=member.pretrained):
+            # The dense baseline.
+            backbone['init_cfg'] = pretrained_backbone(member.pretrained)
+            return
+    elif not is_sparse:
+        _drop_weights(cfg, None)
     if kind in BACKBONES:
         name, arguments = BACKBONES[kind]
         set_type(backbone, name)
         backbone.update(arguments)
-    if family is not None:
-        if family not in FAMILIES:
+    elif not is_sparse:
+        backbone = _wrap(cfg)
+    if member.pretrained is not None:
+        backbone['init_cfg'] = pretrained_backbone(member.pretrained)
+    if member.family is not None:
+        if member.family not in families():
             raise ValueError(
-                f'Unknown family {family!r}; choose one of '
-                f'{", ".join(FAMILIES)}.'
+                f'Unknown family {member.family!r}; choose one of '
+                f'{", ".join(families())}.'
             )
-        if family != backbone.get('family'):
+        if member.family != backbone.get('family'):
             # Another member may not know the variant.
             backbone.pop('inner', None)
             backbone.pop('sparse_factors', None)
-        backbone['family'] = family
-    if sparsity is not None:
-        backbone['sparsity'] = sparsity
+    backbone.update(member.of_backbone)
     if backbone.get('family') is None or backbone.get('sparsity') is None:
         raise ValueError(
             f'The backbone would have family={backbone.get("family")!r} and '
             f'sparsity={backbone.get("sparsity")}; give both.'
         )
     _add_import(cfg)
-    wrapper = cfg.get('optim_wrapper')
-    if wrapper is not None:
-        kind = type_name(wrapper) or 'OptimWrapper'
-        if kind in WRAPPERS:
-            set_type(wrapper, WRAPPERS[kind])
-        _add_hook(cfg, algorithm)
-    fit_channels(cfg)
+    if cfg.get('optim_wrapper') is not None:
+        _add_hook(cfg, for_hook)
+    elif for_hook:
+        raise ValueError(
+            'The config trains nothing (it has no optim_wrapper), so that '
+            f'{", ".join(for_hook)} of the hook would not count.'
+        )
+
+
+def _wrap(cfg: Config) -> ConfigDict:
+    """Put the backbone of a config into a wrapper.
+
+    Returns:
+        ConfigDict: The wrapper. Weights of one's own are of the new network,
+        and it loads them.
+    """
+    inner = cfg.model.backbone
+    wrapper = ConfigDict(type=WRAPPER, backbone=inner)
+    if pretrained_cfg(inner.get('init_cfg')) is not None:
+        wrapper['init_cfg'] = inner.pop('init_cfg')
+    cfg.model.backbone = wrapper
+    return cfg.model.backbone
 
 
 def _drop_weights(cfg: Config, pretrained: str | None) -> None:
@@ -126,10 +173,13 @@ def _drop_weights(cfg: Config, pretrained: str | None) -> None:
             file of one's own may be of the new network.
     """
     backbone = cfg.model['backbone']
+    owners = [backbone, cfg.model]
+    if is_wrapped(cfg):
+        owners.append(backbone['backbone'])
     paths = []
     if not cfg.get('resume'):
         paths.append((cfg, 'load_from', cfg.get('load_from')))
-    for owner in (backbone, cfg.model):
+    for owner in owners:
         init = pretrained_cfg(owner.get('init_cfg')) or {}
         paths += [
             (owner, 'init_cfg', init.get('checkpoint')),
@@ -145,12 +195,40 @@ def _drop_weights(cfg: Config, pretrained: str | None) -> None:
                 'they are of a dense network, and the backbone starts '
                 'from scratch, with all stages and norms learning'
             )
-            backbone.update(frozen_stages=-1, norm_eval=False)
-            # Frozen too where weights come from Caffe.
-            (backbone.get('norm_cfg') or {}).pop('requires_grad', None)
+            _unfreeze(cfg)
         print_log(
             f'The weights of {path} are not loaded: {why}.', logger='current'
         )
+
+
+def _unfreeze(cfg: Config) -> None:
+    """Let all stages and norms of a backbone learn."""
+    backbone = cfg.model['backbone']
+    # Frozen too where weights come from Caffe.
+    (backbone.get('norm_cfg') or {}).pop('requires_grad', None)
+    if type_name(backbone) in BACKBONES:
+        backbone.update(frozen_stages=-1, norm_eval=False)
+        return
+    stages, norm_eval = _defaults(cfg, 'frozen_stages', 'norm_eval')
+    if 'frozen_stages' in backbone:
+        # Where stages are counted from 0, that is none, and -1 is refused.
+        backbone['frozen_stages'] = 0 if stages == 0 else -1
+    if 'norm_eval' in backbone or norm_eval:
+        backbone['norm_eval'] = False
+
+
+def _defaults(cfg: Config, *names: str) -> list[Any]:
+    """What arguments of the config's backbone are by default, else None."""
+    kind = cfg.model['backbone']['type']
+    scope = cfg.get('default_scope', 'mmengine')
+    with MODELS.switch_scope_and_registry(scope) as registry:
+        cls = registry.get(kind) if isinstance(kind, str) else kind
+    found: dict[str, Any] = {}
+    for one in reversed(inspect.getmro(cls) if inspect.isclass(cls) else ()):
+        if '__init__' in vars(one) and one is not object:
+            for name, argument in inspect.signature(one).parameters.items():
+                found[name] = argument.default
+    return [found.get(name) for name in names]
 
 
 def _add_import(cfg: Config) -> None:
@@ -161,25 +239,29 @@ def _add_import(cfg: Config) -> None:
         cfg.custom_imports = dict(custom, imports=[*found, 'sift_mm'])
 
 
-def _add_hook(cfg: Config, algorithm: str | None) -> None:
+def _add_hook(cfg: Config, arguments: Mapping[str, Any]) -> None:
+    """Add the hook where there is none, and give it its arguments.
+
+    Raises:
+        ValueError: If the algorithm would not count.
+    """
     hooks = list(cfg.get('custom_hooks') or [])
     found = [h for h in hooks if type_name(h) == 'SparseTrainingHook']
     if not found:
         found = [ConfigDict(type='SparseTrainingHook')]
         hooks += found
-    if algorithm is not None:
-        hook = found[0]
-        hook['algorithm'] = algorithm
-        if algorithm != 'Static' and _loads_masks(cfg, hook):
-            # It is asked for, and by default masks of a checkpoint stay.
-            if hook.setdefault('transfer', 'train') != 'train':
-                raise ValueError(
-                    'Masks come with the loaded weights, and with transfer='
-                    f'{hook["transfer"]!r} of SparseTrainingHook the '
-                    f'algorithm {algorithm} would not count; to train them '
-                    f'on, add --cfg-options custom_hooks.{hooks.index(hook)}.'
-                    'transfer=train.'
-                )
+    hook = found[0]
+    hook.update(arguments)
+    algorithm = arguments.get('algorithm')
+    if algorithm not in (None, 'Static') and _loads_masks(cfg, hook):
+        # It is asked for, and by default masks of a checkpoint stay.
+        if hook.setdefault('transfer', 'train') != 'train':
+            raise ValueError(
+                'Masks come with the loaded weights, and with transfer='
+                f'{hook["transfer"]!r} of SparseTrainingHook the algorithm '
+                f'{algorithm} would not count; to train them on, add '
+                '--hook transfer=train.'
+            )
     cfg.custom_hooks = hooks
 
 

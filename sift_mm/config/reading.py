@@ -16,7 +16,8 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
 from sift_mm.backbones import PACKAGES
-from sift_mm.config import sparsify
+from sift_mm.config.member import MemberOptions
+from sift_mm.config.overrides import override
 
 
 @contextmanager
@@ -33,19 +34,17 @@ def _without_noise() -> Iterator[None]:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Reads the config that the options of :func:`add_config_options` name.
+    """Reads the config that the options of a command line name.
+
+    Args:
+        args (argparse.Namespace): Of
+            :func:`~sift_mm.cli.options.add_config_options`.
 
     Raises:
         SystemExit: As :func:`read_config`.
     """
-    return read_config(
-        args.config,
-        args.cfg_options,
-        family=args.family,
-        sparsity=args.sparsity,
-        algorithm=args.algorithm,
-        pretrained=args.pretrained,
-    )
+    member = MemberOptions.of_args(args)
+    return read_config(args.config, args.cfg_options, **vars(member))
 
 
 def read_config(
@@ -60,7 +59,8 @@ def read_config(
             None, it is not called.
 
     Raises:
-        SystemExit: If there is no such file, or no such member of it.
+        SystemExit: If there is no such file, no such member of it, or an
+            option that would not hold.
     """
     if not is_installed('mmsegmentation'):
         # MMEngine looks the base configs of `mmseg::` up under that
@@ -75,36 +75,27 @@ def read_config(
         raise SystemExit(f'There is no config file {config}.')
     with _without_noise():
         cfg = Config.fromfile(path)
-    if cfg_options is not None:
-        cfg.merge_from_dict(cfg_options)
-    if any(value is not None for value in member.values()):
+    options = MemberOptions(**member)
+    if options:
         import_library(cfg)
-        try:
-            sparsify(cfg, **member)
-        except ValueError as error:
-            raise SystemExit(f'{config}: {error}') from error
+    try:
+        override(cfg, cfg_options or {}, options)
+    except ValueError as error:
+        raise SystemExit(f'{config}: {error}') from error
     return cfg
 
 
-def member_name(
-    family: str | None,
-    sparsity: float | None,
-    algorithm: str | None,
-    pretrained: str | None = None,
-) -> str:
+def member_name(*args: Any, **kwargs: Any) -> str:
     """What the options of :func:`sparsify` say, for a folder's name.
+
+    Args:
+        *args: As those of :func:`~sift_mm.config.sparsify`.
+        **kwargs: The same, by name.
 
     Returns:
         str: 'wide-s75-rigl-pre', a part of it, or ''.
     """
-    parts = [family]
-    if sparsity is not None:
-        parts.append(f's{100 * sparsity:g}')
-    if algorithm is not None:
-        parts.append(algorithm.lower())
-    if pretrained is not None:
-        parts.append('pre')
-    return '-'.join(filter(None, parts))
+    return MemberOptions(*args, **kwargs).name
 
 
 def import_library(cfg: Config) -> None:
@@ -131,7 +122,8 @@ def load_run_config(args: argparse.Namespace) -> Config:
     """Reads the config of a run and applies the shared options.
 
     Args:
-        args (argparse.Namespace): Options of :func:`add_run_options`.
+        args (argparse.Namespace): Of
+            :func:`~sift_mm.cli.options.add_run_options`.
 
     Returns:
         Config: The config with ``launcher`` and ``work_dir`` set.
@@ -149,9 +141,7 @@ def load_run_config(args: argparse.Namespace) -> Config:
         cfg.work_dir = args.work_dir
     elif cfg.get('work_dir') is None:
         name = osp.splitext(osp.basename(args.config))[0]
-        member = member_name(
-            args.family, args.sparsity, args.algorithm, args.pretrained
-        )
-        name = '_'.join(filter(None, (name, member)))
+        member = MemberOptions.of_args(args)
+        name = '_'.join(filter(None, (name, member.name)))
         cfg.work_dir = osp.join('./work_dirs', name)
     return cfg

@@ -1,8 +1,10 @@
 """From a config to a runner, with and without accelerator."""
 
+import gc
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
@@ -11,9 +13,12 @@ from mmengine.device import get_device
 from mmengine.logging import print_log
 from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
+from torch import distributed
 
 from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import import_library
+
+T = TypeVar('T')
 
 SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'NaiveSyncBN', 'SyncBatchNorm')
 
@@ -129,3 +134,25 @@ def build_runner(cfg: Config) -> Runner:
         context = mock.patch.object(torch.cuda, 'set_device')
     with context:
         return build(cfg)
+
+
+def run(cfg: Config, task: Callable[[Runner], T]) -> T:
+    """Builds a runner, lets it do its task, and ends its process group.
+
+    Nobody else ends the group, and gloo's thread aborts a process that
+    finishes while it still holds the last broadcast. What DDP holds has to
+    be gone first, and with it the runner: a caller must not keep it.
+
+    Args:
+        cfg (Config): Complete config of a run.
+        task (Callable): What the runner does. It must return neither the
+            runner nor its model.
+
+    Returns:
+        What the task returns.
+    """
+    result = task(build_runner(cfg))
+    if distributed.is_available() and distributed.is_initialized():
+        gc.collect()
+        distributed.destroy_process_group()
+    return result

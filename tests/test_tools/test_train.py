@@ -2,16 +2,23 @@
 
 import json
 import sys
+import tomllib
+import weakref
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import conftest
 import pytest
 import torch
-from minirun import ROOT, run_script
+from minirun import ROOT, free_port, run_script
 from mmengine.config import Config
+from mmengine.runner import Runner
+from torch import distributed
 
+from sift_mm.cli import test as tester
 from sift_mm.cli import train
 from sift_mm.config import reading
-from sift_mm.engine import launch
+from sift_mm.engine import launch, precision
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
 
@@ -80,7 +87,7 @@ def test_amp_refuses_what_it_cannot_map(text: str, words: str) -> None:
 def test_amp_needs_an_accelerator(
     configs: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, 'has_accelerator', lambda: False)
+    monkeypatch.setattr(precision, 'has_accelerator', lambda: False)
     with pytest.raises(SystemExit, match='needs an accelerator'):
         train.main([configs['mmpretrain'], '--amp'])
 
@@ -172,7 +179,7 @@ def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_missing_data_stops_first(
     configs: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(train, 'build_runner', pytest.fail)
+    monkeypatch.setattr(train, 'run', pytest.fail)
     options = [
         f'{phase}_dataloader.dataset.data_root=elsewhere'
         for phase in ('train', 'val')
@@ -244,3 +251,116 @@ def test_script_stops_with_a_sentence(configs: dict[str, str]) -> None:
     assert done.returncode == 1
     assert 'Traceback' not in done.stderr
     assert done.stderr.startswith('The data is missing: looked in ')
+
+
+@pytest.fixture(scope='module')
+def member(
+    configs: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[list[str], Path]:
+    """Options of a member, and the folder of a run of it."""
+    folder = tmp_path_factory.mktemp('member')
+    argv = [configs['mmpretrain'], '--family', 'parallel', '--no-validate']
+    argv += ['--interval', '1']
+    conftest.forget_instances()
+    train.main([*argv, '--sparsity', '0.5', '--work-dir', str(folder)])
+    return argv, folder
+
+
+def test_a_members_masks_are_trained_by_a_plain_wrapper(
+    member: tuple[list[str], Path],
+) -> None:
+    _, folder = member
+    state = torch.load(folder / 'epoch_1.pth', weights_only=False)
+    masks = state['sparse_training']['masks']
+    assert masks
+    for name, mask in masks.items():
+        assert not state['state_dict'][name][~mask].any()
+
+
+def test_resume_refuses_another_sparsity(
+    member: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    # Sparse Parallel has two branches at 0.5 and at 0.55.
+    argv, folder = member
+    options = ['--sparsity', '0.55', '--work-dir', str(tmp_path)]
+    checkpoint = str(folder / 'epoch_1.pth')
+    with pytest.raises(ValueError, match='sparsity=0.5 there and 0.55 here'):
+        train.main([*argv, *options, '--resume', checkpoint])
+    conftest.forget_instances()
+    with pytest.raises(ValueError, match='sparsity=0.5 there and 0.55 here'):
+        tester.main([argv[0], checkpoint, *argv[1:3], *options])
+
+
+def test_resume_refuses_weights_outside_their_masks(
+    member: tuple[list[str], Path], tmp_path: Path
+) -> None:
+    argv, folder = member
+    state = torch.load(folder / 'epoch_1.pth', weights_only=False)
+    name, mask = next(iter(state['sparse_training']['masks'].items()))
+    state['state_dict'][name][~mask] = 1.0
+    torch.save(state, tmp_path / 'wrong.pth')
+    options = ['--sparsity', '0.5', '--work-dir', str(tmp_path)]
+    with pytest.raises(ValueError, match=f'would cut weights .*{name}'):
+        train.main([*argv, *options, '--resume', str(tmp_path / 'wrong.pth')])
+
+
+def test_a_process_group_is_ended_once_nobody_needs_it(
+    configs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # One process of a distributed run: DDP and runner are gone by then.
+    env = dict(RANK='0', WORLD_SIZE='1', MASTER_ADDR='127.0.0.1')
+    env |= dict(MASTER_PORT=free_port(), CUDA_VISIBLE_DEVICES='-1')
+    for key, value in env.items():
+        monkeypatch.setenv(key, value)
+    runners: list[weakref.ref] = []
+    build, end = launch.build_runner, distributed.destroy_process_group
+    left = []
+
+    def build_and_see(cfg: Config) -> Runner:
+        runner = build(cfg)
+        runners.append(weakref.ref(runner))
+        runners.append(weakref.ref(runner.model))
+        return runner
+
+    def end_and_see() -> None:
+        left.extend(one() for one in runners)
+        end()
+
+    monkeypatch.setattr(launch, 'build_runner', build_and_see)
+    monkeypatch.setattr(distributed, 'destroy_process_group', end_and_see)
+    argv = [configs['mmpretrain'], '--work-dir', str(tmp_path)]
+    argv += ['--launcher', 'pytorch']
+    train.main(argv)
+    assert left == [None, None]
+    assert not distributed.is_initialized()
+    conftest.forget_instances()
+    checkpoint = (tmp_path / 'last_checkpoint').read_text()
+    tester.main([argv[0], checkpoint, *argv[1:]])
+    assert left == [None] * 6
+
+
+@pytest.mark.parametrize(
+    'name', sorted(tomllib.loads((ROOT / 'pyproject.toml').read_text())
+                   ['project']['scripts'].values())
+)  # fmt: skip
+def test_console_scripts_are_functions_of_the_command_lines(
+    name: str, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    script = EntryPoint('name', name, 'console_scripts').load()
+    monkeypatch.setattr(sys, 'argv', ['command', '--help'])
+    with pytest.raises(SystemExit) as stop:
+        script()
+    assert stop.value.code == 0
+    assert 'usage: command' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    'path', [str(p.relative_to(ROOT)) for p in sorted(
+        (ROOT / 'tools').rglob('*.py')) if p.name != 'setup_env.py']
+)  # fmt: skip
+def test_scripts_are_shims(path: str) -> None:
+    text = (ROOT / path).read_text()
+    assert 'from sift_mm.cli.' in text
+    assert 'sys.path' not in text
+    assert len(text.splitlines()) <= 10

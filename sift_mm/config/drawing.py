@@ -1,0 +1,53 @@
+"""Drawing of predictions, by the hook of each library."""
+
+from typing import Any
+
+from mmengine.config import Config
+
+# How the libraries name their visualisation hook, its switch, and its folder;
+# MMSegmentation's has none and draws into that of the visualizer.
+DRAWING_HOOKS = {
+    'mmdet': ('DetVisualizationHook', 'draw', 'test_out_dir'),
+    'mmseg': ('SegVisualizationHook', 'draw', None),
+    'mmpretrain': ('VisualizationHook', 'enable', 'out_dir'),
+}
+
+
+def enable_drawing(
+    cfg: Config,
+    show: bool = False,
+    folder: str | None = None,
+    wait_time: float = 2,
+    interval: int = 1,
+) -> None:
+    """Switches the visualisation hook of the config's library on.
+
+    Args:
+        cfg (Config): Config, changed in place.
+        show (bool): Whether to open windows.
+        folder (str, optional): Folder for the pictures.
+        wait_time (float): Seconds that each window stays.
+        interval (int): Every n-th sample is drawn; classification only.
+
+    Raises:
+        SystemExit: If it is none of the three libraries.
+    """
+    scope = cfg.get('default_scope')
+    if scope not in DRAWING_HOOKS:
+        raise SystemExit(
+            '--show and --show-dir work for the scopes '
+            f'{", ".join(DRAWING_HOOKS)}, not for {scope}.'
+        )
+    name, switch, key = DRAWING_HOOKS[scope]
+    hook: dict[str, Any] = {switch: True, 'show': show, 'wait_time': wait_time}
+    if scope == 'mmpretrain':
+        hook['interval'] = interval
+    if folder and key:
+        hook[key] = folder
+    elif folder:
+        cfg.visualizer.save_dir = folder
+        if not cfg.visualizer.get('vis_backends'):
+            cfg.visualizer.vis_backends = [dict(type='LocalVisBackend')]
+    hooks = cfg.get('default_hooks') or {}
+    hook['type'] = hooks.get('visualization', {}).get('type', name)
+    cfg.merge_from_dict({'default_hooks.visualization': hook})

@@ -1,0 +1,149 @@
+"""The member of the family that options ask for."""
+
+import difflib
+import inspect
+import re
+from argparse import Namespace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sift_mm.isoflop import FAMILIES
+
+# Arguments of SparseIFT, which wraps a backbone; SparseIFTResNet has most.
+MEMBER_ARGUMENTS = (
+    'family',
+    'sparsity',
+    'flops',
+    'inner',
+    'sparse_factors',
+    'include',
+    'exclude',
+    'match_shape',
+    'unmasked',
+)
+
+
+def families() -> tuple[str, ...]:
+    """The names of the members."""
+    return FAMILIES
+
+
+@dataclass(frozen=True)
+class MemberOptions:
+    """What the command line says of the member and its masks.
+
+    Args:
+        family (str, optional): Member of the family; None leaves it.
+        sparsity (float, optional): Nominal sparsity; None leaves it.
+        algorithm (str, optional): How masks are trained.
+        pretrained (str, optional): Checkpoint of a network with this
+            backbone.
+        inner (str, optional): What follows an inner layer.
+        sparse_factors (str, optional): Which factors carry masks.
+        hook (Mapping[str, Any], optional): Other arguments of
+            SparseTrainingHook.
+    """
+
+    family: str | None = None
+    sparsity: float | None = None
+    algorithm: str | None = None
+    pretrained: str | None = None
+    inner: str | None = None
+    sparse_factors: str | None = None
+    hook: Mapping[str, Any] | None = None
+
+    @classmethod
+    def of_args(cls, args: Namespace) -> 'MemberOptions':
+        """From the options of a command line.
+
+        Raises:
+            SystemExit: If ``--hook`` and another option say different things.
+        """
+        hook = dict(args.hook or {})
+        for key, flag, value in (
+            ('algorithm', '--algorithm', args.algorithm),
+            ('interval', '--interval', args.mask_interval),
+        ):
+            if value is None:
+                continue
+            if hook.setdefault(key, value) != value:
+                raise SystemExit(
+                    f'{flag} {value} and --hook {key}={hook[key]} contradict '
+                    'each other; leave one out.'
+                )
+        algorithm = hook.pop('algorithm', None)
+        return cls(
+            args.family,
+            args.sparsity,
+            algorithm,
+            args.pretrained,
+            args.inner,
+            args.sparse_factors,
+            hook or None,
+        )
+
+    def __bool__(self) -> bool:
+        """Whether anything is asked for."""
+        return any(value is not None for value in vars(self).values())
+
+    @property
+    def of_backbone(self) -> dict[str, Any]:
+        """Arguments of the backbone that are given."""
+        keys = ('family', 'sparsity', 'inner', 'sparse_factors')
+        return {k: v for k in keys if (v := getattr(self, k)) is not None}
+
+    @property
+    def of_hook(self) -> dict[str, Any]:
+        """Arguments of SparseTrainingHook that are given.
+
+        Raises:
+            ValueError: If the hook has no such argument.
+        """
+        from sift_mm.engine.hook import SparseTrainingHook
+
+        found = dict(self.hook or {})
+        check_names(
+            'SparseTrainingHook has no argument',
+            found,
+            list(inspect.signature(SparseTrainingHook).parameters),
+        )
+        if self.algorithm is not None:
+            found['algorithm'] = self.algorithm
+        return found
+
+    @property
+    def name(self) -> str:
+        """For a folder: 'wide-s75-rigl-pre', a part of it, or ''."""
+        parts = [self.family]
+        if self.sparsity is not None:
+            parts.append(f's{100 * self.sparsity:g}')
+        parts.append(self.inner)
+        if self.sparse_factors is not None:
+            parts.append(f'factors_{self.sparse_factors}')
+        if self.algorithm is not None:
+            parts.append(self.algorithm.lower())
+        for key, value in (self.hook or {}).items():
+            text = f'i{value}' if key == 'interval' else f'{key}_{value}'
+            parts.append(re.sub(r'[^\w.]+', '_', text))
+        if self.pretrained is not None:
+            parts.append('pre')
+        return '-'.join(filter(None, parts))
+
+
+def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Refuses a name that is not known, with the nearest that is.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = (
+                f'did you mean {near[0]}?'
+                if near
+                else (f'there are {", ".join(known)}.')
+            )
+            raise ValueError(f'{what} {name}: {hint}')

@@ -1,0 +1,213 @@
+"""Settings of the command line, applied to a config so that each holds."""
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from mmengine.config import Config
+from mmengine.runner import Runner
+
+from sift_mm.config.conversion import convert, fit_channels, is_wrapped
+from sift_mm.config.member import (
+    MEMBER_ARGUMENTS,
+    MemberOptions,
+    check_names,
+)
+from sift_mm.config.nodes import type_name
+
+# What a run reads from a config beside the arguments of MMEngine's Runner.
+TOP_LEVEL = (
+    *inspect.signature(Runner).parameters,
+    'custom_imports',
+    'model_wrapper_cfg',
+    'tta_model',
+)
+# What the conversion builds upon: said before it, and not again.
+FOUNDATIONS = (
+    'model',
+    'model.backbone',
+    'model.backbone.type',
+    'custom_hooks',
+    'custom_imports',
+)
+# A key with one of these says where weights come from.
+SOURCES = ('load_from', 'init_cfg', 'pretrained')
+
+
+def override(
+    cfg: Config, settings: Mapping[str, Any], member: MemberOptions
+) -> None:
+    """Apply settings and options to a config.
+
+    What the new network follows from, its depth say, is set before the
+    conversion, and what is there only afterwards, a hook say, behind it.
+
+    Args:
+        cfg (Config): Config of a run, changed in place.
+        settings (Mapping[str, Any]): Values by dotted key, as in the dense
+            config: ``model.backbone.depth`` is that of the backbone that
+            becomes sparse.
+        member (MemberOptions): The other options.
+
+    Raises:
+        ValueError: If a key makes no sense, or one of the two does not hold.
+    """
+    if not member:
+        for key, value in settings.items():
+            _set(cfg, key, value)
+        return
+    early = [k for k in settings if not _is_of_member(k) and _fits(cfg, k)]
+    for key in early:
+        _set(cfg, key, settings[key])
+    said = {k.removeprefix('model.backbone.'): k for k in settings}
+    asked = {
+        key: settings[said[key]]
+        for key in ('family', 'sparsity', 'inner', 'sparse_factors')
+        if said.get(key, key) != key
+    }
+    convert(cfg, MemberOptions(**(asked | _given(member))))
+    for key, value in settings.items():
+        if key not in early or not _is_said_once(key):
+            _set(cfg, key, value)
+    if not is_wrapped(cfg):
+        fit_channels(cfg)
+    _check(cfg, settings, member)
+
+
+def _given(member: MemberOptions) -> dict[str, Any]:
+    return {k: v for k, v in vars(member).items() if v is not None}
+
+
+def _is_of_member(key: str) -> bool:
+    """Whether only a Sparse-IFT backbone has this key."""
+    parts = key.split('.')
+    return parts[:2] == ['model', 'backbone'] and parts[2:3] in [
+        [name] for name in MEMBER_ARGUMENTS
+    ]
+
+
+def _is_said_once(key: str) -> bool:
+    return key in FOUNDATIONS or any(s in key.split('.') for s in SOURCES)
+
+
+def _place(cfg: Config, key: str) -> list[str]:
+    """The parts of a key, those of a wrapped backbone where it is now."""
+    parts = key.split('.')
+    if parts[:2] == ['model', 'backbone'] and parts[2:] and is_wrapped(cfg):
+        own = [*MEMBER_ARGUMENTS, 'backbone']
+        if cfg.model.backbone.get('init_cfg') is not None:
+            own += ['init_cfg']
+        if parts[2] not in own:
+            parts.insert(2, 'backbone')
+    return parts
+
+
+def _steps(cfg: Config, parts: Sequence[str]) -> Iterator[Any]:
+    """The nodes on the way to a key, as far as there are any."""
+    node: Any = cfg
+    for part in parts:
+        if isinstance(node, (list, tuple)):
+            if not part.isdecimal() or int(part) >= len(node):
+                return
+            node = node[int(part)]
+        elif isinstance(node, (Mapping, Config)) and part in node:
+            node = node[part]
+        else:
+            return
+        yield node
+
+
+def _value(cfg: Config, parts: Sequence[str]) -> Any:
+    """What a config has under a key, None without it."""
+    found = list(_steps(cfg, parts))
+    return found[-1] if len(found) == len(parts) else None
+
+
+def _fits(cfg: Config, key: str) -> bool:
+    """Whether a key can be set: no index without its list."""
+    parts = _place(cfg, key)
+    found = [cfg, *_steps(cfg, parts)]
+    missing = parts[len(found) - 1 :]
+    if not missing:
+        return True
+    return isinstance(found[-1], (Mapping, Config)) and not any(
+        part.isdecimal() for part in missing
+    )
+
+
+def _set(cfg: Config, key: str, value: Any) -> None:
+    """Set one key.
+
+    Raises:
+        ValueError: If there is no place for it.
+    """
+    option = f'--cfg-options {key}={value}'
+    parts = _place(cfg, key)
+    if len(parts) > 1 and parts[0] not in cfg:
+        check_names(f'{option}: the config has no', parts[:1], TOP_LEVEL)
+    if not _fits(cfg, key):
+        found = list(_steps(cfg, parts))
+        there = '.'.join(parts[: len(found)])
+        last = found[-1] if found else None
+        if isinstance(last, (list, tuple)):
+            why = f'{there} has {len(last)} entries, counted from 0'
+        elif found:
+            why = f'{there} is {last!r} and has no {parts[len(found)]}'
+        else:
+            why = f'the config has no {parts[0]}'
+        raise ValueError(f'{option}: {why}.')
+    try:
+        cfg.merge_from_dict({'.'.join(parts): value})
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f'{option}: {error}') from error
+
+
+def _check(
+    cfg: Config, settings: Mapping[str, Any], member: MemberOptions
+) -> None:
+    """See that each setting and each option holds.
+
+    Raises:
+        ValueError: If one does not, with the one that contradicts it.
+    """
+    flags = {
+        f'model.backbone.{name}': (f'--{name.replace("_", "-")}', value)
+        for name, value in member.of_backbone.items()
+    }
+    own = ' '.join(f'{flag} {value}' for flag, value in flags.values())
+    if member.pretrained is not None:
+        key = 'model.backbone.init_cfg.checkpoint'
+        flags[key] = ('--pretrained', member.pretrained)
+    for i, hook in enumerate(cfg.get('custom_hooks') or []):
+        if type_name(hook) == 'SparseTrainingHook':
+            for name, value in member.of_hook.items():
+                flag = f'--{name}' if name in ('algorithm', 'interval') else ''
+                key = f'custom_hooks.{i}.{name}'
+                flags[key] = (flag or f'--hook {name}', value)
+            break
+    for key, (flag, value) in flags.items():
+        if key in settings and not _equal(settings[key], value):
+            raise ValueError(
+                f'{flag} {value} and --cfg-options {key}={settings[key]} '
+                'contradict each other; leave one out.'
+            )
+    for key, value in settings.items():
+        found = _value(cfg, _place(cfg, key))
+        if key in FOUNDATIONS or _equal(found, value):
+            continue
+        is_source = any(s in key.split('.') for s in SOURCES)
+        if is_source and member.pretrained is not None:
+            own = f'--pretrained {member.pretrained}'
+        raise ValueError(
+            f'--cfg-options {key}={value} does not hold: with {own} it '
+            f'becomes {found}; leave one out.'
+        )
+
+
+def _equal(found: Any, value: Any) -> bool:
+    """Whether two values are the same, lists and tuples being alike."""
+    if isinstance(value, Mapping) and isinstance(found, Mapping):
+        return all(_equal(found.get(k), v) for k, v in value.items())
+    if isinstance(value, (list, tuple)) and isinstance(found, (list, tuple)):
+        return len(found) == len(value) and all(map(_equal, found, value))
+    return bool(found == value)
