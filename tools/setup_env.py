@@ -38,14 +38,16 @@ PYTHON = VENV / 'bin' / 'python'
 LOG = VENV / 'setup.log'
 STAMP = VENV / 'setup.json'  # what the last call left
 FILES = [ROOT / 'requirements.txt', ROOT / 'requirements-dev.txt']
+PINS = dict(re.findall(r'(?m)^([\w-]+)==([^\s;#]+)', FILES[0].read_text()))
 BUILD_TOOLS = ('pip>=23.1', 'ninja', 'packaging', 'wheel')
 DISK_GB = 12  # torch's CUDA libraries, pip's copies of them, mmcv's objects
 BUILD_CORE_MINUTES = 40  # mmcv 2.3.6 with its CPU ops: 20 minutes on 2 cores
 PROGRESS_SECONDS = 60.0
 
-# Runs in .venv and prints what is there; the last line is the result. The
-# op's answer is known: the second box overlaps the first by 0.81, the third
-# none. A CUDA device that mmcv was not built for makes it fail.
+# Runs in .venv and prints what is there, twice: ops built against another
+# torch may also end the process. The answer of the op is known: the second
+# box overlaps the first by 0.81, the third none. A CUDA device that mmcv was
+# not built for makes it fail.
 PROBE = """
 import importlib.metadata, json, os, sys
 found = {'python': 'cp%d%d' % sys.version_info[:2], 'device': 'cpu'}
@@ -58,6 +60,7 @@ try:
             '%d.%d' % torch.cuda.get_device_capability(i) for i in devices}))
         found['device'] = 'cuda%s-sm%s' % (torch.version.cuda, archs or 'all')
     found['mmcv'] = importlib.metadata.version('onedl-mmcv')
+    print('\\n' + json.dumps(found), flush=True)
     try:
         import cv2
     except ImportError as error:
@@ -71,8 +74,7 @@ try:
         assert kept == [0, 2], 'nms on %s keeps %s' % (device, kept)
 except Exception as error:
     found['error'] = '%s: %s' % (type(error).__name__, error)
-print()
-print(json.dumps(found))
+print('\\n' + json.dumps(found))
 """
 
 
@@ -93,37 +95,24 @@ def probe() -> dict[str, str]:
         `cuda13.0-sm9.0`; the versions `torch` and `mmcv`, of those that are
         there; `cv2_error` and `error`, of what does not load or work.
     """
-    try:
-        done = subprocess.run(
-            [PYTHON, '-c', PROBE], capture_output=True, text=True
-        )
-    except OSError as error:
-        return {'error': str(error)}
-    try:
-        return json.loads(done.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        # An extension built against another torch may also end the process.
+    if not PYTHON.exists():
+        return {'error': 'there is none'}
+    done = subprocess.run(
+        [PYTHON, '-c', PROBE], capture_output=True, text=True
+    )
+    lines = re.findall(r'(?m)^\{"python".*', done.stdout)
+    found = json.loads(lines[-1]) if lines else {}
+    if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ['no output']
-        return {'error': f'exit status {done.returncode}, {last[0]}'}
-
-
-def pinned(name: str) -> str:
-    """Return the version that requirements.txt pins.
-
-    Raises:
-        SetupError: If it has no line `name==version`.
-    """
-    match = re.search(rf'(?m)^{name}==([^\s;#]+)', FILES[0].read_text())
-    if match is None:
-        raise SetupError(f'requirements.txt does not pin {name}.')
-    return match[1]
+        found['error'] = f'exit status {done.returncode}, {last[0]}'
+    return found
 
 
 def missing_prerequisites(disk_gb: float) -> list[str]:
     """Return one sentence for each thing that has to be there beforehand."""
     version = '.'.join(platform.python_version_tuple()[:2])
     implementation = platform.python_implementation()
-    compiler = os.environ.get('CXX', 'c++')
+    compiler = os.environ.get('CXX') or 'c++'
     header = Path(sysconfig.get_paths()['include'], 'Python.h')
     free = shutil.disk_usage(ROOT).free / 1e9
     checks = {
@@ -207,7 +196,7 @@ def wheel_folder(found: dict[str, str]) -> Path:
     """Name the cached mmcv wheel's folder by all that its ops depend on."""
     base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
     key = (
-        f'mmcv-{pinned("onedl-mmcv")}_torch-{found["torch"]}_'
+        f'mmcv-{PINS["onedl-mmcv"]}_torch-{found["torch"]}_'
         f'{found["python"]}_{platform.machine()}_{found["device"]}'
     )
     folder = Path(base, 'sift_mm', 'wheels', re.sub(r'[^\w.+-]+', '-', key))
@@ -241,7 +230,7 @@ def build_mmcv(found: dict[str, str]) -> Path:
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9
     jobs = max(1, min(cores, int(memory / (4 if cuda else 2))))
-    version = pinned('onedl-mmcv')
+    version = PINS['onedl-mmcv']
     say(
         f'building mmcv {version} against torch {found["torch"]}: about '
         f'{max(2, BUILD_CORE_MINUTES // jobs)} minutes on {jobs} cores'
@@ -299,7 +288,7 @@ def fits(stamp: dict[str, str], found: dict[str, str]) -> bool:
     """
     stem = wheel_folder(found).name.rpartition('_')[0]
     return (
-        found.get('mmcv') == pinned('onedl-mmcv')
+        found.get('mmcv') == PINS['onedl-mmcv']
         and stamp.get('mmcv', '').rpartition('_')[0] == stem
     )
 
@@ -321,10 +310,10 @@ def set_up() -> None:
     inputs = digest.hexdigest()
 
     found = probe()
-    if 'error' not in found and fits(stamp, found):
-        if stamp.get('inputs') == inputs:
-            say('.venv is up to date')
-            return
+    current = stamp.get('inputs') == inputs and 'error' not in found
+    if current and fits(stamp, found):
+        say('.venv is up to date')
+        return
     missing = missing_prerequisites(3 if 'torch' in found else DISK_GB)
     if missing:
         raise SetupError('\n'.join(missing))
@@ -335,9 +324,7 @@ def set_up() -> None:
         subprocess.run([*command, VENV], check=True)
     LOG.write_text('')
     run('Installing pip', 'ensurepip', '--default-pip')
-    pins = [
-        f'{n}=={pinned(n)}' for n in ('setuptools', 'torch', 'torchvision')
-    ]
+    pins = [f'{n}=={PINS[n]}' for n in ('setuptools', 'torch', 'torchvision')]
     say(f'installing {" and ".join(pins[1:])}; log: {LOG}')
     # The constraints keep torchvision from bringing another NumPy.
     pip_install('torch', *BUILD_TOOLS, *pins, '-c', FILES[0])
@@ -347,9 +334,7 @@ def set_up() -> None:
             f'torch does not import in .venv ({found.get("error")}): remove '
             'that folder and call this again.'
         )
-    built = False
-    if not fits(stamp, found):
-        built = install_mmcv(found)
+    built = not fits(stamp, found) and install_mmcv(found)
     say('installing the other libraries')
     options = [part for path in FILES for part in ('-r', path)]
     pip_install('the libraries', *options, '-e', ROOT)
@@ -362,7 +347,7 @@ def set_up() -> None:
             'that opens no windows'
         )
         name = 'opencv-python-headless'
-        wanted = f'{name}=={pinned(name)}'
+        wanted = f'{name}=={PINS[name]}'
         pip_install('OpenCV', '--no-deps', '--force-reinstall', wanted)
         found = probe()
     for fresh in (False, True):
@@ -382,9 +367,7 @@ def set_up() -> None:
 
 def main() -> int:
     """Set up, or say in one sentence why not."""
-    argparse.ArgumentParser(
-        description=(__doc__ or '').splitlines()[0]
-    ).parse_args()
+    argparse.ArgumentParser(description=__doc__).parse_args()
     # Unwind on termination too, so that no build goes on without us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:

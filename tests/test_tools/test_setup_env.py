@@ -27,6 +27,9 @@ if sys.argv[1] == '-c':
     ops = s.get('ops')
     if s.get('no_desktop'):
         found.update(cv2_error='libGL.so.1', error='libGL.so.1')
+    elif ops == 'crash':
+        print(json.dumps(found), flush=True)
+        os.kill(os.getpid(), 11)
     elif not ops or ops[0] != s['torch'] or ops[1] not in ('all', s['device']):
         found['error'] = 'undefined symbol'
     print('a warning')
@@ -136,6 +139,7 @@ def test_mmcv_is_built_once_for_all_checkouts(make, cached, capsys):
         (dict(mmcv=None, ops=None), 'pip torch mmcv rest'),  # uninstalled
         (dict(mmcv='2.3.5'), 'pip torch mmcv rest'),
         (dict(ops=['2.11.0', 'cpu']), 'pip torch rest mmcv'),  # does not load
+        (dict(ops='crash'), 'pip torch rest mmcv'),
         (dict(torch='2.11.0+cpu'), 'pip torch rest'),  # pip brings it back
         (dict(python='cp312'), 'pip torch build mmcv rest'),
         (dict(device='cuda13.0-sm9.0'), 'pip torch rest build mmcv'),
@@ -149,24 +153,21 @@ def test_what_has_changed_is_mended(make, change, steps):
     assert checkout.set_up() == ''
 
 
-@pytest.mark.parametrize(
-    'name', ['requirements.txt', 'requirements-dev.txt', 'pyproject.toml']
-)
-def test_edited_requirements_are_installed(make, name):
+def test_edited_requirements_are_installed(make):
     checkout = make()
     checkout.set_up()
-    with (checkout.root / name).open('a') as file:
-        file.write('# edited\n')
-    assert checkout.set_up() == 'pip torch rest'
+    for name in ('requirements.txt', 'requirements-dev.txt', 'pyproject.toml'):
+        with (checkout.root / name).open('a') as file:
+            file.write('# edited\n')
+        assert checkout.set_up() == 'pip torch rest'
+    assert checkout.set_up() == ''
 
 
 def test_another_torch_has_another_mmcv_even_if_the_old_one_loads(make):
     checkout = make()
     checkout.set_up()
-    requirements = checkout.root / 'requirements.txt'
-    text = requirements.read_text()
-    requirements.write_text(re.sub('(?m)^torch==.*', 'torch==2.13.0', text))
-    checkout.change(ops=['2.13.0+cu130', 'cpu'])
+    checkout.tool.PINS['torch'] = '2.13.0'
+    checkout.change(torch='2.13.0+cu130', ops=['2.13.0+cu130', 'cpu'])
     assert checkout.set_up() == 'pip torch build mmcv rest'
 
 
@@ -200,17 +201,8 @@ def test_an_mmcv_that_never_works_ends_in_a_sentence(make):
     assert checkout.steps() == 'pip torch build mmcv rest'  # built once
 
 
-@pytest.mark.parametrize(
-    'step, rest',
-    [
-        ('pip', 'pip torch build mmcv rest'),
-        ('torch', 'pip torch build mmcv rest'),
-        ('build', 'pip torch build mmcv rest'),
-        ('mmcv', 'pip torch mmcv rest'),
-        ('rest', 'pip torch rest'),
-    ],
-)
-def test_after_a_failure_the_next_call_goes_on(make, capsys, step, rest):
+@pytest.mark.parametrize('step', ['torch', 'build', 'mmcv', 'rest'])
+def test_after_a_failure_the_next_call_goes_on(make, capsys, step):
     checkout = make()
     checkout.change(fails=step)
     with pytest.raises(checkout.tool.SetupError, match=r'\(exit status 1\)'):
@@ -219,7 +211,8 @@ def test_after_a_failure_the_next_call_goes_on(make, capsys, step, rest):
     assert lines == [str(n) for n in range(10, 30)]  # the end of its output
     assert '\n9\n' in checkout.tool.LOG.read_text()
     checkout.change(fails=None)
-    assert checkout.set_up() == rest
+    built = {'mmcv': 'mmcv ', 'rest': ''}.get(step, 'build mmcv ')
+    assert checkout.set_up() == f'pip torch {built}rest'
     assert checkout.set_up() == ''
 
 
@@ -237,19 +230,6 @@ def test_a_machine_without_a_desktop_gets_the_other_opencv(make):
     checkout = make()
     checkout.change(no_desktop=True)
     assert checkout.set_up() == 'pip torch build mmcv rest opencv'
-
-
-@pytest.mark.parametrize(
-    'script, error',
-    [
-        ('echo lookup >&2; exit 127', 'exit status 127, lookup'),
-        ('kill -SEGV $$', 'exit status -11, no output'),
-    ],
-)
-def test_a_crash_of_what_is_installed_is_noticed(make, script, error):
-    tool = make().tool
-    tool.PYTHON.write_text(f'#!/bin/sh\n{script}\n')
-    assert tool.probe() == {'error': error}
 
 
 def test_each_missing_prerequisite_is_a_sentence(make, monkeypatch, capsys):
@@ -301,10 +281,3 @@ def test_a_long_step_is_shown_and_interrupted_with_its_children(
         time.sleep(0.1)
     else:
         pytest.fail('it still runs')
-
-
-def test_the_requirements_pin_all_that_the_set_up_asks_for(make):
-    tool = make().tool
-    assert re.fullmatch(r'[\d.]+', tool.pinned('opencv-python-headless'))
-    with pytest.raises(tool.SetupError, match='does not pin nothing'):
-        tool.pinned('nothing')
