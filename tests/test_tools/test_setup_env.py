@@ -8,6 +8,7 @@ import sys
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -116,6 +117,8 @@ def make(tmp_path, monkeypatch):
     """Return a function that makes a checkout of this name."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     monkeypatch.setenv('CUDA_HOME', '/cuda')
+    space = SimpleNamespace(free=1e11)  # of a machine with enough
+    monkeypatch.setattr(shutil, 'disk_usage', lambda _: space)
     return lambda name='one': Checkout(tmp_path / name, monkeypatch)
 
 
