@@ -8,8 +8,9 @@ compiled ops must fit the torch beside them:
   and no pip cache: pip would hand out a wheel built against another torch);
 * that takes long, so the wheel is kept in the user's cache folder under a name
   that holds all it depends on;
-* whether the ops load is tried at every call, and they are built anew if not.
+* an op is tried at every call, and they are built anew if it does not work.
 
+Each step may be repeated: after a failure the next call goes on from there.
 A call that finds everything in place takes about two seconds.
 """
 
@@ -27,55 +28,53 @@ import signal
 import subprocess
 import sys
 import sysconfig
-import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-REQUIREMENTS = ('requirements.txt', 'requirements-dev.txt')
-MMCV = 'onedl-mmcv'
+VENV = ROOT / '.venv'
+PYTHON = VENV / 'bin' / 'python'
+LOG = VENV / 'setup.log'
+STAMP = VENV / 'setup.json'  # what the last call left
+FILES = [ROOT / 'requirements.txt', ROOT / 'requirements-dev.txt']
+PINS = dict(re.findall(r'(?m)^([\w-]+)==([^\s;#]+)', FILES[0].read_text()))
 BUILD_TOOLS = ('pip>=23.1', 'ninja', 'packaging', 'wheel')
 DISK_GB = 12  # torch's CUDA libraries, pip's copies of them, mmcv's objects
 BUILD_CORE_MINUTES = 40  # mmcv 2.3.6 with its CPU ops: 20 minutes on 2 cores
+PROGRESS_SECONDS = 60.0
 
-# Runs in .venv. The op's answer is known: the second box overlaps the first
-# by 0.81, the third none. The last line it prints is the result.
+# Runs in .venv and prints what is there, twice: ops built against another
+# torch may also end the process. The answer of the op is known: the second
+# box overlaps the first by 0.81, the third none. A CUDA device that mmcv was
+# not built for makes it fail.
 PROBE = """
 import importlib.metadata, json, os, sys
-found = {'python': 'cp%d%d' % sys.version_info[:2]}
-try:
-    found['mmcv'] = importlib.metadata.version('onedl-mmcv')
-except importlib.metadata.PackageNotFoundError:
-    pass
+found = {'python': 'cp%d%d' % sys.version_info[:2], 'device': 'cpu'}
 try:
     import torch
     found['torch'] = torch.__version__
-    if torch.cuda.is_available() or os.environ.get('FORCE_CUDA') == '1':
-        archs = {'%d.%d' % torch.cuda.get_device_capability(i)
-                 for i in range(torch.cuda.device_count())}
-        archs = os.environ.get('TORCH_CUDA_ARCH_LIST') or ' '.join(
-            sorted(archs)) or 'all'
-        found['device'] = 'cuda%s-sm%s' % (torch.version.cuda, archs)
+    devices = range(torch.cuda.device_count())
+    if devices or os.environ.get('FORCE_CUDA') == '1':
+        archs = os.environ.get('TORCH_CUDA_ARCH_LIST') or ' '.join(sorted({
+            '%d.%d' % torch.cuda.get_device_capability(i) for i in devices}))
+        found['device'] = 'cuda%s-sm%s' % (torch.version.cuda, archs or 'all')
+    found['mmcv'] = importlib.metadata.version('onedl-mmcv')
+    print('\\n' + json.dumps(found), flush=True)
     try:
         import cv2
     except ImportError as error:
         found['cv2_error'] = str(error)
     from mmcv import _ext
-    if '--run-op' in sys.argv:
-        from mmcv.ops import nms
-        boxes = torch.tensor([[0., 0., 10., 10.], [1., 1., 10., 10.],
-                              [20., 20., 30., 30.]])
-        scores = torch.tensor([.9, .8, .7])
-        for device in ['cpu'] + ['cuda'] * torch.cuda.is_available():
-            kept = nms(boxes.to(device), scores.to(device), 0.5)[1].tolist()
-            assert kept == [0, 2], 'nms on %s kept %s' % (device, kept)
+    boxes = torch.tensor([[0., 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
+    scores = torch.tensor([.9, .8, .7])
+    for device in ['cpu'] + ['cuda'] * bool(devices):
+        kept = _ext.nms(boxes.to(device), scores.to(device),
+                        iou_threshold=0.5, offset=0).tolist()
+        assert kept == [0, 2], 'nms on %s keeps %s' % (device, kept)
 except Exception as error:
     found['error'] = '%s: %s' % (type(error).__name__, error)
-print()
-print(json.dumps(found))
+print('\\n' + json.dumps(found))
 """
 
 
@@ -83,533 +82,302 @@ class SetupError(Exception):
     """What stops the set-up, in one sentence for the user."""
 
 
-class Found(NamedTuple):
-    """What a virtual environment holds.
-
-    Attributes:
-        python: The interpreter's tag, such as `cp311`.
-        torch: Its full version, such as `2.12.1+cu130`; empty if it is
-            missing.
-        device: What mmcv's ops are built for there: `cpu`, or CUDA's version
-            and the architectures, such as `cuda13.0-sm9.0`.
-        mmcv: Its version; empty if it is missing.
-        cv2_error: Why OpenCV does not import; empty if it does.
-        error: Why torch or mmcv's ops do not load; empty if they do.
-    """
-
-    python: str = ''
-    torch: str = ''
-    device: str = 'cpu'
-    mmcv: str = ''
-    cv2_error: str = ''
-    error: str = ''
-
-
 def say(text: str) -> None:
     """Print a line of progress at once, also into a pipe."""
     print(f'[setup] {text}', flush=True)
 
 
-def probe(python: Path, run_op: bool = False) -> Found:
-    """See what the environment of an interpreter holds and whether it loads.
+def probe() -> dict[str, str]:
+    """See what `.venv` holds and whether it works.
 
-    Args:
-        python: The environment's interpreter.
-        run_op: Whether to run one of mmcv's ops too, on each kind of device.
+    Returns:
+        `python`, such as `cp311`, and `device`, such as `cpu` or
+        `cuda13.0-sm9.0`; the versions `torch` and `mmcv`, of those that are
+        there; `cv2_error` and `error`, of what does not load or work.
     """
-    command = [str(python), '-c', PROBE] + ['--run-op'] * run_op
-    done = subprocess.run(command, capture_output=True, text=True)
-    try:
-        return Found(**json.loads(done.stdout.splitlines()[-1]))
-    except (IndexError, TypeError, ValueError):
-        # An extension built against another torch may also end the process.
+    if not PYTHON.exists():
+        return {'error': 'there is none'}
+    done = subprocess.run(
+        [PYTHON, '-c', PROBE], capture_output=True, text=True
+    )
+    lines = re.findall(r'(?m)^\{"python".*', done.stdout)
+    found = json.loads(lines[-1]) if lines else {}
+    if done.returncode:
         last = done.stderr.strip().splitlines()[-1:] or ['no output']
-        return Found(error=f'exit status {done.returncode}, {last[0]}')
+        found['error'] = f'exit status {done.returncode}, {last[0]}'
+    return found
 
 
-def pinned(name: str, requirements: str) -> str:
-    """Return the version that the text of a requirements file pins.
-
-    Raises:
-        SetupError: If there is no line `name==version`.
-    """
-    match = re.search(
-        rf'^{re.escape(name)}==([^\s;#]+)', requirements, re.MULTILINE
-    )
-    if match is None:
-        raise SetupError(f'requirements.txt does not pin {name}.')
-    return match.group(1)
-
-
-def missing_prerequisites(root: Path, disk_gb: float) -> list[str]:
+def missing_prerequisites(disk_gb: float) -> list[str]:
     """Return one sentence for each thing that has to be there beforehand."""
-    sentences = []
-    version = '.'.join(map(str, sys.version_info[:2]))
+    version = '.'.join(platform.python_version_tuple()[:2])
     implementation = platform.python_implementation()
-    if sys.version_info < (3, 11) or implementation != 'CPython':
-        sentences.append(
-            f'CPython 3.11 or newer is needed, this is {implementation} '
-            f'{version}: name another one, as in `make test '
-            'PYTHON=python3.11`.'
-        )
-    if not cxx_compiler():
-        sentences.append(
-            'A C++ compiler is needed to build mmcv, and none was found '
-            '(CXX, c++, g++, clang++): install one, on Debian or Ubuntu with '
-            '`apt install g++`.'
-        )
-    if not Path(sysconfig.get_paths()['include'], 'Python.h').exists():
-        sentences.append(
-            f'The headers of Python {version} (Python.h) are needed to build '
-            'mmcv: install them, on Debian or Ubuntu with `apt install '
-            f'python{version}-dev`.'
-        )
-    if importlib.util.find_spec('ensurepip') is None:
-        sentences.append(
-            'This Python cannot make virtual environments (no ensurepip): on '
-            f'Debian or Ubuntu `apt install python{version}-venv` helps.'
-        )
-    free = shutil.disk_usage(root).free / 1e9
-    if free < disk_gb:
-        sentences.append(
-            f'About {disk_gb:.0f} GB of free disk are needed in {root}, '
-            f'{free:.0f} GB are left.'
-        )
-    return sentences
+    compiler = os.environ.get('CXX') or 'c++'
+    header = Path(sysconfig.get_paths()['include'], 'Python.h')
+    free = shutil.disk_usage(ROOT).free / 1e9
+    checks = {
+        f'CPython 3.11 or newer is needed, this is {implementation} {version}'
+        ': name another one, as in `make test PYTHON=python3.11`.': (
+            sys.version_info >= (3, 11) and implementation == 'CPython'
+        ),
+        f'A C++ compiler is needed to build mmcv, and there is no {compiler}: '
+        'install one, on Debian or Ubuntu with `apt install g++`, or name '
+        'yours in CXX.': shutil.which(compiler.split()[0]),
+        f'The headers of Python {version} (Python.h) are needed to build mmcv'
+        ': install them, on Debian or Ubuntu with '
+        f'`apt install python{version}-dev`.': header.exists(),
+        'This Python cannot make virtual environments (no ensurepip): on '
+        f'Debian or Ubuntu `apt install python{version}-venv` helps.': (
+            importlib.util.find_spec('ensurepip')
+        ),
+        f'About {disk_gb:.0f} GB of free disk are needed in {ROOT}, '
+        f'{free:.0f} GB are left.': free >= disk_gb,
+    }
+    return [sentence for sentence, good in checks.items() if not good]
 
 
-def cxx_compiler() -> str:
-    """Return the C++ compiler to build with, empty if there is none."""
-    named = os.environ.get('CXX', '').split()[:1]
-    for name in named or ['c++', 'g++', 'clang++']:
-        if shutil.which(name):
-            return os.environ.get('CXX') or name
-    return ''
+def run(what: str, *command: str | Path, **environ: str) -> None:
+    """Run a program of `.venv`, its output in the log.
 
-
-def cache_folder(environ: Mapping[str, str] = os.environ) -> Path:
-    """Return where built wheels are kept for this user's other checkouts."""
-    base = environ.get('XDG_CACHE_HOME', '')
-    if not os.path.isabs(base):  # the XDG specification says to ignore it
-        base = os.path.join(os.path.expanduser('~'), '.cache')
-    return Path(base, 'sift_mm', 'wheels')
-
-
-def wheel_key(version: str, found: Found) -> str:
-    """Name a wheel of mmcv by all that its compiled ops depend on."""
-    key = (
-        f'mmcv-{version}_torch-{found.torch}_{found.python}_'
-        f'{platform.machine()}_{found.device}'
-    )
-    return re.sub(r'[^\w.+-]+', '-', key)
-
-
-def serves(installed: str, wanted: str) -> bool:
-    """Whether a wheel of one key does where that of another is wanted.
-
-    One with CUDA ops also has the CPU ops: hiding the GPU is no reason to
-    build again.
-    """
-    stem, _, device = wanted.rpartition('_')
-    return installed == wanted or (
-        device == 'cpu' and installed.startswith(f'{stem}_cuda')
-    )
-
-
-def usable_wheel(folder: Path) -> Path | None:
-    """Return the wheel in a folder that is whole and has the compiled ops."""
-    for path in sorted(folder.glob('*.whl')):
-        try:
-            with zipfile.ZipFile(path) as wheel:
-                names = wheel.namelist()
-                if wheel.testzip() is None and any(
-                    re.match(r'mmcv/_ext\..*so$', n) for n in names
-                ):
-                    return path
-        except (OSError, zipfile.BadZipFile):
-            pass
-    return None
-
-
-def keep(built: Path, folder: Path) -> Path:
-    """Put a finished wheel into the cache: it appears there whole or not.
-
-    Raises:
-        SetupError: If the cache cannot be written.
-    """
-    target = folder / built.name
-    partial = folder / f'{built.name}.{os.getpid()}.partial'
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(built, partial)
-        os.replace(partial, target)
-    except OSError as error:
-        raise SetupError(
-            f'The built mmcv cannot be kept in {folder} ({error.strerror}): '
-            'name another cache folder in XDG_CACHE_HOME.'
-        ) from error
-    finally:
-        if partial.exists():
-            partial.unlink()
-    return target
-
-
-def inputs_hash(root: Path, found: Found) -> str:
-    """Hash what decides about the environment, to see when it is outdated."""
-    digest = hashlib.sha256()
-    for name in (*REQUIREMENTS, 'pyproject.toml'):
-        digest.update((root / name).read_bytes())
-    # The editable install points at the checkout: a moved one needs another.
-    digest.update(f'{root}|{found.python}|{found.torch}'.encode())
-    return digest.hexdigest()
-
-
-def read_stamp(path: Path) -> dict[str, str]:
-    """Return what the last successful set-up left; empty if none did."""
-    try:
-        stamp = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return {}
-    return stamp if isinstance(stamp, dict) else {}
-
-
-def write_stamp(path: Path, stamp: Mapping[str, str]) -> None:
-    """Leave word of a successful set-up, whole or not at all."""
-    partial = path.with_suffix('.partial')
-    partial.write_text(json.dumps(stamp, indent=2))
-    os.replace(partial, path)
-
-
-def is_ready(root: Path, found: Found, stamp: Mapping[str, str]) -> bool:
-    """Whether nothing is left to do."""
-    version = pinned(MMCV, (root / REQUIREMENTS[0]).read_text())
-    return (
-        not found.error
-        and found.mmcv == version
-        and stamp.get('inputs') == inputs_hash(root, found)
-        and serves(stamp.get('mmcv', ''), wheel_key(version, found))
-    )
-
-
-def run_logged(
-    what: str,
-    command: Sequence[str],
-    log: Path,
-    environ: Mapping[str, str] | None = None,
-    progress: Callable[[], str] = str,
-    period: float = 60,
-) -> None:
-    """Run a command, its output in a log, and say each minute that it runs.
+    Each minute it prints the time and the last line of the output.
 
     Args:
         what: The step's name in messages.
-        command: Program and arguments.
-        log: The file that its output is appended to.
-        environ: Its environment, by default this process's.
-        progress: Returns how far it is, to be said beside the time.
-        period: Seconds between two of these lines.
+        command: The arguments of the environment's Python.
+        environ: What to set on top of this process's environment.
 
     Raises:
         SetupError: If it fails; the end of its output was printed then.
     """
     started = time.monotonic()
-    with log.open('ab') as stream:
-        stream.write(f'\n$ {" ".join(command)}\n'.encode())
-        stream.flush()
+    path = os.environ.get('PATH', os.defpath)
+    with LOG.open('ab') as log:
         process = subprocess.Popen(
-            command,
+            [PYTHON, '-m', *command],
             stdin=subprocess.DEVNULL,
-            stdout=stream,
+            stdout=log,
             stderr=subprocess.STDOUT,
-            env=environ,
             start_new_session=True,
+            env={
+                **os.environ,
+                # For ninja: without it files are compiled one at a time.
+                'PATH': f'{PYTHON.parent}{os.pathsep}{path}',
+                'PIP_DISABLE_PIP_VERSION_CHECK': '1',
+                **environ,
+            },
         )
-        try:
-            while process.poll() is None:
-                try:
-                    process.wait(period)
-                except subprocess.TimeoutExpired:
-                    minutes = (time.monotonic() - started) / 60
-                    say(f'  {minutes:.0f} min {progress()}'.rstrip())
-        finally:
-            if process.poll() is None:  # interrupted: its compilers too
-                os.killpg(process.pid, signal.SIGTERM)
-                process.wait()
+    try:
+        while process.poll() is None:
+            try:
+                process.wait(PROGRESS_SECONDS)
+            except subprocess.TimeoutExpired:
+                minutes = (time.monotonic() - started) / 60
+                last = LOG.read_text(errors='replace').split('\n')[-2:][0]
+                say(f'  {minutes:.0f} min: {last.strip()[:50]}')
+    finally:
+        if process.poll() is None:  # interrupted: its compilers too
+            os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
     if process.returncode:
-        lines = log.read_text(errors='replace').splitlines()[-20:]
-        print('\n'.join(lines), file=sys.stderr)
+        lines = LOG.read_text(errors='replace').splitlines()[-20:]
+        print(*lines, sep='\n', file=sys.stderr)
         raise SetupError(
-            f'{what[0].upper()}{what[1:]} failed (exit status '
-            f'{process.returncode}); the whole log is {log}.'
+            f'{what} failed (exit status {process.returncode}); the whole log '
+            f'is {LOG}.'
         )
 
 
-def compiled(folder: Path) -> str:
-    """Say how many files of the build below a folder are compiled."""
-    objects = sum(1 for _ in folder.rglob('*.o'))
-    for plan in folder.rglob('build.ninja'):
-        total = plan.read_text().count('.o: compile')
-        return f'({objects} of {total} files compiled)'
-    return ''
+def pip_install(what: str, *arguments: str | Path) -> None:
+    """Run `pip install` in `.venv`."""
+    run(f'Installing {what}', 'pip', 'install', *arguments)
 
 
-class Environment:
-    """The virtual environment of a checkout.
+def wheel_folder(found: dict[str, str]) -> Path:
+    """Name the cached mmcv wheel's folder by all that its ops depend on."""
+    base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
+    key = (
+        f'mmcv-{PINS["onedl-mmcv"]}_torch-{found["torch"]}_'
+        f'{found["python"]}_{platform.machine()}_{found["device"]}'
+    )
+    folder = Path(base, 'sift_mm', 'wheels', re.sub(r'[^\w.+-]+', '-', key))
+    return folder.expanduser()
+
+
+def usable_wheel(folder: Path) -> Path | None:
+    """Return the wheel in a folder that is whole and has compiled ops."""
+    for path in folder.glob('*.whl'):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as wheel:
+                if any(n.startswith('mmcv/_ext.') for n in wheel.namelist()):
+                    return path
+    return None
+
+
+def build_mmcv(found: dict[str, str]) -> Path:
+    """Compile mmcv against the torch of `.venv`, keep its wheel in the cache.
+
+    Raises:
+        SetupError: If it cannot be built or comes without its ops.
+    """
+    cuda = found['device'] != 'cpu'
+    if cuda and not (shutil.which('nvcc') or os.environ.get('CUDA_HOME')):
+        raise SetupError(
+            'torch sees a CUDA device, but there is no nvcc to build '
+            "mmcv's CUDA ops with: install the CUDA toolkit that torch "
+            f'{found["torch"]} names, or hide the device with '
+            'CUDA_VISIBLE_DEVICES= to stay on the CPU.'
+        )
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9
+    jobs = max(1, min(cores, int(memory / (4 if cuda else 2))))
+    version = PINS['onedl-mmcv']
+    say(
+        f'building mmcv {version} against torch {found["torch"]}: about '
+        f'{max(2, BUILD_CORE_MINUTES // jobs)} minutes on {jobs} cores'
+        f'{", more for the CUDA ops" * cuda}'
+    )
+    build = VENV / 'build'
+    shutil.rmtree(build, ignore_errors=True)  # of an interrupted call
+    build.mkdir()
+    run(
+        'Building mmcv',
+        *('pip', 'wheel', '-v', '--no-deps', '--no-build-isolation'),
+        *('--no-cache-dir', '--no-binary=onedl-mmcv'),
+        *(f'--wheel-dir={build / "wheel"}', f'onedl-mmcv=={version}'),
+        MAX_JOBS=os.environ.get('MAX_JOBS', str(jobs)),
+        MMCV_WITH_OPS='1',
+        TMPDIR=str(build),
+    )
+    built = usable_wheel(build / 'wheel')
+    if built is None:
+        raise SetupError(
+            f'mmcv was built without its compiled ops; the log is {LOG}.'
+        )
+    # It appears in the cache whole or not at all.
+    kept = wheel_folder(found) / built.name
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    partial = kept.with_suffix(f'.{os.getpid()}')
+    shutil.copyfile(built, partial)
+    partial.replace(kept)
+    shutil.rmtree(build, ignore_errors=True)
+    return kept
+
+
+def install_mmcv(found: dict[str, str], fresh: bool = False) -> bool:
+    """Install mmcv from the cache, or build it; return whether it was built.
 
     Args:
-        root: The checkout.
+        found: What `.venv` holds.
+        fresh: Whether to build it although the cache has a wheel.
     """
+    kept = None if fresh else usable_wheel(wheel_folder(found))
+    if kept:
+        say(f'installing the mmcv that was built before: {kept}')
+    wheel = kept or build_mmcv(found)
+    pip_install('mmcv', '--no-deps', '--force-reinstall', wheel)
+    # Tells a later call against which torch, should this one stop here.
+    STAMP.write_text(json.dumps({'mmcv': wheel_folder(found).name}))
+    return not kept
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.folder = root / '.venv'
-        self.python = self.folder / 'bin' / 'python'
-        self.log = self.folder / 'setup.log'
-        self.stamp = self.folder / 'setup.json'
-        self.requirements = (root / REQUIREMENTS[0]).read_text()
-        self.mmcv = pinned(MMCV, self.requirements)
 
-    def set_up(self) -> None:
-        """Bring it up to date.
+def fits(stamp: dict[str, str], found: dict[str, str]) -> bool:
+    """Whether the installed mmcv is the pinned one, built for this torch.
 
-        Raises:
-            SetupError: If that cannot be done.
-        """
-        found = probe(self.python) if self.python.exists() else None
-        stamp = read_stamp(self.stamp)
-        if found is not None and is_ready(self.root, found, stamp):
-            say('.venv is up to date')
-            return
-        missing = missing_prerequisites(
-            self.root, 3 if found and found.torch else DISK_GB
-        )
-        if missing:
-            raise SetupError('\n'.join(missing))
+    Its device is left out: the op that is tried tells, and CUDA ops serve
+    where the GPU is hidden.
+    """
+    stem = wheel_folder(found).name.rpartition('_')[0]
+    return (
+        found.get('mmcv') == PINS['onedl-mmcv']
+        and stamp.get('mmcv', '').rpartition('_')[0] == stem
+    )
 
-        if found is None:
-            self.create()
-        self.log.write_text('')
-        found = self.install_torch()
-        wanted = wheel_key(self.mmcv, found)
-        key = stamp.get('mmcv', '')
-        # One that somebody installed by hand has no stamp, but may be good.
-        good = serves(key, wanted) or not (key or found.error)
-        source = ''
-        if found.mmcv != self.mmcv or not good:
-            source = self.install_mmcv(found)
-            key = wanted
-        self.install_rest()
 
-        found = probe(self.python, run_op=True)
-        while found.error and source != 'build':
-            say(
-                f'mmcv {self.mmcv} does not work with torch {found.torch}: '
-                f'{found.error}; installing it anew'
-            )
-            source = self.install_mmcv(found, use_cache=not source)
-            key = wanted
-            found = probe(self.python, run_op=True)
-        if found.error:
-            raise SetupError(
-                f'mmcv {self.mmcv} was built against torch {found.torch} but '
-                f'does not work ({found.error}); the log is {self.log}.'
-            )
-        write_stamp(
-            self.stamp,
-            {
-                'inputs': inputs_hash(self.root, found),
-                'mmcv': key or wanted,
-            },
-        )
-        say('.venv is ready')
+def set_up() -> None:
+    """Bring `.venv` up to date.
 
-    def create(self) -> None:
-        """Make it anew with the Python that runs this."""
+    Raises:
+        SetupError: If that cannot be done.
+    """
+    try:
+        stamp = json.loads(STAMP.read_text())
+    except (OSError, ValueError):
+        stamp = {}
+    # The editable install points at the checkout: a moved one needs another.
+    digest = hashlib.sha256(str(ROOT).encode())
+    for path in (*FILES, ROOT / 'pyproject.toml'):
+        digest.update(path.read_bytes())
+    inputs = digest.hexdigest()
+
+    found = probe()
+    current = stamp.get('inputs') == inputs and 'error' not in found
+    if current and fits(stamp, found):
+        say('.venv is up to date')
+        return
+    missing = missing_prerequisites(3 if 'torch' in found else DISK_GB)
+    if missing:
+        raise SetupError('\n'.join(missing))
+
+    if not PYTHON.exists():
         say(f'making .venv with Python {platform.python_version()}')
-        done = subprocess.run(
-            [sys.executable, '-m', 'venv', '--clear', str(self.folder)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+        command = [sys.executable, '-m', 'venv', '--clear', '--without-pip']
+        subprocess.run([*command, VENV], check=True)
+    LOG.write_text('')
+    run('Installing pip', 'ensurepip', '--default-pip')
+    pins = [f'{n}=={PINS[n]}' for n in ('setuptools', 'torch', 'torchvision')]
+    say(f'installing {" and ".join(pins[1:])}; log: {LOG}')
+    # The constraints keep torchvision from bringing another NumPy.
+    pip_install('torch', *BUILD_TOOLS, *pins, '-c', FILES[0])
+    found = probe()
+    if 'torch' not in found:
+        raise SetupError(
+            f'torch does not import in .venv ({found.get("error")}): remove '
+            'that folder and call this again.'
         )
-        if done.returncode:
-            raise SetupError(
-                f'`{sys.executable} -m venv .venv` failed: '
-                f'{" ".join(done.stdout.split())}'
-            )
-
-    def pip(
-        self,
-        what: str,
-        *arguments: str,
-        environ: Mapping[str, str] | None = None,
-        progress: Callable[[], str] = str,
-    ) -> None:
-        """Run pip in it, `environ` on top of this process's environment."""
-        # For ninja, without which extensions compile one file at a time.
-        path = [str(self.python.parent), os.environ.get('PATH', os.defpath)]
-        run_logged(
-            what,
-            [str(self.python), '-m', 'pip', *arguments],
-            self.log,
-            {
-                **os.environ,
-                'PATH': os.pathsep.join(path),
-                'PIP_DISABLE_PIP_VERSION_CHECK': '1',
-                **(environ or {}),
-            },
-            progress,
-        )
-
-    def install_torch(self) -> Found:
-        """Install torch and the build tools that mmcv needs beside it."""
-        packages = [
-            f'{name}=={pinned(name, self.requirements)}'
-            for name in ('setuptools', 'torch', 'torchvision')
-        ]
-        say(f'installing {" and ".join(packages[1:])}; log: {self.log}')
-        self.pip('installing the build tools', 'install', *BUILD_TOOLS)
-        # The constraints keep torchvision from bringing another NumPy.
-        self.pip(
-            'installing torch',
-            'install',
-            *packages,
-            '-c',
-            str(self.root / REQUIREMENTS[0]),
-        )
-        found = probe(self.python)
-        if not found.torch:
-            raise SetupError(
-                f'torch does not import in .venv ({found.error}): remove '
-                'that folder and call this again.'
-            )
-        return found
-
-    def install_mmcv(self, found: Found, use_cache: bool = True) -> str:
-        """Install mmcv with ops that fit the torch that was found.
-
-        Args:
-            found: The environment.
-            use_cache: Whether a wheel that was built before will do.
-
-        Returns:
-            Where it came from: `cache` or `build`.
-        """
-        key = wheel_key(self.mmcv, found)
-        kept = usable_wheel(cache_folder() / key) if use_cache else None
-        if kept:
-            say(f'installing the mmcv that was built before: {kept}')
-        wheel = kept or self.build_mmcv(found, key)
-        # Its dependencies come with the rest.
-        self.pip(
-            'installing mmcv',
-            'install',
-            '--no-deps',
-            '--force-reinstall',
-            str(wheel),
-        )
-        return 'cache' if kept else 'build'
-
-    def build_mmcv(self, found: Found, key: str) -> Path:
-        """Compile mmcv and keep its wheel in the cache."""
-        cores = len(os.sched_getaffinity(0))
-        cuda = found.device != 'cpu'
-        if cuda and not (shutil.which('nvcc') or os.environ.get('CUDA_HOME')):
-            raise SetupError(
-                'torch sees a CUDA device, but there is no nvcc to build '
-                "mmcv's CUDA ops with: install the CUDA toolkit that torch "
-                f'{found.torch} names, or hide the device with '
-                'CUDA_VISIBLE_DEVICES= to stay on the CPU.'
-            )
+    built = not fits(stamp, found) and install_mmcv(found)
+    say('installing the other libraries')
+    options = [part for path in FILES for part in ('-r', path)]
+    pip_install('the libraries', *options, '-e', ROOT)
+    found = probe()
+    if 'cv2_error' in found:
+        # mmdet brings OpenCV twice, in one folder, and a machine without a
+        # desktop lacks the libraries of the one that opens windows.
         say(
-            f'building mmcv {self.mmcv} against torch {found.torch}: about '
-            f'{max(2, BUILD_CORE_MINUTES // cores)} minutes on {cores} cores'
-            f'{", more for the CUDA ops" * cuda}; log: {self.log}'
+            f'OpenCV does not import ({found["cv2_error"]}): taking the build '
+            'that opens no windows'
         )
-        memory_gb = (
-            os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 1e9
+        name = 'opencv-python-headless'
+        wanted = f'{name}=={PINS[name]}'
+        pip_install('OpenCV', '--no-deps', '--force-reinstall', wanted)
+        found = probe()
+    for fresh in (False, True):
+        if 'error' in found and not built:
+            say(f'mmcv does not work ({found["error"]}): installing it anew')
+            built = install_mmcv(found, fresh)
+            found = probe()
+    if 'error' in found:
+        raise SetupError(
+            f'mmcv was built against torch {found.get("torch")} but does not '
+            f'work ({found["error"]}); the log is {LOG}.'
         )
-        jobs = max(1, min(cores, int(memory_gb / (4 if cuda else 2))))
-        with tempfile.TemporaryDirectory(
-            prefix='sift_mm-', ignore_cleanup_errors=True
-        ) as tmp:
-            self.pip(
-                'building mmcv',
-                'wheel',
-                '--no-deps',
-                '--no-build-isolation',
-                '--no-cache-dir',
-                f'--no-binary={MMCV}',
-                f'--wheel-dir={tmp}/wheel',
-                f'{MMCV}=={self.mmcv}',
-                environ={
-                    'CXX': cxx_compiler(),
-                    'MAX_JOBS': os.environ.get('MAX_JOBS', str(jobs)),
-                    'MMCV_WITH_OPS': '1',
-                    'TMPDIR': tmp,
-                },
-                progress=lambda: compiled(Path(tmp)),
-            )
-            built = usable_wheel(Path(tmp, 'wheel'))
-            if built is None:
-                raise SetupError(
-                    'mmcv was built without its compiled ops; the log is '
-                    f'{self.log}.'
-                )
-            return keep(built, cache_folder() / key)
-
-    def install_rest(self) -> None:
-        """Install all else, and the checkout itself."""
-        say('installing the other libraries')
-        files = [str(self.root / name) for name in REQUIREMENTS]
-        self.pip(
-            'installing the libraries',
-            'install',
-            *(part for name in files for part in ('-r', name)),
-        )
-        self.pip(
-            'installing sift_mm',
-            'install',
-            '--no-deps',
-            '--no-build-isolation',
-            '-e',
-            str(self.root),
-        )
-        found = probe(self.python)
-        if found.cv2_error:
-            # mmdet brings OpenCV twice, in one folder, and a machine without
-            # a desktop lacks the libraries of the one that opens windows.
-            say(
-                f'OpenCV does not import ({found.cv2_error}): taking the '
-                'build that opens no windows'
-            )
-            name = 'opencv-python-headless'
-            self.pip(
-                'installing OpenCV',
-                'install',
-                '--no-deps',
-                '--force-reinstall',
-                f'{name}=={pinned(name, self.requirements)}',
-            )
+    stamp = {**json.loads(STAMP.read_text()), 'inputs': inputs}
+    STAMP.write_text(json.dumps(stamp, indent=2))
+    say('.venv is ready')
 
 
 def main() -> int:
     """Set up, or say in one sentence why not."""
-    argparse.ArgumentParser(
-        description=(__doc__ or '').splitlines()[0]
-    ).parse_args()
+    argparse.ArgumentParser(description=__doc__).parse_args()
     # Unwind on termination too, so that no build goes on without us.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        Environment(ROOT).set_up()
-    except (SetupError, OSError) as error:
+        set_up()
+    except KeyboardInterrupt:
+        say('stopped; another call goes on from here')
+        return 130
+    except (SetupError, OSError, subprocess.CalledProcessError) as error:
         print(f'[setup] {error}', file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
-        print(
-            '[setup] stopped; another call goes on from here', file=sys.stderr
-        )
-        return 130
     return 0
 
 

@@ -1,518 +1,286 @@
-"""The set-up's logic: keys, cache, stamp, messages. Nothing is installed."""
+"""The set-up, with a stand-in for the Python and the pip of `.venv`."""
 
+import importlib.util
 import json
+import re
+import shutil
 import sys
+import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from tools import setup_env as tool
+ROOT = Path(__file__).resolve().parents[2]
+KEY = 'mmcv-2.3.6_torch-2.12.1+cu130_cp311_x86_64_cpu'
 
-FOUND = tool.Found(
-    python='cp311', torch='2.12.1+cu130', device='cpu', mmcv='2.3.6'
-)
-GPU = FOUND._replace(device='cuda13.0-sm9.0')
+# Keeps in a file what is installed, and in mmcv's wheel what it was built
+# for; `broken` has mmcv built so that it never works.
+FAKE_PYTHON = """#!{python} -SE
+import json, os, sys
+path = os.path.dirname(sys.argv[0]) + '/state.json'
+s = json.load(open(path))
+command = ' '.join(sys.argv[1:])
+if sys.argv[1] == '-c':
+    names = ('python', 'device', 'torch', 'mmcv')
+    found = {{k: s[k] for k in names if k in s}}
+    ops = s.get('ops')
+    if s.get('no_desktop'):
+        found.update(cv2_error='libGL.so.1', error='libGL.so.1')
+    elif ops == 'crash':
+        print(json.dumps(found), flush=True)
+        os.kill(os.getpid(), 11)
+    elif not ops or ops[0] != s['torch'] or ops[1] not in ('all', s['device']):
+        found['error'] = 'undefined symbol'
+    print('a warning')
+    print(json.dumps(found))
+    sys.exit()
+if ' ensurepip' in command:
+    step = 'pip'
+elif ' torch==' in command:
+    step = 'torch'
+elif ' wheel ' in command:
+    step = 'build'
+elif command.endswith('.whl'):
+    step = 'mmcv'
+elif 'headless' in command:
+    step = 'opencv'
+else:
+    step = 'rest'
+s['steps'].append(step)
+if s.get('fails') == step:
+    print(*range(30), sep='\\n')
+elif step == 'torch':
+    s['torch'] = command.split(' torch==')[1].split()[0] + '+cu130'
+elif step == 'build':
+    assert os.environ['MMCV_WITH_OPS'] == '1'
+    for flag in ('-build-isolation', '-cache-dir', '-binary=onedl-mmcv'):
+        assert f'--no{{flag}} ' in command
+    folder = command.split('--wheel-dir=')[1].split()[0]
+    os.mkdir(folder)
+    ops = [s['torch'], 'all' if s['device'] != 'cpu' else 'cpu']
+    from zipfile import ZipFile
+    with ZipFile(folder + '/onedl_mmcv-2.3.6.whl', 'w') as wheel:
+        wheel.writestr('mmcv/_ext.so', json.dumps(s.get('broken') or ops))
+elif step == 'mmcv':
+    from zipfile import ZipFile
+    with ZipFile(sys.argv[-1]) as wheel:
+        s.update(mmcv='2.3.6', ops=json.loads(wheel.read('mmcv/_ext.so')))
+elif step == 'opencv':
+    s.pop('no_desktop')
+json.dump(s, open(path, 'w'))
+sys.exit(s.get('fails') == step)
+"""
 
 
-@pytest.fixture(autouse=True)
-def machine(monkeypatch):
-    monkeypatch.setattr(tool.platform, 'machine', lambda: 'x86_64')
+class Checkout:
+    """A checkout whose `.venv` is the stand-in."""
 
+    def __init__(self, root, monkeypatch):
+        self.root = root
+        (root / 'tools').mkdir(parents=True)
+        for name in ('tools/setup_env.py', 'pyproject.toml'):
+            shutil.copy(ROOT / name, root / name)
+        for path in ROOT.glob('requirements*.txt'):
+            shutil.copy(path, root)
+        spec = importlib.util.spec_from_file_location(
+            'setup_env', root / 'tools' / 'setup_env.py'
+        )
+        self.tool = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(self.tool)
+        monkeypatch.setattr(self.tool.platform, 'machine', lambda: 'x86_64')
+        self.tool.PYTHON.parent.mkdir(parents=True)
+        self.tool.PYTHON.write_text(FAKE_PYTHON.format(python=sys.executable))
+        self.tool.PYTHON.chmod(0o755)
+        self.state = self.tool.PYTHON.parent / 'state.json'
+        self.state.write_text('{"python": "cp311", "device": "cpu"}')
 
-def wheel_at(folder, members=('mmcv/_ext.cpython-311.so', 'mmcv/ops/nms.py')):
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / 'onedl_mmcv-2.3.6-cp311-cp311-linux_x86_64.whl'
-    with zipfile.ZipFile(path, 'w') as archive:
-        for name in members:
-            archive.writestr(name, name * 100)
-    return path
+    def change(self, **changes):
+        state = {**json.loads(self.state.read_text()), **changes}
+        self.state.write_text(
+            json.dumps({k: v for k, v in state.items() if v is not None})
+        )
+
+    def set_up(self):
+        """Set up and return the steps that were done."""
+        self.change(steps=[])
+        self.tool.set_up()
+        return self.steps()
+
+    def steps(self):
+        return ' '.join(json.loads(self.state.read_text())['steps'])
 
 
 @pytest.fixture
-def checkout(tmp_path):
-    root = tmp_path / 'checkout'
-    root.mkdir()
-    (root / 'requirements.txt').write_text(
-        'setuptools==80.9.0\ntorch==2.12.1\ntorchvision==0.27.1\n'
-        'onedl-mmcv==2.3.6\nopencv-python-headless==4.12.0.88; '
-        "python_version < '3.14'\n"
-    )
-    (root / 'requirements-dev.txt').write_text('pytest\n')
-    (root / 'pyproject.toml').write_text('[project]\n')
-    return root
+def make(tmp_path, monkeypatch):
+    """Return a function that makes a checkout of this name."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+    monkeypatch.setenv('CUDA_HOME', '/cuda')
+    space = SimpleNamespace(free=1e11)  # of a machine with enough
+    monkeypatch.setattr(shutil, 'disk_usage', lambda _: space)
+    return lambda name='one': Checkout(tmp_path / name, monkeypatch)
 
 
-# The key and the cache
+@pytest.fixture
+def cached(tmp_path):
+    return tmp_path / 'cache' / 'sift_mm' / 'wheels' / KEY
 
 
-def test_the_key_names_all_that_the_ops_depend_on():
-    assert tool.wheel_key('2.3.6', FOUND) == (
-        'mmcv-2.3.6_torch-2.12.1+cu130_cp311_x86_64_cpu'
-    )
+def test_mmcv_is_built_once_for_all_checkouts(make, cached, capsys):
+    first = make()
+    assert first.set_up() == 'pip torch build mmcv rest'
+    assert [p.name for p in cached.iterdir()] == ['onedl_mmcv-2.3.6.whl']
+    assert first.set_up() == ''
+    assert capsys.readouterr().out.endswith('[setup] .venv is up to date\n')
+    assert make('two').set_up() == 'pip torch mmcv rest'
 
 
 @pytest.mark.parametrize(
-    'other',
+    'change, steps',
     [
-        FOUND._replace(torch='2.12.1+cpu'),
-        FOUND._replace(torch='2.12.0+cu130'),
-        FOUND._replace(python='cp312'),
-        GPU,
-        GPU._replace(device='cuda13.0-sm8.0'),
+        (dict(mmcv=None, ops=None), 'pip torch mmcv rest'),  # uninstalled
+        (dict(mmcv='2.3.5'), 'pip torch mmcv rest'),
+        (dict(ops=['2.11.0', 'cpu']), 'pip torch rest mmcv'),  # does not load
+        (dict(ops='crash'), 'pip torch rest mmcv'),
+        (dict(torch='2.11.0+cpu'), 'pip torch rest'),  # pip brings it back
+        (dict(python='cp312'), 'pip torch build mmcv rest'),
+        (dict(device='cuda13.0-sm9.0'), 'pip torch rest build mmcv'),
     ],
 )
-def test_another_torch_python_or_device_has_another_key(other):
-    assert tool.wheel_key('2.3.6', other) != tool.wheel_key('2.3.6', FOUND)
-    assert tool.wheel_key('2.3.5', other) != tool.wheel_key('2.3.6', other)
+def test_what_has_changed_is_mended(make, change, steps):
+    checkout = make()
+    checkout.set_up()
+    checkout.change(**change)
+    assert checkout.set_up() == steps
+    assert checkout.set_up() == ''
 
 
-def test_the_key_is_a_plain_folder_name():
-    found = FOUND._replace(device='cuda13.0-sm8.0;9.0+PTX /x')
-    assert tool.wheel_key('2.3.6', found).endswith('_cuda13.0-sm8.0-9.0+PTX-x')
+def test_edited_requirements_are_installed(make):
+    checkout = make()
+    checkout.set_up()
+    for name in ('requirements.txt', 'requirements-dev.txt', 'pyproject.toml'):
+        with (checkout.root / name).open('a') as file:
+            file.write('# edited\n')
+        assert checkout.set_up() == 'pip torch rest'
+    assert checkout.set_up() == ''
 
 
-def test_cuda_ops_serve_where_the_device_is_hidden_but_not_reversed():
-    cpu, gpu = (tool.wheel_key('2.3.6', f) for f in (FOUND, GPU))
-    other_torch = tool.wheel_key('2.3.6', GPU._replace(torch='2.13.0'))
-    assert tool.serves(cpu, cpu)
-    assert tool.serves(gpu, cpu)
-    assert not tool.serves(cpu, gpu)
-    assert not tool.serves(other_torch, cpu)
-    assert not tool.serves('', cpu)
+def test_another_torch_has_another_mmcv_even_if_the_old_one_loads(make):
+    checkout = make()
+    checkout.set_up()
+    checkout.tool.PINS['torch'] = '2.13.0'
+    checkout.change(torch='2.13.0+cu130', ops=['2.13.0+cu130', 'cpu'])
+    assert checkout.set_up() == 'pip torch build mmcv rest'
 
 
-def test_the_cache_is_the_users(monkeypatch, tmp_path):
-    named = {'XDG_CACHE_HOME': str(tmp_path)}
-    assert tool.cache_folder(named) == tmp_path / 'sift_mm' / 'wheels'
-    monkeypatch.setenv('HOME', str(tmp_path))
-    for environ in ({}, {'XDG_CACHE_HOME': ''}, {'XDG_CACHE_HOME': 'rel'}):
-        assert tool.cache_folder(environ) == (
-            tmp_path / '.cache' / 'sift_mm' / 'wheels'
-        )
+def test_cuda_ops_serve_where_the_gpu_is_hidden(make):
+    checkout = make()
+    checkout.change(device='cuda13.0-sm9.0;10.0 /x')
+    checkout.set_up()
+    folders = checkout.tool.Path(checkout.root.parent, 'cache').rglob('mmcv*')
+    assert [p.name for p in folders] == [
+        KEY.replace('_cpu', '_cuda13.0-sm9.0-10.0-x')
+    ]
+    checkout.change(device='cpu', ops=['2.12.1+cu130', 'all'])
+    assert checkout.set_up() == ''
 
 
-def test_a_whole_wheel_with_ops_is_usable(tmp_path):
-    assert tool.usable_wheel(tmp_path / 'absent') is None
-    path = wheel_at(tmp_path)
-    assert tool.usable_wheel(tmp_path) == path
+def test_a_cached_wheel_that_does_not_work_is_replaced(make, cached):
+    make().set_up()
+    (wheel,) = cached.iterdir()
+    with zipfile.ZipFile(wheel, 'w') as file:
+        file.writestr('mmcv/_ext.so', '["2.11.0", "cpu"]')
+    assert make('two').set_up() == 'pip torch mmcv rest mmcv build mmcv'
+    wheel.write_bytes(wheel.read_bytes()[:50])  # cut short
+    assert make('three').set_up() == 'pip torch build mmcv rest'
 
 
-def test_a_wheel_without_the_compiled_ops_is_not(tmp_path):
-    wheel_at(tmp_path, members=('mmcv/ops/nms.py',))
-    assert tool.usable_wheel(tmp_path) is None
+def test_an_mmcv_that_never_works_ends_in_a_sentence(make):
+    checkout = make()
+    checkout.change(broken=['2.11.0', 'cpu'])
+    with pytest.raises(checkout.tool.SetupError, match='undefined.*log is'):
+        checkout.set_up()
+    assert checkout.steps() == 'pip torch build mmcv rest'  # built once
 
 
-@pytest.mark.parametrize(
-    'damage',
-    [
-        lambda data: data[: len(data) // 2],  # cut short
-        lambda data: b'',
-        lambda data: data.replace(b'.sommcv', b'.xxmmcv'),  # some bits changed
-    ],
-)
-def test_a_broken_wheel_is_not(tmp_path, damage):
-    path = wheel_at(tmp_path)
-    path.write_bytes(damage(path.read_bytes()))
-    assert tool.usable_wheel(tmp_path) is None
+@pytest.mark.parametrize('step', ['torch', 'build', 'mmcv', 'rest'])
+def test_after_a_failure_the_next_call_goes_on(make, capsys, step):
+    checkout = make()
+    checkout.change(fails=step)
+    with pytest.raises(checkout.tool.SetupError, match=r'\(exit status 1\)'):
+        checkout.set_up()
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [str(n) for n in range(10, 30)]  # the end of its output
+    assert '\n9\n' in checkout.tool.LOG.read_text()
+    checkout.change(fails=None)
+    built = {'mmcv': 'mmcv ', 'rest': ''}.get(step, 'build mmcv ')
+    assert checkout.set_up() == f'pip torch {built}rest'
+    assert checkout.set_up() == ''
 
 
-def test_keep_moves_the_wheel_in_and_replaces_a_broken_one(tmp_path):
-    built = wheel_at(tmp_path / 'build')
-    folder = tmp_path / 'cache' / 'key'
-    folder.mkdir(parents=True)
-    (folder / built.name).write_bytes(b'broken')
-    target = tool.keep(built, folder)
-    assert tool.usable_wheel(folder) == target
-    assert [p.name for p in folder.iterdir()] == [built.name]
+def test_a_gpu_without_its_compiler_is_said(make, monkeypatch):
+    monkeypatch.delenv('CUDA_HOME')
+    which = shutil.which
+    monkeypatch.setattr(shutil, 'which', lambda n: n != 'nvcc' and which(n))
+    checkout = make()
+    checkout.change(device='cuda13.0-sm9.0')
+    with pytest.raises(checkout.tool.SetupError, match='no nvcc'):
+        checkout.set_up()
 
 
-def test_an_interrupted_keep_leaves_nothing_to_pick_up(tmp_path, monkeypatch):
-    def half(source, target):
-        Path(target).write_bytes(Path(source).read_bytes()[:50])
-        raise OSError(28, 'No space left on device')
-
-    monkeypatch.setattr(tool.shutil, 'copyfile', half)
-    built = wheel_at(tmp_path / 'build')
-    with pytest.raises(tool.SetupError, match='No space left.*XDG_CACHE_HOME'):
-        tool.keep(built, tmp_path / 'key')
-    assert list((tmp_path / 'key').iterdir()) == []
+def test_a_machine_without_a_desktop_gets_the_other_opencv(make):
+    checkout = make()
+    checkout.change(no_desktop=True)
+    assert checkout.set_up() == 'pip torch build mmcv rest opencv'
 
 
-# The stamp
-
-
-def stamp_of(root, found):
-    return {
-        'inputs': tool.inputs_hash(root, found),
-        'mmcv': tool.wheel_key('2.3.6', found),
-    }
-
-
-def test_what_was_set_up_is_ready(checkout):
-    assert tool.is_ready(checkout, FOUND, stamp_of(checkout, FOUND))
-
-
-@pytest.mark.parametrize(
-    'now',
-    [
-        FOUND._replace(error='ImportError: undefined symbol'),
-        FOUND._replace(torch='2.13.0+cu130'),
-        FOUND._replace(mmcv='2.3.5'),
-        FOUND._replace(python='cp312'),
-        GPU,
-    ],
-)
-def test_what_has_changed_since_is_not(checkout, now):
-    assert not tool.is_ready(checkout, now, stamp_of(checkout, FOUND))
-
-
-@pytest.mark.parametrize(
-    'name', ['requirements.txt', 'requirements-dev.txt', 'pyproject.toml']
-)
-def test_edited_requirements_are_noticed(checkout, name):
-    stamp = stamp_of(checkout, FOUND)
-    with (checkout / name).open('a') as file:
-        file.write('# edited\n')
-    assert not tool.is_ready(checkout, FOUND, stamp)
-
-
-def test_a_moved_checkout_is_noticed(checkout):
-    stamp = stamp_of(checkout, FOUND)
-    moved = checkout.rename(checkout.with_name('moved'))
-    assert not tool.is_ready(moved, FOUND, stamp)
-
-
-def test_the_stamp_comes_back(tmp_path):
-    path = tmp_path / 'setup.json'
-    assert tool.read_stamp(path) == {}
-    tool.write_stamp(path, {'inputs': 'a', 'mmcv': 'b'})
-    assert tool.read_stamp(path) == {'inputs': 'a', 'mmcv': 'b'}
-    assert list(tmp_path.iterdir()) == [path]
-
-
-@pytest.mark.parametrize('content', ['', '{"inputs"', '[]'])
-def test_a_broken_stamp_is_none(tmp_path, content):
-    path = tmp_path / 'setup.json'
-    path.write_text(content)
-    assert tool.read_stamp(path) == {}
-
-
-def test_pinned():
-    text = '# torch==1\ntorchvision==0.2\ntorch==2.12.1\nx==1; a < "3"\n'
-    assert tool.pinned('torch', text) == '2.12.1'
-    assert tool.pinned('x', text) == '1'
-    with pytest.raises(tool.SetupError, match='does not pin numpy'):
-        tool.pinned('numpy', text)
-
-
-def test_the_requirements_pin_all_that_the_set_up_asks_for():
-    text = (tool.ROOT / 'requirements.txt').read_text()
-    for name in (
-        'setuptools',
-        'torch',
-        'torchvision',
-        tool.MMCV,
-        'opencv-python-headless',
-    ):
-        assert tool.pinned(name, text)
-
-
-# Prerequisites and messages
-
-
-def test_this_machine_has_all_it_needs(tmp_path):
-    assert tool.missing_prerequisites(tmp_path, disk_gb=0) == []
-
-
-def test_each_missing_prerequisite_is_a_sentence(tmp_path, monkeypatch):
+def test_each_missing_prerequisite_is_a_sentence(make, monkeypatch, capsys):
+    tool = make().tool
+    assert tool.missing_prerequisites(disk_gb=0) == []
     monkeypatch.setattr(tool.platform, 'python_implementation', lambda: 'PyPy')
     monkeypatch.setattr(tool.shutil, 'which', lambda _: None)
-    monkeypatch.setattr(
-        tool.sysconfig, 'get_paths', lambda: {'include': str(tmp_path)}
-    )
+    monkeypatch.setattr(tool.sysconfig, 'get_paths', lambda: {'include': ''})
     monkeypatch.setattr(tool.importlib.util, 'find_spec', lambda _: None)
-    sentences = tool.missing_prerequisites(tmp_path, disk_gb=1e9)
-    starts = (
-        'CPython 3.11',
+    monkeypatch.setattr(tool, 'DISK_GB', 1e9)
+    monkeypatch.setattr(tool.signal, 'signal', lambda *_: None)
+    monkeypatch.setattr(sys, 'argv', ['setup_env.py'])
+    assert tool.main() == 1
+    message = capsys.readouterr().err
+    assert re.findall(r'(?m)^(?:\[setup\] )?(\w+ \S+ \w+).*\.$', message) == [
+        'CPython 3.11 or',
         'A C++ compiler',
-        'The headers of Python',
-        'This Python cannot make',
+        'The headers of',
+        'This Python cannot',
         'About 1000000000 GB',
+    ]
+    assert not tool.LOG.exists()  # nothing was begun
+
+
+def test_a_long_step_is_shown_and_interrupted_with_its_children(
+    make, monkeypatch, tmp_path
+):
+    tool = make().tool
+    tool.PYTHON.write_text(
+        '#!/bin/sh\necho "[3/78] c++"; sleep 60 & echo $! > '
+        f'{tmp_path}/pid; wait\n'
     )
-    assert len(sentences) == len(starts)
-    for sentence, start in zip(sentences, starts, strict=True):
-        assert sentence.startswith(start)
-        assert sentence.endswith('.')
+    said = []
 
+    def interrupt(text):
+        said.append(text)
+        if '[3/78]' in text:
+            raise KeyboardInterrupt
 
-def test_the_compiler_that_cxx_names_is_taken(monkeypatch):
-    monkeypatch.setattr(
-        tool.shutil, 'which', lambda n: n if n in ('mine', 'g++') else None
-    )
-    monkeypatch.delenv('CXX', raising=False)
-    assert tool.cxx_compiler() == 'g++'
-    monkeypatch.setenv('CXX', 'mine -m64')
-    assert tool.cxx_compiler() == 'mine -m64'
-    monkeypatch.setenv('CXX', 'absent')
-    assert tool.cxx_compiler() == ''
-
-
-def test_a_failing_step_shows_the_end_of_its_log(tmp_path, capsys):
-    log = tmp_path / 'setup.log'
-    code = 'import sys; print(*range(30), sep="\\n"); sys.exit(3)'
-    with pytest.raises(tool.SetupError) as error:
-        tool.run_logged('installing torch', [sys.executable, '-c', code], log)
-    assert str(error.value) == (
-        f'Installing torch failed (exit status 3); the whole log is {log}.'
-    )
-    assert capsys.readouterr().err.split() == [str(n) for n in range(10, 30)]
-    assert '\n0\n1\n' in log.read_text()
-
-
-def test_a_long_step_shows_that_it_runs(tmp_path, capsys):
-    tool.run_logged(
-        'building',
-        [sys.executable, '-c', 'import time; time.sleep(1)'],
-        tmp_path / 'setup.log',
-        progress=lambda: '(3 of 78)',
-        period=0.2,
-    )
-    lines = capsys.readouterr().out.splitlines()
-    assert lines
-    assert set(lines) == {'[setup]   0 min (3 of 78)'}
-
-
-def test_an_interrupted_step_takes_its_children_along(tmp_path):
-    pid = tmp_path / 'pid'
-
-    def interrupt():
-        raise KeyboardInterrupt
-
+    monkeypatch.setattr(tool, 'PROGRESS_SECONDS', 0.2)
+    monkeypatch.setattr(tool, 'say', interrupt)
     with pytest.raises(KeyboardInterrupt):
-        tool.run_logged(
-            'building',
-            ['sh', '-c', f'sleep 60 & echo $! > {pid}; wait'],
-            tmp_path / 'setup.log',
-            progress=interrupt,
-            period=1,
-        )
-    state = Path('/proc', pid.read_text().strip(), 'stat')
+        tool.run('Building mmcv', 'pip')
+    assert said[-1] == '  0 min: [3/78] c++'
+    child = Path('/proc', (tmp_path / 'pid').read_text().strip(), 'stat')
     for _ in range(50):
-        if not state.exists() or ') Z ' in state.read_text():
+        if not child.exists() or ') Z ' in child.read_text():
             break
-        tool.time.sleep(0.1)
+        time.sleep(0.1)
     else:
         pytest.fail('it still runs')
-
-
-def test_compiled_counts_objects(tmp_path):
-    assert tool.compiled(tmp_path) == ''
-    build = tmp_path / 'build' / 'temp'
-    build.mkdir(parents=True)
-    (build / 'build.ninja').write_text(
-        'rule compile\nbuild a.o: compile a.cpp\nbuild b.o: compile b.cpp\n'
-    )
-    (build / 'a.o').touch()
-    assert tool.compiled(tmp_path) == '(1 of 2 files compiled)'
-
-
-@pytest.mark.parametrize(
-    'script, expected',
-    [
-        (
-            'echo "noise"; echo \'{"python": "cp311", "torch": "2.12.1"}\'',
-            tool.Found(python='cp311', torch='2.12.1'),
-        ),
-        (
-            'echo "symbol lookup error" >&2; exit 127',
-            tool.Found(error='exit status 127, symbol lookup error'),
-        ),
-        ('kill -SEGV $$', tool.Found(error='exit status -11, no output')),
-    ],
-)
-def test_probe_reads_the_last_line_and_survives_a_crash(
-    tmp_path, script, expected
-):
-    python = tmp_path / 'python'
-    python.write_text(f'#!/bin/sh\n{script}\n')
-    python.chmod(0o755)
-    assert tool.probe(python) == expected
-
-
-# The order of things
-
-
-class Recorder(tool.Environment):
-    """An environment in which pip only notes what it was asked for."""
-
-    def __init__(self, root, states):
-        super().__init__(root)
-        self.python.parent.mkdir(parents=True)
-        self.python.touch()
-        self.states = iter(states)
-        self.steps = []
-
-    def pip(self, what, *arguments, environ=None, **_):
-        self.steps.append(what)
-        if what == 'building mmcv':
-            assert environ['MMCV_WITH_OPS'] == '1'
-            assert {
-                '--no-build-isolation',
-                '--no-cache-dir',
-                '--no-binary=onedl-mmcv',
-            } <= set(arguments)
-            out = next(a for a in arguments if a.startswith('--wheel-dir='))
-            wheel_at(Path(out[12:]))
-
-
-@pytest.fixture
-def environment(checkout, tmp_path, monkeypatch):
-    """Returns a function that makes one and runs it through its states."""
-    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
-
-    def make(*states, stamp=None):
-        made = Recorder(checkout, states)
-        if stamp:
-            tool.write_stamp(made.stamp, stamp)
-        monkeypatch.setattr(tool, 'probe', lambda *_, **__: next(made.states))
-        return made
-
-    return make
-
-
-EMPTY = tool.Found(python='cp311', error='ModuleNotFoundError: torch')
-TORCH = FOUND._replace(mmcv='', error='ModuleNotFoundError: mmcv')
-STALE = FOUND._replace(error='ImportError: undefined symbol: _ZN3c10')
-TAIL = ['installing the libraries', 'installing sift_mm']
-HEAD = ['installing the build tools', 'installing torch']
-BUILD = ['building mmcv', 'installing mmcv']
-
-
-def test_a_ready_environment_is_left_alone(environment, checkout, capsys):
-    ready = environment(FOUND, stamp=stamp_of(checkout, FOUND))
-    ready.set_up()
-    assert ready.steps == []
-    assert capsys.readouterr().out == '[setup] .venv is up to date\n'
-
-
-def test_the_first_call_builds_and_the_next_checkout_takes_the_wheel(
-    environment, checkout, tmp_path
-):
-    first = environment(EMPTY, TORCH, FOUND, FOUND)
-    first.set_up()
-    assert first.steps == [*HEAD, 'building mmcv', 'installing mmcv', *TAIL]
-    assert tool.read_stamp(first.stamp) == stamp_of(checkout, FOUND)
-
-    tool.shutil.rmtree(first.folder)
-    second = environment(EMPTY, TORCH, FOUND, FOUND)
-    second.set_up()
-    assert second.steps == [*HEAD, 'installing mmcv', *TAIL]
-
-
-def test_another_torch_does_not_take_that_wheel(environment, checkout):
-    environment(EMPTY, TORCH, FOUND, FOUND).set_up()
-    other = TORCH._replace(torch='2.12.1+cpu')
-    tool.shutil.rmtree(checkout / '.venv')
-    second = environment(EMPTY, other, FOUND, FOUND)
-    second.set_up()
-    assert 'building mmcv' in second.steps
-
-
-def test_a_stale_mmcv_is_noticed_and_rebuilt(environment, checkout, capsys):
-    stale = environment(
-        STALE, STALE, STALE, STALE, FOUND, stamp=stamp_of(checkout, FOUND)
-    )
-    stale.set_up()
-    assert stale.steps == [*HEAD, *TAIL, *BUILD]
-    said = [
-        line
-        for line in capsys.readouterr().out.splitlines()
-        if 'undefined symbol' in line
-    ]
-    assert len(said) == 1
-    assert 'does not work with torch 2.12.1+cu130' in said[0]
-
-
-def test_a_stale_mmcv_in_the_cache_too_is_built_without_it(
-    environment, checkout
-):
-    wheel_at(tool.cache_folder() / tool.wheel_key('2.3.6', FOUND))
-    stale = environment(
-        STALE,
-        STALE,
-        STALE,
-        STALE,
-        STALE,
-        FOUND,
-        stamp=stamp_of(checkout, FOUND),
-    )
-    stale.set_up()
-    assert stale.steps == [*HEAD, *TAIL, 'installing mmcv', *BUILD]
-
-
-def test_an_mmcv_that_stays_broken_ends_in_a_sentence(environment):
-    broken = environment(EMPTY, TORCH, STALE, STALE)
-    with pytest.raises(tool.SetupError, match='undefined symbol.*log is'):
-        broken.set_up()
-    assert broken.steps == [*HEAD, *BUILD, *TAIL]  # once, not again
-    assert tool.read_stamp(broken.stamp) == {}
-
-
-def test_a_good_mmcv_without_a_stamp_is_kept(environment):
-    by_hand = environment(FOUND, FOUND, FOUND, FOUND)
-    by_hand.set_up()
-    assert by_hand.steps == [*HEAD, *TAIL]
-
-
-def test_an_mmcv_of_another_torch_is_replaced_even_if_it_loads(
-    environment, checkout
-):
-    old = FOUND._replace(torch='2.11.0')
-    moved = environment(
-        FOUND, FOUND, FOUND, FOUND, stamp=stamp_of(checkout, old)
-    )
-    moved.set_up()
-    assert 'installing mmcv' in moved.steps
-
-
-def test_a_gpu_that_appears_gets_its_ops(environment, checkout, monkeypatch):
-    monkeypatch.setenv('CUDA_HOME', '/cuda')
-    grown = environment(GPU, GPU, GPU, GPU, stamp=stamp_of(checkout, FOUND))
-    grown.set_up()
-    assert 'building mmcv' in grown.steps
-    assert json.loads(grown.stamp.read_text())['mmcv'].endswith('sm9.0')
-
-
-def test_a_gpu_without_a_compiler_is_said(environment, monkeypatch):
-    monkeypatch.delenv('CUDA_HOME', raising=False)
-    which = tool.shutil.which
-    monkeypatch.setattr(
-        tool.shutil, 'which', lambda n: None if n == 'nvcc' else which(n)
-    )
-    blind = environment(EMPTY, TORCH._replace(device='cuda13.0-sm9.0'))
-    with pytest.raises(tool.SetupError, match='no nvcc'):
-        blind.set_up()
-
-
-def test_a_machine_without_a_desktop_gets_the_other_opencv(environment):
-    bare = FOUND._replace(cv2_error='libGL.so.1: cannot open', error='cv2')
-    fixed = environment(EMPTY, TORCH, bare, FOUND)
-    fixed.set_up()
-    assert fixed.steps[-1] == 'installing OpenCV'
-
-
-def test_torch_that_does_not_import_is_said(environment):
-    with pytest.raises(tool.SetupError, match='remove that folder'):
-        environment(EMPTY, EMPTY).set_up()
-
-
-def test_main_says_what_is_missing(monkeypatch, capsys):
-    def stop(_):
-        raise tool.SetupError('No.')
-
-    monkeypatch.setattr(tool.Environment, 'set_up', stop)
-    monkeypatch.setattr(sys, 'argv', ['setup_env.py'])
-    monkeypatch.setattr(tool.signal, 'signal', lambda *_: None)
-    assert tool.main() == 1
-    assert capsys.readouterr().err == '[setup] No.\n'
