@@ -12,7 +12,7 @@ from sift_mm.config import (
     segmentor,
     sparsify,
 )
-from sift_mm.config.conversion import fit_channels
+from sift_mm.config.channels import fit_channels
 from sift_mm.config.reading import load_config, load_run_config
 
 

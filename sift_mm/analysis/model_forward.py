@@ -57,9 +57,7 @@ class _ShapesKnown(TorchDispatchMode):
             kwargs['device'] = torch.device('cpu')
         elif tree_any(_is_meta, (args, kwargs)):
             if func is aten.nonzero.default:
-                return args[0].new_empty(
-                    (0, args[0].dim()), dtype=torch.int64
-                )
+                return args[0].new_empty((0, args[0].dim()), dtype=torch.int64)
             new = (aten.new_zeros.default, aten.new_ones.default)
             if func not in new:
                 args, kwargs = tree_map_only(
@@ -80,7 +78,9 @@ def _is_small(tensor: Tensor) -> bool:
     )
 
 
-def model_forward(model: nn.Module, image: Tensor) -> tuple[str, ...]:
+def model_forward(
+    model: nn.Module, image: Tensor, auxiliary: bool = False
+) -> tuple[str, ...]:
     """Runs a model once, on the meta device.
 
     Args:
@@ -88,6 +88,8 @@ def model_forward(model: nn.Module, image: Tensor) -> tuple[str, ...]:
             meta device, in eval mode, as :func:`~sift_mm.flops.on_meta` gives
             it.
         image (Tensor): (1, channels, height, width), on the meta device.
+        auxiliary (bool): Whether the auxiliary heads of a segmentor run too,
+            as they do in training alone.
 
     Returns:
         tuple[str, ...]: What was taken from the config where it depends on
@@ -110,6 +112,12 @@ def model_forward(model: nn.Module, image: Tensor) -> tuple[str, ...]:
         stack.enter_context(_ShapesKnown())
         stack.enter_context(_regions(model, said))
         _call(model, image, sample)
+        heads: Any = getattr(model, 'auxiliary_head', None)
+        if auxiliary and heads is not None:
+            several = isinstance(heads, nn.ModuleList)
+            features: Any = model.extract_feat(image)  # type: ignore
+            for head in heads if several else [heads]:
+                head(features)
     queries = getattr(model, 'num_queries', None)
     for name in ('panoptic_head', 'decode_head'):
         head = getattr(model, name, None)
@@ -140,8 +148,10 @@ def _call(model: Any, image: Tensor, sample: BaseDataElement) -> None:
         'batch_data_samples' in inspect.signature(head.forward).parameters
     ):
         head(model.extract_feat(image), [sample])
-    elif hasattr(model, 'bbox_head') or hasattr(model, 'roi_head') or (
-        hasattr(model, 'panoptic_head')
+    elif (
+        hasattr(model, 'bbox_head')
+        or hasattr(model, 'roi_head')
+        or (hasattr(model, 'panoptic_head'))
     ):
         model(image, [sample], mode='tensor')
     else:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
+from torch import nn
 
 from sift_mm.backbones import SparseIFTMixin
+from sift_mm.engine.checks import KEY, check_channels
 
-KEY = 'in_channels'
 # What else a model has, beside its heads.
 NO_HEADS = ('backbone', 'neck', 'data_preprocessor')
 
@@ -105,30 +106,52 @@ def build_backbone(cfg: Config) -> Any:
         return MODELS.build(copy.deepcopy(cfg.model.backbone))
 
 
+def build(cfg: Config) -> nn.Module:
+    """Builds a model, without weights of ``init_cfg``.
+
+    The random state of the run is left alone.
+    """
+    # Launching reads configs, and that makes them sparse.
+    from sift_mm.engine.launch import replace_sync_norms
+
+    model = copy.deepcopy(cfg.model)
+    replace_sync_norms(model)  # Some want a process group to be built.
+    scope = cfg.get('default_scope', 'mmengine')
+    with (
+        DefaultScope.overwrite_default_scope(scope),
+        torch.random.fork_rng(devices=[]),
+    ):
+        return MODELS.build(model)
+
+
 def fit_channels(cfg: Config) -> None:
     """Let neck and heads read what the backbone gives.
 
     Args:
         cfg (Config): Config of a run, changed in place. A backbone of another
             type than SparseIFTResNet gives what its dense one does.
+
+    Raises:
+        ValueError: If a layer cannot follow, see :func:`check_channels`.
     """
     if 'SparseIFTResNet' not in str(cfg.model.get('backbone', {}).get('type')):
         return
     backbone = build_backbone(cfg)
     base, dense_base = backbone.base_channels, backbone.dense_base_channels
     follow(cfg.model, backbone.out_channels, base, dense_base)
+    check_channels(build(cfg), cfg)
 
 
-def fitting_values(cfg: Config, backbone: Any) -> dict[str, tuple[int, int]]:
-    """Numbers of a config that do not fit, each with the one that does.
+def fitting_values(cfg: Config, backbone: Any) -> dict[str, int]:
+    """Numbers that fit, in place of those of a config that do not.
 
     Args:
         cfg (Config): Config of a run; it is left as it is.
         backbone (nn.Module): Its backbone.
 
     Returns:
-        dict[str, tuple[int, int]]: (value found, value that fits) by the
-        whole key, such as 'model.neck.in_channels.0'.
+        dict[str, int]: The number that fits by the whole key, such as
+        'model.neck.in_channels.0'.
     """
     now, then = copy.deepcopy(cfg.model), copy.deepcopy(cfg.model)
     if isinstance(backbone, SparseIFTMixin):
@@ -136,7 +159,7 @@ def fitting_values(cfg: Config, backbone: Any) -> dict[str, tuple[int, int]]:
         follow(then, backbone.out_channels, base, dense_base)
     pairs = zip(reader_channels(now), reader_channels(then), strict=True)
     return {
-        f'model.{key}': (one[name], other[name])
+        f'model.{key}': other[name]
         for (one, name, key), (other, _, _) in pairs
         if one[name] != other[name]
     }

@@ -4,19 +4,17 @@ import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from sift_mm.analysis.model_forward import count_model
 from sift_mm.config.channels import (
+    build,
     build_backbone,
     dense_arguments,
     follow,
 )
 from sift_mm.config.nodes import type_name
-from sift_mm.engine.launch import replace_sync_norms
 from sift_mm.flops import FlopCount
 
 
@@ -45,21 +43,6 @@ def dense_config(cfg: Config) -> Config:
     widths = [width // base * dense_base for width in wide.out_channels]
     follow(cfg.model, widths, dense_base, base)
     return cfg
-
-
-def build(cfg: Config) -> nn.Module:
-    """Builds a model, without weights of ``init_cfg``.
-
-    The random state of the run is left alone.
-    """
-    model = copy.deepcopy(cfg.model)
-    replace_sync_norms(model)  # Some want a process group to be built.
-    scope = cfg.get('default_scope', 'mmengine')
-    with (
-        DefaultScope.overwrite_default_scope(scope),
-        torch.random.fork_rng(devices=[]),
-    ):
-        return MODELS.build(model)
 
 
 def build_dense(cfg: Config) -> nn.Module:
