@@ -7,6 +7,7 @@ to do on a busy image.
 """
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_map_only
@@ -45,7 +47,8 @@ class _ShapesKnown(TorchDispatchMode):
 
     Small whole numbers stay on the CPU, as transformers keep the sizes of
     their feature maps in them. Where they meet a tensor without numbers, the
-    result has none. What is looked for in such a tensor is not found.
+    result has none. What is looked for in such a tensor is found everywhere,
+    which costs the most.
     """
 
     def __torch_dispatch__(
@@ -111,6 +114,7 @@ def model_forward(
         stack.enter_context(_SmallOnHost())
         stack.enter_context(_ShapesKnown())
         stack.enter_context(_regions(model, said))
+        stack.enter_context(_plain_convolutions())
         _call(model, image, sample)
         heads: Any = getattr(model, 'auxiliary_head', None)
         if auxiliary and heads is not None:
@@ -159,6 +163,37 @@ def _call(model: Any, image: Tensor, sample: BaseDataElement) -> None:
 
 
 @contextmanager
+def _plain_convolutions() -> Iterator[None]:
+    """Counts deformable convolutions as plain ones, of as many MACs."""
+
+    def modulated(
+        x: Tensor,
+        offset: Tensor,
+        mask: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *arguments: Any,
+    ) -> Tensor:
+        return functional.conv2d(x, weight, bias, *arguments[:4])
+
+    def deformable(
+        x: Tensor, offset: Tensor, weight: Tensor, *arguments: Any
+    ) -> Tensor:
+        return functional.conv2d(x, weight, None, *arguments[:4])
+
+    names = {
+        'modulated_deform_conv': ('modulated_deform_conv2d', modulated),
+        'deform_conv': ('deform_conv2d', deformable),
+    }
+    with ExitStack() as stack:
+        for file, (name, function) in names.items():
+            module = sys.modules.get(f'mmcv.ops.{file}')
+            if module is not None:
+                stack.enter_context(_replaced(module, name, function))
+        yield
+
+
+@contextmanager
 def _regions(model: Any, said: list[str]) -> Iterator[None]:
     """Lets the second stage of a detector see as many regions as it may."""
     roi_head = getattr(model, 'roi_head', None)
@@ -175,7 +210,8 @@ def _regions(model: Any, said: list[str]) -> Iterator[None]:
         return
     rpn = getattr(model, 'rpn_head', None)
     key = 'test_cfg.rpn.max_per_img'
-    number = model.test_cfg.get('rpn', {}).get('max_per_img')
+    settings = model.test_cfg or {}
+    number = (settings.get('rpn') or {}).get('max_per_img')
     if number is None and rpn is not None:
         number = getattr(rpn, 'num_proposals', None)
         key = 'rpn_head.num_proposals'
@@ -184,7 +220,7 @@ def _regions(model: Any, said: list[str]) -> Iterator[None]:
             'the config does not say how many proposals its second stage '
             'sees (test_cfg.rpn.max_per_img)'
         )
-    found = model.test_cfg.get('rcnn', {}).get('max_per_img', number)
+    found = (settings.get('rcnn') or {}).get('max_per_img', number)
     found = min(found, number)
     said.append(f'{number} proposals, as {key}')
     if getattr(roi_head, 'with_mask', False):

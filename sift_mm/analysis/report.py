@@ -5,11 +5,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import init_default_scope
+from mmengine.registry import HOOKS, init_default_scope
 from torch import nn
 
 from sift_mm.analysis.layer_costs import Profile, profile
 from sift_mm.config.images import Shape, find_sizes, schedule_samples
+from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import import_library
 from sift_mm.config.twin import build, dense_config
 from sift_mm.engine import SparseTrainingHook
@@ -48,6 +49,14 @@ class Network:
             self.model, shape, self.densities, self.channels, auxiliary=True
         ).total()
         return total.flops_sparse, total.flops_dense
+
+
+def build_hook(cfg: Config) -> SparseTrainingHook | None:
+    """Builds the hook that trains masks, if the config has one."""
+    for hook in cfg.get('custom_hooks') or []:
+        if type_name(hook) == 'SparseTrainingHook':
+            return HOOKS.build(hook)
+    return None
 
 
 def build_dense(cfg: Config, model: nn.Module) -> nn.Module:

@@ -85,7 +85,8 @@ def check_channels(model: nn.Module, cfg: Config | None = None) -> None:
     raise ValueError(
         f'model.{name} reads {reads} channels and gets {gets}: the backbone '
         f'(family={backbone.family!r}, sparsity={backbone.sparsity}) gives '
-        f'{list(backbone.out_channels)} channels; {_advice(cfg, backbone, misfit)}.'
+        f'{list(backbone.out_channels)} channels; '
+        f'{_advice(cfg, backbone, misfit)}.'
     )
 
 

@@ -1,3 +1,4 @@
+import warnings
 from math import prod
 
 import pytest

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 import torchvision
 from minirun import write_config
 from mmengine.config import Config
