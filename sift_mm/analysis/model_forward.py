@@ -60,7 +60,14 @@ class _ShapesKnown(TorchDispatchMode):
             kwargs['device'] = torch.device('cpu')
         elif tree_any(_is_meta, (args, kwargs)):
             if func is aten.nonzero.default:
-                return args[0].new_empty((0, args[0].dim()), dtype=torch.int64)
+                found = (args[0].numel(), args[0].dim())
+                return args[0].new_empty(found, dtype=torch.int64)
+            if func is aten._local_scalar_dense.default and (
+                args[0].dtype is torch.bool
+            ):
+                return True
+            if func is aten.index.Tensor:
+                args = (args[0], _all_places(args[1]))
             new = (aten.new_zeros.default, aten.new_ones.default)
             if func not in new:
                 args, kwargs = tree_map_only(
@@ -79,6 +86,18 @@ def _is_small(tensor: Tensor) -> bool:
         and not tensor.is_floating_point()
         and tensor.numel() <= SMALL
     )
+
+
+def _all_places(indices: list[Tensor | None]) -> list[Tensor | None]:
+    """Indices in place of masks, of all that a mask may select."""
+    places: list[Tensor | None] = []
+    for index in indices:
+        if index is None or index.dtype is not torch.bool:
+            places.append(index)
+            continue
+        one = index.new_empty(index.numel(), dtype=torch.int64)
+        places += [one] * index.dim()
+    return places
 
 
 def model_forward(
@@ -108,20 +127,22 @@ def model_forward(
         scale_factor=(1.0, 1.0),
         flip=False,
     )
-    sample = BaseDataElement(metainfo=metainfo)
+    sample = BaseDataElement(metainfo=metainfo, gt_instances=InstanceData())
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_SmallOnHost())
         stack.enter_context(_ShapesKnown())
         stack.enter_context(_regions(model, said))
         stack.enter_context(_plain_convolutions())
-        _call(model, image, sample)
         heads: Any = getattr(model, 'auxiliary_head', None)
-        if auxiliary and heads is not None:
+        if heads is None or not auxiliary:
+            _call(model, image, sample)
+        else:
+            features = stack.enter_context(_remembered(model))
+            _call(model, image, sample)
             several = isinstance(heads, nn.ModuleList)
-            features: Any = model.extract_feat(image)  # type: ignore
             for head in heads if several else [heads]:
-                head(features)
+                head(features[-1])
     queries = getattr(model, 'num_queries', None)
     for name in ('panoptic_head', 'decode_head'):
         head = getattr(model, name, None)
@@ -137,6 +158,20 @@ def model_forward(
             'which is neither a convolution nor a matrix product, not counted'
         )
     return tuple(said)
+
+
+@contextmanager
+def _remembered(model: Any) -> Iterator[list[Any]]:
+    """The features of a model, which it makes once for all heads."""
+    made: list[Any] = []
+    extract = model.extract_feat
+
+    def remember(*args: Any, **kwargs: Any) -> Any:
+        made.append(extract(*args, **kwargs))
+        return made[-1]
+
+    with _replaced(model, 'extract_feat', remember):
+        yield made
 
 
 def _call(model: Any, image: Tensor, sample: BaseDataElement) -> None:
@@ -245,8 +280,11 @@ def _regions(model: Any, said: list[str]) -> Iterator[None]:
         )
 
     with ExitStack() as stack:
-        if hasattr(rpn, 'predict_by_feat'):
-            stack.enter_context(_replaced(rpn, 'predict_by_feat', propose))
+        for head in (rpn, *getattr(rpn, 'stages', ())):
+            if hasattr(head, 'predict_by_feat'):
+                stack.enter_context(
+                    _replaced(head, 'predict_by_feat', propose)
+                )
         if hasattr(roi_head, '_bbox_forward') and not hasattr(
             rpn, 'num_proposals'
         ):
