@@ -142,7 +142,7 @@ def fit_channels(cfg: Config) -> None:
     check_channels(build(cfg), cfg)
 
 
-def fitting_values(cfg: Config, backbone: Any) -> dict[str, int]:
+def fitted(cfg: Config, backbone: Any) -> dict[str, tuple[str, int]]:
     """Numbers that fit, in place of those of a config that do not.
 
     Args:
@@ -150,19 +150,29 @@ def fitting_values(cfg: Config, backbone: Any) -> dict[str, int]:
         backbone (nn.Module): Its backbone.
 
     Returns:
-        dict[str, int]: The number that fits by the whole key, such as
-        'model.neck.in_channels.0'.
+        dict[str, tuple[str, int]]: What to write, as :func:`written` has it,
+        and the number, by the whole key of each.
     """
+    if not isinstance(backbone, SparseIFTMixin):
+        return {}
     now, then = copy.deepcopy(cfg.model), copy.deepcopy(cfg.model)
-    if isinstance(backbone, SparseIFTMixin):
-        base, dense_base = backbone.base_channels, backbone.dense_base_channels
-        follow(then, backbone.out_channels, base, dense_base)
-    pairs = zip(reader_channels(now), reader_channels(then), strict=True)
+    base, dense_base = backbone.base_channels, backbone.dense_base_channels
+    follow(then, backbone.out_channels, base, dense_base)
     return {
-        f'model.{key}': other[name]
-        for (one, name, key), (other, _, _) in pairs
-        if one[name] != other[name]
+        key: (written(fits), fits[0][fits[1]])
+        for (node, place, key), fits in zip(
+            reader_channels(now), reader_channels(then), strict=True
+        )
+        if node[place] != fits[0][fits[1]]
     }
+
+
+def written(leaf: Leaf) -> str:
+    """A number, or the list that it is in, as a config has it."""
+    node, place, key = leaf
+    if isinstance(node, list):
+        return f'model.{key.rpartition(".")[0]}={list(node)}'
+    return f'model.{key}={node[place]}'
 
 
 def dense_arguments(backbone: dict[str, Any]) -> dict[str, Any]:

@@ -106,22 +106,23 @@ def _misfit(name: str, module: Any, args: Any) -> tuple[str, int, int] | None:
 def _advice(cfg: Config | None, backbone: Any, misfit: Any) -> str:
     """What to write in the config, where that is known."""
     # It builds what it checks.
-    from sift_mm.config.channels import fitting_values, reader_channels
+    from sift_mm.config.channels import fitted, reader_channels, written
 
-    name, reads, gets = misfit
-    values, exact = {}, []
     if cfg is not None:
-        readers = reader_channels(copy.deepcopy(cfg.model))
+        name, reads, gets = misfit
         module = name.split('.')
-        for node, place, key in readers:
+        one = copy.deepcopy(cfg.model)
+        for leaf in reader_channels(one):
+            node, place, key = leaf
             path = [part for part in key.split('.')[:-1] if KEY not in part]
-            if path == module[: len(path)] and node[place] == reads:
-                exact.append((f'model.{key}', gets))
-        values = fitting_values(cfg, backbone)
-    if exact and exact[0] not in values.items():
-        values = dict(exact[:1])
-    if values:
-        return 'write ' + ', '.join(f'{k}={v}' for k, v in values.items())
+            if path != module[: len(path)] or node[place] != reads:
+                continue
+            node[place] = gets
+            values = fitted(cfg, backbone)
+            if key not in values or values[key][1] != gets:
+                values = {key: (written(leaf), gets)}
+            texts = dict.fromkeys(text for text, _ in values.values())
+            return f'write {", ".join(texts)}'
     return (
         'no in_channels of the config is known to be its width, so that it '
         "cannot follow; family='parallel' leaves features as wide as they are"
