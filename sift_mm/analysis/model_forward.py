@@ -13,7 +13,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from mmengine.structures import BaseDataElement, InstanceData
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
@@ -118,16 +117,6 @@ def model_forward(
         the image, such as '1000 proposals, as test_cfg.rpn.max_per_img'.
     """
     said: list[str] = []
-    shape = tuple(image.shape[-2:])
-    metainfo = dict(
-        img_shape=shape,
-        ori_shape=shape,
-        pad_shape=shape,
-        batch_input_shape=shape,
-        scale_factor=(1.0, 1.0),
-        flip=False,
-    )
-    sample = BaseDataElement(metainfo=metainfo, gt_instances=InstanceData())
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(_SmallOnHost())
@@ -136,10 +125,10 @@ def model_forward(
         stack.enter_context(_plain_convolutions())
         heads: Any = getattr(model, 'auxiliary_head', None)
         if heads is None or not auxiliary:
-            _call(model, image, sample)
+            _call(model, image)
         else:
             features = stack.enter_context(_remembered(model))
-            _call(model, image, sample)
+            _call(model, image)
             several = isinstance(heads, nn.ModuleList)
             for head in heads if several else [heads]:
                 head(features[-1])
@@ -174,11 +163,24 @@ def _remembered(model: Any) -> Iterator[list[Any]]:
         yield made
 
 
-def _call(model: Any, image: Tensor, sample: BaseDataElement) -> None:
+def _call(model: Any, image: Tensor) -> None:
     parameters = inspect.signature(model.forward).parameters
     if 'mode' not in parameters:
         model(image)
         return
+    # A plain network is counted without OpenMMLab.
+    from mmengine.structures import BaseDataElement, InstanceData
+
+    shape = tuple(image.shape[-2:])
+    metainfo = dict(
+        img_shape=shape,
+        ori_shape=shape,
+        pad_shape=shape,
+        batch_input_shape=shape,
+        scale_factor=(1.0, 1.0),
+        flip=False,
+    )
+    sample = BaseDataElement(metainfo=metainfo, gt_instances=InstanceData())
     head = getattr(model, 'decode_head', None)
     if isinstance(head, nn.ModuleList):  # Heads in a cascade, of mmseg.
         # The model itself runs no tensor mode.
@@ -261,7 +263,9 @@ def _regions(model: Any, said: list[str]) -> Iterator[None]:
     if getattr(roi_head, 'with_mask', False):
         said.append(f'masks of {found} objects, as test_cfg.rcnn.max_per_img')
 
-    def propose(*args: Any, **kwargs: Any) -> list[InstanceData]:
+    def propose(*args: Any, **kwargs: Any) -> list[Any]:
+        from mmengine.structures import InstanceData
+
         return [
             InstanceData(
                 bboxes=torch.empty(number, 4, device='meta'),
