@@ -85,7 +85,7 @@ def check_channels(model: nn.Module, cfg: Config | None = None) -> None:
     raise ValueError(
         f'model.{name} reads {reads} channels and gets {gets}: the backbone '
         f'(family={backbone.family!r}, sparsity={backbone.sparsity}) gives '
-        f'{list(backbone.out_channels)} channels; '
+        f'{getattr(backbone, "out_channels", "other")} channels; '
         f'{_advice(cfg, backbone, misfit)}.'
     )
 
