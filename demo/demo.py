@@ -97,21 +97,22 @@ def measure(name: str, checkpoint: Path) -> dict[str, float]:
     from mmengine.config import Config
     from mmengine.registry import init_default_scope
 
-    from sift_mm.analysis import summarize
+    from sift_mm.analysis import mask_densities, profile
 
     config = Config.fromfile(RUNS[name])
     init_default_scope('mmdet')
     model = MODELS.build(config.model)
     state = torch.load(checkpoint, map_location='cpu', weights_only=False)
     masks = state.get('sparse_training', {}).get('masks', {})
-    summary = summarize(model, TILE, masks, mode='tensor')
+    costs = profile(model, TILE, mask_densities(masks))
+    total = costs.total()
     times = [s['time'] for s in scalars(name) if 'loss' in s]
     return {
-        'gflops': summary.flops() / 1e9,
-        'backbone_gflops': summary.flops('backbone') / 1e9,
-        'parameters': summary.parameters,
-        'active': summary.active,
-        'density': summary.density,
+        'gflops': total.flops_sparse / 1e9,
+        'backbone_gflops': costs.total('backbone').flops_sparse / 1e9,
+        'parameters': total.parameters,
+        'active': total.active,
+        'density': costs.density,
         # Of training alone: mean time of a step, times the steps.
         'seconds': statistics.mean(times) * state['meta']['iter'],
     }

@@ -7,14 +7,14 @@ get_flops tools print MACs under the name of FLOPs, half of this.
 
 import copy
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -104,7 +104,23 @@ def on_meta(model: nn.Module, norms: bool = True) -> nn.Module:
     Returns:
         nn.Module: The copy.
     """
-    model = copy.deepcopy(model).to('meta')
+    # Neither device nor host memory for a second network: what the copy
+    # would copy is there already, without its numbers.
+    memo: dict[int, Any] = {}
+    for weight in model.parameters():
+        memo[id(weight)] = nn.Parameter(
+            torch.empty_like(weight, device='meta'), requires_grad=False
+        )
+    for buffer in model.buffers():
+        memo[id(buffer)] = torch.empty_like(buffer, device='meta')
+    for module in model.modules():
+        for value in vars(module).values():
+            # Weights that a hook computes, as weight_norm's.
+            if isinstance(value, Tensor) and not value.is_leaf:
+                memo[id(value)] = torch.empty_like(
+                    value, device='meta', requires_grad=False
+                )
+    model = copy.deepcopy(model, memo)
     model.eval()  # OpenMMLab's backbones return nothing here.
     for norm in model.modules():
         if not norms and isinstance(norm, _BatchNorm):
@@ -114,6 +130,11 @@ def on_meta(model: nn.Module, norms: bool = True) -> nn.Module:
 
 def count_call(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
     """Count the FLOPs of one call of a model, see :class:`FlopCount`."""
+    return count_while(model, lambda: model(*args, **kwargs))
+
+
+def count_while(model: nn.Module, run: Callable[[], Any]) -> FlopCount:
+    """Count the FLOPs of a model while a function runs it."""
     # The counter's own table goes by the last name of a shared module, and
     # does not tell what a module computes from what it calls.
     counter = FlopCounterMode(display=False)
@@ -139,5 +160,5 @@ def count_call(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
             hooks.enter_context(
                 module.register_forward_hook(partial(leave, name))
             )
-        model(*args, **kwargs)
+        run()
     return FlopCount(counter.get_total_flops(), dict(by_module), dict(own))

@@ -12,7 +12,6 @@ from sift_mm.config import (
     segmentor,
     sparsify,
 )
-from sift_mm.config.conversion import fit_channels
 from sift_mm.config.member import families
 from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import load_config, load_run_config
@@ -212,14 +211,6 @@ def test_types_keep_their_scope(tmp_path):
     assert 'inner' not in cfg.model.backbone
 
 
-def test_a_neck_that_is_not_known_is_said(tmp_path):
-    cfg = read('mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py')
-    with pytest.raises(ValueError, match='DilatedEncoder.*4096'):
-        sparsify(cfg, 'wide', 0.75)
-    cfg.model.backbone.family = None
-    sparsify(cfg, 'parallel', 0.75)  # Its features are no wider.
-
-
 def test_an_algorithm_that_would_not_count_is_refused(tmp_path):
     cfg = read(write_config(tmp_path, 'mmpretrain', tmp_path))
     cfg.model.backbone.init_cfg = dict(type='Pretrained', checkpoint='a.pth')
@@ -238,13 +229,6 @@ def test_an_algorithm_that_would_not_count_is_refused(tmp_path):
     assert cfg.custom_hooks == [
         dict(type='SparseTrainingHook', init='TopK', algorithm='SET')
     ]
-
-
-def test_channels_of_a_dense_network_are_left_alone(tmp_path):
-    cfg = read(write_config(tmp_path, 'mmdet', tmp_path))
-    before = cfg.model.to_dict()
-    fit_channels(cfg)
-    assert cfg.model.to_dict() == before
 
 
 def test_tools_make_a_member_by_options(tmp_path, capsys):

@@ -7,12 +7,12 @@ from dataclasses import astuple, dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
-from sift_mm.flops import count_call, on_meta
+from sift_mm.analysis.model_forward import meta_image, model_forward, reasons
+from sift_mm.flops import count_while, on_meta
 
 
 @dataclass(frozen=True)
@@ -53,16 +53,22 @@ class Row:
 
 @dataclass(frozen=True)
 class Profile:
-    """The costs of a network by layer.
+    """The costs of a network, dense and under masks, by layer.
 
     Args:
         shape (tuple[int, int]): Height and width of the image, in pixels.
         rows (tuple[Row, ...]): One for each module that costs something
             itself, in the order of ``named_modules``. They sum to the whole.
+        density (float): Share of active weights, over all masked weights; 1
+            without masks.
+        assumed (tuple[str, ...]): What was taken from the config where it
+            depends on the image, such as the number of proposals.
     """
 
     shape: tuple[int, int]
     rows: tuple[Row, ...]
+    density: float = 1.0
+    assumed: tuple[str, ...] = ()
 
     def total(self, module: str = '') -> Row:
         """The sum over a module and all within it, '' for the network."""
@@ -97,26 +103,28 @@ def profile(
     shape: tuple[int, int],
     densities: Mapping[str, float] | None = None,
     in_channels: int = 3,
-    **forward_kwargs: Any,
+    auxiliary: bool = False,
 ) -> Profile:
     """Count FLOPs, parameters and memory of each layer, for one image.
 
-    Runs a copy of the model on the meta device, as :func:`count_flops` does,
-    and counts FLOPs as that does.
+    This is what every report of a network's cost comes from.
 
     Args:
-        model (nn.Module): As for :func:`count_flops`.
+        model (nn.Module): Any of the libraries' models, or a plain network;
+            it is left as it is.
         shape (tuple[int, int]): Height and width of the image, in pixels.
         densities (Mapping[str, float], optional): Share of active weights by
-            parameter name; dense where not named.
+            parameter name, as :func:`mask_densities` has them; dense where
+            not named.
         in_channels (int): Channels of the image.
-        **forward_kwargs: Further arguments of the forward method.
+        auxiliary (bool): Whether the auxiliary heads of a segmentor run too.
 
     Returns:
         Profile: One row for each layer.
 
     Raises:
         KeyError: If a density's name is no parameter of the model.
+        NotCountable: A ValueError, if the model does not run at that shape.
     """
     densities = densities or {}
     # Of the model itself: on the meta device, tied weights are two.
@@ -132,9 +140,13 @@ def profile(
     for name, parameter in parameters.items():
         owned[name.rpartition('.')[0]].append(parameter)
     trial = on_meta(model, norms=False)
-    image = torch.empty(1, in_channels, *shape, device='meta')
-    with _recording(trial, image) as activations:
-        count = count_call(trial, image, **forward_kwargs)
+    image = meta_image(shape, in_channels)
+    assumed: list[str] = []
+    with reasons(shape), _recording(trial, image) as activations:
+        count = count_while(
+            trial,
+            lambda: assumed.extend(model_forward(trial, image, auxiliary)),
+        )
     rows = []
     for name, module in model.named_modules():
         flops = count.own.get(name, 0)
@@ -160,7 +172,18 @@ def profile(
         )
         if any(row.numbers):
             rows.append(row)
-    return Profile(shape, tuple(rows))
+    masked = [(parameters[name].numel(), d) for name, d in densities.items()]
+    total = sum(size for size, _ in masked)
+    share = sum(size * d for size, d in masked) / total if total else 1.0
+    return Profile(shape, tuple(rows), share, tuple(assumed))
+
+
+def mask_densities(masks: Mapping[str, Tensor]) -> dict[str, float]:
+    """Share of active weights by parameter name, of bool masks."""
+    return {
+        name: int(mask.count_nonzero()) / mask.numel()
+        for name, mask in masks.items()
+    }
 
 
 @contextmanager

@@ -1,24 +1,20 @@
 """What the network of a config costs, as numbers."""
 
-import copy
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
 from mmengine.config import Config
-from mmengine.registry import HOOKS, MODELS, init_default_scope
+from mmengine.registry import HOOKS, init_default_scope
 from torch import nn
 
-from sift_mm.analysis import Profile, count_call, on_meta, profile
-from sift_mm.backbones import SparseIFTMixin
+from sift_mm.analysis.layer_costs import Profile, profile
 from sift_mm.config.images import Shape, find_sizes, schedule_samples
 from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import import_library
+from sift_mm.config.twin import build, dense_config
 from sift_mm.engine import SparseTrainingHook
-from sift_mm.engine.checks import check_channels, consumer_channels
-from sift_mm.engine.launch import replace_sync_norms
+from sift_mm.engine.checks import check_channels
 from sift_mm.engine.plan import MaskPlan, sparse_backbone
 from sift_mm.engine.transfer import pretrained_source
 from sift_mm.sparsity import training_flops
@@ -41,62 +37,18 @@ class Network:
     channels: int
 
     def profile(self, shape: Shape) -> Profile:
-        """Its costs at a shape.
-
-        Raises:
-            ValueError: If it does not run at that shape.
-        """
-        try:
-            return profile(
-                self.model,
-                shape,
-                self.densities,
-                self.channels,
-                mode='tensor',
-            )
-        except Exception as error:  # Whatever a layer makes of the shape.
-            reason = str(error).partition('\n')[0]
-            raise ValueError(
-                'the model does not run in tensor mode on an image of '
-                f'{shape[0]} x {shape[1]} pixels alone '
-                f'({type(error).__name__}: {reason})'
-            ) from error
+        """Its costs at a shape, see :func:`profile`."""
+        return profile(self.model, shape, self.densities, self.channels)
 
     def training_forward(self, shape: Shape) -> tuple[float, float]:
         """FLOPs of a forward pass in training, under masks and dense.
 
         The auxiliary heads of a segmentor run then, and only then.
         """
-        total = self.profile(shape).total()
-        sparse, dense = total.flops_sparse, total.flops_dense
-        trial: Any = on_meta(self.model, norms=False)
-        heads = getattr(trial, 'auxiliary_head', None)
-        if heads is None:
-            return sparse, dense
-        with torch.no_grad():
-            features = trial.extract_feat(
-                torch.empty(1, self.channels, *shape, device='meta')
-            )
-        several = isinstance(heads, nn.ModuleList)
-        for i, head in enumerate(heads if several else [heads]):
-            prefix = f'auxiliary_head.{i}.' if several else 'auxiliary_head.'
-            count = count_call(head, features)
-            sparse += count.sparse(
-                {
-                    name.removeprefix(prefix): density
-                    for name, density in self.densities.items()
-                    if name.startswith(prefix)
-                }
-            )
-            dense += count.total
-        return sparse, dense
-
-
-def build(cfg: Config) -> nn.Module:
-    """Builds the model, without weights of ``init_cfg``."""
-    model = copy.deepcopy(cfg.model)
-    replace_sync_norms(model)  # Some want a process group to be built.
-    return MODELS.build(model)
+        total = profile(
+            self.model, shape, self.densities, self.channels, auxiliary=True
+        ).total()
+        return total.flops_sparse, total.flops_dense
 
 
 def build_hook(cfg: Config) -> SparseTrainingHook | None:
@@ -108,10 +60,7 @@ def build_hook(cfg: Config) -> SparseTrainingHook | None:
 
 
 def build_dense(cfg: Config, model: nn.Module) -> nn.Module:
-    """Builds the dense network that a model is compared with.
-
-    Its neck and heads read what the dense backbone gives, where it is known
-    how their config says so.
+    """The dense network that a model is compared with.
 
     Args:
         cfg (Config): Config of the model.
@@ -128,18 +77,7 @@ def build_dense(cfg: Config, model: nn.Module) -> nn.Module:
         return model
     if found[0] != 'backbone.':
         raise ValueError(f'the Sparse-IFT backbone is model.{found[0][:-1]}')
-    cfg = copy.deepcopy(cfg)
-    for name, argument in inspect.signature(SparseIFTMixin).parameters.items():
-        if argument.kind is argument.KEYWORD_ONLY:
-            cfg.model.backbone.pop(name, None)
-    out = MODELS.build(cfg.model.backbone).out_channels
-    cfg.merge_from_dict(
-        {
-            f'model.{key}': expected
-            for key, _, expected in consumer_channels(model, out)
-        }
-    )
-    return build(cfg)
+    return build(dense_config(cfg))
 
 
 def report_masks(
@@ -248,7 +186,7 @@ def make_report(
     import_library(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     model = build(cfg)
-    check_channels(model)
+    check_channels(model, cfg)
     hook = build_hook(cfg)
     plan = hook and hook.plan(model)
     masks = report_masks(hook, plan, model)
@@ -273,6 +211,7 @@ def make_report(
         masks=masks,
         layers=[asdict(row) for row in costs.rows],
         total=asdict(costs.total()),
+        assumed=costs.assumed,
         comparison=comparison,
         not_compared=why_not,
         training=dict(

@@ -39,13 +39,18 @@ def to_text(report: dict[str, Any]) -> str:
     return '\n\n'.join(
         (
             f'{report["config"]} at {_pixels(report)}',
-            fill(report['counts'], 79),
+            fill(' '.join((report['counts'], *_assumed(report))), 79),
             _layers(report),
             _masks(report['masks']),
             _comparison(report),
             _training(report['training'], report['masks']),
         )
     )
+
+
+def _assumed(report: dict[str, Any]) -> list[str]:
+    said = '; '.join(report['assumed'])
+    return [f'Counted with {said}.'] if said else []
 
 
 def _pixels(report: dict[str, Any]) -> str:

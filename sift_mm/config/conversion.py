@@ -1,20 +1,18 @@
 """Turning the config of a run into one of Sparse-IFT."""
 
-import copy
 import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
-from mmengine.registry import MODELS, DefaultScope
+from mmengine.registry import MODELS
 
-from sift_mm.backbones import SparseIFTMixin
 from sift_mm.checkpoint import pretrained_cfg
+from sift_mm.config.channels import fit_channels
 from sift_mm.config.helpers import pretrained_backbone
 from sift_mm.config.member import MemberOptions, families
 from sift_mm.config.nodes import set_type, type_name
-from sift_mm.engine.checks import consumer_channels
 
 # Of the libraries' ResNets, the class that takes a family, and what else it
 # has to be told. Every other backbone is wrapped.
@@ -273,38 +271,3 @@ def _loads_masks(cfg: Config, hook: Mapping[str, Any]) -> bool:
     ]
     load_from = cfg.get('load_from') and not cfg.get('resume')
     return bool(any(sources) or load_from) and not hook.get('init')
-
-
-def fit_channels(cfg: Config) -> None:
-    """Let neck and heads read what the backbone gives.
-
-    Args:
-        cfg (Config): Config of a run, changed in place. Only what
-            :func:`~sift_mm.engine.checks.consumer_channels` knows is looked
-            at.
-
-    Raises:
-        ValueError: If that is nothing, and the features grew.
-    """
-    scope = cfg.get('default_scope', 'mmengine')
-    with DefaultScope.overwrite_default_scope(scope):
-        model: Any = MODELS.build(copy.deepcopy(cfg.model))
-    backbone = getattr(model, 'backbone', None)
-    if not isinstance(backbone, SparseIFTMixin):
-        return
-    found = consumer_channels(model, backbone.out_channels)
-    if not found and backbone.grows:
-        neck = type(getattr(model, 'neck', None)).__name__
-        raise ValueError(
-            'The features are wider, and it is not known where this model '
-            f'says how wide its neck ({neck}) or head reads '
-            'them: write a config with in_channels for features of '
-            f'{backbone.out_channels} channels.'
-        )
-    cfg.merge_from_dict(
-        {
-            f'model.{key}': expected
-            for key, value, expected in found
-            if value != expected
-        }
-    )

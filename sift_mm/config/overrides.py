@@ -7,7 +7,8 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from sift_mm.config.conversion import convert, fit_channels, is_wrapped
+from sift_mm.config.channels import fit_channels
+from sift_mm.config.conversion import convert, is_wrapped
 from sift_mm.config.member import (
     MEMBER_ARGUMENTS,
     MemberOptions,

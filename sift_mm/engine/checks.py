@@ -1,12 +1,23 @@
 """Mistakes of a config, found before the first iteration."""
 
+import copy
+from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
+import torch
+from mmengine.config import Config
 from mmengine.model import is_model_wrapper
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from sift_mm.engine.plan import sparse_backbone
+from sift_mm.flops import on_meta
+
+# Of the image of the trial run, whose size says nothing.
+TRIAL = (256, 256)
+# How the libraries name the width of what a module reads.
+KEY = 'in_channels'
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -26,92 +37,93 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model.module
 
 
-def consumer_channels(
-    model: Any, out: list[int]
-) -> list[tuple[str, Any, Any]]:
-    """What the config says, and should say, of channels that are read.
-
-    Only where the meaning of ``in_channels`` is known: necks of the FPN
-    family, heads of mmseg, and a classifier's head.
+def check_channels(model: nn.Module, cfg: Config | None = None) -> None:
+    """Sends an image without numbers through a model with a wide backbone.
 
     Args:
         model (nn.Module): Detector, segmentor or classifier.
-        out (list[int]): Channels of the features that a backbone gives.
-
-    Returns:
-        list[tuple[str, Any, Any]]: (key below ``model`` in the config, value
-        found, value expected).
-    """
-    neck: Any = getattr(model, 'neck', None)
-    if hasattr(neck, 'lateral_convs'):
-        return [('neck.in_channels', list(neck.in_channels), out)]
-    if neck is not None and any(True for _ in neck.parameters()):
-        return []
-    checks: list[tuple[str, Any, Any]] = []
-    for key in ('decode_head', 'auxiliary_head'):
-        reader: Any = getattr(model, key, None)
-        several = isinstance(reader, nn.ModuleList)
-        for i, one in enumerate(reader if several else [reader]):
-            checks += _segmentation_head(
-                f'{key}.{i}' if several else key, one, out
-            )
-    head: Any = getattr(model, 'head', None)
-    if isinstance(getattr(head, 'in_channels', None), int):
-        checks.append(('head.in_channels', head.in_channels, out[-1]))
-    return checks
-
-
-def _segmentation_head(
-    key: str, head: Any, out: list[int]
-) -> list[tuple[str, Any, Any]]:
-    index, found = (
-        getattr(head, name, None) for name in ('in_index', 'in_channels')
-    )
-    indices = [index] if isinstance(index, int) else index
-    if indices is None or found is None or max(indices) >= len(out):
-        return []
-    expected: Any = [out[i] for i in indices]
-    if isinstance(found, int):
-        # Of several maps that are concatenated, a head knows the sum.
-        expected = sum(expected)
-    checks = [
-        (
-            f'{key}.in_channels',
-            found if isinstance(found, int) else list(found),
-            expected,
-        )
-    ]
-    if hasattr(head, 'c1_bottleneck'):
-        # DeepLabV3+ also reads the first feature map.
-        checks.append(
-            (
-                f'{key}.c1_in_channels',
-                head.c1_bottleneck.conv.in_channels,
-                out[0],
-            )
-        )
-    return checks
-
-
-def check_channels(model: nn.Module) -> None:
-    """Compare what the backbone gives with what neck and heads read.
+        cfg (Config, optional): Its config, for the message.
 
     Raises:
-        ValueError: If they disagree, with the value that fits.
+        ValueError: If a layer gets another number of channels than it reads,
+            with the values of the config that fit, where they are known.
     """
+    # Reports are read by those who check nothing.
+    from sift_mm.analysis.model_forward import model_forward
+
     found = sparse_backbone(model)
+    backbone: Any = found and found[1]
     if found is None or found[0] != 'backbone.':
         return
-    backbone: Any = found[1]
-    if not backbone.grows:
-        return
-    for key, value, expected in consumer_channels(
-        model, backbone.out_channels
-    ):
-        if value != expected:
-            raise ValueError(
-                f'model.{key} is {value}, but the backbone (family='
-                f'{backbone.family!r}, sparsity={backbone.sparsity}, '
-                f'{backbone.base_channels} channels at its first '
-                f'stage) gives {expected}; write {key}={expected}.'
+    trial = on_meta(model)
+    running: list[tuple[str, Any, Any]] = []
+
+    def enter(name: str, module: Any, args: Any) -> None:
+        running.append((name, module, args))
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
+    channels = getattr(backbone, 'image_channels', 3)
+    image = torch.empty(1, channels, *TRIAL, device='meta')
+    with ExitStack() as hooks:
+        for name, module in trial.named_modules():
+            hooks.enter_context(
+                module.register_forward_pre_hook(partial(enter, name))
             )
+            hooks.enter_context(module.register_forward_hook(leave))
+        try:
+            model_forward(trial, image, auxiliary=True)
+        except Exception:
+            # What else may fail without numbers is no fault of the config.
+            misfit = _misfit(*running[-1]) if running else None
+            if misfit is None:
+                return
+        else:
+            return
+    name, reads, gets = misfit
+    raise ValueError(
+        f'model.{name} reads {reads} channels and gets {gets}: the backbone '
+        f'(family={backbone.family!r}, sparsity={backbone.sparsity}) gives '
+        f'{getattr(backbone, "out_channels", "other")} channels; '
+        f'{_advice(cfg, backbone, misfit)}.'
+    )
+
+
+def _misfit(name: str, module: Any, args: Any) -> tuple[str, int, int] | None:
+    """A layer, the channels that it reads, and those that it gets."""
+    if not args or not isinstance(args[0], Tensor):
+        return None
+    last = hasattr(module, 'in_features')
+    for key in ('in_channels', 'in_features', 'num_features', 'num_channels'):
+        reads = getattr(module, key, None)
+        if isinstance(reads, int) and args[0].dim() > 1:
+            gets = args[0].shape[-1 if last else 1]
+            return (name, reads, gets) if reads != gets else None
+    return None
+
+
+def _advice(cfg: Config | None, backbone: Any, misfit: Any) -> str:
+    """What to write in the config, where that is known."""
+    # It builds what it checks.
+    from sift_mm.config.channels import fitted, reader_channels, written
+
+    if cfg is not None:
+        name, reads, gets = misfit
+        module = name.split('.')
+        one = copy.deepcopy(cfg.model)
+        for leaf in reader_channels(one):
+            node, place, key = leaf
+            path = [part for part in key.split('.')[:-1] if KEY not in part]
+            if path != module[: len(path)] or node[place] != reads:
+                continue
+            node[place] = gets
+            values = fitted(cfg, backbone)
+            if key not in values or values[key][1] != gets:
+                values = {key: (written(leaf), gets)}
+            texts = dict.fromkeys(text for text, _ in values.values())
+            return f'write {", ".join(texts)}'
+    return (
+        'no in_channels of the config is known to be its width, so that it '
+        "cannot follow; family='parallel' leaves features as wide as they are"
+    )

@@ -1,5 +1,6 @@
 """What a tested network costs under the masks of its checkpoint."""
 
+import logging
 from collections.abc import Mapping
 
 from mmengine.config import Config
@@ -9,10 +10,12 @@ from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from sift_mm.analysis.layer_costs import mask_densities
 from sift_mm.analysis.report import Network, build_dense, compare
 from sift_mm.analysis.text import scaled, table
 from sift_mm.config.images import find_sizes
 from sift_mm.engine.checks import unwrap
+from sift_mm.engine.plan import sparse_backbone
 from sift_mm.engine.transfer import CHECKPOINT_KEY
 
 
@@ -43,6 +46,8 @@ class CostHook(Hook):
         model = unwrap(runner.model)
         if isinstance(model, BaseTTAModel):
             model = model.module
+        if not self.masks:
+            warn_without_masks(model)
         self.cost = measure_cost(self.cfg, model, self.masks)
 
 
@@ -64,15 +69,15 @@ def measure_cost(
     """
     check_masks(model, masks)
     channels = (cfg.model.get('backbone') or {}).get('in_channels', 3)
-    active = {name: int(mask.count_nonzero()) for name, mask in masks.items()}
+    densities = mask_densities(masks)
+    active = sum(int(mask.count_nonzero()) for mask in masks.values())
     size = sum(mask.numel() for mask in masks.values())
     total = sum(p.numel() for p in model.parameters())
     cost: dict[str, float] = {
         'parameters': total,
-        'active_parameters': total - size + sum(active.values()),
-        'density': sum(active.values()) / size if size else 1.0,
+        'active_parameters': total - size + active,
+        'density': active / size if size else 1.0,
     }
-    densities = {name: n / masks[name].numel() for name, n in active.items()}
     try:
         (shape, _), _ = find_sizes(cfg, None)
         here = Network(model, densities, channels).profile(shape)
@@ -80,8 +85,26 @@ def measure_cost(
     except ValueError as error:
         print_log(f'No FLOPs: {error}.', logger='current')
         return cost
-    both = compare(here, dense)['total']
-    return cost | both
+    if here.assumed:
+        said = '; '.join(here.assumed)
+        print_log(f'FLOPs are counted with {said}.', logger='current')
+    return cost | compare(here, dense)['total']
+
+
+def warn_without_masks(model: nn.Module) -> None:
+    """Says that a network which is built for masks has none."""
+    found = sparse_backbone(model)
+    if found is None or not found[1].sparse_parameter_names():
+        return
+    backbone = found[1]
+    print_log(
+        'The config asks for a sparse network (family='
+        f'{backbone.family!r}, sparsity={backbone.sparsity}), but the '
+        'checkpoint has no masks: it is tested and counted with all its '
+        'weights, at more than the FLOPs of the dense network.',
+        logger='current',
+        level=logging.WARNING,
+    )
 
 
 def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
@@ -111,7 +134,7 @@ def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             'Weights outside the masks of the checkpoint are not zero, so '
             f'that its density is not what it says: {", ".join(wrong[:6])}.',
             logger='current',
-            level='WARNING',
+            level=logging.WARNING,
         )
 
 

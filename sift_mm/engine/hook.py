@@ -201,7 +201,7 @@ class SparseTrainingHook(Hook):
         if self.trainer is not None and self._checkpoint is None:
             return  # Training goes on after an earlier call of train().
         plan = self.plan(unwrap(runner.model), runner.cfg)
-        self._check(plan)
+        self._check(plan, runner.cfg)
         origin = self._origin(runner, plan)
         if origin in ('needless', 'dropped'):
             self._checkpoint = None
@@ -234,14 +234,14 @@ class SparseTrainingHook(Hook):
             whole,
         )
 
-    def _check(self, plan: MaskPlan) -> None:
+    def _check(self, plan: MaskPlan, cfg: Config) -> None:
         """Refuse what would go wrong later, and let the backbone train.
 
         Raises:
             ValueError: If neck or heads do not fit, or a checkpoint that is
                 loaded by the model's own ``init_cfg``.
         """
-        check_channels(plan.model)
+        check_channels(plan.model, cfg)
         if not self._loaded:
             check_pretrained_model(plan.model)
         if plan.backbone is not None:

@@ -331,17 +331,11 @@ def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
         ValueError: If the config does not say how large the images are, or
             the model cannot be counted.
     """
-    from sift_mm.analysis.report import build_dense
     from sift_mm.config.images import find_sizes
+    from sift_mm.config.twin import whole_model_flops
 
     (shape, _), _ = find_sizes(cfg, None)
     # Building a network draws its weights.
     with torch.random.fork_rng(devices=[]):
-        dense = build_dense(cfg, model)
-    try:
-        return FlopBudget(
-            count_flops(model, shape, mode='tensor'),
-            count_flops(dense, shape, mode='tensor').total,
-        )
-    except Exception as error:
-        raise ValueError(str(error)) from error
+        found = whole_model_flops(cfg, model, shape)
+    return FlopBudget(found.count, found.dense)

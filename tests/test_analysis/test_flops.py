@@ -1,11 +1,13 @@
+import warnings
 from math import prod
 
 import pytest
 import torch
 import torchvision
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from sift_mm.analysis import FlopCount, count_flops
+from sift_mm.analysis import FlopCount, count_flops, on_meta
 from sift_mm.sparsity import ERK, Uniform, sparsifiable_parameters
 
 
@@ -164,3 +166,48 @@ def test_sparse_resnet50_as_the_rigl_authors_count(
 
     ratio = total(published_densities(kind, shapes, sparsity)) / total({})
     assert round(ratio, 2) == published
+
+
+class Computed(nn.Module):
+    """A layer whose weight is the result of a computation."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            nn.utils.weight_norm(self.layer)
+        self.kept = None
+
+    def forward(self, x):
+        """Keep what was computed."""
+        self.kept = self.layer(x)
+        return self.kept
+
+
+def test_after_a_forward_with_weights_that_are_computed():
+    model = Computed()
+    kept = model(torch.ones(1, 1, 5, 3))
+    assert count_flops(model, (5, 3), 1).total == 2 * 5 * 3 * 4
+    assert model.kept is kept and not model.layer.weight.is_leaf
+
+
+def test_the_copy_takes_no_memory():
+    class NoMemory(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            assert not isinstance(out, torch.Tensor) or out.is_meta, func
+            return out
+
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    with NoMemory():
+        copy = on_meta(model)
+    assert all(p.is_meta for p in [*copy.parameters(), *copy.buffers()])
+    assert not any(p.is_meta for p in [*model.parameters()])
+
+
+def test_tied_weights_stay_tied():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    model[1].weight = model[0].weight
+    copy = on_meta(model)
+    assert copy[0].weight is copy[1].weight

@@ -3,13 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 import torchvision
 from minirun import write_config
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from sift_mm.analysis import Row, count_flops, profile
+from sift_mm.analysis import Row, count_flops, mask_densities, profile
 
 
 class Net(nn.Module):
@@ -107,11 +108,11 @@ def test_sums_by_hand():
 def check_sums(model, shape, **kwargs):
     """The rows add up to what count_flops and the model itself say."""
     count = count_flops(model, shape, **kwargs)
-    total = profile(model, shape, **kwargs).total()
+    total = profile(model, shape).total()
     assert total.flops_dense == total.flops_sparse == count.total > 0
     assert total.parameters == sum(p.numel() for p in model.parameters())
     half = {n: 0.5 for n, p in model.named_parameters() if p.ndim == 4}
-    sparse = profile(model, shape, half, **kwargs).total()
+    sparse = profile(model, shape, half).total()
     assert sparse.flops_sparse == pytest.approx(count.sparse(half), rel=1e-12)
     assert sparse.flops_sparse < 0.9 * total.flops_sparse
     return total
@@ -258,3 +259,15 @@ def test_the_model_is_left_as_it_was():
 def test_densities_of_another_model_are_refused():
     with pytest.raises(KeyError, match='other.weight'):
         profile(Net(), (4, 6), {'other.weight': 0.5})
+
+
+def test_density_is_over_all_masked_weights():
+    assert profile(Net(), (4, 6)).density == 1
+    first = torch.arange(16).view(4, 4) < 4
+    second = torch.arange(16).view(4, 4) < 12
+    densities = mask_densities({'first': first, 'second': second})
+    assert densities == {'first': 0.25, 'second': 0.75}
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 1, 1))
+    found = profile(model, (8, 8), {'0.weight': 0.25, '1.weight': 0.5})
+    assert found.density == (27 + 2) / (108 + 4)
+    assert found.total().active == 27 + 2 + 4 + 1

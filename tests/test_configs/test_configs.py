@@ -13,7 +13,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from sift_mm.cli import train
-from sift_mm.config.conversion import fit_channels
+from sift_mm.config.channels import fit_channels
 from sift_mm.config.data import check_data, leaf_datasets
 from sift_mm.config.reading import import_library, load_run_config
 from sift_mm.engine import SparseTrainingHook

@@ -156,7 +156,7 @@ def test_several_auxiliary_heads(tmp_path: Path, report: Any) -> None:
     dense = found['comparison']['total']['flops_of_dense']
     methods = found['training']['flops_per_sample']
     assert methods['dense'] == 3 * (dense + 2 * head)
-    assert 'model.auxiliary_head.1.in_channels is 32, but' in message(
+    assert 'write model.auxiliary_head.1.in_channels=64.' in message(
         config, '--cfg-options', 'model.auxiliary_head.1.in_channels=32'
     )
 
@@ -327,24 +327,57 @@ def test_text_without_a_schedule(
     assert '--epoch-samples N says it' in text
 
 
-CHANNEL_MAPPER = """
-model['neck'] = dict(
-    _delete_=True, type='ChannelMapper', in_channels=[16, 32, 64, 128],
-    out_channels=16, num_outs=5)
-"""
-
-
-def test_a_neck_whose_channels_are_not_known(
+def test_what_is_assumed_of_the_image_is_said(
     tmp_path: Path, report: Any, capsys: pytest.CaptureFixture
 ) -> None:
-    config = sparse_config(tmp_path, 'mmdet', NOWHERE, CHANNEL_MAPPER)
+    cfg = Config.fromfile(sparse_config(tmp_path, 'mmdet', NOWHERE, TWO_STAGE))
+    del cfg.model['bbox_head']  # Of the one stage that it is made from.
+    config = str(tmp_path / 'two_stages.py')
+    cfg.dump(config)
     found = report(config)
-    assert found['comparison'] is None
-    assert 'does not run' in found['not_compared']
-    methods = found['training']['flops_per_sample']
-    assert list(methods) == ['static', 'SET', 'RigL']
+    assert found['assumed'] == [
+        '7 proposals, as test_cfg.rpn.max_per_img',
+        'masks of 5 objects, as test_cfg.rcnn.max_per_img',
+    ]
+    rows = {row['name']: row for row in found['layers']}
+    # Seven regions of 7 x 7 pixels with 16 channels; five of 14 x 14.
+    head = 2 * 7 * (16 * 49) * 32
+    assert rows['roi_head.bbox_head.shared_fcs.0']['flops_dense'] == head
+    mask = 2 * 5 * 14**2 * 9 * 16 * 8
+    assert rows['roi_head.mask_head.convs.0.conv']['flops_dense'] == mask
+    assert found['comparison']['parts'][-1]['name'] == 'roi_head'
     get_flops.main([config])
-    assert 'Not compared with a dense network: ' in capsys.readouterr().out
+    assert 'Counted with 7 proposals, as' in ' '.join(
+        capsys.readouterr().out.split()
+    )
+
+
+TWO_STAGE = """
+_roi = dict(type='SingleRoIExtractor', out_channels=16,
+            featmap_strides=[4, 8, 16, 32])
+model.update(
+    type='MaskRCNN',
+    rpn_head=dict(
+        type='RPNHead', in_channels=16, feat_channels=16,
+        anchor_generator=dict(type='AnchorGenerator', scales=[8],
+                              ratios=[1.0], strides=[4, 8, 16, 32, 64]),
+        bbox_coder=dict(type='DeltaXYWHBBoxCoder')),
+    roi_head=dict(
+        type='StandardRoIHead',
+        bbox_roi_extractor=dict(
+            _roi, roi_layer=dict(type='RoIAlign', output_size=7)),
+        bbox_head=dict(
+            type='Shared2FCBBoxHead', in_channels=16, fc_out_channels=32,
+            roi_feat_size=7, num_classes=3),
+        mask_roi_extractor=dict(
+            _roi, roi_layer=dict(type='RoIAlign', output_size=14)),
+        mask_head=dict(type='FCNMaskHead', num_convs=1, in_channels=16,
+                       conv_out_channels=8, num_classes=3)),
+    train_cfg=None,
+    test_cfg=dict(_delete_=True, rpn=dict(max_per_img=7),
+                  rcnn=dict(max_per_img=5)))
+model['neck'].update(start_level=0, add_extra_convs=False)
+"""
 
 
 def test_a_missing_config() -> None:
@@ -368,7 +401,7 @@ def test_a_config_without_a_size(tmp_path: Path) -> None:
 
 def test_channels_that_do_not_fit(tmp_path: Path) -> None:
     config = sparse_config(tmp_path, 'mmpretrain', NOWHERE)
-    assert 'model.head.in_channels is 64, but the backbone' in message(
+    assert 'write model.head.in_channels=128.' in message(
         config, '--cfg-options', 'model.head.in_channels=64'
     )
 

@@ -1,17 +1,26 @@
 """Tests of tools/test.py on the runs of the three libraries."""
 
+import copy
 import json
+import os
 import pickle
+import re
+import sys
 from pathlib import Path
 
 import pytest
+import torch
+from minirun import ROOT, run_script
 from mmengine.config import Config
 from PIL import Image
+from sparserun import sparse_config
 
 from sift_mm.cli import test as tester
 from sift_mm.config.tta import flip_pipeline
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
+# Of the package and of sparserun, for tools in a process of their own.
+PATHS = f'{ROOT}{os.pathsep}{ROOT / "tests"}'
 
 
 def test_mmdet(runs: dict, tmp_path: Path) -> None:
@@ -160,3 +169,47 @@ def test_missing_data(runs: dict) -> None:
     option = 'test_dataloader.dataset.data_root=elsewhere'
     with pytest.raises(SystemExit, match='elsewhere.*gtFine.*make demo'):
         tester.main([run.config, run.checkpoint, '--cfg-options', option])
+
+
+@pytest.fixture(scope='module')
+def sparse(
+    data: dict, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, dict]:
+    """A sparse classifier's config, and its checkpoint after a training."""
+    folder = tmp_path_factory.mktemp('sparse')
+    config = sparse_config(folder / 'c', 'mmpretrain', data['mmpretrain'])
+    tool = (sys.executable, ROOT / 'tools/train.py', config)
+    done = run_script(*tool, '--work-dir', folder, PYTHONPATH=PATHS)
+    assert done.returncode == 0, done.stderr
+    path = (folder / 'last_checkpoint').read_text()
+    return config, torch.load(path, weights_only=False)
+
+
+@pytest.mark.parametrize('what', ['weights outside', 'no masks'])
+def test_what_a_checkpoint_lacks_is_said(
+    what: str, sparse: tuple[str, dict], tmp_path: Path
+) -> None:
+    config, whole = sparse
+    checkpoint = copy.deepcopy(whole)
+    masks = checkpoint['sparse_training']['masks']
+    name = 'backbone.layer1.0.conv1.weight'
+    if what == 'no masks':
+        del checkpoint['sparse_training']
+        density, words = 1, 'the checkpoint has no masks'
+    else:
+        checkpoint['state_dict'][name][~masks[name]] = 1
+        size = sum(mask.numel() for mask in masks.values())
+        density = sum(int(mask.sum()) for mask in masks.values()) / size
+        words = f'are not zero, so that its density .*: {name}'
+    path = tmp_path / 'tampered.pth'
+    torch.save(checkpoint, path)
+    tool = (sys.executable, ROOT / 'tools/test.py', config, path)
+    out = tmp_path / 'metrics.json'
+    options = ('--work-dir', tmp_path, '--out', out)
+    done = run_script(*tool, *options, PYTHONPATH=PATHS)
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads(out.read_text())
+    assert metrics['density'] == density
+    assert 'accuracy/top1' in metrics
+    said = done.stdout + done.stderr
+    assert re.search(f'WARNING.*{words}', said)

@@ -1,0 +1,391 @@
+"""One image through any of the libraries' models, without arithmetic.
+
+What a detector does depends on the numbers that it computes: how many regions
+it proposes, how many objects it finds. The meta device has no numbers, so
+these are taken as many as the config allows, which is what the model is built
+to do on a busy image.
+"""
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_any, tree_map_only
+
+from sift_mm.flops import FlopCount, count_while, on_meta
+
+# Larger ones are features; smaller ones say what shape features have.
+SMALL = 64
+
+
+class NotCountable(ValueError):
+    """A model that does not run without numbers; one sentence says why."""
+
+
+class _SmallOnHost(TorchFunctionMode):
+    """Makes tensors of literals on the CPU, where they have a value."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        if func in (torch.tensor, torch.as_tensor):
+            kwargs['device'] = 'cpu'
+        return func(*args, **kwargs)
+
+
+class _ShapesKnown(TorchDispatchMode):
+    """Runs a model on the meta device whose shapes follow from tensors.
+
+    Small whole numbers stay on the CPU, as transformers keep the sizes of
+    their feature maps in them. Where they meet a tensor without numbers, the
+    result has none. What is looked for in such a tensor is found everywhere,
+    which costs the most.
+    """
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = dict(kwargs or {})
+        aten = torch.ops.aten
+        if func is aten._to_copy.default and _is_small(args[0]):
+            kwargs['device'] = torch.device('cpu')
+        elif tree_any(_is_meta, (args, kwargs)):
+            if func is aten.nonzero.default:
+                found = (args[0].numel(), args[0].dim())
+                return args[0].new_empty(found, dtype=torch.int64)
+            if func is aten._local_scalar_dense.default and (
+                args[0].dtype is torch.bool
+            ):
+                return True
+            if func is aten.index.Tensor:
+                args = (args[0], _all_places(args[1]))
+            new = (aten.new_zeros.default, aten.new_ones.default)
+            if func not in new:
+                args, kwargs = tree_map_only(
+                    Tensor, lambda t: t.to('meta'), (args, kwargs)
+                )
+        return func(*args, **kwargs)
+
+
+def _is_meta(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_meta
+
+
+def _is_small(tensor: Tensor) -> bool:
+    return (
+        not tensor.is_meta
+        and not tensor.is_floating_point()
+        and tensor.numel() <= SMALL
+    )
+
+
+def _all_places(indices: list[Tensor | None]) -> list[Tensor | None]:
+    """Indices in place of masks, of all that a mask may select."""
+    places: list[Tensor | None] = []
+    for index in indices:
+        if index is None or index.dtype is not torch.bool:
+            places.append(index)
+            continue
+        one = index.new_empty(index.numel(), dtype=torch.int64)
+        places += [one] * index.dim()
+    return places
+
+
+def model_forward(
+    model: nn.Module, image: Tensor, auxiliary: bool = False
+) -> tuple[str, ...]:
+    """Runs a model once, on the meta device.
+
+    Args:
+        model (nn.Module): Backbone, detector, segmentor or classifier on the
+            meta device, in eval mode, as :func:`~sift_mm.flops.on_meta` gives
+            it.
+        image (Tensor): (1, channels, height, width), on the meta device.
+        auxiliary (bool): Whether the auxiliary heads of a segmentor run too,
+            as they do in training alone.
+
+    Returns:
+        tuple[str, ...]: What was taken from the config where it depends on
+        the image, such as '1000 proposals, as test_cfg.rpn.max_per_img'.
+    """
+    said: list[str] = []
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(_SmallOnHost())
+        stack.enter_context(_ShapesKnown())
+        stack.enter_context(_regions(model, said))
+        stack.enter_context(_plain_convolutions())
+        heads: Any = getattr(model, 'auxiliary_head', None)
+        if heads is None or not auxiliary:
+            _call(model, image)
+        else:
+            features = stack.enter_context(_remembered(model))
+            _call(model, image)
+            several = isinstance(heads, nn.ModuleList)
+            for head in heads if several else [heads]:
+                head(features[-1])
+    queries = getattr(model, 'num_queries', None)
+    for name in ('panoptic_head', 'decode_head'):
+        head = getattr(model, name, None)
+        queries = getattr(head, 'num_queries', queries)
+    if isinstance(queries, int):
+        said.append(f'{queries} queries, as num_queries')
+    if any(
+        type(m).__name__ == 'MultiScaleDeformableAttention'
+        for m in model.modules()
+    ):
+        said.append(
+            'sampling and weighting of multi-scale deformable attention, '
+            'which is neither a convolution nor a matrix product, not counted'
+        )
+    return tuple(said)
+
+
+@contextmanager
+def _remembered(model: Any) -> Iterator[list[Any]]:
+    """The features of a model, which it makes once for all heads."""
+    made: list[Any] = []
+    extract = model.extract_feat
+
+    def remember(*args: Any, **kwargs: Any) -> Any:
+        made.append(extract(*args, **kwargs))
+        return made[-1]
+
+    with _replaced(model, 'extract_feat', remember):
+        yield made
+
+
+def _call(model: Any, image: Tensor) -> None:
+    parameters = inspect.signature(model.forward).parameters
+    if 'mode' not in parameters:
+        model(image)
+        return
+    # A plain network is counted without OpenMMLab.
+    from mmengine.structures import BaseDataElement, InstanceData
+
+    shape = tuple(image.shape[-2:])
+    metainfo = dict(
+        img_shape=shape,
+        ori_shape=shape,
+        pad_shape=shape,
+        batch_input_shape=shape,
+        scale_factor=(1.0, 1.0),
+        flip=False,
+    )
+    sample = BaseDataElement(metainfo=metainfo, gt_instances=InstanceData())
+    head = getattr(model, 'decode_head', None)
+    if isinstance(head, nn.ModuleList):  # Heads in a cascade, of mmseg.
+        # The model itself runs no tensor mode.
+        model.encode_decode(image, [sample.metainfo])
+    elif head is not None and (
+        'batch_data_samples' in inspect.signature(head.forward).parameters
+    ):
+        head(model.extract_feat(image), [sample])
+    elif (
+        hasattr(model, 'bbox_head')
+        or hasattr(model, 'roi_head')
+        or (hasattr(model, 'panoptic_head'))
+    ):
+        model(image, [sample], mode='tensor')
+    else:
+        model(image, mode='tensor')
+
+
+@contextmanager
+def _plain_convolutions() -> Iterator[None]:
+    """Counts deformable convolutions as plain ones, of as many MACs."""
+
+    def modulated(
+        x: Tensor,
+        offset: Tensor,
+        mask: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        *arguments: Any,
+    ) -> Tensor:
+        return functional.conv2d(x, weight, bias, *arguments[:4])
+
+    def deformable(
+        x: Tensor, offset: Tensor, weight: Tensor, *arguments: Any
+    ) -> Tensor:
+        return functional.conv2d(x, weight, None, *arguments[:4])
+
+    names = {
+        'modulated_deform_conv': ('modulated_deform_conv2d', modulated),
+        'deform_conv': ('deform_conv2d', deformable),
+    }
+    with ExitStack() as stack:
+        for file, (name, function) in names.items():
+            module = sys.modules.get(f'mmcv.ops.{file}')
+            if module is not None:
+                stack.enter_context(_replaced(module, name, function))
+        yield
+
+
+@contextmanager
+def _regions(model: Any, said: list[str]) -> Iterator[None]:
+    """Lets the second stage of a detector see as many regions as it may."""
+    roi_head = getattr(model, 'roi_head', None)
+    points = getattr(model, 'decode_head', None)
+    if isinstance(points, nn.ModuleList):
+        steps = model.test_cfg.get('subdivision_steps')
+        if steps is not None:
+            said.append(
+                f'{model.test_cfg.subdivision_num_points} points in each of '
+                f'{steps} subdivisions, as test_cfg.subdivision_num_points'
+            )
+    if roi_head is None:
+        yield
+        return
+    rpn = getattr(model, 'rpn_head', None)
+    key = 'test_cfg.rpn.max_per_img'
+    settings = model.test_cfg or {}
+    number = (settings.get('rpn') or {}).get('max_per_img')
+    if number is None and rpn is not None:
+        number = getattr(rpn, 'num_proposals', None)
+        key = 'rpn_head.num_proposals'
+    if number is None:
+        raise NotCountable(
+            'the config does not say how many proposals its second stage '
+            'sees (test_cfg.rpn.max_per_img)'
+        )
+    found = (settings.get('rcnn') or {}).get('max_per_img', number)
+    found = min(found, number)
+    said.append(f'{number} proposals, as {key}')
+    if getattr(roi_head, 'with_mask', False):
+        said.append(f'masks of {found} objects, as test_cfg.rcnn.max_per_img')
+
+    def propose(*args: Any, **kwargs: Any) -> list[Any]:
+        from mmengine.structures import InstanceData
+
+        return [
+            InstanceData(
+                bboxes=torch.empty(number, 4, device='meta'),
+                scores=torch.empty(number, device='meta'),
+                labels=torch.empty(number, dtype=torch.long, device='meta'),
+            )
+        ]
+
+    def forward(x: Any, proposals: Any, *args: Any, **kwargs: Any) -> tuple:
+        _second_stage(roi_head, x, number, found)
+        return ()
+
+    def pool(layer: Any) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda feats, rois: feats.new_empty(
+            len(rois), feats.shape[1], *layer.output_size
+        )
+
+    with ExitStack() as stack:
+        for head in (rpn, *getattr(rpn, 'stages', ())):
+            if hasattr(head, 'predict_by_feat'):
+                stack.enter_context(
+                    _replaced(head, 'predict_by_feat', propose)
+                )
+        if hasattr(roi_head, '_bbox_forward') and not hasattr(
+            rpn, 'num_proposals'
+        ):
+            stack.enter_context(_replaced(roi_head, 'forward', forward))
+        for module in roi_head.modules():
+            if hasattr(module, 'roi_layers'):
+                for layer in module.roi_layers:
+                    stack.enter_context(
+                        _replaced(layer, 'forward', pool(layer))
+                    )
+        yield
+
+
+def _second_stage(roi_head: Any, x: Any, number: int, found: int) -> None:
+    """Boxes of all proposals, and masks of all objects."""
+    rois = torch.empty(number, 5, device='meta')
+    labels = torch.empty(found, dtype=torch.long, device='meta')
+    context: dict[str, Any] = {}
+    if getattr(roi_head, 'with_semantic', False):
+        context['semantic_feat'] = roi_head.semantic_head(x)[1]
+    stages = getattr(roi_head, 'num_stages', None)
+    for stage in [()] if stages is None else [(i,) for i in range(stages)]:
+        if roi_head.with_bbox:
+            roi_head._bbox_forward(*stage, x, rois, **context)
+        if not roi_head.with_mask:
+            continue
+        masks = roi_head._mask_forward(*stage, x, rois[:found], **context)
+        if hasattr(roi_head, '_mask_point_forward_test'):
+            roi_head._mask_point_forward_test(
+                x, rois[:found], labels, masks['mask_preds']
+            )
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of one object, put back afterwards."""
+    before = vars(owner).get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if before is None:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, before)
+
+
+def meta_image(shape: tuple[int, int], channels: int = 3) -> Tensor:
+    """An image without numbers, (1, channels, height, width)."""
+    return torch.empty(1, channels, *shape, device='meta')
+
+
+@contextmanager
+def reasons(shape: tuple[int, int]) -> Iterator[None]:
+    """Says in one sentence that a model does not run.
+
+    Raises:
+        NotCountable: In place of any exception.
+    """
+    try:
+        yield
+    except NotCountable:
+        raise
+    except Exception as error:  # Whatever a layer makes of the shape.
+        reason = str(error).partition('\n')[0]
+        raise NotCountable(
+            'the model does not run in tensor mode on an image of '
+            f'{shape[0]} x {shape[1]} pixels alone '
+            f'({type(error).__name__}: {reason})'
+        ) from error
+
+
+def count_model(
+    model: nn.Module, shape: tuple[int, int], channels: int = 3
+) -> tuple[FlopCount, tuple[str, ...]]:
+    """Counts the FLOPs of any of the libraries' models on one image.
+
+    Args:
+        model (nn.Module): Detector, segmentor, classifier or backbone; it is
+            left as it is.
+        shape (tuple[int, int]): Height and width of the image, in pixels.
+        channels (int): Channels of the image.
+
+    Returns:
+        tuple[FlopCount, tuple[str, ...]]: In 2 x MACs; and what was taken
+        from the config, see :func:`model_forward`.
+
+    Raises:
+        NotCountable: A ValueError, if the model cannot be run so.
+    """
+    trial = on_meta(model, norms=False)
+    said: list[str] = []
+    with reasons(shape):
+        count = count_while(
+            trial,
+            lambda: said.extend(
+                model_forward(trial, meta_image(shape, channels))
+            ),
+        )
+    return count, tuple(said)

@@ -1,0 +1,186 @@
+"""The channels that neck and heads read, in a config.
+
+Every module of the libraries says in a key that ends in ``in_channels`` how
+wide the features are that it reads. Those that read the backbone follow it.
+"""
+
+import copy
+import inspect
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
+from torch import nn
+
+from sift_mm.backbones import SparseIFTMixin
+from sift_mm.engine.checks import KEY, check_channels
+
+# What else a model has, beside its heads.
+NO_HEADS = ('backbone', 'neck', 'data_preprocessor')
+
+Leaf = tuple[Any, Any, str]  # Its container, its place there, its whole key.
+
+
+def reader_channels(model: Any) -> list[Leaf]:
+    """Where a config says how wide what is read of the backbone is.
+
+    Args:
+        model (dict): ``model`` of a config.
+
+    Returns:
+        list[Leaf]: Container, key or index, and the whole key of each number.
+    """
+    necks = model.get('neck') or []
+    several = isinstance(necks, (list, tuple))
+    for i, neck in enumerate(necks if several else [necks]):
+        key = f'neck.{i}' if several else 'neck'
+        # One that says nothing, as a pooling, passes on what it gets.
+        if found := list(_leaves(neck, key)):
+            return found
+    return [
+        leaf
+        for name, node in model.items()
+        if name not in NO_HEADS
+        for leaf in _leaves(node, name)
+    ]
+
+
+def _leaves(node: Any, key: str, inside: bool = False) -> Iterator[Leaf]:
+    """Numbers below keys that end in ``in_channels``."""
+    if isinstance(node, dict):
+        items: Any = list(node.items())
+    elif isinstance(node, list):
+        items = list(enumerate(node))
+    else:
+        return
+    for name, value in items:
+        path = f'{key}.{name}'
+        if isinstance(value, tuple) and not isinstance(node, list):
+            value = node[name] = list(value)
+        reads = inside or (isinstance(name, str) and name.endswith(KEY))
+        if isinstance(value, int) and not isinstance(value, bool):
+            if reads:
+                yield node, name, path
+        else:
+            yield from _leaves(value, path, reads)
+
+
+def follow(model: Any, widths: list[int], base: int, dense_base: int) -> None:
+    """Let what reads a backbone follow its widths.
+
+    The config may be written for the dense network, for the one that it is
+    now, or for the same one of another width: the one that explains the most
+    of its numbers.
+
+    Args:
+        model (dict): ``model`` of a config, changed in place.
+        widths (list[int]): Channels of each feature map, distinct, in order.
+        base (int): Width that they are multiples of.
+        dense_base (int): That of the dense network.
+    """
+    leaves = reader_channels(model)
+    found = [node[name] for node, name, _ in leaves]
+    times = [width // base for width in widths]
+    bases = [dense_base, base]
+    bases += [n // t for n in found for t in reversed(times) if n % t == 0]
+
+    def explained(one: int) -> int:
+        return len({n for n in found if n in [one * t for t in times]})
+
+    # Of several, the first: max keeps it.
+    written = max(dict.fromkeys(bases), key=explained)
+    new = {written * t: base * t for t in times}
+    for node, name, _ in leaves:
+        node[name] = new.get(node[name], node[name])
+
+
+def build_backbone(cfg: Config) -> Any:
+    """The backbone of a config, its weights without meaning."""
+    scope = cfg.get('default_scope', 'mmengine')
+    with (
+        DefaultScope.overwrite_default_scope(scope),
+        torch.random.fork_rng(devices=[]),
+    ):
+        return MODELS.build(copy.deepcopy(cfg.model.backbone))
+
+
+def build(cfg: Config) -> nn.Module:
+    """Builds a model, without weights of ``init_cfg``.
+
+    The random state of the run is left alone.
+    """
+    # Launching reads configs, and that makes them sparse.
+    from sift_mm.engine.launch import replace_sync_norms
+
+    model = copy.deepcopy(cfg.model)
+    replace_sync_norms(model)  # Some want a process group to be built.
+    scope = cfg.get('default_scope', 'mmengine')
+    with (
+        DefaultScope.overwrite_default_scope(scope),
+        torch.random.fork_rng(devices=[]),
+    ):
+        return MODELS.build(model)
+
+
+def fit_channels(cfg: Config) -> None:
+    """Let neck and heads read what the backbone gives.
+
+    Args:
+        cfg (Config): Config of a run, changed in place. A backbone of another
+            type than SparseIFTResNet gives what its dense one does.
+
+    Raises:
+        ValueError: If a layer cannot follow, see :func:`check_channels`.
+    """
+    if 'SparseIFTResNet' not in str(cfg.model.get('backbone', {}).get('type')):
+        return
+    backbone = build_backbone(cfg)
+    base, dense_base = backbone.base_channels, backbone.dense_base_channels
+    follow(cfg.model, backbone.out_channels, base, dense_base)
+    check_channels(build(cfg), cfg)
+
+
+def fitted(cfg: Config, backbone: Any) -> dict[str, tuple[str, int]]:
+    """Numbers that fit, in place of those of a config that do not.
+
+    Args:
+        cfg (Config): Config of a run; it is left as it is.
+        backbone (nn.Module): Its backbone.
+
+    Returns:
+        dict[str, tuple[str, int]]: What to write, as :func:`written` has it,
+        and the number, by the whole key of each.
+    """
+    if not isinstance(backbone, SparseIFTMixin):
+        return {}
+    now, then = copy.deepcopy(cfg.model), copy.deepcopy(cfg.model)
+    base, dense_base = backbone.base_channels, backbone.dense_base_channels
+    follow(then, backbone.out_channels, base, dense_base)
+    return {
+        key: (written(fits), fits[0][fits[1]])
+        for (node, place, key), fits in zip(
+            reader_channels(now), reader_channels(then), strict=True
+        )
+        if node[place] != fits[0][fits[1]]
+    }
+
+
+def written(leaf: Leaf) -> str:
+    """A number, or the list that it is in, as a config has it."""
+    node, place, key = leaf
+    if isinstance(node, list):
+        return f'model.{key.rpartition(".")[0]}={list(node)}'
+    return f'model.{key}={node[place]}'
+
+
+def dense_arguments(backbone: dict[str, Any]) -> dict[str, Any]:
+    """A backbone of a config without what makes it one of Sparse-IFT."""
+    if str(backbone.get('type')).rpartition('.')[2] == 'SparseIFT':
+        return copy.deepcopy(backbone['backbone'])
+    dense = copy.deepcopy(backbone)
+    for name, argument in inspect.signature(SparseIFTMixin).parameters.items():
+        if argument.kind is argument.KEYWORD_ONLY:
+            dense.pop(name, None)
+    return dense

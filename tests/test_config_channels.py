@@ -1,0 +1,228 @@
+"""Necks and heads of the libraries' own configs read wider features."""
+
+from typing import Any
+
+import pytest
+from minirun import write_config
+from mmengine.config import Config
+
+from sift_mm.analysis import count_model
+from sift_mm.config import sparsify
+from sift_mm.config.channels import build, fit_channels, reader_channels
+from sift_mm.config.reading import import_library, read_config
+from sift_mm.config.twin import build_dense, dense_config, whole_model_flops
+from sift_mm.engine.checks import check_channels
+
+STAGES = [256, 512, 1024, 2048]
+DETR = '300 queries, as num_queries'
+PROPOSALS = '1000 proposals, as test_cfg.rpn.max_per_img'
+
+
+def read(name: str) -> Config:
+    cfg = read_config(name)
+    import_library(cfg)
+    return cfg
+
+
+def numbers(cfg: Config) -> list[int]:
+    return [node[place] for node, place, _ in reader_channels(cfg.model)]
+
+
+def narrow(cfg: Config) -> None:
+    """A sixteenth of the width, where nothing else depends on it."""
+    backbone = cfg.model.backbone
+    backbone.update(depth=18, base_channels=8)
+    if 'stem_channels' in backbone or cfg.default_scope == 'mmseg':
+        backbone.stem_channels = 8
+    expansion = {64: 8, 128: 16, 256: 32, 512: 64}
+    for node, place, _ in reader_channels(cfg.model):
+        bottleneck = node[place] // 4
+        node[place] = expansion[bottleneck]
+
+
+@pytest.mark.parametrize(
+    'name, dense, assumed',
+    [
+        ('mmdet::detr/detr_r50_8xb2-150e_coco.py', [2048], '100 queries'),
+        (
+            'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
+            [512, 1024, 2048],
+            DETR,
+        ),
+        ('mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py', [2048], ''),
+        ('mmdet::libra_rcnn/libra-faster-rcnn_r50_fpn_1x_coco.py', STAGES, 0),
+        ('mmdet::dyhead/atss_r50_fpn_dyhead_1x_coco.py', STAGES, ''),
+        (
+            'mmdet::point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py',
+            STAGES,
+            0,
+        ),
+        (
+            'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
+            STAGES,
+            '100 queries',
+        ),
+        (
+            'mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-'
+            '512x1024.py',
+            STAGES,
+            '100 queries',
+        ),
+        (
+            'mmseg::ocrnet/ocrnet_r101-d8_4xb2-40k_cityscapes-512x1024.py',
+            [1024, 2048],
+            '',
+        ),
+        (
+            'mmseg::pspnet/pspnet_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+            [2048, 1024],
+            '',
+        ),
+        (
+            'mmseg::upernet/upernet_r50_4xb2-40k_cityscapes-512x1024.py',
+            [*STAGES, 1024],
+            '',
+        ),
+        (
+            'mmseg::point_rend/pointrend_r50_4xb2-80k_cityscapes-512x1024.py',
+            STAGES,
+            '8196 points in each of 2 subdivisions',
+        ),
+        (
+            'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py',
+            [2048, 1024],
+            '',
+        ),
+    ],
+)
+def test_configs_of_the_libraries(
+    name: str, dense: list[int], assumed: Any
+) -> None:
+    cfg = read(name)
+    assert numbers(cfg) == dense
+    narrow(cfg)
+    small = numbers(cfg)
+    # It refuses what does not fit, by a trial run.
+    sparsify(cfg, 'wide', 0.75)
+    assert numbers(cfg) == [2 * n for n in small]
+    before = cfg.model.to_dict()
+    fit_channels(cfg)  # It fits already.
+    assert cfg.model.to_dict() == before
+    assert numbers(dense_config(cfg)) == small
+    assert cfg.model.to_dict() == before
+    _, said = count_model(build(cfg), (128, 128))
+    words = PROPOSALS if assumed == 0 else assumed
+    assert ' '.join(said).startswith(words)
+    assert bool(said) == bool(words)
+
+
+def test_a_deconvolving_neck() -> None:
+    cfg = read(
+        'mmdet::centernet/centernet_r18-dcnv2_8xb16-crop512-140e_coco.py'
+    )
+    sparsify(cfg, 'wide', 0.75)
+    assert cfg.model.neck.in_channels == 1024
+
+
+def test_a_layer_that_cannot_follow() -> None:
+    name = 'mmdet::faster_rcnn/faster-rcnn_r50-caffe-c4_ms-1x_coco.py'
+    cfg = read(name)
+    with pytest.raises(
+        ValueError,
+        match=r'model\.roi_head\.shared_head\.layer4\.0\.conv1 reads 1024 '
+        r'channels and gets 2048: .*gives \[2048\].* cannot follow',
+    ):
+        sparsify(cfg, 'wide', 0.75)
+    sparsify(read(name), 'parallel', 0.75)  # Its features are no wider.
+
+
+@pytest.mark.parametrize('sparsity, width', [(0.9, 25), (0.5, 11)])
+def test_another_sparsity_of_a_wide_config(tmp_path, sparsity, width) -> None:
+    cfg = read(write_config(tmp_path, 'mmdet', tmp_path))
+    sparsify(cfg, 'wide', 0.75)
+    sparsify(cfg, sparsity=sparsity)
+    assert cfg.model.neck.in_channels == [width * 2**i for i in range(4)]
+    sparsify(cfg, 'parallel', 0.75)
+    assert cfg.model.neck.in_channels == [8, 16, 32, 64]
+
+
+def test_dense_networks_are_left_alone(tmp_path) -> None:
+    cfg = read(write_config(tmp_path, 'mmdet', tmp_path))
+    before = cfg.model.to_dict()
+    fit_channels(cfg)
+    assert cfg.model.to_dict() == before
+    assert dense_config(cfg).model.to_dict() == before
+
+
+def test_only_what_reads_the_backbone_follows() -> None:
+    model = dict(
+        backbone=dict(in_channels=32),
+        neck=[dict(type='Pool'), dict(in_channels=(16, 32)), dict(channels=8)],
+        bbox_head=dict(in_channels=16),
+    )
+    keys = [key for _, _, key in reader_channels(model)]
+    assert keys == ['neck.1.in_channels.0', 'neck.1.in_channels.1']
+    del model['neck'][1]
+    model['mask_head'] = [dict(a=dict(c1_in_channels=8, out_channels=16))]
+    keys = [key for _, _, key in reader_channels(model)]
+    assert keys == ['bbox_head.in_channels', 'mask_head.0.a.c1_in_channels']
+
+
+@pytest.mark.parametrize(
+    'scope, key, value, words',
+    [
+        (
+            'mmdet',
+            'neck.in_channels',
+            [8, 16, 32, 64],
+            r'write model\.neck\.in_channels=\[16, 32, 64, 128\]\.',
+        ),
+        (
+            'mmseg',
+            'auxiliary_head.in_channels',
+            32,
+            r'gets 64: .*write model\.auxiliary_head\.in_channels=64\.',
+        ),
+        (
+            'mmpretrain',
+            'head.in_channels',
+            64,
+            r'model\.head\.fc reads 64 .*write model\.head\.in_channels=128\.',
+        ),
+    ],
+)
+def test_the_key_that_fits_is_named(
+    tmp_path, scope, key, value, words
+) -> None:
+    cfg = read(write_config(tmp_path, scope, tmp_path))
+    sparsify(cfg, 'wide', 0.75)
+    model = build(cfg)
+    check_channels(model, cfg)
+    cfg.merge_from_dict({f'model.{key}': value})
+    with pytest.raises(ValueError, match=words) as error:
+        check_channels(build(cfg), cfg)
+    assert '\n' not in str(error.value)
+
+
+def test_the_whole_model_and_its_dense_one(tmp_path) -> None:
+    cfg = read(write_config(tmp_path, 'mmdet', tmp_path))
+    small, _ = count_model(build(cfg), (128, 128))
+    sparsify(cfg, 'wide', 0.75)
+    whole = whole_model_flops(cfg, build(cfg), (128, 128))
+    assert whole.dense == small.total
+    assert whole.assumed == ()
+    assert whole.ratio({}) == whole.count.total / small.total > 1
+
+
+def test_the_dense_one_of_any_backbone(tmp_path) -> None:
+    cfg = read(write_config(tmp_path, 'mmdet', tmp_path))
+    inner = cfg.model.backbone.to_dict()
+    wrapped = dict(type='SparseIFT', backbone=inner, family='wide')
+    other = Config(dict(cfg.to_dict(), default_scope='mmdet'))
+    other.model.backbone = dict(wrapped, sparsity=0.75)
+    assert dense_config(other).model.to_dict() == cfg.model.to_dict()
+    found, expected = (
+        sum(p.numel() for p in build_dense(c).parameters())
+        for c in (other, cfg)
+    )
+    assert found == expected
