@@ -147,7 +147,11 @@ def check_keys(
             k
             for k in found
             if k.partition('.')[0] in children
-            and k.rpartition('.')[0] not in modules
+            and (
+                k not in wanted
+                if core is None
+                else k.rpartition('.')[0] not in modules
+            )
         ],
     }
     wrong = [

@@ -217,25 +217,32 @@ def doped_rank(
     return rank
 
 
-def inner_expansion(edge: float, inner: float, sparsity: float) -> float:
+def inner_expansion(
+    edge: float, inner: float, sparsity: float, depthwise: float = 0
+) -> float:
     """How much wider the inside of a chain of layers is at equal FLOPs.
 
     A chain keeps its first input and its last output. Widening all that is
     between by k, the layers at either end cost k times as much and those
-    between two inner widths k * k times, under masks (1 - s) of it:
-    ``(1 - s) (k edge + k k inner) = edge + inner``. For a feed-forward pair
-    ``inner`` is 0 and k = 1 / (1 - s).
+    between two inner widths k * k times, under masks (1 - s) of it; depthwise
+    convolutions between them stay dense and cost k times as much:
+    ``(1 - s) (k edge + k k inner) + k depthwise = edge + inner + depthwise``.
+    For a feed-forward pair ``inner`` is 0 and k = 1 / (1 - s).
 
     Args:
         edge (float): FLOPs of the first and the last layer, any unit.
         inner (float): FLOPs of the layers between, in the same unit.
         sparsity (float): Share of zero weights, in [0, 1).
+        depthwise (float): FLOPs of depthwise convolutions, in the same unit.
 
     Returns:
         float: The factor k, at least 1.
     """
-    total = (edge + inner) * expansion(sparsity)
-    return 2 * total / (edge + math.sqrt(edge**2 + 4 * inner * total))
+    # In units of 1 - s, which keeps 1 / (1 - 0.9) a whole number.
+    more = expansion(sparsity)
+    linear = edge + depthwise * more
+    total = (edge + inner + depthwise) * more
+    return 2 * total / (linear + math.sqrt(linear**2 + 4 * inner * total))
 
 
 def solve_sparsity(

@@ -174,6 +174,14 @@ def test_inner_expansion(edge, inner, expected):
     assert inner_expansion(edge, inner, 0) == pytest.approx(1)
 
 
+def test_inner_expansion_with_a_depthwise_convolution():
+    # (1 - 0.75) 2 k + k = 2 + 1: k = 2.
+    assert inner_expansion(2, 0, 0.75, depthwise=1) == pytest.approx(2)
+    # (1 - 0.75) (k + k k) + k = 1 + 1 + 1: k k + 5 k - 12 = 0.
+    k = inner_expansion(1, 1, 0.75, depthwise=1)
+    assert k * k + 5 * k - 12 == pytest.approx(0)
+
+
 def test_what_rounding_adds_is_taken_from_the_next_rank():
     # 2.6 is 3; 2.6 - 0.4 = 2.2 is 2; 2.6 + 0.2 = 2.8 is 3.
     exact = dict.fromkeys('abc', 2.6)

@@ -139,8 +139,11 @@ def sparse_ift(
     dense_kind: Any = type(network)
     network.__class__ = _mixed(dense_kind, library.scope)
     network._dense_cfg = copy.deepcopy(dict(backbone))
-    # It is initialised once more, when a rule of the whole model had its turn.
-    network._is_init = False
+    network.image_channels = backbone.get('in_channels', 3)
+    # All is initialised once more, after a rule of the whole model.
+    for module in network.modules():
+        if hasattr(module, '_is_init'):
+            module._is_init = False
     if init_cfg is not None:
         network.init_cfg = init_cfg
     network._become(member, flops, match_shape or _image(network), unmasked)

@@ -90,13 +90,8 @@ class SparseIFTBackbone(nn.Module):
         """Whether features are wider than the dense twin's."""
         return self.growth > 1
 
-    @property
-    def image_channels(self) -> int:
-        """Channels of the image: what the first convolution reads."""
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                return layer.in_channels
-        return 3
+    # Of the image.
+    image_channels: int = 3
 
     def advice(self, classifier: float = 0) -> str:
         """What to do where no masks have the dense FLOPs.

@@ -148,6 +148,7 @@ class SparseIFTMixin(SparseIFTBackbone):
         self._become(member, flops, match_shape, unmasked)
         self._parent = parent
         self._dense_kwargs = dense_kwargs
+        self.image_channels = kwargs.get('in_channels', 3)
         if member is not None:
             self._put_layers(member, kwargs)
 

@@ -43,7 +43,7 @@ def choose_layers(
         ValueError: If a pattern matches no layer, or the network is itself a
             layer.
     """
-    if plain_type(module):
+    if plain_type(module) or isinstance(module, Composite):
         raise ValueError(
             'The module is itself a layer, which cannot be '
             'replaced in place; give the one that holds it.'

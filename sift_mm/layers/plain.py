@@ -50,6 +50,7 @@ def make_like(
     bias: bool = False,
     pointwise: bool = False,
     kind: type[nn.Module] | None = None,
+    groups: int | None = None,
 ) -> nn.Module:
     """A new layer of a layer's kind, on its device, in its precision.
 
@@ -61,6 +62,7 @@ def make_like(
         pointwise (bool): Whether a convolution is to have kernel and stride
             1, and no padding.
         kind (type, optional): Class of the new layer; PyTorch's own if None.
+        groups (int, optional): Of a convolution; the layer's if None.
 
     Returns:
         nn.Module: The layer with its class's initialisation.
@@ -88,7 +90,7 @@ def make_like(
     made = new(
         d_in or layer.in_channels,
         d_out or layer.out_channels,
-        groups=layer.groups,
+        groups=groups or layer.groups,
         bias=bias,
         **shape,
         **where,

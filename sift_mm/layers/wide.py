@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from sift_mm.analysis import FlopCount, count_call, on_meta
@@ -20,6 +20,7 @@ from sift_mm.layers.composite import draw
 from sift_mm.layers.member import check_share
 from sift_mm.layers.plain import (
     channels_in,
+    is_depthwise,
     make_like,
     plain_type,
     put,
@@ -28,6 +29,8 @@ from sift_mm.layers.plain import (
 )
 
 SHORTCUTS = ('downsample', 'shortcut')
+# Of mmcv: a layer with its norm and activation, or two of them.
+GROUPS = ('ConvModule', 'DepthwiseSeparableConvModule')
 SIZED_NORMS = (
     nn.BatchNorm1d,
     nn.BatchNorm2d,
@@ -84,51 +87,71 @@ WIDE = {
 
 @dataclass
 class Link:
-    """A layer of a chain, and the norms between it and the next.
+    """A layer of a chain, and what is as wide between it and the next.
 
     Args:
         name (str): Name of the layer within its block.
         layer (nn.Module): The layer.
-        norms (dict[str, nn.Module]): By name within the block.
+        followers (dict[str, nn.Module]): Norms and depthwise convolutions, by
+            name within the block.
     """
 
     name: str
     layer: Any
-    norms: dict[str, nn.Module] = field(default_factory=dict)
+    followers: dict[str, nn.Module] = field(default_factory=dict)
 
 
-def norm_width(norm: Any) -> int | None:
-    """Width of a norm that can be rebuilt at another; None for others."""
-    if type(norm) in SIZED_NORMS:
-        return norm.num_features
-    if type(norm) is nn.GroupNorm:
-        return norm.num_channels
-    if type(norm) is nn.LayerNorm and len(norm.normalized_shape) == 1:
-        return norm.normalized_shape[0]
+def follower_width(module: Any) -> int | None:
+    """Width of what can be rebuilt at another; None for other modules."""
+    if type(module) in SIZED_NORMS:
+        return module.num_features
+    if type(module) is nn.GroupNorm:
+        return module.num_channels
+    if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
+        return module.normalized_shape[0]
+    if plain_type(module) and is_depthwise(module):
+        # One that gives several channels for each that it reads is no mere
+        # follower.
+        same = module.in_channels == module.out_channels
+        return module.out_channels if same else None
     return None
 
 
-def wider_norm(norm: Any, width: int) -> nn.Module:
-    """A new norm like another one, of another width."""
-    affine = getattr(norm, 'weight', None) is not None
-    if isinstance(norm, nn.GroupNorm):
-        new: Any = nn.GroupNorm(norm.num_groups, width, norm.eps, affine)
-    elif isinstance(norm, nn.LayerNorm):
-        new = nn.LayerNorm(width, norm.eps, affine, bias=norm.bias is not None)
+def wider_follower(module: Any, width: int) -> nn.Module:
+    """A new norm or depthwise convolution like another one, of a width."""
+    if plain_type(module):
+        bias = module.bias is not None
+        new: Any = make_like(module, width, width, bias, groups=width)
+        draw(new, weight_scale(module) ** 2)
+        return new
+    affine = getattr(module, 'weight', None) is not None
+    if isinstance(module, nn.GroupNorm):
+        new = nn.GroupNorm(module.num_groups, width, module.eps, affine)
+    elif isinstance(module, nn.LayerNorm):
+        bias = module.bias is not None
+        new = nn.LayerNorm(width, module.eps, affine, bias=bias)
     else:
-        new = type(norm)(
-            width, norm.eps, norm.momentum, affine, norm.track_running_stats
+        new = type(module)(
+            width,
+            module.eps,
+            module.momentum,
+            affine,
+            module.track_running_stats,
         )
-    like = next(norm.parameters(), None)
+    like = next(module.parameters(), None)
     return new if like is None else new.to(like.device, like.dtype)
 
 
 def own_modules(
     block: nn.Module, prefix: str = ''
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Modules of a block itself and of its Sequentials, no shortcuts."""
+    """Modules of a block itself, and of what only groups some of them.
+
+    That is a Sequential, or mmcv's convolution with its norm; not a shortcut.
+    """
     for name, child in block.named_children():
-        if not isinstance(child, nn.Sequential):
+        groups = isinstance(child, nn.Sequential)
+        if not groups and type(child).__name__ not in GROUPS:
             yield f'{prefix}{name}', child
         elif name not in SHORTCUTS:
             yield from own_modules(child, f'{prefix}{name}.')
@@ -154,8 +177,8 @@ def find_chains(
             if last and last.layer.weight.shape[0] != channels_in(module):
                 chains.append([])
             chains[-1].append(Link(name, module))
-        elif last and norm_width(module) == last.layer.weight.shape[0]:
-            last.norms[name] = module
+        elif last and follower_width(module) == last.layer.weight.shape[0]:
+            last.followers[name] = module
         elif any(True for _ in module.parameters()):
             chains.append([])
     return [chain for chain in chains if len(chain) > 1]
@@ -185,27 +208,30 @@ def widen(
     """
     kind = type(block).__name__
     trial = on_meta(block)
-    image, before = _run(trial, chain)
+    inputs, before = _run(trial, chain)
     flops = {link.name: before.of(f'{link.name}.weight') for link in chain}
-    new = _widths(chain, flops, sparsity)
+    between = [name for link in chain[:-1] for name in link.followers]
+    depthwise = sum(before.of(f'{name}.weight') for name in between)
+    new = _widths(chain, flops, depthwise, sparsity)
     try:
-        shapes = _output_shapes(trial, image)
+        shapes = _output_shapes(trial, inputs)
     except Exception as error:
         raise ValueError(
             f'{kind} does not run in training mode on a tensor alone ({error})'
         ) from None
     _put_wider(trial, chain, new, 1 - sparsity)
     try:
-        changed = _output_shapes(trial, image) != shapes
-        after = count_call(trial, image)
+        changed = _output_shapes(trial, inputs) != shapes
+        after = count_call(trial, *inputs)
     except Exception as error:
         raise ValueError(
             f'{kind} does not run with a wider inside: {error}'
         ) from None
     if changed:
         raise ValueError(f'a wider inside changes the output of {kind}')
-    wide = sum(after.of(f'{name}.weight') for name in flops)
-    ratio = (1 - sparsity) * wide / sum(flops.values())
+    wide = (1 - sparsity) * sum(after.of(f'{name}.weight') for name in flops)
+    wide += sum(after.of(f'{name}.weight') for name in between)
+    ratio = wide / (sum(flops.values()) + depthwise)
     check_share(ratio)
     return _put_wider(block, chain, new, 1 - sparsity), ratio
 
@@ -213,46 +239,54 @@ def widen(
 def restore(block: nn.Module, chain: list[Link]) -> None:
     """Undo what :func:`widen` did to a block."""
     for link in chain:
-        for name, module in {link.name: link.layer, **link.norms}.items():
+        for name, module in {link.name: link.layer, **link.followers}.items():
             put(block, name, module)
 
 
-def _output_shapes(block: nn.Module, image: Tensor) -> list[Any]:
+def _output_shapes(block: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
     """Shapes of all outputs, in training and in evaluation."""
     shapes = []
     for mode in (True, False):
         block.train(mode)
         shapes += [
-            getattr(leaf, 'shape', None) for leaf in tree_leaves(block(image))
+            getattr(leaf, 'shape', None)
+            for leaf in tree_leaves(block(*inputs))
         ]
     return shapes
 
 
-def _run(block: nn.Module, chain: list[Link]) -> tuple[Tensor, FlopCount]:
-    """An input that a block on the meta device takes, and what it costs."""
-    inputs = {channels_in(chain[0].layer)}
-    inputs |= {
+def _run(
+    block: nn.Module, chain: list[Link]
+) -> tuple[tuple[Any, ...], FlopCount]:
+    """Inputs that a block on the meta device takes, and what they cost.
+
+    A tensor alone; or tokens with the height and width that they are of, as
+    feed-forward blocks with a convolution in them take them.
+    """
+    widths = {channels_in(chain[0].layer)}
+    widths |= {
         channels_in(module)
         for _, module in own_modules(block)
         if plain_type(module)
     }
     reason: Exception | None = None
-    for channels in inputs:
-        for shape in [
-            (2, 16, channels),
-            (2, channels, 32, 32),
-            (2, 16, 16, channels),
-            (2, channels, 32),
-            (2, channels, 16, 16, 16),
+    for channels in widths:
+        for shape, *more in [
+            ((2, 16, channels),),
+            ((2, channels, 32, 32),),
+            ((2, 16, 16, channels),),
+            ((2, channels, 32),),
+            ((2, channels, 16, 16, 16),),
+            ((2, 16, channels), (4, 4)),
         ]:
-            tensor = torch.empty(shape, device='meta')
+            inputs = (torch.empty(shape, device='meta'), *more)
             try:
-                count = count_call(block, tensor)
+                count = count_call(block, *inputs)
             except Exception as error:
                 reason = reason or error
                 continue
             if all(count.of(f'{link.name}.weight') for link in chain):
-                return tensor, count
+                return inputs, count
     raise ValueError(
         f'{type(block).__name__} does not run on a tensor alone, '
         'so that it cannot be told whether its interface would '
@@ -261,7 +295,10 @@ def _run(block: nn.Module, chain: list[Link]) -> tuple[Tensor, FlopCount]:
 
 
 def _widths(
-    chain: list[Link], flops: dict[str, int], sparsity: float
+    chain: list[Link],
+    flops: dict[str, int],
+    depthwise: int,
+    sparsity: float,
 ) -> dict[str, int]:
     """New output width of each layer but the last.
 
@@ -272,12 +309,13 @@ def _widths(
         ValueError: If there is no wider multiple of the groups.
     """
     edge = flops[chain[0].name] + flops[chain[-1].name]
-    factor = inner_expansion(edge, sum(flops.values()) - edge, sparsity)
+    inner = sum(flops.values()) - edge
+    factor = inner_expansion(edge, inner, sparsity, depthwise)
     groups = [getattr(link.layer, 'groups', 1) for link in chain]
     groups += [
         getattr(norm, 'num_groups', 1)
         for link in chain[:-1]
-        for norm in link.norms.values()
+        for norm in link.followers.values()
     ]
     step = math.lcm(*groups)
     new = {}
@@ -315,8 +353,8 @@ def _put_wider(
         put(block, link.name, wide)
         made[link.name] = wide
         if d_out:
-            for name in link.norms:
-                norm = block.get_submodule(name)
-                put(block, name, wider_norm(norm, d_out))
+            for name in link.followers:
+                follower = block.get_submodule(name)
+                put(block, name, wider_follower(follower, d_out))
         d_in = d_out
     return made

@@ -1,0 +1,116 @@
+"""Writes the table of backbones: what SparseIFT makes of each."""
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from sift_mm.engine.plan import MaskPlan
+from sift_mm.layers import Composite, Wide
+from sift_mm.sparsity import Uniform
+
+ROOT = Path(__file__).resolve().parents[2]
+FAMILIES = ('wide', 'parallel', 'factorized', 'doped')
+# As the libraries' own configs have them.
+NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
+    'MobileNetV2': ('mmpretrain', dict(type='MobileNetV2')),
+    'ResNeXt-50': ('mmpretrain', dict(type='ResNeXt', depth=50)),
+    'Res2Net-50': ('mmpretrain', dict(type='Res2Net', depth=50)),
+    'RegNetX-400MF': (
+        'mmpretrain',
+        dict(type='RegNet', arch='regnetx_400mf'),
+    ),
+    'ConvNeXt-T': ('mmpretrain', dict(type='ConvNeXt', arch='tiny')),
+    'Swin-T': ('mmpretrain', dict(type='SwinTransformer', arch='tiny')),
+    'ViT-S': ('mmpretrain', dict(type='VisionTransformer', arch='deit-small')),
+    'HRNet-W18': ('mmpretrain', dict(type='HRNet', arch='w18')),
+    'VGG-11': ('mmpretrain', dict(type='VGG', depth=11)),
+    'PVTv2-B0': (
+        'mmdet',
+        dict(
+            type='PyramidVisionTransformerV2',
+            embed_dims=32,
+            num_layers=[2, 2, 2, 2],
+        ),
+    ),
+    'CSPDarknet (YOLOX-s)': (
+        'mmdet',
+        dict(type='CSPDarknet', deepen_factor=0.33, widen_factor=0.5),
+    ),
+    'CSPNeXt (RTMDet-tiny)': (
+        'mmdet',
+        dict(
+            type='CSPNeXt',
+            deepen_factor=0.167,
+            widen_factor=0.375,
+            norm_cfg=dict(type='BN'),
+            act_cfg=dict(type='SiLU'),
+        ),
+    ),
+    'MiT-B0 (SegFormer)': ('mmseg', dict(type='MixVisionTransformer')),
+}
+HEAD = """# Any backbone
+
+`dict(type='SparseIFT', backbone=<a library's own config>, family='wide', sparsity=0.75)` builds the library's network and
+replaces its layers by the member's; what it reads and gives, and the names of what was not replaced, stay, so that neck and
+heads fit as they are. `--family wide --sparsity 0.75` does it to a config whose backbone is no ResNet (ResNets become
+`SparseIFTResNet`, whose features grow). The dense twin, whose FLOPs the masks are solved for, is the inner config. A checkpoint
+of this network is loaded by `init_cfg=dict(type='Pretrained', ...)` of `SparseIFT`, its keys checked.
+
+Written by `python tools/analysis/backbones_table.py`, not by hand: the layers that are replaced at 0.75, and, after masks are
+solved, FLOPs over those of the dense twin at 224 x 224. 'wide' widens the inside of blocks: of feed-forward pairs, also
+with a depthwise convolution between, and of residual blocks. 'parallel' is linear here unless `inner` says otherwise.
+
+"""  # noqa: E501
+
+
+def cell(network: str, family: str) -> str:
+    """What becomes of a network: layers and ratio, or why it is refused."""
+    library, backbone = NETWORKS[network]
+    import_module(f'{library}.models')
+    models = import_module(f'{library}.registry').MODELS
+    try:
+        model = models.build(
+            dict(
+                type='SparseIFT',
+                backbone=backbone,
+                family=family,
+                sparsity=0.75,
+            )
+        )
+    except ValueError:
+        return 'refused: ' + REFUSALS[network]
+    layers = [
+        name
+        for name, layer in model.named_modules()
+        if isinstance(layer, (Composite, Wide)) and '.low_rank' not in name
+    ]
+    plan = MaskPlan(model, Uniform())
+    return f'{len(layers)}, {plan.ratio:.4f}'
+
+
+# The reasons, in words for a table.
+REFUSALS = {
+    'Res2Net-50': 'its blocks split each width into parts of a fixed size'
+}
+
+
+def row(network: str) -> str:
+    """A line of the table."""
+    cells = [network, *(cell(network, family) for family in FAMILIES)]
+    return f'| {" | ".join(cells)} |'
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Writes the table, row by row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        '--out', type=Path, default=ROOT / 'docs' / 'backbones.md'
+    )
+    args = parser.parse_args(argv)
+    lines = [f'| network | {" | ".join(FAMILIES)} |', '| --- ' * 5 + '|']
+    for network in NETWORKS:
+        lines.append(row(network))
+        print(lines[-1], flush=True)
+    args.out.write_text(HEAD + '\n'.join(lines) + '\n')

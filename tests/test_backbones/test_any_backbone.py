@@ -1,0 +1,284 @@
+"""SparseIFT around the libraries' backbones: FLOPs, interface, weights."""
+
+import copy
+import pickle
+import re
+
+import pytest
+import torch
+from minirun import ROOT
+from mmdet.registry import MODELS as DET
+from mmengine.logging import MessageHub
+from mmpretrain.registry import MODELS
+from mmseg.registry import MODELS as SEG
+from torch.utils._pytree import tree_leaves
+
+from sift_mm.cli.backbones_table import FAMILIES, row
+from sift_mm.engine.plan import MaskPlan
+from sift_mm.layers import Composite, Wide
+from sift_mm.sparsity import Uniform
+
+# Each as small as it gets.
+NETWORKS = {
+    'mobilenet': (MODELS, dict(type='MobileNetV2', widen_factor=0.5)),
+    'resnext': (
+        MODELS,
+        dict(
+            type='ResNeXt',
+            depth=50,
+            groups=4,
+            width_per_group=4,
+            base_channels=16,
+        ),
+    ),
+    'regnet': (MODELS, dict(type='RegNet', arch='regnetx_400mf')),
+    'convnext': (
+        MODELS,
+        dict(
+            type='ConvNeXt',
+            arch=dict(depths=[1, 1, 2, 1], channels=[16, 32, 64, 128]),
+        ),
+    ),
+    'swin': (
+        MODELS,
+        dict(
+            type='SwinTransformer',
+            arch=dict(
+                embed_dims=24, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8]
+            ),
+        ),
+    ),
+    'vit': (
+        MODELS,
+        dict(
+            type='VisionTransformer',
+            arch=dict(
+                embed_dims=48,
+                num_layers=3,
+                num_heads=3,
+                feedforward_channels=192,
+            ),
+        ),
+    ),
+    'vgg': (MODELS, dict(type='VGG', depth=11)),
+    'pvt': (
+        DET,
+        dict(
+            type='PyramidVisionTransformerV2',
+            embed_dims=16,
+            num_layers=[1, 1, 1, 1],
+        ),
+    ),
+    'darknet': (
+        DET,
+        dict(type='CSPDarknet', deepen_factor=0.33, widen_factor=0.25),
+    ),
+    'cspnext': (
+        DET,
+        dict(
+            type='CSPNeXt',
+            deepen_factor=0.167,
+            widen_factor=0.25,
+            norm_cfg=dict(type='BN'),
+            act_cfg=dict(type='SiLU'),
+        ),
+    ),
+    'mit': (
+        SEG,
+        dict(
+            type='MixVisionTransformer', embed_dims=16, num_layers=[1, 1, 1, 1]
+        ),
+    ),
+}
+
+
+def sparse(name='darknet', family='wide', **options):
+    registry, backbone = NETWORKS[name]
+    return registry.build(
+        dict(
+            dict(
+                type='SparseIFT',
+                backbone=copy.deepcopy(backbone),
+                family=family,
+                sparsity=0.75,
+            ),
+            **options,
+        )
+    )
+
+
+def shapes(model, image):
+    return [x.shape for x in tree_leaves(model(image)) if x is not None]
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('name', NETWORKS)
+def test_equal_flops_and_the_same_interface(name, family):
+    model = sparse(name, family)
+    plan = MaskPlan(model, Uniform())
+    assert abs(plan.ratio - 1) < 1e-3
+    assert plan.parameters and plan.sparsity == pytest.approx(0.75, abs=0.05)
+    twin = model.dense_twin()
+    assert type(twin) in type(model).__mro__
+    assert type(twin) is not type(model)
+    image = torch.rand(2, 3, 224, 224)
+    model.eval(), twin.eval()
+    with torch.no_grad():
+        assert shapes(model, image) == shapes(twin, image)
+    if hasattr(twin, 'out_channels'):
+        assert model.out_channels == twin.out_channels
+    # All that was not replaced has its name.
+    replaced = tuple(
+        n for n, m in model.named_modules() if isinstance(m, (Composite, Wide))
+    )
+    names = {n for n in twin.state_dict() if not n.startswith(replaced)}
+    assert names <= model.state_dict().keys()
+
+
+@pytest.mark.parametrize('name', ['mobilenet', 'darknet', 'vit', 'mit'])
+def test_a_training_step_moves_every_masked_weight(name):
+    model = sparse(name)
+    model.train()
+    model.init_weights()
+    before = {n: p.clone() for n, p in model.named_parameters()}
+    out = tree_leaves(model(torch.rand(2, 3, 224, 224)))
+    sum(x.square().mean() for x in out).backward()
+    torch.optim.SGD(model.parameters(), lr=1.0).step()
+    for name in model.sparse_parameter_names():
+        assert not torch.equal(before[name], model.get_parameter(name)), name
+
+
+def test_a_rule_of_the_whole_model_leaves_replaced_layers_alone():
+    torch.manual_seed(0)
+    model = MODELS.build(
+        dict(
+            type='ImageClassifier',
+            init_cfg=dict(type='TruncNormal', layer='Linear', std=0.5),
+            backbone=dict(
+                type='SparseIFT',
+                backbone=NETWORKS['vit'][1],
+                family='wide',
+                sparsity=0.75,
+            ),
+            head=dict(type='LinearClsHead', num_classes=10, in_channels=48),
+        )
+    )
+    model.init_weights()
+    for name, layer in model.backbone.named_modules():
+        if isinstance(layer, Wide):
+            # The variance under masks is that of the layer that was.
+            spread = layer.weight.detach().std()
+            assert float(spread) == pytest.approx(layer.std, rel=0.1)
+            assert layer.std < 0.3, name
+
+
+def test_layers_that_stay_are_drawn_by_the_librarys_rule():
+    torch.manual_seed(0)
+    model = sparse('darknet')
+    twin = model.dense_twin()
+    for one in (model, twin):
+        one.init_weights()
+    for name, weight in twin.named_parameters():
+        if weight.dim() > 1 and weight.shape == getattr(
+            model.get_parameter(name), 'shape', None
+        ):
+            spread = model.get_parameter(name).detach().std()
+            assert float(spread) == pytest.approx(
+                float(weight.detach().std()), rel=0.3
+            ), name
+
+
+def test_a_checkpoint_is_loaded_and_its_keys_are_checked(tmp_path):
+    source = sparse('darknet')
+    path = tmp_path / 'darknet.pth'
+    state = {f'backbone.{k}': v for k, v in source.state_dict().items()}
+    torch.save({'state_dict': state}, path)
+    init = dict(type='Pretrained', checkpoint=str(path), prefix='backbone.')
+    model = sparse('darknet', init_cfg=init)
+    model.init_weights()
+    for key, value in source.state_dict().items():
+        assert torch.equal(value, model.state_dict()[key]), key
+    other = sparse('darknet', 'parallel', init_cfg=init)
+    with pytest.raises(ValueError, match='missing.*layers.0.*unknown'):
+        other.init_weights()
+    missing = next(k for k in state if k.endswith('bn.weight'))
+    del state[missing]
+    torch.save({'state_dict': state}, path)
+    with pytest.raises(
+        ValueError, match=re.escape(missing.removeprefix('backbone.'))
+    ):
+        sparse('darknet', init_cfg=init).init_weights()
+
+
+def test_copies_are_of_the_same_class():
+    model = sparse('darknet')
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert type(other) is type(model)
+        assert (
+            MaskPlan(other, Uniform()).counts
+            == MaskPlan(model, Uniform()).counts
+        )
+
+
+def test_without_a_family_it_is_the_librarys_own():
+    registry, backbone = NETWORKS['darknet']
+    model = registry.build(dict(type='SparseIFT', backbone=backbone))
+    assert type(model) is type(registry.build(backbone))
+
+
+@pytest.mark.parametrize(
+    'options, words',
+    [
+        (dict(flops='equal'), "'match_model'"),
+        (dict(sparsity=None), 'needs a sparsity'),
+        (dict(family='wider'), 'Unknown family'),
+        (
+            dict(
+                backbone=dict(
+                    NETWORKS['darknet'][1],
+                    init_cfg=dict(type='Pretrained', checkpoint='a.pth'),
+                )
+            ),
+            'weights of a dense',
+        ),
+    ],
+)
+def test_mistakes_get_a_sentence(options, words):
+    with pytest.raises(ValueError, match=words):
+        sparse(**options)
+
+
+def test_where_nothing_can_be_replaced_it_says_why():
+    with pytest.raises(ValueError, match='nothing to replace in Res2Net'):
+        MODELS.build(
+            dict(
+                type='SparseIFT',
+                backbone=dict(type='Res2Net', depth=50),
+                family='wide',
+                sparsity=0.75,
+            )
+        )
+
+
+@pytest.mark.parametrize('meant', ['hook', 'unmasked', None])
+def test_a_run_without_masks_stops_unless_it_is_meant(meant):
+    model = sparse('darknet', unmasked=meant == 'unmasked')
+    model.train()
+    model.masks_attached = meant == 'hook'
+    image = torch.rand(1, 3, 64, 64)
+    model(image)  # Outside of a run anything goes.
+    MessageHub.get_current_instance().update_info('max_iters', 10)
+    if meant is None:
+        with pytest.raises(RuntimeError, match='unmasked=True'):
+            model(image)
+        with torch.no_grad():
+            model(image)
+    else:
+        model(image)
+
+
+@pytest.mark.parametrize(
+    'network', ['CSPDarknet (YOLOX-s)', 'CSPNeXt (RTMDet-tiny)']
+)
+def test_the_table_is_what_its_command_writes(network):
+    assert row(network) in (ROOT / 'docs/backbones.md').read_text()
