@@ -1,12 +1,31 @@
 """Options that the command lines share."""
 
 import argparse
+from collections.abc import Callable, Iterable
 
 from mmengine.config import DictAction
 
 from sift_mm.isoflop import FAMILIES
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+def name_of(names: Iterable[str]) -> Callable[[str], str]:
+    """For argparse's ``type``: a name, its case and dashes aside.
+
+    Args:
+        names (Iterable[str]): The names as they are written.
+
+    Returns:
+        Callable[[str], str]: Finds the name meant. A text that is none of
+        them stays, for argparse's ``choices`` to refuse.
+    """
+
+    def key(text: str) -> str:
+        return text.lower().replace('-', '').replace('_', '')
+
+    known = {key(name): name for name in names}
+    return lambda text: known.get(key(text), text)
 
 
 def add_config_options(parser: argparse.ArgumentParser) -> None:
