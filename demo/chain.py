@@ -132,7 +132,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for network in NETWORKS
         if (key := (kind, network, start)) in runs
     ]
-    text = markdown_table([*rows[0]], [[*r.values()] for r in rows])
+    text = markdown_table(rows)
     (OUT / 'table.md').write_text(f'{text}\n')
     print(
         f'\n{text}\n\nFLOPs are 2 x MACs of one image, masked weights not '

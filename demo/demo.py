@@ -81,7 +81,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
         }
         for name, r in results.items()
     ]
-    return markdown_table([*rows[0]], [[*row.values()] for row in rows])
+    return markdown_table(rows)
 
 
 def draw_curves(runs: Sequence[Experiment], path: Path) -> None:

@@ -91,15 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Sweeps of other configs must not take these runs for theirs.
     name = Path(args.dense).stem
     root = args.work_dir or Path('work_dirs/sweep', name)
-    networks = plan_networks(
-        args.dense,
-        args.sparse,
-        args.family,
-        args.sparsity,
-        args.algorithm,
-        args.inner,
-        args.cfg_options or [()],
-    )
+    networks = plan_networks(args)
     runs = {
         network: [network.experiment(root, s) for s in range(args.seeds)]
         for network in networks

@@ -1,8 +1,8 @@
 """The networks of a sweep, and how they differ."""
 
+import argparse
 import re
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -35,10 +35,10 @@ class Network:
     @property
     def variant(self) -> str:
         """'norm_act-interval=50', a part of it, or ''."""
-        # Of a.b=[1,2], 'b=_1_2_': safe as a folder's name.
+        # The last part of a key and the value, safe as a folder's name.
         settings = (
-            re.sub(r'[^\w.+=-]', '_', f'{key.split(".")[-1]}={value}')
-            for key, _, value in (o.partition('=') for o in self.cfg_options)
+            re.sub(r'[^\w.+=-]', '_', re.sub(r'^[^=]*\.', '', option))
+            for option in self.cfg_options
         )
         return '-'.join(filter(None, (self.inner, *settings)))
 
@@ -49,76 +49,63 @@ class Network:
         return '-'.join(filter(None, (found, self.variant))) or 'dense'
 
     def experiment(self, root: Path, seed: int) -> Experiment:
-        """A run of it.
-
-        Args:
-            root (Path): Folder of the sweep.
-            seed (int): Of weights, order of the data, and masks.
-        """
-        chosen = {
-            '--family': self.family,
-            '--sparsity': self.sparsity,
-            '--algorithm': self.algorithm,
-            '--inner': self.inner,
-        }
-        words = ((k, str(v)) for k, v in chosen.items() if v is not None)
+        """A run of it, in the folder of a sweep."""
+        words = [
+            word
+            for key in ('family', 'sparsity', 'algorithm', 'inner')
+            if (value := getattr(self, key)) is not None
+            for word in (f'--{key}', str(value))
+        ]
         return Experiment(
             root,
             f'{self.name}/seed{seed}',
             self.config,
-            tuple(word for pair in words for word in pair),
+            tuple(words),
+            # Of weights, order of the data, and masks.
             (*self.cfg_options, f'randomness.seed={seed}'),
         )
 
 
-def plan_networks(
-    dense: str,
-    sparse: str,
-    families: Sequence[str],
-    sparsities: Sequence[float],
-    algorithms: Sequence[str],
-    inner: Sequence[str | None] = (None,),
-    cfg_options: Sequence[Sequence[str]] = ((),),
-) -> list[Network]:
-    """All combinations, the dense network first and as its config says.
-
-    What a member lacks, masks or inner layers, makes no difference to it.
+def plan_networks(args: argparse.Namespace) -> list[Network]:
+    """All networks of a sweep, the dense one first and as its config says.
 
     Args:
-        dense (str): Path of the config of the baseline.
-        sparse (str): Path of the config of a member.
-        families (Sequence[str]): Members.
-        sparsities (Sequence[float]): Nominal.
-        algorithms (Sequence[str]): How masks are trained.
-        inner (Sequence[str]): What follows an inner layer.
-        cfg_options (Sequence[Sequence[str]]): Sets of 'KEY=VALUE'.
+        args (argparse.Namespace): Options of tools/sweep.py.
 
     Raises:
         SystemExit: If two networks have one name.
     """
-    found = [Network(dense)]
-    for family, sparsity, algorithm, between, options in product(
-        families, sparsities, algorithms, inner, cfg_options
+    found = [Network(args.dense)]
+    for family, sparsity, algorithm, inner, settings in product(
+        args.family,
+        args.sparsity,
+        args.algorithm,
+        args.inner,
+        args.cfg_options or [()],
     ):
-        masked = family != 'wide_factorized'
+        # What a member lacks makes no other network of it.
+        if family == 'wide_factorized':
+            algorithm = None  # It has no masks.
+        if not _has_inner(family):
+            inner = None
         found.append(
             Network(
-                sparse,
+                args.sparse,
                 family,
                 sparsity,
-                algorithm if masked else None,
-                between if _has_inner(family) else None,
-                tuple(options),
+                algorithm,
+                inner,
+                tuple(settings),
             )
         )
-    networks = list(dict.fromkeys(found))
-    name, number = Counter(n.name for n in networks).most_common(1)[0]
+    found = list(dict.fromkeys(found))
+    name, number = Counter(n.name for n in found).most_common(1)[0]
     if number > 1:
         raise SystemExit(
             f'{number} networks would have the folder {name}: let the sets of '
-            '--cfg-options differ in the last part of a key or in a value.'
+            '--cfg-options differ in a value or the last part of a key.'
         )
-    return networks
+    return found
 
 
 def _has_inner(family: str) -> bool:

@@ -27,9 +27,8 @@ class Tools:
 
     def __init__(self, threads: int | None = None) -> None:
         # A tool imports the package that started it, installed or not.
-        paths = [str(Path(sift_mm.__file__).parents[1])]
-        if 'PYTHONPATH' in os.environ:
-            paths.append(os.environ['PYTHONPATH'])
+        package = str(Path(sift_mm.__file__).parents[1])
+        paths = filter(None, (package, os.environ.get('PYTHONPATH')))
         self._env = os.environ | {
             'PYTHONUNBUFFERED': '1',
             'PYTHONPATH': os.pathsep.join(paths),
@@ -37,7 +36,7 @@ class Tools:
         if threads is not None:
             self._env['OMP_NUM_THREADS'] = str(threads)
         self._lock = threading.Lock()
-        self._running: set[subprocess.Popen[str]] = set()
+        self._started: list[subprocess.Popen[str]] = []
         self._stopped = False
 
     def run(self, name: str, log: Path, *words: str) -> None:
@@ -51,25 +50,6 @@ class Tools:
         Raises:
             SystemExit: If it fails; the end of its log was printed then.
         """
-        with log.open('a') as stream, self._start(name, words) as process:
-            last = deque[str](maxlen=20)
-            assert process.stdout is not None
-            for line in process.stdout:
-                stream.write(line)
-                last.append(line)
-                for word in ('Epoch(', 'Iter('):
-                    if word in line:
-                        progress = line[line.index(word) :].strip()
-                        print(f'  {name}: {progress[:100]}', flush=True)
-        with self._lock:
-            self._running.discard(process)
-        if process.returncode:
-            print(''.join(last), file=sys.stderr)
-            raise SystemExit(f'{name} failed; its whole log is {log}.')
-
-    def _start(
-        self, name: str, words: tuple[str, ...]
-    ) -> subprocess.Popen[str]:
         # Else one could start between the stop of the others and its own.
         with self._lock:
             if self._stopped:
@@ -84,40 +64,47 @@ class Tools:
                 # A group of its own, which its data loaders are in too.
                 start_new_session=True,
             )
-            self._running.add(process)
-            return process
+            self._started.append(process)
+        last: deque[str] = deque(maxlen=20)
+        with log.open('a') as stream, process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                stream.write(line)
+                last.append(line)
+                for word in ('Epoch(', 'Iter('):
+                    if word in line:
+                        progress = line[line.index(word) :].strip()
+                        print(f'  {name}: {progress[:100]}', flush=True)
+        if process.returncode:
+            print(''.join(last), file=sys.stderr)
+            raise SystemExit(f'{name} failed; its whole log is {log}.')
 
     def stop(self) -> None:
         """Ends all that run; no other starts."""
         with self._lock:
             self._stopped = True
-            running = [p for p in self._running if p.poll() is None]
-        for process in running:
-            _send(process, signal.SIGTERM)
+        running = [p for p in self._started if p.poll() is None]
         end = time.monotonic() + GRACE
-        for process in running:
-            try:
-                process.wait(max(0, end - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                _send(process, signal.SIGKILL)
-
-
-def _send(process: subprocess.Popen[str], number: int) -> None:
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process in running:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+            for process in running:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0, end - time.monotonic()))
 
 
 @contextmanager
 def signals_raised() -> Iterator[None]:
-    """Within it, what asks this process to end raises, so that it can tidy up.
+    """Within it, a signal that is to end this process raises an exception.
 
-    SIGINT raises KeyboardInterrupt, also where the shell had it ignored, as
+    SIGINT raises KeyboardInterrupt, also where the shell has it ignored, as
     for a job in the background; SIGTERM, and SIGHUP unless it is ignored, as
-    nohup has it, raise SystemExit. A second one does nothing.
+    nohup has it, raise SystemExit. What follows the first is ignored.
     """
     numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        numbers.remove(signal.SIGHUP)
+        numbers.pop()
 
     def end(number: int, frame: FrameType | None) -> None:
         for other in numbers:

@@ -1,7 +1,7 @@
 """What the reports of experiments are written with."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 
 def mean_and_spread(values: Sequence[float], digits: int) -> str:
@@ -12,16 +12,15 @@ def mean_and_spread(values: Sequence[float], digits: int) -> str:
     return f'{mean} ± {statistics.stdev(values):.{digits}f}'
 
 
-def markdown_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]]
-) -> str:
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
     """A table for Markdown, aligned for those who read it as it is.
 
     Args:
-        columns (Sequence[str]): Names of the columns.
-        rows (Sequence[Sequence[str]]): Cells, as many a row as columns.
+        rows (Sequence[Mapping[str, str]]): Cells by the name of the column,
+            the same columns in each row.
     """
-    lines = [columns, ['---'] * len(columns), *rows]
+    cells = [[*row.values()] for row in rows]
+    lines = [[*rows[0]], ['---'] * len(rows[0]), *cells]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return '\n'.join(
         f'| {" | ".join(map(str.ljust, line, widths))} |' for line in lines

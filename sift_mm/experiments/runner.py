@@ -3,10 +3,10 @@
 import json
 import time
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -53,82 +53,75 @@ class Experiment:
 
     @property
     def result(self) -> Path:
-        """Metrics and costs, there when it is tested."""
+        """File of metrics and costs."""
         return self.folder / 'result.json'
 
-    @property
+    @cached_property
     def last(self) -> Path:
         """The checkpoint of the last epoch or iteration."""
-        # What else is an option may hold only with --family.
+        # Other settings may hold only with --family.
         schedule = (o for o in self.cfg_options if o.startswith('train_cfg.'))
-        return self.folder / _last_checkpoint(self.config, *schedule)
+        changed = _newest(config_files(self.config))
+        return self.folder / last_checkpoint(self.config, changed, *schedule)
 
-    def _is_current(self) -> bool:
-        """Whether there is a whole checkpoint of what is to be trained now."""
+    def _latest(self) -> Path | None:
+        """The latest checkpoint, unless it is damaged or out of date."""
         named = self.folder / 'last_checkpoint'
         if not named.exists():
-            return False
-        # MMEngine names it when it has written it; the folder may have been
-        # moved since then.
+            return None
+        # The folder may have been moved since MMEngine wrote the path.
         checkpoint = self.folder / Path(named.read_text().strip()).name
-        sources = list(config_files(self.config))
+        sources = [*config_files(self.config)]
         if self.after is not None:
             if not self.after.is_trained():
-                return False
+                return None
             sources.append(self.after.last)
-        # The end of a file is what makes it a zip file.
-        return zipfile.is_zipfile(checkpoint) and _made(checkpoint) >= max(
-            map(_made, sources)
-        )
+        # What makes a zip file of it is at its end.
+        whole = zipfile.is_zipfile(checkpoint)
+        current = whole and _newest([checkpoint]) >= _newest(sources)
+        return checkpoint if current else None
 
     def is_trained(self) -> bool:
         """Whether its training has come to its end."""
-        if not self._is_current():
-            return False
-        named = (self.folder / 'last_checkpoint').read_text().strip()
-        return Path(named).name == self.last.name
+        return self._latest() == self.last
 
     def is_done(self) -> bool:
         """Whether it is trained, and tested since then."""
         return (
             self.result.exists()
             and self.is_trained()
-            and _made(self.result) >= _made(self.last)
+            and _newest([self.result]) >= _newest([self.last])
         )
 
     def run(self, tools: Tools) -> None:
-        """Does what is not done.
+        """Trains, unless that is done, and tests.
 
         Raises:
             SystemExit: If that fails.
         """
         if not self.is_trained():
-            if self.after is not None and not self.after.is_trained():
-                raise SystemExit(
-                    f'{self.name} was not started: it starts from '
-                    f'{self.after.name}, which is not trained.'
-                )
             self._train(tools)
         print(f'Testing {self.name}', flush=True)
         arguments = str(self.last), f'--out={self.result}', *self.test_options
-        self._call(tools, 'test', TEST, self.folder / 'test', *arguments)
+        self._call(tools, TEST, self.folder / 'test', *arguments)
 
     def _train(self, tools: Tools) -> None:
-        if (self.folder / 'last_checkpoint').exists() and (
-            not self._is_current()
-        ):
+        if self.after is not None and not self.after.is_trained():
+            raise SystemExit(
+                f'{self.name} was not started: it starts from '
+                f'{self.after.name}, which is not trained.'
+            )
+        if (self.folder / 'last_checkpoint').exists() and not self._latest():
             stamp = time.strftime('%Y%m%d_%H%M%S')
             aside = self.folder.with_name(f'old-{self.folder.name}-{stamp}')
             self.folder.rename(aside)
             print(
-                f'{self.name} is trained anew, since its config or what it '
-                f'starts from has changed, or its checkpoint is damaged; what '
-                f'there was is in {aside}',
-                flush=True,
+                f'{self.name}: what it comes from is newer than its '
+                f'checkpoint, or that is damaged; it is now in {aside}.'
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         print(f'Training {self.name}', flush=True)
-        self._call(tools, 'train', TRAIN, self.folder, '--resume')
+        self._call(tools, TRAIN, self.folder, '--resume')
         if not self.is_trained():
             raise SystemExit(
                 f'The training of {self.name} ended without {self.last}; its '
@@ -136,19 +129,15 @@ class Experiment:
             )
 
     def _call(
-        self,
-        tools: Tools,
-        what: str,
-        tool: Sequence[str],
-        work_dir: Path,
-        *arguments: str,
+        self, tools: Tools, tool: Sequence[str], work_dir: Path, *options: str
     ) -> None:
+        what = 'train' if tool is TRAIN else 'test'
         tools.run(
             f'{self.name}/{what}',
             self.folder / f'{what}.log',
             *tool,
             self.config,
-            *arguments,
+            *options,
             *self.options,
             f'--work-dir={work_dir}',
             '--cfg-options',
@@ -167,10 +156,9 @@ class Experiment:
             yield from map(json.loads, path.read_text().splitlines())
 
     def seconds(self) -> float:
-        """Time that the steps of the training took, to the last one logged.
+        """Time of the training's steps, up to the last one logged.
 
-        Start and validation are not in it, nor steps that were lost to an
-        interruption.
+        Steps that an interruption lost are not in it.
         """
         times = {s['step']: s['time'] for s in self.logged() if 'loss' in s}
         steps = pairwise([0, *sorted(times)])
@@ -178,26 +166,31 @@ class Experiment:
 
 
 def config_files(config: str) -> Iterator[Path]:
-    """The file of a config and those that are its bases, libraries' excepted.
+    """The file of a config and those of its bases, but no library's.
 
     Raises:
         SystemExit: If there is no such file.
     """
-    path = Path(config)
     if '::' in config:
         return
+    path = Path(config)
     if not path.is_file():
         raise SystemExit(f'There is no config file {config}.')
     yield path
-    for base in Config._get_base_files(str(path)):
+    for base in Config._get_base_files(config):
         yield from config_files(
             base if '::' in base else str(path.parent / base)
         )
 
 
 @cache
-def _last_checkpoint(config: str, *cfg_options: str) -> str:
+def last_checkpoint(config: str, changed: int, *cfg_options: str) -> str:
     """The name that MMEngine gives a training's last checkpoint.
+
+    Args:
+        config (str): Path of the config.
+        changed (int): When it was: one that was since is read again.
+        *cfg_options (str): Settings of it, 'KEY=VALUE'.
 
     Raises:
         SystemExit: If the config does not say how long to train.
@@ -211,8 +204,9 @@ def _last_checkpoint(config: str, *cfg_options: str) -> str:
     raise SystemExit(f'{config} has neither max_epochs nor max_iters.')
 
 
-def _made(path: Path) -> int:
-    return path.stat().st_mtime_ns
+def _newest(paths: Iterable[Path]) -> int:
+    """When the last of them was changed."""
+    return max((path.stat().st_mtime_ns for path in paths), default=0)
 
 
 def run_experiments(
@@ -226,15 +220,16 @@ def run_experiments(
     tools that run.
 
     Args:
-        experiments (Sequence[Experiment]): With one job, an experiment may
-            start from one before it.
+        experiments (Sequence[Experiment]): With one job at a time, one may
+            start from another before it.
         jobs (int): How many run at a time.
         threads (int, optional): Of PyTorch, in each.
 
     Raises:
         SystemExit: If some failed.
     """
-    todo = [e for e in experiments if not e.is_done()]
+    # Configs are read now: reading redirects the output of all threads.
+    todo = [e for e in experiments if e.last and not e.is_done()]
     print(f'{len(todo)} runs to do', flush=True)
     tools, errors = Tools(threads), []
     with signals_raised(), ThreadPoolExecutor(jobs) as pool:

@@ -21,17 +21,13 @@ class Cell:
 
     Args:
         network (Network): The network.
-        values (tuple[float, ...]): The metric of each run.
-        flops (float): Of a forward pass on one image, in 2 x MACs.
-        parameters (int): Of the network.
-        active (int): Those that no mask holds at zero.
+        values (Sequence[float]): The metric of each run.
+        costs (Mapping[str, float]): What one of them costs, see ``COSTS``.
     """
 
     network: Network
-    values: tuple[float, ...]
-    flops: float
-    parameters: int
-    active: int
+    values: Sequence[float]
+    costs: Mapping[str, float]
 
     @property
     def mean(self) -> float:
@@ -43,36 +39,31 @@ class Cell:
         """Standard deviation of a run (of the sample), 0 for one run."""
         return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
 
+    @property
+    def line(self) -> tuple[str | None, str]:
+        """What the line in the figure is of."""
+        return self.network.family, self.network.variant
+
 
 def read_cell(
     network: Network, runs: Sequence[Experiment], metric: str
 ) -> Cell | None:
-    """Metric and cost of the runs of a network.
-
-    Args:
-        network (Network): The network.
-        runs (Sequence[Experiment]): Its runs; those not done are left out.
-        metric (str): As in the logs, say 'accuracy/top1'.
-
-    Returns:
-        Cell, optional: None without runs.
+    """Metric and costs of the runs of a network that are done, None of none.
 
     Raises:
-        SystemExit: If a run lacks the metric, or its costs.
+        SystemExit: If a result lacks the metric, or a cost.
     """
     done = [run for run in runs if run.is_done()]
-    results = [run.metrics() for run in done]
-    for run, result in zip(done, results, strict=True):
+    for run in done:
         for key in (metric, *COSTS):
-            if key not in result:
+            if key not in (found := run.metrics()):
                 raise SystemExit(
-                    f'{run.result} has no {key}; there are '
-                    f'{", ".join(result)}.'
+                    f'{run.result} has no {key}; there are {", ".join(found)}.'
                 )
-    if not results:
+    if not done:
         return None
-    values = tuple(result[metric] for result in results)
-    return Cell(network, values, *(results[-1][key] for key in COSTS))
+    values = [run.metrics()[metric] for run in done]
+    return Cell(network, values, done[-1].metrics())
 
 
 def to_markdown(cells: Sequence[Cell], metric: str) -> str:
@@ -84,25 +75,27 @@ def to_markdown(cells: Sequence[Cell], metric: str) -> str:
     digits = 2 if dense.mean > 1 else 4  # Percent, or a share.
     rows = []
     for cell in cells:
-        network, is_dense = cell.network, cell is dense
+        network, costs = cell.network, cell.costs
+        sparsity, gain = '-', '-'
+        if network.family:
+            sparsity = f'{network.sparsity:.2f}'
+            gain = f'{cell.mean - dense.mean:+.{digits}f}'
         row = {
             'network': network.family or 'dense',
-            'sparsity': '-' if is_dense else f'{network.sparsity:.2f}',
+            'sparsity': sparsity,
             'masks': network.algorithm or '-',
             'variant': network.variant or '-',
-            'FLOPs, of dense': f'{cell.flops / dense.flops:.4f}',
-            'parameters': f'{cell.parameters / 1e3:.1f} k',
-            'active': f'{cell.active / 1e3:.1f} k',
+            'FLOPs, of dense': f'{costs["flops"] / dense.costs["flops"]:.4f}',
+            'parameters': f'{costs["parameters"] / 1e3:.1f} k',
+            'active': f'{costs["active_parameters"] / 1e3:.1f} k',
             metric: mean_and_spread(cell.values, digits),
-            'less dense': '-'
-            if is_dense
-            else f'{cell.mean - dense.mean:+.{digits}f}',
+            'less dense': gain,
             'runs': str(len(cell.values)),
         }
         if not any(c.network.variant for c in cells):
             del row['variant']
         rows.append(row)
-    return markdown_table([*rows[0]], [[*row.values()] for row in rows])
+    return markdown_table(rows)
 
 
 def draw(cells: Sequence[Cell], metric: str, path: Path) -> None:
@@ -113,11 +106,8 @@ def draw(cells: Sequence[Cell], metric: str, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     dense, *others = cells
-    algorithms = list(
-        dict.fromkeys(
-            c.network.algorithm for c in others if c.network.algorithm
-        )
-    ) or ['no masks']
+    named = dict.fromkeys(c.network.algorithm for c in others)
+    algorithms = [name for name in named if name] or ['no masks']
     figure, axes = plt.subplots(
         1,
         len(algorithms),
@@ -125,24 +115,16 @@ def draw(cells: Sequence[Cell], metric: str, path: Path) -> None:
         sharey=True,
         squeeze=False,
     )
-    lines = dict.fromkeys(
-        (c.network.family, c.network.variant) for c in others
-    )
     for axis, algorithm in zip(axes[0], algorithms, strict=True):
         axis.axhline(dense.mean, color='black', label='dense')
-        axis.axhspan(
-            dense.mean - dense.spread,
-            dense.mean + dense.spread,
-            color='black',
-            alpha=0.12,
-        )
-        for i, (family, variant) in enumerate(lines):
+        low, high = dense.mean - dense.spread, dense.mean + dense.spread
+        axis.axhspan(low, high, color='black', alpha=0.12)
+        for i, line in enumerate(dict.fromkeys(c.line for c in others)):
             # What has no masks is drawn in every panel.
             shown = [
                 c
                 for c in others
-                if (c.network.family, c.network.variant) == (family, variant)
-                and c.network.algorithm in (algorithm, None)
+                if c.line == line and c.network.algorithm in (algorithm, None)
             ]
             axis.errorbar(
                 [(c.network.sparsity or 0) + 0.006 * i for c in shown],
@@ -150,7 +132,7 @@ def draw(cells: Sequence[Cell], metric: str, path: Path) -> None:
                 [c.spread for c in shown],
                 marker='o',
                 capsize=3,
-                label=' '.join(filter(None, (family, variant))),
+                label=' '.join(filter(None, line)),
             )
         axis.set(title=algorithm, xlabel='sparsity')
     axes[0][0].set(ylabel=metric)
