@@ -53,13 +53,16 @@ METRICS = {
 }
 
 
-def use_standins(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Has the runner call them; the working directory is the folder."""
+@pytest.fixture
+def standins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_process: None
+) -> None:
+    """Has the runner call them, in a folder of its own."""
     for name, text in (('TRAIN', TRAIN), ('TEST', TEST)):
-        path = folder / f'{name}.py'
+        path = tmp_path / f'{name}.py'
         path.write_text(text)
         monkeypatch.setattr(runner, name, (str(path),))
-    (folder / 'metrics.json').write_text(json.dumps(METRICS))
+    (tmp_path / 'metrics.json').write_text(json.dumps(METRICS))
 
 
 def new_calls() -> list[list[str]]:

@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
-import sift_mm
-
 # Seconds that a tool has to end by itself.
 GRACE = 10.0
 
@@ -26,13 +24,7 @@ class Tools:
     """
 
     def __init__(self, threads: int | None = None) -> None:
-        # A tool imports the package that started it, installed or not.
-        package = str(Path(sift_mm.__file__).parents[1])
-        paths = filter(None, (package, os.environ.get('PYTHONPATH')))
-        self._env = os.environ | {
-            'PYTHONUNBUFFERED': '1',
-            'PYTHONPATH': os.pathsep.join(paths),
-        }
+        self._env = {**os.environ, 'PYTHONUNBUFFERED': '1'}
         if threads is not None:
             self._env['OMP_NUM_THREADS'] = str(threads)
         self._lock = threading.Lock()

@@ -4,12 +4,17 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 
+def spread(values: Sequence[float]) -> float:
+    """Standard deviation of one value (of the sample); 0 for a single one."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
 def mean_and_spread(values: Sequence[float], digits: int) -> str:
-    """Mean and, of several, the standard deviation of one (of the sample)."""
+    """Mean and, where there are several, :func:`spread`."""
     mean = f'{statistics.mean(values):.{digits}f}'
     if len(values) == 1:
         return mean
-    return f'{mean} ± {statistics.stdev(values):.{digits}f}'
+    return f'{mean} ± {spread(values):.{digits}f}'
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sift_mm.experiments.networks import Network
-from sift_mm.experiments.report import markdown_table, mean_and_spread
+from sift_mm.experiments.report import markdown_table, mean_and_spread, spread
 from sift_mm.experiments.runner import Experiment
 
 # What tools/test.py says a network costs.
@@ -33,16 +33,6 @@ class Cell:
     def mean(self) -> float:
         """Of the runs."""
         return statistics.mean(self.values)
-
-    @property
-    def spread(self) -> float:
-        """Standard deviation of a run (of the sample), 0 for one run."""
-        return statistics.stdev(self.values) if len(self.values) > 1 else 0.0
-
-    @property
-    def line(self) -> tuple[str | None, str]:
-        """What the line in the figure is of."""
-        return self.network.family, self.network.variant
 
 
 def read_cell(
@@ -117,22 +107,22 @@ def draw(cells: Sequence[Cell], metric: str, path: Path) -> None:
     )
     for axis, algorithm in zip(axes[0], algorithms, strict=True):
         axis.axhline(dense.mean, color='black', label='dense')
-        low, high = dense.mean - dense.spread, dense.mean + dense.spread
+        low, high = (dense.mean + s * spread(dense.values) for s in (-1, 1))
         axis.axhspan(low, high, color='black', alpha=0.12)
-        for i, line in enumerate(dict.fromkeys(c.line for c in others)):
+        lines: dict[str, list[Cell]] = {}
+        for cell in others:
             # What has no masks is drawn in every panel.
-            shown = [
-                c
-                for c in others
-                if c.line == line and c.network.algorithm in (algorithm, None)
-            ]
+            if cell.network.algorithm in (algorithm, None):
+                label = f'{cell.network.family} {cell.network.variant}'
+                lines.setdefault(label, []).append(cell)
+        for i, (label, shown) in enumerate(lines.items()):
             axis.errorbar(
                 [(c.network.sparsity or 0) + 0.006 * i for c in shown],
                 [c.mean for c in shown],
-                [c.spread for c in shown],
+                [spread(c.values) for c in shown],
                 marker='o',
                 capsize=3,
-                label=' '.join(filter(None, line)),
+                label=label,
             )
         axis.set(title=algorithm, xlabel='sparsity')
     axes[0][0].set(ylabel=metric)

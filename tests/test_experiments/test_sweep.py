@@ -1,6 +1,7 @@
 """A sweep: what it consists of, and what it reports."""
 
 import json
+import os
 import re
 from pathlib import Path
 
@@ -193,7 +194,8 @@ def test_a_report_is_of_runs_that_are_done(standins):
 
 
 def test_the_tools_do_what_a_sweep_asks(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv('PYTHONPATH', str(ROOT / 'tests'))
+    paths = f'{ROOT}{os.pathsep}{ROOT / "tests"}'
+    monkeypatch.setenv('PYTHONPATH', paths)
     (tmp_path / 'dense').mkdir()
     dense = write_config(tmp_path / 'dense', 'mmseg', data['mmseg'])
     sparse = sparse_config(tmp_path / 'sparse', 'mmseg', data['mmseg'])
