@@ -54,8 +54,10 @@ def test_all_that_run_end_and_no_other_starts(tmp_path, monkeypatch):
             time.sleep(0.01)
         tools.stop()
         assert 'deaf failed' in str(future.exception())
+    end = time.monotonic() + 30  # By themselves they end after 60.
     for pid in (tmp_path / 'pids').read_text().split():
         while not is_gone(int(pid)):  # It dies after its files are closed.
+            assert time.monotonic() < end
             time.sleep(0.01)
     with pytest.raises(SystemExit, match='late was not started'):
         tools.run('late', log, '-c', 'open("late", "w")')
