@@ -1,73 +1,113 @@
-"""Steps of a longer piece of work, each one of the tools in a process."""
+"""The tools, each in a process of its own, which end when this one does."""
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
-ROOT = Path(__file__).resolve().parents[2]
-# Of all steps, those that have ended too.
-PROCESSES: list[subprocess.Popen[str]] = []
+# Seconds that a tool has to end by itself.
+GRACE = 10.0
 
 
-def run_tool(
-    out: Path, what: str, *arguments: str, cwd: Path = ROOT, **env: str
-) -> None:
-    """Run one of the tools, its log in a file, its progress on the screen.
+class Tools:
+    """Runs tools, from several threads at a time, until it is told to stop.
 
     Args:
-        out (Path): Folder for the log.
-        what (str): The step's name in messages and of the log file.
-        *arguments (str): The tool and its arguments.
-        cwd (Path): Where it runs.
-        **env (str): Variables to add to its environment.
-
-    Raises:
-        SystemExit: If it fails; the end of its log was printed then.
+        threads (int, optional): Of PyTorch, in each tool.
     """
-    log = out / f'{what}.log'
-    last: deque[str] = deque(maxlen=20)
-    # A second attempt does not erase what the first one said.
-    with (
-        log.open('a') as stream,
-        subprocess.Popen(
-            [sys.executable, *arguments],
-            cwd=cwd,
-            text=True,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, 'PYTHONUNBUFFERED': '1', **env},
-        ) as process,
-    ):
-        PROCESSES.append(process)
-        assert process.stdout is not None
-        for line in process.stdout:
-            stream.write(line)
-            last.append(line)
-            for word in ('Epoch(', 'Iter('):
-                if word in line:
-                    progress = line[line.index(word) :].strip()
-                    print(f'  {what}: {progress[:100]}', flush=True)
-    if process.returncode:
-        print(''.join(last), file=sys.stderr)
-        raise SystemExit(f'The step {what} failed; its whole log is {log}.')
+
+    def __init__(self, threads: int | None = None) -> None:
+        self._env = {**os.environ, 'PYTHONUNBUFFERED': '1'}
+        if threads is not None:
+            self._env['OMP_NUM_THREADS'] = str(threads)
+        self._lock = threading.Lock()
+        self._started: list[subprocess.Popen[str]] = []
+        self._stopped = False
+
+    def run(self, name: str, log: Path, *words: str) -> None:
+        """Runs one, its log in a file, its progress on the screen.
+
+        Args:
+            name (str): In what is printed.
+            log (Path): File that all it says is added to.
+            *words (str): What Python is to run.
+
+        Raises:
+            SystemExit: If it fails; the end of its log was printed then.
+        """
+        # Else one could start between the stop of the others and its own.
+        with self._lock:
+            if self._stopped:
+                raise SystemExit(f'{name} was not started.')
+            process = subprocess.Popen(
+                [sys.executable, *words],
+                text=True,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                env=self._env,
+                # A group of its own, which its data loaders are in too.
+                start_new_session=True,
+            )
+            self._started.append(process)
+        last: deque[str] = deque(maxlen=20)
+        with log.open('a') as stream, process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                stream.write(line)
+                last.append(line)
+                for word in ('Epoch(', 'Iter('):
+                    if word in line:
+                        progress = line[line.index(word) :].strip()
+                        print(f'  {name}: {progress[:100]}', flush=True)
+        if process.returncode:
+            print(''.join(last), file=sys.stderr)
+            raise SystemExit(f'{name} failed; its whole log is {log}.')
+
+    def stop(self) -> None:
+        """Ends all that run; no other starts."""
+        with self._lock:
+            self._stopped = True
+        running = [p for p in self._started if p.poll() is None]
+        end = time.monotonic() + GRACE
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process in running:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+            for process in running:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0, end - time.monotonic()))
 
 
-def stop_tools() -> None:
-    """End the steps that run in other threads; those fail then."""
-    for process in list(PROCESSES):
-        process.terminate()
+@contextmanager
+def signals_raised() -> Iterator[None]:
+    """Within it, a signal that is to end this process raises an exception.
 
-
-def is_finished(checkpoint: Path) -> bool:
-    """Whether a training has written this checkpoint, and wholly so.
-
-    MMEngine names a checkpoint in ``last_checkpoint`` after it has written it.
+    SIGINT raises KeyboardInterrupt, also where the shell has it ignored, as
+    for a job in the background; SIGTERM, and SIGHUP unless it is ignored, as
+    nohup has it, raise SystemExit. What follows the first is ignored.
     """
-    named = checkpoint.with_name('last_checkpoint')
-    return (
-        checkpoint.exists()
-        and named.exists()
-        and Path(named.read_text()).name == checkpoint.name
-    )
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        numbers.pop()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for other in numbers:
+            signal.signal(other, signal.SIG_IGN)
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + number)
+
+    before = {number: signal.signal(number, end) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

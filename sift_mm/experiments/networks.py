@@ -1,0 +1,116 @@
+"""The networks of a sweep, and how they differ."""
+
+import argparse
+import re
+from collections import Counter
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from sift_mm.config.reading import member_name
+from sift_mm.experiments.runner import Experiment
+from sift_mm.layers.member import Member
+
+
+@dataclass(frozen=True)
+class Network:
+    """A config, and the member of the family that is made of it.
+
+    Args:
+        config (str): Path of the config.
+        family (str, optional): Member; None is the dense network.
+        sparsity (float, optional): Nominal.
+        algorithm (str, optional): How masks are trained; None without masks.
+        inner (str, optional): What follows an inner layer; None leaves it.
+        cfg_options (tuple[str, ...]): Settings of the config, 'KEY=VALUE'.
+    """
+
+    config: str
+    family: str | None = None
+    sparsity: float | None = None
+    algorithm: str | None = None
+    inner: str | None = None
+    cfg_options: tuple[str, ...] = ()
+
+    @property
+    def variant(self) -> str:
+        """'norm_act-interval=50', a part of it, or ''."""
+        # The last part of a key and the value, safe as a folder's name.
+        settings = (
+            re.sub(r'[^\w.+=-]', '_', re.sub(r'^[^=]*\.', '', option))
+            for option in self.cfg_options
+        )
+        return '-'.join(filter(None, (self.inner, *settings)))
+
+    @property
+    def name(self) -> str:
+        """'dense', or as 'wide-s75-rigl-interval=50'."""
+        found = member_name(self.family, self.sparsity, self.algorithm)
+        return '-'.join(filter(None, (found, self.variant))) or 'dense'
+
+    def experiment(self, root: Path, seed: int) -> Experiment:
+        """A run of it, in the folder of a sweep."""
+        words = [
+            word
+            for key in ('family', 'sparsity', 'algorithm', 'inner')
+            if (value := getattr(self, key)) is not None
+            for word in (f'--{key}', str(value))
+        ]
+        return Experiment(
+            root,
+            f'{self.name}/seed{seed}',
+            self.config,
+            tuple(words),
+            # Of weights, order of the data, and masks.
+            (*self.cfg_options, f'randomness.seed={seed}'),
+        )
+
+
+def plan_networks(args: argparse.Namespace) -> list[Network]:
+    """All networks of a sweep, the dense one first and as its config says.
+
+    Args:
+        args (argparse.Namespace): Options of tools/sweep.py.
+
+    Raises:
+        SystemExit: If two networks have one name.
+    """
+    found = [Network(args.dense)]
+    for family, sparsity, algorithm, inner, settings in product(
+        args.family,
+        args.sparsity,
+        args.algorithm,
+        args.inner,
+        args.cfg_options or [()],
+    ):
+        # What a member lacks makes no other network of it.
+        if family == 'wide_factorized':
+            algorithm = None  # It has no masks.
+        if not _has_inner(family):
+            inner = None
+        found.append(
+            Network(
+                args.sparse,
+                family,
+                sparsity,
+                algorithm,
+                inner,
+                tuple(settings),
+            )
+        )
+    found = list(dict.fromkeys(found))
+    name, number = Counter(n.name for n in found).most_common(1)[0]
+    if number > 1:
+        raise SystemExit(
+            f'{number} networks would have the folder {name}: let the sets of '
+            '--cfg-options differ in a value or the last part of a key.'
+        )
+    return found
+
+
+def _has_inner(family: str) -> bool:
+    try:
+        Member(family, 0.5, 'norm')
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,5 @@
+"""What tests of the demos share."""
+
+from standins import standins
+
+__all__ = ['standins']

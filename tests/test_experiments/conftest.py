@@ -1,0 +1,5 @@
+"""What tests of experiments share."""
+
+from standins import standins
+
+__all__ = ['standins']
