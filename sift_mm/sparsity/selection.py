@@ -69,7 +69,12 @@ def _multiply_in_pieces_(bits: Tensor, mask: Tensor) -> None:
 
 
 def top_indices(score: Tensor, k: int) -> Tensor:
-    """Positions of the k largest values, exactly k, in linear time.
+    """Positions of the k largest values, see :func:`top_values`."""
+    return top_values(score, k)[1]
+
+
+def top_values(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k largest values and their positions, exactly k, in linear time.
 
     Among equal values which ones are taken is deterministic but not
     specified. A sample of the scores gives a bound that most positions fall
@@ -81,8 +86,8 @@ def top_indices(score: Tensor, k: int) -> Tensor:
         k (int): How many, at most ``score.numel()``.
 
     Returns:
-        Tensor: Shape (k,), int64 positions in the flattened score, in no
-        particular order.
+        tuple[Tensor, Tensor]: Shape (k,) each: values, and int64 positions in
+        the flattened score, in no particular order.
     """
     score = score.flatten()
     stride = score.numel() >> 16
@@ -94,6 +99,7 @@ def top_indices(score: Tensor, k: int) -> Tensor:
             bound = sample.topk(rank).values[-1]
             candidates = (score >= bound).nonzero().squeeze(1)
             if candidates.numel() >= k:
-                best = score[candidates].topk(k, sorted=False).indices
-                return candidates[best]
-    return score.topk(k, sorted=False).indices
+                values, best = score[candidates].topk(k, sorted=False)
+                return values, candidates[best]
+    values, best = score.topk(k, sorted=False)
+    return values, best

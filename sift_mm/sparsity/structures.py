@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from sift_mm.sparsity.registry import Registry
-from sift_mm.sparsity.selection import top_indices
+from sift_mm.sparsity.selection import top_values
 
 
 class Structure:
@@ -90,19 +90,27 @@ class Structure:
 STRUCTURES: Registry[Structure] = Registry('mask structure')
 
 
-def ranked(score: Tensor, allowed: Tensor) -> Tensor:
-    """A copy of scores that can be ranked: -inf where, and only where, barred.
+def best_allowed(
+    score: Tensor, barred: Tensor, k: int
+) -> tuple[Tensor, Tensor]:
+    """The k highest scores that are not barred, exactly k.
 
     Args:
-        score (Tensor): Floating point, any shape.
-        allowed (Tensor): Bool, same shape.
+        score (Tensor): Floating point, shape (n,), left as it is.
+        barred (Tensor): Bool, same shape.
+        k (int): At most as many as are not barred.
 
     Returns:
-        Tensor: The scores, NaN and -inf as the lowest finite number.
+        tuple[Tensor, Tensor]: Shape (k,) each: scores, and int64 positions;
+        those of NaN and -inf only if need be, as the lowest finite number.
     """
-    lowest = torch.finfo(score.dtype).min
-    score = score.nan_to_num(nan=lowest, posinf=torch.inf, neginf=lowest)
-    return score.masked_fill_(~allowed, -torch.inf)
+    values, best = top_values(score.masked_fill(barred, -torch.inf), k)
+    if bool((values > -torch.inf).all()):
+        return values, best
+    # NaN was taken for the largest, or -inf for barred.
+    low = torch.finfo(score.dtype).min
+    score = score.nan_to_num(nan=low, posinf=torch.inf, neginf=low)
+    return top_values(score.masked_fill_(barred, -torch.inf), k)
 
 
 @STRUCTURES.register
@@ -112,7 +120,7 @@ class Unstructured(Structure):
     def drop(self, score: Tensor, mask: Tensor, k: int) -> Tensor:
         """The k highest scores among active weights go."""
         new = mask.flatten().clone()
-        new[top_indices(ranked(score.flatten(), new), k)] = False
+        new[best_allowed(score.flatten(), ~new, k)[1]] = False
         return new.view(mask.shape)
 
     def grow(
@@ -125,7 +133,7 @@ class Unstructured(Structure):
         """The k highest scores among inactive weights come."""
         new = mask.flatten().clone()
         taken = new if positions is None else new[positions]
-        best = top_indices(ranked(score.flatten(), ~taken), k)
+        _, best = best_allowed(score.flatten(), taken, k)
         new[best if positions is None else positions[best]] = True
         return new.view(mask.shape)
 
@@ -140,8 +148,6 @@ class Unstructured(Structure):
         inactive = active.numel() - int(active.count_nonzero())
         if inactive < k:
             return None
-        order = ranked(score, ~active)
-        best = top_indices(order, k)
-        bound = order[best].min()
-        back = (score >= bound).logical_and_(active)
+        values, best = best_allowed(score, active, k)
+        back = (score >= values.min()).logical_and_(active)
         return torch.cat([best, back.nonzero()[:, 0]])
