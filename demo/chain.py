@@ -14,8 +14,9 @@ from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
-from demo import fashion_scenes
-from sift_mm.cli.prepare_data import main as prepare_data
+from demo import fashion_scenes, tree_crowns
+from sift_mm.datasets import fashion_mnist
+from sift_mm.datasets.files import DataError
 from sift_mm.experiments.report import markdown_table, mean_and_spread
 from sift_mm.experiments.runner import Experiment, run_experiments
 
@@ -50,10 +51,12 @@ Key = tuple[str, str, str]
 def prepare() -> None:
     """Makes the three data sets, those that are not there."""
     items, photographs = Path('data/fashion_mnist'), Path('data/tree_crowns')
-    for name, root in (('fashion_mnist', items), ('trees', photographs)):
-        if prepare_data([name, '--root', str(root)]):
-            raise SystemExit(f'The chain needs {root}; see above.')
-    fashion_scenes.prepare(Path('data/fashion_scenes'), items, photographs)
+    try:
+        fashion_mnist.prepare(items)
+        tree_crowns.prepare(photographs)
+        fashion_scenes.prepare(Path('data/fashion_scenes'), items, photographs)
+    except DataError as error:
+        raise SystemExit(str(error)) from error
 
 
 def plan(network: str, seed: int) -> dict[Key, Experiment]:

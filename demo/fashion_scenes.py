@@ -156,13 +156,13 @@ def read_photos(folder: Path, split: str) -> list[Image.Image]:
                 photos.append(photo.convert('RGB'))
     except FileNotFoundError as error:
         raise DataError(
-            f'{error.filename} is missing: run `python tools/prepare_data.py '
-            'trees` first.'
+            f'{error.filename} is missing: run `python -m '
+            'demo.tree_crowns` first.'
         ) from error
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f'{folder} is broken: remove it and run `python '
-            'tools/prepare_data.py trees`.'
+            '-m demo.tree_crowns`.'
         ) from error
     if not photos:
         raise DataError(f'{folder} holds no photograph for {split}.')

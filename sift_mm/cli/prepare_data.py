@@ -14,14 +14,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 from sift_mm.datasets.files import DataError  # noqa: E402
 
-# The modules of tools/dataset_converters, with the folders of the configs.
+# The modules of sift_mm.datasets, with the folders of the configs.
 FOLDERS = {
     'coco': 'data/coco',
     'cityscapes': 'data/cityscapes',
     'cifar100': 'data/cifar100',
     'imagenet': 'data/imagenet',
     'fashion_mnist': 'data/fashion_mnist',
-    'trees': 'data/tree_crowns',
 }
 
 
@@ -66,10 +65,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         int: 0 if the data set is complete, else 1.
     """
+    # What is unfinished is removed on the way out, also of a batch system's.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = vars(parse_args(argv))
     name = options.pop('name')
-    module = 'tree_crowns' if name == 'trees' else name
-    prepare = import_module(f'sift_mm.datasets.{module}').prepare
+    prepare = import_module(f'sift_mm.datasets.{name}').prepare
     try:
         found = prepare(**options)
     except (DataError, OSError) as error:
@@ -78,9 +78,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     details = f': {found}' if isinstance(found, str) else ''
     print(f'{options["root"]} is complete{details}')
     return 0
-
-
-if __name__ == '__main__':
-    # What is unfinished is removed on the way out, also of a batch system's.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    sys.exit(main())

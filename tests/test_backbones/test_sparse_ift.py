@@ -223,7 +223,11 @@ def test_positional_arguments_keep_the_librarys_order():
             ValueError,
             'dcn',
         ),
-        (dict(depth=18, flops='some'), ValueError, "'match' or 'nominal'"),
+        (
+            dict(depth=18, flops='some'),
+            ValueError,
+            'match_model',
+        ),
         (dict(depth=20), KeyError, '18, 34, 50, 101, 152'),
     ],
 )

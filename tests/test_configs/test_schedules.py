@@ -217,12 +217,10 @@ def test_siblings_are_trained_alike(path: Path) -> None:
         cfg = read(sibling)
         for key in ALIKE:
             assert cfg[key] == dense[key], (sibling.name, key)
-        wrapper = dict(
-            cfg.optim_wrapper,
-            type=cfg.optim_wrapper.type.removeprefix('Sparse'),
-        )
+        # Those of CIFAR-100 still name a wrapper of ours, of the same step.
+        kind = cfg.optim_wrapper.type.removeprefix('Sparse')
+        wrapper = dict(cfg.optim_wrapper, type=kind)
         assert wrapper == dense.optim_wrapper, sibling.name
-        assert 'Sparse' in cfg.optim_wrapper.type
         head, dense_head = dict(cfg.model.head), dict(dense.model.head)
         head.pop('in_channels'), dense_head.pop('in_channels')
         assert head == dense_head, sibling.name

@@ -434,10 +434,16 @@ def copy_sources(sources, tmp_path):
 @pytest.mark.parametrize(
     'missing, step',
     [
-        ('fashion/train-images-idx3-ubyte', 'fashion_mnist'),
-        ('fashion/t10k-labels-idx1-ubyte', 'fashion_mnist'),
-        ('crowns/annotations/train.json', 'trees'),
-        ('crowns/val/1.png', 'trees'),
+        (
+            'fashion/train-images-idx3-ubyte',
+            'tools/prepare_data.py fashion_mnist',
+        ),
+        (
+            'fashion/t10k-labels-idx1-ubyte',
+            'tools/prepare_data.py fashion_mnist',
+        ),
+        ('crowns/annotations/train.json', '-m demo.tree_crowns'),
+        ('crowns/val/1.png', '-m demo.tree_crowns'),
     ],
 )
 def test_a_missing_source_is_one_sentence(sources, tmp_path, missing, step):
@@ -447,8 +453,7 @@ def test_a_missing_source_is_one_sentence(sources, tmp_path, missing, step):
     with pytest.raises(tool.DataError) as error:
         tool.prepare(root, *copies, **SCENES)
     assert str(error.value) == (
-        f'{tmp_path / missing} is missing: run `python tools/prepare_data.py '
-        f'{step}` first.'
+        f'{tmp_path / missing} is missing: run `python {step}` first.'
     )
     assert list(root.parent.iterdir()) == []
 

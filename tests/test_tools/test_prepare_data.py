@@ -1,6 +1,5 @@
 """Data sets: what is missing is said, what is made is right, whole or not."""
 
-import ast
 import gzip
 import hashlib
 import io
@@ -28,6 +27,7 @@ from filelock import FileLock
 from PIL import Image
 
 from sift_mm.cli import prepare_data
+from sift_mm.config import images
 from sift_mm.datasets import (
     cifar100,
     cityscapes,
@@ -124,40 +124,25 @@ def test_the_folders_are_those_of_the_configs():
 
 
 def test_the_numbers_of_images_are_those_of_the_other_tools():
-    """Imported there, they would bring all of MMDetection along."""
-    tree = ast.parse((ROOT / 'tools/run_size.py').read_text())
-    published = next(
-        ast.literal_eval(node.value)
-        for node in tree.body
-        if isinstance(node, ast.Assign) and node.targets[0].id == 'PUBLISHED'
-    )
-    assert coco.IMAGES['train'] == published['CocoDataset'][1]
-    assert cityscapes.IMAGES['train'] == published['CityscapesDataset'][1]
-    assert imagenet.IMAGES['train'] == published['ImageNet'][1]
+    for module, kind in (
+        (coco, 'CocoDataset'),
+        (cityscapes, 'CityscapesDataset'),
+        (imagenet, 'ImageNet'),
+    ):
+        assert module.IMAGES['train'] == images.PUBLISHED[kind][1]
 
 
 def test_the_script_says_what_is_wrong_and_fails(tmp_path):
-    (tmp_path / 'mine').mkdir()
-    (tmp_path / 'mine' / 'notes.txt').write_text('dear diary')
+    root = tmp_path / 'mine'
     done = subprocess.run(
-        [sys.executable, ROOT / 'tools/prepare_data.py', 'trees']
-        + ['--root', tmp_path / 'mine'],
+        [sys.executable, ROOT / 'tools/prepare_data.py', 'imagenet']
+        + ['--root', root],
         capture_output=True,
         text=True,
     )
     assert done.returncode == 1
-    assert 'move it away or name another folder with --root' in done.stderr
-    assert done.stderr.count('\n') == 1
-
-
-def test_trees_are_left_to_their_own_converter(tmp_path, monkeypatch, prepare):
-    from demo import tree_crowns
-
-    monkeypatch.setattr(tree_crowns, 'prepare', lambda root: root)
-    assert prepare('trees', 'crowns') == (0, 'crowns is complete\n')
-
-
-# ---------------------------------------------------------- what is shared
+    assert str(root) in done.stderr
+    assert 'Traceback' not in done.stderr
 
 
 def test_scratch_is_removed_also_after_an_error(tmp_path):
