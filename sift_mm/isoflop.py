@@ -9,7 +9,6 @@ project and can be used from a config file.
 import math
 from collections.abc import Callable, Mapping
 
-FAMILIES = ('wide', 'parallel', 'factorized', 'doped', 'wide_factorized')
 # What stands between the two inner layers, or behind each branch.
 INNER = ('none', 'norm', 'norm_act')
 # Which factors of V(U x) carry masks.
@@ -30,20 +29,6 @@ def check_sparsity(sparsity: float) -> None:
         raise ValueError(
             f'sparsity is the share of weights that are zero, a number in '
             f'[0, 1); got {sparsity!r}.'
-        )
-
-
-def check_family(family: str | None) -> None:
-    """Refuse a family that is not implemented.
-
-    Raises:
-        ValueError: If ``family`` is neither None nor one of ``FAMILIES``.
-    """
-    if family is not None and family not in FAMILIES:
-        raise ValueError(
-            f'Unknown family {family!r}; the families are '
-            f'{", ".join(map(repr, FAMILIES))}, and None for '
-            'the dense network.'
         )
 
 

@@ -12,9 +12,9 @@ from sift_mm.config import (
     segmentor,
     sparsify,
 )
-from sift_mm.config.member import families
 from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import load_config, load_run_config
+from sift_mm.layers import families
 from sift_mm.sparsity import ALGORITHMS
 
 

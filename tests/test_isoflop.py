@@ -3,7 +3,6 @@ import random
 import pytest
 
 from sift_mm.isoflop import (
-    check_family,
     check_sparsity,
     doped_rank,
     expansion,
@@ -39,13 +38,6 @@ def test_any_other_sparsity_is_refused_and_named(function, sparsity):
     with pytest.raises(ValueError, match=r'number in \[0, 1\).*got ') as e:
         function(sparsity)
     assert repr(sparsity) in str(e.value)
-
-
-def test_family():
-    check_family(None)
-    check_family('wide')
-    with pytest.raises(ValueError, match="'Wide'.*families.*'wide'.*None"):
-        check_family('Wide')
 
 
 # 1 / (1 - s), whole numbers without the last bit's noise.

@@ -141,7 +141,7 @@ class SparseIFTMixin(SparseIFTBackbone):
         )
         kwargs.update(kwargs.pop('kwargs', {}))
         dense_kwargs = copy.deepcopy(kwargs)
-        if member is not None and member.widens:
+        if member is not None and member.kind.widens:
             kwargs = self._widened(kwargs, member.sparsity)
             _check_groups(kwargs.get('norm_cfg'), kwargs['base_channels'])
         super().__init__(**kwargs)
@@ -163,7 +163,7 @@ class SparseIFTMixin(SparseIFTBackbone):
             for name, module in self.named_modules()
             if _BRANCH.fullmatch(name)
             or (
-                member.widens
+                member.kind.widens
                 and isinstance(module, nn.Conv2d)
                 and _SHORTCUT.fullmatch(name)
             )
@@ -174,7 +174,7 @@ class SparseIFTMixin(SparseIFTBackbone):
                     f'{name} is a {type(layer).__name__}, which is not known '
                     'to work under masks; set conv_cfg=None.'
                 )
-        if member.family == 'wide':
+        if not member.kind.composite:
             return  # That is all: it was built wider.
         ranks = self._ranks(member, layers, kwargs)
         groups = self.norm_cfg.get('num_groups', 1)
@@ -214,7 +214,7 @@ class SparseIFTMixin(SparseIFTBackbone):
         A dilated network takes those of a classifier, with its strides: a
         pretrained network has to load into a segmentor.
         """
-        if member.family != 'wide_factorized':
+        if not (member.kind.widens and member.kind.composite):
             return {}
         stages = kwargs.get('num_stages', 4)
         usual: dict[str, Any] = {}
@@ -360,7 +360,11 @@ class SparseIFTMixin(SparseIFTBackbone):
                 or
                 # Of the other members it would be a layer that was
                 # folded, which is dense.
-                (self.family == 'wide' and _BRANCH.fullmatch(name))
+                (
+                    self.member is not None
+                    and not self.member.kind.composite
+                    and _BRANCH.fullmatch(name)
+                )
             ):
                 names.append(f'{name}.weight')
         return names

@@ -9,8 +9,8 @@ from mmpretrain.registry import MODELS
 
 from sift_mm.analysis import count_flops
 from sift_mm.engine.plan import MaskPlan, backbone_flops
-from sift_mm.isoflop import FAMILIES, expansion
-from sift_mm.layers import Composite, Factorized, Parallel
+from sift_mm.isoflop import expansion
+from sift_mm.layers import Composite, Factorized, Parallel, families
 from sift_mm.layers.plain import size_of
 from sift_mm.sparsity import Uniform
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     lines = []
     for network in args.networks:
-        for family in FAMILIES:
+        for family in families():
             for sparsity in args.sparsities:
                 cells = row(NETWORKS[network], family, sparsity)
                 lines.append(
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                     + ' |'
                 )
                 print(lines[-1], flush=True)
-    whole = len(lines) == len(NETWORKS) * len(SPARSITIES) * len(FAMILIES)
+    whole = len(lines) == len(NETWORKS) * len(SPARSITIES) * len(families())
     out = args.out or (ROOT / 'docs' / 'isoflop.md' if whole else None)
     if out is not None:
         out.write_text(HEAD + '\n'.join(lines) + '\n')
@@ -119,7 +119,7 @@ def words_for(model: Any) -> str:
         size_of(m.u)[1] for m in model.modules() if isinstance(m, Factorized)
     ]
     text = f'ranks {min(ranks)} to {max(ranks)}'
-    return f'{width}, {text}' if model.member.widens else text
+    return f'{width}, {text}' if model.member.kind.widens else text
 
 
 def layers_ratio(

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 
 from mmengine.config import DictAction
 
-from sift_mm.config.member import families
 from sift_mm.isoflop import INNER, SPARSE_FACTORS
+from sift_mm.layers import families
 from sift_mm.sparsity import ALGORITHMS
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')

@@ -14,12 +14,13 @@ from sift_mm.cli.options import name_of
 from sift_mm.experiments.networks import plan_networks
 from sift_mm.experiments.runner import run_experiments
 from sift_mm.experiments.sweep_report import write_report
-from sift_mm.isoflop import FAMILIES, INNER
+from sift_mm.isoflop import INNER
+from sift_mm.layers import families
 from sift_mm.sparsity import ALGORITHMS
 
 # What a network may differ in by name: all names, and those by default.
 AXES = {
-    '--family': (FAMILIES, FAMILIES),
+    '--family': (families(), families()),
     '--algorithm': (ALGORITHMS.names, ('Static', 'RigL')),
     '--inner': (INNER, (None,)),
 }

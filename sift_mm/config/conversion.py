@@ -11,8 +11,9 @@ from mmengine.registry import MODELS
 from sift_mm.checkpoint import pretrained_cfg
 from sift_mm.config.channels import fit_channels
 from sift_mm.config.helpers import pretrained_backbone
-from sift_mm.config.member import MemberOptions, families
+from sift_mm.config.member import MemberOptions
 from sift_mm.config.nodes import set_type, type_name
+from sift_mm.layers import families
 
 # Of the libraries' ResNets, the class that takes a family, and what else it
 # has to be told. Every other backbone is wrapped.

@@ -3,13 +3,14 @@
 from typing import Any
 
 from sift_mm.isoflop import wide_width
+from sift_mm.layers.family import family_of
 
 
 def _features(
     family: str, sparsity: float, base_channels: int, expansion: int
 ) -> list[int]:
     """Channels of the four stages of a ResNet of the family."""
-    if family.startswith('wide'):
+    if family_of(family).widens:
         base_channels = wide_width(base_channels, sparsity)
     return [base_channels * expansion * 2**stage for stage in range(4)]
 

@@ -8,8 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sift_mm.isoflop import FAMILIES
-
 # Arguments of SparseIFT, which wraps a backbone; SparseIFTResNet has most.
 MEMBER_ARGUMENTS = (
     'family',
@@ -22,11 +20,6 @@ MEMBER_ARGUMENTS = (
     'match_shape',
     'unmasked',
 )
-
-
-def families() -> tuple[str, ...]:
-    """The names of the members."""
-    return FAMILIES
 
 
 @dataclass(frozen=True)

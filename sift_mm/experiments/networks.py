@@ -9,7 +9,7 @@ from pathlib import Path
 
 from sift_mm.config.reading import member_name
 from sift_mm.experiments.runner import Experiment
-from sift_mm.layers.member import Member
+from sift_mm.layers.family import family_of
 
 
 @dataclass(frozen=True)
@@ -84,9 +84,10 @@ def plan_networks(args: argparse.Namespace) -> list[Network]:
         args.cfg_options or [()],
     ):
         # What a member lacks makes no other network of it.
-        if family == 'wide_factorized':
+        member = family_of(family)
+        if member.default_factors == 'none':
             algorithm = None  # It has no masks.
-        if not _has_inner(family):
+        if not member.composite:
             inner = None
         found.append(
             Network(
@@ -106,11 +107,3 @@ def plan_networks(args: argparse.Namespace) -> list[Network]:
             '--cfg-options differ in a value or the last part of a key.'
         )
     return found
-
-
-def _has_inner(family: str) -> bool:
-    try:
-        Member(family, 0.5, 'norm')
-    except ValueError:
-        return False
-    return True

@@ -1,8 +1,10 @@
 """The members of the Sparse-IFT family, and how to put them in a network."""
 
+from sift_mm.discovery import import_modules
 from sift_mm.layers.composite import Composite
 from sift_mm.layers.doped import Doped
 from sift_mm.layers.factorized import Factorized
+from sift_mm.layers.family import Family, families, register
 from sift_mm.layers.member import Member
 from sift_mm.layers.parallel import Parallel
 from sift_mm.layers.replacement import (
@@ -17,11 +19,16 @@ __all__ = [
     'Composite',
     'Doped',
     'Factorized',
+    'Family',
     'Member',
     'NothingReplaced',
     'Parallel',
     'Replacement',
     'TransformReport',
     'Wide',
+    'families',
+    'register',
     'transform',
 ]
+
+import_modules(__name__)  # A member is a file here, and registers itself.

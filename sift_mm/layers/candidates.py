@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
 from sift_mm.layers.composite import Composite
+from sift_mm.layers.family import family_of
 from sift_mm.layers.plain import channels_in, is_depthwise, plain_type
 from sift_mm.layers.wide import Wide
 
@@ -153,7 +154,7 @@ def _obstacle(
         return f'it shares its weight: {", ".join(sorted(sharers))}'
     for name in sharers:
         owner, _, attribute = name.rpartition('.')
-        if family != 'wide' and _reads_weight(
+        if family_of(family).composite and _reads_weight(
             module.get_submodule(owner), attribute
         ):
             return 'its weight is read by the module that holds it'

@@ -2,9 +2,12 @@
 
 from torch import Tensor, nn
 
+from sift_mm.isoflop import doped_rank
 from sift_mm.layers.composite import Composite, draw
 from sift_mm.layers.factorized import Factorized
-from sift_mm.layers.plain import Norm, make_like, weight_scale
+from sift_mm.layers.family import Family, register
+from sift_mm.layers.member import Member
+from sift_mm.layers.plain import Norm, make_like, size_of, weight_scale
 
 
 class Doped(Composite):
@@ -61,3 +64,29 @@ class Doped(Composite):
         """Draw all weights anew, see the class."""
         draw(self.sparse, self.scale**2)
         self.low_rank.init_weights()
+
+
+@register
+class DopedFamily(Family):
+    """A sparse layer beside a dense one of low rank."""
+
+    name = 'doped'
+
+    @classmethod
+    def build(
+        cls,
+        member: Member,
+        layer: nn.Module,
+        norm: Norm | None,
+        step: int,
+        scale: float | None,
+        cost: float | None,
+        rank: int | None,
+    ) -> Composite:
+        """The layer, sized by the sparsity."""
+        fan_in, fan_out, groups = size_of(layer)
+        rank = rank or groups * doped_rank(
+            fan_in, fan_out // groups, member.sparsity, multiple=step
+        )
+        density = 1 - member.sparsity
+        return Doped(layer, rank, member.inner, norm, density, scale)

@@ -2,8 +2,10 @@
 
 from torch import Tensor, nn
 
-from sift_mm.isoflop import factor_densities
+from sift_mm.isoflop import factor_densities, factorized_rank
 from sift_mm.layers.composite import Composite, draw, reset_norm
+from sift_mm.layers.family import Family, register
+from sift_mm.layers.member import Member
 from sift_mm.layers.plain import (
     Norm,
     default_norm,
@@ -95,3 +97,37 @@ class Factorized(Composite):
             / (square * rank / groups * density_v),
         )
         reset_norm(self.norm, 1.0)
+
+
+@register
+class FactorizedFamily(Family):
+    """Two layers in a row."""
+
+    name = 'factorized'
+    default_factors = 'both'
+
+    @classmethod
+    def build(
+        cls,
+        member: Member,
+        layer: nn.Module,
+        norm: Norm | None,
+        step: int,
+        scale: float | None,
+        cost: float | None,
+        rank: int | None,
+    ) -> Composite:
+        """The layer, sized by the sparsity."""
+        fan_in, fan_out, groups = size_of(layer)
+        rank = rank or groups * factorized_rank(
+            fan_in,
+            fan_out // groups,
+            member.sparsity,
+            sparse=member.factors,
+            cost=cost,
+            multiple=step,
+        )
+        density = 1 - member.sparsity
+        return Factorized(
+            layer, rank, member.factors, member.inner, norm, density, scale
+        )

@@ -6,23 +6,13 @@ from typing import Any
 
 from torch import nn
 
-from sift_mm.isoflop import (
-    check_family,
-    check_sparsity,
-    doped_rank,
-    factor_densities,
-    factorized_rank,
-    parallel_branches,
-)
+from sift_mm.isoflop import check_sparsity, factor_densities
 from sift_mm.layers.composite import Composite, check_inner
-from sift_mm.layers.doped import Doped
-from sift_mm.layers.factorized import Factorized
-from sift_mm.layers.parallel import Parallel
+from sift_mm.layers.family import Family, families, family_of
 from sift_mm.layers.plain import Norm, size_of
 
 # A layer whose FLOPs rounding would change by more has no equal.
 TOLERANCE = 0.25
-DEFAULT_FACTORS = {'factorized': 'both', 'wide_factorized': 'none'}
 
 
 @dataclass(frozen=True)
@@ -30,7 +20,7 @@ class Member:
     """A member of the family at a sparsity, with its variants.
 
     Args:
-        family (str): One of ``FAMILIES``.
+        family (str): Its name, one of :func:`families`.
         sparsity (float): Share of zero weights, in [0, 1).
         inner (str): What follows an inner layer, 'none', 'norm' or
             'norm_act'; a widened layer has no inner one.
@@ -49,33 +39,34 @@ class Member:
     sparse_factors: str | None = None
 
     def __post_init__(self) -> None:
-        check_family(self.family)
+        kind = family_of(self.family)
         check_sparsity(self.sparsity)
         check_inner(self.inner)
-        if self.family == 'wide' and self.inner != 'none':
+        if not kind.composite and self.inner != 'none':
             raise ValueError(
-                "family='wide' has no inner layers, so that "
+                f'family={self.family!r} has no inner layers, so that '
                 f'inner={self.inner!r} means nothing for it.'
             )
         if self.sparse_factors is None:
             return
-        if self.family not in DEFAULT_FACTORS:
+        if kind.default_factors is None:
+            others = [n for n in families() if family_of(n).default_factors]
             raise ValueError(
                 f'sparse_factors={self.sparse_factors!r} is for the families '
-                f'{", ".join(map(repr, DEFAULT_FACTORS))}; {self.family!r} '
+                f'{", ".join(map(repr, others))}; {self.family!r} '
                 'has no factors to choose from.'
             )
         factor_densities(self.sparsity, self.sparse_factors)
 
     @property
-    def widens(self) -> bool:
-        """Whether widths grow."""
-        return self.family in ('wide', 'wide_factorized')
+    def kind(self) -> type[Family]:
+        """What the member knows of itself."""
+        return family_of(self.family)
 
     @property
     def factors(self) -> str:
         """Which factors carry masks."""
-        return self.sparse_factors or DEFAULT_FACTORS.get(self.family, 'none')
+        return self.sparse_factors or self.kind.default_factors or 'none'
 
     def build(
         self,
@@ -109,36 +100,16 @@ class Member:
             ValueError: If the layer is too small for the sparsity, or the
                 member is 'wide', which no single layer can be.
         """
-        if self.family == 'wide':
+        if not self.kind.composite:
             raise ValueError(
-                "family='wide' widens layers along with those "
+                f'family={self.family!r} widens layers along with those '
                 'that read them; use sift_mm.transform.'
             )
-        density = 1 - self.sparsity
-        fan_in, fan_out, groups = size_of(layer)
-        # Each group of a convolution is factorised.
         step = 1
         if self.inner != 'none':
-            step = multiple // math.gcd(multiple, groups)
-        size = fan_in, fan_out // groups, self.sparsity
-        if self.family == 'parallel':
-            return Parallel(
-                layer,
-                parallel_branches(self.sparsity),
-                self.inner,
-                norm,
-                density,
-                scale,
-            )
-        if self.family == 'doped':
-            rank = rank or groups * doped_rank(*size, multiple=step)
-            return Doped(layer, rank, self.inner, norm, density, scale)
-        rank = rank or groups * factorized_rank(
-            *size, sparse=self.factors, cost=cost, multiple=step
-        )
-        return Factorized(
-            layer, rank, self.factors, self.inner, norm, density, scale
-        )
+            # Each group of a convolution is factorised.
+            step = multiple // math.gcd(multiple, size_of(layer)[2])
+        return self.kind.build(self, layer, norm, step, scale, cost, rank)
 
 
 def check_share(ratio: float) -> None:

@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor, nn
 
+from sift_mm.isoflop import parallel_branches
 from sift_mm.layers.composite import Composite, draw, reset_norm
+from sift_mm.layers.family import Family, register
+from sift_mm.layers.member import Member
 from sift_mm.layers.plain import (
     Norm,
     default_norm,
@@ -94,3 +97,26 @@ class Parallel(Composite):
         if self.inner == 'norm':
             for norm in self.norms:
                 reset_norm(norm, 0.0)
+
+
+@register
+class ParallelFamily(Family):
+    """Several layers of the same shape, added up."""
+
+    name = 'parallel'
+
+    @classmethod
+    def build(
+        cls,
+        member: Member,
+        layer: nn.Module,
+        norm: Norm | None,
+        step: int,
+        scale: float | None,
+        cost: float | None,
+        rank: int | None,
+    ) -> Composite:
+        """The layer, sized by the sparsity."""
+        branches = parallel_branches(member.sparsity)
+        density = 1 - member.sparsity
+        return Parallel(layer, branches, member.inner, norm, density, scale)

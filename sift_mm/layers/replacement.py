@@ -140,7 +140,7 @@ def transform(
     layers, skipped = choose_layers(module, family, include, exclude)
     replaced = (
         _widen(module, member, layers, skipped)
-        if member.widens
+        if member.kind.widens
         else _replace(module, member, layers, skipped)
     )
     report = TransformReport(replaced, skipped)
@@ -203,7 +203,7 @@ def _widen(
     for name, layer in layers.items():
         if parents[id(layer)] > 1:
             skipped[name] = 'it is used in several places'
-        elif member.family != 'wide' and size_of(layer)[2] > 1:
+        elif member.kind.composite and size_of(layer)[2] > 1:
             skipped[name] = 'grouped: its groups are too small to factorise'
         else:
             names[id(layer)] = name
@@ -257,7 +257,7 @@ def _widen_chain(
     replaced = {}
     for name, link in zip(names, chain, strict=True):
         wide: Any = new[link.name]
-        if member.family == 'wide_factorized':
+        if member.kind.composite:
             bias = wide.bias
             wide = _factorize(member, link.layer, wide)
             wide.v.bias = bias

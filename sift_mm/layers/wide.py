@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from sift_mm.analysis import FlopCount, count_call, on_meta
 from sift_mm.isoflop import inner_expansion
 from sift_mm.layers.composite import draw
+from sift_mm.layers.family import Family, register
 from sift_mm.layers.member import check_share
 from sift_mm.layers.plain import (
     channels_in,
@@ -83,6 +84,15 @@ WIDE = {
     nn.Conv2d: WideConv2d,
     nn.Conv3d: WideConv3d,
 }
+
+
+@register
+class WideFamily(Family):
+    """The same layers, wider."""
+
+    name = 'wide'
+    widens = True
+    composite = False
 
 
 @dataclass

@@ -14,7 +14,7 @@ from sparserun import sparse_config
 from sift_mm.cli import test as test_tool
 from sift_mm.cli import train as train_tool
 from sift_mm.config.reading import load_config
-from sift_mm.isoflop import FAMILIES
+from sift_mm.layers import families
 
 
 def load(path):
@@ -52,7 +52,7 @@ def assert_masked(checkpoint, records):
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
 @pytest.mark.parametrize('algorithm', ['Static', 'SET', 'RigL'])
 @pytest.mark.parametrize(
-    'family', [f for f in FAMILIES if f != 'wide_factorized']
+    'family', [f for f in families() if f != 'wide_factorized']
 )
 def test_members_train_with_every_algorithm(
     scope, algorithm, family, data, tmp_path
@@ -99,7 +99,7 @@ def test_wide_factorized_trains_without_masks(scope, data, tmp_path):
         assert torch.equal(value, other['state_dict'][key]), key
 
 
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('family', families())
 def test_members_resume_evaluate_and_load_downstream(family, data, tmp_path):
     # The ordinary stem, which a detector has too.
     config = sparse_config(

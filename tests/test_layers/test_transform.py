@@ -12,8 +12,7 @@ from torch.nn import functional as F
 import sift_mm
 from sift_mm.analysis import count_flops
 from sift_mm.engine.plan import MaskPlan
-from sift_mm.isoflop import FAMILIES
-from sift_mm.layers import Factorized, Parallel
+from sift_mm.layers import Factorized, Parallel, families
 from sift_mm.layers.wide import WideConv2d, WideLinear
 from sift_mm.sparsity import (
     Uniform,
@@ -126,7 +125,7 @@ NO_CHAIN = {
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('family', families())
 def test_networks_of_other_libraries(name, family):
     model = NETWORKS[name]()
     x = torch.rand(2, 3, 32, 32)

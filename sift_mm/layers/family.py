@@ -1,0 +1,95 @@
+"""What each member of the Sparse-IFT family knows of itself."""
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from torch import nn
+
+if TYPE_CHECKING:
+    from sift_mm.layers.composite import Composite
+    from sift_mm.layers.member import Member
+    from sift_mm.layers.plain import Norm
+
+
+class Family:
+    """A member of the family, in a file of its own in this package.
+
+    Attributes:
+        name (str): As ``family`` is written.
+        widens (bool): Whether layers are made wider along with those that
+            read them.
+        composite (bool): Whether a layer becomes another module; else it is
+            a wider one of its kind.
+        default_factors (str, optional): Which of two factors carry masks,
+            see ``isoflop.SPARSE_FACTORS``; None where there are no factors.
+    """
+
+    name: ClassVar[str]
+    widens: ClassVar[bool] = False
+    composite: ClassVar[bool] = True
+    default_factors: ClassVar[str | None] = None
+
+    @classmethod
+    def build(
+        cls,
+        member: 'Member',
+        layer: nn.Module,
+        norm: 'Norm | None',
+        step: int,
+        scale: float | None,
+        cost: float | None,
+        rank: int | None,
+    ) -> 'Composite':
+        """The layer that stands in for a dense one, see ``Member.build``.
+
+        Args:
+            member (Member): Sparsity and variants.
+            layer (nn.Module): The dense layer.
+            norm (Callable, optional): Number of channels to a norm.
+            step (int): An inner width, of one group, is a multiple of this.
+            scale (float, optional): Root mean square of the dense weights.
+            cost (float, optional): MACs of one position and group.
+            rank (int, optional): Inner width, if it is known.
+        """
+        raise NotImplementedError
+
+
+# The order of the paper, for lists and tables.
+PAPER = ('wide', 'parallel', 'factorized', 'doped', 'wide_factorized')
+_FAMILIES: dict[str, type[Family]] = {}
+
+
+def register(family: type[Family]) -> type[Family]:
+    """Class decorator: make a member known by its name.
+
+    Raises:
+        ValueError: If another one has the name.
+    """
+    other: Any = _FAMILIES.setdefault(family.name, family)
+    if other.__qualname__ != family.__qualname__:
+        raise ValueError(
+            f'The family {family.name!r} is {other.__qualname__} already; '
+            'choose another name.'
+        )
+    _FAMILIES[family.name] = family
+    return family
+
+
+def families() -> tuple[str, ...]:
+    """Names of all members, those of the paper first."""
+    others = [name for name in _FAMILIES if name not in PAPER]
+    return *(name for name in PAPER if name in _FAMILIES), *others
+
+
+def family_of(name: str) -> type[Family]:
+    """The member of a name.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    if name not in _FAMILIES:
+        raise ValueError(
+            f'Unknown family {name!r}; the families are '
+            f'{", ".join(map(repr, families()))}, and None for '
+            'the dense network.'
+        )
+    return _FAMILIES[name]
