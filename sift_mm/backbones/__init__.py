@@ -10,6 +10,7 @@ from importlib.util import find_spec
 
 from sift_mm.backbones.base import SparseIFTBackbone
 from sift_mm.backbones.resnet import SparseIFTMixin
+from sift_mm.discovery import import_modules
 
 __all__ = ['SparseIFTBackbone', 'SparseIFTMixin', 'register_backbones']
 
@@ -21,12 +22,12 @@ PACKAGES = {
 
 
 def register_backbones() -> None:
-    """Register the backbones of every library that is installed."""
-    for library in PACKAGES:
-        # A library that is there but broken should say so: only its absence
-        # is no error.
-        if find_spec(library) is not None:
-            importlib.import_module(f'{__name__}.{library}')
+    """Import all files here, which register backbones.
+
+    Those of a library that is not installed are left out; one that is there
+    but broken says so.
+    """
+    import_modules(__name__, optional=PACKAGES)
 
 
 def __getattr__(name: str) -> object:

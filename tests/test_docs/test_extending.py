@@ -1,0 +1,74 @@
+"""What the page on extending promises: one new file, and it is there."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from minirun import ROOT
+
+PAGE = (ROOT / 'docs/extending.md').read_text()
+BACKBONE = """
+from mmpretrain.models.backbones import VGG
+from mmpretrain.registry import MODELS
+
+from sift_mm.backbones.base import SparseIFTBackbone
+
+
+@MODELS.register_module()
+class MyVGG(SparseIFTBackbone, VGG):
+    family = None
+"""
+RULE = """
+from sift_mm.sparsity import ALGORITHMS, Algorithm
+
+
+@ALGORITHMS.register
+class Signed(Algorithm):
+    needs_gradient = True
+
+    def growth_score(self, weight, gradient, generator):
+        return -gradient
+"""
+DROPPED = """
+import sys, {package}
+{package}.__path__.append(sys.argv[1])
+from sift_mm.discovery import import_modules
+import_modules({package!r}, optional=('mmdet', 'mmseg'))
+{look}
+"""
+HELP = """
+from sift_mm.cli.get_flops import parse_args
+parse_args(['--help'])
+"""
+
+
+@pytest.mark.parametrize(
+    'package, code, look, words',
+    [
+        (
+            'sift_mm.layers',
+            re.search('```python\n(.*?)```', PAGE, re.S)[1],
+            HELP,
+            'twins',
+        ),
+        ('sift_mm.sparsity', RULE, HELP, 'Signed'),
+        (
+            'sift_mm.backbones',
+            BACKBONE,
+            'from mmpretrain.registry import MODELS\n'
+            "print(MODELS.build(dict(type='MyVGG', depth=11)).family)",
+            'None',
+        ),
+    ],
+)
+def test_one_new_file_is_found(tmp_path, package, code, look, words):
+    (tmp_path / 'mine.py').write_text(code)
+    script = DROPPED.format(package=package, look=look)
+    done = subprocess.run(
+        [sys.executable, '-c', script, tmp_path],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert words in done.stdout
