@@ -1,4 +1,4 @@
-"""Prepare Cityscapes as MMSegmentation reads it: polygons become labels.
+"""Cityscapes as MMSegmentation reads it: polygons become labels.
 
 The official package `cityscapesscripts` draws them, as in MMSegmentation's
 own converter; here an image that exists is whole, and is not drawn again.
@@ -26,6 +26,7 @@ from sift_mm.datasets.files import (
     scratch,
     unpack_zips,
 )
+from sift_mm.datasets.table import DataSet, register
 
 IMAGES = {'train': 2_975, 'val': 500}
 ARCHIVES = {
@@ -218,3 +219,21 @@ def prepare(root: Path) -> str:
     for split in IMAGES:
         check(root, split)
     return ' + '.join(f'{number:,}' for number in IMAGES.values()) + ' images'
+
+
+register(
+    DataSet(
+        name='cityscapes',
+        title='Cityscapes',
+        task='Semantic Segmentation',
+        types=('CityscapesDataset',),
+        folder='data/cityscapes',
+        images=IMAGES['train'],
+        path='leftImg8bit/train',
+        contents=(
+            'leftImg8bit/ and gtFine/ of Cityscapes (the latter with '
+            f'*{LABELS})'
+        ),
+        prepare=prepare,
+    )
+)

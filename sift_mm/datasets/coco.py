@@ -1,4 +1,4 @@
-"""Prepare COCO 2017 as MMDetection reads it."""
+"""COCO 2017 as MMDetection reads it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from sift_mm.datasets.files import (
     scratch,
     unpack_zips,
 )
+from sift_mm.datasets.table import DataSet, register
 
 IMAGES = {'train': 118_287, 'val': 5_000}
 CLASSES = 80
@@ -175,3 +176,19 @@ def prepare(root: Path, download: bool = False) -> str:
     for split in IMAGES:
         check(root, split)
     return ' + '.join(f'{number:,}' for number in IMAGES.values()) + ' images'
+
+
+register(
+    DataSet(
+        name='coco',
+        title='COCO',
+        task='Object Detection',
+        types=('CocoDataset',),
+        folder='data/coco',
+        images=IMAGES['train'],
+        path='instances_train2017',
+        without_annotations=1_021,
+        prepare=prepare,
+        download='20 GB',
+    )
+)

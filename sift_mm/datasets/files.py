@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import os
 import shutil
@@ -264,13 +265,20 @@ def unpack_zips(root: Path, archives: Mapping[str, str]) -> None:
                 os.replace(work / item, root / item)
 
 
-def fetch_url(url: str, folder: Path, md5: str | None = None) -> Path:
+def has_digest(path: Path, digest: str, kind: str = 'md5') -> bool:
+    """Whether there is a file of this hash."""
+    if not path.is_file():
+        return False
+    with path.open('rb') as stream:
+        return hashlib.file_digest(stream, kind).hexdigest() == digest
+
+
+def fetch_url(url: str, folder: Path) -> Path:
     """Fetch a file.
 
     Args:
         url: Its address.
         folder: One of :func:`scratch`: what an error leaves is half a file.
-        md5: What it is checked against, if that is known.
 
     Returns:
         The file.
@@ -284,7 +292,7 @@ def fetch_url(url: str, folder: Path, md5: str | None = None) -> Path:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
-        download_url(url, folder, md5=md5)
+        download_url(url, folder)
     except (OSError, RuntimeError, HTTPException) as error:
         raise DataError(f'{url} could not be fetched ({error}).') from error
     finally:
