@@ -121,8 +121,8 @@ def epoch_images(dataset: Any) -> int | None:
     kind = type_name(dataset)
     if kind == 'ConcatDataset':
         sizes = [epoch_images(child) for child in dataset['datasets']]
-        known = [size for size in sizes if size is not None]
-        return sum(known) if len(known) == len(sizes) else None
+        counted = [size for size in sizes if size is not None]
+        return sum(counted) if len(counted) == len(sizes) else None
     if kind in ('RepeatDataset', 'MultiImageMixDataset'):
         inner = epoch_images(dataset['dataset'])
         return inner and inner * dataset.get('times', 1)
