@@ -56,7 +56,7 @@ def image_size(cfg: Config, phase: str) -> tuple[Shape, str] | None:
     loader = cfg.get(f'{phase}_dataloader') or {}
     leaf: dict = next(leaf_datasets(loader.get('dataset') or []), {})
     known = find_data_set(type_name(leaf))
-    size = known and known.size
+    size = None if known is None else known.size
     source = f'{type_name(leaf)} images'
     for step in leaf.get('pipeline', []):
         name = type_name(step)

@@ -6,12 +6,11 @@ import os
 import tarfile
 from pathlib import Path
 
+from sift_mm.datasets.building import DataError, scratch
 from sift_mm.datasets.files import (
-    DataError,
     fetch_url,
     has_digest,
     reading,
-    scratch,
 )
 from sift_mm.datasets.table import DataSet, register
 

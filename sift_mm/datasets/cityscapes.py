@@ -17,13 +17,12 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from sift_mm.datasets.building import DataError, scratch
 from sift_mm.datasets.files import (
-    DataError,
     lacking,
     load_image,
     remedy,
     sample,
-    scratch,
     unpack_zips,
 )
 from sift_mm.datasets.table import DataSet, register

@@ -8,15 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sift_mm.datasets.building import DataError, scratch
 from sift_mm.datasets.files import (
-    DataError,
     check_space,
     fetch_url,
     lacking,
     load_image,
     remedy,
     sample,
-    scratch,
     unpack_zips,
 )
 from sift_mm.datasets.table import DataSet, register

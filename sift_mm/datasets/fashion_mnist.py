@@ -6,19 +6,17 @@ interrupted download left half-written would be trained on.
 
 from __future__ import annotations
 
-import gzip
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
+from sift_mm.datasets.building import DataError, scratch
 from sift_mm.datasets.files import (
     TIMEOUT,
-    DataError,
     fetch_url,
     has_digest,
     reading,
-    scratch,
 )
 from sift_mm.datasets.table import DataSet, register
 
@@ -74,16 +72,14 @@ def unpack(folder: Path, root: Path, work: Path) -> None:
     Raises:
         DataError: If a compressed file is broken or another.
     """
+    from torchvision.datasets.utils import extract_archive
+
     for name in missing(root):
         packed = folder / f'{name}.gz'
         if packed.is_file():
             print(f'unpacking {packed}', flush=True)
-            with (
-                reading(packed),
-                gzip.open(packed) as source,
-                (work / name).open('wb') as target,
-            ):
-                shutil.copyfileobj(source, target)
+            with reading(packed):
+                extract_archive(packed, work)
             check(work / name, packed)
             os.replace(work / name, root / name)
 

@@ -9,15 +9,14 @@ from pathlib import Path
 
 from rich.progress import track
 
+from sift_mm.datasets.building import DataError, scratch
 from sift_mm.datasets.files import (
-    DataError,
     check_space,
     has_digest,
     load_image,
     reading,
     remedy,
     sample,
-    scratch,
 )
 from sift_mm.datasets.table import DataSet, register
 
