@@ -44,15 +44,16 @@ def unpack(root: Path, names: list[str]) -> None:
 
     archive = root / CIFAR100.filename
     with scratch(root) as work:
-        if not archive.is_file():
+        if archive.is_file():
+            check(archive, CIFAR100.tgz_md5)
+        else:
             try:
-                archive = fetch_url(CIFAR100.url, work)
+                archive = fetch_url(CIFAR100.url, work, CIFAR100.tgz_md5)
             except DataError as error:
                 raise DataError(
                     f'{error}\nGet {archive.name} (169 MB) from {PAGE}, put '
                     f'it into {root} and call this again.'
                 ) from error
-        check(archive, CIFAR100.tgz_md5)
         print(f'unpacking {archive.name}', flush=True)
         with reading(archive), tarfile.open(archive) as source:
             source.extractall(work, filter='data')
@@ -62,17 +63,7 @@ def unpack(root: Path, names: list[str]) -> None:
 
 
 def prepare(root: Path) -> str:
-    """Complete the data set and check it.
-
-    Args:
-        root: Its folder.
-
-    Returns:
-        What it holds, in a few words.
-
-    Raises:
-        DataError: If it cannot be completed, or a file in it is broken.
-    """
+    """Complete the data set and check it; see :class:`DataSet`."""
     from torchvision.datasets import CIFAR100
 
     digests = {

@@ -190,17 +190,7 @@ def check(root: Path, split: str) -> None:
 
 
 def prepare(root: Path) -> str:
-    """Complete the data set and check it.
-
-    Args:
-        root: Its folder.
-
-    Returns:
-        What it holds, in a few words.
-
-    Raises:
-        DataError: If something is missing or broken.
-    """
+    """Complete the data set and check it; see :class:`DataSet`."""
     unpack_zips(root, ARCHIVES)
     missing = lacking(root, ARCHIVES)
     if missing:

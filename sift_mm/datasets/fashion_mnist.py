@@ -144,17 +144,7 @@ def fill(root: Path, work: Path) -> None:
 
 
 def prepare(root: Path) -> str:
-    """Complete the data set and check it.
-
-    Args:
-        root: Its folder.
-
-    Returns:
-        What it holds, in a few words.
-
-    Raises:
-        DataError: If it cannot be completed, or a file in it is broken.
-    """
+    """Complete the data set and check it; see :class:`DataSet`."""
     if missing(root):
         with scratch(root) as work:
             fill(root, work)

@@ -140,12 +140,13 @@ def has_digest(path: Path, digest: str, kind: str = 'md5') -> bool:
         return hashlib.file_digest(stream, kind).hexdigest() == digest
 
 
-def fetch_url(url: str, folder: Path) -> Path:
+def fetch_url(url: str, folder: Path, md5: str | None = None) -> Path:
     """Fetch a file.
 
     Args:
         url: Its address.
         folder: One of :func:`scratch`: what an error leaves is half a file.
+        md5: What it is checked against, if that is known.
 
     Returns:
         The file.
@@ -159,7 +160,7 @@ def fetch_url(url: str, folder: Path) -> Path:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
-        download_url(url, folder)
+        download_url(url, folder, md5=md5)
     except (OSError, RuntimeError, HTTPException) as error:
         raise DataError(f'{url} could not be fetched ({error}).') from error
     finally:

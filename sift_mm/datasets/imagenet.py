@@ -267,17 +267,7 @@ def check(root: Path, split: str) -> set[str]:
 
 
 def prepare(root: Path) -> str:
-    """Complete the data set and check it.
-
-    Args:
-        root: Its folder.
-
-    Returns:
-        What it holds, in a few words.
-
-    Raises:
-        DataError: If something is missing or broken.
-    """
+    """Complete the data set and check it; see :class:`DataSet`."""
     fill(root)
     train, val = (check(root, split) for split in IMAGES)
     other = sorted(train ^ val)
