@@ -26,21 +26,6 @@ def test_the_script_says_what_is_wrong_and_fails(tmp_path):
     assert 'Traceback' not in done.stderr
 
 
-def test_check_space(tmp_path):
-    files.check_space(tmp_path / 'not' / 'there', 1)
-    with pytest.raises(files.DataError, match='1000000.0 GB of free disk'):
-        files.check_space(tmp_path / 'not' / 'there', 10**15)
-
-
-@pytest.mark.parametrize(
-    'number, taken', [(0, 0), (1, 1), (50, 50), (51, 26), (118_287, 50)]
-)
-def test_sample_is_small_and_spread(number, taken):
-    found = files.sample(range(number))
-    assert len(found) == taken
-    assert not number or found[0] == 0 and found[-1] >= number * 0.97 - 1
-
-
 def test_a_download_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
     monkeypatch.setattr(files, 'TIMEOUT', 0.1)
     monkeypatch.setenv('no_proxy', '127.0.0.1')

@@ -258,18 +258,6 @@ def test_picture_and_mask_have_the_same_geometry(axis):
     assert min(sides) == 42 and max(sides) == 84
 
 
-def test_items_are_sometimes_flipped():
-    item = np.zeros((28, 28), np.uint8)
-    item[:, :5] = 200
-    left = []
-    for seed in range(20):
-        print('seed', seed)
-        _, mask = tool.cut_out(item, np.random.default_rng(seed))
-        left.append(bool(mask[:, 0].all()))
-        assert mask[:, 0].any() != mask[:, -1].any()
-    assert 0 < sum(left) < 20
-
-
 def test_later_items_cover_earlier_ones_but_never_too_much(monkeypatch):
     monkeypatch.setattr(tool, 'SIDES', (60, 60))
     background = np.full((128, 256, 3), PHOTOS['train'], np.uint8)
