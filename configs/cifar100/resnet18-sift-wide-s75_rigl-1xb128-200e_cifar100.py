@@ -6,5 +6,3 @@ _base_ = [
 from sift_mm.config import classifier
 
 model = classifier('wide', sparsity=0.75)
-
-optim_wrapper = dict(type='SparseOptimWrapper')

@@ -25,23 +25,9 @@ from sift_mm.analysis.report import make_report
 from sift_mm.config.data import leaf_datasets
 from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import read_config
+from sift_mm.datasets import DATA_SETS, find_data_set
 
 ROOT = Path(__file__).resolve().parents[2]
-FOLDERS = (
-    'cifar100',
-    'deeplabv3plus',
-    'fashion_mnist',
-    'imagenet',
-    'retinanet',
-)
-# Data set and task by the type of the training data.
-DATA = {
-    'CIFAR100': ('CIFAR-100', 'Image Classification'),
-    'CityscapesDataset': ('Cityscapes', 'Semantic Segmentation'),
-    'CocoDataset': ('COCO', 'Object Detection'),
-    'FashionMNIST': ('Fashion-MNIST', 'Image Classification'),
-    'ImageNet': ('ImageNet-1k', 'Image Classification'),
-}
 PAPER = {
     'Title': 'Sparse-IFT: Sparse Iso-FLOP Transformations for Maximizing '
     'Training Efficiency',
@@ -68,8 +54,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'folders',
         nargs='*',
         type=Path,
-        default=[ROOT / 'configs' / name for name in FOLDERS],
-        help=f'folders below configs (default: {", ".join(FOLDERS)})',
+        default=[
+            p.parent for p in sorted(ROOT.glob('configs/*/metafile.yml'))
+        ],
+        help='folders below configs (default: those with a metafile.yml)',
     )
     parser.add_argument(
         '--results',
@@ -105,12 +93,14 @@ def describe(path: Path) -> tuple[dict[str, Any], str]:
     cfg = read_config(str(path))
     report = make_report(cfg)
     leaf = next(leaf_datasets(cfg.train_dataloader.dataset))
-    if type_name(leaf) not in DATA or leaf.get('metainfo'):
+    data_set = find_data_set(type_name(leaf))
+    if data_set is None or leaf.get('metainfo'):
+        titles = ', '.join(known.title for known in DATA_SETS.values())
         raise SystemExit(
-            f'{path} trains on none of the data sets known here: '
-            f'{", ".join(DATA)} with their own classes.'
+            f'{path} trains on none of the data sets known here: {titles} '
+            'with their own classes.'
         )
-    data, task = DATA[type_name(leaf)]
+    data = data_set.title
     backbone, masks = cfg.model.backbone, report['masks'] or {}
     total, loop = report['total'], cfg.train_cfg
     transferred, training = masks.get('transferred'), []
@@ -138,7 +128,7 @@ def describe(path: Path) -> tuple[dict[str, Any], str]:
         'In Collection': f'Sparse-IFT on {data}',
         'Config': path.relative_to(path.parents[2]).as_posix(),
         'Metadata': {k: v for k, v in metadata.items() if v is not None},
-    }, task
+    }, data_set.task
 
 
 def add_results(

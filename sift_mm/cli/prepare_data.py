@@ -8,20 +8,10 @@ import argparse
 import signal
 import sys
 from collections.abc import Sequence
-from importlib import import_module
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-from sift_mm.datasets.files import DataError  # noqa: E402
-
-# The modules of sift_mm.datasets, with the folders of the configs.
-FOLDERS = {
-    'coco': 'data/coco',
-    'cityscapes': 'data/cityscapes',
-    'cifar100': 'data/cifar100',
-    'imagenet': 'data/imagenet',
-    'fashion_mnist': 'data/fashion_mnist',
-}
+from sift_mm.datasets import DATA_SETS
+from sift_mm.datasets.files import DataError
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -32,25 +22,29 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             process.
 
     Returns:
-        argparse.Namespace: The options, checked as far as argparse can.
+        argparse.Namespace: The options, checked as far as argparse can, and
+        the function that prepares the data set.
     """
     parser = argparse.ArgumentParser(
         description='Prepare a data set and check it.'
     )
-    sets = parser.add_subparsers(dest='name', required=True)
-    for name, folder in FOLDERS.items():
-        one = sets.add_parser(name)
+    sets = parser.add_subparsers(required=True, metavar='NAME')
+    for data_set in DATA_SETS.values():
+        if data_set.prepare is None:
+            continue
+        one = sets.add_parser(data_set.name, help=data_set.title)
+        one.set_defaults(prepare=data_set.prepare)
         one.add_argument(
             '--root',
             type=Path,
-            default=Path(folder),
+            default=Path(data_set.folder),
             help="the data set's folder (default: %(default)s)",
         )
-        if name == 'coco':
+        if data_set.download:
             one.add_argument(
                 '--download',
                 action='store_true',
-                help='fetch the archives that are missing (20 GB)',
+                help=f'download what is missing ({data_set.download})',
             )
     return parser.parse_args(argv)
 
@@ -68,13 +62,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     # What is unfinished is removed on the way out, also of a batch system's.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = vars(parse_args(argv))
-    name = options.pop('name')
-    prepare = import_module(f'sift_mm.datasets.{name}').prepare
+    prepare = options.pop('prepare')
     try:
         found = prepare(**options)
     except (DataError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
-    details = f': {found}' if isinstance(found, str) else ''
-    print(f'{options["root"]} is complete{details}')
+    print(f'{options["root"]} is complete: {found}')
     return 0

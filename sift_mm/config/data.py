@@ -8,17 +8,8 @@ from typing import Any
 from mmengine.config import Config
 
 from sift_mm.config.nodes import type_name
+from sift_mm.datasets import find_data_set
 
-# MMPreTrain fetches these itself, unless the config says download=False.
-SELF_FETCHING = ('CIFAR10', 'CIFAR100', 'MNIST', 'FashionMNIST')
-# What tools/prepare_data.py calls them.
-PREPARED = {
-    'CocoDataset': 'coco',
-    'CityscapesDataset': 'cityscapes',
-    'ImageNet': 'imagenet',
-    'CIFAR100': 'cifar100',
-    'FashionMNIST': 'fashion_mnist',
-}
 LOCAL_BACKENDS = ('local', 'disk', 'LocalBackend', 'HardDiskBackend')
 
 
@@ -76,8 +67,9 @@ def _exists(path: str) -> bool:
 def _is_complete(cfg: dict) -> bool:
     """Whether everything that a dataset reads locally is there."""
     root = cfg.get('data_root') or ''
-    fetches = cfg.get('download', type_name(cfg) in SELF_FETCHING)
-    if fetches or _is_remote(cfg) or '://' in root:
+    known = find_data_set(type_name(cfg))
+    fetches = known is not None and known.fetches_itself
+    if cfg.get('download', fetches) or _is_remote(cfg) or '://' in root:
         return True
     paths = [osp.join(root, path) for path in _wanted(cfg)]
     if root:
@@ -87,15 +79,12 @@ def _is_complete(cfg: dict) -> bool:
 
 def _describe(cfg: dict) -> str:
     """What belongs into the root of a dataset."""
-    prefixes = _prefixes(cfg)
-    if type_name(cfg) == 'CityscapesDataset' and 'seg_map_path' in prefixes:
-        return (
-            'leftImg8bit/ and gtFine/ of Cityscapes (the latter with '
-            '*_gtFine_labelTrainIds.png)'
-        )
     ann_file = cfg.get('ann_file')
     parts = [ann_file] if ann_file and isinstance(ann_file, str) else []
-    for key, prefix in prefixes.items():
+    known = find_data_set(type_name(cfg))
+    if known is not None and known.contents and not parts:
+        return known.contents
+    for key, prefix in _prefixes(cfg).items():
         folder = prefix.rstrip('/')
         if not folder:
             continue
@@ -122,7 +111,7 @@ def check_data(cfg: Config, phases: Iterable[str]) -> None:
         SystemExit: With one sentence, if something is missing.
     """
     missing: dict[str, list[str]] = {}
-    known = set()
+    prepared = set()
     for phase in phases:
         loader = cfg.get(f'{phase}_dataloader') or {}
         for leaf in leaf_datasets(loader.get('dataset', [])):
@@ -133,15 +122,17 @@ def check_data(cfg: Config, phases: Iterable[str]) -> None:
             )
             if _describe(leaf) not in contents:
                 contents.append(_describe(leaf))
-            if type_name(leaf) in PREPARED:
-                known.add(PREPARED[type_name(leaf)])
+            known = find_data_set(type_name(leaf))
+            if known is not None and known.prepare is not None:
+                prepared.add(known.name)
     if missing:
         places = '; '.join(
             f'looked in {root}, which should hold {", ".join(contents)}'
             for root, contents in missing.items()
         )
         advice = ' and '.join(
-            f'`python tools/prepare_data.py {name}`' for name in sorted(known)
+            f'`python tools/prepare_data.py {name}`'
+            for name in sorted(prepared)
         )
         advice = f'{advice} says how to get it, and ' if advice else ''
         raise SystemExit(

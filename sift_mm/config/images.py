@@ -8,6 +8,7 @@ from mmengine.config import Config
 
 from sift_mm.config.data import leaf_datasets
 from sift_mm.config.nodes import type_name
+from sift_mm.datasets import find_data_set
 
 Shape = tuple[int, int]  # Height and width.
 
@@ -23,23 +24,6 @@ SIZES = {
 }
 # Words in the names of the others after which images differ in size.
 VARY = ('Resize', 'Crop', 'Pad', 'Mosaic', 'MixUp', 'Affine')
-STORED = {
-    'CIFAR10': (32, 32),
-    'CIFAR100': (32, 32),
-    'FashionMNIST': (28, 28),
-}
-# What a path of the training images holds, and how many there are.
-PUBLISHED = {
-    'CocoDataset': ('instances_train2017', 118_287),
-    'CityscapesDataset': ('leftImg8bit/train', 2_975),
-    'ADE20KDataset': ('images/training', 20_210),
-    'ImageNet': ('train', 1_281_167),
-    'CIFAR10': ('train', 50_000),
-    'CIFAR100': ('train', 50_000),
-    'FashionMNIST': ('train', 60_000),
-}
-# Images of them without annotations, which filter_empty_gt leaves out.
-EMPTY = {'CocoDataset': 1_021}
 
 
 def _step_size(step: dict) -> Shape | None:
@@ -71,7 +55,8 @@ def image_size(cfg: Config, phase: str) -> tuple[Shape, str] | None:
     """
     loader = cfg.get(f'{phase}_dataloader') or {}
     leaf: dict = next(leaf_datasets(loader.get('dataset') or []), {})
-    size = STORED.get(type_name(leaf))
+    known = find_data_set(type_name(leaf))
+    size = None if known is None else known.size
     source = f'{type_name(leaf)} images'
     for step in leaf.get('pipeline', []):
         name = type_name(step)
@@ -136,22 +121,24 @@ def epoch_images(dataset: Any) -> int | None:
     kind = type_name(dataset)
     if kind == 'ConcatDataset':
         sizes = [epoch_images(child) for child in dataset['datasets']]
-        known = [size for size in sizes if size is not None]
-        return sum(known) if len(known) == len(sizes) else None
+        counted = [size for size in sizes if size is not None]
+        return sum(counted) if len(counted) == len(sizes) else None
     if kind in ('RepeatDataset', 'MultiImageMixDataset'):
         inner = epoch_images(dataset['dataset'])
         return inner and inner * dataset.get('times', 1)
-    if kind not in PUBLISHED or any(
+    known = find_data_set(kind)
+    if known is None or any(
         dataset.get(key) is not None for key in ('metainfo', 'indices')
     ):
         return None  # Unknown, or a part of it.
-    path, images = PUBLISHED[kind]
     paths = [dataset.get(key) for key in ('ann_file', 'data_prefix', 'split')]
-    if path not in str(paths):
+    if known.path not in str(paths):
         return None
     if (dataset.get('filter_cfg') or {}).get('filter_empty_gt'):
-        return images - EMPTY[kind] if kind in EMPTY else None
-    return images
+        if known.without_annotations is None:
+            return None
+        return known.images - known.without_annotations
+    return known.images
 
 
 def schedule_samples(

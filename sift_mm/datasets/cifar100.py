@@ -1,4 +1,4 @@
-"""Prepare CIFAR-100 as MMPreTrain reads it: the official pickles."""
+"""CIFAR-100 as MMPreTrain reads it: the official pickles."""
 
 from __future__ import annotations
 
@@ -6,26 +6,14 @@ import os
 import tarfile
 from pathlib import Path
 
-from torchvision.datasets import CIFAR100
-from torchvision.datasets.utils import check_integrity
-
+from sift_mm.datasets.building import DataError, scratch
 from sift_mm.datasets.files import (
-    DataError,
     fetch_url,
+    has_digest,
     reading,
-    scratch,
 )
+from sift_mm.datasets.table import DataSet, register
 
-ARCHIVE = CIFAR100.filename
-ARCHIVE_MD5 = CIFAR100.tgz_md5
-MD5 = {
-    f'{CIFAR100.base_folder}/{name}': md5
-    for name, md5 in (
-        *CIFAR100.train_list,
-        *CIFAR100.test_list,
-        (CIFAR100.meta['filename'], CIFAR100.meta['md5']),
-    )
-}
 PAGE = 'https://www.cs.toronto.edu/~kriz/cifar.html'
 
 
@@ -35,54 +23,75 @@ def check(path: Path, md5: str) -> None:
     Raises:
         DataError: If it is another.
     """
-    if not check_integrity(path, md5):
+    if not has_digest(path, md5):
         raise DataError(
             f'{path} is broken or not of CIFAR-100, its MD5 is not {md5}: '
             'remove it and call this again.'
         )
 
 
-def fetch(work: Path, root: Path) -> Path:
-    """Fetch the archive.
+def unpack(root: Path, names: list[str]) -> None:
+    """Unpack files of the archive, which is fetched if it is not at hand.
+
+    Args:
+        root: The data set's folder.
+        names: Of the files, relative to it.
 
     Raises:
-        DataError: If it cannot be had, with what to do.
+        DataError: If the archive is broken or cannot be had.
     """
-    try:
-        return fetch_url(CIFAR100.url, work, ARCHIVE_MD5)
-    except DataError as error:
-        raise DataError(
-            f'{error}\nGet {ARCHIVE} (169 MB) from {PAGE}, put it into {root} '
-            'and call this again.'
-        ) from error
+    from torchvision.datasets import CIFAR100
+
+    archive = root / CIFAR100.filename
+    with scratch(root) as work:
+        if archive.is_file():
+            check(archive, CIFAR100.tgz_md5)
+        else:
+            try:
+                archive = fetch_url(CIFAR100.url, work, CIFAR100.tgz_md5)
+            except DataError as error:
+                raise DataError(
+                    f'{error}\nGet {archive.name} (169 MB) from {PAGE}, put '
+                    f'it into {root} and call this again.'
+                ) from error
+        print(f'unpacking {archive.name}', flush=True)
+        with reading(archive), tarfile.open(archive) as source:
+            source.extractall(work, filter='data')
+        for name in names:
+            (root / name).parent.mkdir(exist_ok=True)
+            os.replace(work / name, root / name)
 
 
 def prepare(root: Path) -> str:
-    """Complete the data set and check it.
+    """Complete the data set and check it; see :class:`DataSet`."""
+    from torchvision.datasets import CIFAR100
 
-    Args:
-        root: Its folder.
-
-    Returns:
-        What it holds, in a few words.
-
-    Raises:
-        DataError: If it cannot be completed, or a file in it is broken.
-    """
-    missing = [name for name in MD5 if not (root / name).is_file()]
+    digests = {
+        f'{CIFAR100.base_folder}/{name}': md5
+        for name, md5 in (
+            *CIFAR100.train_list,
+            *CIFAR100.test_list,
+            (CIFAR100.meta['filename'], CIFAR100.meta['md5']),
+        )
+    }
+    missing = [name for name in digests if not (root / name).is_file()]
     if missing:
-        with scratch(root) as work:
-            archive = root / ARCHIVE
-            if archive.is_file():
-                check(archive, ARCHIVE_MD5)
-            else:
-                archive = fetch(work, root)
-            print(f'unpacking {ARCHIVE}', flush=True)
-            with reading(archive), tarfile.open(archive) as source:
-                source.extractall(work, filter='data')
-            for name in missing:
-                (root / name).parent.mkdir(exist_ok=True)
-                os.replace(work / name, root / name)
-    for name, md5 in MD5.items():
+        unpack(root, missing)
+    for name, md5 in digests.items():
         check(root / name, md5)
     return '50,000 + 10,000 images'
+
+
+register(
+    DataSet(
+        name='cifar100',
+        title='CIFAR-100',
+        task='Image Classification',
+        types=('CIFAR100',),
+        folder='data/cifar100',
+        images=50_000,
+        size=(32, 32),
+        fetches_itself=True,
+        prepare=prepare,
+    )
+)

@@ -1,4 +1,4 @@
-"""Prepare Cityscapes as MMSegmentation reads it: polygons become labels.
+"""Cityscapes as MMSegmentation reads it: polygons become labels.
 
 The official package `cityscapesscripts` draws them, as in MMSegmentation's
 own converter; here an image that exists is whole, and is not drawn again.
@@ -17,15 +17,15 @@ from pathlib import Path
 import numpy as np
 from rich.progress import track
 
+from sift_mm.datasets.building import DataError, scratch
 from sift_mm.datasets.files import (
-    DataError,
     lacking,
     load_image,
     remedy,
     sample,
-    scratch,
     unpack_zips,
 )
+from sift_mm.datasets.table import DataSet, register
 
 IMAGES = {'train': 2_975, 'val': 500}
 ARCHIVES = {
@@ -190,17 +190,7 @@ def check(root: Path, split: str) -> None:
 
 
 def prepare(root: Path) -> str:
-    """Complete the data set and check it.
-
-    Args:
-        root: Its folder.
-
-    Returns:
-        What it holds, in a few words.
-
-    Raises:
-        DataError: If something is missing or broken.
-    """
+    """Complete the data set and check it; see :class:`DataSet`."""
     unpack_zips(root, ARCHIVES)
     missing = lacking(root, ARCHIVES)
     if missing:
@@ -218,3 +208,21 @@ def prepare(root: Path) -> str:
     for split in IMAGES:
         check(root, split)
     return ' + '.join(f'{number:,}' for number in IMAGES.values()) + ' images'
+
+
+register(
+    DataSet(
+        name='cityscapes',
+        title='Cityscapes',
+        task='Semantic Segmentation',
+        types=('CityscapesDataset',),
+        folder='data/cityscapes',
+        images=IMAGES['train'],
+        path='leftImg8bit/train',
+        contents=(
+            'leftImg8bit/ and gtFine/ of Cityscapes (the latter with '
+            f'*{LABELS})'
+        ),
+        prepare=prepare,
+    )
+)

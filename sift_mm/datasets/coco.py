@@ -1,4 +1,4 @@
-"""Prepare COCO 2017 as MMDetection reads it."""
+"""COCO 2017 as MMDetection reads it."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sift_mm.datasets.building import DataError, scratch
 from sift_mm.datasets.files import (
-    DataError,
     check_space,
     fetch_url,
     lacking,
     load_image,
     remedy,
     sample,
-    scratch,
     unpack_zips,
 )
+from sift_mm.datasets.table import DataSet, register
 
 IMAGES = {'train': 118_287, 'val': 5_000}
 CLASSES = 80
@@ -175,3 +175,19 @@ def prepare(root: Path, download: bool = False) -> str:
     for split in IMAGES:
         check(root, split)
     return ' + '.join(f'{number:,}' for number in IMAGES.values()) + ' images'
+
+
+register(
+    DataSet(
+        name='coco',
+        title='COCO',
+        task='Object Detection',
+        types=('CocoDataset',),
+        folder='data/coco',
+        images=IMAGES['train'],
+        path='instances_train2017',
+        without_annotations=1_021,
+        prepare=prepare,
+        download='20 GB',
+    )
+)

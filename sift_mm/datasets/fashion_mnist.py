@@ -1,4 +1,4 @@
-"""Prepare Fashion-MNIST as MMPreTrain reads it: IDX files, not compressed.
+"""Fashion-MNIST as MMPreTrain reads it: IDX files, not compressed.
 
 MMPreTrain itself only looks whether the four files exist: one that an
 interrupted download left half-written would be trained on.
@@ -6,22 +6,19 @@ interrupted download left half-written would be trained on.
 
 from __future__ import annotations
 
-import gzip
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
-from torchvision.datasets import FashionMNIST
-from torchvision.datasets.utils import check_integrity
-
+from sift_mm.datasets.building import DataError, scratch
 from sift_mm.datasets.files import (
     TIMEOUT,
-    DataError,
     fetch_url,
+    has_digest,
     reading,
-    scratch,
 )
+from sift_mm.datasets.table import DataSet, register
 
 # Of the content. Those that MMPreTrain and torchvision know are of the
 # official .gz files; Debian has compressed the same content anew.
@@ -31,7 +28,6 @@ MD5 = {
     't10k-images-idx3-ubyte': '8181f5470baa50b63fa0f6fddb340f0a',
     't10k-labels-idx1-ubyte': '15d484375f8d13e6eb1aabb0c3f46965',
 }
-URL = FashionMNIST.mirrors[0]
 PAGE = 'https://github.com/zalandoresearch/fashion-mnist'
 # Of Debian and what derives from it.
 PACKAGE = 'dataset-fashion-mnist'
@@ -58,7 +54,7 @@ def check(path: Path, source: Path) -> None:
     Raises:
         DataError: If it is another.
     """
-    if not check_integrity(path, MD5[path.name]):
+    if not has_digest(path, MD5[path.name]):
         raise DataError(
             f'{source} is broken or not of Fashion-MNIST: remove it and call '
             'this again.'
@@ -76,29 +72,29 @@ def unpack(folder: Path, root: Path, work: Path) -> None:
     Raises:
         DataError: If a compressed file is broken or another.
     """
+    from torchvision.datasets.utils import extract_archive
+
     for name in missing(root):
         packed = folder / f'{name}.gz'
         if packed.is_file():
             print(f'unpacking {packed}', flush=True)
-            with (
-                reading(packed),
-                gzip.open(packed) as source,
-                (work / name).open('wb') as target,
-            ):
-                shutil.copyfileobj(source, target)
+            with reading(packed):
+                extract_archive(packed, work)
             check(work / name, packed)
             os.replace(work / name, root / name)
 
 
 def fetch_official(root: Path, work: Path) -> Path:
     """Fetch what is missing from the authors; returns where it is then."""
+    from torchvision.datasets import FashionMNIST
+
     for name in missing(root):
-        fetch_url(f'{URL}{name}.gz', work)
+        fetch_url(f'{FashionMNIST.mirrors[0]}{name}.gz', work)
     return work
 
 
 def fetch_debian(root: Path, work: Path) -> Path:
-    """Fetch Debian's package and unpack it; returns likewise."""
+    """Fetch Debian's package; returns where its files are then."""
     del root  # the package has all of it
     if not shutil.which('apt-get') or not shutil.which('dpkg-deb'):
         raise DataError(f'There is no apt-get to fetch {PACKAGE} with.')
@@ -148,20 +144,25 @@ def fill(root: Path, work: Path) -> None:
 
 
 def prepare(root: Path) -> str:
-    """Complete the data set and check it.
-
-    Args:
-        root: Its folder.
-
-    Returns:
-        What it holds, in a few words.
-
-    Raises:
-        DataError: If it cannot be completed, or a file in it is broken.
-    """
+    """Complete the data set and check it; see :class:`DataSet`."""
     if missing(root):
         with scratch(root) as work:
             fill(root, work)
     for name in MD5:
         check(root / name, root / name)
     return '60,000 + 10,000 images'
+
+
+register(
+    DataSet(
+        name='fashion_mnist',
+        title='Fashion-MNIST',
+        task='Image Classification',
+        types=('FashionMNIST',),
+        folder='data/fashion_mnist',
+        images=60_000,
+        size=(28, 28),
+        fetches_itself=True,
+        prepare=prepare,
+    )
+)

@@ -1,9 +1,9 @@
-"""What the converters share: whole files or none, archives, samples."""
+"""What the converters share: archives, downloads, samples."""
 
 from __future__ import annotations
 
 import gzip
-import json
+import hashlib
 import os
 import shutil
 import socket
@@ -13,18 +13,16 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
-from itertools import chain
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from filelock import FileLock, Timeout
 from PIL import Image
 from rich.progress import track
 
+from sift_mm.datasets.building import DataError, scratch
+
 Item = TypeVar('Item')
 
-SCRATCH = '.prepare_data'
-MANIFEST = 'manifest.json'
 TIMEOUT = 20  # seconds without an answer after which a download is given up
 SAMPLE = 50  # images of a split that are opened
 # What the readers of archives raise; each has a sentence that says what.
@@ -35,136 +33,6 @@ BROKEN = (
     zlib.error,
     EOFError,
 )
-
-
-class DataError(Exception):
-    """Why the data set cannot be had, in one sentence for the user."""
-
-
-@contextmanager
-def scratch(root: Path, beside: bool = False) -> Iterator[Path]:
-    """Give a folder for what is not whole yet, removed in the end.
-
-    It lies in the data set's folder, so that what is finished can be renamed
-    into place. What a killed process left in it is removed at the start.
-
-    Args:
-        root: The data set's folder, made if it is missing.
-        beside: Whether to leave that alone and to lie beside it.
-
-    Yields:
-        An empty folder.
-
-    Raises:
-        DataError: If another process is at work in `root`.
-    """
-    folder = root / SCRATCH
-    if beside:
-        folder = root.with_name(f'{SCRATCH}-{root.name}')
-    work = folder / 'work'
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(folder / 'lock', blocking=False):
-            try:
-                shutil.rmtree(work, ignore_errors=True)
-                work.mkdir()
-                yield work
-            finally:
-                shutil.rmtree(work)
-                # Without the lock's file, another process may get in.
-                shutil.rmtree(folder, ignore_errors=True)
-    except Timeout as error:
-        raise DataError(
-            f'Another process prepares {root} at this moment: wait for it.'
-        ) from error
-
-
-def read_manifest(root: Path, about: Mapping[str, Any]) -> dict[str, Any]:
-    """Read what :func:`made_whole` has noted about a folder.
-
-    Args:
-        root: The data set's folder.
-        about: As there; its values may differ.
-
-    Returns:
-        The manifest; empty if there is none of such a set.
-    """
-    try:
-        manifest = json.loads((root / MANIFEST).read_text())
-        return manifest if manifest.keys() == {*about, 'files'} else {}
-    except (OSError, AttributeError, ValueError):
-        return {}
-
-
-def is_complete(root: Path, about: Mapping[str, Any]) -> bool:
-    """Whether a folder holds the whole set that :func:`made_whole` made."""
-    manifest = read_manifest(root, about)
-    files = manifest.pop('files', {})
-    try:
-        return manifest == about and all(
-            (root / name).stat().st_size == size
-            for name, size in files.items()
-        )
-    except OSError:
-        return False
-
-
-def check_ours(root: Path, about: Mapping[str, Any]) -> None:
-    """Refuse to replace a folder that holds more than a set made before.
-
-    Raises:
-        DataError: If there is another file in it, or if it is one.
-    """
-    manifest = read_manifest(root, about)
-    ours = {MANIFEST, *manifest['files']} if manifest else set()
-    for path in chain([root], root.rglob('*')):
-        name = str(path.relative_to(root))
-        if name not in ours and (path.is_file() or path.is_symlink()):
-            raise DataError(
-                f'{path} is not known to be of a data set that this wrote: '
-                'move it away or name another folder with --root.'
-            )
-
-
-@contextmanager
-def made_whole(root: Path, about: Mapping[str, Any]) -> Iterator[Path]:
-    """Give a folder whose `made` takes the data set's place, whole.
-
-    With it comes a manifest of what it is about and of its files. An error
-    leaves the data set's folder as it was.
-
-    Args:
-        root: The data set's folder; an older set in it is replaced.
-        about: What tells this set from another.
-
-    Yields:
-        One of :func:`scratch`, with an empty `made`.
-
-    Raises:
-        DataError: If another process makes it, or if :func:`check_ours` fails.
-    """
-    root = root.resolve()  # a link to another disk stays one
-    with scratch(root, beside=True) as work:
-        check_ours(root, about)
-        made, old = work / 'made', work / 'old'
-        made.mkdir()
-        yield work
-        files = {
-            str(path.relative_to(made)): path.stat().st_size
-            for path in sorted(made.rglob('*'))
-            if path.is_file()
-        }
-        (made / MANIFEST).write_text(
-            json.dumps({**about, 'files': files}, indent=1)
-        )
-        check_ours(root, about)  # again, as making it took a while
-        try:
-            if root.exists():
-                os.replace(root, old)
-            os.replace(made, root)
-        finally:
-            if old.exists() and not root.exists():
-                os.replace(old, root)
 
 
 def check_space(root: Path, needed: int) -> None:
@@ -262,6 +130,14 @@ def unpack_zips(root: Path, archives: Mapping[str, str]) -> None:
                     archive.extract(member, work)
                 (root / item).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(work / item, root / item)
+
+
+def has_digest(path: Path, digest: str, kind: str = 'md5') -> bool:
+    """Whether there is a file of this hash."""
+    if not path.is_file():
+        return False
+    with path.open('rb') as stream:
+        return hashlib.file_digest(stream, kind).hexdigest() == digest
 
 
 def fetch_url(url: str, folder: Path, md5: str | None = None) -> Path:

@@ -1,4 +1,4 @@
-"""Prepare ImageNet (ILSVRC 2012) as MMPreTrain reads it: a folder a class."""
+"""ImageNet (ILSVRC 2012) as MMPreTrain reads it: a folder a class."""
 
 from __future__ import annotations
 
@@ -8,22 +8,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rich.progress import track
-from torchvision.datasets.imagenet import (
-    ARCHIVE_META,
-    load_meta_file,
-    parse_devkit_archive,
-)
-from torchvision.datasets.utils import check_integrity
 
+from sift_mm.datasets.building import DataError, scratch
 from sift_mm.datasets.files import (
-    DataError,
     check_space,
+    has_digest,
     load_image,
     reading,
     remedy,
     sample,
-    scratch,
 )
+from sift_mm.datasets.table import DataSet, register
 
 IMAGES = {'train': 1_281_167, 'val': 50_000}
 CLASSES = 1_000
@@ -40,6 +35,8 @@ where WNID stands for 1,000 folders such as n01440764."""
 
 def archive_of(root: Path, part: str) -> Path:
     """Return where the archive of 'train', 'val' or 'devkit' would lie."""
+    from torchvision.datasets.imagenet import ARCHIVE_META
+
     return root / ARCHIVE_META[part][0]
 
 
@@ -56,9 +53,11 @@ def check_archive(root: Path, part: str) -> Path:
     Raises:
         DataError: If it is broken or missing.
     """
+    from torchvision.datasets.imagenet import ARCHIVE_META
+
     archive, md5 = archive_of(root, part), ARCHIVE_META[part][1]
     print(f'checking {archive} ({SIZES[part]})', flush=True)
-    if not check_integrity(archive, md5):
+    if not has_digest(archive, md5):
         raise DataError(
             f'{archive} is missing, broken or another file, its MD5 is not '
             f'{md5}: get it from https://image-net.org/download-images.'
@@ -114,6 +113,11 @@ def val_classes(root: Path) -> list[str]:
     Raises:
         DataError: If it is missing or broken, or cannot be read.
     """
+    from torchvision.datasets.imagenet import (
+        load_meta_file,
+        parse_devkit_archive,
+    )
+
     archive = check_archive(root, 'devkit')
     if find_spec('scipy') is None:
         raise DataError(
@@ -255,7 +259,7 @@ def check(root: Path, split: str) -> set[str]:
         raise DataError(
             f'{folder} holds {len(names):,} images of {classes:,} classes '
             f'instead of {IMAGES[split]:,} of {CLASSES:,}: '
-            f'{remedy(root, split, ARCHIVE_META[split][0])}'
+            f'{remedy(root, split, archive_of(root, split).name)}'
         )
     for name in sample(names):
         load_image(folder / name)
@@ -263,17 +267,7 @@ def check(root: Path, split: str) -> set[str]:
 
 
 def prepare(root: Path) -> str:
-    """Complete the data set and check it.
-
-    Args:
-        root: Its folder.
-
-    Returns:
-        What it holds, in a few words.
-
-    Raises:
-        DataError: If something is missing or broken.
-    """
+    """Complete the data set and check it; see :class:`DataSet`."""
     fill(root)
     train, val = (check(root, split) for split in IMAGES)
     other = sorted(train ^ val)
@@ -284,3 +278,16 @@ def prepare(root: Path) -> str:
             'is in one of them only: rename or remove it.'
         )
     return ' + '.join(f'{number:,}' for number in IMAGES.values()) + ' images'
+
+
+register(
+    DataSet(
+        name='imagenet',
+        title='ImageNet-1k',
+        task='Image Classification',
+        types=('ImageNet',),
+        folder='data/imagenet',
+        images=IMAGES['train'],
+        prepare=prepare,
+    )
+)

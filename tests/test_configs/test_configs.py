@@ -183,9 +183,8 @@ def check_name(name: str, cfg: Config) -> None:
         assert backbone.sparsity == int(found[2]) / 100
     elif 'sift' not in name:
         assert backbone.get('family') is None
-    found = re.search(r'_(static|set|rigl)-', name)
-    if found is not None:
-        assert [h.algorithm.lower() for h in cfg.custom_hooks] == [found[1]]
+    if '_rigl-' in name:
+        assert [hook.algorithm for hook in cfg.custom_hooks] == ['RigL']
 
 
 def check_masks(

@@ -17,11 +17,20 @@ WIDE = DENSE.with_name(
 )
 
 
+FOLDERS = (
+    'cifar100',
+    'deeplabv3plus',
+    'fashion_mnist',
+    'imagenet',
+    'retinanet',
+)
+
+
 def load(path: Path) -> dict[str, Any]:
     return yaml.safe_load(path.read_text())
 
 
-@pytest.mark.parametrize('name', metafile.FOLDERS)
+@pytest.mark.parametrize('name', FOLDERS)
 def test_a_metafile_names_every_config(name: str) -> None:
     path = ROOT / 'configs' / name / 'metafile.yml'
     models = load(path)['Models']

@@ -69,15 +69,6 @@ def wheel(tmp_path, monkeypatch):
     return path
 
 
-def is_complete(root):
-    """Whether nothing is needed to prepare it."""
-    try:
-        tool.prepare(root, root / 'no.whl')
-    except tool.DataError:
-        return False
-    return True
-
-
 @pytest.mark.parametrize(
     'box, part, counts',
     [
@@ -101,15 +92,6 @@ def test_cut_counts_what_is_more_than_half_visible(box, part, counts):
     assert counted.tolist() == ([] if part is None else [counts])
 
 
-def test_cut_keeps_the_order_of_several_boxes():
-    boxes = np.array(
-        [[0, 0, 10, 10], [300, 0, 310, 10], [250, 0, 262, 10]], dtype=float
-    )
-    parts, counts = tool.cut(boxes, tool.Window(0, 0, 256, 256))
-    assert parts.tolist() == [[0, 0, 10, 10], [250, 0, 256, 10]]
-    assert counts.tolist() == [True, False]
-
-
 @pytest.mark.parametrize(
     'start, stop, overlap, starts',
     [
@@ -122,11 +104,6 @@ def test_cut_keeps_the_order_of_several_boxes():
 )
 def test_tile_starts(start, stop, overlap, starts):
     assert tool.tile_starts(start, stop, overlap) == starts
-
-
-def test_tile_starts_needs_room_for_one():
-    with pytest.raises(ValueError, match='no tile of 256 fits in 255'):
-        tool.tile_starts(10, 265, 0)
 
 
 @pytest.mark.parametrize('overlap', [0, 60, 120])
@@ -165,21 +142,6 @@ def test_no_pixel_is_in_both_splits_nor_in_the_gap(
     last_trained = np.flatnonzero(used['train'].any(axis=1)).max()
     first_tested = np.flatnonzero(used['val'].any(axis=1)).min()
     assert first_tested - last_trained - 1 == tool.GAP == 128
-
-
-def test_the_gap_and_the_overlap_hold_the_largest_crown():
-    largest = 108
-    assert min(tool.GAP, tool.OVERLAP) > largest
-
-
-def test_a_photograph_without_validation_is_all_training():
-    assert tool.split(400, 300, 0) == {'train': (0, 0, 400, 300)}
-
-
-def test_read_voc():
-    boxes = tool.read_voc(voc([(1, 2, 30, 40), (5, 6, 7, 8)]))
-    assert boxes.tolist() == [[1, 2, 30, 40], [5, 6, 7, 8]]
-    assert tool.read_voc(voc([])).shape == (0, 4)
 
 
 @pytest.mark.parametrize(
@@ -255,104 +217,48 @@ def test_a_tile_shows_its_own_place(wheel, tmp_path):
     assert pixels[-1, -1].tolist() == [299 % 256, 699 % 256, 16 + 699 // 256]
 
 
-def test_pycocotools_reads_it(wheel, tmp_path):
-    coco = pytest.importorskip('pycocotools.coco')
+def test_it_is_made_once_and_anew_for_another_layout(
+    wheel, tmp_path, monkeypatch
+):
     root = tool.prepare(tmp_path / 'crowns', wheel)
-    val = coco.COCO(str(root / 'annotations' / 'val.json'))
-    assert len(val.getAnnIds(catIds=[1], iscrowd=False)) == 2
-
-
-def test_a_second_call_does_nothing(wheel, tmp_path, monkeypatch):
-    root = tool.prepare(tmp_path / 'crowns', wheel)
-    before = {p: p.stat().st_mtime_ns for p in root.rglob('*')}
-    monkeypatch.setattr(tool, 'convert', lambda *_: pytest.fail('converts'))
-    tool.prepare(root)
-    assert {p: p.stat().st_mtime_ns for p in root.rglob('*')} == before
+    before = (root / 'LICENSE').stat().st_ino
+    tool.prepare(root, tmp_path / 'no.whl')  # asks for no source
+    monkeypatch.setattr(tool, 'LAYOUT', tool.LAYOUT + 1)
+    tool.prepare(root, wheel)
+    assert (root / 'LICENSE').stat().st_ino != before
 
 
 @pytest.mark.parametrize(
     'damage',
     [
-        lambda root: (root / 'train' / 'small_0_0.png').unlink(),
-        lambda root: (root / 'annotations' / 'val.json').write_text('{'),
+        lambda wheel: wheel.write_bytes(wheel.read_bytes()[:-100]),
+        lambda wheel: wheel.unlink(),
     ],
 )
-def test_a_damaged_set_is_made_anew(wheel, tmp_path, damage):
-    root = tool.prepare(tmp_path / 'crowns', wheel)
-    damage(root)
-    assert not is_complete(root)
-    tool.prepare(root, wheel)
-    assert is_complete(root)
-    assert {p.name for p in tmp_path.iterdir()} == {'crowns', wheel.name}
+def test_a_wrong_wheel_is_one_sentence_and_leaves_nothing(
+    wheel, tmp_path, capsys, damage
+):
+    damage(wheel)
+    root = tmp_path / 'data' / 'crowns'
+    assert tool.main(['--root', str(root), '--wheel', str(wheel)]) == 1
+    said = capsys.readouterr().err
+    assert 'broken or not the wheel of deepforest==2.1.0' in said
+    assert one_sentence(said)
+    assert list(root.parent.iterdir()) == []
 
 
-def test_an_older_layout_is_made_anew(wheel, tmp_path, monkeypatch):
-    root = tool.prepare(tmp_path / 'crowns', wheel)
-    monkeypatch.setattr(tool, 'LAYOUT', tool.LAYOUT + 1)
-    assert not is_complete(root)
-    tool.prepare(root, wheel)
-    assert is_complete(root)
-
-
-def test_an_empty_folder_is_filled(wheel, tmp_path):
-    (tmp_path / 'crowns').mkdir()
-    assert is_complete(tool.prepare(tmp_path / 'crowns', wheel))
-
-
-@pytest.mark.parametrize('manifest', [None, '{"files": {}}', 'no json'])
-def test_a_folder_of_somebody_else_is_left_alone(wheel, tmp_path, manifest):
-    root = tmp_path / 'mine'
-    root.mkdir()
-    (root / 'notes.txt').write_text('dear diary')
-    if manifest:
-        (root / 'manifest.json').write_text(manifest)
-    with pytest.raises(tool.DataError, match='move it away or name another'):
-        tool.prepare(root, wheel)
-    assert (root / 'notes.txt').read_text() == 'dear diary'
+def test_a_download_is_used(wheel, tmp_path, monkeypatch):
+    calls = pip_that(monkeypatch, 0, wheel=wheel)
+    root = tool.prepare(tmp_path / 'data' / 'crowns')
+    assert (root / 'val' / 'large_44_444.png').is_file()
+    assert [p.name for p in root.parent.iterdir()] == ['crowns']
+    assert calls[0][1:4] == ['-m', 'pip', 'download']
+    assert '--no-deps' in calls[0]
+    assert calls[0][-1] == 'deepforest==2.1.0'
 
 
 def one_sentence(text):
     return text.count('\n') == 1 and text.endswith('.\n')
-
-
-def test_a_wrong_hash_is_one_sentence_and_leaves_nothing(
-    wheel, tmp_path, capsys
-):
-    wheel.write_bytes(wheel.read_bytes()[:-100])
-    root = tmp_path / 'data' / 'crowns'
-    code = tool.main(['--root', str(root), '--wheel', str(wheel)])
-    captured = capsys.readouterr()
-    assert code == 1
-    assert 'broken or not the wheel of deepforest==2.1.0' in captured.err
-    assert one_sentence(captured.err)
-    assert list(root.parent.iterdir()) == []
-
-
-def test_a_missing_wheel_is_one_sentence(tmp_path, capsys):
-    code = tool.main(
-        [
-            '--root',
-            str(tmp_path / 'crowns'),
-            '--wheel',
-            str(tmp_path / 'no.whl'),
-        ]
-    )
-    captured = capsys.readouterr()
-    assert code == 1
-    assert 'no.whl cannot be read: No such file' in captured.err
-    assert one_sentence(captured.err)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_an_archive_that_lacks_a_file_leaves_nothing(
-    wheel, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(
-        tool, 'PHOTOS', (*tool.PHOTOS, tool.Photo('absent', 0))
-    )
-    with pytest.raises(tool.DataError, match='absent'):
-        tool.prepare(tmp_path / 'crowns', wheel)
-    assert list(tmp_path.iterdir()) == [wheel]
 
 
 def pip_that(monkeypatch, code, stderr='', wheel=None):
@@ -380,13 +286,3 @@ def test_a_failed_download_is_one_sentence_and_leaves_nothing(
     assert 'could not be downloaded (no network)' in captured.err
     assert one_sentence(captured.err)
     assert list(root.parent.iterdir()) == []
-
-
-def test_a_download_is_checked_used_and_removed(wheel, tmp_path, monkeypatch):
-    calls = pip_that(monkeypatch, 0, wheel=wheel)
-    root = tool.prepare(tmp_path / 'data' / 'crowns')
-    assert is_complete(root)
-    assert [p.name for p in root.parent.iterdir()] == ['crowns']
-    assert calls[0][1:4] == ['-m', 'pip', 'download']
-    assert '--no-deps' in calls[0]
-    assert calls[0][-1] == 'deepforest==2.1.0'

@@ -1,5 +1,0 @@
-_base_ = './resnet18-sift-wide-s75_static-1xb128-200e_cifar100.py'
-
-from sift_mm.config import classifier
-
-model = classifier('factorized', sparsity=0.5)
