@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from mmengine.config import DictAction
 
@@ -10,6 +11,23 @@ from sift_mm.isoflop import INNER, SPARSE_FACTORS
 from sift_mm.sparsity import ALGORITHMS
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+class Settings(DictAction):
+    """MMEngine's pairs of keys and values; anything else is refused."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Read the pairs that follow an option."""
+        for value in values:
+            if '=' not in value:
+                parser.error(f'{option_string} takes KEY=VALUE, not {value}')
+        super().__call__(parser, namespace, values, option_string)
 
 
 def name_of(names: Iterable[str]) -> Callable[[str], str]:
@@ -62,7 +80,7 @@ def add_config_options(
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Settings,
         help='settings that replace those of the config, as key=value pairs '
         'with dots in the key; a list is written key="[a,b]" or key=a,b',
     )
@@ -109,7 +127,7 @@ def add_config_options(
     add(
         '--hook',
         nargs='+',
-        action=DictAction,
+        action=Settings,
         metavar='KEY=VALUE',
         help='arguments of SparseTrainingHook, such as drop_fraction=0.5',
     )
