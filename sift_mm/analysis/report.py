@@ -59,7 +59,7 @@ def build_hook(cfg: Config) -> SparseTrainingHook | None:
     return None
 
 
-def build_dense(cfg: Config, model: nn.Module) -> nn.Module:
+def dense_network(cfg: Config, model: nn.Module) -> nn.Module:
     """The dense network that a model is compared with.
 
     Args:
@@ -197,7 +197,7 @@ def make_report(
     costs = network.profile(test)
     dense, comparison, why_not = None, None, None
     try:
-        dense = Network(build_dense(cfg, model), {}, channels)
+        dense = Network(dense_network(cfg, model), {}, channels)
         comparison = compare(costs, dense.profile(test))
     except ValueError as error:
         dense, why_not = None, str(error)

@@ -11,7 +11,7 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from sift_mm.analysis.layer_costs import mask_densities
-from sift_mm.analysis.report import Network, build_dense, compare
+from sift_mm.analysis.report import Network, compare, dense_network
 from sift_mm.analysis.text import scaled, table
 from sift_mm.checkpoint import mask_training
 from sift_mm.config.images import find_sizes
@@ -85,7 +85,7 @@ def measure_cost(
     try:
         (shape, _), _ = find_sizes(cfg, None)
         here = Network(model, densities, channels).profile(shape)
-        dense = Network(build_dense(cfg, model), {}, channels).profile(shape)
+        dense = Network(dense_network(cfg, model), {}, channels).profile(shape)
     except ValueError as error:
         print_log(f'No FLOPs: {error}.', logger='current')
         return cost
