@@ -30,6 +30,16 @@ class Settings(DictAction):
         super().__call__(parser, namespace, values, option_string)
 
 
+def positive(text: str) -> int:
+    """A whole number above zero, from the command line."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a whole number above zero'
+        )
+    return number
+
+
 def name_of(names: Iterable[str]) -> Callable[[str], str]:
     """For argparse's ``type``: a name, its case and dashes aside.
 
@@ -120,7 +130,7 @@ def add_config_options(
         add(
             '--interval',
             dest='mask_interval',
-            type=int,
+            type=positive,
             metavar='STEPS',
             help='optimizer steps between two updates of the masks',
         )
