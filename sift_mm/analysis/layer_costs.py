@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
-from sift_mm.analysis.model_forward import meta_image, model_forward, reasons
+from sift_mm.analysis.model_forward import meta_image, reasons, run_once
 from sift_mm.flops import count_while, on_meta
 
 
@@ -145,7 +145,7 @@ def profile(
     with reasons(shape), _recording(trial, image) as activations:
         count = count_while(
             trial,
-            lambda: assumed.extend(model_forward(trial, image, auxiliary)),
+            lambda: assumed.extend(run_once(trial, image, auxiliary)),
         )
     rows = []
     for name, module in model.named_modules():

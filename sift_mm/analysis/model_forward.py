@@ -99,7 +99,7 @@ def _all_places(indices: list[Tensor | None]) -> list[Tensor | None]:
     return places
 
 
-def model_forward(
+def run_once(
     model: nn.Module, image: Tensor, auxiliary: bool = False
 ) -> tuple[str, ...]:
     """Runs a model once, on the meta device.
@@ -374,7 +374,7 @@ def count_model(
 
     Returns:
         tuple[FlopCount, tuple[str, ...]]: In 2 x MACs; and what was taken
-        from the config, see :func:`model_forward`.
+        from the config, see :func:`run_once`.
 
     Raises:
         NotCountable: A ValueError, if the model cannot be run so.
@@ -384,8 +384,6 @@ def count_model(
     with reasons(shape):
         count = count_while(
             trial,
-            lambda: said.extend(
-                model_forward(trial, meta_image(shape, channels))
-            ),
+            lambda: said.extend(run_once(trial, meta_image(shape, channels))),
         )
     return count, tuple(said)

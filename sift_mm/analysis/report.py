@@ -17,7 +17,7 @@ from sift_mm.engine import SparseTrainingHook
 from sift_mm.engine.checks import check_channels
 from sift_mm.engine.plan import MaskPlan, sparse_backbone
 from sift_mm.engine.transfer import pretrained_source
-from sift_mm.sparsity import training_flops
+from sift_mm.sparsity import ALGORITHMS, training_flops
 
 COUNTS = (
     'FLOPs are 2 x MACs of convolutions and matrix products, for one image; '
@@ -59,7 +59,7 @@ def build_hook(cfg: Config) -> SparseTrainingHook | None:
     return None
 
 
-def build_dense(cfg: Config, model: nn.Module) -> nn.Module:
+def dense_network(cfg: Config, model: nn.Module) -> nn.Module:
     """The dense network that a model is compared with.
 
     Args:
@@ -151,7 +151,7 @@ def report_training(
         schedule = masks['interval'], masks['end']
         methods |= {
             name: training_flops(name, sparse, full, *schedule)
-            for name in ('static', 'SET', 'RigL')
+            for name in ALGORITHMS.names
         }
     elif dense is None or dense.model is not network.model:
         methods['unmasked'] = training_flops('dense', sparse, full)
@@ -171,7 +171,7 @@ def make_report(
         shape (Sequence[int], optional): Height and width of the image, in
             pixels; by default as the pipelines make them.
         epoch_samples (int, optional): As for :func:`schedule_samples`.
-        batch (int, optional): Likewise.
+        batch (int, optional): As for :func:`schedule_samples`.
 
     Returns:
         dict[str, Any]: What ``--json`` writes; numbers are not rounded.
@@ -188,7 +188,7 @@ def make_report(
     model = build(cfg)
     check_channels(model, cfg)
     hook = build_hook(cfg)
-    plan = hook and hook.plan(model)
+    plan = hook and hook.plan(model, cfg)
     masks = report_masks(hook, plan, model)
     if masks and masks['transferred'] == 'dense':
         plan = masks = None  # The run drops them.
@@ -197,7 +197,7 @@ def make_report(
     costs = network.profile(test)
     dense, comparison, why_not = None, None, None
     try:
-        dense = Network(build_dense(cfg, model), {}, channels)
+        dense = Network(dense_network(cfg, model), {}, channels)
         comparison = compare(costs, dense.profile(test))
     except ValueError as error:
         dense, why_not = None, str(error)

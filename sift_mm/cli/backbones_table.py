@@ -114,3 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines.append(row(network))
         print(lines[-1], flush=True)
     args.out.write_text(HEAD + '\n'.join(lines) + '\n')
+
+
+if __name__ == '__main__':
+    main()

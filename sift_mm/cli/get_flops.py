@@ -12,18 +12,8 @@ from pathlib import Path
 
 from sift_mm.analysis.report import make_report
 from sift_mm.analysis.text import to_text
-from sift_mm.cli.options import add_config_options
+from sift_mm.cli.options import add_config_options, positive
 from sift_mm.config.reading import load_config
-
-
-def positive(text: str) -> int:
-    """A whole number above zero, from the command line."""
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not a whole number above zero'
-        )
-    return number
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable
+from typing import Any
 
 from mmengine.config import DictAction
 
@@ -10,6 +11,33 @@ from sift_mm.layers import families
 from sift_mm.sparsity import ALGORITHMS
 
 LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+
+class Settings(DictAction):
+    """MMEngine's pairs of keys and values; anything else is refused."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Read the pairs that follow an option."""
+        for value in values:
+            if '=' not in value:
+                parser.error(f'{option_string} takes KEY=VALUE, not {value}')
+        super().__call__(parser, namespace, values, option_string)
+
+
+def positive(text: str) -> int:
+    """A whole number above zero, from the command line."""
+    number = int(text) if text.isdecimal() else 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(
+            f'{text!r} is not a whole number above zero'
+        )
+    return number
 
 
 def name_of(names: Iterable[str]) -> Callable[[str], str]:
@@ -62,7 +90,7 @@ def add_config_options(
     parser.add_argument(
         '--cfg-options',
         nargs='+',
-        action=DictAction,
+        action=Settings,
         help='settings that replace those of the config, as key=value pairs '
         'with dots in the key; a list is written key="[a,b]" or key=a,b',
     )
@@ -102,14 +130,14 @@ def add_config_options(
         add(
             '--interval',
             dest='mask_interval',
-            type=int,
+            type=positive,
             metavar='STEPS',
             help='optimizer steps between two updates of the masks',
         )
     add(
         '--hook',
         nargs='+',
-        action=DictAction,
+        action=Settings,
         metavar='KEY=VALUE',
         help='arguments of SparseTrainingHook, such as drop_fraction=0.5',
     )

@@ -7,14 +7,15 @@ masks go. The file's hash is in its name.
 import argparse
 import hashlib
 import os
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sift_mm.checkpoint import CHECKPOINT_KEY, mask_training
 from sift_mm.config.checkpoints import check_checkpoint
-from sift_mm.engine.transfer import CHECKPOINT_KEY
 
 KEPT = ('meta', 'state_dict')
 # Of the mask training; its history is needed only to go on with it.
@@ -57,7 +58,8 @@ def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
         view would bring its whole storage along.
 
     Raises:
-        SystemExit: If there are no weights under ``state_dict``.
+        SystemExit: If there are no weights under ``state_dict``, or its mask
+            training cannot be read.
     """
     if 'state_dict' not in checkpoint:
         raise SystemExit(
@@ -67,7 +69,10 @@ def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
     kept['state_dict'] = {
         name: value.clone() for name, value in kept['state_dict'].items()
     }
-    masks = checkpoint.get(CHECKPOINT_KEY)
+    try:
+        masks = mask_training(checkpoint)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
     if masks is not None:
         kept[CHECKPOINT_KEY] = {
             key: masks[key] for key in KEPT_OF_MASKS if key in masks
@@ -87,8 +92,13 @@ def publish(in_file: str, out_file: Path) -> Path:
         Path: Where it lies.
     """
     check_checkpoint(in_file)
-    # As MMEngine's own checkpoints: meta holds more than tensors.
-    checkpoint = torch.load(in_file, map_location='cpu', weights_only=False)
+    try:
+        # As MMEngine's own checkpoints: meta holds more than tensors.
+        checkpoint = torch.load(
+            in_file, map_location='cpu', weights_only=False
+        )
+    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+        raise SystemExit(f'{in_file} is no checkpoint: {error}') from error
     out_file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out_file.with_name(f'{out_file.name}.part')
     try:

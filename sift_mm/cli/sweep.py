@@ -10,11 +10,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from sift_mm.cli.options import name_of
+from sift_mm.cli.options import name_of, positive
 from sift_mm.experiments.networks import plan_networks
 from sift_mm.experiments.runner import run_experiments
 from sift_mm.experiments.sweep_report import write_report
-from sift_mm.isoflop import INNER
+from sift_mm.isoflop import INNER, check_sparsity
 from sift_mm.layers import families
 from sift_mm.sparsity import ALGORITHMS
 
@@ -56,9 +56,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='a set of settings of the members, as those of tools/train.py; '
         'each time this option is given, it is another set',
     )
-    add('--seeds', type=int, default=3, help='runs of each')
-    add('--jobs', type=int, default=1, help='runs at a time')
-    add('--threads', type=int, default=1, help='of PyTorch, in each run')
+    add('--seeds', type=positive, default=3, help='runs of each')
+    add('--jobs', type=positive, default=1, help='runs at a time')
+    add('--threads', type=positive, default=1, help='of PyTorch, in each run')
     add(
         '--work-dir',
         type=Path,
@@ -79,6 +79,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     ):
         if '=' not in setting:
             parser.error(f'--cfg-options takes KEY=VALUE, not {setting}')
+    for sparsity in args.sparsity:
+        try:
+            check_sparsity(sparsity)
+        except ValueError as error:
+            parser.error(str(error))
     return args
 
 

@@ -94,11 +94,6 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     return cfg
 
 
-def train(runner: Runner) -> None:
-    """Trains; the model, which MMEngine returns, is not kept."""
-    runner.train()
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the command line says.
 
@@ -115,7 +110,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_data(
         cfg, ['train'] if cfg.get('val_cfg') is None else ['train', 'val']
     )
-    run(cfg, train)
+
+    def task(runner: Runner) -> None:
+        runner.train()  # The model, which it returns, is not kept.
+
+    run(cfg, task)
 
 
 if __name__ == '__main__':

@@ -97,31 +97,43 @@ def follow(model: Any, widths: list[int], base: int, dense_base: int) -> None:
 
 
 def build_backbone(cfg: Config) -> Any:
-    """The backbone of a config, its weights without meaning."""
-    scope = cfg.get('default_scope', 'mmengine')
-    with (
-        DefaultScope.overwrite_default_scope(scope),
-        torch.random.fork_rng(devices=[]),
-    ):
-        return MODELS.build(copy.deepcopy(cfg.model.backbone))
+    """The backbone of a config, its weights without meaning.
+
+    Raises:
+        ValueError: If a type or an argument of the config is unknown.
+    """
+    return _build(cfg, copy.deepcopy(cfg.model.backbone))
 
 
 def build(cfg: Config) -> nn.Module:
     """Builds a model, without weights of ``init_cfg``.
 
     The random state of the run is left alone.
+
+    Raises:
+        ValueError: If a type or an argument of the config is unknown.
     """
     # Launching reads configs, and that makes them sparse.
     from sift_mm.engine.launch import replace_sync_norms
 
     model = copy.deepcopy(cfg.model)
     replace_sync_norms(model)  # Some want a process group to be built.
+    return _build(cfg, model)
+
+
+def _build(cfg: Config, node: Any) -> Any:
     scope = cfg.get('default_scope', 'mmengine')
     with (
         DefaultScope.overwrite_default_scope(scope),
         torch.random.fork_rng(devices=[]),
     ):
-        return MODELS.build(model)
+        try:
+            return MODELS.build(node)
+        except (TypeError, KeyError) as error:  # A word is misspelt, say.
+            raise ValueError(
+                f'the {node.get("type")} of the config cannot be built: '
+                f'{error.args[0]}'
+            ) from error
 
 
 def fit_channels(cfg: Config) -> None:

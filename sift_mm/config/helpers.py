@@ -61,11 +61,11 @@ def detector(
 
     Args:
         family (str): As for :func:`classifier`.
-        sparsity (float): Likewise.
+        sparsity (float): As for :func:`classifier`.
         checkpoint (str, optional): Of the classifier that backbone and masks
             are taken from.
-        base_channels (int): Likewise.
-        expansion (int): Likewise.
+        base_channels (int): As for :func:`classifier`.
+        expansion (int): As for :func:`classifier`.
 
     Returns:
         dict: Backbone and neck.
@@ -88,11 +88,11 @@ def segmentor(
 
     Args:
         family (str): As for :func:`classifier`.
-        sparsity (float): Likewise.
+        sparsity (float): As for :func:`classifier`.
         checkpoint (str, optional): Of the classifier that backbone and masks
             are taken from.
-        base_channels (int): Likewise.
-        expansion (int): Likewise.
+        base_channels (int): As for :func:`classifier`.
+        expansion (int): As for :func:`classifier`.
 
     Returns:
         dict: Backbone, decode head and the auxiliary head on stage 3.

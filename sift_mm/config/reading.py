@@ -19,6 +19,9 @@ from sift_mm.backbones import PACKAGES
 from sift_mm.config.member import MemberOptions
 from sift_mm.config.overrides import override
 
+# Of the files that MMEngine reads.
+SUFFIXES = ('.py', '.yml', '.yaml', '.json')
+
 
 @contextmanager
 def _without_noise() -> Iterator[None]:
@@ -69,10 +72,15 @@ def read_config(
     try:
         # Config.fromfile takes a name such as `mmdet::...` for bases alone.
         path, _ = Config._get_cfg_path(config, '')
-    except FileNotFoundError:
+    except (FileNotFoundError, AssertionError):  # Or no such library.
         path = ''
     if not osp.isfile(path):
         raise SystemExit(f'There is no config file {config}.')
+    if not path.endswith(SUFFIXES):
+        raise SystemExit(
+            f'{config} is no config: the name of one ends in '
+            f'{", ".join(SUFFIXES)}.'
+        )
     with _without_noise():
         cfg = Config.fromfile(path)
     options = MemberOptions(**member)

@@ -285,7 +285,7 @@ def _doubt(
         parent (nn.Module): What holds them.
         layer (nn.Module, optional): The sibling before, identities left out.
         norm (nn.Module): The batch norm.
-        after (nn.Module, optional): The sibling behind, likewise.
+        after (nn.Module, optional): The sibling behind, found in the same way.
         places (Counter): In how many places a module is registered.
     """
     kind, order = type(parent).__name__, getattr(parent, 'order', None)

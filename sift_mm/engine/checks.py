@@ -49,7 +49,7 @@ def check_channels(model: nn.Module, cfg: Config | None = None) -> None:
             with the values of the config that fit, where they are known.
     """
     # Reports are read by those who check nothing.
-    from sift_mm.analysis.model_forward import model_forward
+    from sift_mm.analysis.model_forward import run_once
 
     found = sparse_backbone(model)
     backbone: Any = found and found[1]
@@ -73,7 +73,7 @@ def check_channels(model: nn.Module, cfg: Config | None = None) -> None:
             )
             hooks.enter_context(module.register_forward_hook(leave))
         try:
-            model_forward(trial, image, auxiliary=True)
+            run_once(trial, image, auxiliary=True)
         except Exception:
             # What else may fail without numbers is no fault of the config.
             misfit = _misfit(*running[-1]) if running else None

@@ -11,12 +11,12 @@ from mmengine.runner import Runner
 from torch import Tensor, nn
 
 from sift_mm.analysis.layer_costs import mask_densities
-from sift_mm.analysis.report import Network, build_dense, compare
+from sift_mm.analysis.report import Network, compare, dense_network
 from sift_mm.analysis.text import scaled, table
+from sift_mm.checkpoint import mask_training
 from sift_mm.config.images import find_sizes
 from sift_mm.engine.checks import unwrap
 from sift_mm.engine.plan import sparse_backbone
-from sift_mm.engine.transfer import CHECKPOINT_KEY
 
 
 class CostHook(Hook):
@@ -36,8 +36,12 @@ class CostHook(Hook):
         self.cost: dict[str, float] = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Look at the checkpoint as it comes."""
-        self.masks = checkpoint.get(CHECKPOINT_KEY, {}).get('masks', {})
+        """Look at the checkpoint as it comes.
+
+        Raises:
+            ValueError: If its mask training cannot be read.
+        """
+        self.masks = (mask_training(checkpoint) or {}).get('masks', {})
 
     def before_test(self, runner: Runner) -> None:
         """Measure."""
@@ -81,7 +85,7 @@ def measure_cost(
     try:
         (shape, _), _ = find_sizes(cfg, None)
         here = Network(model, densities, channels).profile(shape)
-        dense = Network(build_dense(cfg, model), {}, channels).profile(shape)
+        dense = Network(dense_network(cfg, model), {}, channels).profile(shape)
     except ValueError as error:
         print_log(f'No FLOPs: {error}.', logger='current')
         return cost

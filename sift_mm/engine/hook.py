@@ -114,6 +114,11 @@ class SparseTrainingHook(Hook):
                 'end is the share of the optimizer steps until '
                 f'the last mask update, in (0, 1]; got {end}.'
             )
+        if interval < 1:
+            raise ValueError(
+                'interval is the number of optimizer steps between two mask '
+                f'updates, at least 1; got {interval}.'
+            )
         if placement not in PLACEMENTS:
             raise ValueError(
                 f'Unknown placement {placement!r}; choose one of {PLACEMENTS}.'

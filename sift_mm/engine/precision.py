@@ -17,8 +17,8 @@ AMP_OPTIONS = ('loss_scale', 'dtype', 'use_fsdp')
 def enable_amp(cfg: Config) -> None:
     """Replaces the optim wrapper by its mixed precision counterpart.
 
-    A plain AmpOptimWrapper in the place of a sparse wrapper would train
-    without masks, so each has a counterpart of its own.
+    Each has a counterpart of its own, so that a config that names a sparse
+    wrapper still has one.
 
     Args:
         cfg (Config): Config, changed in place.

@@ -78,7 +78,8 @@ def pretrained_state(
 
     Args:
         model (nn.Module): As for :func:`pretrained_source`.
-        parameters (Mapping[str, nn.Parameter]): Likewise.
+        parameters (Mapping[str, nn.Parameter]): As for
+            :func:`pretrained_source`.
 
     Returns:
         tuple: Whether a checkpoint is loaded into a sparse parameter, and

@@ -12,6 +12,7 @@ from sparserun import sparse_config
 
 from sift_mm.analysis import count_flops
 from sift_mm.cli import get_flops
+from sift_mm.sparsity import ALGORITHMS, Static
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
 NOWHERE = Path('nowhere')
@@ -114,7 +115,7 @@ def test_training_by_hand(tmp_path: Path, report: Any) -> None:
     assert found['masks']['algorithm'] == 'SET'
     methods = found['training']['flops_per_sample']
     assert methods['dense'] == 3 * dense
-    assert methods['static'] == methods['SET'] == 3 * sparse
+    assert methods['Static'] == methods['SET'] == 3 * sparse
     # Ten steps of sparse passes, one of their backward passes for weights
     # dense; for half of the training.
     updating = (9 * 3 * sparse + 2 * sparse + full) / 10
@@ -124,6 +125,34 @@ def test_training_by_hand(tmp_path: Path, report: Any) -> None:
     assert found['training']['flops'] == pytest.approx(
         {name: 3000 * flops for name, flops in methods.items()}
     )
+
+
+def test_masks_at_equal_flops_of_the_whole_model(
+    tmp_path: Path, report: Any
+) -> None:
+    more = "model['backbone']['flops'] = 'match_model'"
+    found = report(sparse_config(tmp_path, 'mmdet', NOWHERE, more))
+    total = found['comparison']['total']
+    assert total['flops'] == pytest.approx(total['flops_of_dense'], rel=2e-3)
+    assert found['comparison']['backbone_ratio'] < 0.99
+
+
+def test_an_algorithm_of_ones_own_has_its_training_flops(
+    tmp_path: Path, report: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    classes = dict(ALGORITHMS._classes)
+    monkeypatch.setattr(ALGORITHMS, '_classes', classes)
+
+    @ALGORITHMS.register
+    class Twice(Static):
+        def training_flops(
+            self, sparse: float, dense: float, interval: int, end: float
+        ) -> float:
+            return 2 * super().training_flops(sparse, dense, interval, end)
+
+    found = report(sparse_config(tmp_path, 'mmpretrain', NOWHERE))
+    methods = found['training']['flops_per_sample']
+    assert methods['Twice'] == 2 * methods['Static']
 
 
 def test_auxiliary_heads_train(tmp_path: Path, report: Any) -> None:
@@ -137,7 +166,7 @@ def test_auxiliary_heads_train(tmp_path: Path, report: Any) -> None:
     # Twice the channels to read.
     wider = 2 * (9 * 64 * 8 + 8 * 19) * 8**2
     sparse = found['total']['flops_sparse']
-    assert methods['static'] == pytest.approx(3 * (sparse + wider))
+    assert methods['Static'] == pytest.approx(3 * (sparse + wider))
     # Two iterations of 16, the batch of auto_scale_lr.
     assert found['training']['samples'] == 32
 
@@ -205,8 +234,8 @@ model['head']['in_channels'] = {width}
         assert list(methods) == ['dense', 'unmasked']
         assert methods['unmasked'] == 3 * found['total']['flops_dense']
     else:
-        assert list(methods) == ['dense', 'static', 'SET', 'RigL']
-        assert methods['static'] < methods['RigL']
+        assert list(methods) == ['dense', 'Static', 'SET', 'RigL']
+        assert methods['Static'] < methods['RigL']
         assert found['total']['active'] < found['total']['parameters']
 
 

@@ -29,3 +29,31 @@ def test_unknown_suffix(capsys: pytest.CaptureFixture) -> None:
     with pytest.raises(SystemExit):
         print_config.main(['cfg.py', '--save-path', 'all.txt'])
     assert '--save-path has to end in .py' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    'words, said',
+    [
+        (['mmfoo::a/b.py'], 'There is no config file mmfoo::a/b.py'),
+        (['notes.md'], r'notes\.md is no config: .*\.py'),
+        (['cfg.py', '--family', 'wide'], 'Foo .*registry'),
+    ],
+)
+def test_mistakes_end_with_a_sentence(words: list, said: str) -> None:
+    Path('notes.md').write_text('# Notes')
+    Path('cfg.py').write_text(
+        "default_scope = 'mmpretrain'\n"
+        "model = dict(type='ImageClassifier', head=dict(type='Foo'), "
+        "backbone=dict(type='ResNet', depth=18, sparsity=0.5))\n"
+    )
+    with pytest.raises(SystemExit, match=said):
+        print_config.main(words)
+
+
+@pytest.mark.parametrize('option', ['--cfg-options', '--hook'])
+def test_settings_are_pairs(
+    option: str, capsys: pytest.CaptureFixture
+) -> None:
+    with pytest.raises(SystemExit):
+        print_config.main(['cfg.py', option, 'interval'])
+    assert f'{option} takes KEY=VALUE, not interval' in capsys.readouterr().err

@@ -15,8 +15,10 @@ from mmengine.config import Config
 from PIL import Image
 from sparserun import sparse_config
 
+from sift_mm.cli import publish_model
 from sift_mm.cli import test as tester
 from sift_mm.config.tta import flip_pipeline
+from sift_mm.engine.cost_hook import CostHook
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
 # Of the package and of sparserun, for tools in a process of their own.
@@ -162,6 +164,22 @@ def test_out_of_the_wrong_kind() -> None:
 def test_missing_checkpoint(configs: dict[str, str]) -> None:
     with pytest.raises(SystemExit, match='no checkpoint .*none.pth'):
         tester.main([configs['mmdet'], 'none.pth'])
+
+
+def test_masks_of_a_newer_version_are_refused() -> None:
+    newer = {'sparse_training': {'version': 99, 'masks': {}}}
+    with pytest.raises(ValueError, match='version 99'):
+        CostHook(Config()).after_load_checkpoint(None, newer)
+    with pytest.raises(SystemExit, match='version 99'):
+        publish_model.slim(newer | {'state_dict': {}})
+
+
+def test_what_is_no_checkpoint_is_not_published(tmp_path: Path) -> None:
+    file = tmp_path / 'notes.md'
+    file.write_text('# Notes')
+    with pytest.raises(SystemExit, match='notes.md is no checkpoint'):
+        publish_model.main([str(file), str(tmp_path / 'out.pth')])
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_missing_data(runs: dict) -> None:
