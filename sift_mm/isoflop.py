@@ -180,7 +180,7 @@ def doped_rank(
 
     Args:
         fan_in (int): As for :func:`factorized_rank`.
-        fan_out (int): Likewise.
+        fan_out (int): As for :func:`factorized_rank`.
         sparsity (float): Share of zero weights, in [0, 1).
         multiple (int): The rank is a multiple of this.
 

@@ -180,7 +180,11 @@ def _transform(
             member.sparse_factors,
         ).sparse_parameters
     except NothingReplaced as error:
-        reasons = Counter(error.report.skipped.values()).most_common(3)
+        # What a trial run said in brackets is for who calls transform.
+        words = (
+            why.partition(' (')[0] for why in error.report.skipped.values()
+        )
+        reasons = Counter(words).most_common(3)
         raise ValueError(
             f'family={member.family!r} finds nothing to replace in '
             f'{type(network).__name__}: '

@@ -73,7 +73,7 @@ class SparseIFTMixin(SparseIFTBackbone):
         unmasked (bool): Whether to let a run train all weights, without a
             hook.
         *args: Arguments of the library's ResNet after depth.
-        **kwargs: Likewise.
+        **kwargs: Those of them that are given by name.
 
     Raises:
         KeyError: If the library has no ResNet of this depth.

@@ -79,8 +79,8 @@ def cell(network: str, family: str) -> str:
                 sparsity=0.75,
             )
         )
-    except ValueError:
-        return 'refused: ' + REFUSALS[network]
+    except ValueError as error:
+        return f'refused: {REFUSALS.get(network, error)}'
     layers = [
         name
         for name, layer in model.named_modules()

@@ -70,3 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     print(f'{options["root"]} is complete: {found}')
     return 0
+
+
+if __name__ == '__main__':
+    sys.exit(main())

@@ -34,7 +34,7 @@ def choose_layers(
         module (nn.Module): The network.
         family (str): Member of the family.
         include (Sequence[str], optional): As for :func:`transform`.
-        exclude (Sequence[str]): Likewise.
+        exclude (Sequence[str]): As for :func:`transform`.
 
     Returns:
         tuple[dict[str, nn.Module], dict[str, str]]: Layers by name, and the
