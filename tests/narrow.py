@@ -59,7 +59,9 @@ def small(size: Any) -> Any:
     that is cut off, half an image, is negative.
     """
     if isinstance(size, (list, tuple)):
-        return tuple(small(n) for n in size)
+        found = [small(n) for n in size]
+        # A list is one of several sizes to choose from.
+        return found if isinstance(found[0], tuple) else tuple(found)
     if size < 0:
         return -small(-2 * size) // 2
     return max(min(size, 32), size // 512 * 32)
