@@ -12,6 +12,7 @@ from typing import Any
 import minisets
 import pytest
 import torch
+from conftest import forget_instances
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS, DefaultScope
@@ -100,14 +101,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
         512, groups=4, base_channels=16, stem_channels=16
     ),
     'mmpretrain::regnet/regnetx-400mf_8xb128_in1k.py': classifier(
-        64,
+        128,
         arch=dict(
             _delete_=True,
             w0=16,
             wa=16,
             wm=2.0,
             group_w=8,
-            depth=5,
+            depth=6,
             bot_mul=1.0,
         ),
     ),
@@ -252,9 +253,14 @@ def read(name: str, **member: Any) -> Config:
     return cfg
 
 
-def train(cfg: Config, work_dir: Path) -> tuple[Runner, Watch]:
+def train(
+    cfg: Config, work_dir: Path, checkpoint: Path | None = None
+) -> tuple[Runner, Watch]:
+    """Trains; with a checkpoint, it resumes from that."""
     cfg = copy.deepcopy(cfg)
     cfg.work_dir = str(work_dir)
+    if checkpoint is not None:
+        cfg.update(resume=True, load_from=str(checkpoint))
     runner = build_runner(cfg)
     watch = Watch()
     runner.register_hook(watch)
@@ -293,3 +299,68 @@ def test_a_librarys_config_trains_at_the_dense_flops(
             weights = dict(other.ema_model.module.named_parameters())
             for key, mask in masks.items():
                 assert not weights[key][~mask].any(), key
+
+
+def without_chance(dataset: dict) -> None:
+    """Takes out of all pipelines what draws numbers."""
+    if 'dataset' in dataset:
+        without_chance(dataset['dataset'])
+    else:
+        resize = dict(type='Resize', scale=(32, 32), keep_ratio=False)
+        first = dataset['pipeline'][:1]
+        dataset['pipeline'] = [*first, resize, *dataset['pipeline'][1:]]
+    dataset['pipeline'] = [
+        step
+        for step in dataset['pipeline']
+        if not any(word in step['type'] for word in CHANCE)
+    ]
+
+
+CHANCE = ('Random', 'Mosaic', 'MixUp', 'PhotoMetric')
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two parts of checkpoints are the same, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(
+            same(value, other[key]) for key, value in one.items()
+        )
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py',
+        'mmdet::yolox/yolox_s_8xb8-300e_coco.py',
+        'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+    ],
+)
+def test_a_resumed_run_ends_as_the_whole_one(
+    name: str, tmp_path: Path
+) -> None:
+    cfg = read(name, hook=HOOK, **MEMBER)
+    without_chance(cfg.train_dataloader.dataset)
+    if 'segformer' in name:
+        cfg.model.backbone.backbone.drop_path_rate = 0.0
+        cfg.model.decode_head.dropout_ratio = 0.0
+    train(cfg, tmp_path / 'whole')
+    first = next((tmp_path / 'whole').glob('*_1.pth'))
+    forget_instances()
+    train(cfg, tmp_path / 'resumed', first)
+    ends = [
+        torch.load(
+            tmp_path / run / first.name.replace('_1', '_2'),
+            weights_only=False,
+        )
+        for run in ('whole', 'resumed')
+    ]
+    for key, value in ends[0].items():
+        if key not in ('meta', 'message_hub'):  # They hold times.
+            assert same(value, ends[1][key]), key
+    begin = torch.load(first, weights_only=False)['sparse_training']
+    assert not same(begin, ends[0]['sparse_training'])
