@@ -75,11 +75,16 @@ def narrow_data(loader: dict) -> None:
     shrink(loader['dataset'])
 
 
-def narrow_training(cfg: Config) -> None:
+def in_float32(cfg: Config) -> None:
+    """Mixed precision needs a GPU."""
     wrapper = cfg.optim_wrapper
-    if wrapper.get('type') in FLOAT32:  # Mixed precision needs a GPU.
+    if wrapper.get('type') in FLOAT32:
         wrapper.type = FLOAT32[wrapper.type]
         wrapper.pop('loss_scale', None)
+
+
+def narrow_training(cfg: Config) -> None:
+    in_float32(cfg)
     for hook in cfg.get('custom_hooks', []):
         if hook.type == 'SparseTrainingHook':
             hook.update(interval=1, end=1.0)  # The last update moves nothing.

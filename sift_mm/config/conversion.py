@@ -168,7 +168,8 @@ def _drop_weights(cfg: Config, pretrained: str | None) -> None:
         pretrained (str, optional): Checkpoint that takes the place of all.
             With None, only those of a model zoo are dropped, for dense ones
             do not fit, and what they allowed to be frozen has to learn; a
-            file of one's own may be of the new network.
+            file of one's own may be of the new network. A name that was
+            left empty is dropped too.
     """
     backbone = cfg.model['backbone']
     owners = [backbone, cfg.model]
@@ -184,7 +185,8 @@ def _drop_weights(cfg: Config, pretrained: str | None) -> None:
             (owner, 'pretrained', owner.get('pretrained')),
         ]
     for owner, key, path in paths:
-        if not path or not (pretrained or '://' in path):
+        # '' is a place that configs leave for a file of one's own.
+        if path is None or not (pretrained or not path or '://' in path):
             continue
         owner[key] = None
         why = f'{pretrained} is loaded in their place'
@@ -195,7 +197,8 @@ def _drop_weights(cfg: Config, pretrained: str | None) -> None:
             )
             _unfreeze(cfg)
         print_log(
-            f'The weights of {path} are not loaded: {why}.', logger='current'
+            f'The weights of {path or repr(path)} are not loaded: {why}.',
+            logger='current',
         )
 
 

@@ -17,7 +17,7 @@ from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
-from narrow import Watch, check_masks, masks_of, narrow_data, small
+from narrow import Watch, check_masks, in_float32, masks_of, narrow_data, small
 
 from sift_mm.config.data import check_data
 from sift_mm.config.reading import read_config
@@ -140,6 +140,20 @@ CONFIGS: dict[str, dict[str, Any]] = {
         ),
         img_size=32,
     ),
+    # The learning rate decays with the depth of a layer, read off its name.
+    'mmpretrain::mae/benchmarks/vit-base-p16_8xb128-coslr-100e_in1k.py': (
+        classifier(
+            48,
+            arch=dict(
+                _delete_=True,
+                embed_dims=48,
+                num_layers=3,
+                num_heads=3,
+                feedforward_channels=192,
+            ),
+            img_size=32,
+        )
+    ),
     'mmdet::pvt/retinanet_pvtv2-b0_fpn_1x_coco.py': dense_head(
         backbone__embed_dims=16,
         backbone__num_layers=[1, 1, 1, 1],
@@ -187,6 +201,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         'model.auxiliary_head.in_channels': 96,
         'model.auxiliary_head.channels': 16,
     },
+    'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py': {
+        'model.backbone.arch': dict(
+            _delete_=True, depths=[1, 1, 2, 1], channels=[16, 32, 64, 128]
+        ),
+        'model.decode_head.in_channels': [16, 32, 64, 128],
+        'model.decode_head.channels': 16,
+        'model.auxiliary_head.in_channels': 64,
+        'model.auxiliary_head.channels': 16,
+    },
     'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py': {
         'model.backbone.embed_dims': 16,
         'model.backbone.num_layers': [1, 1, 1, 1],
@@ -229,6 +252,7 @@ def read(name: str, **member: Any) -> Config:
         preprocessor = preprocessor.get('data_preprocessor') or {}
         if preprocessor.get('size') is not None:
             preprocessor['size'] = small(preprocessor['size'])
+    in_float32(cfg)
     narrow_data(cfg.train_dataloader)
     set_loader_defaults(cfg, 'train')
     # Two epochs of one iteration, or two iterations, each with a checkpoint.
