@@ -1,8 +1,9 @@
 """Tiny data sets in the layouts of the real ones, made on the spot.
 
 They look enough like the real thing that the libraries' own dataset classes
-and metrics read them: COCO, Cityscapes, ADE20K and ImageNet. The same arguments make
-the same pixels. There is no CIFAR: MMPreTrain checks the MD5 of its files.
+and metrics read them: COCO, Cityscapes, ADE20K and ImageNet. The same
+arguments make the same pixels. There is no CIFAR: MMPreTrain checks the MD5
+of its files.
 """
 
 import json
