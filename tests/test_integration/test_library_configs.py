@@ -353,7 +353,7 @@ def without_chance(dataset: dict) -> None:
     ]
 
 
-CHANCE = ('Random', 'Mosaic', 'MixUp', 'PhotoMetric')
+CHANCE = ('Random', 'Mosaic', 'MixUp', 'PhotoMetric', 'Lighting')
 
 
 def same(one: Any, other: Any) -> bool:
