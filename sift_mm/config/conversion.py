@@ -185,10 +185,13 @@ def _drop_weights(cfg: Config, pretrained: str | None) -> None:
             (owner, 'pretrained', owner.get('pretrained')),
         ]
     for owner, key, path in paths:
-        # '' is a place that configs leave for a file of one's own.
-        if path is None or not (pretrained or not path or '://' in path):
+        if path is None or path is False:
             continue
-        owner[key] = None
+        # '' is a place that configs leave for a file of one's own, and True,
+        # of timm, the one that is known by the name of the network.
+        if not (pretrained or path in ('', True) or '://' in path):
+            continue
+        owner[key] = False if path is True else None
         why = f'{pretrained} is loaded in their place'
         if pretrained is None:
             why = (

@@ -395,3 +395,11 @@ def test_a_resumed_run_ends_as_the_whole_one(
             assert same(value, resumed[key]), key
     begin = torch.load(first, weights_only=False)['sparse_training']
     assert not same(begin, whole['sparse_training'])
+
+
+def test_weights_known_by_the_networks_name_are_taken_out() -> None:
+    # pretrained=True; timm, which knows them, need not be installed.
+    name = 'mmdet::timm_example/retinanet_timm-efficientnet-b1_fpn_1x_coco.py'
+    cfg = read_config(name, **MEMBER)
+    assert cfg.model.backbone.type == 'SparseIFT'
+    assert cfg.model.backbone.backbone.pretrained is False
