@@ -47,12 +47,16 @@ def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def pretrained_cfg(init_cfg: Any) -> Mapping[str, Any] | None:
-    """The part of a module's ``init_cfg`` that loads weights from a file."""
+    """The part of a module's ``init_cfg`` that loads weights from a file.
+
+    Configs of PVT have a checkpoint without a type.
+    """
     configs = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
     for config in configs:
         kind = config.get('type')
         if (
             kind in ('Pretrained', 'PretrainedInit')
+            or (kind is None and 'checkpoint' in config)
             or getattr(kind, '__name__', '') == 'PretrainedInit'
         ):
             return config

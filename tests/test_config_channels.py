@@ -40,6 +40,14 @@ def narrow(cfg: Config) -> None:
         node[place] = expansion[bottleneck]
 
 
+def test_tuples_that_say_no_channels_stay_tuples():
+    # FPN_CARAFE compares its order with a tuple.
+    order = ('conv', 'norm', 'act')
+    model = dict(neck=dict(in_channels=(256, 512), order=order))
+    assert [node[i] for node, i, _ in reader_channels(model)] == [256, 512]
+    assert model['neck']['order'] == order
+
+
 @pytest.mark.parametrize(
     'name, dense, assumed',
     [

@@ -135,7 +135,10 @@ def sparse_ift(
         if init_cfg is not None:
             network.init_cfg = init_cfg
         return network
+    # The log would tell of each weight here, and again when a run starts.
+    network._dump_init_info = lambda: None
     replaced = _transform(network, member, include, exclude)
+    del network._dump_init_info
     dense_kind: Any = type(network)
     network.__class__ = _mixed(dense_kind, library.scope)
     network._dense_cfg = copy.deepcopy(dict(backbone))

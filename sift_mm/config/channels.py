@@ -51,15 +51,15 @@ def _leaves(node: Any, key: str, inside: bool = False) -> Iterator[Leaf]:
     """Numbers below keys that end in ``in_channels``."""
     if isinstance(node, dict):
         items: Any = list(node.items())
-    elif isinstance(node, list):
+    elif isinstance(node, list) or (isinstance(node, tuple) and not inside):
         items = list(enumerate(node))
     else:
         return
     for name, value in items:
         path = f'{key}.{name}'
-        if isinstance(value, tuple) and not isinstance(node, list):
-            value = node[name] = list(value)
         reads = inside or (isinstance(name, str) and name.endswith(KEY))
+        if reads and isinstance(value, tuple) and isinstance(node, dict):
+            value = node[name] = list(value)
         if isinstance(value, int) and not isinstance(value, bool):
             if reads:
                 yield node, name, path

@@ -169,7 +169,8 @@ def _drop_weights(cfg: Config, pretrained: str | None) -> None:
         pretrained (str, optional): Checkpoint that takes the place of all.
             With None, only those of a model zoo are dropped, for dense ones
             do not fit, and what they allowed to be frozen has to learn; a
-            file of one's own may be of the new network.
+            file of one's own may be of the new network. A name that was
+            left empty is dropped too.
     """
     backbone = cfg.model['backbone']
     owners = [backbone, cfg.model]
@@ -185,9 +186,13 @@ def _drop_weights(cfg: Config, pretrained: str | None) -> None:
             (owner, 'pretrained', owner.get('pretrained')),
         ]
     for owner, key, path in paths:
-        if not path or not (pretrained or '://' in path):
+        if path is None or path is False:
             continue
-        owner[key] = None
+        # '' is a place that configs leave for a file of one's own, and True,
+        # of timm, the one that is known by the name of the network.
+        if not (pretrained or path in ('', True) or '://' in path):
+            continue
+        owner[key] = False if path is True else None
         why = f'{pretrained} is loaded in their place'
         if pretrained is None:
             why = (
@@ -196,7 +201,8 @@ def _drop_weights(cfg: Config, pretrained: str | None) -> None:
             )
             _unfreeze(cfg)
         print_log(
-            f'The weights of {path} are not loaded: {why}.', logger='current'
+            f'The weights of {path or repr(path)} are not loaded: {why}.',
+            logger='current',
         )
 
 

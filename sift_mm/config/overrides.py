@@ -1,5 +1,6 @@
 """Settings of the command line, applied to a config so that each holds."""
 
+import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -158,7 +159,8 @@ def _set(cfg: Config, key: str, value: Any) -> None:
             why = f'the config has no {parts[0]}'
         raise ValueError(f'{option}: {why}.')
     try:
-        cfg.merge_from_dict({'.'.join(parts): value})
+        # MMEngine takes `_delete_` out of what it is given.
+        cfg.merge_from_dict({'.'.join(parts): copy.deepcopy(value)})
     except (TypeError, KeyError, AttributeError) as error:
         raise ValueError(f'{option}: {error}') from error
 
@@ -208,7 +210,11 @@ def _check(
 def _equal(found: Any, value: Any) -> bool:
     """Whether two values are the same, lists and tuples being alike."""
     if isinstance(value, Mapping) and isinstance(found, Mapping):
-        return all(_equal(found.get(k), v) for k, v in value.items())
+        return all(
+            _equal(found.get(k), v)
+            for k, v in value.items()
+            if k != '_delete_'
+        )
     if isinstance(value, (list, tuple)) and isinstance(found, (list, tuple)):
         return len(found) == len(value) and all(map(_equal, found, value))
     return bool(found == value)

@@ -220,6 +220,11 @@ def test_copies_are_of_the_same_class():
         )
 
 
+def test_building_does_not_log_every_weight(capsys):
+    sparse('vit')
+    assert 'init_weights' not in ''.join(capsys.readouterr())
+
+
 def test_without_a_family_it_is_the_librarys_own():
     registry, backbone = NETWORKS['darknet']
     model = registry.build(dict(type='SparseIFT', backbone=backbone))

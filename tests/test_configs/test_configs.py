@@ -3,18 +3,22 @@
 import math
 import re
 from pathlib import Path
-from typing import Any
 
 import pytest
-import torch
 from minirun import ROOT
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
+from narrow import (
+    Watch,
+    check_masks,
+    narrow_data,
+    narrow_training,
+    shrink,
+    without_pretrained,
+)
 
 from sift_mm.cli import train
 from sift_mm.config.channels import fit_channels
-from sift_mm.config.data import check_data, leaf_datasets
+from sift_mm.config.data import check_data
 from sift_mm.config.reading import import_library, load_run_config
 from sift_mm.engine import SparseTrainingHook
 from sift_mm.engine.launch import build_runner, replace_sync_norms
@@ -29,11 +33,6 @@ NECKS_AND_HEADS = {
     'bbox_head': ('in_channels', 'feat_channels'),
     'decode_head': ('channels', 'c1_channels'),
     'auxiliary_head': ('channels',),
-}
-SIZES = ('scale', 'crop_size', 'size', 'img_scale')
-FLOAT32 = {
-    'AmpOptimWrapper': 'OptimWrapper',
-    'SparseAmpOptimWrapper': 'SparseOptimWrapper',
 }
 CONFIGS = sorted(
     path.relative_to(ROOT / 'configs').as_posix()
@@ -56,22 +55,6 @@ def narrow(cfg: Config) -> None:
     narrow_training(cfg)
 
 
-def without_pretrained(node: Any) -> None:
-    """Takes out the checkpoints that a model starts from.
-
-    There are none here; that they are loaded is tested with the transfer.
-    """
-    if isinstance(node, dict):
-        init = node.get('init_cfg')
-        if isinstance(init, dict) and init.get('type') == 'Pretrained':
-            node['init_cfg'] = None
-        node.pop('pretrained', None)
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        for child in node:
-            without_pretrained(child)
-
-
 def narrow_model(cfg: Config) -> None:
     backbone = cfg.model.backbone
     width = WIDTH_CIFAR if backbone.type.endswith('_CIFAR') else WIDTH
@@ -84,68 +67,6 @@ def narrow_model(cfg: Config) -> None:
     preprocessor = cfg.model.get('data_preprocessor') or {}
     shrink(preprocessor)
     fit_channels(cfg)
-
-
-def shrink(step: dict) -> None:
-    """Makes the images of a pipeline's step small, of the same shape."""
-    for key in SIZES:
-        size = step.get(key)
-        if isinstance(size, int):
-            step[key] = max(min(size, 32), size // 16)
-        elif size is not None:
-            step[key] = tuple(max(min(n, 32), n // 16) for n in size)
-
-
-def narrow_data(loader: dict) -> None:
-    loader.update(batch_size=2, num_workers=0, persistent_workers=False)
-    for dataset in leaf_datasets(loader['dataset']):
-        if 'indices' in dataset:
-            dataset['indices'] = 4
-        for step in dataset['pipeline']:
-            shrink(step)
-
-
-def narrow_training(cfg: Config) -> None:
-    wrapper = cfg.optim_wrapper
-    if wrapper.get('type') in FLOAT32:  # Mixed precision needs a GPU.
-        wrapper.type = FLOAT32[wrapper.type]
-        wrapper.pop('loss_scale', None)
-    for hook in cfg.get('custom_hooks', []):
-        if hook.type == 'SparseTrainingHook':
-            hook.update(interval=1, end=1.0)  # The last update moves nothing.
-    if 'max_iters' in cfg.train_cfg:
-        cfg.train_cfg.update(max_iters=2, val_interval=2)
-    else:
-        cfg.train_cfg.update(max_epochs=1, val_interval=1)
-    cfg.default_hooks.checkpoint = None
-    cfg.randomness = dict(seed=0)
-
-
-class Watch(Hook):
-    """Keeps what a run was like on the way."""
-
-    priority = 'VERY_LOW'
-
-    def __init__(self) -> None:
-        self.masks: dict[str, torch.Tensor] = {}
-        self.losses: list[float] = []
-        self.validated = False
-
-    def before_train(self, runner: Runner) -> None:
-        self.masks = {n: m.clone() for n, m in masks_of(runner).items()}
-
-    def after_train_iter(
-        self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
-    ) -> None:
-        self.losses.append(outputs['loss'].item())
-
-    def after_val_epoch(self, runner: Runner, metrics=None) -> None:
-        self.validated = True
-
-
-def masks_of(runner: Runner) -> dict[str, torch.Tensor]:
-    trainer = getattr(runner.optim_wrapper, 'mask_trainer', None)
-    return dict(trainer.masks.items()) if trainer else {}
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -185,24 +106,3 @@ def check_name(name: str, cfg: Config) -> None:
         assert backbone.get('family') is None
     if '_rigl-' in name:
         assert [hook.algorithm for hook in cfg.custom_hooks] == ['RigL']
-
-
-def check_masks(
-    runner: Runner,
-    before: dict[str, torch.Tensor],
-    hook: SparseTrainingHook,
-) -> None:
-    plan = hook.plan(runner.model)
-    after = masks_of(runner)
-    weights = dict(runner.model.named_parameters())
-    counts = {name: int(mask.sum()) for name, mask in after.items()}
-    assert counts == {n: int(mask.sum()) for n, mask in before.items()}
-    assert counts == plan.counts
-    for name, mask in after.items():
-        active = weights[name] != 0
-        assert active.any() and not (active & ~mask).any(), name
-    if after:
-        moved = any(not torch.equal(m, before[n]) for n, m in after.items())
-        assert moved == hook.algorithm.dynamic
-    if runner.model.backbone.flops == 'match':
-        assert 0.98 < plan.ratio < 1.02

@@ -1,0 +1,146 @@
+"""Any config made quick to train, and what a sparse run has to hold to."""
+
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from sift_mm.config.data import leaf_datasets
+from sift_mm.engine import SparseTrainingHook
+
+SIZES = (
+    'scale',
+    'scales',
+    'crop_size',
+    'size',
+    'img_scale',
+    'border',
+)
+FLOAT32 = {
+    'AmpOptimWrapper': 'OptimWrapper',
+    'SparseAmpOptimWrapper': 'SparseOptimWrapper',
+}
+
+
+def without_pretrained(node: Any) -> None:
+    """Takes out the checkpoints that a model starts from.
+
+    There are none here; that they are loaded is tested with the transfer.
+    """
+    if isinstance(node, dict):
+        init = node.get('init_cfg')
+        if isinstance(init, dict) and init.get('type') == 'Pretrained':
+            node['init_cfg'] = None
+        node.pop('pretrained', None)
+        node = list(node.values())
+    if isinstance(node, (list, tuple)):
+        for child in node:
+            without_pretrained(child)
+
+
+def shrink(step: Any) -> None:
+    """Makes the images of a pipeline's step small, of the same shape."""
+    if isinstance(step, dict):
+        for key in SIZES:
+            if step.get(key) is not None:
+                step[key] = small(step[key])
+        step = list(step.values())
+    if isinstance(step, (list, tuple)):
+        for child in step:
+            shrink(child)
+
+
+def small(size: Any) -> Any:
+    """A size in pixels, at most about a sixteenth.
+
+    Large ones stay multiples of 32, which networks halve five times. A border
+    that is cut off, half an image, is negative.
+    """
+    if isinstance(size, (list, tuple)):
+        found = [small(n) for n in size]
+        # A list is one of several sizes to choose from.
+        return found if isinstance(found[0], tuple) else tuple(found)
+    if size < 0:
+        return -small(-2 * size) // 2
+    return max(min(size, 32), size // 512 * 32)
+
+
+def narrow_data(loader: dict) -> None:
+    loader.update(batch_size=2, num_workers=0, persistent_workers=False)
+    for dataset in leaf_datasets(loader['dataset']):
+        if 'indices' in dataset:
+            dataset['indices'] = 4
+    shrink(loader['dataset'])
+
+
+def in_float32(cfg: Config) -> None:
+    """Mixed precision needs a GPU."""
+    wrapper = cfg.optim_wrapper
+    if wrapper.get('type') in FLOAT32:
+        wrapper.type = FLOAT32[wrapper.type]
+        wrapper.pop('loss_scale', None)
+
+
+def narrow_training(cfg: Config) -> None:
+    in_float32(cfg)
+    for hook in cfg.get('custom_hooks', []):
+        if hook.type == 'SparseTrainingHook':
+            hook.update(interval=1, end=1.0)  # The last update moves nothing.
+    if 'max_iters' in cfg.train_cfg:
+        cfg.train_cfg.update(max_iters=2, val_interval=2)
+    else:
+        cfg.train_cfg.update(max_epochs=1, val_interval=1)
+    cfg.default_hooks.checkpoint = None
+    cfg.randomness = dict(seed=0)
+
+
+class Watch(Hook):
+    """Keeps what a run was like on the way."""
+
+    priority = 'VERY_LOW'
+
+    def __init__(self) -> None:
+        self.masks: dict[str, torch.Tensor] = {}
+        self.losses: list[float] = []
+        self.validated = False
+
+    def before_train(self, runner: Runner) -> None:
+        self.masks = {n: m.clone() for n, m in masks_of(runner).items()}
+
+    def after_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch=None, outputs=None
+    ) -> None:
+        self.losses.append(outputs['loss'].item())
+
+    def after_val_epoch(self, runner: Runner, metrics=None) -> None:
+        self.validated = True
+
+
+def masks_of(runner: Runner) -> dict[str, torch.Tensor]:
+    trainer = getattr(runner.optim_wrapper, 'mask_trainer', None)
+    return dict(trainer.masks.items()) if trainer else {}
+
+
+def check_masks(
+    runner: Runner,
+    before: dict[str, torch.Tensor],
+    hook: SparseTrainingHook,
+    tolerance: float = 0.02,
+) -> None:
+    """Exact counts, zeros outside masks, updates, and the dense FLOPs."""
+    plan = hook.plan(runner.model)
+    after = masks_of(runner)
+    weights = dict(runner.model.named_parameters())
+    counts = {name: int(mask.sum()) for name, mask in after.items()}
+    assert counts == {n: int(mask.sum()) for n, mask in before.items()}
+    assert counts == plan.counts
+    for name, mask in after.items():
+        active = weights[name] != 0
+        assert active.any() and not (active & ~mask).any(), name
+    if after:
+        moved = any(not torch.equal(m, before[n]) for n, m in after.items())
+        assert moved == hook.algorithm.dynamic
+    if runner.model.backbone.flops == 'match':
+        assert abs(plan.ratio - 1) < tolerance

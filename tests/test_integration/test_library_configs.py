@@ -1,0 +1,405 @@
+"""``--family wide --sparsity 0.75`` on the libraries' own configs.
+
+Each trains two iterations with RigL on generated data. Backbones stay of the
+library's class; like necks and heads they are narrowed by their arguments.
+"""
+
+import copy
+import math
+from pathlib import Path
+from typing import Any
+
+import minisets
+import pytest
+import torch
+from conftest import forget_instances
+from mmengine.config import Config
+from mmengine.hooks import EMAHook
+from mmengine.registry import MODELS, DefaultScope
+from mmengine.runner import Runner
+from narrow import Watch, check_masks, in_float32, masks_of, narrow_data, small
+
+from sift_mm.config.data import check_data
+from sift_mm.config.reading import read_config
+from sift_mm.engine import SparseTrainingHook
+from sift_mm.engine.launch import (
+    build_runner,
+    replace_sync_norms,
+    set_loader_defaults,
+)
+from sift_mm.flops import count_flops
+
+MEMBER = dict(family='wide', sparsity=0.75, algorithm='RigL')
+# The last of two updates moves nothing.
+HOOK = dict(interval=1, end=1.0)
+
+
+def classifier(width: int, **backbone: Any) -> dict[str, Any]:
+    options = {f'model.backbone.{k}': v for k, v in backbone.items()}
+    return {'model.head.in_channels': width, **options}
+
+
+def dense_head(width: int = 16, **more: Any) -> dict[str, Any]:
+    return {
+        'model.neck.out_channels': width,
+        'model.bbox_head.in_channels': width,
+        'model.bbox_head.feat_channels': width,
+        'model.bbox_head.stacked_convs': 1,
+    } | {f'model.{k.replace("__", ".")}': v for k, v in more.items()}
+
+
+RESNET = {
+    'model.backbone.base_channels': 16,
+    'model.backbone.stem_channels': 16,
+}
+TWO_STAGES = RESNET | {
+    'model.neck.out_channels': 16,
+    'model.rpn_head.in_channels': 16,
+    'model.rpn_head.feat_channels': 16,
+    'model.roi_head.bbox_roi_extractor.out_channels': 16,
+    'model.roi_head.bbox_head.in_channels': 16,
+    'model.roi_head.bbox_head.fc_out_channels': 16,
+    'model.train_cfg.rpn_proposal.nms_pre': 20,
+    'model.train_cfg.rpn_proposal.max_per_img': 20,
+    'model.train_cfg.rcnn.sampler.num': 16,
+}
+ATTENTION = {'embed_dims': 32, 'num_heads': 2}
+FORWARD = {'embed_dims': 32, 'feedforward_channels': 64}
+
+
+def layers(part: str, *attention: str) -> dict[str, Any]:
+    """A narrow encoder or decoder of a DETR."""
+    found = {f'model.{part}.num_layers': 1}
+    for name, values in [(a, ATTENTION) for a in attention] + [
+        ('ffn_cfg', FORWARD)
+    ]:
+        for key, value in values.items():
+            found[f'model.{part}.layer_cfg.{name}.{key}'] = value
+    return found
+
+
+def hrnet() -> dict[str, Any]:
+    options: dict[str, Any] = {
+        'model.decode_head.in_channels': [8, 16, 32, 64],
+        'model.decode_head.channels': 120,
+    }
+    for stage in range(1, 5):
+        key = f'model.backbone.extra.stage{stage}'
+        options[f'{key}.num_modules'] = 1
+        options[f'{key}.num_blocks'] = (1,) * stage
+        if stage > 1:
+            widths = tuple(8 * 2**i for i in range(stage))
+            options[f'{key}.num_channels'] = widths
+    return options
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py': classifier(
+        1280, widen_factor=0.25
+    ),
+    'mmpretrain::resnext/resnext50-32x4d_8xb32_in1k.py': classifier(
+        512, groups=4, base_channels=16, stem_channels=16
+    ),
+    'mmpretrain::regnet/regnetx-400mf_8xb128_in1k.py': classifier(
+        128,
+        arch=dict(
+            _delete_=True,
+            w0=16,
+            wa=16,
+            wm=2.0,
+            group_w=8,
+            depth=6,
+            bot_mul=1.0,
+        ),
+    ),
+    'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py': classifier(
+        128,
+        arch=dict(
+            _delete_=True, depths=[1, 1, 2, 1], channels=[16, 32, 64, 128]
+        ),
+    ),
+    'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py': classifier(
+        192,
+        arch=dict(
+            _delete_=True,
+            embed_dims=24,
+            depths=[1, 1, 2, 1],
+            num_heads=[1, 2, 4, 8],
+        ),
+        window_size=1,
+        img_size=32,
+    ),
+    'mmpretrain::deit/deit-small_4xb256_in1k.py': classifier(
+        48,
+        arch=dict(
+            _delete_=True,
+            embed_dims=48,
+            num_layers=3,
+            num_heads=3,
+            feedforward_channels=192,
+        ),
+        img_size=32,
+    ),
+    # The learning rate decays with the depth of a layer, read off its name.
+    'mmpretrain::mae/benchmarks/vit-base-p16_8xb128-coslr-100e_in1k.py': (
+        classifier(
+            48,
+            arch=dict(
+                _delete_=True,
+                embed_dims=48,
+                num_layers=3,
+                num_heads=3,
+                feedforward_channels=192,
+            ),
+            img_size=32,
+        )
+    ),
+    'mmdet::pvt/retinanet_pvtv2-b0_fpn_1x_coco.py': dense_head(
+        backbone__embed_dims=16,
+        backbone__num_layers=[1, 1, 1, 1],
+        neck__in_channels=[16, 32, 80, 128],
+    ),
+    'mmdet::yolox/yolox_s_8xb8-300e_coco.py': dense_head(
+        backbone__widen_factor=0.25,
+        neck__in_channels=[64, 128, 256],
+    ),
+    'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py': dense_head(
+        backbone__widen_factor=0.25,
+        neck__in_channels=[64, 128, 256],
+    ),
+    'mmdet::faster_rcnn/faster-rcnn_r50_fpn_1x_coco.py': TWO_STAGES,
+    'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py': TWO_STAGES
+    | {
+        'model.roi_head.mask_roi_extractor.out_channels': 16,
+        'model.roi_head.mask_head.in_channels': 16,
+        'model.roi_head.mask_head.conv_out_channels': 16,
+        'model.roi_head.mask_head.num_convs': 1,
+    },
+    'mmdet::detr/detr_r50_8xb2-150e_coco.py': RESNET
+    | layers('encoder', 'self_attn_cfg')
+    | layers('decoder', 'self_attn_cfg', 'cross_attn_cfg')
+    | {
+        'model.neck.out_channels': 32,
+        'model.bbox_head.embed_dims': 32,
+        'model.positional_encoding.num_feats': 16,
+        'model.num_queries': 10,
+    },
+    'mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py': RESNET
+    | {
+        'model.neck.out_channels': 32,
+        'model.neck.block_mid_channels': 16,
+        'model.bbox_head.in_channels': 32,
+    },
+    'mmseg::hrnet/fcn_hr18_4xb2-40k_cityscapes-512x1024.py': hrnet(),
+    'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_'
+    'ade20k-512x512.py': {
+        'model.backbone.embed_dims': 24,
+        'model.backbone.depths': [1, 1, 2, 1],
+        'model.backbone.num_heads': [1, 2, 4, 8],
+        'model.decode_head.in_channels': [24, 48, 96, 192],
+        'model.decode_head.channels': 16,
+        'model.auxiliary_head.in_channels': 96,
+        'model.auxiliary_head.channels': 16,
+    },
+    'mmseg::convnext/convnext-tiny_upernet_8xb2-amp-160k_ade20k-512x512.py': {
+        'model.backbone.arch': dict(
+            _delete_=True, depths=[1, 1, 2, 1], channels=[16, 32, 64, 128]
+        ),
+        'model.decode_head.in_channels': [16, 32, 64, 128],
+        'model.decode_head.channels': 16,
+        'model.auxiliary_head.in_channels': 64,
+        'model.auxiliary_head.channels': 16,
+    },
+    'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py': {
+        'model.backbone.embed_dims': 16,
+        'model.backbone.num_layers': [1, 1, 1, 1],
+        'model.decode_head.in_channels': [16, 32, 80, 128],
+        'model.decode_head.channels': 16,
+    },
+}
+
+
+@pytest.fixture(scope='module')
+def library_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose ``data`` holds what the libraries' configs read."""
+    root = tmp_path_factory.mktemp('libraries')
+    data = root / 'data'
+    minisets.mini_imagenet(
+        data / 'imagenet', num_train=1, num_val=1, num_classes=2
+    )
+    minisets.mini_coco(data / 'coco', num_train=2, num_val=1, size=(64, 64))
+    minisets.mini_cityscapes(data / 'cityscapes', num_train=2, num_val=1)
+    minisets.mini_ade20k(data / 'ade/ADEChallengeData2016')
+    return root
+
+
+@pytest.fixture(autouse=True)
+def in_library_data(
+    library_data: Path, fresh_process: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Lets configs find their data."""
+    monkeypatch.chdir(library_data)
+
+
+def read(name: str, **member: Any) -> Config:
+    """The config as the tools read it, with little to compute."""
+    cfg = read_config(name, CONFIGS[name], **member)
+    # A dense network's would not fit.
+    assert not (member and 'checkpoint' in str(cfg.model))
+    check_data(cfg, ['train'])
+    replace_sync_norms(cfg.model)
+    for preprocessor in (cfg.model, cfg):
+        preprocessor = preprocessor.get('data_preprocessor') or {}
+        if preprocessor.get('size') is not None:
+            preprocessor['size'] = small(preprocessor['size'])
+    in_float32(cfg)
+    narrow_data(cfg.train_dataloader)
+    set_loader_defaults(cfg, 'train')
+    # Two epochs of one iteration, or two iterations, each with a checkpoint.
+    if 'max_iters' in cfg.train_cfg:
+        cfg.train_cfg.max_iters = 2
+    else:
+        cfg.train_cfg.max_epochs = 2
+    cfg.default_hooks.checkpoint.update(interval=1)
+    for key in ('val_dataloader', 'val_cfg', 'val_evaluator'):
+        cfg[key] = None
+    for hook in cfg.get('custom_hooks') or []:
+        # What comes late in a run comes before its second epoch.
+        if 'num_last_epochs' in hook:
+            hook['num_last_epochs'] = 0
+        if 'switch_epoch' in hook:
+            hook['switch_epoch'] = 1
+    schedules = cfg.param_scheduler
+    for one in schedules if isinstance(schedules, list) else [schedules]:
+        if one.get('begin'):
+            one['begin'] = 1
+    cfg.randomness = dict(seed=0)
+    return cfg
+
+
+def train(
+    cfg: Config, work_dir: Path, checkpoint: Path | None = None
+) -> tuple[Runner, Watch]:
+    """Trains; with a checkpoint, it resumes from that."""
+    cfg = copy.deepcopy(cfg)
+    cfg.work_dir = str(work_dir)
+    if checkpoint is not None:
+        cfg.update(resume=True, load_from=str(checkpoint))
+    runner = build_runner(cfg)
+    watch = Watch()
+    runner.register_hook(watch)
+    runner.train()
+    return runner, watch
+
+
+def final(work_dir: Path) -> dict[str, Any]:
+    path = (work_dir / 'last_checkpoint').read_text()
+    return torch.load(path, weights_only=False)
+
+
+def dense_flops(cfg: Config, shape: tuple[int, int]) -> float:
+    with DefaultScope.overwrite_default_scope(cfg.default_scope):
+        backbone = MODELS.build(cfg.model.backbone)
+    return count_flops(backbone, shape).total
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_librarys_config_trains_at_the_dense_flops(
+    name: str, tmp_path: Path
+) -> None:
+    runner, watch = train(read(name, hook=HOOK, **MEMBER), tmp_path)
+    assert len(watch.losses) == 2
+    assert all(map(math.isfinite, watch.losses))
+    (hook,) = [h for h in runner.hooks if isinstance(h, SparseTrainingHook)]
+    check_masks(runner, watch.masks, hook, 1e-3)
+    # The twin is the backbone that the config has without the options.
+    backbone = runner.model.backbone
+    own = count_flops(backbone, backbone.match_shape)
+    masks = masks_of(runner)
+    densities = {
+        n.removeprefix('backbone.'): float(m.float().mean())
+        for n, m in masks.items()
+    }
+    dense = dense_flops(read(name), backbone.match_shape)
+    assert own.sparse(densities) == pytest.approx(dense, rel=1e-3)
+    # The interface of a wrapped one is as wide, so that all else costs the
+    # same; features of a ResNet grow, and neck or head read them.
+    ratio = final(tmp_path)['sparse_training']['budget']['model_flops_ratio']
+    if backbone.grows:
+        assert 1 < ratio < 1.5
+    else:
+        assert ratio == pytest.approx(1, abs=1e-3)
+    # Averaged weights are as sparse.
+    for other in runner.hooks:
+        if isinstance(other, EMAHook):
+            weights = dict(other.ema_model.module.named_parameters())
+            for key, mask in masks.items():
+                assert not weights[key][~mask].any(), key
+
+
+CHANCE = ('Random', 'Mosaic', 'MixUp', 'PhotoMetric', 'Lighting')
+
+
+def without_chance(dataset: dict) -> None:
+    """Takes out of all pipelines what draws numbers."""
+    if 'dataset' in dataset:
+        without_chance(dataset['dataset'])
+    steps = [
+        step
+        for step in dataset['pipeline']
+        if not any(word in step['type'] for word in CHANCE)
+    ]
+    loads = sum(step['type'].startswith('Load') for step in steps)
+    if loads:
+        resize = dict(type='Resize', scale=(32, 32), keep_ratio=False)
+        steps.insert(loads, resize)
+    dataset['pipeline'] = steps
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two parts of checkpoints are the same, bit for bit."""
+    if isinstance(one, torch.Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(
+            same(value, other[key]) for key, value in one.items()
+        )
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return one == other
+
+
+@pytest.mark.parametrize(
+    'name',
+    [
+        'mmpretrain::regnet/regnetx-400mf_8xb128_in1k.py',
+        'mmdet::yolox/yolox_s_8xb8-300e_coco.py',
+        'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
+    ],
+)
+def test_a_resumed_run_ends_as_the_whole_one(
+    name: str, tmp_path: Path
+) -> None:
+    cfg = read(name, hook=HOOK, **MEMBER)
+    without_chance(cfg.train_dataloader.dataset)
+    if 'segformer' in name:
+        cfg.model.backbone.backbone.drop_path_rate = 0.0
+        cfg.model.decode_head.dropout_ratio = 0.0
+    train(cfg, tmp_path / 'whole')
+    first = next((tmp_path / 'whole').glob('*_1.pth'))
+    forget_instances()
+    train(cfg, tmp_path / 'resumed', first)
+    whole, resumed = final(tmp_path / 'whole'), final(tmp_path / 'resumed')
+    for key, value in whole.items():
+        if key not in ('meta', 'message_hub'):  # They hold times.
+            assert same(value, resumed[key]), key
+    begin = torch.load(first, weights_only=False)['sparse_training']
+    assert not same(begin, whole['sparse_training'])
+
+
+def test_weights_known_by_the_networks_name_are_taken_out() -> None:
+    # pretrained=True; timm, which knows them, need not be installed.
+    name = 'mmdet::timm_example/retinanet_timm-efficientnet-b1_fpn_1x_coco.py'
+    cfg = read_config(name, **MEMBER)
+    assert cfg.model.backbone.type == 'SparseIFT'
+    assert cfg.model.backbone.backbone.pretrained is False
