@@ -253,16 +253,18 @@ def _widen(
 def _widen_chain(
     block: nn.Module, chain: list[Link], names: Sequence[str], member: Member
 ) -> dict[str, Replacement]:
-    new, ratio = widen(block, chain, member.sparsity)
+    new, ratio, left = widen(block, chain, member.sparsity)
     replaced = {}
     for name, link in zip(names, chain, strict=True):
         wide: Any = new[link.name]
         if member.kind.composite:
             bias = wide.bias
-            wide = _factorize(member, link.layer, wide)
+            wide = _factorize(member, link.layer, wide, left)
             wide.v.bias = bias
             put(block, link.name, wide)
+            # With its part of what depthwise convolutions cost more.
             ratio = share_of_flops(wide, link.layer, member.sparsity)
+            ratio += 1 - left
             try:
                 check_share(ratio)
             except ValueError:
@@ -284,8 +286,10 @@ def _keep_bias(new: Composite, old: Any) -> None:
             part.bias = old.bias  # Of all inner layers, one has a bias.
 
 
-def _factorize(member: Member, old: nn.Module, wide: nn.Module) -> Composite:
-    """Factorise a widened layer down to the FLOPs that it had before."""
+def _factorize(
+    member: Member, old: nn.Module, wide: nn.Module, share: float
+) -> Composite:
+    """Factorise a widened layer to a share of the FLOPs that it had before."""
     fan_in, fan_out, _ = size_of(old)
     scale = weight_scale(old) * math.sqrt(fan_in / size_of(wide)[0])
-    return member.build(wide, scale=scale, cost=fan_in * fan_out)
+    return member.build(wide, scale=scale, cost=share * fan_in * fan_out)

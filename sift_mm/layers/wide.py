@@ -196,7 +196,7 @@ def find_chains(
 
 def widen(
     block: nn.Module, chain: list[Link], sparsity: float
-) -> tuple[dict[str, nn.Module], float]:
+) -> tuple[dict[str, nn.Module], float, float]:
     """Make the inside of a chain wider, at equal FLOPs under masks.
 
     Layers are drawn normal, such that their outputs under masks have the
@@ -209,8 +209,10 @@ def widen(
         sparsity (float): Share of zero weights of the masks to come.
 
     Returns:
-        tuple[dict[str, nn.Module], float]: New layers by name within the
-        block, and their FLOPs under masks over those of the old ones.
+        tuple[dict[str, nn.Module], float, float]: New layers by name within
+        the block; their FLOPs under masks over those of the old ones, with
+        the depthwise convolutions between; and the share of the old layers'
+        FLOPs that wider depthwise convolutions leave to the new ones.
 
     Raises:
         ValueError: If the block's interface would change, or it cannot be
@@ -240,10 +242,12 @@ def widen(
     if changed:
         raise ValueError(f'a wider inside changes the output of {kind}')
     wide = (1 - sparsity) * sum(after.of(f'{name}.weight') for name in flops)
-    wide += sum(after.of(f'{name}.weight') for name in between)
-    ratio = wide / (sum(flops.values()) + depthwise)
+    grown = sum(after.of(f'{name}.weight') for name in between)
+    dense = sum(flops.values())
+    ratio = (wide + grown) / (dense + depthwise)
+    left = 1 - (grown - depthwise) / dense
     check_share(ratio)
-    return _put_wider(block, chain, new, 1 - sparsity), ratio
+    return _put_wider(block, chain, new, 1 - sparsity), ratio, left
 
 
 def restore(block: nn.Module, chain: list[Link]) -> None:

@@ -15,10 +15,8 @@ def plan_of(config, **options):
     return SparseTrainingHook().plan(MODELS.build(cfg.model), cfg)
 
 
-CITYSCAPES = 'r50-d8_4xb2-40k_cityscapes-512x1024.py'
 CONFIGS = {
-    f'mmseg::fcn/fcn_{CITYSCAPES}': 1.39,
-    f'mmseg::deeplabv3plus/deeplabv3plus_{CITYSCAPES}': 1.10,
+    'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py': 1.39,
     'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py': 1.0065,
 }
 

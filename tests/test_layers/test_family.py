@@ -1,8 +1,9 @@
 """The members of the family by name."""
 
 import pytest
+import torch
 
-from sift_mm.layers import Family, families, register
+from sift_mm.layers import Family, Member, families, register, transform
 from sift_mm.layers.family import family_of
 
 
@@ -31,3 +32,10 @@ def test_a_name_that_is_taken_is_refused():
         @register
         class Mine(Family):
             name = 'wide'
+
+
+def test_a_layer_that_stands_alone_is_not_replaced_inside_itself():
+    layer = torch.nn.Conv2d(8, 8, 3)
+    for module in (layer, Member('parallel', 0.5).build(layer)):
+        with pytest.raises(ValueError, match='itself a layer'):
+            transform(module, 'parallel', 0.5)

@@ -108,7 +108,7 @@ NETWORKS = {
 # Layers that are replaced: of chains, and by the other members.
 REPLACED = {
     'resnet18': (16, 19),
-    'mobilenet': (0, 34),
+    'mobilenet': (32, 34),
     'densenet': (8, 9),
     'vit': (4, 4),
     'swin': (8, 9),
@@ -118,8 +118,6 @@ REPLACED = {
     'mmpretrain-convnext': (24, 27),
 }
 NO_CHAIN = {
-    ('mobilenet', 'wide'): 'depthwise',
-    ('mobilenet', 'wide_factorized'): 'depthwise',
     ('resnext', 'wide_factorized'): 'grouped',
 }
 
