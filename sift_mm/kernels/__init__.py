@@ -1,0 +1,15 @@
+"""Sparse execution on the CPU: kernels, patterns and operators."""
+
+from .build import KernelsUnavailable, why_unavailable
+from .geometry import Geometry
+from .ops import sparse_conv2d, sparse_conv2d_fused
+from .pattern import make_pattern
+
+__all__ = [
+    'Geometry',
+    'KernelsUnavailable',
+    'make_pattern',
+    'sparse_conv2d',
+    'sparse_conv2d_fused',
+    'why_unavailable',
+]

@@ -1,0 +1,139 @@
+// Outputs of one walk: SpMM of the nonzeros with packed tiles of inputs.
+//
+// Loops, from the outside: groups of patches, in parallel; blocks of filters,
+// whose accumulators stay in L2; blocks of planes, whose packed inputs stay
+// in L1, since every multiplication loads one vector of them; filters; the
+// nonzeros of the filter in the block.
+#include <omp.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdlib>
+
+#include "dispatch.h"
+
+namespace {
+
+// Accumulators of the filters that share a packed input fill most of L2.
+int64_t accumulator_bytes() {
+  long bytes = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+  return (bytes > 0 ? bytes : 256 * 1024) * 7 / 8;
+}
+
+// The 7 x COLS accumulators of a filter, over its nonzeros in a block.
+template <class View>
+inline void accumulate(const float* tile, const uint16_t* position,
+                       const float* value, int64_t count, const float* bias,
+                       float* sums) {
+  constexpr int T = ROWS * View::COLS;
+  if (!count && !bias) return;
+  vec acc[T];
+  if (bias) {
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) acc[t] = *bias - vec{};
+  } else {
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t) acc[t] = load(sums + t * LANES);
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    const float* x = tile + size_t(position[i]) * LANES;
+    const vec w = value[i] - vec{};
+#pragma GCC unroll 16
+    for (int t = 0; t < T; ++t)
+      acc[t] += w * load(x + (t / View::COLS * View::STRIDE +
+                              t % View::COLS) * LANES);
+  }
+#pragma GCC unroll 16
+  for (int t = 0; t < T; ++t) store(sums + t * LANES, acc[t]);
+}
+
+// With few groups, as of one image, threads share out the filters as well;
+// each then packs its inputs anew.
+int64_t filters_at_once(const Sizes& s, int64_t groups, int64_t bytes) {
+  int64_t filters = std::min(s.filters, accumulator_bytes() / bytes);
+  while (s.threads > 1 && filters > 32 &&
+         groups * ((s.filters + filters - 1) / filters) < 4 * s.threads)
+    filters = (filters + 1) / 2;
+  return filters;
+}
+
+// A fresh output of many megabytes costs a page fault every 4 KB, a sixth of
+// the time of a layer; with huge pages, where the system has them, one in 2 MB.
+void use_huge_pages(float* data, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t PAGE = 2 << 20;
+  const uintptr_t begin = ((uintptr_t)data + PAGE - 1) / PAGE * PAGE;
+  const uintptr_t end = ((uintptr_t)data + bytes) / PAGE * PAGE;
+  if (end > begin) madvise((void*)begin, end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+struct Convolve {
+  const Sizes& s;
+  const Walk& walk;
+  const float* x;
+  const Nonzeros& a;
+  const Epilogue& epilogue;
+  float* y;
+
+  template <class View>
+  int run() const {
+    constexpr int64_t BYTES = ROWS * View::COLS * LANES * sizeof(float);
+    const int64_t groups = View::groups(s, walk), planes = s.planes(walk);
+    const int64_t filters = filters_at_once(s, groups, BYTES);
+    const int64_t parts = (s.filters + filters - 1) / filters;
+    const Buffers tiles(s.threads,
+                        s.block * View(s, walk).tile() * LANES);
+    const Buffers sums(s.threads, filters * BYTES / sizeof(float));
+    if (!tiles.data || !sums.data) return -1;
+#pragma omp parallel num_threads(s.threads)
+    {
+      View view(s, walk);
+      float* tile = tiles.of(omp_get_thread_num());
+      float* sum = sums.of(omp_get_thread_num());
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t item = 0; item < groups * parts; ++item) {
+        view.move(item / parts);
+        const int64_t first = item % parts * filters;
+        const int64_t last = std::min(s.filters, first + filters);
+        for (int64_t b = 0; b * s.block < planes; ++b) {
+          const int64_t end = std::min(planes, (b + 1) * s.block);
+          view.pack_inputs(x, b * s.block, end, tile);
+          const int32_t* row = a.row + b * s.filters;
+          const int64_t pace = std::max<int64_t>(1, (last - first) / s.block);
+          for (int64_t k = first; k < last; ++k) {
+            const int64_t next = end + (k - first) / pace;
+            if ((k - first) % pace == 0 && next < planes)
+              view.expect_inputs(x, next);
+            if (end == planes && k + 2 < last) view.expect_outputs(y, k + 2);
+            static const float zero = 0;
+            const float* bias = epilogue.bias ? epilogue.bias + k : &zero;
+            float* out = sum + (k - first) * BYTES / sizeof(float);
+            accumulate<View>(tile, a.position + row[k], a.value + row[k],
+                             row[k + 1] - row[k], b == 0 ? bias : nullptr,
+                             out);
+            if (end == planes) view.write(out, k, epilogue, y);
+          }
+        }
+      }
+    }
+    return 0;
+  }
+};
+
+}  // namespace
+
+extern "C" int sift_convolve(const Sizes* sizes, const Walk* walk,
+                             int64_t stride, const float* x,
+                             const int32_t* row, const uint16_t* position,
+                             const float* value, const float* bias,
+                             const float* residual, int64_t relu, float* y) {
+  const Nonzeros a = {row, position, value};
+  const Epilogue e = {bias, residual, relu != 0};
+  use_huge_pages(y, sizes->images * sizes->filters * sizes->out_h *
+                        sizes->out_w * sizeof(float));
+  return dispatch(stride, Convolve{*sizes, *walk, x, a, e, y});
+}

@@ -1,0 +1,164 @@
+// How a group of outputs is laid over its tensors: as patches, or, where an
+// output sees one input alone (1 x 1, stride 1), as runs of pixels, which
+// need no transposition.
+#pragma once
+
+#include "pack.h"
+
+// STRIDE is the length of a row in the packed tile, in vectors.
+template <int COLS_, int STRIDE_>
+struct Patches {
+  static constexpr int COLS = COLS_, STRIDE = STRIDE_;
+  const Sizes& sizes;
+  const Walk& walk;
+  std::vector<Window> inputs;  // a phase each
+  Window outputs;
+  Target target;
+
+  Patches(const Sizes& s, const Walk& w)
+      : sizes(s), walk(w), inputs(w.h.phases * w.w.phases) {}
+
+  static int64_t groups(const Sizes& s, const Walk& w) {
+    return count_groups<COLS>(s, w);
+  }
+
+  // Vectors of the tile of a plane.
+  int64_t tile() const { return sizes.tile_rows * STRIDE; }
+
+  void move(int64_t index) {
+    const Group group = group_at<COLS>(sizes, walk, index);
+    for (size_t i = 0; i < inputs.size(); ++i)
+      look(inputs[i], group, sizes.channels, sizes.in_h, sizes.in_w,
+           walk.h.in_first[i / walk.w.phases], walk.h.in_step,
+           walk.w.in_first[i % walk.w.phases], walk.w.in_step,
+           sizes.tile_rows, STRIDE);
+    look(outputs, group, sizes.filters, sizes.out_h, sizes.out_w,
+         walk.h.out_first, walk.h.out_step, walk.w.out_first,
+         walk.w.out_step, ROWS, COLS);
+    target = target_of<COLS>(sizes, walk, group);
+  }
+
+  void pack_inputs(const float* x, int64_t plane, int64_t end,
+                   float* tile_) const {
+    const int64_t phases = inputs.size();
+    for (; plane < end; ++plane, tile_ += tile() * LANES) {
+      const Window& window = inputs[plane % phases];
+      pack<STRIDE>(x + plane / phases * window.plane, window, tile_);
+    }
+  }
+
+  // Lines of a plane that will be packed: they are far apart, and no hardware
+  // prefetcher finds them. Neighbouring lanes share lines.
+  void expect_inputs(const float* x, int64_t plane) const {
+    const int64_t phases = inputs.size();
+    const Window& window = inputs[plane % phases];
+    x += plane / phases * window.plane;
+    for (int64_t r = 0; r < window.rows; ++r, x += window.row_step)
+      for (int l = 1; l < LANES; l += 2)
+        __builtin_prefetch(x + window.first[l], 0, 2);
+  }
+
+  void expect_outputs(const float* y, int64_t filter) const {
+    y += filter * target.plane;
+    for (int r = 0; r < ROWS; ++r, y += target.row_step)
+      for (int l = 0; l < LANES; l += 4)
+        __builtin_prefetch(y + target.first[l], 1, 2);
+  }
+
+  void pack_outputs(const float* y, int64_t filter, int64_t end,
+                    float* tile_) const {
+    for (; filter < end; ++filter, tile_ += ROWS * COLS * LANES)
+      pack<COLS>(y + filter * outputs.plane, outputs, tile_);
+  }
+
+  void write(const float* tile_, int64_t filter, const Epilogue& e,
+             float* y) const {
+    unpack<COLS>(tile_, target, filter, e, y);
+  }
+};
+
+template <int COLS_>
+struct Pixels {
+  static constexpr int COLS = COLS_, STRIDE = 2, T = ROWS * COLS;
+  const Sizes& sizes;
+  const int64_t pixels;  // of an image
+  int64_t image[T], pixel[T], live[T];
+  bool together[T];  // the vector lies in one image
+
+  Pixels(const Sizes& s, const Walk&) : sizes(s), pixels(s.out_h * s.out_w) {}
+
+  static int64_t groups(const Sizes& s, const Walk&) {
+    return (s.images * s.out_h * s.out_w + T * LANES - 1) / (T * LANES);
+  }
+
+  int64_t tile() const { return ROWS * STRIDE; }
+
+  void move(int64_t index) {
+    for (int t = 0; t < T; ++t) {
+      const int64_t first = (index * T + t) * LANES;
+      image[t] = first / pixels;
+      pixel[t] = first % pixels;
+      live[t] = std::max<int64_t>(
+          0, std::min<int64_t>(LANES, sizes.images * pixels - first));
+      together[t] = live[t] == LANES && pixel[t] + LANES <= pixels;
+    }
+  }
+
+  ptrdiff_t at(int t, int64_t channels, int64_t channel) const {
+    return (image[t] * channels + channel) * pixels + pixel[t];
+  }
+
+  // Lane i of a vector that images share.
+  ptrdiff_t at_lane(int t, int i, int64_t channels, int64_t channel) const {
+    const int64_t p = pixel[t] + i;
+    return ((image[t] + p / pixels) * channels + channel) * pixels +
+           p % pixels;
+  }
+
+  vec gather(const float* x, int t, int64_t channels, int64_t channel) const {
+    if (together[t]) return load_any<vec>(x + at(t, channels, channel));
+    vec v = {};
+    for (int i = 0; i < live[t]; ++i)
+      v[i] = x[at_lane(t, i, channels, channel)];
+    return v;
+  }
+
+  void pack_inputs(const float* x, int64_t plane, int64_t end,
+                   float* tile_) const {
+    for (; plane < end; ++plane, tile_ += tile() * LANES)
+      for (int t = 0; t < T; ++t)
+        store(tile_ + (t / COLS * STRIDE + t % COLS) * LANES,
+              gather(x, t, sizes.channels, plane));
+  }
+
+  void expect_inputs(const float* x, int64_t plane) const {
+    for (int t = 0; t < T; t += 64 / sizeof(vec))
+      __builtin_prefetch(x + at(t, sizes.channels, plane), 0, 2);
+  }
+
+  void expect_outputs(const float* y, int64_t filter) const {
+    for (int t = 0; t < T; t += 64 / sizeof(vec))
+      __builtin_prefetch(y + at(t, sizes.filters, filter), 1, 2);
+  }
+
+  void pack_outputs(const float* y, int64_t filter, int64_t end,
+                    float* tile_) const {
+    for (; filter < end; ++filter, tile_ += T * LANES)
+      for (int t = 0; t < T; ++t)
+        store(tile_ + t * LANES, gather(y, t, sizes.filters, filter));
+  }
+
+  void write(const float* tile_, int64_t filter, const Epilogue& e,
+             float* y) const {
+    for (int t = 0; t < T; ++t) {
+      vec v = load(tile_ + t * LANES);
+      if (e.residual) v += gather(e.residual, t, sizes.filters, filter);
+      if (e.relu) v = relu(v);
+      if (together[t])
+        store_any(y + at(t, sizes.filters, filter), v);
+      else
+        for (int i = 0; i < live[t]; ++i)
+          y[at_lane(t, i, sizes.filters, filter)] = v[i];
+    }
+  }
+};

@@ -1,0 +1,124 @@
+// The gradient of the weights at the nonzeros alone: SDDMM of packed inputs
+// and packed output gradients.
+//
+// Eight nonzeros of a filter share each load of the output gradient. Every
+// thread sums its groups into a buffer of its own; the buffers are added in
+// the order of the threads, so that a number of threads gives one result.
+#include <omp.h>
+
+#include "dispatch.h"
+
+namespace {
+
+constexpr int64_t GRADIENT_BYTES = 224 * 1024;  // packed, in L2
+constexpr int64_t MAX_BUFFERS = 8;  // beyond, threads share out the filters
+
+// sums[j] += <dy, inputs of nonzero j>, for Q <= 8 nonzeros.
+template <class View, int Q>
+inline void dot(const float* tile, const float* dy, const uint16_t* position,
+                float* sums) {
+  vec acc[8] = {};
+  const float* x[Q];
+#pragma GCC unroll 8
+  for (int j = 0; j < Q; ++j) x[j] = tile + size_t(position[j]) * LANES;
+#pragma GCC unroll 16
+  for (int t = 0; t < ROWS * View::COLS; ++t) {
+    const vec d = load(dy + t * LANES);
+#pragma GCC unroll 8
+    for (int j = 0; j < Q; ++j)
+      acc[j] += d * load(x[j] + (t / View::COLS * View::STRIDE +
+                                 t % View::COLS) * LANES);
+  }
+  add_sums(acc, sums, Q);
+}
+
+template <class View>
+inline void dots(const float* tile, const float* dy, const uint16_t* position,
+                 int64_t begin, int64_t end, float* sums) {
+  int64_t i = begin;
+  for (; i + 8 <= end; i += 8)
+    dot<View, 8>(tile, dy, position + i, sums + i);
+  if (i + 4 <= end) {
+    dot<View, 4>(tile, dy, position + i, sums + i);
+    i += 4;
+  }
+  if (i + 2 <= end) {
+    dot<View, 2>(tile, dy, position + i, sums + i);
+    i += 2;
+  }
+  if (i < end) dot<View, 1>(tile, dy, position + i, sums + i);
+}
+
+struct WeightGradient {
+  const Sizes& s;
+  const Walk& walk;
+  const float *x, *dy;
+  const Nonzeros& a;
+  float* gradient;  // of the nonzeros, added to
+
+  template <class View>
+  int run() const {
+    constexpr int64_t T = ROWS * View::COLS;
+    const int64_t groups = View::groups(s, walk), planes = s.planes(walk);
+    const int64_t blocks = (planes + s.block - 1) / s.block;
+    const int64_t nonzeros = a.row[blocks * s.filters];
+    const int64_t parts = (s.threads + MAX_BUFFERS - 1) / MAX_BUFFERS;
+    const int64_t teams = std::max<int64_t>(1, s.threads / parts);
+    const int64_t share = (s.filters + parts - 1) / parts;
+    const int64_t filters =
+        std::min(share, GRADIENT_BYTES / (T * LANES * (int64_t)sizeof(float)));
+    const Buffers tiles(s.threads, s.block * View(s, walk).tile() * LANES);
+    const Buffers gradients(s.threads, filters * T * LANES);
+    const Buffers sums(teams, nonzeros);
+    if (!tiles.data || !gradients.data || !sums.data) return -1;
+#pragma omp parallel num_threads(s.threads)
+    {
+      View view(s, walk);
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < teams; ++i)
+        memset(sums.of(i), 0, nonzeros * sizeof(float));
+      // A loop, not the thread's number: correct with fewer threads too.
+#pragma omp for schedule(static, 1)
+      for (int64_t worker = 0; worker < teams * parts; ++worker) {
+        float* tile = tiles.of(omp_get_thread_num());
+        float* dys = gradients.of(omp_get_thread_num());
+        float* sum = sums.of(worker / parts);
+        const int64_t team = worker / parts, part = worker % parts;
+        const int64_t stop = std::min(s.filters, (part + 1) * share);
+        for (int64_t g = groups * team / teams;
+             g < groups * (team + 1) / teams; ++g) {
+          view.move(g);
+          for (int64_t k0 = part * share; k0 < stop; k0 += filters) {
+            const int64_t k1 = std::min(stop, k0 + filters);
+            view.pack_outputs(dy, k0, k1, dys);
+            for (int64_t b = 0; b < blocks; ++b) {
+              view.pack_inputs(x, b * s.block,
+                               std::min(planes, (b + 1) * s.block), tile);
+              const int32_t* row = a.row + b * s.filters;
+              for (int64_t k = k0; k < k1; ++k)
+                dots<View>(tile, dys + (k - k0) * T * LANES, a.position,
+                           row[k], row[k + 1], sum);
+            }
+          }
+        }
+      }
+#pragma omp for schedule(static)
+      for (int64_t i = 0; i < nonzeros; ++i)
+        for (int64_t t = 0; t < teams; ++t) gradient[i] += sums.of(t)[i];
+    }
+    return 0;
+  }
+};
+
+}  // namespace
+
+extern "C" int sift_weight_gradient(const Sizes* sizes, const Walk* walk,
+                                    int64_t stride,
+                                    const float* x, const float* dy,
+                                    const int32_t* row,
+                                    const uint16_t* position,
+                                    float* gradient) {
+  const Nonzeros a = {row, position, nullptr};
+  return dispatch(stride,
+                  WeightGradient{*sizes, *walk, x, dy, a, gradient});
+}

@@ -1,0 +1,400 @@
+"""The kernels as operators of PyTorch, with their gradients.
+
+Every operator takes contiguous or other float32 tensors on the CPU, returns
+a contiguous tensor, and reads ``torch.get_num_threads`` at each call. The
+result of a forward pass and of the input's gradient is the same for every
+number of threads, bit for bit; the weight's gradient is the same for a given
+number.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import build
+from .geometry import AxisWalk, Geometry
+from .pattern import Layout, backward_layouts, forward_layout
+
+
+class Sizes(ctypes.Structure):
+    """As in ``csrc/walk.h``."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            'images',
+            'channels',
+            'in_h',
+            'in_w',
+            'filters',
+            'out_h',
+            'out_w',
+            'tile_rows',
+            'block',
+            'threads',
+        )
+    ]
+
+
+_Walk = ctypes.c_int64 * 24
+
+
+def _walk(h: AxisWalk, w: AxisWalk) -> ctypes.Array:
+    return _Walk(*h.numbers(), *w.numbers())
+
+
+@lru_cache(maxsize=4096)
+def _forward_walks(
+    geometry: Geometry, height: int, width: int
+) -> list[ctypes.Array]:
+    return [
+        _walk(h, w)
+        for h, w in product(
+            geometry.h.forward(height), geometry.w.forward(width)
+        )
+    ]
+
+
+@lru_cache(maxsize=4096)
+def _backward_walks(
+    geometry: Geometry, height: int, width: int
+) -> list[tuple[int, int, ctypes.Array | None]]:
+    """Row and column of the layout, and the walk; None where it sees none."""
+    return [
+        (
+            h.out_first % geometry.h.stride,
+            w.out_first % geometry.w.stride,
+            _walk(h, w) if h.seen and w.seen else None,
+        )
+        for h, w in product(
+            geometry.h.backward(height), geometry.w.backward(width)
+        )
+    ]
+
+
+def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+
+
+def _check(x: Tensor, channels: int, what: str) -> Tensor:
+    if x.dtype != torch.float32 or x.device.type != 'cpu':
+        raise TypeError(
+            f'sparse execution takes float32 on the CPU; the {what} is '
+            f'{x.dtype} on {x.device}'
+        )
+    if x.ndim != 4 or x.shape[1] != channels:
+        raise ValueError(
+            f'the {what} has shape {tuple(x.shape)}; expected (images, '
+            f'{channels}, height, width)'
+        )
+    return x.contiguous()
+
+
+def _sizes(
+    source: Tensor, target: Tensor, layout: Layout
+) -> 'ctypes._CArgObject':
+    return ctypes.byref(
+        Sizes(
+            *source.shape,
+            *target.shape[1:],
+            layout.tile_rows,
+            layout.block,
+            torch.get_num_threads(),
+        )
+    )
+
+
+def _call(name: str, *arguments: object) -> None:
+    status = getattr(build.library(), name)(*arguments)
+    if status:
+        raise MemoryError(
+            'no memory for the packed tiles of a sparse convolution'
+        )
+
+
+def _gather(weight: Tensor, index: Tensor) -> Tensor:
+    values = torch.empty(index.numel(), dtype=torch.float32)
+    build.library().sift_gather(
+        _pointer(weight.contiguous()),
+        _pointer(index),
+        ctypes.c_int64(index.numel()),
+        ctypes.c_int64(torch.get_num_threads()),
+        _pointer(values),
+    )
+    return values
+
+
+def _empty_output(x: Tensor, filters: int, geometry: Geometry) -> Tensor:
+    height, width = geometry.out_size(x.shape[2], x.shape[3])
+    return x.new_empty(x.shape[0], filters, height, width)
+
+
+def _forward(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    pattern: Sequence[Tensor],
+    geometry: Geometry,
+    out: Tensor,
+) -> None:
+    layout = forward_layout(geometry, x.shape[1])
+    if not out.numel():
+        return
+    for walk in _forward_walks(geometry, x.shape[2], x.shape[3]):
+        _call(
+            'sift_convolve',
+            _sizes(x, out, layout),
+            walk,
+            ctypes.c_int64(layout.stride),
+            _pointer(x),
+            _pointer(pattern[0]),
+            _pointer(pattern[1]),
+            _pointer(values),
+            _pointer(bias),
+            _pointer(residual),
+            ctypes.c_int64(relu),
+            _pointer(out),
+        )
+
+
+@torch.library.custom_op('sift_mm::sparse_conv2d', mutates_args=())
+def sparse_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pattern: Sequence[Tensor],
+    geometry: Sequence[int],
+) -> Tensor:
+    """Convolve with the nonzeros of a dense weight.
+
+    Args:
+        x: Float32 of shape (images, channels, height, width).
+        weight: Dense float32 of shape (filters, channels, h, w); only what
+            the pattern names is read.
+        bias: Float32 of shape (filters,), or None.
+        pattern: From ``make_pattern``, of the same geometry.
+        geometry: ``Geometry.numbers()``.
+
+    Returns:
+        Float32 of shape (images, filters, out height, out width).
+
+    Raises:
+        TypeError: Not float32 on the CPU.
+        ValueError: Shapes that do not fit.
+    """
+    shape = Geometry.from_numbers(list(geometry))
+    x = _check(x, weight.shape[1], 'input')
+    out = _empty_output(x, weight.shape[0], shape)
+    values = _gather(weight, pattern[2])
+    _forward(x, values, bias, None, False, pattern, shape, out)
+    return out
+
+
+@sparse_conv2d.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pattern: Sequence[Tensor],
+    geometry: Sequence[int],
+) -> Tensor:
+    shape = Geometry.from_numbers(list(geometry))
+    return _empty_output(x, weight.shape[0], shape)
+
+
+@torch.library.custom_op('sift_mm::sparse_conv2d_fused', mutates_args=())
+def sparse_conv2d_fused(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    pattern: Sequence[Tensor],
+    geometry: Sequence[int],
+    filters: int,
+) -> Tensor:
+    """Convolve with values in the pattern's order, for inference.
+
+    Args:
+        x: Float32 of shape (images, channels, height, width).
+        values: The nonzeros, float32, in the order of ``pattern[2]``.
+        bias: Float32 of shape (filters,), or None.
+        residual: Added to the output, of its shape; or None.
+        relu: Whether negative sums become zero.
+        pattern: The forward part of ``make_pattern``.
+        geometry: ``Geometry.numbers()``.
+        filters: Number of filters.
+
+    Returns:
+        Float32 of shape (images, filters, out height, out width). It has no
+        gradient.
+
+    Raises:
+        TypeError: Not float32 on the CPU.
+        ValueError: A residual of another shape.
+    """
+    shape = Geometry.from_numbers(list(geometry))
+    x = _check(x, x.shape[1], 'input')
+    out = _empty_output(x, filters, shape)
+    if residual is not None:
+        if residual.shape != out.shape:
+            raise ValueError(
+                f'the residual has shape {tuple(residual.shape)}; the output '
+                f'has {tuple(out.shape)}'
+            )
+        residual = _check(residual, filters, 'residual')
+    _forward(x, values, bias, residual, relu, pattern, shape, out)
+    return out
+
+
+@sparse_conv2d_fused.register_fake
+def _(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    pattern: Sequence[Tensor],
+    geometry: Sequence[int],
+    filters: int,
+) -> Tensor:
+    return _empty_output(x, filters, Geometry.from_numbers(list(geometry)))
+
+
+@torch.library.custom_op('sift_mm::sparse_conv2d_input_grad', mutates_args=())
+def _input_gradient(
+    grad: Tensor,
+    weight: Tensor,
+    pattern: Sequence[Tensor],
+    geometry: Sequence[int],
+    height: int,
+    width: int,
+) -> Tensor:
+    shape = Geometry.from_numbers(list(geometry))
+    grad = _check(grad, weight.shape[0], 'gradient')
+    out = grad.new_empty(grad.shape[0], weight.shape[1], height, width)
+    walks = _backward_walks(shape, height, width)
+    if not grad.numel() or any(walk is None for *_, walk in walks):
+        out.zero_()
+    if not grad.numel():
+        return out
+    layouts = backward_layouts(shape, weight.shape[0])
+    values: dict[int, Tensor] = {}
+    for row, column, walk in walks:
+        if walk is None:
+            continue
+        layout = layouts[row][column]
+        at = 3 * (1 + row * len(layouts[0]) + column)
+        if at not in values:
+            values[at] = _gather(weight, pattern[at + 2])
+        _call(
+            'sift_convolve',
+            _sizes(grad, out, layout),
+            walk,
+            ctypes.c_int64(layout.stride),
+            _pointer(grad),
+            _pointer(pattern[at]),
+            _pointer(pattern[at + 1]),
+            _pointer(values[at]),
+            _pointer(None),
+            _pointer(None),
+            ctypes.c_int64(0),
+            _pointer(out),
+        )
+    return out
+
+
+@_input_gradient.register_fake
+def _(
+    grad: Tensor,
+    weight: Tensor,
+    pattern: Sequence[Tensor],
+    geometry: Sequence[int],
+    height: int,
+    width: int,
+) -> Tensor:
+    return grad.new_empty(grad.shape[0], weight.shape[1], height, width)
+
+
+@torch.library.custom_op('sift_mm::sparse_conv2d_weight_grad', mutates_args=())
+def _weight_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    pattern: Sequence[Tensor],
+    geometry: Sequence[int],
+) -> Tensor:
+    shape = Geometry.from_numbers(list(geometry))
+    x = _check(x, weight.shape[1], 'input')
+    grad = _check(grad, weight.shape[0], 'gradient')
+    layout = forward_layout(shape, x.shape[1])
+    values = x.new_zeros(pattern[2].numel())
+    if grad.numel():
+        for walk in _forward_walks(shape, x.shape[2], x.shape[3]):
+            _call(
+                'sift_weight_gradient',
+                _sizes(x, grad, layout),
+                walk,
+                ctypes.c_int64(layout.stride),
+                _pointer(x),
+                _pointer(grad),
+                _pointer(pattern[0]),
+                _pointer(pattern[1]),
+                _pointer(values),
+            )
+    out = x.new_zeros(weight.shape)
+    build.library().sift_scatter(
+        _pointer(values),
+        _pointer(pattern[2]),
+        ctypes.c_int64(values.numel()),
+        ctypes.c_int64(torch.get_num_threads()),
+        _pointer(out),
+    )
+    return out
+
+
+@_weight_gradient.register_fake
+def _(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    pattern: Sequence[Tensor],
+    geometry: Sequence[int],
+) -> Tensor:
+    return x.new_empty(weight.shape)
+
+
+def _save(
+    ctx: Any,
+    inputs: tuple,
+    output: Tensor,
+) -> None:
+    x, weight, bias, pattern, geometry = inputs
+    ctx.save_for_backward(x, weight, *pattern)
+    ctx.geometry = geometry
+    ctx.with_bias = bias is not None
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple:
+    x, weight, *pattern = ctx.saved_tensors
+    needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+    grad_x = grad_weight = grad_bias = None
+    if needs_x:
+        grad_x = _input_gradient(
+            grad, weight, pattern, ctx.geometry, x.shape[2], x.shape[3]
+        )
+    if needs_weight:
+        grad_weight = _weight_gradient(grad, x, weight, pattern, ctx.geometry)
+    if ctx.with_bias and needs_bias:
+        grad_bias = grad.sum((0, 2, 3))
+    return grad_x, grad_weight, grad_bias, [None] * len(pattern), None
+
+
+sparse_conv2d.register_autograd(_backward, setup_context=_save)

@@ -1,0 +1,186 @@
+"""Where the nonzeros of a layer are, as the kernels read them.
+
+A pattern belongs to a mask and a geometry, and changes only when the mask
+does; values stay in the dense weight. It is a list of tensors, so that
+operators, ``deepcopy`` and ``pickle`` can carry it.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from . import build
+from .geometry import PIXELS, ROWS, TILE_STRIDES, AxisWalk, Geometry
+
+#: Taps and residues are those of any input that is large enough.
+MANY = 1 << 20
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one product reads the nonzeros.
+
+    Args:
+        walk_h: A walk down, for its taps.
+        walk_w: A walk across.
+        by_channel: Whether rows are channels, as for the input's gradient.
+        planes: Number of planes that are packed.
+        block: Planes at a time.
+        stride: Row length of the packed tile in vectors, or ``PIXELS``.
+    """
+
+    walk_h: AxisWalk
+    walk_w: AxisWalk
+    by_channel: bool
+    planes: int
+    block: int
+    stride: int
+
+    @property
+    def tile_rows(self) -> int:
+        """Rows of the packed tile."""
+        return ROWS + self.walk_h.reach
+
+    @property
+    def blocks(self) -> int:
+        """Number of blocks of planes."""
+        return -(-self.planes // self.block)
+
+
+class Reading(ctypes.Structure):
+    """As in ``csrc/pattern.cpp``."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            'filters',
+            'channels',
+            'taps',
+            'by_channel',
+            'phases',
+            'block',
+            'tile',
+        )
+    ]
+
+
+def _layout(
+    walk_h: AxisWalk,
+    walk_w: AxisWalk,
+    by_channel: bool,
+    channels: int,
+    pointwise: bool,
+) -> Layout:
+    stride = min(s for s in TILE_STRIDES if s >= 2 + walk_w.reach)
+    planes = channels * len(walk_h.in_first) * len(walk_w.in_first)
+    vectors = build.library().sift_tile_vectors()
+    block = max(1, vectors // ((ROWS + walk_h.reach) * stride))
+    # Blocks of like size, in place of a small last one.
+    block = -(-planes // -(-planes // block))
+    return Layout(
+        walk_h=walk_h,
+        walk_w=walk_w,
+        by_channel=by_channel,
+        planes=planes,
+        block=block,
+        stride=PIXELS if pointwise else stride,
+    )
+
+
+@cache
+def forward_layout(geometry: Geometry, channels: int) -> Layout:
+    """Layout of the outputs, and of the gradient of the weights."""
+    walk_h = next(geometry.h.forward(MANY))
+    walk_w = next(geometry.w.forward(MANY))
+    return _layout(walk_h, walk_w, False, channels, geometry.pointwise)
+
+
+@cache
+def backward_layouts(
+    geometry: Geometry, filters: int
+) -> tuple[tuple[Layout, ...], ...]:
+    """Layouts of the input's gradient, by its place modulo the strides."""
+    return tuple(
+        tuple(
+            _layout(walk_h, walk_w, True, filters, geometry.pointwise)
+            for walk_w in islice(geometry.w.backward(MANY), geometry.w.stride)
+        )
+        for walk_h in islice(geometry.h.backward(MANY), geometry.h.stride)
+    )
+
+
+def make_pattern(mask: Tensor, geometry: Geometry) -> list[Tensor]:
+    """Index the nonzeros of a mask.
+
+    Args:
+        mask: Bool of shape (filters, channels, height, width).
+        geometry: Of the convolution.
+
+    Returns:
+        For the forward product, then for each of the input gradient's
+        layouts: row starts (int32), positions in the packed tile (int16,
+        read unsigned) and indices into the dense weight (int32).
+
+    Raises:
+        ValueError: The weight has 2^31 elements or more.
+    """
+    filters, channels = mask.shape[:2]
+    if mask.numel() >= 2**31:
+        raise ValueError(
+            f'a weight of {mask.numel()} elements is too large for sparse '
+            'execution, which counts to 2^31'
+        )
+    mask = mask.contiguous()
+    layouts = [forward_layout(geometry, channels)]
+    layouts += [x for row in backward_layouts(geometry, filters) for x in row]
+    return [t for layout in layouts for t in _index(mask, layout)]
+
+
+def _index(mask: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
+    filters, channels, height, width = mask.shape
+    stride = layout.stride or 2
+    reading = Reading(
+        filters=filters,
+        channels=channels,
+        taps=height * width,
+        by_channel=layout.by_channel,
+        phases=len(layout.walk_h.in_first) * len(layout.walk_w.in_first),
+        block=layout.block,
+        tile=layout.tile_rows * stride,
+    )
+    phases, offsets = [], []
+    for down in layout.walk_h.taps:
+        for across in layout.walk_w.taps:
+            if down is None or across is None:
+                phases.append(-1)
+                offsets.append(0)
+            else:
+                count = len(layout.walk_w.in_first)
+                phases.append(down[0] * count + across[0])
+                offsets.append(down[1] * stride + across[1])
+    taps = ctypes.c_int32 * reading.taps
+    rows = channels if layout.by_channel else filters
+    row = torch.zeros(layout.blocks * rows + 1, dtype=torch.int32)
+    index = build.library().sift_pattern
+    index.restype = ctypes.c_int64
+    common = (
+        ctypes.byref(reading),
+        ctypes.c_void_p(mask.data_ptr()),
+        taps(*phases),
+        taps(*offsets),
+        ctypes.c_int64(layout.blocks),
+        ctypes.c_void_p(row.data_ptr()),
+    )
+    count = index(*common, None, None)
+    position = torch.empty(count, dtype=torch.int16)
+    places = torch.empty(count, dtype=torch.int32)
+    index(
+        *common,
+        ctypes.c_void_p(position.data_ptr()),
+        ctypes.c_void_p(places.data_ptr()),
+    )
+    return row, position, places
