@@ -113,16 +113,19 @@ def backward_layouts(
     )
 
 
-def make_pattern(mask: Tensor, geometry: Geometry) -> list[Tensor]:
+def make_pattern(
+    mask: Tensor, geometry: Geometry, gradients: bool = True
+) -> list[Tensor]:
     """Index the nonzeros of a mask.
 
     Args:
         mask: Bool of shape (filters, channels, height, width).
         geometry: Of the convolution.
+        gradients: Whether to index them for the input's gradient too.
 
     Returns:
-        For the forward product, then for each of the input gradient's
-        layouts: row starts (int32), positions in the packed tile (int16,
+        For the forward product, then for each of the layouts of the input's
+        gradient: row starts (int32), positions in the packed tile (int16,
         read unsigned) and indices into the dense weight (int32).
 
     Raises:
@@ -136,7 +139,9 @@ def make_pattern(mask: Tensor, geometry: Geometry) -> list[Tensor]:
         )
     mask = mask.contiguous()
     layouts = [forward_layout(geometry, channels)]
-    layouts += [x for row in backward_layouts(geometry, filters) for x in row]
+    if gradients:
+        backward = backward_layouts(geometry, filters)
+        layouts += [layout for row in backward for layout in row]
     return [t for layout in layouts for t in _index(mask, layout)]
 
 

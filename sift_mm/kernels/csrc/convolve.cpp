@@ -5,12 +5,12 @@
 // in L1, since every multiplication loads one vector of them; filters; the
 // nonzeros of the filter in the block.
 #include <omp.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cstdlib>
 
 #include "dispatch.h"
+#include "memory.h"
 
 namespace {
 
@@ -58,17 +58,6 @@ int64_t filters_at_once(const Sizes& s, int64_t groups, int64_t bytes) {
          groups * ((s.filters + filters - 1) / filters) < 4 * s.threads)
     filters = (filters + 1) / 2;
   return filters;
-}
-
-// A fresh output of many megabytes costs a page fault every 4 KB, a sixth of
-// the time of a layer; with huge pages, where the system has them, one in 2 MB.
-void use_huge_pages(float* data, size_t bytes) {
-#ifdef MADV_HUGEPAGE
-  constexpr uintptr_t PAGE = 2 << 20;
-  const uintptr_t begin = ((uintptr_t)data + PAGE - 1) / PAGE * PAGE;
-  const uintptr_t end = ((uintptr_t)data + bytes) / PAGE * PAGE;
-  if (end > begin) madvise((void*)begin, end - begin, MADV_HUGEPAGE);
-#endif
 }
 
 struct Convolve {

@@ -1,0 +1,194 @@
+"""Layers that hold their nonzeros alone and run on the sparse kernels."""
+
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn.modules.utils import _reverse_repeat_tuple
+
+from sift_mm.kernels import (
+    Geometry,
+    make_pattern,
+    max_pool2d,
+    sparse_conv2d_fused,
+)
+from sift_mm.layers.plain import plain_type
+
+
+def geometry_of(layer: nn.Module) -> Geometry | None:
+    """Geometry of a plain convolution or linear layer.
+
+    Args:
+        layer (nn.Module): Any layer.
+
+    Returns:
+        Geometry, optional: None where it is no such layer, or has groups or
+        a padding of something else than zeros.
+    """
+    kind = plain_type(layer)
+    if kind is nn.Linear:
+        return Geometry.of((1, 1))
+    if kind is not nn.Conv2d:
+        return None
+    conv: Any = layer
+    if conv.groups != 1 or conv.padding_mode != 'zeros':
+        return None
+    padding = (
+        # What 'same' comes to, which may differ from side to side.
+        tuple(conv._reversed_padding_repeated_twice)
+        if isinstance(conv.padding, str)
+        else _reverse_repeat_tuple(conv.padding, 2)
+    )
+    return Geometry.of(conv.kernel_size, conv.stride, padding, conv.dilation)
+
+
+class SparseConv2d(nn.Module):
+    """A convolution of the nonzeros of a weight, for inference.
+
+    Args:
+        weight (Tensor): Dense float32 of shape (filters, channels, h, w).
+        bias (Tensor, optional): Shape (filters,).
+        mask (Tensor): Bool of the weight's shape: the places that are kept.
+        geometry (Geometry): Stride, padding and dilation.
+        relu (bool): Whether negative outputs become zero.
+    """
+
+    row: Tensor
+    position: Tensor
+    index: Tensor
+    values: Tensor
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        mask: Tensor,
+        geometry: Geometry,
+        relu: bool = False,
+    ) -> None:
+        super().__init__()
+        self.filters, self.channels = weight.shape[:2]
+        self.shape = weight.shape
+        self.geometry = geometry
+        self.relu = relu
+        row, position, index = make_pattern(mask, geometry, gradients=False)
+        self.register_buffer('row', row)
+        self.register_buffer('position', position)
+        self.register_buffer('index', index)
+        flat = weight.detach().reshape(-1)
+        self.register_buffer('values', flat[index.long()])
+        self.register_buffer('bias', None if bias is None else bias.detach())
+
+    def scale(self, factor: Tensor, shift: Tensor) -> None:
+        """Multiply the outputs by a factor and add a shift, both a filter's.
+
+        Args:
+            factor (Tensor): Float64 of shape (filters,).
+            shift (Tensor): Float64 of shape (filters,).
+        """
+        filters = self.index.long() // self.shape[1:].numel()
+        values = self.values.double() * factor[filters]
+        if self.bias is not None:
+            shift = shift + self.bias.double() * factor
+        self.values, self.bias = values.float(), shift.float()
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Convolve.
+
+        Args:
+            x (Tensor): Float32 of shape (images, channels, height, width).
+            residual (Tensor, optional): Added before the ReLU.
+
+        Returns:
+            Tensor: Shape (images, filters, out height, out width).
+        """
+        return sparse_conv2d_fused(
+            x,
+            self.values,
+            self.bias,
+            residual,
+            self.relu,
+            [self.row, self.position, self.index],
+            self.geometry.numbers(),
+            self.filters,
+        )
+
+    def extra_repr(self) -> str:
+        """Sizes and density."""
+        density = self.values.numel() / self.shape.numel()
+        return f'{tuple(self.shape)}, density={density:.3f}, relu={self.relu}'
+
+
+class SparseLinear(SparseConv2d):
+    """A linear layer of the nonzeros of a weight, for inference.
+
+    Args:
+        weight (Tensor): Dense float32 of shape (outputs, inputs).
+        bias (Tensor, optional): Shape (outputs,).
+        mask (Tensor): Bool of the weight's shape.
+    """
+
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, mask: Tensor
+    ) -> None:
+        super().__init__(
+            weight[:, :, None, None],
+            bias,
+            mask[:, :, None, None],
+            Geometry.of((1, 1)),
+        )
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """Multiply.
+
+        Args:
+            x (Tensor): Float32 of shape (..., inputs).
+            residual (Tensor, optional): Not used; linear layers have none.
+
+        Returns:
+            Tensor: Shape (..., outputs).
+        """
+        # Rows become the pixels of one image: lanes then are rows.
+        rows = x.reshape(-1, self.channels).t()[None, :, None]
+        out = super().forward(rows)
+        return out[0, :, 0].t().reshape(*x.shape[:-1], self.filters)
+
+
+class FastMaxPool2d(nn.Module):
+    """``nn.MaxPool2d`` on the kernels, equal bit for bit.
+
+    Args:
+        pool (nn.MaxPool2d): Without dilation, ceil mode or indices.
+    """
+
+    def __init__(self, pool: nn.MaxPool2d) -> None:
+        super().__init__()
+        self.kernel, self.stride, self.padding = (
+            _pair(value)
+            for value in (pool.kernel_size, pool.stride, pool.padding)
+        )
+
+    @staticmethod
+    def takes(module: nn.Module) -> bool:
+        """Whether a module is a pooling of the kind that is done here."""
+        return (
+            isinstance(module, nn.MaxPool2d)
+            and _pair(module.dilation) == (1, 1)
+            and not module.ceil_mode
+            and not module.return_indices
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Pool.
+
+        Args:
+            x (Tensor): Shape (images, channels, height, width).
+
+        Returns:
+            Tensor: Shape (images, channels, out height, out width).
+        """
+        return max_pool2d(x, self.kernel, self.stride, self.padding)
+
+
+def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else value

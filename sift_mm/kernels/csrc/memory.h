@@ -1,0 +1,18 @@
+// Memory of large outputs.
+#pragma once
+
+#include <sys/mman.h>
+
+#include <cstddef>
+#include <cstdint>
+
+// A fresh output of many megabytes costs a page fault every 4 KB, a sixth of
+// the time of a layer; with huge pages, where the system has them, one in 2 MB.
+static inline void use_huge_pages(float* data, size_t bytes) {
+#ifdef MADV_HUGEPAGE
+  constexpr uintptr_t PAGE = 2 << 20;
+  const uintptr_t begin = ((uintptr_t)data + PAGE - 1) / PAGE * PAGE;
+  const uintptr_t end = ((uintptr_t)data + bytes) / PAGE * PAGE;
+  if (end > begin) madvise((void*)begin, end - begin, MADV_HUGEPAGE);
+#endif
+}

@@ -1,0 +1,170 @@
+"""Max-pooling over wide activations, as an operator of PyTorch."""
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import max_pool2d as dense_max_pool2d
+
+from . import build
+
+
+class Pool(ctypes.Structure):
+    """As in ``csrc/pool.cpp``."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            'planes',
+            'in_h',
+            'in_w',
+            'out_h',
+            'out_w',
+            'kernel_h',
+            'kernel_w',
+            'stride_h',
+            'stride_w',
+            'top',
+            'left',
+            'threads',
+        )
+    ]
+
+
+def _sizes(
+    x: Tensor, kernel: Sequence[int], stride: Sequence[int], pad: Sequence[int]
+) -> tuple[int, int]:
+    height, width = (
+        (x.shape[axis] + 2 * pad[i] - kernel[i]) // stride[i] + 1
+        for i, axis in ((0, -2), (1, -1))
+    )
+    return height, width
+
+
+def _pool(
+    planes: int,
+    in_size: Sequence[int],
+    out_size: Sequence[int],
+    window: Sequence[int],
+) -> 'ctypes._CArgObject':
+    return ctypes.byref(
+        Pool(planes, *in_size, *out_size, *window, torch.get_num_threads())
+    )
+
+
+@torch.library.custom_op('sift_mm::max_pool2d', mutates_args=())
+def _max_pool2d(
+    x: Tensor, window: Sequence[int], with_winners: bool
+) -> tuple[Tensor, Tensor]:
+    x = x.contiguous()
+    size = _sizes(x, window[:2], window[2:4], window[4:])
+    out = x.new_empty(*x.shape[:2], *size)
+    winners = x.new_empty(
+        out.shape if with_winners else (0,), dtype=torch.uint8
+    )
+    build.library().sift_max_pool(
+        _pool(x.shape[0] * x.shape[1], x.shape[2:], size, window),
+        ctypes.c_void_p(x.data_ptr()),
+        ctypes.c_void_p(out.data_ptr()),
+        ctypes.c_void_p(winners.data_ptr() if with_winners else None),
+    )
+    return out, winners
+
+
+@_max_pool2d.register_fake
+def _(
+    x: Tensor, window: Sequence[int], with_winners: bool
+) -> tuple[Tensor, Tensor]:
+    size = _sizes(x, window[:2], window[2:4], window[4:])
+    out = x.new_empty(*x.shape[:2], *size)
+    return out, x.new_empty(
+        out.shape if with_winners else (0,), dtype=torch.uint8
+    )
+
+
+@torch.library.custom_op('sift_mm::max_pool2d_grad', mutates_args=())
+def _gradient(
+    grad: Tensor,
+    winners: Tensor,
+    window: Sequence[int],
+    height: int,
+    width: int,
+) -> Tensor:
+    grad = grad.contiguous()
+    out = grad.new_empty(*grad.shape[:2], height, width)
+    build.library().sift_max_pool_gradient(
+        _pool(
+            grad.shape[0] * grad.shape[1],
+            (height, width),
+            grad.shape[2:],
+            window,
+        ),
+        ctypes.c_void_p(grad.data_ptr()),
+        ctypes.c_void_p(winners.data_ptr()),
+        ctypes.c_void_p(out.data_ptr()),
+    )
+    return out
+
+
+@_gradient.register_fake
+def _(
+    grad: Tensor,
+    winners: Tensor,
+    window: Sequence[int],
+    height: int,
+    width: int,
+) -> Tensor:
+    return grad.new_empty(*grad.shape[:2], height, width)
+
+
+def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
+    x, ctx.window, _ = inputs
+    ctx.size = x.shape[2:]
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(output[1])
+
+
+def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
+    (winners,) = ctx.saved_tensors
+    return _gradient(grad, winners, ctx.window, *ctx.size), None, None
+
+
+_max_pool2d.register_autograd(_backward, setup_context=_save)
+
+
+def max_pool2d(
+    x: Tensor,
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int] = (0, 0),
+) -> Tensor:
+    """Pool as ``torch.nn.functional.max_pool2d`` does, equal bit for bit.
+
+    What the kernel does not do (other types and devices, windows of more
+    than 256 places) runs in PyTorch.
+
+    Args:
+        x: Shape (images, channels, height, width).
+        kernel: Height and width of the window.
+        stride: Down and across.
+        padding: Minus infinity at top and bottom, left and right.
+
+    Returns:
+        Shape (images, channels, out height, out width).
+    """
+    fits = (
+        x.ndim == 4
+        and x.dtype == torch.float32
+        and x.device.type == 'cpu'
+        and kernel[0] * kernel[1] <= 256
+        and all(2 * p <= k for p, k in zip(padding, kernel, strict=True))
+        and x.numel() > 0
+        and min(_sizes(x, kernel, stride, padding)) > 0
+    )
+    if not fits or build.why_unavailable():
+        return dense_max_pool2d(x, kernel, stride, padding)
+    needs_grad = torch.is_grad_enabled() and x.requires_grad
+    window = [*kernel, *stride, *padding]
+    return _max_pool2d(x, window, needs_grad)[0]
