@@ -23,6 +23,7 @@ from sift_mm.config.reading import load_run_config
 from sift_mm.config.tta import enable_tta
 from sift_mm.engine.cost_hook import CostHook, to_text
 from sift_mm.engine.launch import run, set_loader_defaults, switch_off
+from sift_mm.engine.sparse_test import SparseTestHook
 
 # That mmengine.dump writes.
 FORMATS = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
@@ -74,7 +75,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         '--amp', action='store_true', help='test in mixed precision'
     )
+    parser.add_argument(
+        '--sparse',
+        action='store_true',
+        help='run masked layers on the sparse kernels of the CPU, and say '
+        'how many seconds an image takes',
+    )
     args = parser.parse_args(argv)
+    if args.sparse and args.amp:
+        parser.error('--sparse runs in float32, --amp does not')
     if args.out_item is not None and args.out is None:
         parser.error('--out-item needs --out')
     if args.out and args.out.endswith('.json'):
@@ -142,6 +151,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = parse_args(argv)
     cfg = load_run_config(args)
     costs = CostHook(copy.deepcopy(cfg))
+    sparse = SparseTestHook()
     cfg = merge_args(cfg, args)
     check_checkpoint(args.checkpoint)
     check_data(cfg, ['test'])
@@ -157,10 +167,14 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
                 METRICS.build(dict(type=kind, out_file_path=args.out))
             )
         runner.register_hook(costs)
+        if args.sparse:
+            runner.register_hook(sparse)
         return runner.test(), runner.rank == 0
 
     metrics, is_first = run(cfg, task)
     if is_first:
+        if args.sparse:
+            costs.cost['seconds_per_image'] = sparse.seconds
         print(f'\n{to_text(metrics, costs.cost)}')
         metrics = metrics | costs.cost
         if keeps_metrics:

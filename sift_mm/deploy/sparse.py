@@ -170,13 +170,14 @@ class _Conversion:
     def __init__(self, model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         self.report = SparseReport()
         self.uses = Counter(
-            id(m) for _, m in model.named_modules(remove_duplicate=False)
+            m for _, m in model.named_modules(remove_duplicate=False)
         )
-        self.chosen: dict[int, Tensor] = {}
+        # By the module, not its id, which is free when the module is.
+        self.chosen: dict[nn.Module, Tensor] = {}
         for name, module in model.named_modules():
             mask = self._mask(name, module, masks)
             if mask is not None:
-                self.chosen[id(module)] = mask
+                self.chosen[module] = mask
 
     def _mask(
         self, name: str, layer: Any, masks: Mapping[str, Tensor]
@@ -214,14 +215,14 @@ class _Conversion:
         return mask
 
     def _concerns(self, module: nn.Module) -> bool:
-        return any(id(m) in self.chosen for m in module.modules())
+        return any(m in self.chosen for m in module.modules())
 
     def convert(self, module: nn.Module, name: str) -> nn.Module:
         """Convert a module, as a whole if it can be traced."""
         if FastMaxPool2d.takes(module):
             self.report.pools.append(name)
             return FastMaxPool2d(module).eval()  # type: ignore[arg-type]
-        if id(module) in self.chosen:
+        if module in self.chosen:
             return self._sparse(module, name)
         graph = self._trace(module, name) if self._concerns(module) else None
         if graph is not None:
@@ -240,7 +241,7 @@ class _Conversion:
         parameters = inspect.signature(module.forward).parameters
         if len(parameters) != 1 or isinstance(module, nn.ModuleList):
             return None
-        if any(self.uses[id(m)] > 1 for m in module.modules()):
+        if any(self.uses[m] > 1 for m in module.modules()):
             # What is shared may be called from elsewhere, unfused.
             self.report.by_layer[name] = 'it shares modules'
             return None
@@ -252,7 +253,7 @@ class _Conversion:
             return None
 
     def _sparse(self, layer: Any, name: str) -> SparseConv2d:
-        mask = self.chosen[id(layer)]
+        mask = self.chosen[layer]
         geometry = geometry_of(layer)
         assert geometry is not None
         weight = layer.weight.detach()
@@ -291,7 +292,7 @@ class _Fusion:
             layer = self._called(node)
             if layer is None or self.calls[node.target] > 1:
                 continue
-            if id(layer) in self.conversion.chosen:
+            if layer in self.conversion.chosen:
                 self._fuse(node, layer)
             elif plain_type(layer) is nn.Conv2d and not is_parametrized(layer):
                 norm = self._norm_behind(node)

@@ -161,4 +161,6 @@ def to_text(metrics: Mapping[str, float], cost: Mapping[str, float]) -> str:
                 f'{cost["flops_of_dense"] / 1e9:.5g}',
             ),
         ]
+    if 'seconds_per_image' in cost:
+        rows.append(('seconds an image', f'{cost["seconds_per_image"]:.4f}'))
     return table(('', 'value'), rows)

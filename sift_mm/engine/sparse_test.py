@@ -1,0 +1,80 @@
+"""Testing a network on sparse kernels, timed."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.logging import print_log
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+from sift_mm.checkpoint import mask_training
+from sift_mm.deploy import to_sparse
+
+
+class SparseTestHook(Hook):
+    """Puts the tested network on sparse kernels and times its steps.
+
+    Register it behind hooks that look at the network as it was trained.
+
+    Attributes:
+        seconds (float): Wall-clock seconds an image, of preprocessing, the
+            network and its predictions, in this process; without loading.
+    """
+
+    # Behind the hook that counts, which has the usual priority.
+    priority = 'VERY_LOW'
+
+    def __init__(self) -> None:
+        self.masks: Mapping[str, Tensor] = {}
+        self._total = 0.0
+        self._images = 0
+        self._started = 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds an image so far."""
+        return self._total / max(1, self._images)
+
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Take the masks of the checkpoint."""
+        self.masks = (mask_training(checkpoint) or {}).get('masks', {})
+
+    def before_test(self, runner: Runner) -> None:
+        """Replace the network.
+
+        Raises:
+            SystemExit: No layer can run sparse, or there are no kernels.
+        """
+        # Inside wrappers: of several processes, of test-time augmentation.
+        holder: Any = runner
+        name = 'model'
+        while isinstance(
+            getattr(getattr(holder, name), 'module', None), nn.Module
+        ):
+            holder, name = getattr(holder, name), 'module'
+        model = getattr(holder, name)
+        model.eval()
+        try:
+            model = to_sparse(model, self.masks)
+        except (ValueError, RuntimeError) as error:
+            raise SystemExit(str(error)) from error
+        setattr(holder, name, model)
+        print_log(str(model.sparse_report), logger='current')
+
+    def before_test_iter(self, *args: Any, **kwargs: Any) -> None:
+        """Start the clock."""
+        self._started = time.perf_counter()
+
+    def after_test_iter(
+        self,
+        runner: Runner,
+        batch_idx: int,
+        data_batch: Any = None,
+        outputs: Any = None,
+    ) -> None:
+        """Stop the clock; the first step, which warms up, does not count."""
+        if batch_idx or len(runner.test_dataloader) == 1:
+            self._total += time.perf_counter() - self._started
+            self._images += len(outputs)
