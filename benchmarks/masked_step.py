@@ -72,10 +72,16 @@ class Bench:
         size (int): Height and width of an image, in pixels.
         width (int): Channels of the first stage.
         device (torch.device): Where it runs.
+        sparsity (float): Of every masked layer.
     """
 
     def __init__(
-        self, batch: int, size: int, width: int, device: torch.device
+        self,
+        batch: int,
+        size: int,
+        width: int,
+        device: torch.device,
+        sparsity: float = SPARSITY,
     ) -> None:
         torch.manual_seed(0)
         self.model = build_model(width).to(device)
@@ -85,7 +91,7 @@ class Bench:
             self.model, include=['layer*.conv*', 'layer*.downsample.0.*']
         )
         counts = Uniform().counts(
-            {n: tuple(p.shape) for n, p in parameters.items()}, SPARSITY
+            {n: tuple(p.shape) for n, p in parameters.items()}, sparsity
         )
         self.masks = MaskSet.draw(parameters, counts, Random(), 0)
         self.optimizer = torch.optim.SGD(
@@ -122,6 +128,20 @@ class Bench:
         """Sparse weights and dense gradients, as after a backward pass."""
         self.between.enforce(self.optimizer)
         torch._foreach_copy_(self.gradients(), self.dense)
+
+    def train(self) -> None:
+        """A masked step, and dense gradients as those of the next.
+
+        The first ones, moved on by a random number of places.
+        """
+        for last in (False, True):
+            shift = int(torch.randint(1 << 16, ()))
+            for gradient, dense in zip(
+                self.gradients(), self.dense, strict=True
+            ):
+                gradient.copy_(dense.roll(shift))
+            if not last:
+                self.between.step(self.optimizer, self.optimizer.step)
 
     def unmasked(self) -> None:
         """A step of the dense network."""

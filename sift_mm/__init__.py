@@ -9,10 +9,11 @@ PyTorch.
 from importlib.util import find_spec
 
 from sift_mm import deploy
+from sift_mm.compact import load_compact
 from sift_mm.layers import transform
 from sift_mm.sparsity import SparseTraining
 
-__all__ = ['SparseTraining', 'deploy', 'transform']
+__all__ = ['SparseTraining', 'deploy', 'load_compact', 'transform']
 __version__ = '0.1.0'
 
 if find_spec('mmengine') is not None:

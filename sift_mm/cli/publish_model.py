@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from sift_mm.checkpoint import CHECKPOINT_KEY, mask_training
+from sift_mm.compact import compact, expand
 from sift_mm.config.checkpoints import check_checkpoint
 
 KEPT = ('meta', 'state_dict')
@@ -42,6 +43,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         type=Path,
         help='file to be written; eight digits of its hash are added to the '
         'name',
+    )
+    parser.add_argument(
+        '--compact',
+        action='store_true',
+        help='of masked weights, write the active ones and a bit for each; '
+        'sift_mm.load_compact() gives the libraries the state_dict',
     )
     return parser.parse_args(argv)
 
@@ -80,13 +87,14 @@ def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def publish(in_file: str, out_file: Path) -> Path:
+def publish(in_file: str, out_file: Path, small: bool = False) -> Path:
     """Writes the slim file.
 
     Args:
         in_file (str): Checkpoint of a run.
         out_file (Path): Path, with or without '.pth', to which
             '-' and the hash are added.
+        small (bool): Whether to pack the masked weights.
 
     Returns:
         Path: Where it lies.
@@ -97,14 +105,25 @@ def publish(in_file: str, out_file: Path) -> Path:
         checkpoint = torch.load(
             in_file, map_location='cpu', weights_only=False
         )
-    except (pickle.UnpicklingError, EOFError, RuntimeError) as error:
+    except (
+        pickle.UnpicklingError,
+        EOFError,
+        OSError,
+        RuntimeError,
+    ) as error:
         raise SystemExit(f'{in_file} is no checkpoint: {error}') from error
+    try:
+        kept = slim(expand(checkpoint, in_file))
+        if small:
+            kept = compact(kept)
+    except ValueError as error:
+        raise SystemExit(f'{in_file}: {error}') from error
     out_file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out_file.with_name(f'{out_file.name}.part')
     try:
         with unfinished.open('wb') as stream:
             # Into a path, PyTorch would write the path's name too.
-            torch.save(slim(checkpoint), stream)
+            torch.save(kept, stream)
         with unfinished.open('rb') as stream:
             digest = hashlib.file_digest(stream, 'sha256').hexdigest()[:8]
         name = out_file.name.removesuffix('.pth')
@@ -118,7 +137,7 @@ def publish(in_file: str, out_file: Path) -> Path:
 def main(argv: Sequence[str] | None = None) -> None:
     """Publishes as the command line says."""
     args = parse_args(argv)
-    final = publish(args.in_file, args.out_file)
+    final = publish(args.in_file, args.out_file, args.compact)
     size = final.stat().st_size / 2**20
     print(f'Wrote {final} ({size:.1f} MiB).')
 

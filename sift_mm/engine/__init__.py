@@ -1,9 +1,12 @@
 """Mask training in an MMEngine run: optim wrappers and a hook."""
 
 from sift_mm.engine.hook import SparseTrainingHook
+from sift_mm.engine.loading import read_compact_checkpoints
 from sift_mm.engine.optim_wrapper import (
     SparseAmpOptimWrapper,
     SparseOptimWrapper,
 )
 
 __all__ = ['SparseAmpOptimWrapper', 'SparseOptimWrapper', 'SparseTrainingHook']
+
+read_compact_checkpoints()

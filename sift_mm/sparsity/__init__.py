@@ -11,6 +11,7 @@ from sift_mm.sparsity.algorithms import (
     Algorithm,
     RigL,
     Static,
+    elementwise,
 )
 from sift_mm.sparsity.distributions import (
     DISTRIBUTIONS,
@@ -35,6 +36,7 @@ from sift_mm.sparsity.parameters import (
     sparse_parameter_names,
     sparsifiable_parameters,
 )
+from sift_mm.sparsity.partition import top_mask
 from sift_mm.sparsity.random import generator_for
 from sift_mm.sparsity.schedules import (
     DROP_FRACTIONS,
@@ -44,7 +46,7 @@ from sift_mm.sparsity.schedules import (
     Linear,
     UpdateSchedule,
 )
-from sift_mm.sparsity.selection import keep_only_, top_indices
+from sift_mm.sparsity.selection import keep_only_
 from sift_mm.sparsity.sparse_training import SparseTraining
 from sift_mm.sparsity.structures import STRUCTURES, Structure, Unstructured
 from sift_mm.sparsity.trainer import MaskTrainer, UpdateReport
@@ -82,12 +84,13 @@ __all__ = [
     'UpdateReport',
     'UpdateSchedule',
     'density',
+    'elementwise',
     'generator_for',
     'keep_only_',
     'select_parameters',
     'sparse_parameter_names',
     'sparsifiable_parameters',
-    'top_indices',
+    'top_mask',
     'training_flops',
 ]
 

@@ -5,15 +5,30 @@ structure that picks the highest. An update is a pure function: old mask,
 weight, gradient, fraction and generator in, new mask out.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from sift_mm.sparsity.packing import count
+from sift_mm.sparsity.partition import Elementwise
 from sift_mm.sparsity.registry import Registry
 from sift_mm.sparsity.structures import STRUCTURES, Structure, Unstructured
+
+Method = TypeVar('Method', bound=Callable[..., Tensor])
+
+
+def elementwise(method: Method) -> Method:
+    """Mark a score of which each value depends on one weight alone.
+
+    It is then computed in pieces, of shape (n,), and where it is needed: a
+    score of a whole layer is written to memory and read back. A method that
+    overrides a marked one has to be marked anew.
+    """
+    method.elementwise = True  # type: ignore[attr-defined]
+    return method
 
 
 @dataclass(frozen=True)
@@ -22,13 +37,11 @@ class Growth:
 
     Args:
         k (int): Weights to drop and to grow.
-        scores (Tensor): The weight's shape, or (n,) with ``positions``.
-        positions (Tensor, optional): Shape (n,), where these scores are.
+        scores (Tensor | Any): As :meth:`Structure.grow` takes them.
     """
 
     k: int
-    scores: Tensor
-    positions: Tensor | None = None
+    scores: Any
 
 
 class Algorithm:
@@ -53,6 +66,7 @@ class Algorithm:
     ) -> None:
         self.structure = STRUCTURES.build(structure)
 
+    @elementwise
     def drop_score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """How much each active weight deserves to be dropped.
 
@@ -140,7 +154,7 @@ class Algorithm:
         k = drop_count(mask, fraction)
         if k == 0:
             return mask.clone()
-        scores = self.growth_score(weight, gradient, generator)
+        scores = self._scores(self.growth_score, weight, gradient, generator)
         return self.exchange(mask, weight, Growth(k, scores), generator)
 
     @torch.no_grad()
@@ -168,11 +182,8 @@ class Algorithm:
         k = drop_count(mask, fraction)
         if k == 0:
             return None
-        scores = self.growth_score(weight, gradient, generator)
-        positions = self.structure.shortlist(scores, mask, k)
-        if positions is not None:
-            scores = scores.flatten()[positions]
-        return Growth(k, scores, positions)
+        scores = self._scores(self.growth_score, weight, gradient, generator)
+        return Growth(k, self.structure.shortlist(scores, mask, k))
 
     @torch.no_grad()
     def exchange(
@@ -193,17 +204,24 @@ class Algorithm:
         Returns:
             Tensor: The new mask, with as many active weights as the old.
         """
-        drop = self.drop_score(weight, generator)
+        drop = self._scores(self.drop_score, weight, generator)
         kept = self.structure.drop(drop, mask, growth.k)
-        return self.structure.grow(
-            growth.scores, kept, growth.k, growth.positions
-        )
+        return self.structure.grow(growth.scores, kept, growth.k)
+
+    def _scores(self, method: Callable[..., Tensor], *arguments: Any) -> Any:
+        """All scores, or what computes them where they are asked for."""
+        marked = getattr(method, 'elementwise', False)
+        if not (marked and self.structure.elementwise):
+            return method(*arguments)
+        tensors = [a for a in arguments if isinstance(a, Tensor)]
+        others = [a for a in arguments if not isinstance(a, Tensor)]
+        return Elementwise(lambda *parts: method(*parts, *others), *tensors)
 
 
 def drop_count(mask: Tensor, fraction: float) -> int:
     """How many of a mask's active weights a fraction is, rounded down."""
     # The small term: 0.29 * 100 is 28.999999999999996.
-    return int(fraction * int(mask.count_nonzero()) + 1e-9)
+    return int(fraction * count(mask) + 1e-9)
 
 
 ALGORITHMS: Registry[Algorithm] = Registry('mask-training algorithm')
@@ -236,6 +254,7 @@ class RigL(Algorithm):
 
     needs_gradient = True
 
+    @elementwise
     def growth_score(
         self,
         weight: Tensor,

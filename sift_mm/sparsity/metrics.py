@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from sift_mm.sparsity.algorithms import ALGORITHMS, Algorithm
+from sift_mm.sparsity.packing import pack
 
 
 def density(masks: Mapping[str, Tensor]) -> float:
@@ -28,16 +29,12 @@ class MaskHistory:
 
     def __init__(self, masks: Mapping[str, Tensor]) -> None:
         self._sizes = {name: prod(m.shape) for name, m in masks.items()}
-        self._ever = {name: self._pack(mask) for name, mask in masks.items()}
+        self._ever = {n: pack(mask).numpy() for n, mask in masks.items()}
         self._always = {name: bits.copy() for name, bits in self._ever.items()}
-
-    @staticmethod
-    def _pack(mask: Tensor) -> np.ndarray:
-        return np.packbits(mask.flatten().cpu().numpy())
 
     def record(self, name: str, mask: Tensor) -> None:
         """Take note of a layer's new mask."""
-        bits = self._pack(mask)
+        bits = pack(mask).numpy()
         self._ever[name] |= bits
         self._always[name] &= bits
 

@@ -1,9 +1,11 @@
-"""The two kernels of mask training: select values, select positions."""
+"""Selection of values by masks, the kernel of every masked step."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
+
+from sift_mm.sparsity.pieces import by_pieces
 
 # Integers as wide as a floating-point type: a bit pattern times 0 or 1 is a
 # selection, so that a NaN outside the mask becomes 0 and not NaN.
@@ -68,38 +70,27 @@ def _multiply_in_pieces_(bits: Tensor, mask: Tensor) -> None:
         piece.mul_(factor)
 
 
-def top_indices(score: Tensor, k: int) -> Tensor:
-    """Positions of the k largest values, see :func:`top_values`."""
-    return top_values(score, k)[1]
+@torch.no_grad()
+def keep_only_together_(tensors: Sequence[Tensor], mask: Tensor) -> None:
+    """:func:`keep_only_` for tensors of one mask, which is widened once.
 
-
-def top_values(score: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k largest values and their positions, exactly k, in linear time.
-
-    Among equal values which ones are taken is deterministic but not
-    specified. A sample of the scores gives a bound that most positions fall
-    below, so that the selection runs over few candidates; where the sample
-    misleads, it runs over all.
-
-    Args:
-        score (Tensor): Any shape, without NaN.
-        k (int): How many, at most ``score.numel()``.
-
-    Returns:
-        tuple[Tensor, Tensor]: Shape (k,) each: values, and int64 positions in
-        the flattened score, in no particular order.
+    Slower where nothing else runs, and much faster where other programs
+    compete for the cores: no thread waits for another.
     """
-    score = score.flatten()
-    stride = score.numel() >> 16
-    if stride > 1 and k < score.numel() // 4:
-        sample = score[::stride]
-        # Half as many again as needed, and a few for the error of sampling.
-        rank = int(1.5 * k / stride) + 32
-        if rank < sample.numel():
-            bound = sample.topk(rank).values[-1]
-            candidates = (score >= bound).nonzero().squeeze(1)
-            if candidates.numel() >= k:
-                values, best = score[candidates].topk(k, sorted=False)
-                return values, candidates[best]
-    values, best = score.topk(k, sorted=False)
-    return values, best
+    pairs = [
+        _flat_pair(tensor.view(_BITS[tensor.element_size()]), mask)
+        for tensor in tensors
+    ]
+    flat = [pair for pair in pairs if pair is not None]
+    if mask.device.type != 'cpu' or len(flat) < len(tensors):
+        keep_only_(tensors, [mask] * len(tensors))
+        return
+
+    def piece(where: slice) -> None:
+        factors: dict[torch.dtype, Tensor] = {}
+        for bits, active in flat:
+            if bits.dtype not in factors:
+                factors[bits.dtype] = active[where].to(bits.dtype)
+            bits[where].mul_(factors[bits.dtype])
+
+    by_pieces(piece, mask.numel())

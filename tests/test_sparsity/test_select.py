@@ -1,16 +1,14 @@
 import numpy as np
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
-from sift_mm.sparsity import keep_only_, top_indices
+from sift_mm.sparsity import keep_only_
+from sift_mm.sparsity.selection import keep_only_together_
 
 DEVICES = ['cpu'] + ['cuda'] * torch.cuda.is_available()
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 INTEGER = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-# Not a multiple of any power of two, and several cache-sized pieces.
-LARGE = (1 << 19) + 4093
 PIECE = 1 << 20
 
 
@@ -126,6 +124,21 @@ def test_several_tensors_of_several_types_at_once():
         np.testing.assert_array_equal(bits(tensor).numpy(), values)
 
 
+@pytest.mark.parametrize('layout', [plain, channels_last, transposed])
+def test_tensors_of_one_mask(layout):
+    shape = (5, 7, 3, 11)
+    mask = torch.empty_like(layout(shape), dtype=torch.bool)
+    mask.copy_(torch.rand(shape) < 0.4)
+    tensors = [
+        awkward(layout(shape), dtype, seed)
+        for seed, dtype in enumerate([*DTYPES, torch.float32])
+    ]
+    expected = [np.where(mask, bits(t), 0) for t in tensors]
+    keep_only_together_(tensors, mask)
+    for tensor, values in zip(tensors, expected, strict=True):
+        np.testing.assert_array_equal(bits(tensor), values)
+
+
 def test_nothing_to_do():
     keep_only_([], [])
 
@@ -154,149 +167,3 @@ def test_memory_does_not_grow_with_the_tensors():
     assert allocated(lambda: keep_only_(tensors, masks)) <= 2 * 4 * PIECE
     # The yardstick measures something.
     assert allocated(lambda: tensors[0] * masks[0]) >= 12 * PIECE
-
-
-class TopkSizes(TorchFunctionMode):
-    """Writes down how many elements each topk looked through."""
-
-    def __init__(self):
-        super().__init__()
-        self.sizes = []
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        if getattr(func, '__name__', '') == 'topk':
-            self.sizes.append(args[0].numel())
-        return func(*args, **(kwargs or {}))
-
-
-def check_top(score, k):
-    """Against a full sort: the same values, k different positions."""
-    found = top_indices(score, k)
-    assert found.shape == (k,) and found.dtype == torch.int64
-    flat = score.detach().cpu().double().reshape(-1).numpy()
-    found = found.cpu().numpy()
-    assert len(np.unique(found)) == k
-    np.testing.assert_array_equal(
-        np.sort(flat[found]), np.sort(flat)[flat.size - k :]
-    )
-
-
-def counts_for(n):
-    return sorted(
-        {
-            0,
-            1,
-            min(n, 33),
-            n // 100,
-            n // 10,
-            n // 4 - 1,
-            n // 4,
-            n // 2,
-            n - 1,
-            n,
-        }
-        & set(range(n + 1))
-    )
-
-
-@pytest.mark.parametrize('device', DEVICES)
-@pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize('shape', [(1,), (9,), (5, 7), (4, 3, 3, 3)])
-def test_small_scores(shape, dtype, device):
-    for seed in range(5):
-        generator = torch.Generator().manual_seed(seed)
-        score = torch.randn(shape, generator=generator).to(device, dtype)
-        for k in counts_for(score.numel()):
-            check_top(score, k)
-
-
-@pytest.mark.parametrize('layout', [channels_last, transposed])
-def test_positions_are_those_of_the_flattened_score(layout):
-    score = layout((4, 3, 3, 3))
-    score.copy_(torch.randn(score.shape))
-    check_top(score, 20)
-
-
-def rising(n):
-    return torch.arange(n, dtype=torch.float32)
-
-
-def every(stride, low, high):
-    """High at every stride-th position: a sample sees only or none of it."""
-
-    def make(n):
-        score = torch.full((n,), low)
-        score[::stride] = high
-        return score
-
-    return make
-
-
-def needles(n):
-    score = torch.full((n,), -torch.inf)
-    score[torch.arange(40) * (n // 50) + 1] = rising(40)
-    return score
-
-
-# The step between two samples at LARGE is LARGE >> 16 = 8.
-STRIDE = LARGE >> 16
-ADVERSARIES = {
-    'random': lambda n: torch.rand(n, generator=torch.Generator()),
-    'rising': rising,
-    'falling': lambda n: -rising(n),
-    'constant': torch.zeros,
-    'infinite': lambda n: torch.full((n,), torch.inf),
-    'two values': lambda n: rising(n) % 2,
-    'few values': lambda n: (rising(n) * 0.61803).fmod(1).mul(5).floor(),
-    'sample sees the large': every(STRIDE, 0.0, 1.0),
-    'sample sees the small': every(STRIDE, 1.0, 0.0),
-    'period of twice the stride': lambda n: rising(n) % (2 * STRIDE),
-    'needles': needles,
-    'late': lambda n: (rising(n) > n - 1000).float() * rising(n),
-    'masked': lambda n: torch.rand(n).masked_fill_(torch.rand(n) < 0.9, -1),
-}
-
-
-@pytest.mark.parametrize('name', ADVERSARIES)
-def test_large_scores(name):
-    score = ADVERSARIES[name](LARGE)
-    for k in counts_for(LARGE):
-        check_top(score, k)
-
-
-@pytest.mark.parametrize('name', ['random', 'few values'])
-@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
-def test_large_scores_in_half_precision(name, dtype):
-    score = ADVERSARIES[name](LARGE).to(dtype)
-    for k in (1, LARGE // 10, LARGE // 2):
-        check_top(score, k)
-
-
-def test_a_sample_narrows_the_search():
-    # What the adversaries above are up against: without it, they would be
-    # tests of topk. And where it misleads, all is looked through.
-    score = ADVERSARIES['random'](LARGE)
-    with TopkSizes() as narrow:
-        top_indices(score, LARGE // 20)
-    assert max(narrow.sizes) < LARGE // 5
-    with TopkSizes() as wide:
-        top_indices(ADVERSARIES['sample sees the large'](LARGE), LARGE // 6)
-    assert max(wide.sizes) == LARGE
-
-
-@pytest.mark.parametrize('device', DEVICES)
-@pytest.mark.parametrize('name', ['constant', 'few values', 'random'])
-def test_the_choice_among_equals_is_repeatable(name, device):
-    score = ADVERSARIES[name](LARGE).to(device)
-    first = top_indices(score, LARGE // 7)
-    assert torch.equal(
-        first.sort().values,
-        top_indices(score.clone(), LARGE // 7).sort().values,
-    )
-
-
-def test_the_score_is_left_alone():
-    score = torch.rand(LARGE)
-    before = score.clone()
-    top_indices(score, 1000)
-    assert torch.equal(score, before)

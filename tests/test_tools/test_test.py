@@ -231,3 +231,22 @@ def test_what_a_checkpoint_lacks_is_said(
     assert 'accuracy/top1' in metrics
     said = done.stdout + done.stderr
     assert re.search(f'WARNING.*{words}', said)
+
+
+def test_a_compact_file_has_the_same_metrics(
+    sparse: tuple[str, dict], tmp_path: Path
+) -> None:
+    config, whole = sparse
+    run = tmp_path / 'run.pth'
+    torch.save(whole, run)
+    publish_model.main([str(run), str(tmp_path / 'small.pth'), '--compact'])
+    (small,) = tmp_path.glob('small-*.pth')
+    found = []
+    for path in (run, small):
+        tool = (sys.executable, ROOT / 'tools/test.py', config, path)
+        out = tmp_path / 'metrics.json'
+        options = ('--work-dir', tmp_path, '--out', out)
+        done = run_script(*tool, *options, PYTHONPATH=PATHS)
+        assert done.returncode == 0, done.stderr
+        found.append(json.loads(out.read_text()))
+    assert found[0] == found[1]

@@ -1,0 +1,107 @@
+"""What a mask update adds to a step, in reads of all that it looks at.
+
+ResNet-18 Sparse Wide in plain PyTorch, SGD with momentum: one read is one sum
+over weights and gradients of the masked layers and one count of the masks. An
+update is all that happens beyond the optimizer's step: gradients masked, the
+layers' masks changed, weights and momentum that were dropped cleared. Beside
+it stands what PyTorch's topk alone takes, once for the weights to drop and
+once for those to grow. All take turns, each after a read of its own; figures
+are medians and quartiles of the ratios within a turn.
+
+    python benchmarks/mask_update.py [--sparsities 0.75 0.9] [--rounds 15]
+"""
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable
+from math import sqrt
+
+import torch
+from masked_step import Bench, timed  # type: ignore[import-not-found]
+from torch import Tensor
+
+DROPPED = 0.3
+
+
+def read(bench: Bench) -> None:
+    """One pass over weights, gradients and masks."""
+    for weight, gradient, mask in layers(bench):
+        weight.sum(), gradient.sum(), mask.count_nonzero()
+
+
+def topk(bench: Bench) -> None:
+    """What is dropped and grown, as PyTorch selects it."""
+    for weight, gradient, mask in layers(bench):
+        k = int(DROPPED * int(mask.count_nonzero()))
+        for score, barred in ((-weight.abs(), ~mask), (gradient.abs(), mask)):
+            masked = score.masked_fill_(barred, -torch.inf).flatten()
+            masked.topk(k, sorted=False)
+
+
+def layers(bench: Bench) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Weight, gradient and mask of each masked layer."""
+    weights = [p.detach() for p in bench.masks.parameters.values()]
+    return list(
+        zip(weights, bench.gradients(), bench.masks.values(), strict=True)
+    )
+
+
+def measure(sparsity: float, rounds: int) -> dict[str, list[float]]:
+    """Ratios to one read, by what took that long."""
+    device = torch.device('cpu')
+    width = int(64 / sqrt(1 - sparsity))
+    bench = Bench(2, 64, width, device, sparsity)
+    kinds: dict[str, Callable[[], object]] = {
+        'RigL': lambda: bench.update('RigL'),
+        'SET': lambda: bench.update('SET'),
+        'topk alone': lambda: topk(bench),
+    }
+    ratios: dict[str, list[float]] = {name: [] for name in kinds}
+    for turn in range(rounds + 1):
+        for name, run in kinds.items():
+            bench.train()
+            unit = timed(lambda: read(bench), device)
+            seconds = timed(run, device)
+            if turn:  # the first warms up
+                ratios[name].append(seconds / unit)
+    return ratios
+
+
+def main() -> None:
+    """Measure and print a table, or JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument(
+        '--sparsities', type=float, nargs='+', default=[0.75, 0.9]
+    )
+    parser.add_argument('--rounds', type=int, default=15)
+    parser.add_argument('--json', action='store_true')
+    args = parser.parse_args()
+    results = []
+    for sparsity in args.sparsities:
+        for name, ratios in measure(sparsity, args.rounds).items():
+            low, middle, high = statistics.quantiles(ratios, n=4)
+            results.append(
+                {
+                    'sparsity': sparsity,
+                    'what': name,
+                    'reads': middle,
+                    'quartiles': [low, high],
+                }
+            )
+    where = {'torch': torch.__version__, 'threads': torch.get_num_threads()}
+    if args.json:
+        print(json.dumps({**where, 'results': results}, indent=2))
+        return
+    print(', '.join(f'{key} {value}' for key, value in where.items()))
+    print(f'{"Wide":6}{"":14}{"x one read":>10}  quartiles')
+    for row in results:
+        low, high = row['quartiles']
+        print(
+            f'{row["sparsity"]:<6}{row["what"]:14}{row["reads"]:10.1f}'
+            f'  {low:.1f} to {high:.1f}'
+        )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,182 @@
+import pytest
+import torch
+from torch import nn
+
+import sift_mm
+from sift_mm.cli.publish_model import main as publish
+from sift_mm.compact import COMPACT_KEY, compact, expand
+
+CASES = [
+    ((), 1.0),
+    ((), 0.0),
+    ((1,), 1.0),
+    ((13,), 0.3),
+    ((3, 5), 0.0),
+    ((3, 5), 1.0),
+    ((4, 3, 3, 3), 0.1),
+    ((0, 4), 0.5),
+]
+
+
+def checkpoint_of(cases, seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    state = {'dense.weight': torch.randn(3, generator=generator)}
+    masks = {}
+    for i, (shape, density) in enumerate(cases):
+        mask = torch.rand(shape, generator=generator) < density
+        masks[f'layer{i}'] = mask
+        weight = torch.randn(shape, generator=generator).to(dtype)
+        state[f'layer{i}'] = weight * mask
+    return {
+        'meta': {'epoch': 3, 'classes': ('a', 'b'), 'odd': {1, 2}},
+        'state_dict': state,
+        'sparse_training': {'version': 1, 'steps': 7, 'masks': masks},
+    }
+
+
+def check_equal(found, expected):
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value)
+
+
+def save(checkpoint, path):
+    torch.save(checkpoint, path)
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('dtype', [torch.float32, torch.bfloat16])
+def test_round_trip(seed, dtype, tmp_path):
+    print(f'seed {seed}')
+    given = checkpoint_of(CASES, seed, dtype)
+    read = save(compact(given), tmp_path / 'small.pth')
+    found = expand(read, 'small.pth')
+    check_equal(found['state_dict'], given['state_dict'])
+    training = found['sparse_training']
+    check_equal(training['masks'], given['sparse_training']['masks'])
+    assert training['steps'] == 7 and training['version'] == 1
+    assert found['meta']['epoch'] == 3 and COMPACT_KEY not in found
+    check_equal(
+        sift_mm.load_compact(tmp_path / 'small.pth'), given['state_dict']
+    )
+
+
+def test_by_hand():
+    given = checkpoint_of([((2, 5), 0.5)], 0)
+    mask = torch.tensor([[1, 0, 0, 0, 0], [0, 0, 0, 1, 1]]).bool()
+    given['sparse_training']['masks']['layer0'] = mask
+    weight = torch.zeros(2, 5)
+    weight[0, 0], weight[1, 4] = 3, -2  # One active weight is zero.
+    given['state_dict']['layer0'] = weight
+    layer = compact(given)[COMPACT_KEY]['layers']['layer0']
+    assert layer['bits'].tolist() == [0b10000000, 0b11000000]
+    assert layer['values'].tolist() == [3, 0, -2]
+
+
+def test_a_weight_that_is_not_zero_outside_its_mask_is_kept():
+    given = checkpoint_of([((3, 5), 0.5)], 0)
+    given['state_dict']['layer0'] += 1
+    found = expand(compact(given), 'x')
+    check_equal(found['state_dict'], given['state_dict'])
+
+
+def test_what_is_not_compact_is_left_alone():
+    given = checkpoint_of(CASES, 0)
+    assert expand(given, 'x') is given
+
+
+def test_without_masks_there_is_nothing_to_pack(tmp_path):
+    torch.save({'state_dict': {}}, tmp_path / 'a.pth')
+    with pytest.raises(SystemExit, match='a.pth: .* no masks'):
+        publish(
+            [str(tmp_path / 'a.pth'), str(tmp_path / 'b.pth'), '--compact']
+        )
+    assert [p.name for p in tmp_path.iterdir()] == ['a.pth']
+
+
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda packed: packed.update(version=2),
+        lambda packed: packed.pop('layers'),
+        lambda packed: packed['layers']['layer0'].update(shape=[3, 50]),
+        lambda packed: packed['layers']['layer0'].update(
+            values=torch.ones(99)
+        ),
+        lambda packed: packed['layers'].update(other={}),
+    ],
+)
+def test_a_damaged_file_is_named(spoil):
+    packed = compact(checkpoint_of([((3, 5), 0.5)], 0))
+    spoil(packed[COMPACT_KEY])
+    with pytest.raises(ValueError, match='small.pth is damaged'):
+        expand(packed, 'small.pth')
+
+
+@pytest.mark.parametrize('content', [b'', b'no checkpoint', None, {}, 3])
+def test_a_foreign_or_cut_file_is_named(content, tmp_path):
+    path = tmp_path / 'small.pth'
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is None:
+        torch.save(compact(checkpoint_of(CASES, 0)), path)
+        path.write_bytes(path.read_bytes()[:-200])
+    else:
+        torch.save(content, path)
+    with pytest.raises(ValueError, match='small.pth is (cut|no)'):
+        sift_mm.load_compact(path)
+
+
+def test_wide_resnet18_at_0_9_is_below_a_sixth(tmp_path):
+    # The weights of a ResNet-18 of base width 202, at the density of 0.1.
+    generator = torch.Generator().manual_seed(0)
+    state = {'fc.weight': torch.zeros(1000, 8 * 202)}
+    masks, before = {}, 202
+    for stage in range(4):
+        after = 202 * 2**stage
+        shapes = [(after, before, 3, 3)] + [(after, after, 3, 3)] * 3
+        if stage:
+            shapes.append((after, before, 1, 1))
+        before = after
+        for i, shape in enumerate(shapes):
+            mask = torch.rand(shape, generator=generator) < 0.1
+            masks[f'{stage}.{i}'] = mask
+            state[f'{stage}.{i}'] = mask.float()
+    given = {'state_dict': state, 'sparse_training': {'masks': masks}}
+    for name, content in (
+        ('weights.pth', {'state_dict': state}),
+        ('small.pth', compact(given)),
+    ):
+        torch.save(content, tmp_path / name)
+    small, dense = (
+        (tmp_path / name).stat().st_size
+        for name in ('small.pth', 'weights.pth')
+    )
+    print(f'{small / 1e6:.1f} MB of {dense / 1e6:.1f} MB')
+    assert small < dense / 6
+
+
+def test_published_twice_and_loaded_by_mmengine(tmp_path):
+    from mmengine.runner import load_checkpoint
+
+    given = checkpoint_of([((3, 5), 0.5)], 0)
+    module = nn.Module()
+    module.layer0 = nn.Parameter(torch.ones(3, 5))
+    torch.save(given, tmp_path / 'run.pth')
+    publish([str(tmp_path / 'run.pth'), str(tmp_path / 'a.pth'), '--compact'])
+    (first,) = tmp_path.glob('a-*.pth')
+    read = load_checkpoint(module, str(first))
+    assert torch.equal(module.layer0, given['state_dict']['layer0'])
+    assert torch.equal(
+        read['sparse_training']['masks']['layer0'],
+        given['sparse_training']['masks']['layer0'],
+    )
+    publish([str(first), str(tmp_path / 'b.pth')])
+    (second,) = tmp_path.glob('b-*.pth')
+    check_equal(
+        torch.load(second, weights_only=True)['state_dict'],
+        given['state_dict'],
+    )
+    assert not list(tmp_path.glob('*.part'))
