@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chain test lint clean
+.PHONY: help setup demo chain test sanitize lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -24,6 +24,14 @@ lint: setup  ## ruff and mypy
 	@$(VENV) -m ruff check .
 	@$(VENV) -m ruff format --check .
 	@$(VENV) -m mypy
+
+# Leaks are left out: Python itself has them.
+sanitize: export SIFT_MM_KERNEL_FLAGS = -O1 -g -fsanitize=address,undefined \
+	-fno-sanitize-recover=undefined
+sanitize: setup  ## test the kernels under address and UB sanitizers
+	@ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(c++ \
+	  -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
+	  $(VENV) -m pytest -n 0 tests/test_kernels -k 'not test_build' $(ARGS)
 
 clean:  ## remove what builds and tests leave; keeps .venv, data, work_dirs
 	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache

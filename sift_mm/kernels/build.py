@@ -8,6 +8,7 @@ that cannot be done, ``library`` says why in a sentence, and layers run dense.
 import ctypes
 import hashlib
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -43,36 +44,60 @@ def cache_folder() -> Path:
     return Path(os.environ.get('SIFT_MM_CACHE') or Path(base) / 'sift_mm')
 
 
-def _compiler() -> str:
+def _compiler() -> list[str]:
     """Find the compiler, as ``CXX`` names it or the usual names."""
     names = [os.environ.get('CXX') or 'c++', 'g++', 'clang++']
     for name in names:
-        path = shutil.which(name)
+        program, *arguments = shlex.split(name)
+        path = shutil.which(program)
         if path:
-            return path
+            return [path, *arguments]
     raise KernelsUnavailable(
         f'no C++ compiler was found (looked for {", ".join(names)}); install '
         'g++ or set CXX'
     )
 
 
-def _run(command: list[str]) -> str:
-    result = subprocess.run(command, capture_output=True, text=True)
-    if result.returncode:
-        errors = result.stderr.strip().splitlines()
-        first = next((e for e in errors if 'error' in e), 'no message')
-        raise KernelsUnavailable(f'the compiler failed: {first}')
-    return result.stdout
+def _run(*commands: list[str]) -> str:
+    """Run the compiler, side by side; return what it prints."""
+    try:
+        running = [
+            subprocess.Popen(
+                command,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            for command in commands
+        ]
+    except OSError as error:
+        raise KernelsUnavailable(
+            f'the compiler cannot be run: {error}'
+        ) from error
+    outputs = [process.communicate()[0] for process in running]
+    for process, output in zip(running, outputs, strict=True):
+        if process.returncode:
+            lines = output.strip().splitlines() or ['no message']
+            first = next((e for e in lines if 'error' in e), lines[-1])
+            raise KernelsUnavailable(f'the compiler failed: {first}')
+    return ''.join(outputs)
 
 
-def build(extra_flags: tuple[str, ...] = ()) -> Path:
+def _whole(path: Path) -> bool:
+    """Whether a kept library is as it was written: its digest ends it."""
+    try:
+        content = path.read_bytes()
+    except OSError:
+        return False
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
+
+
+def build() -> Path:
     """Compile the kernels for this CPU, unless that was done before.
 
     Processes that start at once may compile more than once, each beside the
-    target; what is renamed into place is whole.
-
-    Args:
-        extra_flags: Added to the flags, such as those of a sanitizer.
+    target; what is renamed into place is whole. ``SIFT_MM_KERNEL_FLAGS`` is
+    added to the flags, such as those of a sanitizer.
 
     Returns:
         The shared library.
@@ -82,20 +107,27 @@ def build(extra_flags: tuple[str, ...] = ()) -> Path:
     """
     sources = sorted(SOURCES.glob('*.cpp'))
     compiler = _compiler()
-    flags = (*COMMON_FLAGS, *FLAGS.get(instruction_set(), ()), *extra_flags)
+    flags = (
+        *COMMON_FLAGS,
+        *FLAGS.get(instruction_set(), ()),
+        *shlex.split(os.environ.get('SIFT_MM_KERNEL_FLAGS') or ''),
+    )
     key = hashlib.sha256()
     for path in sorted(SOURCES.iterdir()):
         key.update(path.name.encode() + path.read_bytes())
-    key.update(repr((flags, _run([compiler, '--version']))).encode())
+    key.update(repr((flags, _run([*compiler, '--version']))).encode())
     name = f'kernels-{instruction_set().lower()}-{key.hexdigest()[:16]}.so'
     target = cache_folder() / name
-    if target.exists():
+    if _whole(target):
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=target.parent) as folder:
-            _compile(compiler, flags, sources, Path(folder) / name)
-            os.replace(Path(folder) / name, target)
+            library = Path(folder) / name
+            _compile([*compiler, *flags], sources, library)
+            with library.open('ab') as file:
+                file.write(hashlib.sha256(library.read_bytes()).digest())
+            os.replace(library, target)
     except OSError as error:
         raise KernelsUnavailable(
             f'the compiled kernels could not be kept in {target.parent} '
@@ -105,27 +137,15 @@ def build(extra_flags: tuple[str, ...] = ()) -> Path:
     return target
 
 
-def _compile(
-    compiler: str, flags: tuple[str, ...], sources: list[Path], target: Path
-) -> None:
-    """Compile the sources side by side, then link them."""
-    objects = [target.parent / f'{source.stem}.o' for source in sources]
-    running = [
-        subprocess.Popen(
-            [compiler, *flags, '-c', str(source), '-o', str(obj)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
+def _compile(command: list[str], sources: list[Path], target: Path) -> None:
+    objects = [str(target.parent / f'{path.stem}.o') for path in sources]
+    _run(
+        *(
+            [*command, '-c', str(source), '-o', made]
+            for source, made in zip(sources, objects, strict=True)
         )
-        for source, obj in zip(sources, objects, strict=True)
-    ]
-    outputs = [process.communicate()[0] for process in running]
-    for process, output in zip(running, outputs, strict=True):
-        if process.returncode:
-            lines = output.strip().splitlines()
-            first = next((e for e in lines if 'error' in e), 'no message')
-            raise KernelsUnavailable(f'the compiler failed: {first}')
-    _run([compiler, *flags, '-shared', *map(str, objects), '-o', str(target)])
+    )
+    _run([*command, '-shared', *objects, '-o', str(target)])
 
 
 @cache

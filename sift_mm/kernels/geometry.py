@@ -202,6 +202,11 @@ class Geometry:
             )
         ]
 
+    @property
+    def kernel(self) -> tuple[int, int]:
+        """Height and width."""
+        return self.h.kernel, self.w.kernel
+
     def out_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the output."""
         return self.h.out_size(height), self.w.out_size(width)
@@ -219,6 +224,4 @@ class Geometry:
         for axis in (self.h, self.w):
             if axis.kernel > 7:
                 return f'its kernel of {axis.kernel} is larger than 7'
-            if axis.phases > MAX_PHASES:
-                return f'its stride of {axis.stride} is larger than 7'
         return None

@@ -43,6 +43,9 @@ class Sizes(ctypes.Structure):
 
 _Walk = ctypes.c_int64 * 24
 
+#: Of row starts, positions and indices.
+DTYPES = (torch.int32, torch.int16, torch.int32)
+
 
 def _walk(h: AxisWalk, w: AxisWalk) -> ctypes.Array:
     return _Walk(*h.numbers(), *w.numbers())
@@ -81,18 +84,63 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
     return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
-def _check(x: Tensor, channels: int, what: str) -> Tensor:
+def _check(x: Tensor, what: str, *shape: int | None) -> Tensor:
+    """Return it contiguous; None stands for any size."""
     if x.dtype != torch.float32 or x.device.type != 'cpu':
         raise TypeError(
             f'sparse execution takes float32 on the CPU; the {what} is '
             f'{x.dtype} on {x.device}'
         )
-    if x.ndim != 4 or x.shape[1] != channels:
+    if x.ndim != len(shape) or any(
+        wanted not in (None, size)
+        for wanted, size in zip(shape, x.shape, strict=True)
+    ):
+        expected = ', '.join('any' if n is None else str(n) for n in shape)
         raise ValueError(
-            f'the {what} has shape {tuple(x.shape)}; expected (images, '
-            f'{channels}, height, width)'
+            f'the {what} has shape {tuple(x.shape)}; expected ({expected})'
         )
     return x.contiguous()
+
+
+@lru_cache(maxsize=4096)
+def _geometry(numbers: tuple[int, ...]) -> Geometry:
+    """Read it, if it is one that the kernels know."""
+    geometry = Geometry.from_numbers(list(numbers))
+    reason = geometry.why_not()
+    if reason:
+        raise ValueError(f'a convolution is not executed sparsely: {reason}')
+    return geometry
+
+
+def _out_size(geometry: Geometry, height: int, width: int) -> tuple[int, int]:
+    sizes = geometry.out_size(height, width)
+    if min(sizes) < 1:
+        raise ValueError(
+            f'an input of {height} x {width} is smaller than the kernel: no '
+            'output is left'
+        )
+    return sizes
+
+
+def _nonzeros(
+    pattern: Sequence[Tensor], layout: Layout, rows: int, at: int = 0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Take the tensors of a layout, if they were made for it."""
+    found = tuple(pattern[at : at + 3])
+    kinds = [(t.dtype, t.is_contiguous() and t.is_cpu) for t in found]
+    if kinds == [(kind, True) for kind in DTYPES]:
+        row, position, index = found
+        end = [position.numel(), layout.signature(rows)]
+        if (
+            row.numel() == layout.blocks * rows + 2
+            and row[-2:].tolist() == end
+            and index.numel() == position.numel()
+        ):
+            return row, position, index
+    raise ValueError(
+        'the pattern is not one that make_pattern made here for a weight of '
+        'this shape and for this geometry'
+    )
 
 
 def _sizes(
@@ -120,7 +168,7 @@ def _call(name: str, *arguments: object) -> None:
 def _gather(weight: Tensor, index: Tensor) -> Tensor:
     values = torch.empty(index.numel(), dtype=torch.float32)
     build.library().sift_gather(
-        _pointer(weight.contiguous()),
+        _pointer(weight),
         _pointer(index),
         ctypes.c_int64(index.numel()),
         ctypes.c_int64(torch.get_num_threads()),
@@ -129,9 +177,12 @@ def _gather(weight: Tensor, index: Tensor) -> Tensor:
     return values
 
 
-def _empty_output(x: Tensor, filters: int, geometry: Geometry) -> Tensor:
-    height, width = geometry.out_size(x.shape[2], x.shape[3])
-    return x.new_empty(x.shape[0], filters, height, width)
+def _empty_output(x: Tensor, filters: int, geometry: Sequence[int]) -> Tensor:
+    """Make it of the right shape, for tracing."""
+    shape = Geometry.from_numbers(list(geometry))
+    return x.new_empty(
+        x.shape[0], filters, *shape.out_size(x.shape[2], x.shape[3])
+    )
 
 
 def _forward(
@@ -140,13 +191,17 @@ def _forward(
     bias: Tensor | None,
     residual: Tensor | None,
     relu: bool,
-    pattern: Sequence[Tensor],
+    nonzeros: tuple[Tensor, Tensor, Tensor],
+    layout: Layout,
     geometry: Geometry,
     out: Tensor,
-) -> None:
-    layout = forward_layout(geometry, x.shape[1])
+) -> Tensor:
+    if bias is not None:
+        bias = _check(bias, 'bias', out.shape[1])
+    if residual is not None:
+        residual = _check(residual, 'residual', *out.shape)
     if not out.numel():
-        return
+        return out
     for walk in _forward_walks(geometry, x.shape[2], x.shape[3]):
         _call(
             'sift_convolve',
@@ -154,14 +209,15 @@ def _forward(
             walk,
             ctypes.c_int64(layout.stride),
             _pointer(x),
-            _pointer(pattern[0]),
-            _pointer(pattern[1]),
+            _pointer(nonzeros[0]),
+            _pointer(nonzeros[1]),
             _pointer(values),
             _pointer(bias),
             _pointer(residual),
             ctypes.c_int64(relu),
             _pointer(out),
         )
+    return out
 
 
 @torch.library.custom_op('sift_mm::sparse_conv2d', mutates_args=())
@@ -189,12 +245,16 @@ def sparse_conv2d(
         TypeError: Not float32 on the CPU.
         ValueError: Shapes that do not fit.
     """
-    shape = Geometry.from_numbers(list(geometry))
-    x = _check(x, weight.shape[1], 'input')
-    out = _empty_output(x, weight.shape[0], shape)
-    values = _gather(weight, pattern[2])
-    _forward(x, values, bias, None, False, pattern, shape, out)
-    return out
+    shape = _geometry(tuple(geometry))
+    weight = _check(weight, 'weight', None, None, *shape.kernel)
+    filters, channels = weight.shape[:2]
+    x = _check(x, 'input', None, channels, None, None)
+    layout = forward_layout(shape, channels)
+    nonzeros = _nonzeros(pattern, layout, filters)
+    size = _out_size(shape, x.shape[2], x.shape[3])
+    out = x.new_empty(x.shape[0], filters, *size)
+    values = _gather(weight, nonzeros[2])
+    return _forward(x, values, bias, None, False, nonzeros, layout, shape, out)
 
 
 @sparse_conv2d.register_fake
@@ -205,8 +265,7 @@ def _(
     pattern: Sequence[Tensor],
     geometry: Sequence[int],
 ) -> Tensor:
-    shape = Geometry.from_numbers(list(geometry))
-    return _empty_output(x, weight.shape[0], shape)
+    return _empty_output(x, weight.shape[0], geometry)
 
 
 @torch.library.custom_op('sift_mm::sparse_conv2d_fused', mutates_args=())
@@ -240,18 +299,16 @@ def sparse_conv2d_fused(
         TypeError: Not float32 on the CPU.
         ValueError: A residual of another shape.
     """
-    shape = Geometry.from_numbers(list(geometry))
-    x = _check(x, x.shape[1], 'input')
-    out = _empty_output(x, filters, shape)
-    if residual is not None:
-        if residual.shape != out.shape:
-            raise ValueError(
-                f'the residual has shape {tuple(residual.shape)}; the output '
-                f'has {tuple(out.shape)}'
-            )
-        residual = _check(residual, filters, 'residual')
-    _forward(x, values, bias, residual, relu, pattern, shape, out)
-    return out
+    shape = _geometry(tuple(geometry))
+    x = _check(x, 'input', None, None, None, None)
+    layout = forward_layout(shape, x.shape[1])
+    nonzeros = _nonzeros(pattern, layout, filters)
+    values = _check(values, 'values', nonzeros[2].numel())
+    size = _out_size(shape, x.shape[2], x.shape[3])
+    out = x.new_empty(x.shape[0], filters, *size)
+    return _forward(
+        x, values, bias, residual, relu, nonzeros, layout, shape, out
+    )
 
 
 @sparse_conv2d_fused.register_fake
@@ -265,7 +322,7 @@ def _(
     geometry: Sequence[int],
     filters: int,
 ) -> Tensor:
-    return _empty_output(x, filters, Geometry.from_numbers(list(geometry)))
+    return _empty_output(x, filters, geometry)
 
 
 @torch.library.custom_op('sift_mm::sparse_conv2d_input_grad', mutates_args=())
@@ -277,32 +334,37 @@ def _input_gradient(
     height: int,
     width: int,
 ) -> Tensor:
-    shape = Geometry.from_numbers(list(geometry))
-    grad = _check(grad, weight.shape[0], 'gradient')
-    out = grad.new_empty(grad.shape[0], weight.shape[1], height, width)
+    shape = _geometry(tuple(geometry))
+    weight = _check(weight, 'weight', None, None, *shape.kernel)
+    filters, channels = weight.shape[:2]
+    size = _out_size(shape, height, width)
+    grad = _check(grad, 'gradient', None, filters, *size)
+    out = grad.new_empty(grad.shape[0], channels, height, width)
     walks = _backward_walks(shape, height, width)
     if not grad.numel() or any(walk is None for *_, walk in walks):
         out.zero_()
     if not grad.numel():
         return out
-    layouts = backward_layouts(shape, weight.shape[0])
-    values: dict[int, Tensor] = {}
+    layouts = backward_layouts(shape, filters)
+    found: dict[int, tuple[Tensor, tuple[Tensor, Tensor, Tensor]]] = {}
     for row, column, walk in walks:
         if walk is None:
             continue
         layout = layouts[row][column]
         at = 3 * (1 + row * len(layouts[0]) + column)
-        if at not in values:
-            values[at] = _gather(weight, pattern[at + 2])
+        if at not in found:
+            nonzeros = _nonzeros(pattern, layout, channels, at)
+            found[at] = _gather(weight, nonzeros[2]), nonzeros
+        values, (rows, positions, _) = found[at]
         _call(
             'sift_convolve',
             _sizes(grad, out, layout),
             walk,
             ctypes.c_int64(layout.stride),
             _pointer(grad),
-            _pointer(pattern[at]),
-            _pointer(pattern[at + 1]),
-            _pointer(values[at]),
+            _pointer(rows),
+            _pointer(positions),
+            _pointer(values),
             _pointer(None),
             _pointer(None),
             ctypes.c_int64(0),
@@ -331,11 +393,15 @@ def _weight_gradient(
     pattern: Sequence[Tensor],
     geometry: Sequence[int],
 ) -> Tensor:
-    shape = Geometry.from_numbers(list(geometry))
-    x = _check(x, weight.shape[1], 'input')
-    grad = _check(grad, weight.shape[0], 'gradient')
-    layout = forward_layout(shape, x.shape[1])
-    values = x.new_zeros(pattern[2].numel())
+    shape = _geometry(tuple(geometry))
+    weight = _check(weight, 'weight', None, None, *shape.kernel)
+    filters, channels = weight.shape[:2]
+    x = _check(x, 'input', None, channels, None, None)
+    size = _out_size(shape, x.shape[2], x.shape[3])
+    grad = _check(grad, 'gradient', x.shape[0], filters, *size)
+    layout = forward_layout(shape, channels)
+    rows, positions, index = _nonzeros(pattern, layout, filters)
+    values = x.new_zeros(index.numel())
     if grad.numel():
         for walk in _forward_walks(shape, x.shape[2], x.shape[3]):
             _call(
@@ -345,14 +411,14 @@ def _weight_gradient(
                 ctypes.c_int64(layout.stride),
                 _pointer(x),
                 _pointer(grad),
-                _pointer(pattern[0]),
-                _pointer(pattern[1]),
+                _pointer(rows),
+                _pointer(positions),
                 _pointer(values),
             )
     out = x.new_zeros(weight.shape)
     build.library().sift_scatter(
         _pointer(values),
-        _pointer(pattern[2]),
+        _pointer(index),
         ctypes.c_int64(values.numel()),
         ctypes.c_int64(torch.get_num_threads()),
         _pointer(out),

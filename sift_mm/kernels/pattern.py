@@ -6,8 +6,9 @@ operators, ``deepcopy`` and ``pickle`` can carry it.
 """
 
 import ctypes
+import zlib
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from itertools import islice
 
 import torch
@@ -49,6 +50,21 @@ class Layout:
     def blocks(self) -> int:
         """Number of blocks of planes."""
         return -(-self.planes // self.block)
+
+    @cached_property
+    def _digest(self) -> int:
+        return zlib.crc32(repr(self).encode())
+
+    def signature(self, rows: int) -> int:
+        """A number, of 32 bits, for what was indexed in this way.
+
+        It ends a pattern's row starts: the kernels would read out of bounds
+        with the pattern of another layer, or of another CPU's blocks.
+
+        Args:
+            rows: Filters, or channels where rows are channels.
+        """
+        return zlib.crc32(str(rows).encode(), self._digest) - 2**31
 
 
 class Reading(ctypes.Structure):
@@ -125,12 +141,28 @@ def make_pattern(
 
     Returns:
         For the forward product, then for each of the layouts of the input's
-        gradient: row starts (int32), positions in the packed tile (int16,
-        read unsigned) and indices into the dense weight (int32).
+        gradient: row starts (int32, and last a signature), positions in the
+        packed tile (int16, read unsigned) and indices into the dense weight
+        (int32).
 
     Raises:
-        ValueError: The weight has 2^31 elements or more.
+        TypeError: Not bool on the CPU.
+        ValueError: A mask of another kernel, or what the kernels do not do.
     """
+    if mask.dtype != torch.bool or mask.device.type != 'cpu':
+        raise TypeError(
+            f'a pattern is made of bool on the CPU; the mask is {mask.dtype} '
+            f'on {mask.device}'
+        )
+    kernel = geometry.kernel
+    if mask.ndim != 4 or mask.shape[2:] != kernel:
+        raise ValueError(
+            f'the mask has shape {tuple(mask.shape)}; expected (filters, '
+            f'channels, {kernel[0]}, {kernel[1]})'
+        )
+    reason = geometry.why_not()
+    if reason:
+        raise ValueError(f'a convolution is not executed sparsely: {reason}')
     filters, channels = mask.shape[:2]
     if mask.numel() >= 2**31:
         raise ValueError(
@@ -169,7 +201,8 @@ def _index(mask: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
                 offsets.append(down[1] * stride + across[1])
     taps = ctypes.c_int32 * reading.taps
     rows = channels if layout.by_channel else filters
-    row = torch.zeros(layout.blocks * rows + 1, dtype=torch.int32)
+    row = torch.empty(layout.blocks * rows + 2, dtype=torch.int32)
+    row[-1] = layout.signature(rows)
     index = build.library().sift_pattern
     index.restype = ctypes.c_int64
     common = (

@@ -1,0 +1,524 @@
+"""The operators as PyTorch and its users take them."""
+
+import copy
+import pickle
+import random
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+import torch
+from convolutions import Case, pattern_of, random_case, within_rounding
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from sift_mm.kernels import (
+    Geometry,
+    make_pattern,
+    sparse_conv2d,
+    sparse_conv2d_fused,
+)
+from sift_mm.kernels.geometry import AxisGeometry
+from sift_mm.kernels.ops import _input_gradient, _weight_gradient
+
+STRIDED = Case(stride=(2, 1), padding=(0, 2, 1, 1), dilation=(1, 3))
+
+
+@pytest.fixture(autouse=True)
+def threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+class Layer(nn.Module):
+    """What stands around an operator."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.x, self.mask, weight = case.draw()
+        self.weight = nn.Parameter(weight)
+        self.bias = nn.Parameter(weight.sum((1, 2, 3)))
+        self.pattern = pattern_of(case, self.mask)
+        self.numbers = case.geometry.numbers()
+        self.case = case
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sparse_conv2d(
+            x, self.weight, self.bias, self.pattern, self.numbers
+        )
+
+    def fused(
+        self, x: Tensor, residual: Tensor | None = None, relu: bool = False
+    ) -> Tensor:
+        values = self.weight.detach().view(-1)[self.pattern[2]]
+        return sparse_conv2d_fused(
+            x,
+            values,
+            self.bias.detach(),
+            residual,
+            relu,
+            self.pattern[:3],
+            self.numbers,
+            len(self.weight),
+        )
+
+    def dense(self, x: Tensor) -> Tensor:
+        weight = self.weight * self.mask
+        return self.case.dense(x, weight) + self.bias[:, None, None]
+
+    def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
+        size = x.shape[2], x.shape[3]
+        fixed = self.pattern, self.numbers
+        weight = self.weight.detach()
+        return (
+            _input_gradient(grad, weight, *fixed, *size),
+            _weight_gradient(grad, x, weight, *fixed),
+        )
+
+
+def all_of(layer: Layer, x: Tensor) -> list[Tensor]:
+    y = layer(x)
+    grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+    return [y, layer.fused(x, grad, True), *layer.gradients(x, grad)]
+
+
+def same(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_the_number_of_threads_does_not_change_a_bit():
+    seed = random.randrange(10**6)
+    print(f'seed {seed}')
+    source = random.Random(seed)
+    cases = [random_case(source) for _ in range(20)]
+    # Enough filters that threads share them out, with one group of patches.
+    cases.append(Case(images=1, channels=64, filters=300, height=7, width=2))
+    cases.append(replace(cases[-1], kernel=(1, 1), padding=(0, 0, 0, 0)))
+    for case in cases:
+        layer, found = Layer(case), {}
+        with torch.no_grad():
+            for count in (1, 2, 3):
+                torch.set_num_threads(count)
+                found[count] = all_of(layer, layer.x)
+                grad = torch.ones_like(found[count][0])
+                once, again = (
+                    layer.gradients(layer.x, grad)[1] for _ in range(2)
+                )
+                assert torch.equal(once, again), (case, count)
+        for count in (2, 3):  # the weight's gradient is reproducible alone
+            assert same(found[count][:3], found[1][:3]), (case, count)
+
+
+def test_more_threads_than_buffers_of_gradients():
+    layer = Layer(Case(channels=8, filters=50, images=3))
+    with torch.no_grad():
+        grad = torch.randn_like(layer(layer.x))
+        one = layer.gradients(layer.x, grad)[1]
+        for count in (9, 17):
+            torch.set_num_threads(count)
+            many = layer.gradients(layer.x, grad)[1]
+            torch.testing.assert_close(many, one)
+
+
+def test_more_than_two_million_nonzeros():
+    case = Case(channels=520, filters=512, height=3, width=3, mask='dense')
+    layer = Layer(case)
+    assert layer.pattern[2].numel() > 2_200_000
+    x = layer.x
+    sizes = [t.double().abs().detach() for t in (x, layer.weight)]
+    total = case.dense(*sizes) + layer.bias.double().abs()[:, None, None]
+    exact = case.dense(x.double(), layer.weight.detach().double())
+    exact = exact + layer.bias.detach().double()[:, None, None]
+    y = layer(x.requires_grad_())
+    within_rounding('forward', y.detach(), exact, total, 9 * 520 + 1)
+    y.backward(torch.ones_like(y))
+    found = x.grad, layer.weight.grad
+    x.grad = layer.weight.grad = None
+    layer.dense(x).backward(torch.ones_like(y))
+    torch.testing.assert_close(found[0], x.grad, atol=1e-3, rtol=1e-4)
+    torch.testing.assert_close(found[1], layer.weight.grad)
+
+
+def test_opcheck():
+    layer = Layer(STRIDED)
+    fixed = layer.pattern, layer.numbers
+    x = layer.x.requires_grad_()
+    check = torch.library.opcheck
+    check(sparse_conv2d, (x, layer.weight, layer.bias, *fixed))
+    check(sparse_conv2d, (x, layer.weight, None, *fixed))
+    y = layer(x).detach()
+    x, weight = x.detach(), layer.weight.detach()
+    values = weight.view(-1)[layer.pattern[2]]
+    for bias, residual in ((None, None), (layer.bias.detach(), y)):
+        arguments = x, values, bias, residual, True, *fixed, len(weight)
+        check(sparse_conv2d_fused, arguments)
+    check(_input_gradient, (y, weight, *fixed, *x.shape[2:]))
+    check(_weight_gradient, (y, x, weight, *fixed))
+
+
+def test_gradients_by_differences():
+    # Linear in each: a step of any size has the exact slope.
+    layer = Layer(STRIDED)
+    leaves = [layer.x.requires_grad_(), layer.weight, layer.bias]
+    y = layer(layer.x)
+    aim = torch.randn_like(y)
+    y.backward(aim)
+    with torch.no_grad():
+        for leaf in leaves:
+            step = torch.randn_like(leaf)
+            if leaf is layer.weight:
+                assert not leaf.grad[~layer.mask].any()
+            leaf += step
+            slope = ((layer(layer.x) - y) * aim).sum()
+            leaf -= step
+            torch.testing.assert_close(
+                slope, (step * leaf.grad).sum(), atol=1e-3, rtol=1e-4
+            )
+
+
+def test_only_the_gradients_that_are_asked_for():
+    layer = Layer(Case())
+    layer.weight.requires_grad_(False)
+    layer(layer.x).sum().backward()
+    assert layer.weight.grad is None and layer.x.grad is None
+    torch.testing.assert_close(layer.bias.grad, torch.full((4,), 2 * 72.0))
+
+
+@pytest.mark.parametrize('how', ['channels_last', 'transposed', 'sliced'])
+def test_any_memory_format(how):
+    layer = Layer(Case())
+    expected = all_of(layer, layer.x)
+
+    def spread(x: Tensor) -> Tensor:
+        if how == 'channels_last':
+            return x.to(memory_format=torch.channels_last)
+        if how == 'transposed':
+            return x.transpose(0, 3).contiguous().transpose(0, 3)
+        wide = torch.full((*x.shape[:3], 2 * x.shape[3] + 1), torch.nan)
+        wide[..., 1::2] = x
+        return wide[..., 1::2]
+
+    layer.x = spread(layer.x)
+    weight = spread(layer.weight.detach())
+    assert not layer.x.is_contiguous() and not weight.is_contiguous()
+    layer.weight = nn.Parameter(weight)
+    with torch.no_grad():
+        y = layer(layer.x)
+        grad = spread(
+            torch.randn(y.shape, generator=torch.Generator().manual_seed(1))
+        )
+        layer.bias = nn.Parameter(
+            torch.stack([layer.bias, layer.bias], 1)[:, 0]
+        )
+        values = layer.weight.reshape(-1)[layer.pattern[2]]
+        values = torch.stack([values, values], 1)[:, 0]
+        fused = sparse_conv2d_fused(
+            layer.x,
+            values,
+            layer.bias,
+            grad,
+            True,
+            layer.pattern,
+            layer.numbers,
+            4,
+        )
+        gradients = layer.gradients(layer.x, grad)
+    assert same([y, fused, *gradients], expected)
+    assert y.is_contiguous()
+
+
+def test_an_empty_batch():
+    layer = Layer(Case(images=0))
+    x = layer.x.requires_grad_()
+    y = layer(x)
+    assert y.shape == (0, 4, 9, 8) == layer.fused(x.detach()).shape
+    y.sum().backward()
+    assert x.grad.shape == x.shape
+    assert layer.weight.grad.shape == layer.weight.shape
+    assert not layer.weight.grad.any() and not layer.bias.grad.any()
+
+
+def test_what_is_not_finite_stays():
+    layer = Layer(Case(mask='dense'))
+    layer.x[0, 0, 4, 4], layer.x[1, 0, 4, 4] = torch.nan, torch.inf
+    with torch.no_grad():
+        dense = layer.dense(layer.x)
+        for y, expected in (
+            (layer(layer.x), dense),
+            (layer.fused(layer.x, relu=True), dense.relu()),
+        ):
+            assert torch.equal(y.isnan(), expected.isnan())
+            assert torch.equal(y.isinf(), expected.isinf())
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float64, torch.int32]
+
+
+@pytest.mark.parametrize('dtype', DTYPES, ids=str)
+@pytest.mark.parametrize('what', ['input', 'weight', 'bias'])
+def test_other_types_are_refused(what, dtype):
+    layer = Layer(Case())
+    given = {'input': layer.x, 'weight': layer.weight, 'bias': layer.bias}
+    given = {k: v.detach() for k, v in given.items()}
+    given[what] = given[what].to(dtype)
+    with pytest.raises(
+        TypeError,
+        match=f'takes float32 on the CPU; the {what} is {dtype} on cpu',
+    ):
+        sparse_conv2d(*given.values(), layer.pattern, layer.numbers)
+
+
+def test_another_device_is_refused():
+    layer = Layer(Case())
+    with pytest.raises(TypeError, match='the input is torch.float32 on meta'):
+        sparse_conv2d._init_fn(
+            layer.x.to('meta'),
+            layer.weight,
+            None,
+            layer.pattern,
+            layer.numbers,
+        )
+    with pytest.raises(TypeError, match='the mask is torch.bool on meta'):
+        make_pattern(layer.mask.to('meta'), layer.case.geometry)
+    with pytest.raises(TypeError, match='the mask is torch.float32 on cpu'):
+        make_pattern(layer.weight, layer.case.geometry)
+
+
+def test_other_shapes_are_refused():
+    layer = Layer(Case())
+    x, weight, bias = layer.x, layer.weight.detach(), layer.bias.detach()
+    rest = layer.pattern, layer.numbers
+    values = weight.view(-1)[layer.pattern[2]]
+    y = layer(x).detach()
+
+    def refused(sentence: str, operator, *arguments) -> None:
+        with pytest.raises(ValueError, match=sentence):
+            operator(*arguments)
+
+    convolve, fused = sparse_conv2d, sparse_conv2d_fused
+    of_any = r'expected \(any, 3, any, any\)'
+    refused(of_any, convolve, x[:, :2], weight, bias, *rest)
+    refused(of_any, convolve, x[0], weight, bias, *rest)
+    refused('the weight has', convolve, x, weight[..., :2], bias, *rest)
+    refused('the weight has', convolve, x, weight[0], bias, *rest)
+    refused(r'the bias.*\(4\)', convolve, x, weight, bias[:3], *rest)
+    refused(
+        'smaller than the kernel', convolve, x[..., :0], weight, bias, *rest
+    )
+    args = True, *rest, 4
+    refused('the values', fused, x, values[1:], bias, None, *args)
+    refused(
+        r'the residual has shape \(2, 4, 9, 7\); expected \(2, 4, 9, 8\)',
+        fused,
+        *(x, values, bias, y[..., 1:], *args),
+    )
+    refused('the gradient', _input_gradient, y, weight, *rest, 9, 9)
+    refused('the gradient', _weight_gradient, y[:1], x, weight, *rest)
+
+
+def test_a_kernel_that_is_too_large_is_refused():
+    geometry = Geometry.of((3, 9))
+    with pytest.raises(ValueError, match='kernel of 9 is larger than 7'):
+        make_pattern(torch.ones(2, 2, 3, 9, dtype=torch.bool), geometry)
+    layer = Layer(Case())
+    with pytest.raises(ValueError, match='kernel of 9 is larger than 7'):
+        sparse_conv2d(
+            layer.x,
+            torch.randn(4, 3, 3, 9),
+            None,
+            layer.pattern,
+            geometry.numbers(),
+        )
+    with pytest.raises(ValueError, match=r'expected \(filters, channels, 3, '):
+        make_pattern(
+            torch.ones(2, 3, 3, dtype=torch.bool), Geometry.of((3, 3))
+        )
+
+
+def other_patterns() -> dict[str, list[Tensor]]:
+    case = Case()
+    own = pattern_of(case, case.draw()[1])
+
+    def of(**other: object) -> list[Tensor]:
+        case = replace(Case(), **other)
+        return pattern_of(case, case.draw()[1])
+
+    dense = of(mask='dense')
+    return {
+        'none': [],
+        'too short': own[:2],
+        'more filters': of(filters=5),
+        'fewer filters': of(filters=2),
+        'more channels': of(channels=90),
+        'fewer channels': of(channels=2),
+        'larger kernel': of(kernel=(5, 5)),
+        'dilation': of(dilation=(2, 2)),
+        'stride': of(stride=(2, 2)),
+        'rotated': own[1:] + own[:1],
+        'other types': [t.long() for t in own],
+        'cut': [t if i % 3 == 0 else t[:-1] for i, t in enumerate(own)],
+        'rows of another': [
+            dense[i] if i % 3 == 0 else t for i, t in enumerate(own)
+        ],
+        'strided': [torch.stack([t, t], 1)[:, 0] for t in own],
+    }
+
+
+@pytest.mark.parametrize('name', other_patterns())
+def test_another_pattern_is_refused(name):
+    layer = Layer(Case())
+    y = layer(layer.x).detach()
+    values = layer.weight.detach().view(-1)[layer.pattern[2]]
+    layer.pattern = other_patterns()[name]
+    for call in (
+        lambda: layer(layer.x),
+        lambda: sparse_conv2d_fused(
+            layer.x, values, None, None, False, layer.pattern, layer.numbers, 4
+        ),
+        lambda: _input_gradient(
+            y, layer.weight.detach(), layer.pattern, layer.numbers, 9, 8
+        ),
+        lambda: _weight_gradient(
+            y, layer.x, layer.weight.detach(), layer.pattern, layer.numbers
+        ),
+    ):
+        with pytest.raises(ValueError, match='the pattern is not one that'):
+            call()
+
+
+def test_a_forward_pattern_alone_has_no_gradient():
+    layer = Layer(Case())
+    layer.pattern = layer.pattern[:3]
+    y = layer(layer.x.requires_grad_())
+    with pytest.raises(ValueError, match='the pattern is not one that'):
+        y.sum().backward()
+
+
+def test_a_pattern_of_another_cpu_is_refused(monkeypatch):
+    # Blocks of planes are as large as a core's cache.
+    from sift_mm.kernels import build, pattern
+
+    layer = Layer(Case(channels=200))
+    library = build.library()
+
+    class Other:
+        def __getattr__(self, name: str) -> object:
+            return getattr(library, name)
+
+        def sift_tile_vectors(self) -> int:
+            return library.sift_tile_vectors() // 2
+
+    def forget() -> None:
+        pattern.forward_layout.cache_clear()
+        pattern.backward_layouts.cache_clear()
+
+    expected = layer(layer.x)
+    with monkeypatch.context() as patch:
+        patch.setattr(build, 'library', Other)
+        forget()
+        with pytest.raises(ValueError, match='made here'):
+            layer(layer.x)
+        layer.pattern = pattern_of(layer.case, layer.mask)
+        torch.testing.assert_close(layer(layer.x), expected)
+    forget()
+
+
+def test_deepcopy_and_pickle():
+    layer = Layer(STRIDED)
+    expected = all_of(layer, layer.x)
+    for other in (
+        copy.deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),
+    ):
+        assert same(all_of(other, other.x), expected)
+
+
+def test_inference_mode():
+    layer = Layer(STRIDED)
+    expected = layer(layer.x).detach()
+    with torch.inference_mode():
+        assert torch.equal(layer(layer.x), expected)
+        assert torch.equal(layer.fused(layer.x), expected)
+        assert torch.equal(layer.fused(layer.x.clone()), expected)
+
+
+def test_compiled_without_a_graph_break_or_a_second_compilation():
+    layer = Layer(STRIDED)
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    def around(x: Tensor) -> Tensor:
+        y = layer(x.sin()).cos()
+        return y + layer.fused(x.detach())
+
+    torch._dynamo.reset()
+    counting = torch.compile(around, fullgraph=True, backend=backend)
+    traced = torch.compile(around, fullgraph=True, backend='aot_eager')
+    for _ in range(3):
+        x = torch.randn_like(layer.x).requires_grad_()
+        expected = around(x)
+        expected.sum().backward()
+        wanted, x.grad = x.grad, None
+        torch.testing.assert_close(counting(x), expected)
+        found = traced(x)
+        found.sum().backward()
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(x.grad, wanted)
+        with torch.no_grad():
+            layer.weight += 1
+    assert len(graphs) == 1
+    # Batches of other sizes, as a symbol.
+    for images in (3, 5):
+        x = torch.randn(images, *layer.x.shape[1:])
+        torch.testing.assert_close(traced(x), around(x))
+    torch._dynamo.reset()
+
+
+def test_several_threads_at_once():
+    torch.set_num_threads(2)
+    layers = [Layer(replace(STRIDED, images=9, seed=i)) for i in range(4)]
+    expected = [all_of(layer, layer.x) for layer in layers]
+
+    def work(i: int) -> bool:
+        layer = layers[i % 4]
+        return same(all_of(layer, layer.x), expected[i % 4])
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(80)))
+
+
+class Convolved(Dataset):
+    """Runs the kernels in the workers of a loader."""
+
+    def __init__(self, layer: Layer) -> None:
+        self.layer = layer
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.layer(self.layer.x + index).detach()
+
+
+def test_workers_that_fork_after_threads_ran():
+    torch.set_num_threads(2)
+    data = Convolved(Layer(replace(STRIDED, images=9)))
+    expected = [data[i] for i in range(len(data))]
+    loader = DataLoader(
+        data, None, num_workers=2, multiprocessing_context='fork', timeout=60
+    )
+    for _ in range(2):
+        assert same(list(loader), expected)
+        assert torch.equal(data[1], expected[1])
+
+
+def test_numbers_of_a_geometry():
+    geometry = Geometry(
+        AxisGeometry(3, 2, 1, 0, 4), AxisGeometry(5, 1, 2, 3, 1)
+    )
+    assert geometry.numbers() == [3, 2, 1, 0, 4, 5, 1, 2, 3, 1]
+    assert Geometry.from_numbers(geometry.numbers()) == geometry
