@@ -18,7 +18,7 @@ for folder in (TESTS, TESTS.parent):
         sys.path.insert(0, str(folder))
 
 import minisets  # noqa: E402
-from minirun import ROOT, TEXTS, Run, run_script, write_config  # noqa: E402
+from minirun import TEXTS, Run, write_config  # noqa: E402
 
 
 @pytest.fixture(scope='session')
@@ -72,23 +72,14 @@ def fresh_process(
 def runs(
     configs: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Run]:
-    """A trained run of each library, by its scope.
-
-    Detection is trained in a process of its own, as users do.
-    """
+    """A trained run of each library, by its scope."""
     from sift_mm.cli import train
 
     found = {}
     for scope, config in configs.items():
         work_dir = tmp_path_factory.mktemp(f'run_{scope}')
-        args = [config, '--work-dir', str(work_dir)]
-        if scope == 'mmdet':
-            done = run_script(sys.executable, ROOT / 'tools/train.py', *args)
-            assert done.returncode == 0, done.stderr
-            (work_dir / 'stdout.txt').write_text(done.stdout)
-        else:
-            forget_instances()
-            train.main(args)
+        forget_instances()
+        train.main([config, '--work-dir', str(work_dir)])
         last = (work_dir / 'last_checkpoint').read_text()
         found[scope] = Run(config, work_dir, last)
     return found
