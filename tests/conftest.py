@@ -3,7 +3,9 @@
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -39,6 +41,27 @@ def configs(
     """A config file of each library, by its scope."""
     folder = tmp_path_factory.mktemp('configs')
     return {scope: write_config(folder, scope, data[scope]) for scope in TEXTS}
+
+
+@pytest.fixture(scope='session', autouse=True)
+def quick_configs() -> Iterator[None]:
+    """Leaves out what reading configs and data spends its time on.
+
+    A config is the same Python without layout. The index of a library's
+    configs, a file for each of some hundred folders, would be read for every
+    base.
+    """
+    from mmengine.config import utils
+
+    with (
+        mock.patch(
+            'yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, 0)
+        ),
+        mock.patch.object(utils, 'load', cache(utils.load)),
+        # Each dataset of four images would collect garbage.
+        mock.patch('mmengine.dataset.base_dataset.gc'),
+    ):
+        yield
 
 
 def forget_instances() -> None:

@@ -10,14 +10,6 @@ import minisets
 import numpy as np
 import pytest
 from PIL import Image
-from quick import quick_runs
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick() -> Iterator[None]:
-    """See :func:`quick_runs`."""
-    with quick_runs():
-        yield
 
 
 def mini_cifar100(root: Path, train: int = 4, test: int = 2) -> None:
