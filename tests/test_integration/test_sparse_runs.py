@@ -1,6 +1,5 @@
 """Sparse runs of the three libraries, through the tools that users call."""
 
-import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -12,23 +11,10 @@ from minirun import ROOT, run_script
 from mmdet.registry import MODELS as DET
 from mmpretrain.registry import MODELS as CLS
 from mmseg.registry import MODELS as SEG
-from sparserun import sparse_config
+from sparserun import final, probed, train
 
 from sift_mm.cli import test as test_tool
 from sift_mm.cli import train as train_tool
-
-
-def load(path):
-    return torch.load(path, weights_only=False, map_location='cpu')
-
-
-def last_checkpoint(work_dir):
-    return load((work_dir / 'last_checkpoint').read_text())
-
-
-def probed(work_dir, rank):
-    text = (work_dir / f'masks_{rank}.txt').read_text()
-    return [json.loads(line) for line in text.splitlines()]
 
 
 def assert_sparse(checkpoint):
@@ -50,12 +36,11 @@ def assert_sparse(checkpoint):
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
 def test_a_network_trains_with_rigl_and_keeps_its_density(
-    scope, data, tmp_path
+    scope, make_config, tmp_path
 ):
-    config = sparse_config(tmp_path / 'c', scope, data[scope])
+    config = make_config(scope)
     work_dir = tmp_path / 'run'
-    train_tool.main([config, '--work-dir', str(work_dir)])
-    checkpoint = last_checkpoint(work_dir)
+    checkpoint = train(config, work_dir)
     masks = assert_sparse(checkpoint)
     records = probed(work_dir, 0)
     assert len({r['digest'] for r in records}) == len(records) > 1
@@ -84,34 +69,27 @@ def test_a_network_trains_with_rigl_and_keeps_its_density(
                 state, strict=True
             )
 
-    metrics = test_tool.main(
-        [
-            config,
-            (work_dir / 'last_checkpoint').read_text(),
-            '--work-dir',
-            str(tmp_path / 'test'),
-        ]
-    )
-    assert metrics
+    last = (work_dir / 'last_checkpoint').read_text()
+    assert test_tool.main([config, last, '--work-dir', str(tmp_path / 't')])
 
 
 def test_killed_and_resumed_it_ends_where_the_unbroken_run_ends(
-    data, tmp_path
+    make_config, tmp_path
 ):
-    config = sparse_config(tmp_path / 'c', 'mmpretrain', data['mmpretrain'])
-    train = [ROOT / 'tools/train.py', config, '--work-dir']
-    whole = run_forked(*train, tmp_path / 'whole')
+    config = make_config('mmpretrain')
+    tool = [ROOT / 'tools/train.py', config, '--work-dir']
+    whole = run_forked(*tool, tmp_path / 'whole')
     assert whole.returncode == 0, whole.stdout
-    iters = last_checkpoint(tmp_path / 'whole')['meta']['iter']
+    iters = final(tmp_path / 'whole')['meta']['iter']
     broken = tmp_path / 'broken'
-    killed = run_forked(*train, broken, KILL_AT=str(iters - 1))
+    killed = run_forked(*tool, broken, KILL_AT=str(iters - 1))
     assert killed.returncode < 0
     assert not (broken / 'epoch_3.pth').exists()
-    resumed = run_forked(*train, broken, '--resume')
+    resumed = run_forked(*tool, broken, '--resume')
     assert resumed.returncode == 0, resumed.stdout
 
-    a = last_checkpoint(tmp_path / 'whole')
-    b = last_checkpoint(tmp_path / 'broken')
+    a = final(tmp_path / 'whole')
+    b = final(tmp_path / 'broken')
     for key in a['state_dict']:
         assert torch.equal(a['state_dict'][key], b['state_dict'][key]), key
     for key, mask in a['sparse_training']['masks'].items():
@@ -125,13 +103,11 @@ def test_killed_and_resumed_it_ends_where_the_unbroken_run_ends(
 
 @pytest.mark.parametrize('algorithm', ['RigL', 'SET'])
 def test_two_processes_hold_equal_masks_after_every_update(
-    data, tmp_path, algorithm
+    make_config, tmp_path, algorithm
 ):
     # Ranks see different images and have different seeds of their own.
-    config = sparse_config(
-        tmp_path / 'c',
+    config = make_config(
         'mmpretrain',
-        data['mmpretrain'],
         'randomness = dict(seed=0, diff_rank_seed=True)\n'
         f"custom_hooks[0]['algorithm'] = '{algorithm}'\n"
         "train_dataloader['batch_size'] = 2\n",
@@ -142,11 +118,11 @@ def test_two_processes_hold_equal_masks_after_every_update(
     ranks = [probed(tmp_path / 'run', rank) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
     assert len({r['digest'] for r in ranks[0]}) == len(ranks[0]) > 5
-    assert_sparse(last_checkpoint(tmp_path / 'run'))
+    assert_sparse(final(tmp_path / 'run'))
 
 
-def test_mmdets_own_scripts_run_our_config(data, tmp_path):
-    config = sparse_config(tmp_path / 'c', 'mmdet', data['mmdet'])
+def test_mmdets_own_scripts_run_our_config(make_config, tmp_path):
+    config = make_config('mmdet')
     theirs = Path(find_spec('mmdet').origin).parent / '.mim/tools'
     done = run_script(
         sys.executable,
@@ -157,7 +133,7 @@ def test_mmdets_own_scripts_run_our_config(data, tmp_path):
         PYTHONPATH='.',
     )
     assert done.returncode == 0, done.stderr
-    assert_sparse(last_checkpoint(tmp_path / 'run'))
+    assert_sparse(final(tmp_path / 'run'))
     checkpoint = (tmp_path / 'run/last_checkpoint').read_text()
     done = run_forked(
         theirs / 'test.py', config, checkpoint, '--work-dir', tmp_path / 'test'
@@ -191,29 +167,25 @@ def test_mmdets_own_scripts_run_our_config(data, tmp_path):
     ],
 )
 def test_channels_that_do_not_fit_are_named(
-    data, tmp_path, scope, key, value, words
+    make_config, tmp_path, scope, key, value, words
 ):
-    config = sparse_config(
-        tmp_path / 'c',
+    config = make_config(
         scope,
-        data[scope],
         f"model['{key}'].update({value!r})\n",
     )
     with pytest.raises(ValueError, match=words):
-        train_tool.main([config, '--work-dir', str(tmp_path / 'run')])
+        train(config, tmp_path / 'run')
 
 
-def test_a_sparsity_that_is_written_twice_has_to_agree(data, tmp_path):
-    config = sparse_config(
-        tmp_path / 'c',
+def test_a_sparsity_that_is_written_twice_has_to_agree(make_config, tmp_path):
+    config = make_config(
         'mmpretrain',
-        data['mmpretrain'],
         "custom_hooks[0]['sparsity'] = 0.9\n",
     )
     with pytest.raises(
         ValueError, match='sparsity=0.75 and SparseTrainingHook sparsity=0.9'
     ):
-        train_tool.main([config, '--work-dir', str(tmp_path / 'run')])
+        train(config, tmp_path / 'run')
 
 
 def test_missing_coco_is_said_at_once():
