@@ -32,8 +32,6 @@ class TransformedBackbone(SparseIFTBackbone):
     # Of the class that :func:`_mixed` makes.
     library: Registry
     kind: Any
-    is_init: bool
-    init_cfg: Any
 
     def dense_twin(self) -> nn.Module:
         """The network that the inner config builds, without weights."""
@@ -50,11 +48,7 @@ class TransformedBackbone(SparseIFTBackbone):
             ValueError: If weights are loaded, and the checkpoint is not of
                 this network.
         """
-        if self.is_init:
-            return
-        pretrained = pretrained_cfg(self.init_cfg)
-        if pretrained is not None:
-            self._load(pretrained)
+        if self._has_weights():
             return
         super().init_weights()  # type: ignore[misc]
         for layer in self.modules():

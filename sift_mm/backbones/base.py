@@ -12,6 +12,7 @@ from sift_mm.checkpoint import (
     CHECKPOINT_KEY,
     check_keys,
     load_pretrained,
+    pretrained_cfg,
     without_prefix,
 )
 from sift_mm.layers import Composite, Member, Wide
@@ -47,7 +48,9 @@ class SparseIFTBackbone(nn.Module):
     masks_attached = False
     core_keys: re.Pattern[str] | None = None
     loaded: Mapping[str, Any] | None = None
+    # Of MMEngine's BaseModule.
     _is_init: bool
+    init_cfg: Any
 
     def _become(
         self,
@@ -67,8 +70,8 @@ class SparseIFTBackbone(nn.Module):
         if member is not None:
             self.register_forward_pre_hook(_refuse_unmasked_training)
 
-    def _load(self, config: Mapping[str, Any]) -> None:
-        """Load the weights that an ``init_cfg`` names, in place of drawing.
+    def _has_weights(self) -> bool:
+        """Whether weights need not be drawn; loads what ``init_cfg`` names.
 
         Not by the library: it would read the file once more, and some
         networks rename or leave out keys.
@@ -76,12 +79,16 @@ class SparseIFTBackbone(nn.Module):
         Raises:
             ValueError: If the checkpoint is not of this network.
         """
+        config = pretrained_cfg(self.init_cfg)
+        if self._is_init or config is None:
+            return self._is_init
         checkpoint = load_pretrained(config)
         state, prefix = checkpoint['state_dict'], config.get('prefix')
         check_keys(self, state, config['checkpoint'], prefix)
         self.load_state_dict(without_prefix(state, prefix), strict=False)
         self.loaded = {CHECKPOINT_KEY: checkpoint.get(CHECKPOINT_KEY)}
         self._is_init = True
+        return True
 
     def dense_twin(self) -> nn.Module:
         """The dense network that this one is compared with.

@@ -12,7 +12,6 @@ from torch import nn
 
 from sift_mm.backbones.base import SparseIFTBackbone, make_member
 from sift_mm.backbones.ranks import ranks_for
-from sift_mm.checkpoint import pretrained_cfg
 from sift_mm.flops import FlopCount, count_flops
 from sift_mm.isoflop import wide_width
 from sift_mm.layers import Composite, Member, Parallel
@@ -93,7 +92,6 @@ class SparseIFTMixin(SparseIFTBackbone):
     norm_cfg: dict[str, Any]
     zero_init_residual: bool
     init_cfg: Any
-    is_init: bool
     # Behind each branch of a Parallel layer.
     parallel_inner = 'norm_act'
     core_keys = _CORE
@@ -300,11 +298,7 @@ class SparseIFTMixin(SparseIFTBackbone):
             ValueError: If weights are loaded, and the checkpoint is not of
                 this network.
         """
-        if self.is_init:
-            return
-        pretrained = pretrained_cfg(self.init_cfg)
-        if pretrained is not None:
-            self._load(pretrained)
+        if self._has_weights():
             return
         super().init_weights()  # type: ignore[misc]
         last = {
