@@ -76,7 +76,7 @@ def load_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
     from mmengine.runner import CheckpointLoader
 
     checkpoint = CheckpointLoader.load_checkpoint(
-        config['checkpoint'], map_location='cpu', logger=None
+        config['checkpoint'], map_location='cpu'
     )
     return (
         checkpoint

@@ -98,8 +98,8 @@ def on_meta(model: nn.Module, norms: bool = True) -> nn.Module:
     Args:
         model (nn.Module): The model.
         norms (bool): Whether batch norms do all their steps, which takes
-            longer than all convolutions, and check their width. Else they
-            give a tensor of their input's shape.
+            longer than all convolutions, and check their width; see
+            :func:`skip_norms`.
 
     Returns:
         nn.Module: The copy.
@@ -122,10 +122,16 @@ def on_meta(model: nn.Module, norms: bool = True) -> nn.Module:
                 )
     model = copy.deepcopy(model, memo)
     model.eval()  # OpenMMLab's backbones return nothing here.
-    for norm in model.modules():
-        if not norms and isinstance(norm, _BatchNorm):
-            norm.forward = torch.empty_like  # type: ignore[method-assign]
+    if not norms:
+        skip_norms(model)
     return model
+
+
+def skip_norms(model: nn.Module) -> None:
+    """Let batch norms give a tensor of their input's shape, and no more."""
+    for norm in model.modules():
+        if isinstance(norm, _BatchNorm):
+            norm.forward = torch.empty_like  # type: ignore[method-assign]
 
 
 def count_call(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:

@@ -3,7 +3,9 @@
 import os
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -18,7 +20,7 @@ for folder in (TESTS, TESTS.parent):
         sys.path.insert(0, str(folder))
 
 import minisets  # noqa: E402
-from minirun import ROOT, TEXTS, Run, run_script, write_config  # noqa: E402
+from minirun import TEXTS, Run, write_config  # noqa: E402
 
 
 @pytest.fixture(scope='session')
@@ -39,6 +41,27 @@ def configs(
     """A config file of each library, by its scope."""
     folder = tmp_path_factory.mktemp('configs')
     return {scope: write_config(folder, scope, data[scope]) for scope in TEXTS}
+
+
+@pytest.fixture(scope='session', autouse=True)
+def quick_configs() -> Iterator[None]:
+    """Leaves out what reading configs and data spends its time on.
+
+    A config is the same Python without layout. The index of a library's
+    configs, a file for each of some hundred folders, would be read for every
+    base.
+    """
+    from mmengine.config import utils
+
+    with (
+        mock.patch(
+            'yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, 0)
+        ),
+        mock.patch.object(utils, 'load', cache(utils.load)),
+        # Each dataset of four images would collect garbage.
+        mock.patch('mmengine.dataset.base_dataset.gc'),
+    ):
+        yield
 
 
 def forget_instances() -> None:
@@ -72,23 +95,14 @@ def fresh_process(
 def runs(
     configs: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Run]:
-    """A trained run of each library, by its scope.
-
-    Detection is trained in a process of its own, as users do.
-    """
+    """A trained run of each library, by its scope."""
     from sift_mm.cli import train
 
     found = {}
     for scope, config in configs.items():
         work_dir = tmp_path_factory.mktemp(f'run_{scope}')
-        args = [config, '--work-dir', str(work_dir)]
-        if scope == 'mmdet':
-            done = run_script(sys.executable, ROOT / 'tools/train.py', *args)
-            assert done.returncode == 0, done.stderr
-            (work_dir / 'stdout.txt').write_text(done.stdout)
-        else:
-            forget_instances()
-            train.main(args)
+        forget_instances()
+        train.main([config, '--work-dir', str(work_dir)])
         last = (work_dir / 'last_checkpoint').read_text()
         found[scope] = Run(config, work_dir, last)
     return found

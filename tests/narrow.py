@@ -1,7 +1,13 @@
 """Any config made quick to train, and what a sparse run has to hold to."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
+import mmdet.models.backbones as mmdet
+import mmpretrain.models.backbones as mmpretrain
+import mmseg.models.backbones as mmseg
 import torch
 from mmengine.config import Config
 from mmengine.hooks import Hook
@@ -18,6 +24,7 @@ SIZES = (
     'img_scale',
     'border',
 )
+RESNETS = (mmdet.ResNet, mmpretrain.ResNet, mmseg.ResNet)
 FLOAT32 = {
     'AmpOptimWrapper': 'OptimWrapper',
     'SparseAmpOptimWrapper': 'SparseOptimWrapper',
@@ -50,6 +57,21 @@ def shrink(step: Any) -> None:
     if isinstance(step, (list, tuple)):
         for child in step:
             shrink(child)
+
+
+@contextmanager
+def shallow() -> Iterator[None]:
+    """Lets ResNets have no more than two blocks a stage, as R-18 has."""
+    with ExitStack() as stack:
+        for kind in RESNETS:
+            settings = {
+                depth: (block, tuple(min(n, 2) for n in blocks))
+                for depth, (block, blocks) in kind.arch_settings.items()
+            }
+            stack.enter_context(
+                mock.patch.object(kind, 'arch_settings', settings)
+            )
+        yield
 
 
 def small(size: Any) -> Any:

@@ -1,11 +1,13 @@
-"""The mini configs of minirun, made sparse, and probes for their runs."""
+"""The mini configs of minirun, made sparse, their runs, and probes."""
 
 import hashlib
 import json
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
+import torch
 from minirun import write_config
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
@@ -72,6 +74,30 @@ def sparse_config(
     with path.open('a') as stream:
         stream.write(f'family = {family!r}{SPARSE}{KINDS[scope]}{more}')
     return str(path)
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=False, map_location='cpu')
+
+
+def final(work_dir: Path) -> dict[str, Any]:
+    """The last checkpoint of a run."""
+    return load((work_dir / 'last_checkpoint').read_text())
+
+
+def train(config: str, work_dir: Path, *options: str) -> dict[str, Any]:
+    """Trains as the tool does; returns the last checkpoint."""
+    # It imports the libraries, and ranks import this file.
+    from sift_mm.cli.train import main
+
+    main([config, '--work-dir', str(work_dir), *options])
+    return final(work_dir)
+
+
+def probed(work_dir: Path, rank: int = 0) -> list[dict[str, Any]]:
+    """What :class:`MaskProbe` wrote."""
+    text = (work_dir / f'masks_{rank}.txt').read_text()
+    return [json.loads(line) for line in text.splitlines()]
 
 
 @HOOKS.register_module()

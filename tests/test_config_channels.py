@@ -144,6 +144,21 @@ def test_a_layer_that_cannot_follow() -> None:
     sparsify(read(name), 'parallel', 0.75)  # Its features are no wider.
 
 
+def test_a_head_that_reads_channels_and_places_together() -> None:
+    # Of images of 256 x 128 pixels, and of no others.
+    cfg = read('mmdet::reid/reid_r50_8xb32-6e_mot17train80_test-mot17val20.py')
+    narrow(cfg)
+    cfg.model.backbone.stem_channels = 8
+    sparsify(cfg, 'wide', 0.75)
+    assert cfg.model.head.in_channels == 128
+    check_channels(build(cfg))  # Without a config sizes are not known.
+    cfg.model.head.in_channels = 64
+    with pytest.raises(
+        ValueError, match=r'write model\.head\.in_channels=128'
+    ):
+        check_channels(build(cfg), cfg)
+
+
 @pytest.mark.parametrize('sparsity, width', [(0.9, 25), (0.5, 11)])
 def test_another_sparsity_of_a_wide_config(tmp_path, sparsity, width) -> None:
     cfg = read(write_config(tmp_path, 'mmdet', tmp_path))

@@ -3,7 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
@@ -11,12 +11,7 @@ from mmengine.registry import Registry
 from torch import nn
 
 from sift_mm.backbones.base import SparseIFTBackbone, make_member
-from sift_mm.checkpoint import (
-    check_keys,
-    load_pretrained,
-    pretrained_cfg,
-    without_prefix,
-)
+from sift_mm.checkpoint import pretrained_cfg
 from sift_mm.flops import count_flops
 from sift_mm.layers import Composite, NothingReplaced, Wide, transform
 
@@ -37,8 +32,6 @@ class TransformedBackbone(SparseIFTBackbone):
     # Of the class that :func:`_mixed` makes.
     library: Registry
     kind: Any
-    is_init: bool
-    init_cfg: Any
 
     def dense_twin(self) -> nn.Module:
         """The network that the inner config builds, without weights."""
@@ -55,16 +48,7 @@ class TransformedBackbone(SparseIFTBackbone):
             ValueError: If weights are loaded, and the checkpoint is not of
                 this network.
         """
-        if self.is_init:
-            return
-        pretrained = pretrained_cfg(self.init_cfg)
-        if pretrained is not None:
-            # Not by the library: some rename or leave out keys.
-            state = load_pretrained(pretrained)['state_dict']
-            prefix = pretrained.get('prefix')
-            check_keys(self, state, pretrained['checkpoint'], prefix)
-            self.load_state_dict(without_prefix(state, prefix), strict=False)
-            self._is_init = True
+        if self._has_weights():
             return
         super().init_weights()  # type: ignore[misc]
         for layer in self.modules():
@@ -158,10 +142,12 @@ def sparse_ift(
 def register(library: Registry) -> None:
     """Register ``SparseIFT`` in a library's registry of models."""
     LIBRARIES[library.scope] = library
+    make = partial(sparse_ift, library)
 
     @library.register_module(name='SparseIFT')
+    @wraps(make)
     def build(**kwargs: Any) -> nn.Module:
-        return sparse_ift(library, **kwargs)
+        return make(**kwargs)
 
 
 def _transform(

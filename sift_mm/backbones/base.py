@@ -1,12 +1,20 @@
 """What the engine reads of a Sparse-IFT backbone, whatever it is."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import nn
 
+from sift_mm.checkpoint import (
+    CHECKPOINT_KEY,
+    check_keys,
+    load_pretrained,
+    pretrained_cfg,
+    without_prefix,
+)
 from sift_mm.layers import Composite, Member, Wide
 
 FLOPS = ('match', 'match_model', 'nominal')
@@ -27,6 +35,8 @@ class SparseIFTBackbone(nn.Module):
         masks_attached (bool): Whether a hook takes care of masks.
         core_keys (Pattern, optional): Keys of its ``state_dict`` that a
             checkpoint must have; all if None.
+        loaded (Mapping, optional): What the checkpoint that weights were
+            loaded from has of mask training, until the hook takes it.
     """
 
     family: str | None
@@ -37,6 +47,10 @@ class SparseIFTBackbone(nn.Module):
     unmasked = False
     masks_attached = False
     core_keys: re.Pattern[str] | None = None
+    loaded: Mapping[str, Any] | None = None
+    # Of MMEngine's BaseModule.
+    _is_init: bool
+    init_cfg: Any
 
     def _become(
         self,
@@ -55,6 +69,26 @@ class SparseIFTBackbone(nn.Module):
             self.match_shape = (match_shape[0], match_shape[1])
         if member is not None:
             self.register_forward_pre_hook(_refuse_unmasked_training)
+
+    def _has_weights(self) -> bool:
+        """Whether weights need not be drawn; loads what ``init_cfg`` names.
+
+        Not by the library: it would read the file once more, and some
+        networks rename or leave out keys.
+
+        Raises:
+            ValueError: If the checkpoint is not of this network.
+        """
+        config = pretrained_cfg(self.init_cfg)
+        if self._is_init or config is None:
+            return self._is_init
+        checkpoint = load_pretrained(config)
+        state, prefix = checkpoint['state_dict'], config.get('prefix')
+        check_keys(self, state, config['checkpoint'], prefix)
+        self.load_state_dict(without_prefix(state, prefix), strict=False)
+        self.loaded = {CHECKPOINT_KEY: checkpoint.get(CHECKPOINT_KEY)}
+        self._is_init = True
+        return True
 
     def dense_twin(self) -> nn.Module:
         """The dense network that this one is compared with.

@@ -12,7 +12,6 @@ from torch import nn
 
 from sift_mm.backbones.base import SparseIFTBackbone, make_member
 from sift_mm.backbones.ranks import ranks_for
-from sift_mm.checkpoint import check_keys, load_pretrained, pretrained_cfg
 from sift_mm.flops import FlopCount, count_flops
 from sift_mm.isoflop import wide_width
 from sift_mm.layers import Composite, Member, Parallel
@@ -93,7 +92,6 @@ class SparseIFTMixin(SparseIFTBackbone):
     norm_cfg: dict[str, Any]
     zero_init_residual: bool
     init_cfg: Any
-    is_init: bool
     # Behind each branch of a Parallel layer.
     parallel_inner = 'norm_act'
     core_keys = _CORE
@@ -300,19 +298,9 @@ class SparseIFTMixin(SparseIFTBackbone):
             ValueError: If weights are loaded, and the checkpoint is not of
                 this network.
         """
-        again = self.is_init
+        if self._has_weights():
+            return
         super().init_weights()  # type: ignore[misc]
-        if again:
-            return
-        pretrained = pretrained_cfg(self.init_cfg)
-        if pretrained is not None:
-            check_keys(
-                self,
-                load_pretrained(pretrained)['state_dict'],
-                pretrained['checkpoint'],
-                pretrained.get('prefix'),
-            )
-            return
         last = {
             name.rpartition('.')[0]: layer
             for name, layer in self.named_modules()

@@ -15,6 +15,7 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import nn
 
 from sift_mm.backbones import SparseIFTMixin
+from sift_mm.config.arguments import refuse_unknown
 from sift_mm.engine.checks import KEY, check_channels
 
 # What else a model has, beside its heads.
@@ -130,6 +131,7 @@ def _build(cfg: Config, node: Any) -> Any:
         try:
             return MODELS.build(node)
         except (TypeError, KeyError) as error:  # A word is misspelt, say.
+            refuse_unknown(cfg, error)
             raise ValueError(
                 f'the {node.get("type")} of the config cannot be built: '
                 f'{error.args[0]}'

@@ -1,14 +1,13 @@
 """Turning the config of a run into one of Sparse-IFT."""
 
-import inspect
 from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
-from mmengine.registry import MODELS
 
 from sift_mm.checkpoint import pretrained_cfg
+from sift_mm.config.arguments import arguments
 from sift_mm.config.channels import fit_channels
 from sift_mm.config.helpers import pretrained_backbone
 from sift_mm.config.member import MemberOptions
@@ -214,26 +213,13 @@ def _unfreeze(cfg: Config) -> None:
     if type_name(backbone) in BACKBONES:
         backbone.update(frozen_stages=-1, norm_eval=False)
         return
-    stages, norm_eval = _defaults(cfg, 'frozen_stages', 'norm_eval')
+    default = arguments(cfg, backbone['type'])
     if 'frozen_stages' in backbone:
         # Where stages are counted from 0, that is none, and -1 is refused.
+        stages = default.get('frozen_stages')
         backbone['frozen_stages'] = 0 if stages == 0 else -1
-    if 'norm_eval' in backbone or norm_eval:
+    if 'norm_eval' in backbone or default.get('norm_eval') is True:
         backbone['norm_eval'] = False
-
-
-def _defaults(cfg: Config, *names: str) -> list[Any]:
-    """What arguments of the config's backbone are by default, else None."""
-    kind = cfg.model['backbone']['type']
-    scope = cfg.get('default_scope', 'mmengine')
-    with MODELS.switch_scope_and_registry(scope) as registry:
-        cls = registry.get(kind) if isinstance(kind, str) else kind
-    found: dict[str, Any] = {}
-    for one in reversed(inspect.getmro(cls) if inspect.isclass(cls) else ()):
-        if '__init__' in vars(one) and one is not object:
-            for name, argument in inspect.signature(one).parameters.items():
-                found[name] = argument.default
-    return [found.get(name) for name in names]
 
 
 def _add_import(cfg: Config) -> None:

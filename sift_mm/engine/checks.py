@@ -1,21 +1,21 @@
 """Mistakes of a config, found before the first iteration."""
 
 import copy
+from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
-import torch
 from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from sift_mm.engine.plan import sparse_backbone
-from sift_mm.flops import on_meta
+from sift_mm.flops import on_meta, skip_norms
 
-# Of the image of the trial run, whose size says nothing.
-TRIAL = (256, 256)
+# Of the images of trial runs, where a config does not say.
+TRIALS = ((256, 256), (256, 128))
 # How the libraries name the width of what a module reads.
 KEY = 'in_channels'
 
@@ -40,6 +40,9 @@ def unwrap(model: nn.Module) -> nn.Module:
 def check_channels(model: nn.Module, cfg: Config | None = None) -> None:
     """Sends an image without numbers through a model with a wide backbone.
 
+    Of the size in testing, and in training. What fits at any size is no
+    fault: a layer may read channels and places together.
+
     Args:
         model (nn.Module): Detector, segmentor or classifier.
         cfg (Config, optional): Its config, for the message.
@@ -48,14 +51,50 @@ def check_channels(model: nn.Module, cfg: Config | None = None) -> None:
         ValueError: If a layer gets another number of channels than it reads,
             with the values of the config that fit, where they are known.
     """
-    # Reports are read by those who check nothing.
-    from sift_mm.analysis.model_forward import run_once
-
     found = sparse_backbone(model)
     backbone: Any = found and found[1]
     if found is None or found[0] != 'backbone.':
         return
-    trial = on_meta(model)
+    trial: Any = on_meta(model)
+    skip_norms(trial.backbone)  # They fit, and take most of the time.
+    misfit = None
+    for shape in _shapes(cfg):
+        now = _misfit_at(trial, shape, getattr(backbone, 'image_channels', 3))
+        if now is None or misfit not in (None, now):
+            return
+        misfit = now
+    assert misfit is not None
+    name, reads, gets = misfit
+    raise ValueError(
+        f'model.{name} reads {reads} channels and gets {gets}: the backbone '
+        f'(family={backbone.family!r}, sparsity={backbone.sparsity}) gives '
+        f'{getattr(backbone, "out_channels", "other")} channels; '
+        f'{_advice(cfg, backbone, misfit)}.'
+    )
+
+
+def _shapes(cfg: Config | None) -> Iterable[tuple[int, int]]:
+    """Sizes of images that the model is made for, or two of any."""
+    from sift_mm.config.images import find_sizes
+
+    if cfg is None:
+        return TRIALS
+    try:
+        return dict.fromkeys(shape for shape, _ in find_sizes(cfg, None))
+    except ValueError:
+        return TRIALS
+
+
+def _misfit_at(
+    trial: nn.Module, shape: tuple[int, int], channels: int
+) -> tuple[str, int, int] | None:
+    """What does not fit in a model that has no numbers, see :func:`_misfit`.
+
+    None too where it fails in another way, which is no fault of the config.
+    """
+    # Reports are read by those who check nothing.
+    from sift_mm.analysis.model_forward import meta_image, run_once
+
     running: list[tuple[str, Any, Any]] = []
 
     def enter(name: str, module: Any, args: Any) -> None:
@@ -64,8 +103,6 @@ def check_channels(model: nn.Module, cfg: Config | None = None) -> None:
     def leave(*_: Any) -> None:
         running.pop()
 
-    channels = getattr(backbone, 'image_channels', 3)
-    image = torch.empty(1, channels, *TRIAL, device='meta')
     with ExitStack() as hooks:
         for name, module in trial.named_modules():
             hooks.enter_context(
@@ -73,21 +110,10 @@ def check_channels(model: nn.Module, cfg: Config | None = None) -> None:
             )
             hooks.enter_context(module.register_forward_hook(leave))
         try:
-            run_once(trial, image, auxiliary=True)
+            run_once(trial, meta_image(shape, channels), auxiliary=True)
         except Exception:
-            # What else may fail without numbers is no fault of the config.
-            misfit = _misfit(*running[-1]) if running else None
-            if misfit is None:
-                return
-        else:
-            return
-    name, reads, gets = misfit
-    raise ValueError(
-        f'model.{name} reads {reads} channels and gets {gets}: the backbone '
-        f'(family={backbone.family!r}, sparsity={backbone.sparsity}) gives '
-        f'{getattr(backbone, "out_channels", "other")} channels; '
-        f'{_advice(cfg, backbone, misfit)}.'
-    )
+            return _misfit(*running[-1]) if running else None
+    return None
 
 
 def _misfit(name: str, module: Any, args: Any) -> tuple[str, int, int] | None:

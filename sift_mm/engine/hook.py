@@ -20,7 +20,6 @@ from sift_mm.engine.transfer import (
     TRANSFERS,
     check_counts,
     check_member,
-    check_pretrained_model,
     mask_origin,
     masks_of,
     pretrained_state,
@@ -151,7 +150,7 @@ class SparseTrainingHook(Hook):
         self.log_layers = log_layers
         self.trainer: MaskTrainer | None = None
         self._checkpoint: Mapping[str, Any] | None = None
-        self._loaded = False
+        self._loaded = self._resumed = False
         self._transferred = ''
         self._budget: dict[str, float] = {}
         self._member: dict[str, Any] = {}
@@ -163,7 +162,7 @@ class SparseTrainingHook(Hook):
             ValueError: If a run is to be resumed from a published file, or
                 the checkpoint is not of the Sparse-IFT backbone.
         """
-        self._loaded = True
+        self._loaded, self._resumed = True, runner._resume
         self._checkpoint = mask_training(checkpoint)
         found = sparse_backbone(unwrap(runner.model))
         if found is not None:
@@ -207,7 +206,7 @@ class SparseTrainingHook(Hook):
             return  # Training goes on after an earlier call of train().
         plan = self.plan(unwrap(runner.model), runner.cfg)
         self._check(plan, runner.cfg)
-        origin = self._origin(runner, plan)
+        origin = self._origin(plan)
         if origin in ('needless', 'dropped'):
             self._checkpoint = None
             runner.logger.info(self._describe_dense(plan, origin))
@@ -215,7 +214,9 @@ class SparseTrainingHook(Hook):
         self.trainer = self._make_trainer(runner, plan, origin)
         self._checkpoint = None
         wrapper.mask_trainer = self.trainer
-        self.trainer.enforce(runner.optim_wrapper.optimizer)
+        self.trainer.enforce(wrapper.optimizer)
+        # A train_step of one's own may step past the wrapper.
+        self.trainer.guard(wrapper.optimizer)
         self._mask_averages(runner)
         runner.logger.info(self._describe(plan))
 
@@ -243,34 +244,30 @@ class SparseTrainingHook(Hook):
         """Refuse what would go wrong later, and let the backbone train.
 
         Raises:
-            ValueError: If neck or heads do not fit, or a checkpoint that is
-                loaded by the model's own ``init_cfg``.
+            ValueError: If neck or heads do not fit.
         """
         check_channels(plan.model, cfg)
-        if not self._loaded:
-            check_pretrained_model(plan.model)
         if plan.backbone is not None:
             plan.backbone.masks_attached = True
 
-    def _origin(self, runner: Runner, plan: MaskPlan) -> str:
+    def _origin(self, plan: MaskPlan) -> str:
         """Where the masks come from: see :func:`mask_origin`.
 
         Returns:
             str: Beside what that function says, 'needless' for a network
             that has the dense FLOPs without masks.
         """
-        if not plan.parameters:
-            return 'needless'
-        # A run that is to be resumed may have nothing to resume from yet.
-        resumed = runner._resume and self._loaded
-        if not (self._loaded or self.init_is_given):
-            self._loaded, self._checkpoint = pretrained_state(
+        loaded = self._loaded
+        if not loaded:
+            loaded, self._checkpoint = pretrained_state(
                 plan.model, plan.parameters
             )
+        if not plan.parameters:
+            return 'needless'
         return mask_origin(
             self._checkpoint,
-            self._loaded,
-            resumed,
+            loaded,
+            self._resumed,
             self.transfer,
             self.init_is_given,
         )
@@ -288,7 +285,6 @@ class SparseTrainingHook(Hook):
         seed = [runner.seed if self.seed is None else self.seed]
         broadcast_object_list(seed)
         state = self._checkpoint or {}
-        resumed = runner._resume and self._loaded
         if origin == 'drawn':
             masks = MaskSet.draw(
                 plan.parameters, plan.counts, self.initializer, seed[0]
@@ -310,7 +306,7 @@ class SparseTrainingHook(Hook):
             seed[0],
             self.placement,
         )
-        if resumed:
+        if self._resumed:
             self._warn_of_changes(runner, trainer.state_dict(), state)
             trainer.load_state_dict(state)
         return trainer

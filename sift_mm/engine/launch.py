@@ -15,6 +15,7 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed
 
+from sift_mm.config.arguments import refuse_unknown
 from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import import_library
 
@@ -123,6 +124,9 @@ def build_runner(cfg: Config) -> Runner:
 
     Returns:
         Runner: MMEngine's runner, or that named by ``runner_type``.
+
+    Raises:
+        SystemExit: If an argument of the model is misspelt.
     """
     import_library(cfg)
     build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
@@ -133,7 +137,14 @@ def build_runner(cfg: Config) -> Runner:
         # whatever the backend, which raises where there is none.
         context = mock.patch.object(torch.cuda, 'set_device')
     with context:
-        return build(cfg)
+        try:
+            return build(cfg)
+        except TypeError as error:
+            try:
+                refuse_unknown(cfg, error)
+            except ValueError as sentence:
+                raise SystemExit(str(sentence)) from error
+            raise
 
 
 def run(cfg: Config, task: Callable[[Runner], T]) -> T:

@@ -45,36 +45,13 @@ def pretrained_source(
     return None
 
 
-def check_pretrained_model(model: nn.Module) -> None:
-    """Check a checkpoint that not the backbone, but what holds it, loads.
-
-    The backbone has checked the one of its own ``init_cfg``.
-
-    Args:
-        model (nn.Module): The model.
-
-    Raises:
-        ValueError: If the checkpoint is not of the Sparse-IFT backbone.
-    """
-    found = sparse_backbone(model)
-    source = found and pretrained_source(
-        model, {found[0] + name: p for name, p in found[1].named_parameters()}
-    )
-    if found and source and source[0] != found[0]:
-        inside, config = source
-        state = load_pretrained(config)['state_dict']
-        check_keys(
-            found[1],
-            without_prefix(state, config.get('prefix')),
-            config['checkpoint'],
-            found[0].removeprefix(inside),
-        )
-
-
 def pretrained_state(
     model: nn.Module, parameters: Mapping[str, nn.Parameter]
 ) -> tuple[bool, dict[str, Any] | None]:
     """The mask training of the checkpoint that an ``init_cfg`` loads.
+
+    A checkpoint that not the Sparse-IFT backbone, but what holds it, loads is
+    checked here; the backbone has checked its own.
 
     Args:
         model (nn.Module): As for :func:`pretrained_source`.
@@ -85,12 +62,33 @@ def pretrained_state(
         tuple: Whether a checkpoint is loaded into a sparse parameter, and
         what it has under ``sparse_training``, the masks by their names in
         this model; None if it has nothing.
+
+    Raises:
+        ValueError: If the checkpoint is not of the Sparse-IFT backbone.
     """
-    source = pretrained_source(model, parameters)
+    found = sparse_backbone(model)
+    source = pretrained_source(
+        model,
+        dict(found[1].named_parameters(found[0][:-1]) if found else ())
+        | dict(parameters),
+    )
     if source is None:
         return False, None
     inside, config = source
-    state = mask_training(load_pretrained(config))
+    owner: Any = model.get_submodule(inside.removesuffix('.'))
+    checkpoint = getattr(owner, 'loaded', None)
+    if checkpoint is not None:
+        owner.loaded = None  # Read once, and not held any longer.
+    else:
+        checkpoint = load_pretrained(config)
+        if found:
+            check_keys(
+                found[1],
+                without_prefix(checkpoint['state_dict'], config.get('prefix')),
+                config['checkpoint'],
+                found[0].removeprefix(inside),
+            )
+    state = mask_training(checkpoint)
     if state is None:
         return True, None
     masks = without_prefix(state['masks'], config.get('prefix'))

@@ -9,15 +9,8 @@ from unittest import mock
 import minisets
 import numpy as np
 import pytest
+from narrow import shallow
 from PIL import Image
-from quick import quick_runs
-
-
-@pytest.fixture(scope='module', autouse=True)
-def quick() -> Iterator[None]:
-    """See :func:`quick_runs`."""
-    with quick_runs():
-        yield
 
 
 def mini_cifar100(root: Path, train: int = 4, test: int = 2) -> None:
@@ -97,8 +90,9 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_checkout(
     checkout: Path, monkeypatch: pytest.MonkeyPatch, fresh_process: None
 ) -> Iterator[None]:
-    """Lets a run find the mini sets where the config says they are."""
+    """Lets a run find the mini sets, and its networks be shallow."""
     monkeypatch.chdir(checkout)
     # MMPreTrain knows the files of CIFAR by their MD5.
-    with mock.patch('mmpretrain.datasets.cifar.check_md5', lambda *args: True):
+    known = mock.patch('mmpretrain.datasets.cifar.check_md5', lambda *_: True)
+    with shallow(), known:
         yield

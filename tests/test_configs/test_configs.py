@@ -16,8 +16,9 @@ from narrow import (
     without_pretrained,
 )
 
+from sift_mm.backbones import SparseIFTMixin
 from sift_mm.cli import train
-from sift_mm.config.channels import fit_channels
+from sift_mm.config.channels import build_backbone, follow
 from sift_mm.config.data import check_data
 from sift_mm.config.reading import import_library, load_run_config
 from sift_mm.engine import SparseTrainingHook
@@ -66,7 +67,10 @@ def narrow_model(cfg: Config) -> None:
                 cfg.model[part][key] = WIDTH
     preprocessor = cfg.model.get('data_preprocessor') or {}
     shrink(preprocessor)
-    fit_channels(cfg)
+    wide = build_backbone(cfg)
+    if isinstance(wide, SparseIFTMixin):
+        bases = wide.base_channels, wide.dense_base_channels
+        follow(cfg.model, wide.out_channels, *bases)
 
 
 @pytest.mark.parametrize('name', CONFIGS)

@@ -1,6 +1,5 @@
 """The table of data sets: one entry each, and a new file is a new entry."""
 
-import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -105,18 +104,3 @@ def test_a_name_is_taken_once():
     with pytest.raises(ValueError, match='cannot have coco, which is that'):
         register(other)
     assert DATA_SETS['coco'].title == 'COCO'
-
-
-def test_no_library_is_imported_for_the_table():
-    code = (
-        'import sys\n'
-        'for name in ("mmdet", "mmseg", "mmpretrain"):\n'
-        '    sys.modules[name] = None\n'
-        'import sift_mm.datasets\n'
-        'slow = {"torchvision", "pycocotools", "cityscapesscripts", "scipy"}\n'
-        'print(sorted(slow & sys.modules.keys()))\n'
-    )
-    done = subprocess.run(
-        [sys.executable, '-c', code], capture_output=True, text=True
-    )
-    assert done.stdout == '[]\n', done.stderr

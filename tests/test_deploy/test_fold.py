@@ -484,84 +484,35 @@ class Ordered(nn.Sequential):
         return super().forward(x)
 
 
+def convolution():
+    return nn.Conv2d(4, 4, 3)
+
+
 @pytest.mark.parametrize(
-    'model, reason',
+    'changes, reason',
     [
-        # mmcv fuses this one, wrongly.
+        (dict(between=nn.ReLU()), 'ReLU'),  # mmcv fuses this one, wrongly.
+        (dict(between=nn.Dropout()), 'Dropout'),
+        (dict(between=nn.GroupNorm(1, 4)), 'GroupNorm'),
+        (dict(layer=nn.ConvTranspose2d(4, 4, 3)), 'ConvTranspose2d'),
+        (dict(layer=nn.Identity()), 'the first in its Sequential'),
+        (dict(norm=no_statistics(4)), 'no running statistics'),
+        (dict(norm=Activated(4)), 'Activated has a forward method'),
+        (dict(layer=hooked(convolution())), 'the layer before it has hooks'),
+        (dict(norm=hooked(nn.BatchNorm2d(4))), 'it has hooks'),
+        (dict(norm=patched(nn.BatchNorm2d(4))), 'it has hooks'),
         (
-            nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.BatchNorm2d(4)),
-            'ReLU',
-        ),
-        (
-            nn.Sequential(nn.Conv2d(4, 4, 3), nn.Dropout(), nn.BatchNorm2d(4)),
-            'Dropout',
-        ),
-        (
-            nn.Sequential(
-                nn.Conv2d(4, 4, 3), nn.GroupNorm(1, 4), nn.BatchNorm2d(4)
-            ),
-            'GroupNorm',
-        ),
-        (
-            nn.Sequential(
-                nn.ConvTranspose2d(4, 4, 3), nn.Identity(), nn.BatchNorm2d(4)
-            ),
-            'ConvTranspose2d',
-        ),
-        (
-            nn.Sequential(nn.Identity(), nn.Identity(), nn.BatchNorm2d(4)),
-            'the first in its Sequential',
-        ),
-        (
-            nn.Sequential(
-                nn.Conv2d(4, 4, 3),
-                nn.Identity(),
-                nn.BatchNorm2d(4, track_running_stats=False),
-            ),
-            'no running statistics',
-        ),
-        (
-            nn.Sequential(nn.Conv2d(4, 4, 3), nn.Identity(), Activated(4)),
-            'Activated has a forward method',
-        ),
-        (
-            nn.Sequential(
-                hooked(nn.Conv2d(4, 4, 3)), nn.Identity(), nn.BatchNorm2d(4)
-            ),
-            'the layer before it has hooks',
-        ),
-        (
-            nn.Sequential(
-                nn.Conv2d(4, 4, 3), nn.Identity(), hooked(nn.BatchNorm2d(4))
-            ),
-            'it has hooks',
-        ),
-        (
-            nn.Sequential(
-                nn.Conv2d(4, 4, 3), nn.Identity(), patched(nn.BatchNorm2d(4))
-            ),
-            'it has hooks',
-        ),
-        (
-            nn.Sequential(
-                parametrizations.weight_norm(nn.Conv2d(4, 4, 3)),
-                nn.Identity(),
-                nn.BatchNorm2d(4),
-            ),
+            dict(layer=parametrizations.weight_norm(convolution())),
             'Parametrized',
         ),
-        (
-            nn.Sequential(
-                nn.utils.spectral_norm(nn.Conv2d(4, 4, 3)),
-                nn.Identity(),
-                nn.BatchNorm2d(4),
-            ),
-            'has hooks',
-        ),
+        (dict(layer=nn.utils.spectral_norm(convolution())), 'has hooks'),
     ],
-    ids=lambda value: value if isinstance(value, str) else '',
 )
-def test_norms_that_are_kept(model, reason):
+def test_norms_that_are_kept(changes, reason):
+    parts = dict(
+        layer=convolution(), between=nn.Identity(), norm=nn.BatchNorm2d(4)
+    )
+    model = nn.Sequential(*(parts | changes).values())
     report = assert_folds_to_the_same(trained(model), torch.randn(2, 4, 7, 7))
     assert not report.norms and report.kept.keys() == {'2'}
     assert reason in report.kept['2']

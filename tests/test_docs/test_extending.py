@@ -1,10 +1,9 @@
 """What the page on extending promises: one new file, and it is there."""
 
 import re
-import subprocess
-import sys
 
 import pytest
+from forks import run_forked
 from minirun import ROOT
 
 PAGE = (ROOT / 'docs/extending.md').read_text()
@@ -63,12 +62,11 @@ parse_args(['--help'])
     ],
 )
 def test_one_new_file_is_found(tmp_path, package, code, look, words):
-    (tmp_path / 'mine.py').write_text(code)
-    script = DROPPED.format(package=package, look=look)
-    done = subprocess.run(
-        [sys.executable, '-c', script, tmp_path],
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    script = tmp_path / 'look.py'
+    script.write_text(DROPPED.format(package=package, look=look))
+    folder = tmp_path / 'dropped'
+    folder.mkdir()
+    (folder / 'mine.py').write_text(code)
+    done = run_forked(script, folder)
+    assert done.returncode == 0, done.stdout
     assert words in done.stdout

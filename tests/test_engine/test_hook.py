@@ -63,6 +63,13 @@ def test_updates_are_logged(tmp_path):
     assert itop == sorted(itop) and 0.5 < itop[-1] <= 1
 
 
+def test_no_step_passes_the_masks(tmp_path):
+    runner = toy_runner(tmp_path, dict(), epochs=1)
+    runner.train()
+    with pytest.raises(RuntimeError, match='outside the masks'):
+        runner.optim_wrapper.optimizer.step()
+
+
 def test_a_static_run_logs_no_update(tmp_path):
     toy_runner(tmp_path, dict(algorithm='Static', interval=10**6)).train()
     assert 'sparse/density' not in scalars(tmp_path)

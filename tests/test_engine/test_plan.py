@@ -14,12 +14,13 @@ from sift_mm.engine.plan import MaskPlan, sparse_backbone
 from sift_mm.sparsity import ERK, Explicit, Uniform, UniformPlus
 
 
-def plan(distribution=None, registry=MODELS, name='SparseIFTResNet', **kwargs):
-    backbone = registry.build(
-        dict(dict(type=name, depth=18, family='wide', sparsity=0.75), **kwargs)
-    )
-    found = MaskPlan(backbone, distribution or Uniform())
-    assert set(found.counts) == set(found.parameters)
+def plan(distribution=None, registry=SEG, name='SparseIFTResNet', **kwargs):
+    cfg = dict(type=name, depth=18, family='wide', sparsity=0.75)
+    # MMPretrain's asks for a number.
+    with torch.device('meta' if registry is SEG else 'cpu'):
+        backbone = registry.build(dict(cfg, **kwargs))
+        found = MaskPlan(backbone, distribution or Uniform())
+        assert set(found.counts) == set(found.parameters)
     return backbone, found
 
 
@@ -93,13 +94,12 @@ def test_a_classifier_grows_along_and_is_matched_too():
         dict(sparsity=0.5),
         dict(sparsity=0.9),
         dict(depth=50),
-        dict(name='SparseIFTResNet_CIFAR'),
+        dict(registry=MODELS, name='SparseIFTResNet_CIFAR'),
         dict(family='parallel'),
         dict(family='factorized', sparse_factors='u'),
         dict(family='doped', depth=50),
         dict(family='wide_factorized', sparse_factors='both'),
         dict(
-            registry=SEG,
             deep_stem=True,
             strides=(1, 2, 1, 1),
             dilations=(1, 1, 2, 4),

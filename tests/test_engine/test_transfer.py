@@ -143,6 +143,19 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
         assert saved['sparse_training']['transfer'] == transfer
 
 
+def test_a_run_with_nothing_to_resume_counts_from_its_own_start(
+    source, tmp_path
+):
+    runner = toy_runner(
+        tmp_path / 'b',
+        dict(transfer='train'),
+        model=pretrained_toy(source),
+        resume=True,
+    )
+    runner.train()
+    assert hook_of(runner).trainer.steps == 16
+
+
 def test_a_run_may_start_dense_from_plain_weights(tmp_path):
     path = tmp_path / 'plain.pth'
     torch.save(pretrained_toy('').state_dict(), path)

@@ -1,13 +1,17 @@
-"""Runs of the three libraries, quick."""
+"""Sparse configs of the three libraries."""
 
-from collections.abc import Iterator
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
-from quick import quick_runs
+from sparserun import sparse_config
 
 
-@pytest.fixture(scope='module', autouse=True)
-def quick() -> Iterator[None]:
-    """See :func:`quick_runs`."""
-    with quick_runs():
-        yield
+@pytest.fixture
+def make_config(data: dict[str, Path], tmp_path: Path) -> Callable[..., str]:
+    """Writes one by its scope; see :func:`sparse_config`."""
+
+    def make(scope: str, more: str = '', family: str = 'wide') -> str:
+        return sparse_config(tmp_path / 'c', scope, data[scope], more, family)
+
+    return make

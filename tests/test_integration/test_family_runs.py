@@ -1,6 +1,5 @@
 """Every member of the family in runs of the three libraries."""
 
-import json
 import re
 import sys
 
@@ -9,26 +8,12 @@ import torch
 from mmdet.registry import MODELS as DET
 from mmpretrain.registry import MODELS as CLS
 from mmseg.registry import MODELS as SEG
-from sparserun import sparse_config
+from sparserun import probed, train
 
 from sift_mm.cli import test as test_tool
 from sift_mm.cli import train as train_tool
 from sift_mm.config.reading import load_config
 from sift_mm.layers import families
-
-
-def load(path):
-    # As weights_only loading has it: tensors, numbers, strings and dicts.
-    return torch.load(path, weights_only=False, map_location='cpu')
-
-
-def final(work_dir):
-    return load((work_dir / 'last_checkpoint').read_text())
-
-
-def train(config, work_dir, *options):
-    train_tool.main([config, '--work-dir', str(work_dir), *options])
-    return final(work_dir)
 
 
 def assert_masked(checkpoint, records):
@@ -49,37 +34,43 @@ def assert_masked(checkpoint, records):
     assert density == pytest.approx(1 - budget['sparsity'], abs=1e-3)
 
 
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
-@pytest.mark.parametrize('algorithm', ['Static', 'SET', 'RigL'])
 @pytest.mark.parametrize(
-    'family', [f for f in families() if f != 'wide_factorized']
+    'scope, family, algorithm',
+    [
+        # Each pair of two of the three.
+        ('mmdet', 'wide', 'Static'),
+        ('mmdet', 'parallel', 'RigL'),
+        ('mmdet', 'factorized', 'SET'),
+        ('mmdet', 'doped', 'RigL'),
+        ('mmseg', 'wide', 'SET'),
+        ('mmseg', 'parallel', 'Static'),
+        ('mmseg', 'factorized', 'RigL'),
+        ('mmseg', 'doped', 'SET'),
+        ('mmpretrain', 'wide', 'RigL'),
+        ('mmpretrain', 'parallel', 'SET'),
+        ('mmpretrain', 'factorized', 'Static'),
+        ('mmpretrain', 'doped', 'Static'),
+    ],
 )
 def test_members_train_with_every_algorithm(
-    scope, algorithm, family, data, tmp_path
+    scope, family, algorithm, make_config, tmp_path
 ):
-    config = sparse_config(
-        tmp_path / 'c',
+    config = make_config(
         scope,
-        data[scope],
         f"custom_hooks[0]['algorithm'] = '{algorithm}'\n"
         + ("train_cfg['max_epochs'] = 1\n" if scope == 'mmpretrain' else ''),
         family,
     )
     checkpoint = train(config, tmp_path / 'run')
-    records = [
-        json.loads(line)
-        for line in (tmp_path / 'run/masks_0.txt').read_text().splitlines()
-    ]
+    records = probed(tmp_path / 'run')
     assert_masked(checkpoint, records)
     moved = len({r['digest'] for r in records})
     assert moved == (1 if algorithm == 'Static' else len(records))
 
 
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
-def test_wide_factorized_trains_without_masks(scope, data, tmp_path):
-    config = sparse_config(
-        tmp_path / 'c', scope, data[scope], family='wide_factorized'
-    )
+def test_wide_factorized_trains_without_masks(scope, make_config, tmp_path):
+    config = make_config(scope, family='wide_factorized')
     checkpoint = train(config, tmp_path / 'run')
     assert 'sparse_training' not in checkpoint
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
@@ -87,10 +78,8 @@ def test_wide_factorized_trains_without_masks(scope, data, tmp_path):
     if scope != 'mmseg':  # Its ranks are those of a classifier's strides.
         assert float(ratio) == pytest.approx(1, abs=0.02)  # Of rank 1 to 10.
     # Neither hook nor wrapper is needed.
-    config = sparse_config(
-        tmp_path / 'c',
+    config = make_config(
         scope,
-        data[scope],
         "custom_hooks = []\noptim_wrapper['type'] = 'OptimWrapper'\n",
         family='wide_factorized',
     )
@@ -100,12 +89,12 @@ def test_wide_factorized_trains_without_masks(scope, data, tmp_path):
 
 
 @pytest.mark.parametrize('family', families())
-def test_members_resume_evaluate_and_load_downstream(family, data, tmp_path):
+def test_members_resume_evaluate_and_load_downstream(
+    family, make_config, tmp_path
+):
     # The ordinary stem, which a detector has too.
-    config = sparse_config(
-        tmp_path / 'c',
+    config = make_config(
         'mmpretrain',
-        data['mmpretrain'],
         "model['backbone']['type'] = 'SparseIFTResNet'\n",
         family,
     )
@@ -166,7 +155,9 @@ def test_members_resume_evaluate_and_load_downstream(family, data, tmp_path):
             assert torch.equal(value, state[key]), key
 
 
-def test_any_network_that_a_function_transforms(data, tmp_path, monkeypatch):
+def test_any_network_that_a_function_transforms(
+    make_config, tmp_path, monkeypatch
+):
     # As docs/family.md has it.
     (tmp_path / 'my_networks.py').write_text("""
 from mmpretrain.models import VisionTransformer
@@ -196,9 +187,7 @@ model.update(
     head=dict(_delete_=True, type='VisionTransformerClsHead', num_classes=10,
               in_channels=16))
 """
-    config = sparse_config(
-        tmp_path / 'c', 'mmpretrain', data['mmpretrain'], more
-    )
+    config = make_config('mmpretrain', more)
     # MMEngine draws no weight anew.
     model = CLS.build(load_config(train_tool.parse_args([config])).model)
     weight = model.backbone.layers[0].ffn.layers[0][0].weight
@@ -213,12 +202,6 @@ model.update(
         assert set(mask.shape) == {16, 4 * 32}  # 1 / (1 - s) times as wide.
         assert mask.sum() == mask.numel() / 4
         assert not checkpoint['state_dict'][name][~mask].any()
-    metrics = test_tool.main(
-        [
-            config,
-            str(tmp_path / 'run/epoch_3.pth'),
-            '--work-dir',
-            str(tmp_path / 'test'),
-        ]
-    )
+    last = str(tmp_path / 'run/epoch_3.pth')
+    metrics = test_tool.main([config, last, '--work-dir', str(tmp_path / 't')])
     assert metrics['density'] == 0.25

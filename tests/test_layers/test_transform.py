@@ -8,6 +8,7 @@ import torchvision
 from mmpretrain.registry import MODELS
 from torch import nn
 from torch.nn import functional as F
+from torchvision.models import resnet as resnets
 
 import sift_mm
 from sift_mm.analysis import count_flops
@@ -75,47 +76,51 @@ def swin():
     )
 
 
-def resnext():
-    block = torchvision.models.resnet.Bottleneck
-    return torchvision.models.ResNet(
-        block, [1, 2, 1, 1], groups=32, width_per_group=4
+def resnet(block=resnets.BasicBlock, blocks=(2, 2, 1, 1), **kwargs):
+    return resnets.ResNet(block, blocks, **kwargs)
+
+
+def mmpretrain_vit():
+    arch = dict(
+        embed_dims=48, num_layers=2, num_heads=2, feedforward_channels=192
+    )
+    return MODELS.build(
+        dict(type='VisionTransformer', arch=arch, img_size=32, patch_size=8)
     )
 
 
 NETWORKS = {
-    'resnet18': torchvision.models.resnet18,
-    'resnext': resnext,
-    'mobilenet': torchvision.models.mobilenet_v2,
+    'resnet': resnet,
+    'resnext': lambda: resnet(
+        resnets.Bottleneck, (1, 2, 1, 1), groups=32, width_per_group=4
+    ),
+    'mobilenet': lambda: torchvision.models.mobilenet_v2(width_mult=0.5),
     'densenet': lambda: torchvision.models.DenseNet(8, (2, 2), 16),
     'vit': vit,
     'swin': swin,
     'gpt': GPT,
-    'mmpretrain-vit': lambda: MODELS.build(
-        dict(
-            type='VisionTransformer',
-            arch='deit-tiny',
-            img_size=32,
-            patch_size=8,
-        )
-    ),
+    'mmpretrain-vit': mmpretrain_vit,
     'mmpretrain-resnet50': lambda: MODELS.build(
         dict(type='ResNet', depth=50, base_channels=16)
     ),
     'mmpretrain-convnext': lambda: MODELS.build(
-        dict(type='ConvNeXt', arch='atto')
+        dict(
+            type='ConvNeXt',
+            arch=dict(depths=[1, 1, 2, 1], channels=[16, 32, 64, 128]),
+        )
     ),
 }
 # Layers that are replaced: of chains, and by the other members.
 REPLACED = {
-    'resnet18': (16, 19),
+    'resnet': (12, 15),
     'mobilenet': (32, 34),
     'densenet': (8, 9),
     'vit': (4, 4),
     'swin': (8, 9),
     'gpt': (4, 8),
-    'mmpretrain-vit': (24, 48),
+    'mmpretrain-vit': (4, 8),
     'mmpretrain-resnet50': (48, 51),
-    'mmpretrain-convnext': (24, 27),
+    'mmpretrain-convnext': (10, 13),
 }
 NO_CHAIN = {
     ('resnext', 'wide_factorized'): 'grouped',
@@ -199,14 +204,14 @@ def test_residual_blocks_by_hand(sparsity):
     # BasicBlock: both convolutions touch the one inner width, so that it is
     # 1 / (1 - s) times as wide. Bottleneck at stride 1: 1x1, 3x3 and 1x1 of
     # 4 m m, 9 m m and 4 m m weights at equal resolution.
-    model = torchvision.models.resnet18()
+    model = resnet()
     sift_mm.transform(model, 'wide', sparsity)
     assert model.layer2[1].conv1.out_channels == round(128 / (1 - sparsity))
     assert model.layer2[1].bn1.num_features == round(128 / (1 - sparsity))
     assert isinstance(model.layer2[1].conv2, WideConv2d)
     assert model.layer2[1].bn2.num_features == 128
     assert type(model.layer2[0].downsample[0]) is nn.Conv2d
-    model = torchvision.models.resnet50()
+    model = resnet(resnets.Bottleneck, (2, 1, 1, 1))
     sift_mm.transform(model, 'wide', sparsity)
     width = model.layer1[1].conv2.in_channels
     k = width / 64
@@ -226,7 +231,7 @@ def test_variance_of_a_wide_pair_under_masks_is_the_dense_ones():
 
 
 def test_include_and_exclude():
-    model = torchvision.models.resnet18()
+    model = resnet()
     report = sift_mm.transform(
         model,
         'parallel',
@@ -441,11 +446,11 @@ def test_a_layer_in_two_places_is_replaced_in_both():
 
 
 def test_twice_is_not_done():
-    model = torchvision.models.resnet18()
+    model = resnet()
     sift_mm.transform(model, 'parallel', 0.5)
     with pytest.raises(ValueError, match='a Parallel layer already'):
         sift_mm.transform(model, 'doped', 0.5)
-    model = torchvision.models.resnet18()
+    model = resnet()
     sift_mm.transform(model, 'wide', 0.5)
     with pytest.raises(ValueError, match='a WideConv2d layer already'):
         sift_mm.transform(model, 'wide', 0.5, include=['layer?.?.conv?'])
@@ -461,7 +466,7 @@ def test_twice_is_not_done():
     ],
 )
 def test_mistakes_are_named_and_change_nothing(kwargs, words):
-    model = torchvision.models.resnet18()
+    model = resnet()
     before = list(model.state_dict())
     with pytest.raises(ValueError, match=words):
         sift_mm.transform(
@@ -543,14 +548,7 @@ def test_a_tuple_is_an_output_too():
 def test_a_runner_does_not_draw_the_layers_anew(family):
     # MMEngine's runs call init_weights, which a run of the network transformed
     # before would undo.
-    model = MODELS.build(
-        dict(
-            type='VisionTransformer',
-            arch='deit-tiny',
-            img_size=32,
-            patch_size=8,
-        )
-    )
+    model = mmpretrain_vit()
     report = sift_mm.transform(model, family, 0.5)
     before = {
         n: model.get_parameter(n).clone() for n in report.sparse_parameters

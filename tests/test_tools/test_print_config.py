@@ -19,7 +19,9 @@ def test_prints_and_saves(
         ['cfg.py', '--save-path', 'out/all.py', '--cfg-options', 'd=4']
     )
     printed = capsys.readouterr().out
-    assert printed.startswith('Config:\na = dict(b=3, c=2)\nd = 4')
+    values: dict = {}
+    exec(printed.removeprefix('Config:\n').partition('Saved')[0], values)
+    assert values['a'] == dict(b=3, c=2) and values['d'] == 4
     assert Config.fromfile('out/all.py').to_dict() == dict(
         a=dict(b=3, c=2), d=4
     )

@@ -2,27 +2,23 @@
 
 import copy
 import json
-import os
 import pickle
 import re
-import sys
 from pathlib import Path
 
+import conftest
 import pytest
 import torch
-from minirun import ROOT, run_script
 from mmengine.config import Config
 from PIL import Image
 from sparserun import sparse_config
 
-from sift_mm.cli import publish_model
+from sift_mm.cli import publish_model, train
 from sift_mm.cli import test as tester
 from sift_mm.config.tta import flip_pipeline
 from sift_mm.engine.cost_hook import CostHook
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
-# Of the package and of sparserun, for tools in a process of their own.
-PATHS = f'{ROOT}{os.pathsep}{ROOT / "tests"}'
 
 
 def test_mmdet(runs: dict, tmp_path: Path) -> None:
@@ -196,9 +192,8 @@ def sparse(
     """A sparse classifier's config, and its checkpoint after a training."""
     folder = tmp_path_factory.mktemp('sparse')
     config = sparse_config(folder / 'c', 'mmpretrain', data['mmpretrain'])
-    tool = (sys.executable, ROOT / 'tools/train.py', config)
-    done = run_script(*tool, '--work-dir', folder, PYTHONPATH=PATHS)
-    assert done.returncode == 0, done.stderr
+    conftest.forget_instances()
+    train.main([config, '--work-dir', str(folder)])
     path = (folder / 'last_checkpoint').read_text()
     return config, torch.load(path, weights_only=False)
 
@@ -221,15 +216,10 @@ def test_what_a_checkpoint_lacks_is_said(
         words = f'are not zero, so that its density .*: {name}'
     path = tmp_path / 'tampered.pth'
     torch.save(checkpoint, path)
-    tool = (sys.executable, ROOT / 'tools/test.py', config, path)
-    out = tmp_path / 'metrics.json'
-    options = ('--work-dir', tmp_path, '--out', out)
-    done = run_script(*tool, *options, PYTHONPATH=PATHS)
-    assert done.returncode == 0, done.stderr
-    metrics = json.loads(out.read_text())
+    metrics = tester.main([config, str(path), '--work-dir', str(tmp_path)])
     assert metrics['density'] == density
     assert 'accuracy/top1' in metrics
-    said = done.stdout + done.stderr
+    said = next(tmp_path.glob('*/*.log')).read_text()
     assert re.search(f'WARNING.*{words}', said)
 
 
