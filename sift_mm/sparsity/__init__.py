@@ -21,6 +21,11 @@ from sift_mm.sparsity.distributions import (
     Uniform,
     UniformPlus,
 )
+from sift_mm.sparsity.execution import (
+    ExecutionMode,
+    SparseExecution,
+    check_mode,
+)
 from sift_mm.sparsity.initializers import (
     INITIALIZERS,
     FromWeights,
@@ -63,6 +68,7 @@ __all__ = [
     'Cosine',
     'Distribution',
     'DropFraction',
+    'ExecutionMode',
     'Explicit',
     'FromWeights',
     'Initializer',
@@ -72,6 +78,7 @@ __all__ = [
     'MaskTrainer',
     'Random',
     'RigL',
+    'SparseExecution',
     'SparseTraining',
     'Static',
     'Structure',
@@ -81,6 +88,7 @@ __all__ = [
     'Unstructured',
     'UpdateReport',
     'UpdateSchedule',
+    'check_mode',
     'density',
     'generator_for',
     'keep_only_',
