@@ -31,15 +31,25 @@ from sift_mm.sparsity import (
     DROP_FRACTIONS,
     INITIALIZERS,
     Algorithm,
+    ExecutionMode,
     MaskSet,
     MaskTrainer,
+    SparseExecution,
     UpdateSchedule,
+    check_mode,
     density,
 )
 from sift_mm.sparsity.trainer import PLACEMENTS, Placement
 
 # What a resumed run may change, but not without a word.
-SCHEDULE = ('algorithm', 'placement', 'interval', 'end', 'drop_fraction')
+SCHEDULE = (
+    'algorithm',
+    'placement',
+    'interval',
+    'end',
+    'drop_fraction',
+    'execution',
+)
 
 
 @HOOKS.register_module()
@@ -82,6 +92,9 @@ class SparseTrainingHook(Hook):
             dense.
         seed (int, optional): Seed of the masks; None takes the run's.
         log_layers (bool): Whether to log the density of each layer too.
+        execution (str): How masked layers run on a CPU: 'auto', each product
+            sparse where a timing in the first step says that it is faster;
+            'sparse'; 'dense'. See docs/mask_training.md.
 
     Raises:
         ValueError: If an argument is not among the above.
@@ -105,7 +118,9 @@ class SparseTrainingHook(Hook):
         exclude: Sequence[str] = (),
         seed: int | None = None,
         log_layers: bool = False,
+        execution: ExecutionMode = 'auto',
     ) -> None:
+        check_mode(execution)
         if sparsity is not None:
             check_sparsity(sparsity)
         if not 0 < end <= 1:
@@ -148,9 +163,11 @@ class SparseTrainingHook(Hook):
         self.exclude = exclude
         self.seed = seed
         self.log_layers = log_layers
+        self.execution = execution
         self.trainer: MaskTrainer | None = None
         self._checkpoint: Mapping[str, Any] | None = None
         self._loaded = self._resumed = False
+        self._execution_is_said = False
         self._transferred = ''
         self._budget: dict[str, float] = {}
         self._member: dict[str, Any] = {}
@@ -306,6 +323,9 @@ class SparseTrainingHook(Hook):
             seed[0],
             self.placement,
         )
+        trainer.execute(
+            SparseExecution(unwrap(runner.model), masks, self.execution)
+        )
         if self._resumed:
             self._warn_of_changes(runner, trainer.state_dict(), state)
             trainer.load_state_dict(state)
@@ -400,9 +420,15 @@ class SparseTrainingHook(Hook):
         data_batch: Any = None,
         outputs: Any = None,
     ) -> None:
-        """Log a mask update, if there was one."""
+        """Log a mask update, if there was one, and once the execution."""
         trainer = self.trainer
-        if trainer is None or trainer.report is None:
+        if trainer is None:
+            return
+        if trainer.steps and not self._execution_is_said:
+            self._execution_is_said = True
+            assert trainer.execution is not None
+            runner.logger.info(trainer.execution.describe())
+        if trainer.report is None:
             return
         report, trainer.report = trainer.report, None
         if report.skipped:

@@ -5,13 +5,22 @@ from .geometry import Geometry
 from .ops import sparse_conv2d, sparse_conv2d_fused
 from .pattern import make_pattern
 from .pooling import max_pool2d
+from .products import DENSE, PRODUCTS, masked_layer
+from .timing import SMALLEST, Timing, multiplications, time_products
 
 __all__ = [
+    'DENSE',
+    'PRODUCTS',
+    'SMALLEST',
     'Geometry',
     'KernelsUnavailable',
+    'Timing',
     'make_pattern',
     'max_pool2d',
+    'masked_layer',
+    'multiplications',
     'sparse_conv2d',
     'sparse_conv2d_fused',
+    'time_products',
     'why_unavailable',
 ]

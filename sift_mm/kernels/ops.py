@@ -326,7 +326,7 @@ def _(
 
 
 @torch.library.custom_op('sift_mm::sparse_conv2d_input_grad', mutates_args=())
-def _input_gradient(
+def input_gradient(
     grad: Tensor,
     weight: Tensor,
     pattern: Sequence[Tensor],
@@ -334,6 +334,16 @@ def _input_gradient(
     height: int,
     width: int,
 ) -> Tensor:
+    """The gradient of the input of ``sparse_conv2d``.
+
+    Args:
+        grad: Of the output.
+        weight: As it was then, and so are pattern and geometry.
+        pattern: From ``make_pattern``.
+        geometry: ``Geometry.numbers()``.
+        height: Of the input.
+        width: Of the input.
+    """
     shape = _geometry(tuple(geometry))
     weight = _check(weight, 'weight', None, None, *shape.kernel)
     filters, channels = weight.shape[:2]
@@ -373,7 +383,7 @@ def _input_gradient(
     return out
 
 
-@_input_gradient.register_fake
+@input_gradient.register_fake
 def _(
     grad: Tensor,
     weight: Tensor,
@@ -386,13 +396,25 @@ def _(
 
 
 @torch.library.custom_op('sift_mm::sparse_conv2d_weight_grad', mutates_args=())
-def _weight_gradient(
+def weight_gradient(
     grad: Tensor,
     x: Tensor,
     weight: Tensor,
     pattern: Sequence[Tensor],
     geometry: Sequence[int],
 ) -> Tensor:
+    """The gradient of the weight of ``sparse_conv2d``.
+
+    Args:
+        grad: Of the output.
+        x: The input, as it was then, and so are the others.
+        weight: Read for its shape.
+        pattern: From ``make_pattern``.
+        geometry: ``Geometry.numbers()``.
+
+    Returns:
+        Of the weight's shape, zero where the pattern has nothing.
+    """
     shape = _geometry(tuple(geometry))
     weight = _check(weight, 'weight', None, None, *shape.kernel)
     filters, channels = weight.shape[:2]
@@ -426,7 +448,7 @@ def _weight_gradient(
     return out
 
 
-@_weight_gradient.register_fake
+@weight_gradient.register_fake
 def _(
     grad: Tensor,
     x: Tensor,
@@ -453,11 +475,11 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
     grad_x = grad_weight = grad_bias = None
     if needs_x:
-        grad_x = _input_gradient(
+        grad_x = input_gradient(
             grad, weight, pattern, ctx.geometry, x.shape[2], x.shape[3]
         )
     if needs_weight:
-        grad_weight = _weight_gradient(grad, x, weight, pattern, ctx.geometry)
+        grad_weight = weight_gradient(grad, x, weight, pattern, ctx.geometry)
     if ctx.with_bias and needs_bias:
         grad_bias = grad.sum((0, 2, 3))
     return grad_x, grad_weight, grad_bias, [None] * len(pattern), None

@@ -22,6 +22,11 @@ from sift_mm.sparsity.distributions import (
     Uniform,
     UniformPlus,
 )
+from sift_mm.sparsity.execution import (
+    ExecutionMode,
+    SparseExecution,
+    check_mode,
+)
 from sift_mm.sparsity.initializers import (
     INITIALIZERS,
     FromWeights,
@@ -65,6 +70,7 @@ __all__ = [
     'Cosine',
     'Distribution',
     'DropFraction',
+    'ExecutionMode',
     'Explicit',
     'FromWeights',
     'Initializer',
@@ -74,6 +80,7 @@ __all__ = [
     'MaskTrainer',
     'Random',
     'RigL',
+    'SparseExecution',
     'SparseTraining',
     'Static',
     'Structure',
@@ -83,6 +90,7 @@ __all__ = [
     'Unstructured',
     'UpdateReport',
     'UpdateSchedule',
+    'check_mode',
     'density',
     'elementwise',
     'generator_for',

@@ -10,6 +10,11 @@ from torch.optim import Optimizer
 
 from sift_mm.sparsity.algorithms import ALGORITHMS, Algorithm
 from sift_mm.sparsity.distributions import DISTRIBUTIONS, Distribution
+from sift_mm.sparsity.execution import (
+    ExecutionMode,
+    SparseExecution,
+    check_mode,
+)
 from sift_mm.sparsity.initializers import (
     INITIALIZERS,
     Initializer,
@@ -53,6 +58,8 @@ class SparseTraining:
             be sparse, in place of those that the layers name.
         exclude (Sequence[str]): Glob patterns of parameters to leave dense.
         seed (int): Seed of the masks.
+        execution (str): How masked layers run on a CPU: 'auto', 'sparse' or
+            'dense', see :class:`SparseExecution`.
 
     Raises:
         ValueError: If an argument is wrong, layers and arguments do not say
@@ -75,7 +82,9 @@ class SparseTraining:
         include: Sequence[str] | None = None,
         exclude: Sequence[str] = (),
         seed: int = 0,
+        execution: ExecutionMode = 'auto',
     ) -> None:
+        check_mode(execution)
         if not 0 < end <= 1:
             raise ValueError(
                 'end is the share of the steps until the last mask update, '
@@ -111,6 +120,9 @@ class SparseTraining:
         )
         self.trainer.enforce(optimizer)
         self.trainer.guard(optimizer)
+        self.trainer.execute(
+            SparseExecution(model, self.trainer.masks, execution)
+        )
         self._drawn = self._weight_versions()
 
     @property
@@ -122,6 +134,12 @@ class SparseTraining:
     def density(self) -> float:
         """Share of active weights over all masks together."""
         return density(self.masks)
+
+    @property
+    def execution(self) -> str:
+        """A line on how masked layers run; known after the first step."""
+        assert self.trainer.execution is not None
+        return self.trainer.execution.describe()
 
     def step(
         self, scaler: GradScaler | None = None, clip: float | None = None
@@ -166,8 +184,8 @@ class SparseTraining:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume, after the network's own ``load_state_dict``.
 
-        Warns of an algorithm, interval, end or drop fraction that is another
-        than the saved one.
+        Warns of an algorithm, interval, end, drop fraction or execution that
+        is another than the saved one.
 
         Raises:
             ValueError: If the state is not whole, of another network or
@@ -192,7 +210,13 @@ class SparseTraining:
                 )
         self.trainer.load_state_dict(state)
         self.trainer.enforce(self.optimizer)
-        for key in ('algorithm', 'interval', 'end', 'drop_fraction'):
+        for key in (
+            'algorithm',
+            'interval',
+            'end',
+            'drop_fraction',
+            'execution',
+        ):
             if key in state and state[key] != now[key]:
                 warnings.warn(
                     f'The saved run had {key}={state[key]!r}; it goes on '

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sift_mm.sparsity.algorithms import Algorithm, Growth
+from sift_mm.sparsity.execution import SparseExecution
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import MaskHistory
 from sift_mm.sparsity.packing import count
@@ -95,8 +96,28 @@ class MaskTrainer:
         self.history = MaskHistory(masks)
         self.steps = 0
         self.report: UpdateReport | None = None
+        self.execution: SparseExecution | None = None
         self._optimizer_is_checked = False
         self._in_step = False
+
+    @property
+    def needs_dense_gradient(self) -> bool:
+        """Whether the next step reads gradients outside the masks."""
+        return self.algorithm.needs_gradient and self._is_due(self.steps + 1)
+
+    def _is_due(self, step: int) -> bool:
+        return self.schedule is not None and self.schedule.is_due(step)
+
+    def execute(self, execution: SparseExecution) -> None:
+        """From now on, keep an execution of the network up to date."""
+        self.execution = execution
+        self._tell_execution()
+
+    def _tell_execution(self, masks_changed: bool = True) -> None:
+        if self.execution is not None:
+            if masks_changed:
+                self.execution.follow_masks()
+            self.execution.expect(self.needs_dense_gradient)
 
     def guard(self, optimizer: Optimizer) -> None:
         """From now on, refuse steps of an optimizer that pass this trainer.
@@ -139,7 +160,16 @@ class MaskTrainer:
             TypeError: If the optimizer moves weights outside the masks.
         """
         self.steps += 1
-        due = self.schedule is not None and self.schedule.is_due(self.steps)
+        due = self._is_due(self.steps)
+        self._step(optimizer, run, due)
+        self._tell_execution(masks_changed=due)
+        if self.execution is not None:
+            # Masks are trained by all ranks alike, and updated seldom.
+            self.execution.adopt(may_wait=due)
+
+    def _step(
+        self, optimizer: Optimizer, run: Callable[[], Any], due: bool
+    ) -> None:
         self.report = None
         if due and (reason := _why_to_skip(optimizer)):
             # Ranking by inf or nan would move masks at random; a loss
@@ -280,6 +310,8 @@ class MaskTrainer:
                 'type': type(self.drop_fraction).__name__,
                 **asdict(self.drop_fraction),
             },
+            'execution': self.execution.mode if self.execution else 'dense',
+            'choices': self.execution.choices() if self.execution else {},
             'seed': self.seed,
             'steps': self.steps,
             'masks': {n: m.cpu().clone() for n, m in self.masks.items()},
@@ -311,6 +343,9 @@ class MaskTrainer:
             mask.copy_(restored[name])
         self.steps = state['steps']
         self.seed = state['seed']
+        if self.execution is not None:
+            self.execution.restore(state.get('choices', {}))
+        self._tell_execution()
 
 
 def _why_to_skip(optimizer: Optimizer) -> str:

@@ -223,6 +223,12 @@ def test_what_a_checkpoint_lacks_is_said(
     assert re.search(f'WARNING.*{words}', said)
 
 
+def tested(config: str, path: Path, folder: Path, *options: str) -> dict:
+    conftest.forget_instances()
+    args = [config, str(path), '--work-dir', str(folder), *options]
+    return tester.main(args)
+
+
 def test_a_compact_file_has_the_same_metrics(
     sparse: tuple[str, dict], tmp_path: Path
 ) -> None:
@@ -231,12 +237,31 @@ def test_a_compact_file_has_the_same_metrics(
     torch.save(whole, run)
     publish_model.main([str(run), str(tmp_path / 'small.pth'), '--compact'])
     (small,) = tmp_path.glob('small-*.pth')
-    found = []
-    for path in (run, small):
-        tool = (sys.executable, ROOT / 'tools/test.py', config, path)
-        out = tmp_path / 'metrics.json'
-        options = ('--work-dir', tmp_path, '--out', out)
-        done = run_script(*tool, *options, PYTHONPATH=PATHS)
-        assert done.returncode == 0, done.stderr
-        found.append(json.loads(out.read_text()))
+    found = [tested(config, path, tmp_path) for path in (run, small)]
     assert found[0] == found[1]
+
+
+def test_on_sparse_kernels_metrics_are_the_same(
+    sparse: tuple[str, dict], tmp_path: Path
+) -> None:
+    config, whole = sparse
+    run = tmp_path / 'run.pth'
+    torch.save(whole, run)
+    dense = tested(config, run, tmp_path)
+    out = tmp_path / 'metrics.json'
+    found = tested(config, run, tmp_path, '--sparse', '--out', str(out))
+    assert json.loads(out.read_text()) == found
+    assert found.pop('seconds_per_image') > 0
+    assert found == dense
+    said = max(tmp_path.glob('*/*.log')).read_text()
+    name = 'backbone.layer1.0.conv2'
+    assert f'{name}: sparse, density 0.25' in said
+    assert 'with norm, sum, ReLU' in said
+
+
+def test_sparse_and_mixed_precision_exclude_each_other(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        tester.main(['config.py', 'checkpoint.pth', '--sparse', '--amp'])
+    assert '--sparse runs in float32' in capsys.readouterr().err

@@ -1,0 +1,527 @@
+"""Training through the sparse operators against plain PyTorch's own."""
+
+import copy
+import gc
+import io
+import itertools
+import pickle
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torchvision.models.resnet import BasicBlock
+
+import sift_mm
+from sift_mm.kernels import Geometry, make_pattern, masked_layer
+from sift_mm.kernels import timing as clock
+from sift_mm.sparsity import SparseExecution, SparseTraining, masked_layers
+from sift_mm.sparsity import execution as execution_module
+
+BATCH, SIZE = 4, 10
+
+
+def network(seed=0):
+    """Strides, paddings, dilation, biases, 1 x 1, and linear layers."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(6, 16, 3, padding='same', bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Conv2d(16, 24, 3, stride=2, padding=(1, 2)),
+        nn.ReLU(),
+        nn.Conv2d(24, 24, (1, 3), padding=(0, 2), dilation=(1, 2)),
+        nn.ReLU(),
+        nn.Conv2d(24, 32, 1, padding='valid'),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(32, 24),
+        nn.ReLU(),
+        nn.Linear(24, 4),
+    )
+
+
+def adamw(parameters):
+    return torch.optim.AdamW(parameters, 1e-3)
+
+
+def sgd(parameters):
+    return torch.optim.SGD(parameters, 0.02, momentum=0.9, weight_decay=1e-4)
+
+
+def training(execution, model=None, optimizer=sgd, **kwargs):
+    """A network with its optimizer and mask training."""
+    if model is None:
+        kwargs = dict(include=['*'], exclude=['12.*'], sparsity=0.75) | kwargs
+    model = model or network(kwargs.get('seed', 0))
+    optimizer = optimizer(model.parameters())
+    kwargs = dict(steps=50, interval=5, end=1.0) | kwargs
+    sparse = SparseTraining(model, optimizer, execution=execution, **kwargs)
+    return model, optimizer, sparse
+
+
+def batch(number):
+    generator = torch.Generator().manual_seed(100 + number)
+    images = torch.randn(BATCH, 6, SIZE, SIZE, generator=generator)
+    return images, torch.randint(4, (BATCH,), generator=generator)
+
+
+def run(parts, steps, accumulate=1):
+    model, optimizer, sparse = parts
+    model.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        for part in range(accumulate):
+            images, labels = batch(sparse.trainer.steps * accumulate + part)
+            F.cross_entropy(model(images), labels).backward()
+        sparse.step()
+    return parts
+
+
+def assert_alike(a, b, **close):
+    for name, mask in a[2].masks.items():
+        assert torch.equal(mask, b[2].masks[name]), name
+        assert not a[2].masks.parameters[name].detach()[~mask].any(), name
+    weights = dict(b[0].named_parameters())
+    for name, weight in a[0].named_parameters():
+        torch.testing.assert_close(weight, weights[name], **close)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The ways of every call of the operator, in turn."""
+    made = []
+
+    def noting(x, weight, bias, pattern, numbers, ways, check):
+        made.append(tuple(ways))
+        return masked_layer(x, weight, bias, pattern, numbers, ways, check)
+
+    monkeypatch.setattr(masked_layers, 'masked_layer', noting)
+    return made
+
+
+@pytest.mark.parametrize('optimizer', [sgd, adamw])
+@pytest.mark.parametrize('algorithm', ['RigL', 'SET'])
+def test_fifty_steps_end_where_dense_ones_do(optimizer, algorithm):
+    parts = [
+        run(training(mode, optimizer=optimizer, algorithm=algorithm), 50)
+        for mode in ('sparse', 'dense')
+    ]
+    # Ten updates took place, the same ones.
+    first = training('dense', algorithm=algorithm)[2].masks
+    assert any(
+        not torch.equal(mask, first[name])
+        for name, mask in parts[0][2].masks.items()
+    )
+    # Adam makes steps of full size of gradients that are nothing but
+    # rounding, such as those of biases before a norm.
+    assert_alike(*parts, rtol=1e-4, atol=1e-3 if optimizer is adamw else 1e-6)
+
+
+def test_every_mixture_of_products_has_the_gradients_of_float64():
+    seed = 3
+    print('seed', seed)
+    generator = torch.Generator().manual_seed(seed)
+    rounding = dict(rtol=1e-4, atol=1e-4)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    cases = [
+        # Rows of a linear layer, then convolutions.
+        (draw(9, 5), draw(7, 5), (1, 1), (0,) * 4),
+        (draw(2, 5, 8, 7), draw(7, 5, 3, 3), (2, 1), (1, 1, 1, 1)),
+        (draw(2, 5, 8, 7), draw(7, 5, 2, 4), (1, 1), (1, 2, 0, 1)),
+    ]
+    for x, weight, stride, padding in cases:
+        weight = weight * (draw(*weight.shape) > 0.5)
+        kernel = tuple(weight.shape[2:]) or (1, 1)
+        geometry = Geometry.of(kernel, stride, padding)
+        mask = (weight != 0).view(*weight.shape[:2], *kernel)
+        pattern = make_pattern(mask, geometry)
+        bias = draw(7)
+
+        exact = [t.double().requires_grad_() for t in (x, weight, bias)]
+        if x.ndim == 2:
+            wanted = F.linear(*exact)
+        else:
+            padded = F.pad(exact[0], padding)
+            wanted = F.conv2d(padded, *exact[1:], stride=stride)
+        grad = torch.randn(wanted.shape, generator=generator)
+        wanted_grads = torch.autograd.grad(wanted, exact, grad.double())
+
+        for ways in itertools.product([True, False], repeat=3):
+            own = [t.clone().requires_grad_() for t in (x, weight, bias)]
+            numbers = geometry.numbers()
+            out = masked_layer(*own, pattern, numbers, ways, False)
+            torch.testing.assert_close(out.double(), wanted, **rounding)
+            found = torch.autograd.grad(out, own, grad)
+            for i, (one, other) in enumerate(
+                zip(found, wanted_grads, strict=True)
+            ):
+                if i == 1 and ways[2]:  # At the active positions alone.
+                    assert not one[weight == 0].any()
+                    other = other * (weight != 0)
+                torch.testing.assert_close(one.double(), other, **rounding)
+
+
+def test_the_operator_passes_opcheck():
+    torch.manual_seed(0)
+    geometry = Geometry.of((3, 3), (1, 1), (1, 1, 1, 1))
+    weight = torch.randn(4, 3, 3, 3)
+    mask = torch.rand_like(weight) < 0.5
+    arguments = (
+        torch.randn(2, 3, 5, 5, requires_grad=True),
+        (weight * mask).requires_grad_(),
+        torch.randn(4, requires_grad=True),
+        make_pattern(mask, geometry),
+        geometry.numbers(),
+        (True, True, False),
+        True,
+    )
+    torch.library.opcheck(masked_layer, arguments)
+
+
+def test_a_step_that_rigl_updates_on_has_the_dense_gradient(calls):
+    parts = model, optimizer, sparse = training('sparse', interval=3)
+    twin = training('dense', interval=3)
+    layers = len(sparse.masks)
+    for step in range(1, 7):
+        calls.clear()
+        for each in (parts, twin):
+            each[1].zero_grad()
+            for part in range(2):  # Both micro-batches of a step.
+                images, labels = batch(2 * step + part)
+                F.cross_entropy(each[0](images), labels).backward()
+        due = step % 3 == 0
+        assert calls == 2 * layers * [(True, True, not due)]
+        for name, mask in sparse.masks.items():
+            grad = sparse.masks.parameters[name].grad
+            other = twin[2].masks.parameters[name].grad
+            if not due:
+                assert not grad[~mask].any()
+                other = other * mask
+            torch.testing.assert_close(grad, other, rtol=1e-3, atol=1e-5)
+        sparse.step()
+        twin[2].step()
+    assert_alike(parts, twin, rtol=1e-3, atol=1e-5)
+
+
+def test_a_step_that_overflows_changes_no_pattern_for_the_worse():
+    parts = model, optimizer, sparse = training('sparse', interval=2)
+    twin = training('dense', interval=2)
+    for each in (parts, twin):
+        scaler = torch.amp.GradScaler('cpu', init_scale=8.0)
+        for step in range(6):
+            each[1].zero_grad()
+            images, labels = batch(step)
+            scaler.scale(F.cross_entropy(each[0](images), labels)).backward()
+            if step == 1:
+                each[0][12].bias.grad[0] = float('inf')
+            each[2].step(scaler)
+    assert_alike(parts, twin, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize('algorithm', ['SET', 'Static'])
+def test_other_algorithms_never_take_the_dense_gradient(calls, algorithm):
+    run(training('sparse', algorithm=algorithm), 6)
+    assert set(calls) == {(True, True, True)}
+
+
+@pytest.mark.parametrize('family', ['parallel', 'factorized', 'doped', 'wide'])
+def test_all_members_train_alike(family):
+    def make():
+        torch.manual_seed(5)
+        model = nn.Sequential(
+            nn.Conv2d(6, 16, 3, padding=1),
+            BasicBlock(16, 16),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(16, 4),
+        )
+        sift_mm.transform(model, family, 0.75, exclude=['0', '4'])
+        return model
+
+    parts = [run(training(mode, make()), 12) for mode in ('sparse', 'dense')]
+    assert re.search(r'(\d) of \1 masked', parts[0][2].execution)
+    assert_alike(*parts, rtol=1e-3, atol=1e-4)
+
+
+def test_copies_are_plain_and_pickle_without_this_package():
+    model, _, sparse = run(training('sparse'), 2)
+    assert type(model[0]) is not nn.Conv2d
+    keys = list(network().state_dict())
+    assert list(model.state_dict()) == keys
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    images, _ = batch(0)
+    copies = [
+        copy.deepcopy(model),
+        copy.copy(model[0]),
+        pickle.loads(pickle.dumps(model)),
+        torch.load(file, weights_only=False),
+    ]
+    assert b'sift_mm' not in pickle.dumps(model)
+    for each in copies:
+        kinds = {type(m) for m in each.modules()}
+        assert kinds <= {type(m) for m in network().modules()}
+        assert not any('execution' in vars(m) for m in each.modules())
+    with torch.no_grad():
+        tested = model.eval()(images)
+    trained = model.train()(images)
+    for each in (copies[0], *copies[2:]):
+        torch.testing.assert_close(each.eval()(images), tested)
+        torch.testing.assert_close(each.train()(images), trained)
+        each(images).sum().backward()
+
+
+def test_foreign_weights_are_tested_dense_and_their_own_sparse(calls):
+    # EMAHook puts averages in place so, which changes no version.
+    model, _, sparse = run(training('sparse'), 6)
+    images, _ = batch(0)
+    average = copy.deepcopy(model)
+    torch.manual_seed(2)
+    for weight in average.parameters():
+        weight.data.add_(0.01 * torch.randn_like(weight))
+    average.eval()
+    model.eval()
+    with torch.no_grad():
+        own = model(images)
+    assert calls[-1] == (True, False, False)
+    torch.testing.assert_close(own, copy.deepcopy(model)(images))
+    before = [p.detach().clone() for p in model.parameters()]
+    versions = [p._version for p in model.parameters()]
+    for weight, other in zip(
+        model.parameters(), average.parameters(), strict=True
+    ):
+        weight.data.copy_(other.data)
+    assert versions == [p._version for p in model.parameters()]
+    # With gradients, without, and in training mode without.
+    wanted = average(images)
+    torch.testing.assert_close(model(images), wanted)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(images), wanted)
+    grads = [
+        torch.autograd.grad(each(images).square().sum(), each.parameters())
+        for each in (model, average)
+    ]
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    with torch.no_grad():
+        one, other = copy.deepcopy(model).train(), model.train()
+        torch.testing.assert_close(one(images), other(images))
+    for weight, other in zip(model.parameters(), before, strict=True):
+        weight.data.copy_(other)
+    assert all(ways[0] for ways in calls)
+
+
+def test_what_cannot_run_sparse_is_named():
+    class Own(nn.Conv2d):
+        def _conv_forward(self, input, weight, bias):
+            return super()._conv_forward(input, 2 * weight, bias)
+
+    model = nn.Sequential(
+        nn.Conv2d(6, 12, 3, groups=2),
+        nn.Conv2d(12, 12, 9, padding=4),
+        nn.Conv2d(12, 12, 3, padding=1, padding_mode='circular'),
+        Own(12, 12, 3),
+        nn.Conv2d(12, 12, 3),
+        nn.Flatten(),
+        nn.Linear(192, 4),
+        nn.LayerNorm(4),
+    ).requires_grad_()
+    model[4].to(torch.float64)
+    kwargs = dict(include=['[0-4].weight'], sparsity=0.5, steps=9)
+    optimizer = sgd(model.parameters())
+    with pytest.raises(ValueError, match="execution='sparse' is not to be"):
+        SparseTraining(
+            model, optimizer, interval=3, execution='sparse', **kwargs
+        )
+    sparse = SparseTraining(model, optimizer, interval=3, **kwargs)
+    text = sparse.execution
+    for words in (
+        '0 of 5 masked layers',
+        '1 grouped (0)',
+        'its kernel of 9 is larger than 7 (1)',
+        "1 padded by 'circular' (2)",
+        '1 of a class of its own, Own (3)',
+        '1 of float64 (4)',
+    ):
+        assert words in text
+    with pytest.raises(ValueError, match="one of .*'dense'.; got 'fast'"):
+        SparseTraining(
+            network(), optimizer, execution='fast', interval=3, **kwargs
+        )
+
+
+def test_without_kernels_all_runs_dense_and_says_so(monkeypatch):
+    monkeypatch.setattr(
+        execution_module, 'why_unavailable', lambda: 'no C++ compiler'
+    )
+    parts = run(training('auto'), 3)
+    assert '5 without kernels (no C++ compiler) (0, ...)' in parts[2].execution
+    assert_alike(parts, run(training('dense'), 3), rtol=0, atol=0)
+    with pytest.raises(ValueError, match='without kernels'):
+        training('sparse')
+
+
+def test_autocast_runs_dense(calls):
+    model, _, sparse = training('sparse')
+    images, labels = batch(0)
+    with torch.autocast('cpu', torch.bfloat16):
+        F.cross_entropy(model(images), labels).backward()
+    sparse.step()
+    assert not calls
+    assert '5 under autocast' in sparse.execution
+
+
+def set_clock(monkeypatch, dense, sparse):
+    """Timings that are told, in place of taken."""
+    taken = []
+
+    def told(x, *_):
+        taken.append(tuple(x.shape))
+        return clock.Timing(dense, sparse)
+
+    monkeypatch.setattr(masked_layers, 'time_products', told)
+    monkeypatch.setattr(masked_layers, 'SMALLEST', 0)
+    return taken
+
+
+def test_auto_takes_what_the_clock_says_product_by_product(monkeypatch, calls):
+    # The last one is faster by less than the margin.
+    taken = set_clock(monkeypatch, (1.0, 1.0, 1.0), (0.5, 2.0, 0.97))
+    parts = run(training('auto'), 1)
+    assert len(taken) == 5 and not calls  # A step is over first.
+    run(parts, 4)
+    assert len(taken) == 5
+    assert set(calls) == {(True, False, False)}
+    text = parts[2].execution
+    assert '5 of 5 masked layers (forward 5, input gradient 0,' in text
+    assert '2.5 s less a step than dense (12.5 in place of 15 s)' in text
+    assert_alike(parts, run(training('dense'), 5), rtol=1e-3, atol=1e-5)
+    # Larger images by a factor of four are another matter, once.
+    model, optimizer, sparse = parts
+    for _ in range(2):
+        images = torch.zeros(BATCH, 6, 2 * SIZE, 2 * SIZE)
+        optimizer.zero_grad()
+        model(images).sum().backward()
+        sparse.step()
+    assert len(taken) == 9  # The linear layer sees as many rows as before.
+
+
+def test_timing_disturbs_nothing(monkeypatch):
+    def timed_but_dense(*args):
+        clock.time_products(*args)
+        return clock.Timing((1.0,) * 3, (1.0,) * 3)
+
+    monkeypatch.setattr(masked_layers, 'time_products', timed_but_dense)
+    monkeypatch.setattr(masked_layers, 'SMALLEST', 0)
+    state = torch.get_rng_state()
+    auto = training('auto')
+    torch.set_rng_state(state)
+    run(auto, 5)
+    assert torch.equal(state, torch.get_rng_state())
+    assert_alike(auto, run(training('dense'), 5), rtol=0, atol=0)
+
+
+def test_tiny_layers_are_not_timed_and_stay_dense(monkeypatch):
+    monkeypatch.setattr(masked_layers, 'time_products', None)
+    parts = run(training('auto'), 3)
+    assert '0 of 5 masked layers; dense: 5 faster so' in parts[2].execution
+    assert_alike(parts, run(training('dense'), 3), rtol=0, atol=0)
+
+
+def test_deterministic_algorithms_and_a_clock_do_not_go_together():
+    torch.use_deterministic_algorithms(True)
+    try:
+        text = training('auto')[2].execution
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert '5 since deterministic algorithms are asked for' in text
+
+
+@pytest.mark.parametrize('mode', ['auto', 'sparse'])
+def test_a_resumed_run_ends_bit_for_bit_the_same(monkeypatch, mode):
+    set_clock(monkeypatch, (1.0, 1.0, 1.0), (0.5, 2.0, 0.5))
+    whole = run(training(mode), 7)
+    states = io.BytesIO()
+    torch.save([part.state_dict() for part in whole], states)
+    states.seek(0)
+    run(whole, 8)
+    # By now the clock says something else.
+    set_clock(monkeypatch, (1.0, 1.0, 1.0), (2.0, 0.5, 2.0))
+    resumed = training(mode, seed=7)
+    for part, state in zip(
+        resumed, torch.load(states, weights_only=True), strict=True
+    ):
+        part.load_state_dict(state)
+    run(resumed, 8)
+    assert_alike(resumed, whole, rtol=0, atol=0)
+
+
+def test_a_resume_says_that_execution_changed():
+    saved = run(training('sparse'), 2)
+    other = run(training('dense'), 1)
+    with pytest.warns(UserWarning, match="had execution='sparse'; it goes"):
+        other[2].load_state_dict(saved[2].state_dict())
+
+
+def test_layers_are_plain_again_when_masks_are_gone():
+    parts = model, optimizer, sparse = run(training('sparse'), 2)
+    trained = sparse.trainer.execution
+    # A later one takes over, whatever becomes of the earlier.
+    later = SparseExecution(model, sparse.masks, 'sparse')
+    trained.detach()
+    assert type(model[0]) is not nn.Conv2d
+    later.detach()
+    assert type(model[0]) is nn.Conv2d
+    del parts, sparse, later, trained
+    gc.collect()
+    model, optimizer, sparse = run(training('sparse'), 2)
+    del sparse
+    gc.collect()
+    assert type(model[0]) is nn.Conv2d and type(model[10]) is nn.Linear
+    assert not any('execution' in vars(m) for m in model.modules())
+
+
+def test_a_compiled_network_has_no_graph_break():
+    parts = model, optimizer, sparse = training('sparse', interval=2)
+    twin = training('sparse', interval=2)
+    compiled = torch.compile(model, fullgraph=True, backend='aot_eager')
+    for step in range(4):  # Across updates, whose steps differ.
+        images, labels = batch(step)
+        for each, call in ((parts, compiled), (twin, twin[0])):
+            each[1].zero_grad()
+            F.cross_entropy(call(images), labels).backward()
+            each[2].step()
+    assert_alike(parts, twin, rtol=1e-3, atol=1e-5)
+    model.eval(), twin[0].eval()
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(images), twin[0](images))
+
+
+def test_channels_last_and_tracing():
+    model, _, sparse = training('sparse')
+    images, _ = batch(0)
+    plain = copy.deepcopy(model)
+    torch.testing.assert_close(
+        model(images.to(memory_format=torch.channels_last)), plain(images)
+    )
+    traced = torch.jit.trace(model.eval(), images)
+    assert 'sift_mm::' not in str(traced.inlined_graph)
+
+
+def test_rows_of_a_linear_layer_may_have_any_leading_shape():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 4))
+    kwargs = dict(include=['0.weight'], sparsity=0.5)
+    model, _, sparse = training('sparse', model, **kwargs)
+    plain = nn.Linear(8, 12)
+    plain.load_state_dict(copy.deepcopy(model[0]).state_dict())
+    for shape in ((8,), (3, 8), (2, 3, 8), (0, 8), (2, 0, 8), (2, 1, 3, 8)):
+        x = torch.randn(shape)
+        assert '1 of 1 masked' in sparse.execution
+        torch.testing.assert_close(plain(x), model[0](x))
