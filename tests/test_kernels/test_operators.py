@@ -19,7 +19,7 @@ from sift_mm.kernels import (
     sparse_conv2d_fused,
 )
 from sift_mm.kernels.geometry import AxisGeometry
-from sift_mm.kernels.ops import _input_gradient, _weight_gradient
+from sift_mm.kernels.ops import input_gradient, weight_gradient
 
 STRIDED = Case(stride=(2, 1), padding=(0, 2, 1, 1), dilation=(1, 3))
 
@@ -72,8 +72,8 @@ class Layer(nn.Module):
         fixed = self.pattern, self.numbers
         weight = self.weight.detach()
         return (
-            _input_gradient(grad, weight, *fixed, *size),
-            _weight_gradient(grad, x, weight, *fixed),
+            input_gradient(grad, weight, *fixed, *size),
+            weight_gradient(grad, x, weight, *fixed),
         )
 
 
@@ -153,8 +153,8 @@ def test_opcheck():
     for bias, residual in ((None, None), (layer.bias.detach(), y)):
         arguments = x, values, bias, residual, True, *fixed, len(weight)
         check(sparse_conv2d_fused, arguments)
-    check(_input_gradient, (y, weight, *fixed, *x.shape[2:]))
-    check(_weight_gradient, (y, x, weight, *fixed))
+    check(input_gradient, (y, weight, *fixed, *x.shape[2:]))
+    check(weight_gradient, (y, x, weight, *fixed))
 
 
 def test_gradients_by_differences():
@@ -313,8 +313,8 @@ def test_other_shapes_are_refused():
         fused,
         *(x, values, bias, y[..., 1:], *args),
     )
-    refused('the gradient', _input_gradient, y, weight, *rest, 9, 9)
-    refused('the gradient', _weight_gradient, y[:1], x, weight, *rest)
+    refused('the gradient', input_gradient, y, weight, *rest, 9, 9)
+    refused('the gradient', weight_gradient, y[:1], x, weight, *rest)
 
 
 def test_a_kernel_that_is_too_large_is_refused():
@@ -376,10 +376,10 @@ def test_another_pattern_is_refused(name):
         lambda: sparse_conv2d_fused(
             layer.x, values, None, None, False, layer.pattern, layer.numbers, 4
         ),
-        lambda: _input_gradient(
+        lambda: input_gradient(
             y, layer.weight.detach(), layer.pattern, layer.numbers, 9, 8
         ),
-        lambda: _weight_gradient(
+        lambda: weight_gradient(
             y, layer.x, layer.weight.detach(), layer.pattern, layer.numbers
         ),
     ):

@@ -1,0 +1,409 @@
+"""Equal FLOPs, equal seconds: Sparse Wide on sparse kernels beside its peers.
+
+Single layers of ResNet-18 and -50, whole networks at inference, and training
+steps. In every row the wide sparse layer or network, of the dense original's
+FLOPs, stands over a named alternative that does the dense original's work (or
+the wide one's, executed densely). The two take turns in one process; a figure
+is the median of the ratios of all turns, with their quartiles.
+
+    python benchmarks/sparse_execution.py [layers networks training peers]
+
+Peers that are not installed are named: pip install -r requirements/peers.txt
+"""
+
+import argparse
+import importlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from math import sqrt
+from typing import Any
+
+import torch
+import torch.fx.experimental.optimization
+from masked_step import build_model  # type: ignore[import-not-found]
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import sift_mm
+from sift_mm.deploy import to_sparse
+from sift_mm.kernels import Geometry, make_pattern, sparse_conv2d_fused
+from sift_mm.kernels.ops import input_gradient, weight_gradient
+
+missing: set[str] = set()
+#: Channels in and out, height and width of the input, kernel, stride.
+LAYERS_3X3 = [
+    (64, 64, 56, 3, 1),
+    (128, 128, 28, 3, 1),
+    (256, 256, 14, 3, 1),
+    (512, 512, 7, 3, 1),
+]
+LAYERS_OTHER = [
+    (64, 128, 56, 3, 2),
+    (256, 512, 14, 3, 2),
+    (64, 128, 56, 1, 2),
+    (256, 512, 14, 1, 2),
+    (64, 256, 56, 1, 1),
+    (256, 64, 56, 1, 1),
+    (1024, 256, 14, 1, 1),
+    (512, 2048, 7, 1, 1),
+]
+
+
+@dataclass
+class Row:
+    """One comparison: what, over what, and the ratios of the turns."""
+
+    what: str
+    sparsity: float
+    over: str
+    ratio: float
+    quartiles: tuple[float, float]
+    seconds: float
+
+    def __str__(self) -> str:
+        low, high = self.quartiles
+        return (
+            f'{self.what:44} {self.sparsity:<5} {self.over:28}'
+            f'{self.ratio:6.2f}  {low:.2f} to {high:.2f}'
+        )
+
+
+def seconds(run: Callable[[], object]) -> float:
+    """Wall-clock seconds of a call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def compare(
+    what: str,
+    sparsity: float,
+    run: Callable[[], object],
+    others: dict[str, Callable[[], object]],
+    rounds: int,
+) -> Iterator[Row]:
+    """Let one and its alternatives take turns."""
+    for other in (run, *others.values()):
+        other()  # warms up
+    own = []
+    ratios: dict[str, list[float]] = {name: [] for name in others}
+    for _ in range(rounds):
+        own.append(seconds(run))
+        for name, other in others.items():
+            ratios[name].append(own[-1] / seconds(other))
+    for name, values in ratios.items():
+        low, middle, high = statistics.quantiles(
+            values, n=4, method='inclusive'
+        )
+        yield Row(
+            what, sparsity, name, middle, (low, high), statistics.median(own)
+        )
+
+
+def random_mask(shape: tuple[int, ...], active: int) -> Tensor:
+    """A mask with an exact count, at random places."""
+    mask = torch.zeros(torch.Size(shape).numel(), dtype=torch.bool)
+    mask[torch.randperm(mask.numel())[:active]] = True
+    return mask.view(shape)
+
+
+def layers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
+    """The products of single layers, over those of the dense original."""
+    for c, k, size, kernel, stride in LAYERS_3X3 + LAYERS_OTHER:
+        wide = (round(k / sqrt(1 - sparsity)), round(c / sqrt(1 - sparsity)))
+        dense = torch.randn(k, c, kernel, kernel)
+        shape = (*wide, kernel, kernel)
+        mask = random_mask(shape, dense.numel())
+        weight = torch.randn(shape) * mask
+        pad = kernel // 2
+        geometry = Geometry.of((kernel,) * 2, (stride,) * 2, (pad,) * 4)
+        pattern = make_pattern(mask, geometry)
+        numbers = geometry.numbers()
+        x = torch.randn(args.batch, wide[1], size, size)
+        x_dense = torch.randn(args.batch, c, size, size)
+        values = weight.view(-1)[pattern[2].long()]
+        forward = partial(
+            sparse_conv2d_fused,
+            x,
+            values,
+            None,
+            None,
+            False,
+            pattern[:3],
+            numbers,
+            wide[0],
+        )
+        grad = torch.randn_like(forward())
+        forward_dense = partial(
+            F.conv2d, x_dense, dense, None, stride, padding=pad
+        )
+        grad_dense = torch.randn_like(forward_dense())
+
+        def backward_dense(of_input: bool) -> object:
+            return torch.ops.aten.convolution_backward(
+                grad_dense,  # noqa: B023
+                x_dense,  # noqa: B023
+                dense,  # noqa: B023
+                None,
+                [stride] * 2,  # noqa: B023
+                [pad] * 2,  # noqa: B023
+                [1, 1],
+                False,
+                [0, 0],
+                1,
+                [of_input, not of_input, False],
+            )
+
+        name = f'{c} to {k} at {size}, {kernel}x{kernel}/{stride}'
+        products: dict[str, tuple[Callable, Callable]] = {
+            'forward': (forward, forward_dense),
+            'input gradient': (
+                partial(
+                    input_gradient, grad, weight, pattern, numbers, size, size
+                ),
+                partial(backward_dense, True),
+            ),
+            'weight gradient': (
+                partial(weight_gradient, grad, x, weight, pattern, numbers),
+                partial(backward_dense, False),
+            ),
+        }
+        for product, (run, other) in products.items():
+            yield from compare(
+                f'{name} {product}',
+                sparsity,
+                run,
+                {'dense original': other},
+                args.rounds,
+            )
+
+
+def width(sparsity: float) -> int:
+    """Channels of the first stage of the wide ResNet-18."""
+    return round(64 / sqrt(1 - sparsity))
+
+
+def rest(sparsity: float) -> float:
+    """Sparsity of the stages, to pay for a stem that stays dense.
+
+    The stem, 118 of ResNet-18's 1814 million multiplications, grows with
+    the width; the stages' 1695 have to make up for it.
+    """
+    growth = 1 / sqrt(1 - sparsity) - 1
+    return 1 - (1 - sparsity) * (1 - growth * 118 / 1695)
+
+
+def wide_network(sparsity: float) -> nn.Module:
+    """ResNet-18 Sparse Wide, of the dense one's FLOPs, random masks."""
+    model = build_model(width(sparsity))
+    for name, weight in model.named_parameters():
+        if name.startswith('layer') and weight.ndim == 4:
+            active = round((1 - rest(sparsity)) * weight.numel())
+            weight.data *= random_mask(weight.shape, active)
+    return model
+
+
+def networks(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
+    """ResNet-18 at inference."""
+    wide, dense = wide_network(sparsity).eval(), build_model(64).eval()
+    sparse = to_sparse(wide)
+    for batch in (args.batch, 1):
+        x = torch.randn(batch, 3, args.size, args.size)
+        others: dict[str, Callable[[], object]] = {
+            'dense, eager': partial(dense, x),
+            'dense, fused, channels_last': fused(dense, x),
+        }
+        others |= runtimes('dense', dense, x)
+        if batch > 1:
+            others['wide, executed densely'] = partial(wide, x)
+        with torch.inference_mode():
+            yield from compare(
+                f'ResNet-18, inference, batch {batch}',
+                sparsity,
+                partial(sparse, x),
+                others,
+                args.rounds if batch > 1 else 5 * args.rounds,
+            )
+
+
+def fused(model: nn.Module, x: Tensor) -> Callable[[], object]:
+    """The best that PyTorch offers without compiling."""
+    model = torch.fx.experimental.optimization.fuse(model)
+    for parameter in model.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.to(memory_format=torch.channels_last)
+    return partial(model, x.to(memory_format=torch.channels_last))
+
+
+def runtimes(
+    name: str, model: nn.Module, x: Tensor
+) -> dict[str, Callable[[], object]]:
+    """OpenVINO and ONNX Runtime, where they are installed."""
+    found: dict[str, Callable[[], object]] = {}
+    try:
+        ov = importlib.import_module('openvino')
+        core = ov.Core()
+        core.set_property(
+            'CPU', {'INFERENCE_NUM_THREADS': torch.get_num_threads()}
+        )
+        compiled = core.compile_model(
+            ov.convert_model(model, example_input=x), 'CPU'
+        )
+        found[f'{name}, OpenVINO'] = partial(compiled, x.numpy())
+    except ImportError as error:
+        missing.add(f'OpenVINO ({error})')
+    try:
+        ort = importlib.import_module('onnxruntime')
+        path = '/tmp/sparse_execution.onnx'
+        torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        session = ort.InferenceSession(path, options)
+        feed = {session.get_inputs()[0].name: x.numpy()}
+        found[f'{name}, ONNX Runtime'] = partial(session.run, None, feed)
+    except ImportError as error:
+        missing.add(f'ONNX Runtime ({error})')
+    return found
+
+
+def step_of(
+    model: nn.Module, x: Tensor, target: Tensor, **masks: Any
+) -> Callable[[], object]:
+    """A training step with SGD and momentum."""
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
+    training = (
+        sift_mm.SparseTraining(model, optimizer, **masks) if masks else None
+    )
+
+    def step() -> None:
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), target).backward()
+        (training or optimizer).step()
+
+    return step
+
+
+def training(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
+    """A training step of ResNet-18, static masks."""
+    x = torch.randn(args.batch, 3, args.size, args.size)
+    target = torch.randint(1000, (args.batch,))
+    made: Any = dict(
+        algorithm='Static',
+        steps=1000,
+        sparsity=rest(sparsity),
+        include=['layer*conv*.weight', 'layer*downsample.0.weight'],
+    )
+    yield from compare(
+        f'ResNet-18, training step, batch {args.batch}',
+        sparsity,
+        step_of(
+            build_model(width(sparsity)), x, target, execution='sparse', **made
+        ),
+        {
+            'dense, eager': step_of(build_model(64), x, target),
+            'wide, executed densely': step_of(
+                build_model(width(sparsity)),
+                x,
+                target,
+                execution='dense',
+                **made,
+            ),
+        },
+        args.rounds,
+    )
+
+
+def peers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
+    """Other sparse kernels on one layer, over the dense original."""
+    c, size = 256, 14
+    wide = round(c / sqrt(1 - sparsity))
+    dense = torch.randn(c, c, 3, 3)
+    mask = random_mask((wide, wide, 3, 3), dense.numel())
+    weight = torch.randn(mask.shape) * mask
+    x = torch.randn(args.batch, wide, size, size)
+    rows = weight.view(wide, -1).to_sparse_csr()
+
+    def csr() -> Tensor:
+        columns = F.unfold(x, 3, padding=1).transpose(0, 1).flatten(1)
+        return rows @ columns
+
+    runs: dict[str, Callable[[], object]] = {
+        'torch.sparse CSR x im2col': csr,
+        'wide, executed densely': partial(F.conv2d, x, weight, padding=1),
+    }
+    try:
+        modules = importlib.import_module('sparseprop.modules')
+        conv = nn.Conv2d(wide, wide, 3, padding=1, bias=False)
+        conv.weight.data = weight
+        runs['SparseProp'] = partial(modules.SparseConv2d.from_dense(conv), x)
+    except ImportError as error:
+        missing.add(f'SparseProp ({error})')
+    geometry = Geometry.of((3, 3), (1, 1), (1,) * 4)
+    pattern = make_pattern(mask, geometry)
+    values = weight.view(-1)[pattern[2].long()]
+    runs['sift_mm'] = lambda: sparse_conv2d_fused(
+        x, values, None, None, False, pattern[:3], geometry.numbers(), wide
+    )
+    other = partial(
+        F.conv2d, torch.randn(args.batch, c, size, size), dense, padding=1
+    )
+    with torch.inference_mode():
+        for name, run in runs.items():
+            yield from compare(
+                f'{c} at {size}, 3x3 forward, {name}',
+                sparsity,
+                run,
+                {'dense original': other},
+                min(args.rounds, 5),
+            )
+
+
+def main() -> None:
+    """Measure and print a table, or JSON."""
+    parts = {f.__name__: f for f in (layers, networks, training, peers)}
+    parser = argparse.ArgumentParser(
+        description=__doc__.split('\n')[0],
+        epilog=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument('parts', nargs='*', help=', '.join(parts))
+    parser.add_argument(
+        '--sparsities', type=float, nargs='+', default=[0.5, 0.75, 0.9]
+    )
+    parser.add_argument('--batch', type=int, default=64)
+    parser.add_argument('--size', type=int, default=224)
+    parser.add_argument('--rounds', type=int, default=7)
+    parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument('--json', action='store_true')
+    args = parser.parse_args()
+    unknown = set(args.parts) - set(parts)
+    if unknown:
+        parser.error(f'{unknown.pop()!r} is none of {", ".join(parts)}')
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    rows = []
+    for part in args.parts or parts:
+        for sparsity in args.sparsities:
+            for row in parts[part](args, sparsity):
+                rows.append(row)
+                if not args.json:
+                    print(row, flush=True)
+    where = dict(
+        torch=torch.__version__,
+        threads=args.threads,
+        batch=args.batch,
+        cpu=torch.backends.cpu.get_cpu_capability(),
+        missing=sorted(missing),
+    )
+    if args.json:
+        print(json.dumps(where | dict(rows=[asdict(r) for r in rows])))
+    else:
+        print(where)
+
+
+if __name__ == '__main__':
+    main()

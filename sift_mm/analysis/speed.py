@@ -1,0 +1,126 @@
+"""Seconds of the network of a config: dense twin, executed dense, sparse."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from torch import Tensor, nn
+
+from sift_mm.analysis.report import dense_network
+from sift_mm.analysis.text import table
+from sift_mm.deploy import to_sparse
+from sift_mm.engine.plan import sparse_backbone
+
+
+@torch.no_grad()
+def fill(model: nn.Module) -> None:
+    """Give a network that was built without weights numbers to run on."""
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.ndim > 1:
+            tensor.normal_(0, tensor[0].numel() ** -0.5)
+        elif tensor.is_floating_point():
+            tensor.fill_(float(name.endswith(('weight', 'running_var'))))
+
+
+def measure_speed(
+    cfg: Config,
+    model: nn.Module,
+    masks: Mapping[str, Tensor],
+    shape: tuple[int, int],
+    batches: Sequence[int],
+    rounds: int,
+) -> dict[str, Any]:
+    """Time one network three ways, in turns.
+
+    Args:
+        cfg (Config): Config of the model, for its dense twin.
+        model (nn.Module): The network, with zeros outside the masks.
+        masks (Mapping[str, Tensor]): Bool masks by parameter name; without
+            any, what is not zero counts as active.
+        shape (tuple[int, int]): Height and width of the images.
+        batches (Sequence[int]): Numbers of images at a time.
+        rounds (int): Turns that each of them has.
+
+    Returns:
+        dict: Under 'rows' one for each batch and way, with 'batch', 'what',
+        the median 'seconds' a batch, and the median 'ratio' to the dense
+        twin within a turn with its 'quartiles'; under 'layers' what runs how.
+
+    Raises:
+        ValueError: Nothing of the model can run sparse.
+        RuntimeError: There are no kernels for this machine.
+    """
+    found = sparse_backbone(model)
+    name = found[0][:-1] if found else 'backbone'
+    twin = dense_network(cfg, model)
+    fill(twin)
+    for network in (model, twin):
+        network.eval()
+    sparse = to_sparse(model, masks)
+    ways = {
+        'dense twin': twin.get_submodule(name),
+        'executed densely': model.get_submodule(name),
+        'executed sparsely': sparse.get_submodule(name),
+    }
+    channels = (cfg.model.get('backbone') or {}).get('in_channels', 3)
+    rows = []
+    for batch in batches:
+        image = torch.randn(batch, channels, *shape)
+        with torch.inference_mode():
+            for network in ways.values():
+                network(image)
+            turns = [
+                [_seconds(lambda: network(image)) for network in ways.values()]  # noqa: B023
+                for _ in range(rounds)
+            ]
+        for i, what in enumerate(ways):
+            ratios = [turn[i] / turn[0] for turn in turns]
+            low, middle, high = statistics.quantiles(
+                ratios, n=4, method='inclusive'
+            )
+            rows.append(
+                dict(
+                    batch=batch,
+                    what=what,
+                    seconds=statistics.median(turn[i] for turn in turns),
+                    ratio=middle,
+                    quartiles=[low, high],
+                )
+            )
+    return dict(
+        network=name,
+        shape=list(shape),
+        threads=torch.get_num_threads(),
+        rows=rows,
+        layers=str(sparse.sparse_report),
+    )
+
+
+def _seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def to_text(report: dict[str, Any]) -> str:
+    """The report as a table."""
+    rows = [
+        (
+            str(row['batch']),
+            row['what'],
+            f'{row["seconds"]:.4f}',
+            f'{row["ratio"]:.2f}',
+            f'{row["quartiles"][0]:.2f} to {row["quartiles"][1]:.2f}',
+        )
+        for row in report['rows']
+    ]
+    height, width = report['shape']
+    head = (
+        f'{report["network"]} at {height} x {width}, {report["threads"]} '
+        'threads, float32, inference'
+    )
+    names = ('batch', '', 'seconds', 'over the twin', 'quartiles')
+    return f'{report["layers"]}\n\n{head}\n{table(names, rows)}'

@@ -1,0 +1,110 @@
+"""Times the backbone of a config: dense twin, executed densely, sparsely.
+
+Without a checkpoint, masks are drawn at random as training would draw them.
+"""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from mmengine.config import Config
+from mmengine.registry import init_default_scope
+from mmengine.runner import load_checkpoint
+from torch import Tensor, nn
+
+from sift_mm.analysis.report import build_hook
+from sift_mm.analysis.speed import fill, measure_speed, to_text
+from sift_mm.checkpoint import mask_training
+from sift_mm.cli.options import add_config_options, positive
+from sift_mm.config.checkpoints import check_checkpoint
+from sift_mm.config.images import find_sizes
+from sift_mm.config.reading import import_library, load_config
+from sift_mm.config.twin import build
+from sift_mm.sparsity import MaskSet
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads the command line."""
+    parser = argparse.ArgumentParser(
+        description='Time a network on the CPU: its dense twin, executed '
+        'densely, executed on sparse kernels'
+    )
+    add_config_options(parser)
+    parser.add_argument(
+        'checkpoint', nargs='?', help='path of the checkpoint, if any'
+    )
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=positive,
+        metavar=('H', 'W'),
+        help="height and width of the image; by default the pipelines'",
+    )
+    parser.add_argument(
+        '--batch',
+        nargs='+',
+        type=positive,
+        default=[1],
+        help='images at a time',
+    )
+    parser.add_argument('--threads', type=positive, help="by default torch's")
+    parser.add_argument(
+        '--rounds', type=positive, default=7, help='turns that each one has'
+    )
+    parser.add_argument('--json', metavar='FILE', help='write the numbers')
+    args = parser.parse_args(argv)
+    if args.rounds < 2:
+        parser.error('--rounds has to be at least 2')
+    return args
+
+
+def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
+    """Masks as the config's training would draw them, and weights for them.
+
+    Raises:
+        SystemExit: If the config trains no masks.
+    """
+    hook = build_hook(cfg)
+    if hook is None:
+        raise SystemExit(
+            'The config has no SparseTrainingHook, so that nothing of its '
+            'network is sparse; --family and --sparsity make it so.'
+        )
+    fill(model)
+    plan = hook.plan(model, cfg)
+    masks = MaskSet.draw(plan.parameters, plan.counts, hook.initializer, 0)
+    masks.keep_weights_()
+    return dict(masks)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Times and prints."""
+    args = parse_args(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    cfg = load_config(args)
+    try:
+        (shape, _), _ = find_sizes(cfg, args.shape)
+        import_library(cfg)
+        init_default_scope(cfg.get('default_scope', 'mmengine'))
+        model = build(cfg)
+        if args.checkpoint:
+            check_checkpoint(args.checkpoint)
+            loaded = load_checkpoint(model, args.checkpoint, 'cpu')
+            masks = (mask_training(loaded) or {}).get('masks', {})
+        else:
+            masks = _draw(cfg, model)
+        report = measure_speed(
+            cfg, model, masks, shape, args.batch, args.rounds
+        )
+    except (ValueError, RuntimeError) as error:
+        raise SystemExit(f'{args.config}: {error}') from error
+    print(to_text(report))
+    if args.json:
+        Path(args.json).write_text(json.dumps(report, indent=2) + '\n')
+
+
+if __name__ == '__main__':
+    main()

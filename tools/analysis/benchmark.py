@@ -1,0 +1,6 @@
+"""Times the backbone of a config, dense and on sparse kernels."""
+
+from sift_mm.cli.benchmark import main
+
+if __name__ == '__main__':
+    main()
