@@ -8,7 +8,7 @@ is the median of the ratios of all turns, with their quartiles.
 
     python benchmarks/sparse_execution.py [layers networks training peers]
 
-Peers that are not installed are named: pip install -r requirements/peers.txt
+Peers that are not installed are named: pip install -r requirements-peers.txt
 """
 
 import argparse
@@ -86,22 +86,19 @@ def compare(
     others: dict[str, Callable[[], object]],
     rounds: int,
 ) -> Iterator[Row]:
-    """Let one and its alternatives take turns."""
-    for other in (run, *others.values()):
-        other()  # warms up
-    own = []
-    ratios: dict[str, list[float]] = {name: [] for name in others}
-    for _ in range(rounds):
-        own.append(seconds(run))
-        for name, other in others.items():
-            ratios[name].append(own[-1] / seconds(other))
-    for name, values in ratios.items():
+    """Let one and each of its alternatives take turns, two at a time.
+
+    Threads of a runtime that wait by spinning are thus not in the way of
+    another comparison.
+    """
+    for name, other in others.items():
+        run(), other()  # warm up
+        turns = [(seconds(run), seconds(other)) for _ in range(rounds)]
         low, middle, high = statistics.quantiles(
-            values, n=4, method='inclusive'
+            [own / its for own, its in turns], n=4, method='inclusive'
         )
-        yield Row(
-            what, sparsity, name, middle, (low, high), statistics.median(own)
-        )
+        own = statistics.median(turn[0] for turn in turns)
+        yield Row(what, sparsity, name, middle, (low, high), own)
 
 
 def random_mask(shape: tuple[int, ...], active: int) -> Tensor:
@@ -218,7 +215,7 @@ def networks(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
             'dense, fused, channels_last': fused(dense, x),
         }
         others |= runtimes('dense', dense, x)
-        if batch > 1:
+        if batch > 1 and not args.no_wide:
             others['wide, executed densely'] = partial(wide, x)
         with torch.inference_mode():
             yield from compare(
@@ -262,6 +259,9 @@ def runtimes(
         torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry(
+            'session.intra_op.allow_spinning', '0'
+        )
         session = ort.InferenceSession(path, options)
         feed = {session.get_inputs()[0].name: x.numpy()}
         found[f'{name}, ONNX Runtime'] = partial(session.run, None, feed)
@@ -297,22 +297,18 @@ def training(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
         sparsity=rest(sparsity),
         include=['layer*conv*.weight', 'layer*downsample.0.weight'],
     )
+    others = {'dense, eager': step_of(build_model(64), x, target)}
+    if not args.no_wide:
+        others['wide, executed densely'] = step_of(
+            build_model(width(sparsity)), x, target, execution='dense', **made
+        )
     yield from compare(
         f'ResNet-18, training step, batch {args.batch}',
         sparsity,
         step_of(
             build_model(width(sparsity)), x, target, execution='sparse', **made
         ),
-        {
-            'dense, eager': step_of(build_model(64), x, target),
-            'wide, executed densely': step_of(
-                build_model(width(sparsity)),
-                x,
-                target,
-                execution='dense',
-                **made,
-            ),
-        },
+        others,
         args.rounds,
     )
 
@@ -378,6 +374,11 @@ def main() -> None:
     parser.add_argument('--size', type=int, default=224)
     parser.add_argument('--rounds', type=int, default=7)
     parser.add_argument('--threads', type=int, default=2)
+    parser.add_argument(
+        '--no-wide',
+        action='store_true',
+        help='leave out the wide network executed densely, which is slow',
+    )
     parser.add_argument('--json', action='store_true')
     args = parser.parse_args()
     unknown = set(args.parts) - set(parts)

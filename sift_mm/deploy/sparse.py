@@ -33,7 +33,8 @@ from sift_mm.layers.plain import plain_type
 #: Denser layers run dense: there the dense kernels are as fast.
 MAX_DENSITY = 0.6
 _LEAVES = (_BatchNorm, nn.MaxPool2d, nn.ReLU, nn.Identity, SparseConv2d)
-_SUMS = {operator.add, operator.iadd, torch.add, 'add', 'add_'}
+_IN_PLACE = {operator.iadd, 'add_'}
+_SUMS = {operator.add, torch.add, 'add'} | _IN_PLACE
 _RELUS = {
     torch.relu,
     torch.relu_,
@@ -355,7 +356,7 @@ class _Fusion:
             self._skip(norm)
             said.append('norm')
         total = self._only_user(node)
-        if total is not None and self._is_sum(total):
+        if total is not None and self._is_sum(total, node):
             other = next(a for a in total.args if a is not node)
             with self.graph.inserting_before(total):
                 fused = self.graph.call_module(
@@ -374,15 +375,24 @@ class _Fusion:
         if said:
             self.conversion.report.sparse[name] += f', with {", ".join(said)}'
 
-    def _is_sum(self, node: fx.Node) -> bool:
-        """Whether it adds two tensors of the graph."""
-        return (
+    def _is_sum(self, node: fx.Node, layer: fx.Node) -> bool:
+        """Whether it adds two tensors of the graph, one of them a layer's."""
+        if not (
             node.op in ('call_function', 'call_method')
             and node.target in _SUMS
             and len(node.args) == 2
             and not node.kwargs
             and all(isinstance(a, fx.Node) for a in node.args)
             and node.args[0] is not node.args[1]
+        ):
+            return False
+        changed = node.args[0]
+        assert isinstance(changed, fx.Node)
+        # Added to in place, something else may be read afterwards.
+        return (
+            changed is layer
+            or node.target not in _IN_PLACE
+            or (len(changed.users) == 1 and changed.op != 'placeholder')
         )
 
 

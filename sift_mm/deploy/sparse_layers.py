@@ -97,17 +97,31 @@ class SparseConv2d(nn.Module):
 
         Args:
             x (Tensor): Float32 of shape (images, channels, height, width).
-            residual (Tensor, optional): Added before the ReLU.
+            residual (Tensor, optional): Added before the ReLU; of the
+                output's shape, or one that spreads to it.
 
         Returns:
             Tensor: Shape (images, filters, out height, out width).
         """
+        size = self.geometry.out_size(x.shape[-2], x.shape[-1])
+        if residual is not None and residual.shape != (
+            x.shape[0],
+            self.filters,
+            *size,
+        ):
+            total = self._convolve(x, None, False) + residual
+            return total.relu() if self.relu else total
+        return self._convolve(x, residual, self.relu)
+
+    def _convolve(
+        self, x: Tensor, residual: Tensor | None, relu: bool
+    ) -> Tensor:
         return sparse_conv2d_fused(
             x,
             self.values,
             self.bias,
             residual,
-            self.relu,
+            relu,
             [self.row, self.position, self.index],
             self.geometry.numbers(),
             self.filters,

@@ -1,0 +1,37 @@
+"""Tests of tools/analysis/benchmark.py."""
+
+import json
+from pathlib import Path
+
+import pytest
+from minirun import write_config
+from sparserun import sparse_config
+
+from sift_mm.cli import benchmark
+
+pytestmark = pytest.mark.usefixtures('fresh_process')
+NOWHERE = Path('nowhere')
+FEW = ['--rounds', '2', '--shape', '32', '64']
+
+
+def test_it_times_three_ways(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = sparse_config(tmp_path, 'mmdet', NOWHERE)
+    out = tmp_path / 'speed.json'
+    benchmark.main([config, *FEW, '--batch', '1', '3', '--json', str(out)])
+    report = json.loads(out.read_text())
+    found = [(row['batch'], row['what']) for row in report['rows']]
+    ways = ['dense twin', 'executed densely', 'executed sparsely']
+    assert found == [(batch, way) for batch in (1, 3) for way in ways]
+    assert all(row['seconds'] > 0 for row in report['rows'])
+    assert [row['ratio'] for row in report['rows'][::3]] == [1, 1]
+    said = capsys.readouterr().out
+    assert 'backbone.layer1.0.conv1: sparse, density 0.' in said
+    assert 'backbone at 32 x 64' in said
+
+
+def test_a_dense_config_is_refused(tmp_path: Path) -> None:
+    config = write_config(tmp_path, 'mmdet', NOWHERE)
+    with pytest.raises(SystemExit, match='no SparseTrainingHook'):
+        benchmark.main([config, *FEW])
