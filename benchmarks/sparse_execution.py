@@ -15,6 +15,7 @@ import argparse
 import importlib
 import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -255,14 +256,14 @@ def runtimes(
         missing.add(f'OpenVINO ({error})')
     try:
         ort = importlib.import_module('onnxruntime')
-        path = '/tmp/sparse_execution.onnx'
-        torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
         options = ort.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry(
-            'session.intra_op.allow_spinning', '0'
-        )
-        session = ort.InferenceSession(path, options)
+        spinning = 'session.intra_op.allow_spinning'
+        options.add_session_config_entry(spinning, '0')
+        with tempfile.TemporaryDirectory() as folder:
+            path = f'{folder}/model.onnx'
+            torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
+            session = ort.InferenceSession(path, options)
         feed = {session.get_inputs()[0].name: x.numpy()}
         found[f'{name}, ONNX Runtime'] = partial(session.run, None, feed)
     except ImportError as error:
