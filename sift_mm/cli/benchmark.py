@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from sift_mm.analysis.report import build_hook
 from sift_mm.analysis.speed import fill, measure_speed, to_text
 from sift_mm.checkpoint import mask_training
-from sift_mm.cli.options import add_config_options, positive
+from sift_mm.cli.options import add_config_options, add_shape_option, positive
 from sift_mm.config.checkpoints import check_checkpoint
 from sift_mm.config.images import find_sizes
 from sift_mm.config.reading import import_library, load_config
@@ -35,13 +35,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         'checkpoint', nargs='?', help='path of the checkpoint, if any'
     )
-    parser.add_argument(
-        '--shape',
-        nargs=2,
-        type=positive,
-        metavar=('H', 'W'),
-        help="height and width of the image; by default the pipelines'",
-    )
+    add_shape_option(parser)
     parser.add_argument(
         '--batch',
         nargs='+',

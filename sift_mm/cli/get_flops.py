@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sift_mm.analysis.report import make_report
 from sift_mm.analysis.text import to_text
-from sift_mm.cli.options import add_config_options, positive
+from sift_mm.cli.options import add_config_options, add_shape_option, positive
 from sift_mm.config.reading import load_config
 
 
@@ -22,13 +22,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         description='Count FLOPs, parameters and memory of a config'
     )
     add_config_options(parser)
-    parser.add_argument(
-        '--shape',
-        nargs=2,
-        type=positive,
-        metavar=('H', 'W'),
-        help="height and width of the image; by default the pipelines'",
-    )
+    add_shape_option(parser)
     parser.add_argument(
         '--epoch-samples',
         type=positive,

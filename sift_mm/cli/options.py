@@ -179,3 +179,14 @@ def add_run_options(
     # torchrun sets LOCAL_RANK; torch.distributed.launch passes an option,
     # spelt with a dash since PyTorch 2.0.
     parser.add_argument('--local_rank', '--local-rank', type=int, default=0)
+
+
+def add_shape_option(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--shape``, the size of the image that a network is given."""
+    parser.add_argument(
+        '--shape',
+        nargs=2,
+        type=positive,
+        metavar=('H', 'W'),
+        help="height and width of the image; by default the pipelines'",
+    )

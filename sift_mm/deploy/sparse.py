@@ -25,7 +25,7 @@ from sift_mm.deploy.sparse_layers import (
     FastMaxPool2d,
     SparseConv2d,
     SparseLinear,
-    geometry_of,
+    sparse_geometry,
 )
 from sift_mm.kernels import why_unavailable
 from sift_mm.layers.plain import plain_type
@@ -191,7 +191,7 @@ class _Conversion:
         density = float(mask.float().mean())
         if density == 1:
             return None
-        geometry = geometry_of(layer)
+        geometry = sparse_geometry(layer)
         if density > MAX_DENSITY:
             why: str | None = f'a density of {density:.3f} gains nothing'
         elif geometry is None:
@@ -255,7 +255,7 @@ class _Conversion:
 
     def _sparse(self, layer: Any, name: str) -> SparseConv2d:
         mask = self.chosen[layer]
-        geometry = geometry_of(layer)
+        geometry = sparse_geometry(layer)
         assert geometry is not None
         weight = layer.weight.detach()
         new = (

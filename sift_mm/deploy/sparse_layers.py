@@ -3,42 +3,35 @@
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.utils import _reverse_repeat_tuple
 
 from sift_mm.kernels import (
     Geometry,
+    geometry_of,
     make_pattern,
     max_pool2d,
+    pair,
     sparse_conv2d_fused,
 )
 from sift_mm.layers.plain import plain_type
 
 
-def geometry_of(layer: nn.Module) -> Geometry | None:
-    """Geometry of a plain convolution or linear layer.
+def sparse_geometry(layer: nn.Module) -> Geometry | None:
+    """Geometry of a layer that the kernels may take.
 
     Args:
         layer (nn.Module): Any layer.
 
     Returns:
-        Geometry, optional: None where it is no such layer, or has groups or
-        a padding of something else than zeros.
+        Geometry, optional: None where it is no plain convolution over two
+        dimensions or linear layer, or has groups or a padding of something
+        else than zeros.
     """
     kind = plain_type(layer)
-    if kind is nn.Linear:
-        return Geometry.of((1, 1))
-    if kind is not nn.Conv2d:
-        return None
     conv: Any = layer
-    if conv.groups != 1 or conv.padding_mode != 'zeros':
-        return None
-    padding = (
-        # What 'same' comes to, which may differ from side to side.
-        tuple(conv._reversed_padding_repeated_twice)
-        if isinstance(conv.padding, str)
-        else _reverse_repeat_tuple(conv.padding, 2)
+    fits = kind is nn.Linear or (
+        kind is nn.Conv2d and conv.groups == 1 and conv.padding_mode == 'zeros'
     )
-    return Geometry.of(conv.kernel_size, conv.stride, padding, conv.dilation)
+    return geometry_of(layer) if fits else None
 
 
 class SparseConv2d(nn.Module):
@@ -178,7 +171,7 @@ class FastMaxPool2d(nn.Module):
     def __init__(self, pool: nn.MaxPool2d) -> None:
         super().__init__()
         self.kernel, self.stride, self.padding = (
-            _pair(value)
+            pair(value)
             for value in (pool.kernel_size, pool.stride, pool.padding)
         )
 
@@ -187,7 +180,7 @@ class FastMaxPool2d(nn.Module):
         """Whether a module is a pooling of the kind that is done here."""
         return (
             isinstance(module, nn.MaxPool2d)
-            and _pair(module.dilation) == (1, 1)
+            and pair(module.dilation) == (1, 1)
             and not module.ceil_mode
             and not module.return_indices
         )
@@ -202,7 +195,3 @@ class FastMaxPool2d(nn.Module):
             Tensor: Shape (images, channels, out height, out width).
         """
         return max_pool2d(x, self.kernel, self.stride, self.padding)
-
-
-def _pair(value: int | tuple[int, int]) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else value

@@ -1,7 +1,7 @@
 """Sparse execution on the CPU: kernels, patterns and operators."""
 
 from .build import KernelsUnavailable, why_unavailable
-from .geometry import Geometry
+from .geometry import Geometry, geometry_of, pair
 from .ops import sparse_conv2d, sparse_conv2d_fused
 from .pattern import make_pattern
 from .pooling import max_pool2d
@@ -15,10 +15,12 @@ __all__ = [
     'Geometry',
     'KernelsUnavailable',
     'Timing',
+    'geometry_of',
     'make_pattern',
     'max_pool2d',
     'masked_layer',
     'multiplications',
+    'pair',
     'sparse_conv2d',
     'sparse_conv2d_fused',
     'time_products',

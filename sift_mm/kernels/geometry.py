@@ -13,6 +13,9 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
+
+from torch import nn
 
 #: Rows of a patch, as in ``csrc/walk.h``.
 ROWS = 7
@@ -225,3 +228,33 @@ class Geometry:
             if axis.kernel > 7:
                 return f'its kernel of {axis.kernel} is larger than 7'
         return None
+
+
+def geometry_of(layer: nn.Module) -> Geometry:
+    """The geometry of a convolution; a linear layer's is 1 x 1."""
+    if not isinstance(layer, nn.Conv2d):
+        return Geometry.of((1, 1))
+    kernel, stride, padding, dilation = (
+        pair(value)
+        for value in (
+            layer.kernel_size,
+            layer.stride,
+            # 'valid' is none; 'same' is replaced below.
+            0 if isinstance(layer.padding, str) else layer.padding,
+            layer.dilation,
+        )
+    )
+    top, left = bottom, right = padding
+    if layer.padding == 'same':
+        down, across = (
+            d * (k - 1) for k, d in zip(kernel, dilation, strict=True)
+        )
+        top, left = down // 2, across // 2
+        bottom, right = down - top, across - left
+    return Geometry.of(kernel, stride, (left, right, top, bottom), dilation)
+
+
+def pair(value: Any) -> tuple[int, int]:
+    """Two numbers, also where a layer's attribute was set to one."""
+    height, width = value if isinstance(value, (tuple, list)) else [value] * 2
+    return height, width

@@ -185,6 +185,34 @@ def _empty_output(x: Tensor, filters: int, geometry: Sequence[int]) -> Tensor:
     )
 
 
+def _convolve(
+    source: Tensor,
+    out: Tensor,
+    layout: Layout,
+    walk: ctypes.Array,
+    nonzeros: tuple[Tensor, Tensor, Tensor],
+    values: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> None:
+    """Write the outputs of one walk."""
+    _call(
+        'sift_convolve',
+        _sizes(source, out, layout),
+        walk,
+        ctypes.c_int64(layout.stride),
+        _pointer(source),
+        _pointer(nonzeros[0]),
+        _pointer(nonzeros[1]),
+        _pointer(values),
+        _pointer(bias),
+        _pointer(residual),
+        ctypes.c_int64(relu),
+        _pointer(out),
+    )
+
+
 def _forward(
     x: Tensor,
     values: Tensor,
@@ -203,20 +231,7 @@ def _forward(
     if not out.numel():
         return out
     for walk in _forward_walks(geometry, x.shape[2], x.shape[3]):
-        _call(
-            'sift_convolve',
-            _sizes(x, out, layout),
-            walk,
-            ctypes.c_int64(layout.stride),
-            _pointer(x),
-            _pointer(nonzeros[0]),
-            _pointer(nonzeros[1]),
-            _pointer(values),
-            _pointer(bias),
-            _pointer(residual),
-            ctypes.c_int64(relu),
-            _pointer(out),
-        )
+        _convolve(x, out, layout, walk, nonzeros, values, bias, residual, relu)
     return out
 
 
@@ -365,21 +380,8 @@ def input_gradient(
         if at not in found:
             nonzeros = _nonzeros(pattern, layout, channels, at)
             found[at] = _gather(weight, nonzeros[2]), nonzeros
-        values, (rows, positions, _) = found[at]
-        _call(
-            'sift_convolve',
-            _sizes(grad, out, layout),
-            walk,
-            ctypes.c_int64(layout.stride),
-            _pointer(grad),
-            _pointer(rows),
-            _pointer(positions),
-            _pointer(values),
-            _pointer(None),
-            _pointer(None),
-            ctypes.c_int64(0),
-            _pointer(out),
-        )
+        values, nonzeros = found[at]
+        _convolve(grad, out, layout, walk, nonzeros, values)
     return out
 
 

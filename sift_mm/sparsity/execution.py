@@ -8,14 +8,13 @@ from typing import Any, Literal, get_args
 import torch
 from torch import distributed, nn
 
-from sift_mm.kernels import PRODUCTS, why_unavailable
+from sift_mm.kernels import PRODUCTS, geometry_of, why_unavailable
 from sift_mm.sparsity.masked_layers import (
     SPARSE,
     Execution,
     Ways,
     attach,
     detach,
-    geometry_of,
     why_dense,
 )
 from sift_mm.sparsity.masks import MaskSet

@@ -16,6 +16,7 @@ from sift_mm.kernels import (
     SMALLEST,
     Geometry,
     Timing,
+    geometry_of,
     make_pattern,
     masked_layer,
     multiplications,
@@ -24,36 +25,6 @@ from sift_mm.kernels import (
 
 Ways = tuple[bool, ...]
 SPARSE: Ways = (True, True, True)
-
-
-def geometry_of(layer: nn.Module) -> Geometry:
-    """The geometry of a convolution; a linear layer's is 1 x 1."""
-    if not isinstance(layer, nn.Conv2d):
-        return Geometry.of((1, 1))
-    kernel, stride, padding, dilation = (
-        _pair(value)
-        for value in (
-            layer.kernel_size,
-            layer.stride,
-            # 'valid' is none; 'same' is replaced below.
-            0 if isinstance(layer.padding, str) else layer.padding,
-            layer.dilation,
-        )
-    )
-    top, left = bottom, right = padding
-    if layer.padding == 'same':
-        down, across = (
-            d * (k - 1) for k, d in zip(kernel, dilation, strict=True)
-        )
-        top, left = down // 2, across // 2
-        bottom, right = down - top, across - left
-    return Geometry.of(kernel, stride, (left, right, top, bottom), dilation)
-
-
-def _pair(value: Any) -> tuple[int, int]:
-    """Two numbers, also where a layer's attribute was set to one."""
-    height, width = value if isinstance(value, (tuple, list)) else [value] * 2
-    return height, width
 
 
 def why_dense(layer: nn.Module) -> str | None:
