@@ -27,7 +27,7 @@ from sift_mm.deploy.sparse_layers import (
     SparseLinear,
     sparse_geometry,
 )
-from sift_mm.kernels import why_unavailable
+from sift_mm.kernels import Geometry, why_unavailable
 from sift_mm.layers.plain import plain_type
 
 #: Denser layers run dense: there the dense kernels are as fast.
@@ -174,16 +174,16 @@ class _Conversion:
             m for _, m in model.named_modules(remove_duplicate=False)
         )
         # By the module, not its id, which is free when the module is.
-        self.chosen: dict[nn.Module, Tensor] = {}
+        self.chosen: dict[nn.Module, tuple[Tensor, Geometry]] = {}
         for name, module in model.named_modules():
-            mask = self._mask(name, module, masks)
-            if mask is not None:
-                self.chosen[module] = mask
+            choice = self._choose(name, module, masks)
+            if choice is not None:
+                self.chosen[module] = choice
 
-    def _mask(
+    def _choose(
         self, name: str, layer: Any, masks: Mapping[str, Tensor]
-    ) -> Tensor | None:
-        """Mask of a layer that is to run sparse."""
+    ) -> tuple[Tensor, Geometry] | None:
+        """Mask and geometry of a layer that is to run sparse."""
         if plain_type(layer) is None:
             return None
         given = masks.get(f'{name}.weight' if name else 'weight')
@@ -210,10 +210,10 @@ class _Conversion:
             why = 'it has hooks or parametrizations'
         else:
             why = geometry.why_not()
-        if why:
-            self.report.dense[name] = why
+        if why or geometry is None:
+            self.report.dense[name] = str(why)
             return None
-        return mask
+        return mask, geometry
 
     def _concerns(self, module: nn.Module) -> bool:
         return any(m in self.chosen for m in module.modules())
@@ -254,9 +254,7 @@ class _Conversion:
             return None
 
     def _sparse(self, layer: Any, name: str) -> SparseConv2d:
-        mask = self.chosen[layer]
-        geometry = sparse_geometry(layer)
-        assert geometry is not None
+        mask, geometry = self.chosen[layer]
         weight = layer.weight.detach()
         new = (
             SparseLinear(weight, layer.bias, mask)
