@@ -16,7 +16,6 @@ from pathlib import Path
 
 from demo import fashion_scenes, tree_crowns
 from sift_mm.datasets import fashion_mnist
-from sift_mm.datasets.files import DataError
 from sift_mm.experiments.report import markdown_table, mean_and_spread
 from sift_mm.experiments.runner import Experiment, run_experiments
 
@@ -51,12 +50,9 @@ Key = tuple[str, str, str]
 def prepare() -> None:
     """Makes the three data sets, those that are not there."""
     items, photographs = Path('data/fashion_mnist'), Path('data/tree_crowns')
-    try:
-        fashion_mnist.prepare(items)
-        tree_crowns.prepare(photographs)
-        fashion_scenes.prepare(Path('data/fashion_scenes'), items, photographs)
-    except DataError as error:
-        raise SystemExit(str(error)) from error
+    fashion_mnist.prepare(items)
+    tree_crowns.prepare(photographs)
+    fashion_scenes.prepare(Path('data/fashion_scenes'), items, photographs)
 
 
 def plan(network: str, seed: int) -> dict[Key, Experiment]:

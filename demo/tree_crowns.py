@@ -45,6 +45,7 @@ from PIL import Image
 
 from sift_mm.datasets.building import DataError, build
 from sift_mm.datasets.files import has_digest
+from sift_mm.errors import Mistake
 
 PACKAGE = 'deepforest==2.1.0'
 WHEEL_MB = 21
@@ -157,7 +158,7 @@ def tile_starts(start: int, stop: int, overlap: int) -> list[int]:
     """
     room = stop - start - TILE
     if room < 0:
-        raise ValueError(f'no tile of {TILE} fits in {stop - start} pixels')
+        raise Mistake(f'no tile of {TILE} fits in {stop - start} pixels')
     steps = -(-room // (TILE - overlap))
     return [start + room * i // max(steps, 1) for i in range(steps + 1)]
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from sift_mm.errors import Mistake
+
 # Where masks and all else of the mask training are in a checkpoint.
 CHECKPOINT_KEY = 'sparse_training'
 # Of what stands there: what a newer release writes may mean something else.
@@ -33,12 +35,12 @@ def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     if not isinstance(state, Mapping) or not isinstance(
         state.get('masks'), Mapping
     ):
-        raise ValueError(
+        raise Mistake(
             f'What the checkpoint has under {CHECKPOINT_KEY!r} is damaged: '
             'it holds no masks. Take another checkpoint of that run.'
         )
     if state.get('version', VERSION) > VERSION:
-        raise ValueError(
+        raise Mistake(
             f"The checkpoint's mask training is of version "
             f'{state["version"]}, and this sift_mm reads up to {VERSION}: '
             'install a newer one.'
@@ -165,7 +167,7 @@ def check_keys(
         if keys
     ]
     if wrong:
-        raise ValueError(
+        raise Mistake(
             f'The checkpoint {path} (prefix={prefix!r}) is not of this '
             'network, '
             f'{type(module).__name__}({module.extra_repr()}): '

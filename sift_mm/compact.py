@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sift_mm.checkpoint import CHECKPOINT_KEY, mask_training
+from sift_mm.errors import Mistake
 from sift_mm.sparsity.packing import count, pack, unpack
 
 # Where the packed weights are in a checkpoint, and the version of them.
@@ -37,14 +38,14 @@ def compact(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """
     training = mask_training(checkpoint)
     if training is None:
-        raise ValueError('The checkpoint has no masks to pack its weights by.')
+        raise Mistake('The checkpoint has no masks to pack its weights by.')
     masks = training.pop('masks')
     state = dict(checkpoint['state_dict'])
     layers = {}
     for name, mask in masks.items():
         weight = state.get(name)
         if weight is None or weight.shape != mask.shape:
-            raise ValueError(f'The mask of {name!r} is of no weight.')
+            raise Mistake(f'The mask of {name!r} is of no weight.')
         layers[name] = {'shape': list(mask.shape), 'bits': pack(mask)}
         # A weight that is not zero outside its mask stays as it is.
         if not weight.masked_fill(mask, 0).any():
@@ -73,7 +74,7 @@ def expand(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
     try:
         packed = checkpoint[COMPACT_KEY]
         if packed['version'] > VERSION:
-            raise ValueError(f'it is of version {packed["version"]}')
+            raise Mistake(f'it is of version {packed["version"]}')
         state, masks = dict(checkpoint['state_dict']), {}
         for name, layer in packed['layers'].items():
             masks[name] = _mask(layer)
@@ -81,7 +82,7 @@ def expand(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
                 state[name] = _weight(masks[name], layer['values'])
         training = {**checkpoint[CHECKPOINT_KEY], 'masks': masks}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(
+        raise Mistake(
             f'{path} is damaged, or of a newer sift_mm, which then has to be '
             f'installed: its packed weights cannot be read ({error}).'
         ) from error
@@ -105,7 +106,7 @@ def load_compact(path: str | Path) -> dict[str, Tensor]:
         checkpoint = torch.load(path, map_location='cpu', weights_only=True)
     found = expand(checkpoint, str(path))
     if not isinstance(found, Mapping) or 'state_dict' not in found:
-        raise ValueError(f'{path} is no checkpoint: it has no state_dict.')
+        raise Mistake(f'{path} is no checkpoint: it has no state_dict.')
     return found['state_dict']
 
 
@@ -127,7 +128,7 @@ def cut_files_named(path: str) -> Iterator[None]:
         pickle.UnpicklingError,
     ) as error:
         reason = str(error).partition('\n')[0]
-        raise ValueError(
+        raise Mistake(
             f'{path} is cut, or no checkpoint of tensors: {reason}'
         ) from error
 
@@ -135,13 +136,13 @@ def cut_files_named(path: str) -> Iterator[None]:
 def _mask(layer: Mapping[str, Any]) -> Tensor:
     shape, bits = torch.Size(layer['shape']), layer['bits'].cpu()
     if bits.dtype != torch.uint8 or bits.shape != (-(-shape.numel() // 8),):
-        raise ValueError('a mask is not of its shape')
+        raise Mistake('a mask is not of its shape')
     return unpack(bits, shape.numel()).view(shape).to(layer['bits'].device)
 
 
 def _weight(mask: Tensor, values: Tensor) -> Tensor:
     if values.shape != (count(mask),):
-        raise ValueError('a weight has other values than its mask')
+        raise Mistake('a weight has other values than its mask')
     return values.new_zeros(mask.shape).masked_scatter_(mask, values)
 
 

@@ -9,6 +9,8 @@ project and can be used from a config file.
 import math
 from collections.abc import Callable, Mapping
 
+from sift_mm.errors import Mistake
+
 # What stands between the two inner layers, or behind each branch.
 INNER = ('none', 'norm', 'norm_act')
 # Which factors of V(U x) carry masks.
@@ -26,7 +28,7 @@ def check_sparsity(sparsity: float) -> None:
         or not isinstance(sparsity, (int, float))
         or not 0 <= sparsity < 1
     ):
-        raise ValueError(
+        raise Mistake(
             f'sparsity is the share of weights that are zero, a number in '
             f'[0, 1); got {sparsity!r}.'
         )
@@ -84,7 +86,7 @@ def parallel_branches(sparsity: float) -> int:
     """
     branches = math.floor(expansion(sparsity) + 0.5)
     if branches < 2:
-        raise ValueError(
+        raise Mistake(
             f'At sparsity {sparsity} a Sparse Parallel layer has 1 / (1 - s) '
             f'= {expansion(sparsity):.3g} branches, rounded to one, which is '
             'the dense layer; choose a sparsity of 1/3 or more.'
@@ -160,7 +162,7 @@ def factor_densities(sparsity: float, sparse: str) -> tuple[float, float]:
         ValueError: If ``sparse`` is not one of ``SPARSE_FACTORS``.
     """
     if sparse not in SPARSE_FACTORS:
-        raise ValueError(
+        raise Mistake(
             'sparse_factors says which factors carry masks, one '
             f'of {SPARSE_FACTORS}; got {sparse!r}.'
         )
@@ -194,7 +196,7 @@ def doped_rank(
     exact = sparsity * fan_in * fan_out / (fan_in + fan_out)
     rank = math.floor(exact / multiple + 1e-9) * multiple
     if not rank:
-        raise ValueError(
+        raise Mistake(
             f'A Sparse Doped layer of {fan_in} inputs and {fan_out} outputs '
             f'has rank {exact:.3g} at sparsity {sparsity}, less than '
             f'{multiple}; choose a larger sparsity or leave the layer out.'
@@ -260,7 +262,7 @@ def solve_sparsity(
         return low
     if not below < budget < above:
         nearest = below if budget <= below else above
-        raise ValueError(
+        raise Mistake(
             f'With its masks this network has between {below:.4g} and '
             f'{above:.4g} FLOPs; the budget is {budget:.4g}. The nearest '
             f'that it can have is {nearest / budget:.4f} of the budget.'
@@ -282,7 +284,7 @@ def solve_sparsity(
             high, under = middle, found
             over *= 0.5 if side < 0 else 1
             side = -1
-    raise ValueError(
+    raise Mistake(
         f'No sparsity was found that meets {budget:.4g} FLOPs: '
         'the cost has to fall steadily with the sparsity.'
     )

@@ -12,6 +12,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
 from sift_mm.analysis.model_forward import meta_image, reasons, run_once
+from sift_mm.errors import MistakenKey
 from sift_mm.flops import count_while, on_meta
 
 
@@ -131,7 +132,7 @@ def profile(
     parameters = dict(model.named_parameters())
     unknown = [name for name in densities if name not in parameters]
     if unknown:
-        raise KeyError(
+        raise MistakenKey(
             'The densities are not of this model: it has no '
             f'parameters {unknown}.'
         )

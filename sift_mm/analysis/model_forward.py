@@ -19,13 +19,14 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_map_only
 
+from sift_mm.errors import Mistake
 from sift_mm.flops import FlopCount, count_while, on_meta
 
 # Larger ones are features; smaller ones say what shape features have.
 SMALL = 64
 
 
-class NotCountable(ValueError):
+class NotCountable(Mistake):
     """A model that does not run without numbers; one sentence says why."""
 
 

@@ -17,6 +17,7 @@ from sift_mm.engine import SparseTrainingHook
 from sift_mm.engine.checks import check_channels
 from sift_mm.engine.plan import MaskPlan, sparse_backbone
 from sift_mm.engine.transfer import pretrained_source
+from sift_mm.errors import Mistake
 from sift_mm.sparsity import ALGORITHMS, training_flops
 
 COUNTS = (
@@ -76,7 +77,7 @@ def dense_network(cfg: Config, model: nn.Module) -> nn.Module:
     if found is None:
         return model
     if found[0] != 'backbone.':
-        raise ValueError(f'the Sparse-IFT backbone is model.{found[0][:-1]}')
+        raise Mistake(f'the Sparse-IFT backbone is model.{found[0][:-1]}')
     return build(dense_config(cfg))
 
 
@@ -181,7 +182,7 @@ def make_report(
             model does not run at the shape.
     """
     if 'model' not in cfg:
-        raise ValueError('the config has no model')
+        raise Mistake('the config has no model')
     (test, source), (train, train_source) = find_sizes(cfg, shape)
     import_library(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))

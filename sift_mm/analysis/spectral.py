@@ -6,6 +6,8 @@ from math import sqrt
 import torch
 from torch import Tensor
 
+from sift_mm.errors import Mistake
+
 
 @dataclass(frozen=True)
 class SpectralGap:
@@ -48,7 +50,7 @@ def spectral_gap(mask: Tensor, weight: Tensor | None = None) -> SpectralGap:
     """
     adjacency = mask.flatten(1).float()
     if min(adjacency.shape) < 2:
-        raise ValueError(
+        raise Mistake(
             'A second singular value needs a layer of at least '
             f'2 x 2; got {tuple(adjacency.shape)}.'
         )

@@ -12,6 +12,7 @@ from torch import nn
 
 from sift_mm.backbones.base import SparseIFTBackbone, make_member
 from sift_mm.checkpoint import pretrained_cfg
+from sift_mm.errors import Mistake
 from sift_mm.flops import count_flops
 from sift_mm.layers import Composite, NothingReplaced, Wide, transform
 
@@ -109,7 +110,7 @@ def sparse_ift(
     """
     member = make_member(family, sparsity, inner, sparse_factors, flops)
     if pretrained_cfg(backbone.get('init_cfg')) or backbone.get('pretrained'):
-        raise ValueError(
+        raise Mistake(
             'The inner backbone of SparseIFT loads the weights of a dense '
             'network, which do not fit: take them out, and give a checkpoint '
             'of the sparse network by init_cfg of SparseIFT.'
@@ -174,7 +175,7 @@ def _transform(
             why.partition(' (')[0] for why in error.report.skipped.values()
         )
         reasons = Counter(words).most_common(3)
-        raise ValueError(
+        raise Mistake(
             f'family={member.family!r} finds nothing to replace in '
             f'{type(network).__name__}: '
             + '; '.join(f'{n} layers: {why}' for why, n in reasons)
@@ -193,7 +194,7 @@ def _check_unmasked_flops(network: SparseIFTBackbone) -> None:
         for model in (network, network.dense_twin())
     )
     if abs(own / dense - 1) > TOLERANCE:
-        raise ValueError(
+        raise Mistake(
             f'family={network.family!r} gives {type(network).__name__} '
             f'{own / dense:.4f} of the dense FLOPs, and without masks nothing '
             "makes up for it: set sparse_factors='both', or flops='nominal'."

@@ -15,6 +15,7 @@ from sift_mm.checkpoint import (
     pretrained_cfg,
     without_prefix,
 )
+from sift_mm.errors import Mistake, MistakenCall
 from sift_mm.layers import Composite, Member, Wide
 
 FLOPS = ('match', 'match_model', 'nominal')
@@ -165,12 +166,12 @@ def make_member(
         ValueError: If they contradict one another.
     """
     if flops not in FLOPS:
-        raise ValueError(
+        raise Mistake(
             f'flops is one of {", ".join(map(repr, FLOPS))}; got {flops!r}.'
         )
     if family is None:
         if sparsity or inner or sparse_factors:
-            raise ValueError(
+            raise Mistake(
                 f'sparsity={sparsity}, inner={inner!r} or sparse_factors='
                 f'{sparse_factors!r} without a family: the network would '
                 "be the dense one. Set family='wide' (or another), or "
@@ -178,7 +179,7 @@ def make_member(
             )
         return None
     if sparsity is None:
-        raise ValueError(
+        raise Mistake(
             f'family={family!r} needs a sparsity, the one '
             'number that sizes and masks follow from.'
         )
@@ -209,7 +210,7 @@ def _refuse_unmasked_training(backbone: Any, _: Any) -> None:
         parameters[name].requires_grad
         for name in backbone.sparse_parameter_names()
     ):
-        raise RuntimeError(
+        raise MistakenCall(
             f'The backbone (family={backbone.family!r}, sparsity='
             f'{backbone.sparsity}) is meant to be sparse, but no hook trains '
             'its masks, and it would train dense at up to 1 / (1 - s) times '

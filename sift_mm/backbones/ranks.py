@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from torch import nn
 
 from sift_mm.analysis import FlopCount
+from sift_mm.errors import Mistake
 from sift_mm.isoflop import factor_densities, spread_ranks
 from sift_mm.layers import Member
 from sift_mm.layers.plain import size_of
@@ -56,7 +57,7 @@ def ranks_for(
         dense.by_module[name] for name in layers
     )
     if share <= 0:
-        raise ValueError(
+        raise Mistake(
             f'At sparsity {member.sparsity} the wider stem alone '
             f'costs {rest / dense.total:.3g} of the dense FLOPs.'
         )

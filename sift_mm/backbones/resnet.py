@@ -12,6 +12,7 @@ from torch import nn
 
 from sift_mm.backbones.base import SparseIFTBackbone, make_member
 from sift_mm.backbones.ranks import ranks_for
+from sift_mm.errors import Mistake, MistakenKey
 from sift_mm.flops import FlopCount, count_flops
 from sift_mm.isoflop import wide_width
 from sift_mm.layers import Composite, Member, Parallel
@@ -119,12 +120,12 @@ class SparseIFTMixin(SparseIFTBackbone):
             self.parallel_inner,
         )
         if member is not None and kwargs.get('dcn') is not None:
-            raise ValueError(
+            raise Mistake(
                 'Deformable convolutions (dcn) cannot be masked '
                 'yet; leave dcn out or set family=None.'
             )
         if depth not in self.arch_settings:
-            raise KeyError(
+            raise MistakenKey(
                 f'There is no ResNet-{depth} in this library; the depths are '
                 f'{list(self.arch_settings)}.'
             )
@@ -168,7 +169,7 @@ class SparseIFTMixin(SparseIFTBackbone):
         }
         for name, layer in layers.items():
             if plain_type(layer) is None:
-                raise ValueError(
+                raise Mistake(
                     f'{name} is a {type(layer).__name__}, which is not known '
                     'to work under masks; set conv_cfg=None.'
                 )
@@ -186,7 +187,7 @@ class SparseIFTMixin(SparseIFTBackbone):
                     rank=ranks.get(name),
                 )
             except ValueError as error:
-                raise ValueError(f'{name}: {error}') from None
+                raise Mistake(f'{name}: {error}') from None
             put(self, name, new)
             if isinstance(new, Parallel) and new.norms:
                 # No norm behind the sum of normed branches.
@@ -234,7 +235,7 @@ class SparseIFTMixin(SparseIFTBackbone):
                 groups if member.inner != 'none' else 1,
             )
         except ValueError as error:
-            raise ValueError(f'{error} {self.advice(**usual)}') from None
+            raise Mistake(f'{error} {self.advice(**usual)}') from None
 
     def _count(self, kwargs: Mapping[str, Any]) -> FlopCount:
         """FLOPs of the library's ResNet of some arguments."""
@@ -376,7 +377,7 @@ def _check_groups(norm_cfg: Mapping[str, Any] | None, width: int) -> None:
     """
     groups = (norm_cfg or {}).get('num_groups', 1)
     if width % groups:
-        raise ValueError(
+        raise Mistake(
             f"norm_cfg's {groups} groups do not divide the width of {width} "
             'channels that follows from the sparsity; choose num_groups that '
             'divides it, or another sparsity.'

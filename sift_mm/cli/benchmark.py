@@ -22,6 +22,7 @@ from sift_mm.config.checkpoints import check_checkpoint
 from sift_mm.config.images import find_sizes
 from sift_mm.config.reading import import_library, load_config
 from sift_mm.config.twin import build
+from sift_mm.errors import Mistake
 from sift_mm.sparsity import MaskSet
 
 
@@ -58,11 +59,11 @@ def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
     """Masks as the config's training would draw them, and weights for them.
 
     Raises:
-        SystemExit: If the config trains no masks.
+        Mistake: If the config trains no masks.
     """
     hook = build_hook(cfg)
     if hook is None:
-        raise SystemExit(
+        raise Mistake(
             'The config has no SparseTrainingHook, so that nothing of its '
             'network is sparse; --family and --sparsity make it so.'
         )
@@ -94,7 +95,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             cfg, model, masks, shape, args.batch, args.rounds
         )
     except (ValueError, RuntimeError) as error:
-        raise SystemExit(f'{args.config}: {error}') from error
+        raise Mistake(f'{args.config}: {error}') from error
     print(to_text(report))
     if args.json:
         Path(args.json).write_text(json.dumps(report, indent=2) + '\n')

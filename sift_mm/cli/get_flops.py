@@ -14,6 +14,7 @@ from sift_mm.analysis.report import make_report
 from sift_mm.analysis.text import to_text
 from sift_mm.cli.options import add_config_options, add_shape_option, positive
 from sift_mm.config.reading import load_config
+from sift_mm.errors import Mistake
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -60,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         except (ValueError, KeyError) as error:
             # A KeyError as a string has quotation marks.
             message = error.args[0] if isinstance(error, KeyError) else error
-            raise SystemExit(f'{args.config}: {message}') from error
+            raise Mistake(f'{args.config}: {message}') from error
     numbers = json.dumps(report, indent=2)
     if args.json == '-':
         print(numbers)

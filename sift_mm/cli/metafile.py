@@ -26,6 +26,7 @@ from sift_mm.config.data import leaf_datasets
 from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import read_config
 from sift_mm.datasets import DATA_SETS, find_data_set
+from sift_mm.errors import Mistake
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = {
@@ -88,7 +89,7 @@ def describe(path: Path) -> tuple[dict[str, Any], str]:
         results, and the task.
 
     Raises:
-        SystemExit: If the data set is another one.
+        Mistake: If the data set is another one.
     """
     cfg = read_config(str(path))
     report = make_report(cfg)
@@ -96,7 +97,7 @@ def describe(path: Path) -> tuple[dict[str, Any], str]:
     data_set = find_data_set(type_name(leaf))
     if data_set is None or leaf.get('metainfo'):
         titles = ', '.join(known.title for known in DATA_SETS.values())
-        raise SystemExit(
+        raise Mistake(
             f'{path} trains on none of the data sets known here: {titles} '
             'with their own classes.'
         )
@@ -211,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Writes metafiles and index.
 
     Raises:
-        SystemExit: If a folder has no configs, or results are of a config
+        Mistake: If a folder has no configs, or results are of a config
             that is in none of the folders.
     """
     args = parse_args(argv)
@@ -223,11 +224,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     for folder in folders:
         here = {path.stem for path in folder.glob('*.py')}
         if not here:
-            raise SystemExit(f'There are no configs in {folder}.')
+            raise Mistake(f'There are no configs in {folder}.')
         names |= here
     unknown = sorted(set(results) - names)
     if unknown:
-        raise SystemExit(
+        raise Mistake(
             f'{args.results} has results of {unknown[0]}, which is no config '
             'of the folders.'
         )

@@ -17,6 +17,7 @@ import torch
 from sift_mm.checkpoint import CHECKPOINT_KEY, mask_training
 from sift_mm.compact import compact, expand
 from sift_mm.config.checkpoints import check_checkpoint
+from sift_mm.errors import Mistake
 
 KEPT = ('meta', 'state_dict')
 # Of the mask training; its history is needed only to go on with it.
@@ -65,21 +66,18 @@ def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
         view would bring its whole storage along.
 
     Raises:
-        SystemExit: If there are no weights under ``state_dict``, or its mask
+        Mistake: If there are no weights under ``state_dict``, or its mask
             training cannot be read.
     """
     if 'state_dict' not in checkpoint:
-        raise SystemExit(
+        raise Mistake(
             'The file has no key state_dict: it is no checkpoint of a run.'
         )
     kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}
     kept['state_dict'] = {
         name: value.clone() for name, value in kept['state_dict'].items()
     }
-    try:
-        masks = mask_training(checkpoint)
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    masks = mask_training(checkpoint)
     if masks is not None:
         kept[CHECKPOINT_KEY] = {
             key: masks[key] for key in KEPT_OF_MASKS if key in masks
@@ -111,13 +109,13 @@ def publish(in_file: str, out_file: Path, small: bool = False) -> Path:
         OSError,
         RuntimeError,
     ) as error:
-        raise SystemExit(f'{in_file} is no checkpoint: {error}') from error
+        raise Mistake(f'{in_file} is no checkpoint: {error}') from error
     try:
         kept = slim(expand(checkpoint, in_file))
         if small:
             kept = compact(kept)
     except ValueError as error:
-        raise SystemExit(f'{in_file}: {error}') from error
+        raise Mistake(f'{in_file}: {error}') from error
     out_file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out_file.with_name(f'{out_file.name}.part')
     try:

@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet, or reports.
 
     Raises:
-        SystemExit: If runs failed; the others were finished.
+        Mistake: If runs failed; the others were finished.
     """
     args = parse_args(argv)
     # Sweeps of other configs must not take these runs for theirs.

@@ -24,6 +24,7 @@ from sift_mm.config.tta import enable_tta
 from sift_mm.engine.cost_hook import CostHook, to_text
 from sift_mm.engine.launch import run, set_loader_defaults, switch_off
 from sift_mm.engine.sparse_test import SparseTestHook
+from sift_mm.errors import Mistake
 
 # That mmengine.dump writes.
 FORMATS = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
@@ -97,14 +98,14 @@ def keeps_label_maps(cfg: Config, args: argparse.Namespace) -> bool:
     """Whether ``--out`` is a folder for MMSegmentation's label maps.
 
     Raises:
-        SystemExit: If ``--out`` is neither that nor a pickle file.
+        Mistake: If ``--out`` is neither that nor a pickle file.
     """
     if not args.out or args.out_item == 'metrics':
         return False
     if args.out.endswith(('.pkl', '.pickle')):
         return False
     if cfg.get('default_scope') != 'mmseg':
-        raise SystemExit(f'--out has to be a .pkl file, not {args.out}.')
+        raise Mistake(f'--out has to be a .pkl file, not {args.out}.')
     return True
 
 

@@ -16,6 +16,7 @@ from sift_mm.config.data import check_data
 from sift_mm.config.reading import load_run_config
 from sift_mm.engine.launch import run, set_loader_defaults, switch_off
 from sift_mm.engine.precision import check_amp, disable_amp, enable_amp
+from sift_mm.errors import Mistake
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -58,11 +59,11 @@ def enable_auto_scale_lr(cfg: Config) -> None:
     """Switches MMEngine's scaling of the learning rate on.
 
     Raises:
-        SystemExit: If the config does not say for which batch size its
+        Mistake: If the config does not say for which batch size its
             learning rate is meant.
     """
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-        raise SystemExit(
+        raise Mistake(
             '--auto-scale-lr needs auto_scale_lr = '
             'dict(base_batch_size=...) in the config.'
         )

@@ -17,6 +17,7 @@ from torch import nn
 from sift_mm.backbones import SparseIFTMixin
 from sift_mm.config.arguments import refuse_unknown
 from sift_mm.engine.checks import KEY, check_channels
+from sift_mm.errors import Mistake
 
 # What else a model has, beside its heads.
 NO_HEADS = ('backbone', 'neck', 'data_preprocessor')
@@ -132,7 +133,7 @@ def _build(cfg: Config, node: Any) -> Any:
             return MODELS.build(node)
         except (TypeError, KeyError) as error:  # A word is misspelt, say.
             refuse_unknown(cfg, error)
-            raise ValueError(
+            raise Mistake(
                 f'the {node.get("type")} of the config cannot be built: '
                 f'{error.args[0]}'
             ) from error

@@ -8,6 +8,7 @@ from mmengine.config import Config
 from mmengine.runner import find_latest_checkpoint
 
 from sift_mm.checkpoint import pretrained_cfg
+from sift_mm.errors import Mistake
 
 
 def check_checkpoint(path: str) -> None:
@@ -18,10 +19,10 @@ def check_checkpoint(path: str) -> None:
             ``torchvision://``, which is left to MMEngine.
 
     Raises:
-        SystemExit: If it is a path and there is no such file.
+        Mistake: If it is a path and there is no such file.
     """
     if not _is_there(path):
-        raise SystemExit(f'There is no checkpoint {_full_path(path)}.')
+        raise Mistake(f'There is no checkpoint {_full_path(path)}.')
 
 
 def _is_there(path: str) -> bool:
@@ -43,7 +44,7 @@ def check_pretrained(cfg: Config) -> None:
         cfg (Config): Config of a run, changed in place.
 
     Raises:
-        SystemExit: If the model names a local file that does not exist.
+        Mistake: If the model names a local file that does not exist.
     """
     resumes = cfg.get('resume') and (
         cfg.get('load_from') or find_latest_checkpoint(cfg.work_dir)
@@ -55,7 +56,7 @@ def check_pretrained(cfg: Config) -> None:
     ]
     for owner, index, path, key in missing:
         if not resumes:
-            raise SystemExit(
+            raise Mistake(
                 f'There is no checkpoint {_full_path(path)} to start from: '
                 'train that network first, or name another file by '
                 f'--pretrained FILE or --cfg-options {key}=FILE.'

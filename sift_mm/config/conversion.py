@@ -12,6 +12,7 @@ from sift_mm.config.channels import fit_channels
 from sift_mm.config.helpers import pretrained_backbone
 from sift_mm.config.member import MemberOptions
 from sift_mm.config.nodes import set_type, type_name
+from sift_mm.errors import Mistake
 from sift_mm.layers import families
 
 # Of the libraries' ResNets, the class that takes a family, and what else it
@@ -96,7 +97,7 @@ def convert(cfg: Config, member: MemberOptions) -> None:
     backbone = cfg.get('model', {}).get('backbone') or {}
     kind = type_name(backbone)
     if not kind:
-        raise ValueError(
+        raise Mistake(
             'The config has no model.backbone with a type: only backbones '
             'become members of the Sparse-IFT family.'
         )
@@ -121,7 +122,7 @@ def convert(cfg: Config, member: MemberOptions) -> None:
         backbone['init_cfg'] = pretrained_backbone(member.pretrained)
     if member.family is not None:
         if member.family not in families():
-            raise ValueError(
+            raise Mistake(
                 f'Unknown family {member.family!r}; choose one of '
                 f'{", ".join(families())}.'
             )
@@ -131,7 +132,7 @@ def convert(cfg: Config, member: MemberOptions) -> None:
             backbone.pop('sparse_factors', None)
     backbone.update(member.of_backbone)
     if backbone.get('family') is None or backbone.get('sparsity') is None:
-        raise ValueError(
+        raise Mistake(
             f'The backbone would have family={backbone.get("family")!r} and '
             f'sparsity={backbone.get("sparsity")}; give both.'
         )
@@ -139,7 +140,7 @@ def convert(cfg: Config, member: MemberOptions) -> None:
     if cfg.get('optim_wrapper') is not None:
         _add_hook(cfg, for_hook)
     elif for_hook:
-        raise ValueError(
+        raise Mistake(
             'The config trains nothing (it has no optim_wrapper), so that '
             f'{", ".join(for_hook)} of the hook would not count.'
         )
@@ -247,7 +248,7 @@ def _add_hook(cfg: Config, arguments: Mapping[str, Any]) -> None:
     if algorithm not in (None, 'Static') and _loads_masks(cfg, hook):
         # It is asked for, and by default masks of a checkpoint stay.
         if hook.setdefault('transfer', 'train') != 'train':
-            raise ValueError(
+            raise Mistake(
                 'Masks come with the loaded weights, and with transfer='
                 f'{hook["transfer"]!r} of SparseTrainingHook the algorithm '
                 f'{algorithm} would not count; to train them on, add '

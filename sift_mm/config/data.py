@@ -9,6 +9,7 @@ from mmengine.config import Config
 
 from sift_mm.config.nodes import type_name
 from sift_mm.datasets import find_data_set
+from sift_mm.errors import Mistake
 
 LOCAL_BACKENDS = ('local', 'disk', 'LocalBackend', 'HardDiskBackend')
 
@@ -108,7 +109,7 @@ def check_data(cfg: Config, phases: Iterable[str]) -> None:
             data loader the run will use.
 
     Raises:
-        SystemExit: With one sentence, if something is missing.
+        Mistake: With one sentence, if something is missing.
     """
     missing: dict[str, list[str]] = {}
     prepared = set()
@@ -135,7 +136,7 @@ def check_data(cfg: Config, phases: Iterable[str]) -> None:
             for name in sorted(prepared)
         )
         advice = f'{advice} says how to get it, and ' if advice else ''
-        raise SystemExit(
+        raise Mistake(
             f'The data is missing: {places}; {advice}`make demo` fetches '
             'small data of its own.'
         )

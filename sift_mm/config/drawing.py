@@ -4,6 +4,8 @@ from typing import Any
 
 from mmengine.config import Config
 
+from sift_mm.errors import Mistake
+
 # How the libraries name their visualisation hook, its switch, and its folder;
 # MMSegmentation's has none and draws into that of the visualizer.
 DRAWING_HOOKS = {
@@ -30,11 +32,11 @@ def enable_drawing(
         interval (int): Every n-th sample is drawn; classification only.
 
     Raises:
-        SystemExit: If it is none of the three libraries.
+        Mistake: If it is none of the three libraries.
     """
     scope = cfg.get('default_scope')
     if scope not in DRAWING_HOOKS:
-        raise SystemExit(
+        raise Mistake(
             '--show and --show-dir work for the scopes '
             f'{", ".join(DRAWING_HOOKS)}, not for {scope}.'
         )

@@ -9,6 +9,7 @@ from mmengine.config import Config
 from sift_mm.config.data import leaf_datasets
 from sift_mm.config.nodes import type_name
 from sift_mm.datasets import find_data_set
+from sift_mm.errors import Mistake
 
 Shape = tuple[int, int]  # Height and width.
 
@@ -102,7 +103,7 @@ def find_sizes(
     test, train = (image_size(cfg, phase) for phase in ('test', 'train'))
     first, second = test or train, train or test
     if first is None or second is None:
-        raise ValueError(
+        raise Mistake(
             'neither test nor train pipeline fixes a size of the images; '
             'give it by --shape H W'
         )

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sift_mm.errors import Mistake
+
 # Arguments of SparseIFT, which wraps a backbone; SparseIFTResNet has most.
 MEMBER_ARGUMENTS = (
     'family',
@@ -51,7 +53,7 @@ class MemberOptions:
         """From the options of a command line.
 
         Raises:
-            SystemExit: If ``--hook`` and another option say different things.
+            Mistake: If ``--hook`` and another option say different things.
         """
         hook = dict(args.hook or {})
         for key, flag, value in (
@@ -61,7 +63,7 @@ class MemberOptions:
             if value is None:
                 continue
             if hook.setdefault(key, value) != value:
-                raise SystemExit(
+                raise Mistake(
                     f'{flag} {value} and --hook {key}={hook[key]} contradict '
                     'each other; leave one out.'
                 )
@@ -139,4 +141,4 @@ def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
                 if near
                 else (f'there are {", ".join(known)}.')
             )
-            raise ValueError(f'{what} {name}: {hint}')
+            raise Mistake(f'{what} {name}: {hint}')

@@ -16,6 +16,7 @@ from sift_mm.config.member import (
     check_names,
 )
 from sift_mm.config.nodes import type_name
+from sift_mm.errors import Mistake
 
 # What a run reads from a config beside the arguments of MMEngine's Runner.
 TOP_LEVEL = (
@@ -157,12 +158,12 @@ def _set(cfg: Config, key: str, value: Any) -> None:
             why = f'{there} is {last!r} and has no {parts[len(found)]}'
         else:
             why = f'the config has no {parts[0]}'
-        raise ValueError(f'{option}: {why}.')
+        raise Mistake(f'{option}: {why}.')
     try:
         # MMEngine takes `_delete_` out of what it is given.
         cfg.merge_from_dict({'.'.join(parts): copy.deepcopy(value)})
     except (TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f'{option}: {error}') from error
+        raise Mistake(f'{option}: {error}') from error
 
 
 def _check(
@@ -190,7 +191,7 @@ def _check(
             break
     for key, (flag, value) in flags.items():
         if key in settings and not _equal(settings[key], value):
-            raise ValueError(
+            raise Mistake(
                 f'{flag} {value} and --cfg-options {key}={settings[key]} '
                 'contradict each other; leave one out.'
             )
@@ -201,7 +202,7 @@ def _check(
         is_source = any(s in key.split('.') for s in SOURCES)
         if is_source and member.pretrained is not None:
             own = f'--pretrained {member.pretrained}'
-        raise ValueError(
+        raise Mistake(
             f'--cfg-options {key}={value} does not hold: with {own} it '
             f'becomes {found}; leave one out.'
         )

@@ -18,6 +18,7 @@ from mmengine.utils import is_installed
 from sift_mm.backbones import PACKAGES
 from sift_mm.config.member import MemberOptions
 from sift_mm.config.overrides import override
+from sift_mm.errors import Mistake
 
 # Of the files that MMEngine reads.
 SUFFIXES = ('.py', '.yml', '.yaml', '.json')
@@ -44,7 +45,7 @@ def load_config(args: argparse.Namespace) -> Config:
             :func:`~sift_mm.cli.options.add_config_options`.
 
     Raises:
-        SystemExit: As :func:`read_config`.
+        Mistake: As :func:`read_config`.
     """
     member = MemberOptions.of_args(args)
     return read_config(args.config, args.cfg_options, **vars(member))
@@ -62,7 +63,7 @@ def read_config(
             None, it is not called.
 
     Raises:
-        SystemExit: If there is no such file, no such member of it, or an
+        Mistake: If there is no such file, no such member of it, or an
             option that would not hold.
     """
     if not is_installed('mmsegmentation'):
@@ -75,9 +76,9 @@ def read_config(
     except (FileNotFoundError, AssertionError):  # Or no such library.
         path = ''
     if not osp.isfile(path):
-        raise SystemExit(f'There is no config file {config}.')
+        raise Mistake(f'There is no config file {config}.')
     if not path.endswith(SUFFIXES):
-        raise SystemExit(
+        raise Mistake(
             f'{config} is no config: the name of one ends in '
             f'{", ".join(SUFFIXES)}.'
         )
@@ -89,7 +90,7 @@ def read_config(
     try:
         override(cfg, cfg_options or {}, options)
     except ValueError as error:
-        raise SystemExit(f'{config}: {error}') from error
+        raise Mistake(f'{config}: {error}') from error
     return cfg
 
 
@@ -112,13 +113,13 @@ def import_library(cfg: Config) -> None:
     The registries would do it, but noisily.
 
     Raises:
-        SystemExit: If it is one of OpenMMLab's and not installed.
+        Mistake: If it is one of OpenMMLab's and not installed.
     """
     scope = cfg.get('default_scope', 'mmengine')
     if scope not in PACKAGES:
         return
     if find_spec(scope) is None:
-        raise SystemExit(
+        raise Mistake(
             f"The config's default_scope is {scope}: install "
             f'{PACKAGES[scope]}.'
         )

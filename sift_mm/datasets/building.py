@@ -12,11 +12,13 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from sift_mm.errors import Mistake
+
 SCRATCH = '.prepare_data'
 MANIFEST = 'manifest.json'
 
 
-class DataError(Exception):
+class DataError(Mistake):
     """Why the data set cannot be had, in one sentence for the user."""
 
 

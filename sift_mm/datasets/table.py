@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from sift_mm.errors import Mistake
+
 
 @dataclass(frozen=True)
 class DataSet:
@@ -61,7 +63,7 @@ def register(data_set: DataSet) -> None:
     for other in DATA_SETS.values():
         taken = {other.name, *other.types} & {data_set.name, *data_set.types}
         if taken and other.title != data_set.title:
-            raise ValueError(
+            raise Mistake(
                 f'The data set {data_set.title} cannot have {min(taken)}, '
                 f'which is that of {other.title}: choose another one.'
             )

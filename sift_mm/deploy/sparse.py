@@ -27,6 +27,7 @@ from sift_mm.deploy.sparse_layers import (
     SparseLinear,
     sparse_geometry,
 )
+from sift_mm.errors import Mistake, MistakenCall, MistakenType
 from sift_mm.kernels import Geometry, why_unavailable
 from sift_mm.layers.plain import plain_type
 
@@ -104,9 +105,9 @@ def to_sparse(
     """
     reason = why_unavailable()
     if reason:
-        raise RuntimeError(f'There is no sparse execution here: {reason}.')
+        raise MistakenCall(f'There is no sparse execution here: {reason}.')
     if any(module.training for module in model.modules()):
-        raise ValueError(
+        raise Mistake(
             'The model is in training mode, and sparse execution of a whole '
             'network is for inference; call model.eval() first.'
         )
@@ -114,7 +115,7 @@ def to_sparse(
     model = copy.deepcopy(model)
     conversion = _Conversion(model, masks or {})
     if not conversion.chosen:
-        raise ValueError(
+        raise Mistake(
             'No layer of the model can run sparse. '
             + (
                 str(conversion.report)
@@ -132,9 +133,9 @@ def _check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     weights = dict(model.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
         if name not in weights:
-            raise ValueError(f'A mask is for {name!r}, which the model lacks.')
+            raise Mistake(f'A mask is for {name!r}, which the model lacks.')
         if mask.shape != weights[name].shape:
-            raise ValueError(
+            raise Mistake(
                 f'The mask of {name!r} has shape {tuple(mask.shape)}, the '
                 f'weight {tuple(weights[name].shape)}.'
             )
@@ -148,7 +149,7 @@ class _Traced:
 
     def __call__(self, x: Tensor) -> Any:
         if not isinstance(x, Tensor):
-            raise TypeError(
+            raise MistakenType(
                 f'This network on sparse kernels takes a tensor, not a '
                 f'{type(x).__name__}.'
             )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from sift_mm.engine.plan import sparse_backbone
+from sift_mm.errors import Mistake, MistakenType
 from sift_mm.flops import on_meta, skip_norms
 
 # Of the images of trial runs, where a config does not say.
@@ -30,7 +31,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     if not is_model_wrapper(model):
         return model
     if not isinstance(model, (DistributedDataParallel, DataParallel)):
-        raise TypeError(
+        raise MistakenType(
             f'Masks cannot be trained under {type(model).__name__}; use '
             'MMDistributedDataParallel, the default of a distributed run.'
         )
@@ -65,7 +66,7 @@ def check_channels(model: nn.Module, cfg: Config | None = None) -> None:
         misfit = now
     assert misfit is not None
     name, reads, gets = misfit
-    raise ValueError(
+    raise Mistake(
         f'model.{name} reads {reads} channels and gets {gets}: the backbone '
         f'(family={backbone.family!r}, sparsity={backbone.sparsity}) gives '
         f'{getattr(backbone, "out_channels", "other")} channels; '

@@ -17,6 +17,7 @@ from sift_mm.checkpoint import mask_training
 from sift_mm.config.images import find_sizes
 from sift_mm.engine.checks import unwrap
 from sift_mm.engine.plan import sparse_backbone
+from sift_mm.errors import Mistake
 
 
 class CostHook(Hook):
@@ -115,7 +116,7 @@ def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Warns of weights that are there although their mask says otherwise.
 
     Raises:
-        SystemExit: If the masks are not of this network.
+        Mistake: If the masks are not of this network.
     """
     parameters = dict(model.named_parameters())
     unknown = [
@@ -124,7 +125,7 @@ def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         if name not in parameters or parameters[name].shape != mask.shape
     ]
     if unknown:
-        raise SystemExit(
+        raise Mistake(
             'The masks of the checkpoint are not of the network of the '
             f'config: {", ".join(unknown[:6])}.'
         )

@@ -24,6 +24,7 @@ from sift_mm.engine.transfer import (
     masks_of,
     pretrained_state,
 )
+from sift_mm.errors import Mistake
 from sift_mm.isoflop import check_sparsity
 from sift_mm.sparsity import (
     ALGORITHMS,
@@ -124,26 +125,26 @@ class SparseTrainingHook(Hook):
         if sparsity is not None:
             check_sparsity(sparsity)
         if not 0 < end <= 1:
-            raise ValueError(
+            raise Mistake(
                 'end is the share of the optimizer steps until '
                 f'the last mask update, in (0, 1]; got {end}.'
             )
         if interval < 1:
-            raise ValueError(
+            raise Mistake(
                 'interval is the number of optimizer steps between two mask '
                 f'updates, at least 1; got {interval}.'
             )
         if placement not in PLACEMENTS:
-            raise ValueError(
+            raise Mistake(
                 f'Unknown placement {placement!r}; choose one of {PLACEMENTS}.'
             )
         if transfer not in TRANSFERS:
-            raise ValueError(
+            raise Mistake(
                 f'Unknown transfer {transfer!r} of loaded masks;'
                 f' choose one of {TRANSFERS}.'
             )
         if init is not None and transfer != 'fixed':
-            raise ValueError(
+            raise Mistake(
                 f'init={init!r} draws new masks, and transfer={transfer!r} is '
                 'about those that come with loaded weights; leave one out.'
             )
@@ -192,7 +193,7 @@ class SparseTrainingHook(Hook):
             )
             check_member(self._checkpoint or {}, backbone.describe_member())
         if runner._resume and 'message_hub' not in checkpoint:
-            raise ValueError(
+            raise Mistake(
                 'A published checkpoint cannot be resumed from: optimizer and '
                 'history of the masks were left out. Start a new run with '
                 'load_from.'
@@ -216,7 +217,7 @@ class SparseTrainingHook(Hook):
         """
         wrapper = make_maskable(runner.optim_wrapper)
         if wrapper.mask_trainer is not self.trainer:
-            raise ValueError(
+            raise Mistake(
                 'A run has one SparseTrainingHook; custom_hooks names several.'
             )
         if self.trainer is not None and self._checkpoint is None:

@@ -126,7 +126,7 @@ def build_runner(cfg: Config) -> Runner:
         Runner: MMEngine's runner, or that named by ``runner_type``.
 
     Raises:
-        SystemExit: If an argument of the model is misspelt.
+        Mistake: If an argument of the model is misspelt.
     """
     import_library(cfg)
     build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
@@ -140,10 +140,7 @@ def build_runner(cfg: Config) -> Runner:
         try:
             return build(cfg)
         except TypeError as error:
-            try:
-                refuse_unknown(cfg, error)
-            except ValueError as sentence:
-                raise SystemExit(str(sentence)) from error
+            refuse_unknown(cfg, error)
             raise
 
 

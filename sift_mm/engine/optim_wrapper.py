@@ -7,6 +7,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
+from sift_mm.errors import MistakenCall, MistakenType
 from sift_mm.sparsity import MaskTrainer, sparse_parameter_names
 
 
@@ -38,7 +39,7 @@ class MaskedStep(OptimWrapper):
         super().initialize_count_status(model, init_counts, max_counts)
         meant = any(getattr(m, 'unmasked', False) for m in model.modules())
         if not (self.has_hook or meant) and sparse_parameter_names(model):
-            raise RuntimeError(
+            raise MistakenCall(
                 'The network has layers that are meant to be sparse, but no '
                 "hook trains their masks: add dict(type='SparseTrainingHook')"
                 ' to custom_hooks (a config that sets the list replaces it).'
@@ -124,7 +125,7 @@ def make_maskable(optim_wrapper: Any) -> MaskedStep:
         AmpOptimWrapper.step: AmpMaskedStep,
     }.get(getattr(kind, 'step', None))
     if mixin is None or not isinstance(optim_wrapper, OptimWrapper):
-        raise TypeError(
+        raise MistakenType(
             f'SparseTrainingHook trains masks in one OptimWrapper or '
             f'AmpOptimWrapper; this run has {kind.__name__}, whose step is '
             'another: set optim_wrapper.type to one of the two.'

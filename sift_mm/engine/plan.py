@@ -10,6 +10,7 @@ from mmengine.config import Config
 from torch import nn
 
 from sift_mm.backbones import SparseIFTBackbone
+from sift_mm.errors import Mistake
 from sift_mm.flops import FlopCount, count_flops
 from sift_mm.isoflop import solve_sparsity
 from sift_mm.layers import Composite, Wide
@@ -131,7 +132,7 @@ class MaskPlan:
                 and module.sparse_parameter_names()
             }
         if len(sizes) > 1:
-            raise ValueError(
+            raise Mistake(
                 f'The layers of the model have several sparsities, '
                 f'{sorted(sizes)}; masks are drawn at one.'
             )
@@ -139,12 +140,12 @@ class MaskPlan:
         if written is None and isinstance(self.distribution, Explicit):
             return 0.0  # Each layer has its own, and this one plays no part.
         if written is None:
-            raise ValueError(
+            raise Mistake(
                 'No sparsity is given: the model has no Sparse-IFT layers, so '
                 'SparseTrainingHook needs sparsity=... and include=[...].'
             )
         if sparsity is not None and not math.isclose(sparsity, written):
-            raise ValueError(
+            raise Mistake(
                 f'The layers of the model have sparsity={written} and '
                 f'SparseTrainingHook sparsity={sparsity}. Write it once, in '
                 'the model: the hook follows where it has none.'
@@ -172,7 +173,7 @@ class MaskPlan:
             ValueError: If they cannot be counted, with the reason.
         """
         if self._whole is None:
-            raise ValueError('the run has no config to read the model from')
+            raise Mistake('the run has no config to read the model from')
         return self._whole()
 
     @cached_property
@@ -195,12 +196,12 @@ class MaskPlan:
             try:
                 budget = self.whole
             except ValueError as error:
-                raise ValueError(
+                raise Mistake(
                     f"flops='match_model' cannot be had: {error}; set "
                     "flops='match', which matches the backbone alone."
                 ) from None
             if not self.parameters:
-                raise ValueError(
+                raise Mistake(
                     "flops='match_model' solves for the density of masks, "
                     f'and family={backbone.family!r} has none; set '
                     "flops='match'."
@@ -215,7 +216,7 @@ class MaskPlan:
                 target.dense,
             )
         except ValueError as error:
-            raise ValueError(f'{error} {self._advice}') from None
+            raise Mistake(f'{error} {self._advice}') from None
 
     @property
     def _advice(self) -> str:
@@ -295,7 +296,7 @@ def sparse_backbone(
         if isinstance(module, SparseIFTBackbone) and module.family
     ]
     if len(found) > 1:
-        raise ValueError(
+        raise Mistake(
             'The model has several Sparse-IFT backbones with a '
             f'family, {[name for name, _ in found]}; masks can '
             'be trained for one.'

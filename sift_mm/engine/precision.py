@@ -5,6 +5,7 @@ from mmengine.logging import print_log
 
 from sift_mm.config.nodes import set_type, type_name
 from sift_mm.engine.launch import has_accelerator
+from sift_mm.errors import Mistake
 
 AMP_WRAPPERS = {
     'OptimWrapper': 'AmpOptimWrapper',
@@ -24,18 +25,18 @@ def enable_amp(cfg: Config) -> None:
         cfg (Config): Config, changed in place.
 
     Raises:
-        SystemExit: If the wrapper has no such counterpart.
+        Mistake: If the wrapper has no such counterpart.
     """
     wrapper = cfg.get('optim_wrapper')
     if wrapper is None:
-        raise SystemExit('--amp needs a config with an optim_wrapper.')
+        raise Mistake('--amp needs a config with an optim_wrapper.')
     name = type_name(wrapper) or 'OptimWrapper'
     if name in AMP_WRAPPERS.values():
         print_log(f'--amp: the config already has {name}.', logger='current')
     elif name in AMP_WRAPPERS:
         set_type(wrapper, AMP_WRAPPERS[name])
     else:
-        raise SystemExit(
+        raise Mistake(
             f'--amp knows {" and ".join(AMP_WRAPPERS)}, but the '
             f"config's optim_wrapper is a {name}."
         )
@@ -60,11 +61,11 @@ def check_amp(cfg: Config) -> None:
     """Stops with a sentence if mixed precision lacks its accelerator.
 
     Raises:
-        SystemExit: If the config has an AMP wrapper and there is none.
+        Mistake: If the config has an AMP wrapper and there is none.
     """
     name = type_name(cfg.get('optim_wrapper') or {})
     if name in AMP_WRAPPERS.values() and not has_accelerator():
-        raise SystemExit(
+        raise Mistake(
             f'Mixed precision ({name}) needs an accelerator, '
             'and there is none: train with --no-amp.'
         )

@@ -45,7 +45,7 @@ class SparseTestHook(Hook):
         """Replace the network.
 
         Raises:
-            SystemExit: No layer can run sparse, or there are no kernels.
+            Mistake: No layer can run sparse, or there are no kernels.
         """
         # Inside wrappers: of several processes, of test-time augmentation.
         holder: Any = runner
@@ -56,10 +56,7 @@ class SparseTestHook(Hook):
             holder, name = getattr(holder, name), 'module'
         model = getattr(holder, name)
         model.eval()
-        try:
-            model = to_sparse(model, self.masks)
-        except (ValueError, RuntimeError) as error:
-            raise SystemExit(str(error)) from error
+        model = to_sparse(model, self.masks)
         setattr(holder, name, model)
         print_log(str(model.sparse_report), logger='current')
 

@@ -14,6 +14,7 @@ from sift_mm.checkpoint import (
     without_prefix,
 )
 from sift_mm.engine.plan import sparse_backbone
+from sift_mm.errors import Mistake
 from sift_mm.sparsity import MaskSet
 from sift_mm.sparsity.initializers import count_tolerance
 
@@ -126,7 +127,7 @@ def mask_origin(
         if state is None:
             if transfer == 'dense':  # Such a run saves no masks.
                 return 'dropped'
-            raise ValueError(
+            raise Mistake(
                 'The checkpoint to resume from holds no masks (no key '
                 f'{CHECKPOINT_KEY!r}): masks are restored, never guessed. '
                 'Resume from a checkpoint that SparseTrainingHook saved, or '
@@ -135,7 +136,7 @@ def mask_origin(
         if not state.get('transfer'):
             return 'restored'
         if transfer == 'dense':
-            raise ValueError(
+            raise Mistake(
                 "The run to be resumed has masks, and transfer='dense' would "
                 'drop them in the middle. Start a new run from its checkpoint '
                 'with load_from.'
@@ -146,7 +147,7 @@ def mask_origin(
     if transfer == 'dense':
         return 'dropped'
     if state is None:
-        raise ValueError(
+        raise Mistake(
             'Weights come from a checkpoint without masks (load_from, or an '
             'init_cfg of type Pretrained), and random masks would cut them '
             'away; choose the first masks of SparseTrainingHook: '
@@ -181,7 +182,7 @@ def check_member(state: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         if key in there and there[key] != value
     ]
     if wrong:
-        raise ValueError(
+        raise Mistake(
             'The checkpoint is of another member of the family '
             f'than the model: {", ".join(wrong)}.'
         )
@@ -209,7 +210,7 @@ def masks_of(
             weights.
     """
     if parameters.keys() != state['masks'].keys():
-        raise ValueError(
+        raise Mistake(
             'The masks of the checkpoint are on other parameters than this '
             "run's: they lack "
             f'{_list(parameters.keys() - state["masks"].keys())} and have '
@@ -224,7 +225,7 @@ def masks_of(
         if parameters[name].detach().masked_fill(mask, 0).any()
     ]
     if cut:
-        raise ValueError(
+        raise Mistake(
             'The masks of the checkpoint would cut weights of it in '
             f'{_list(cut)}: they are not the masks that it was trained with. '
             "Choose first masks by the hook's init, or train dense with "
@@ -252,7 +253,7 @@ def check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
     }
     if wrong:
         name, (has, wants) = next(iter(wrong.items()))
-        raise ValueError(
+        raise Mistake(
             'The masks of the checkpoint do not have the sparsity that the '
             f'config asks for: {len(wrong)} of {len(expected)} layers differ, '
             f'{name!r} has {has} active weights and the config asks for '

@@ -8,6 +8,7 @@ from itertools import product
 from pathlib import Path
 
 from sift_mm.config.reading import member_name
+from sift_mm.errors import Mistake
 from sift_mm.experiments.runner import Experiment
 from sift_mm.layers.family import family_of
 
@@ -73,7 +74,7 @@ def plan_networks(args: argparse.Namespace) -> list[Network]:
         args (argparse.Namespace): Options of tools/sweep.py.
 
     Raises:
-        SystemExit: If two networks have one name.
+        Mistake: If two networks have one name.
     """
     found = [Network(args.dense)]
     for family, sparsity, algorithm, inner, settings in product(
@@ -102,7 +103,7 @@ def plan_networks(args: argparse.Namespace) -> list[Network]:
     found = list(dict.fromkeys(found))
     name, number = Counter(n.name for n in found).most_common(1)[0]
     if number > 1:
-        raise SystemExit(
+        raise Mistake(
             f'{number} networks would have the folder {name}: let the sets of '
             '--cfg-options differ in a value or the last part of a key.'
         )

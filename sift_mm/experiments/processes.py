@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
+from sift_mm.errors import Mistake
+
 # Seconds that a tool has to end by itself.
 GRACE = 10.0
 
@@ -40,12 +42,12 @@ class Tools:
             *words (str): What Python is to run.
 
         Raises:
-            SystemExit: If it fails; the end of its log was printed then.
+            Mistake: If it fails; the end of its log was printed then.
         """
         # Else one could start between the stop of the others and its own.
         with self._lock:
             if self._stopped:
-                raise SystemExit(f'{name} was not started.')
+                raise Mistake(f'{name} was not started.')
             process = subprocess.Popen(
                 [sys.executable, *words],
                 text=True,
@@ -69,7 +71,7 @@ class Tools:
                         print(f'  {name}: {progress[:100]}', flush=True)
         if process.returncode:
             print(''.join(last), file=sys.stderr)
-            raise SystemExit(f'{name} failed; its whole log is {log}.')
+            raise Mistake(f'{name} failed; its whole log is {log}.')
 
     def stop(self) -> None:
         """Ends all that run; no other starts."""

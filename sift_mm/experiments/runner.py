@@ -14,6 +14,7 @@ from typing import Any
 from mmengine.config import Config, DictAction
 
 from sift_mm.config.reading import read_config
+from sift_mm.errors import Mistake
 from sift_mm.experiments.processes import Tools, signals_raised
 
 TRAIN = ('-m', 'sift_mm.cli.train')
@@ -97,7 +98,7 @@ class Experiment:
         """Trains, unless that is done, and tests.
 
         Raises:
-            SystemExit: If that fails.
+            Mistake: If that fails.
         """
         if not self.is_trained():
             self._train(tools)
@@ -107,7 +108,7 @@ class Experiment:
 
     def _train(self, tools: Tools) -> None:
         if self.after is not None and not self.after.is_trained():
-            raise SystemExit(
+            raise Mistake(
                 f'{self.name} was not started: it starts from '
                 f'{self.after.name}, which is not trained.'
             )
@@ -123,7 +124,7 @@ class Experiment:
         print(f'Training {self.name}', flush=True)
         self._call(tools, TRAIN, self.folder, '--resume')
         if not self.is_trained():
-            raise SystemExit(
+            raise Mistake(
                 f'The training of {self.name} ended without {self.last}; its '
                 f'log is {self.folder / "train.log"}.'
             )
@@ -169,13 +170,13 @@ def config_files(config: str) -> Iterator[Path]:
     """The file of a config and those of its bases, but no library's.
 
     Raises:
-        SystemExit: If there is no such file.
+        Mistake: If there is no such file.
     """
     if '::' in config:
         return
     path = Path(config)
     if not path.is_file():
-        raise SystemExit(f'There is no config file {config}.')
+        raise Mistake(f'There is no config file {config}.')
     yield path
     for base in Config._get_base_files(config):
         yield from config_files(
@@ -193,7 +194,7 @@ def last_checkpoint(config: str, changed: int, *cfg_options: str) -> str:
         *cfg_options (str): Settings of it, 'KEY=VALUE'.
 
     Raises:
-        SystemExit: If the config does not say how long to train.
+        Mistake: If the config does not say how long to train.
     """
     pairs = (option.partition('=') for option in cfg_options)
     parse = DictAction._parse_iterable
@@ -201,7 +202,7 @@ def last_checkpoint(config: str, changed: int, *cfg_options: str) -> str:
     for unit in ('epoch', 'iter'):
         if number := (cfg.get('train_cfg') or {}).get(f'max_{unit}s'):
             return f'{unit}_{number}.pth'
-    raise SystemExit(f'{config} has neither max_epochs nor max_iters.')
+    raise Mistake(f'{config} has neither max_epochs nor max_iters.')
 
 
 def _newest(paths: Iterable[Path]) -> int:
@@ -226,7 +227,7 @@ def run_experiments(
         threads (int, optional): Of PyTorch, in each.
 
     Raises:
-        SystemExit: If some failed.
+        Mistake: If some failed.
     """
     # Configs are read now: reading redirects the output of all threads.
     todo = [e for e in experiments if e.last and not e.is_done()]
@@ -246,4 +247,4 @@ def run_experiments(
             tools.stop()
             raise
     if errors:
-        raise SystemExit(f'{len(errors)} runs failed. {errors[0]}')
+        raise Mistake(f'{len(errors)} runs failed. {errors[0]}')

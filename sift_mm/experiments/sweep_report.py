@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sift_mm.errors import Mistake
 from sift_mm.experiments.networks import Network
 from sift_mm.experiments.report import markdown_table, mean_and_spread, spread
 from sift_mm.experiments.runner import Experiment
@@ -41,13 +42,13 @@ def read_cell(
     """Metric and costs of the runs of a network that are done, None of none.
 
     Raises:
-        SystemExit: If a result lacks the metric, or a cost.
+        Mistake: If a result lacks the metric, or a cost.
     """
     done = [run for run in runs if run.is_done()]
     for run in done:
         for key in (metric, *COSTS):
             if key not in (found := run.metrics()):
-                raise SystemExit(
+                raise Mistake(
                     f'{run.result} has no {key}; there are {", ".join(found)}.'
                 )
     if not done:
@@ -148,13 +149,13 @@ def write_report(
         metric (str): As in the logs, say 'accuracy/top1'.
 
     Raises:
-        SystemExit: If no run of the dense network is done, a result lacks
+        Mistake: If no run of the dense network is done, a result lacks
             what is compared, or the file lacks the marks.
     """
     read = (read_cell(n, found, metric) for n, found in runs.items())
     cells = [cell for cell in read if cell is not None]
     if not cells or cells[0].network.family is not None:
-        raise SystemExit(
+        raise Mistake(
             'No run of the dense network is done: without one there is '
             'nothing to compare with.'
         )
@@ -163,7 +164,7 @@ def write_report(
     head, opened, rest = text.partition(begin)
     _, closed, tail = rest.partition(end)
     if not (opened and closed):
-        raise SystemExit(
+        raise Mistake(
             f'{path} lacks the lines "{begin}" and "{end}", which the table '
             'goes between: add them.'
         )

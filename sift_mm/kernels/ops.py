@@ -16,6 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sift_mm.errors import Mistake, MistakenType
+
 from . import build
 from .geometry import AxisWalk, Geometry
 from .pattern import Layout, backward_layouts, forward_layout
@@ -87,7 +89,7 @@ def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
 def _check(x: Tensor, what: str, *shape: int | None) -> Tensor:
     """Return it contiguous; None stands for any size."""
     if x.dtype != torch.float32 or x.device.type != 'cpu':
-        raise TypeError(
+        raise MistakenType(
             f'sparse execution takes float32 on the CPU; the {what} is '
             f'{x.dtype} on {x.device}'
         )
@@ -96,7 +98,7 @@ def _check(x: Tensor, what: str, *shape: int | None) -> Tensor:
         for wanted, size in zip(shape, x.shape, strict=True)
     ):
         expected = ', '.join('any' if n is None else str(n) for n in shape)
-        raise ValueError(
+        raise Mistake(
             f'the {what} has shape {tuple(x.shape)}; expected ({expected})'
         )
     return x.contiguous()
@@ -108,14 +110,14 @@ def _geometry(numbers: tuple[int, ...]) -> Geometry:
     geometry = Geometry.from_numbers(list(numbers))
     reason = geometry.why_not()
     if reason:
-        raise ValueError(f'a convolution is not executed sparsely: {reason}')
+        raise Mistake(f'a convolution is not executed sparsely: {reason}')
     return geometry
 
 
 def _out_size(geometry: Geometry, height: int, width: int) -> tuple[int, int]:
     sizes = geometry.out_size(height, width)
     if min(sizes) < 1:
-        raise ValueError(
+        raise Mistake(
             f'an input of {height} x {width} is smaller than the kernel: no '
             'output is left'
         )
@@ -137,7 +139,7 @@ def _nonzeros(
             and index.numel() == position.numel()
         ):
             return row, position, index
-    raise ValueError(
+    raise Mistake(
         'the pattern is not one that make_pattern made here for a weight of '
         'this shape and for this geometry'
     )

@@ -14,6 +14,8 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from sift_mm.errors import Mistake, MistakenType
+
 from . import build
 from .geometry import PIXELS, ROWS, TILE_STRIDES, AxisWalk, Geometry
 
@@ -150,22 +152,22 @@ def make_pattern(
         ValueError: A mask of another kernel, or what the kernels do not do.
     """
     if mask.dtype != torch.bool or mask.device.type != 'cpu':
-        raise TypeError(
+        raise MistakenType(
             f'a pattern is made of bool on the CPU; the mask is {mask.dtype} '
             f'on {mask.device}'
         )
     kernel = geometry.kernel
     if mask.ndim != 4 or mask.shape[2:] != kernel:
-        raise ValueError(
+        raise Mistake(
             f'the mask has shape {tuple(mask.shape)}; expected (filters, '
             f'channels, {kernel[0]}, {kernel[1]})'
         )
     reason = geometry.why_not()
     if reason:
-        raise ValueError(f'a convolution is not executed sparsely: {reason}')
+        raise Mistake(f'a convolution is not executed sparsely: {reason}')
     filters, channels = mask.shape[:2]
     if mask.numel() >= 2**31:
-        raise ValueError(
+        raise Mistake(
             f'a weight of {mask.numel()} elements is too large for sparse '
             'execution, which counts to 2^31'
         )

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
+from sift_mm.errors import Mistake
 from sift_mm.layers.composite import Composite
 from sift_mm.layers.family import family_of
 from sift_mm.layers.plain import channels_in, is_depthwise, plain_type
@@ -45,7 +46,7 @@ def choose_layers(
             layer.
     """
     if plain_type(module) or isinstance(module, Composite):
-        raise ValueError(
+        raise Mistake(
             'The module is itself a layer, which cannot be '
             'replaced in place; give the one that holds it.'
         )
@@ -92,14 +93,14 @@ def _matching(
     names: Mapping[str, Any], patterns: Sequence[str]
 ) -> Iterator[str]:
     if isinstance(patterns, str):
-        raise ValueError(
+        raise Mistake(
             'include and exclude take lists of patterns; write '
             f'[{patterns!r}].'
         )
     for pattern in patterns:
         hits = [name for name in names if fnmatchcase(name, pattern)]
         if not hits:
-            raise ValueError(
+            raise Mistake(
                 f'The pattern {pattern!r} matches no layer; '
                 f'there are: {", ".join(names)}.'
             )

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sift_mm.errors import Mistake
 from sift_mm.isoflop import INNER
 
 
@@ -69,7 +70,7 @@ def check_inner(inner: str) -> None:
         ValueError: If ``inner`` is not one of ``INNER``.
     """
     if inner not in INNER:
-        raise ValueError(
+        raise Mistake(
             f'inner is what follows an inner layer, one of '
             f'{INNER}; got {inner!r}.'
         )

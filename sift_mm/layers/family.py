@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import nn
 
+from sift_mm.errors import Mistake
+
 if TYPE_CHECKING:
     from sift_mm.layers.composite import Composite
     from sift_mm.layers.member import Member
@@ -66,7 +68,7 @@ def register(family: type[Family]) -> type[Family]:
     """
     other: Any = _FAMILIES.setdefault(family.name, family)
     if other.__qualname__ != family.__qualname__:
-        raise ValueError(
+        raise Mistake(
             f'The family {family.name!r} is {other.__qualname__} already; '
             'choose another name.'
         )
@@ -87,7 +89,7 @@ def family_of(name: str) -> type[Family]:
         ValueError: If there is none.
     """
     if name not in _FAMILIES:
-        raise ValueError(
+        raise Mistake(
             f'Unknown family {name!r}; the families are '
             f'{", ".join(map(repr, families()))}, and None for '
             'the dense network.'

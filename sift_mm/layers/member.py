@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from sift_mm.errors import Mistake
 from sift_mm.isoflop import check_sparsity, factor_densities
 from sift_mm.layers.composite import Composite, check_inner
 from sift_mm.layers.family import Family, families, family_of
@@ -43,7 +44,7 @@ class Member:
         check_sparsity(self.sparsity)
         check_inner(self.inner)
         if not kind.composite and self.inner != 'none':
-            raise ValueError(
+            raise Mistake(
                 f'family={self.family!r} has no inner layers, so that '
                 f'inner={self.inner!r} means nothing for it.'
             )
@@ -51,7 +52,7 @@ class Member:
             return
         if kind.default_factors is None:
             others = [n for n in families() if family_of(n).default_factors]
-            raise ValueError(
+            raise Mistake(
                 f'sparse_factors={self.sparse_factors!r} is for the families '
                 f'{", ".join(map(repr, others))}; {self.family!r} '
                 'has no factors to choose from.'
@@ -101,7 +102,7 @@ class Member:
                 member is 'wide', which no single layer can be.
         """
         if not self.kind.composite:
-            raise ValueError(
+            raise Mistake(
                 f'family={self.family!r} widens layers along with those '
                 'that read them; use sift_mm.transform.'
             )
@@ -119,7 +120,7 @@ def check_share(ratio: float) -> None:
         ValueError: If the ratio is further from 1 than ``TOLERANCE``.
     """
     if abs(ratio - 1) > TOLERANCE:
-        raise ValueError(
+        raise Mistake(
             'no whole number of channels, ranks or branches has '
             f'its FLOPs, the nearest {ratio:.2f} of them'
         )

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from sift_mm.errors import Mistake
 from sift_mm.layers.candidates import choose_layers
 from sift_mm.layers.composite import Composite
 from sift_mm.layers.member import Member, check_share, share_of_flops
@@ -68,7 +69,7 @@ class TransformReport:
         return '\n'.join(lines)
 
 
-class NothingReplaced(ValueError):
+class NothingReplaced(Mistake):
     """A network has no layer that a member of the family can replace.
 
     Args:

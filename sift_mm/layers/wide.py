@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils._pytree import tree_leaves
 
 from sift_mm.analysis import FlopCount, count_call, on_meta
+from sift_mm.errors import Mistake
 from sift_mm.isoflop import inner_expansion
 from sift_mm.layers.composite import draw
 from sift_mm.layers.family import Family, register
@@ -228,7 +229,7 @@ def widen(
     try:
         shapes = _output_shapes(trial, inputs)
     except Exception as error:
-        raise ValueError(
+        raise Mistake(
             f'{kind} does not run in training mode on a tensor alone ({error})'
         ) from None
     _put_wider(trial, chain, new, 1 - sparsity)
@@ -236,11 +237,11 @@ def widen(
         changed = _output_shapes(trial, inputs) != shapes
         after = count_call(trial, *inputs)
     except Exception as error:
-        raise ValueError(
+        raise Mistake(
             f'{kind} does not run with a wider inside: {error}'
         ) from None
     if changed:
-        raise ValueError(f'a wider inside changes the output of {kind}')
+        raise Mistake(f'a wider inside changes the output of {kind}')
     wide = (1 - sparsity) * sum(after.of(f'{name}.weight') for name in flops)
     grown = sum(after.of(f'{name}.weight') for name in between)
     dense = sum(flops.values())
@@ -301,7 +302,7 @@ def _run(
                 continue
             if all(count.of(f'{link.name}.weight') for link in chain):
                 return inputs, count
-    raise ValueError(
+    raise Mistake(
         f'{type(block).__name__} does not run on a tensor alone, '
         'so that it cannot be told whether its interface would '
         f'stay ({reason})'
@@ -337,7 +338,7 @@ def _widths(
         old = link.layer.weight.shape[0]
         new[link.name] = round(factor * old / step) * step
         if new[link.name] <= old:
-            raise ValueError(
+            raise Mistake(
                 f'{factor:.3g} times its {old} channels is no wider multiple '
                 f'of the groups, {step}'
             )

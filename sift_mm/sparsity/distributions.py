@@ -6,6 +6,7 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import ClassVar
 
+from sift_mm.errors import Mistake
 from sift_mm.sparsity.registry import Registry
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -153,7 +154,7 @@ class Explicit(Distribution):
         """
         wrong = {k: v for k, v in self.sparsities.items() if not 0 <= v < 1}
         if wrong:
-            raise ValueError(f'Explicit sparsities must be in [0, 1): {wrong}')
+            raise Mistake(f'Explicit sparsities must be in [0, 1): {wrong}')
         densities, used = {}, set()
         for name in shapes:
             for pattern, value in self.sparsities.items():
@@ -162,13 +163,13 @@ class Explicit(Distribution):
                     used.add(pattern)
                     break
             else:
-                raise ValueError(
+                raise Mistake(
                     f'The explicit distribution gives no sparsity for '
                     f'{name!r}; its patterns are {list(self.sparsities)}.'
                 )
         unused = [p for p in self.sparsities if p not in used]
         if unused:
-            raise ValueError(
+            raise Mistake(
                 f'No sparse parameter is left for the patterns '
                 f'{unused}; there are {list(shapes)}.'
             )

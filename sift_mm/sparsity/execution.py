@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import distributed, nn
 
+from sift_mm.errors import Mistake
 from sift_mm.kernels import PRODUCTS, geometry_of, why_unavailable
 from sift_mm.sparsity.masked_layers import (
     SPARSE,
@@ -30,7 +31,7 @@ def check_mode(mode: str) -> None:
         ValueError: If it is none of ``MODES``.
     """
     if mode not in MODES:
-        raise ValueError(
+        raise Mistake(
             f'execution is how masked layers run on a CPU, one of {MODES}; '
             f'got {mode!r}.'
         )
@@ -84,7 +85,7 @@ class SparseExecution:
         self._detach = weakref.finalize(self, _detach_all, attached)
         self._detach.atexit = False
         if mode == 'sparse' and not attached:
-            raise ValueError(
+            raise Mistake(
                 "execution='sparse' is not to be had, all masked layers are "
                 f"{_listed(self.reasons) or 'of other kinds'}; use 'auto'."
             )

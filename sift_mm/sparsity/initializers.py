@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from sift_mm.errors import Mistake
 from sift_mm.sparsity.registry import Registry
 from sift_mm.sparsity.structures import Structure, Unstructured
 
@@ -110,7 +111,7 @@ class FromWeights(Initializer):
         mask = weight != 0
         found = int(mask.count_nonzero())
         if abs(found - count) > count_tolerance(weight.numel()):
-            raise ValueError(
+            raise Mistake(
                 f'A weight of shape {tuple(weight.shape)} has {found} '
                 f'non-zero entries where the sparsity asks for {count}; '
                 'load a network pruned to that sparsity, or choose the '

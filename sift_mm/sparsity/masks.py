@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from sift_mm.errors import Mistake
 from sift_mm.sparsity.initializers import Initializer
 from sift_mm.sparsity.random import generator_for
 from sift_mm.sparsity.selection import keep_only_
@@ -36,7 +37,7 @@ class MaskSet(Mapping[str, Tensor]):
         missing = [name for name in parameters if name not in masks]
         unknown = [name for name in masks if name not in parameters]
         if missing or unknown:
-            raise ValueError(
+            raise Mistake(
                 'The masks are not those of this network: no mask for '
                 f'{missing or "none"}, no sparse parameter for '
                 f'{unknown or "none"}.'
@@ -46,7 +47,7 @@ class MaskSet(Mapping[str, Tensor]):
         for name, parameter in parameters.items():
             mask = masks[name]
             if mask.dtype != torch.bool or mask.shape != parameter.shape:
-                raise ValueError(
+                raise Mistake(
                     f'The mask of {name!r} is {mask.dtype} of shape '
                     f'{tuple(mask.shape)}; the parameter needs a bool mask '
                     f'of shape {tuple(parameter.shape)}.'

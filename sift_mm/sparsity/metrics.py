@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sift_mm.errors import Mistake
 from sift_mm.sparsity.algorithms import ALGORITHMS, Algorithm
 from sift_mm.sparsity.packing import pack
 
@@ -81,7 +82,7 @@ class MaskHistory:
             bits = {n: b.cpu().numpy().copy() for n, b in state[key].items()}
             sizes = {n: -(-size // 8) for n, size in self._sizes.items()}
             if {n: b.size for n, b in bits.items()} != sizes:
-                raise ValueError(
+                raise Mistake(
                     'The history of the masks is not that of these '
                     f'parameters: {key!r} does not have their names and '
                     'sizes.'

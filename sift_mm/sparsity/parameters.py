@@ -6,6 +6,8 @@ from fnmatch import fnmatchcase
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from sift_mm.errors import Mistake
+
 
 def sparsifiable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Weights that a mask can be put on: of convolutions and linear layers.
@@ -73,7 +75,7 @@ def select_parameters(
 
     def matches(patterns: Sequence[str], pool: Sequence[str]) -> set[str]:
         if isinstance(patterns, str):
-            raise ValueError(
+            raise Mistake(
                 f'include and exclude take lists of patterns; '
                 f'write [{patterns!r}].'
             )
@@ -81,7 +83,7 @@ def select_parameters(
         for pattern in patterns:
             hits = {name for name in pool if fnmatchcase(name, pattern)}
             if not hits:
-                raise ValueError(
+                raise Mistake(
                     f'The pattern {pattern!r} matches none of the parameters '
                     f'that could be sparse: {", ".join(pool)}.'
                 )
@@ -93,14 +95,14 @@ def select_parameters(
     else:
         names = sparse_parameter_names(model)
         if unknown := names - candidates.keys():
-            raise ValueError(
+            raise Mistake(
                 'sparse_parameter_names() names what no mask can be put on: '
                 f'{", ".join(sorted(unknown))}. There are: '
                 f'{", ".join(candidates)}.'
             )
     names -= matches(exclude, [n for n in candidates if n in names])
     if not names:
-        raise ValueError(
+        raise Mistake(
             'No parameter is selected to be sparse: the model has no '
             'Sparse-IFT backbone with a family, and include/exclude leave '
             'nothing. Give include=[patterns] of: '

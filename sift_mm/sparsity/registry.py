@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, Generic, TypeVar
 
+from sift_mm.errors import Mistake
+
 T = TypeVar('T')
 
 
@@ -32,7 +34,7 @@ class Registry(Generic[T]):
         old = self._classes.get(_key(cls.__name__), cls)
         # A module that is imported again makes its classes anew.
         if _origin(old) != _origin(cls):
-            raise ValueError(
+            raise Mistake(
                 f'The name of the {self.kind} {_origin(cls)} is taken by '
                 f'{_origin(old)}; choose another one.'
             )
@@ -58,14 +60,14 @@ class Registry(Generic[T]):
         name = kwargs.pop('type', None)
         cls: Callable[..., T] | None = self._classes.get(_key(str(name)))
         if cls is None:
-            raise ValueError(
+            raise Mistake(
                 f'Unknown {self.kind} {name!r}; choose one of '
                 f'{", ".join(self.names)}.'
             )
         try:
             return cls(**kwargs)
         except TypeError as e:
-            raise ValueError(f'{self.kind} {name!r}: {e}') from e
+            raise Mistake(f'{self.kind} {name!r}: {e}') from e
 
 
 def _origin(cls: type) -> str:

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+from sift_mm.errors import Mistake
 from sift_mm.sparsity.registry import Registry
 
 
@@ -23,12 +24,12 @@ class UpdateSchedule:
 
     def __post_init__(self) -> None:
         if self.interval < 1:
-            raise ValueError(
+            raise Mistake(
                 f'The update interval is a number of optimizer steps, at '
                 f'least 1; got {self.interval}.'
             )
         if self.interval > self.end:
-            raise ValueError(
+            raise Mistake(
                 f'Masks would never be updated: the update interval is '
                 f'{self.interval} optimizer steps and the last update is due '
                 f'by step {self.end}. Choose a shorter interval or the '
@@ -55,7 +56,7 @@ class DropFraction:
 
     def __post_init__(self) -> None:
         if not 0 <= self.initial <= 1:
-            raise ValueError(
+            raise Mistake(
                 'The drop fraction is a share of the active '
                 f'weights, in [0, 1]; got {self.initial}.'
             )

@@ -8,6 +8,7 @@ from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from sift_mm.errors import Mistake
 from sift_mm.sparsity.algorithms import ALGORITHMS, Algorithm
 from sift_mm.sparsity.distributions import DISTRIBUTIONS, Distribution
 from sift_mm.sparsity.execution import (
@@ -86,7 +87,7 @@ class SparseTraining:
     ) -> None:
         check_mode(execution)
         if not 0 < end <= 1:
-            raise ValueError(
+            raise Mistake(
                 'end is the share of the steps until the last mask update, '
                 f'in (0, 1]; got {end}.'
             )
@@ -193,7 +194,7 @@ class SparseTraining:
                 before.
         """
         if self._weight_versions() == self._drawn:
-            raise ValueError(
+            raise Mistake(
                 'The weights still are those that the first masks left over; '
                 'create SparseTraining, then load the network, then this.'
             )
@@ -203,7 +204,7 @@ class SparseTraining:
             if abs(count - counts.get(name, count)) > count_tolerance(
                 mask.numel()
             ):
-                raise ValueError(
+                raise Mistake(
                     f'The mask of {name!r} has {count} active weights and '
                     f'{counts[name]} are asked for; use the sparsity and '
                     'distribution that it was trained with.'
@@ -234,7 +235,7 @@ def _check_held(
     held = {id(p) for group in optimizer.param_groups for p in group['params']}
     missing = [n for n, p in parameters.items() if id(p) not in held]
     if missing:
-        raise ValueError(
+        raise Mistake(
             f'The optimizer does not hold {", ".join(missing)}; create it '
             'after sift_mm.transform, from the parameters of the new network.'
         )
@@ -269,15 +270,15 @@ def _sparsity(
         return 0.0
     if sparsity is not None:
         if not 0 <= sparsity < 1:
-            raise ValueError(f'sparsity must be in [0, 1); got {sparsity}.')
+            raise Mistake(f'sparsity must be in [0, 1); got {sparsity}.')
         if any(abs(sparsity - one) > 1e-6 for one in found):
-            raise ValueError(
+            raise Mistake(
                 f'sparsity={sparsity}, but the layers are built for '
                 f'{", ".join(map(str, sorted(found)))}; leave it out.'
             )
         return sparsity
     if len(found) != 1:
-        raise ValueError(
+        raise Mistake(
             f'The layers are built for the sparsities {sorted(found)}; masks '
             'are drawn at one.'
             if found

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sift_mm.errors import Mistake, MistakenCall, MistakenType
 from sift_mm.sparsity.algorithms import Algorithm, Growth
 from sift_mm.sparsity.execution import SparseExecution
 from sift_mm.sparsity.masks import MaskSet
@@ -83,7 +84,7 @@ class MaskTrainer:
         placement: Placement = 'after_step',
     ) -> None:
         if placement not in PLACEMENTS:
-            raise ValueError(
+            raise Mistake(
                 f'Unknown placement {placement!r} of the mask '
                 f'update; choose one of {PLACEMENTS}.'
             )
@@ -130,7 +131,7 @@ class MaskTrainer:
         def refuse(*_: Any) -> None:
             trainer = reference()
             if trainer is not None and not trainer._in_step:
-                raise RuntimeError(
+                raise MistakenCall(
                     'optimizer.step() would move weights outside the masks; '
                     'call the step() of SparseTraining (or of MaskTrainer) '
                     'in its place.'
@@ -216,7 +217,7 @@ class MaskTrainer:
         for name, mask in self.masks.items():
             weight = self.masks.parameters[name].detach()
             if weight.masked_fill(mask, 0).any():
-                raise TypeError(
+                raise MistakenType(
                     f'{type(optimizer).__name__} moved weights of {name!r} '
                     'outside the mask, where gradient and slots are zero; '
                     'mask training needs an optimizer that works weight by '
@@ -326,14 +327,14 @@ class MaskTrainer:
                 is of another network.
         """
         if state.get('version', STATE_VERSION) > STATE_VERSION:
-            raise ValueError(
+            raise Mistake(
                 f'The state of the masks is of version {state["version"]} and '
                 f'this release reads up to {STATE_VERSION}; update sift_mm.'
             )
         missing = {'masks', 'history', 'steps', 'seed'} - state.keys()
         missing |= {'ever', 'always'} - state.get('history', {}).keys()
         if missing:
-            raise ValueError(
+            raise Mistake(
                 'This is not the whole state of a mask trainer: '
                 f'{", ".join(sorted(missing))} missing.'
             )
