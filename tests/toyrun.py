@@ -50,7 +50,7 @@ def toy_runner(work_dir, hook=None, wrapper=None, epochs=4, **kwargs):
             not the test's standard ones; None for no such hook.
         wrapper (dict, optional): Arguments of the optim wrapper.
         epochs (int): Epochs.
-        **kwargs: Further arguments of the runner.
+        **kwargs: Further arguments of the runner, or other ones.
     """
     torch.manual_seed(0)
     hooks = kwargs.pop('custom_hooks', [])
@@ -67,7 +67,7 @@ def toy_runner(work_dir, hook=None, wrapper=None, epochs=4, **kwargs):
             ),
             *hooks,
         ]
-    return Runner(
+    arguments = dict(
         model=kwargs.pop('model', None) or Toy(),
         work_dir=str(work_dir),
         train_dataloader=dict(
@@ -100,8 +100,8 @@ def toy_runner(work_dir, hook=None, wrapper=None, epochs=4, **kwargs):
         randomness=dict(seed=kwargs.pop('seed', 3)),
         log_level='WARNING',
         experiment_name=next(_names),
-        **kwargs,
     )
+    return Runner(**(arguments | kwargs))
 
 
 def hook_of(runner):

@@ -6,7 +6,9 @@ from sift_mm.engine.optim_wrapper import (
     SparseAmpOptimWrapper,
     SparseOptimWrapper,
 )
+from sift_mm.engine.saving import write_whole_files
 
 __all__ = ['SparseAmpOptimWrapper', 'SparseOptimWrapper', 'SparseTrainingHook']
 
 read_compact_checkpoints()
+write_whole_files()

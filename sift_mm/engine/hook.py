@@ -13,9 +13,16 @@ from mmengine.runner import Runner
 from torch import nn
 
 from sift_mm.checkpoint import CHECKPOINT_KEY, check_keys, mask_training
+from sift_mm.engine.accumulation import (
+    Gradients,
+    partial_gradients,
+    restore_gradients,
+)
 from sift_mm.engine.checks import check_channels, unwrap
 from sift_mm.engine.optim_wrapper import MaskedStep, make_maskable
 from sift_mm.engine.plan import MaskPlan, sparse_backbone, whole_model_budget
+from sift_mm.engine.randomness import SeededIterations
+from sift_mm.engine.saving import save_whole
 from sift_mm.engine.transfer import (
     TRANSFERS,
     check_counts,
@@ -166,6 +173,8 @@ class SparseTrainingHook(Hook):
         self.log_layers = log_layers
         self.execution = execution
         self.trainer: MaskTrainer | None = None
+        self.iterations: SeededIterations | None = None
+        self._gradients: list[Gradients] | None = None
         self._checkpoint: Mapping[str, Any] | None = None
         self._loaded = self._resumed = False
         self._execution_is_said = False
@@ -230,6 +239,7 @@ class SparseTrainingHook(Hook):
             runner.logger.info(self._describe_dense(plan, origin))
             return
         self.trainer = self._make_trainer(runner, plan, origin)
+        self._go_on(runner)
         self._checkpoint = None
         wrapper.mask_trainer = self.trainer
         self.trainer.enforce(wrapper.optimizer)
@@ -332,6 +342,16 @@ class SparseTrainingHook(Hook):
             trainer.load_state_dict(state)
         return trainer
 
+    def _go_on(self, runner: Runner) -> None:
+        """Make the run one that can be broken anywhere, and resumed."""
+        save_whole(runner)
+        state = self._checkpoint if self._resumed and self._checkpoint else {}
+        self.iterations = SeededIterations(runner, state.get('sampler_seed'))
+        if 'gradients' in state:
+            lost = restore_gradients(state['gradients'], unwrap(runner.model))
+            if lost:
+                runner.logger.warning(lost)
+
     def _describe_dense(self, plan: MaskPlan, origin: str) -> str:
         """What the log says of a run without masks."""
         if origin == 'needless':
@@ -414,6 +434,19 @@ class SparseTrainingHook(Hook):
                     dict(hook.ema_model.module.named_parameters())
                 )
 
+    def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
+        """Seed what the model draws."""
+        if self.iterations is not None:
+            self.iterations.begin(runner.iter)
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Keep the gradients that wait, if a checkpoint is saved now."""
+        if self.trainer is not None:
+            self._gradients = (
+                partial_gradients(runner, unwrap(runner.model), True)
+                or self._gradients
+            )
+
     def after_train_iter(
         self,
         runner: Runner,
@@ -425,6 +458,9 @@ class SparseTrainingHook(Hook):
         trainer = self.trainer
         if trainer is None:
             return
+        self._gradients = partial_gradients(
+            runner, unwrap(runner.model), False
+        )
         if trainer.steps and not self._execution_is_said:
             self._execution_is_said = True
             assert trainer.execution is not None
@@ -460,6 +496,11 @@ class SparseTrainingHook(Hook):
                 'member': self._member,
                 'transfer': self._transferred,
             }
+            if self.iterations is not None:
+                seed = self.iterations.sampler_seed
+                checkpoint[CHECKPOINT_KEY]['sampler_seed'] = seed
+            if self._gradients is not None:
+                checkpoint[CHECKPOINT_KEY]['gradients'] = self._gradients
         elif self._checkpoint is not None:
             # Loaded and saved without training in between.
             checkpoint[CHECKPOINT_KEY] = self._checkpoint

@@ -1,0 +1,81 @@
+"""Gradients that wait for their step while a checkpoint is saved."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from mmengine.dist import all_gather_object, get_rank, get_world_size
+from mmengine.hooks import CheckpointHook
+from mmengine.runner import Runner
+from torch import Tensor, nn
+
+Gradients = dict[str, Tensor]
+
+
+def partial_gradients(
+    runner: Runner, model: nn.Module, ends_epoch: bool
+) -> list[Gradients] | None:
+    """What a checkpoint of this moment needs in the middle of a step.
+
+    To be called in all processes: before their gradients are averaged, each
+    has its own.
+
+    Args:
+        runner (Runner): After an iteration.
+        model (nn.Module): Without its wrapper.
+        ends_epoch (bool): Whether an epoch ends here.
+
+    Returns:
+        list[dict[str, Tensor]], optional: The gradients of each process, by
+        name of the parameter; None if none wait, or nothing is saved now.
+    """
+    if runner.optim_wrapper.should_update() or not _saves(runner, ends_epoch):
+        return None
+    return all_gather_object(
+        {
+            name: parameter.grad.cpu().clone()
+            for name, parameter in model.named_parameters()
+            if parameter.grad is not None
+        }
+    )
+
+
+def restore_gradients(
+    saved: Sequence[Mapping[str, Tensor]], model: nn.Module
+) -> str:
+    """Give parameters the gradients that they had when the run was broken.
+
+    Args:
+        saved (Sequence[Mapping[str, Tensor]]): Of each process, by name.
+        model (nn.Module): Without its wrapper, its weights loaded.
+
+    Returns:
+        str: Why that was not possible, or ''.
+    """
+    if len(saved) != get_world_size():
+        return (
+            f'The run was broken in the middle of a step of {len(saved)} '
+            f'processes; now there are {get_world_size()}, and the gradients '
+            'of that step are lost.'
+        )
+    gradients = saved[get_rank()]
+    for name, parameter in model.named_parameters():
+        if name in gradients:
+            parameter.grad = gradients[name].to(parameter)
+    return ''
+
+
+def _saves(runner: Runner, ends_epoch: bool) -> bool:
+    """Whether one of the run's hooks saves a checkpoint at this moment."""
+    for hook in runner.hooks:
+        if not isinstance(hook, CheckpointHook) or hook.by_epoch != ends_epoch:
+            continue
+        when: Any = (hook.interval, hook.save_begin)
+        if ends_epoch:
+            due = hook.every_n_epochs(runner, *when)
+            last = hook.is_last_train_epoch(runner)
+        else:
+            due = hook.every_n_train_iters(runner, *when)
+            last = hook.is_last_train_iter(runner)
+        if due or (hook.save_last and last):
+            return True
+    return False

@@ -1,0 +1,138 @@
+"""Checkpoints of which a whole one is left, whatever ends the run."""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import IO, Any
+from unittest import mock
+
+from mmengine.fileio import LocalBackend, register_backend
+from mmengine.hooks import CheckpointHook, checkpoint_hook
+from mmengine.runner import Runner
+
+
+@contextmanager
+def written_whole(path: str | Path, mode: str = 'wb') -> Iterator[IO[Any]]:
+    """A file that gets its name when all of it is on the disk.
+
+    Args:
+        path (str | Path): The name; a file that has it stays until then.
+        mode (str): As of ``open``.
+
+    Yields:
+        IO: To be written to, under the name with '.part' behind it.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f'{path.name}.part')
+    try:
+        with unfinished.open(mode) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    # The name too has to be on the disk.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class WholeFileBackend(LocalBackend):
+    """MMEngine's backend of local files, which writes beside and renames.
+
+    A full disk or a kill leaves what was there before.
+    """
+
+    def put(self, obj: bytes, filepath: str | Path) -> None:
+        """Write bytes to a file; its folder is made where there is none."""
+        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(filepath) as stream:
+            stream.write(obj)
+
+
+class _LateRemoval:
+    """A backend of files that removes at last what it is to remove."""
+
+    def __init__(self, backend: Any) -> None:
+        self.backend = backend
+        self.due: list[tuple[Callable[[str], None], str, int]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.backend, name)
+
+    def remove(self, path: str) -> None:
+        self.due.append((self.backend.remove, path, _inode(path)))
+
+    def rmtree(self, path: str) -> None:
+        self.due.append((self.backend.rmtree, path, _inode(path)))
+
+    def catch_up(self) -> None:
+        for remove, path, inode in self.due:
+            # The new file may have taken the name of the old one.
+            if _inode(path) == inode:
+                remove(path)
+
+
+def _inode(path: str) -> int:
+    """Of a local file; 0 for none, as elsewhere."""
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
+
+
+class WholeCheckpointHook(CheckpointHook):
+    """MMEngine's hook, which removes an old file when the new one is whole.
+
+    It removes first, and with ``max_keep_ckpts=1`` a full disk or a kill
+    leaves nothing. The file 'last_checkpoint', which it cuts and then
+    writes, is replaced too.
+    """
+
+    file_backend: Any
+
+    def after_train_iter(self, *args: Any, **kwargs: Any) -> None:
+        """Save, if that is due."""
+        with self._safely():
+            super().after_train_iter(*args, **kwargs)
+
+    def after_train_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Save, if that is due."""
+        with self._safely():
+            super().after_train_epoch(*args, **kwargs)
+
+    def after_val_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """Save, if it is the best."""
+        with self._safely():
+            super().after_val_epoch(*args, **kwargs)
+
+    @contextmanager
+    def _safely(self) -> Iterator[None]:
+        backend = self.file_backend
+        late = self.file_backend = _LateRemoval(backend)
+        with ExitStack() as stack:
+            stack.callback(setattr, self, 'file_backend', backend)
+            # The one file that MMEngine writes by hand.
+            stack.enter_context(
+                mock.patch.object(
+                    checkpoint_hook, 'open', written_whole, create=True
+                )
+            )
+            yield
+        late.catch_up()
+
+
+def save_whole(runner: Runner) -> None:
+    """Make the checkpoint hooks of a run leave a whole file at any time."""
+    for hook in runner.hooks:
+        if type(hook) is CheckpointHook:
+            hook.__class__ = WholeCheckpointHook
+
+
+def write_whole_files() -> None:
+    """Make MMEngine write local files beside their place, then rename."""
+    register_backend('local', WholeFileBackend, force=True, prefixes='')

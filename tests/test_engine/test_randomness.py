@@ -1,0 +1,138 @@
+"""A run that is broken anywhere ends where the unbroken one ends."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from mmengine.hooks import Hook
+from torch import nn
+from toyrun import Points, Toy, assert_same, final_state, toy_runner
+
+import sift_mm  # noqa: F401  Registers the hook.
+
+LAST = 10
+
+
+class Augmented(Points):
+    """Points that are moved at random, by the generators of three."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        moved = x + 0.1 * torch.randn(8) + random.random() - np.random.rand()
+        return moved.float(), y
+
+
+class WithDropout(Toy):
+    """Draws random numbers in the model too."""
+
+    def __init__(self):
+        super().__init__()
+        self.out = nn.Sequential(nn.Dropout(0.5), nn.Linear(16, 1))
+
+
+LOOPS = {
+    # Four iterations an epoch: one and two are whole in ten.
+    'epochs': dict(by_epoch=True, max_epochs=3),
+    'iterations': dict(by_epoch=False, max_iters=LAST),
+    'endless': dict(by_epoch=False, max_iters=LAST),
+}
+LOADERS = {
+    'alone': dict(num_workers=0),
+    'workers': dict(num_workers=2),
+    'lasting workers': dict(num_workers=2, persistent_workers=True),
+}
+
+
+def run(work_dir, loop, loader, counts=1, seed=3, data=None, **kwargs):
+    """Ten or twelve iterations; a checkpoint after each."""
+    sampler = 'InfiniteSampler' if loop == 'endless' else 'DefaultSampler'
+    torch.manual_seed(0)
+    model = WithDropout()
+    runner = toy_runner(
+        work_dir,
+        dict(end=1.0),
+        wrapper=dict(accumulative_counts=counts),
+        model=model,
+        seed=seed,
+        train_dataloader=dict(
+            dataset=data or Augmented(),
+            batch_size=4,
+            collate_fn=dict(type='default_collate'),
+            sampler=dict(type=sampler, shuffle=True),
+            **LOADERS[loader],
+        ),
+        train_cfg=LOOPS[loop],
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', interval=1, by_epoch=False)
+        ),
+        **kwargs,
+    )
+    runner.train()
+    # Workers end now, not where the garbage is collected, which takes long.
+    runner.train_dataloader._iterator = None
+    if loop != 'epochs':
+        runner.train_loop.dataloader_iterator._iterator = None
+    return runner
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    # MMEngine waits two seconds where an endless iterator begins anew.
+    monkeypatch.setattr('time.sleep', lambda seconds: None)
+
+
+@pytest.mark.parametrize('loader', LOADERS)
+@pytest.mark.parametrize('loop', LOOPS)
+def test_broken_after_any_iteration_it_ends_as_the_unbroken_one(
+    tmp_path, loop, loader
+):
+    whole = run(tmp_path / 'whole', loop, loader)
+    state = final_state(whole)
+    # With workers, each run takes a second.
+    places = range(1, whole.iter) if loader == 'alone' else (3, 4, 6)
+    for place in places:
+        resumed = run(
+            tmp_path / f'{place}',
+            loop,
+            loader,
+            seed=99,
+            resume=True,
+            load_from=str(tmp_path / 'whole' / f'iter_{place}.pth'),
+        )
+        assert resumed.iter == whole.iter
+        assert_same(state, final_state(resumed))
+
+
+@pytest.mark.parametrize('loop', ['epochs', 'endless'])
+def test_broken_in_the_middle_of_a_step_it_ends_so_too(tmp_path, loop):
+    # Neither the epoch's four iterations nor all are whole steps of three.
+    whole = run(tmp_path / 'whole', loop, 'alone', counts=3)
+    state = final_state(whole)
+    for place in range(1, whole.iter):
+        resumed = run(
+            tmp_path / f'{place}',
+            loop,
+            'alone',
+            counts=3,
+            resume=True,
+            load_from=str(tmp_path / 'whole' / f'iter_{place}.pth'),
+        )
+        assert_same(state, final_state(resumed))
+
+
+def test_new_workers_do_not_repeat_the_epoch_before(tmp_path):
+    # MMEngine seeds workers alike in each epoch.
+    seen = []
+
+    class Watch(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            seen.extend(data_batch[0][:, 0].tolist())
+
+    class Noise(Augmented):
+        def __init__(self):
+            super().__init__()
+            self.x.zero_()
+
+    run(tmp_path, 'epochs', 'workers', data=Noise(), custom_hooks=[Watch()])
+    assert len(seen) == len(set(seen)) == 3 * 16
