@@ -11,6 +11,8 @@ from mmengine.fileio import LocalBackend, register_backend
 from mmengine.hooks import CheckpointHook, checkpoint_hook
 from mmengine.runner import Runner
 
+from sift_mm.errors import Mistake
+
 
 @contextmanager
 def written_whole(path: str | Path, mode: str = 'wb') -> Iterator[IO[Any]]:
@@ -48,10 +50,20 @@ class WholeFileBackend(LocalBackend):
     """
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes to a file; its folder is made where there is none."""
-        Path(filepath).parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(filepath) as stream:
-            stream.write(obj)
+        """Write bytes to a file; its folder is made where there is none.
+
+        Raises:
+            Mistake: If that is not possible, on a full disk say.
+        """
+        try:
+            Path(filepath).parent.mkdir(parents=True, exist_ok=True)
+            with written_whole(filepath) as stream:
+                stream.write(obj)
+        except OSError as error:
+            raise Mistake(
+                f'{filepath} could not be written: {error.strerror}. What '
+                'was written before is whole; make room, then resume.'
+            ) from error
 
 
 class _LateRemoval:

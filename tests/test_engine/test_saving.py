@@ -1,0 +1,175 @@
+"""Whatever ends a run, a whole checkpoint of it is left."""
+
+import os
+import random
+import resource
+import signal
+import time
+import traceback
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import forget_instances
+from mmengine.fileio import get_file_backend
+from mmengine.hooks import Hook
+from toyrun import assert_same, final_state, toy_runner
+
+from sift_mm.engine.saving import WholeFileBackend, written_whole
+from sift_mm.errors import Mistake
+
+# Kills of the test at random moments; `make attack` has more of them.
+KILLS = int(os.environ.get('SIFT_MM_KILLS', 6))
+
+
+def names(folder):
+    return sorted(p.name for p in Path(folder).glob('*.pth*'))
+
+
+def runner_of(work_dir, saved=None, epochs=4, **kwargs):
+    return toy_runner(
+        work_dir,
+        dict(end=1.0, execution='dense'),
+        default_hooks=dict(
+            checkpoint=dict(type='CheckpointHook', interval=1, **(saved or {}))
+        ),
+        epochs=epochs,
+        **kwargs,
+    )
+
+
+@contextmanager
+def no_file_above(size):
+    """Files cannot grow beyond some bytes, as on a disk that is full."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_the_backend_of_local_files_is_ours():
+    assert type(get_file_backend('/tmp/x.pth')) is WholeFileBackend
+
+
+@pytest.mark.parametrize('there', [True, False])
+def test_what_fails_while_it_is_written_leaves_what_was_there(tmp_path, there):
+    path = tmp_path / 'file.pth'
+    backend = WholeFileBackend()
+    if there:
+        backend.put(b'old', path)
+    with no_file_above(1000), pytest.raises(Mistake, match='file.pth could'):
+        backend.put(bytes(2000), path)
+    assert [p.name for p in tmp_path.iterdir()] == ['file.pth'] * there
+    assert not there or path.read_bytes() == b'old'
+
+
+def test_a_file_has_the_rights_that_others_have(tmp_path):
+    with written_whole(tmp_path / 'a', 'w') as stream:
+        stream.write('x')
+    (tmp_path / 'b').write_text('x')
+    assert (tmp_path / 'a').stat().st_mode == (tmp_path / 'b').stat().st_mode
+
+
+@pytest.mark.parametrize('saved', [{}, dict(max_keep_ckpts=1)])
+def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, saved):
+    class Fill(Hook):
+        def before_train_epoch(self, runner):
+            if runner.epoch == 2:
+                resource.setrlimit(
+                    resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY)
+                )
+
+    whole = runner_of(tmp_path / 'whole', saved)
+    whole.train()
+    runner = runner_of(tmp_path / 'a', saved, custom_hooks=[Fill()])
+    with no_file_above(resource.RLIM_INFINITY), pytest.raises(Mistake):
+        runner.train()
+    assert names(tmp_path / 'a')[-1] == 'epoch_2.pth'
+    assert (tmp_path / 'a/last_checkpoint').read_text().endswith('epoch_2.pth')
+    resumed = runner_of(tmp_path / 'a', saved, resume=True)
+    resumed.train()
+    assert_same(final_state(whole), final_state(resumed))
+
+
+def test_the_old_checkpoint_goes_when_the_new_one_is_whole(
+    tmp_path, monkeypatch
+):
+    there = []
+    put = WholeFileBackend.put
+
+    def spy(self, data, path):
+        there.append(names(tmp_path))
+        put(self, data, path)
+
+    monkeypatch.setattr(WholeFileBackend, 'put', spy)
+    runner_of(tmp_path, dict(max_keep_ckpts=1)).train()
+    assert there == [[], *([f'epoch_{i}.pth'] for i in (1, 2, 3))]
+    assert names(tmp_path) == ['epoch_4.pth']
+
+
+def test_the_best_checkpoint_takes_the_place_of_the_one_before(tmp_path):
+    class Scored(Hook):
+        """Validates by hand, the last epoch twice."""
+
+        def after_train_epoch(self, runner):
+            hook = next(h for h in runner.hooks if hasattr(h, 'save_best'))
+            for accuracy in [[0.1], [0.3], [0.2], [0.4, 0.5]][runner.epoch]:
+                hook.after_val_epoch(runner, dict(accuracy=accuracy))
+
+    runner_of(
+        tmp_path,
+        dict(save_best='accuracy', rule='greater', max_keep_ckpts=1),
+        custom_hooks=[Scored()],
+    ).train()
+    assert names(tmp_path) == ['best_accuracy_epoch_3.pth', 'epoch_4.pth']
+
+
+def fork(work_dir, **kwargs):
+    """A run in a process of its own, which this one can kill."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        forget_instances()
+        runner = runner_of(
+            work_dir, dict(max_keep_ckpts=2), epochs=12, **kwargs
+        )
+        runner.train()
+        torch.save(final_state(runner), work_dir / 'state')
+        code = 0
+    except BaseException:
+        with open(work_dir / 'error.txt', 'w') as file:
+            traceback.print_exc(file=file)
+    finally:
+        os._exit(code)
+
+
+def end_of(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_runs_killed_at_random_moments_come_back_and_end_equal(tmp_path):
+    for name in ('whole', *(str(i) for i in range(KILLS))):
+        (tmp_path / name).mkdir()
+    start = time.monotonic()
+    assert end_of(fork(tmp_path / 'whole')) == 0
+    seconds = time.monotonic() - start
+    whole = torch.load(tmp_path / 'whole/state')
+    seed = random.randrange(10**6)
+    print(f'seed {seed}')
+    draw = random.Random(seed)
+    killed = 0
+    for i in range(KILLS):
+        work_dir = tmp_path / str(i)
+        pid = fork(work_dir)
+        time.sleep(draw.uniform(0, seconds))
+        number = draw.choice([signal.SIGKILL, signal.SIGTERM])
+        os.kill(pid, number)
+        killed += end_of(pid) == -number
+        assert end_of(fork(work_dir, resume=True)) == 0, seed
+        assert_same(whole, torch.load(work_dir / 'state'))
+    assert killed or KILLS < 3
