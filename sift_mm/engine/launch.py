@@ -159,8 +159,27 @@ def run(cfg: Config, task: Callable[[Runner], T]) -> T:
     Returns:
         What the task returns.
     """
-    result = task(build_runner(cfg))
+    runner = build_runner(cfg)
+    result = task(runner)
+    end_workers(runner)
+    del runner
     if distributed.is_available() and distributed.is_initialized():
         gc.collect()
         distributed.destroy_process_group()
     return result
+
+
+def end_workers(runner: Runner) -> None:
+    """Ends the workers of a run's data loaders.
+
+    Where they are left to the garbage collector, PyTorch waits five seconds
+    for each of them.
+
+    Args:
+        runner (Runner): After its task.
+    """
+    for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
+        for name in ('dataloader', 'dataloader_iterator'):
+            owner: Any = getattr(loop, name, None)
+            if hasattr(owner, '_iterator'):
+                owner._iterator = None

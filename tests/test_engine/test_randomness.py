@@ -1,5 +1,6 @@
 """A run that is broken anywhere ends where the unbroken one ends."""
 
+import multiprocessing
 import random
 
 import numpy as np
@@ -9,7 +10,7 @@ from mmengine.hooks import Hook
 from torch import nn
 from toyrun import Points, Toy, assert_same, final_state, toy_runner
 
-import sift_mm  # noqa: F401  Registers the hook.
+from sift_mm.engine.launch import end_workers
 
 LAST = 10
 
@@ -69,10 +70,8 @@ def run(work_dir, loop, loader, counts=1, seed=3, data=None, **kwargs):
         **kwargs,
     )
     runner.train()
-    # Workers end now, not where the garbage is collected, which takes long.
-    runner.train_dataloader._iterator = None
-    if loop != 'epochs':
-        runner.train_loop.dataloader_iterator._iterator = None
+    end_workers(runner)
+    assert not multiprocessing.active_children()
     return runner
 
 
