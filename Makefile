@@ -20,10 +20,11 @@ chain: setup  ## pretrain, transfer masks, detect and segment, in small
 test: setup  ## run the tests; ARGS='-k rigl' picks some
 	@$(VENV) -m pytest $(ARGS)
 
-lint: setup  ## ruff and mypy
+lint: setup  ## ruff, mypy and, for the kernels, clang-format
 	@$(VENV) -m ruff check .
 	@$(VENV) -m ruff format --check .
 	@$(VENV) -m mypy
+	@$(dir $(VENV))clang-format --dry-run -Werror sift_mm/kernels/csrc/*
 
 # Leaks are left out: Python itself has them.
 sanitize: export SIFT_MM_KERNEL_FLAGS = -O1 -g -fsanitize=address,undefined \

@@ -43,8 +43,8 @@ inline void accumulate(const float* tile, const uint16_t* position,
     const vec w = value[i] - vec{};
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t)
-      acc[t] += w * load(x + (t / View::COLS * View::STRIDE +
-                              t % View::COLS) * LANES);
+      acc[t] += w * load(x + (t / View::COLS * View::STRIDE + t % View::COLS) *
+                                 LANES);
   }
 #pragma GCC unroll 16
   for (int t = 0; t < T; ++t) store(sums + t * LANES, acc[t]);
@@ -74,8 +74,7 @@ struct Convolve {
     const int64_t groups = View::groups(s, walk), planes = s.planes(walk);
     const int64_t filters = filters_at_once(s, groups, BYTES);
     const int64_t parts = (s.filters + filters - 1) / filters;
-    const Buffers tiles(s.threads,
-                        s.block * View(s, walk).tile() * LANES);
+    const Buffers tiles(s.threads, s.block * View(s, walk).tile() * LANES);
     const Buffers sums(s.threads, filters * BYTES / sizeof(float));
     if (!tiles.data || !sums.data) return -1;
 #pragma omp parallel num_threads(s.threads)

@@ -47,8 +47,10 @@ static int dispatch(int64_t stride, const Work& work) {
   const Sizes& s = work.s;
   const Walk& w = work.walk;
   const bool pixels = stride == 0;
-  const int64_t wide = pixels ? Pixels<2>::groups(s, w) : count_groups<2>(s, w);
-  const int64_t slim = pixels ? Pixels<1>::groups(s, w) : count_groups<1>(s, w);
+  const int64_t wide =
+      pixels ? Pixels<2>::groups(s, w) : count_groups<2>(s, w);
+  const int64_t slim =
+      pixels ? Pixels<1>::groups(s, w) : count_groups<1>(s, w);
   constexpr int64_t OVERHEAD = 4;  // of a nonzero, in multiplications
   return wide * (2 * ROWS + OVERHEAD) <= slim * (ROWS + OVERHEAD)
              ? dispatch_stride<2>(stride, work)

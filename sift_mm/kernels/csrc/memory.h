@@ -7,7 +7,7 @@
 #include <cstdint>
 
 // A fresh output of many megabytes costs a page fault every 4 KB, a sixth of
-// the time of a layer; with huge pages, where the system has them, one in 2 MB.
+// the time of a layer; huge pages, where the system has them, are of 2 MB.
 static inline void use_huge_pages(float* data, size_t bytes) {
 #ifdef MADV_HUGEPAGE
   constexpr uintptr_t PAGE = 2 << 20;

@@ -27,11 +27,11 @@ static void pack_rows(const float* x, const Window& w, float* tile) {
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) {
           const int at = (l + j) * LOADS + c / 4 * STEP;
-          v[j] = join(load_columns<STEP, WHOLE>(
-                          x + w.first[l + j] + c * STEP, inside + at),
-                      load_columns<STEP, WHOLE>(
-                          x + w.first[l + j + 4] + c * STEP,
-                          inside + at + 4 * LOADS));
+          v[j] =
+              join(load_columns<STEP, WHOLE>(x + w.first[l + j] + c * STEP,
+                                             inside + at),
+                   load_columns<STEP, WHOLE>(x + w.first[l + j + 4] + c * STEP,
+                                             inside + at + 4 * LOADS));
         }
         transpose4(v);
 #pragma GCC unroll 4
@@ -49,8 +49,7 @@ static void pack_scattered(const float* x, const Window& w, float* tile) {
   for (int64_t r = 0; r < w.rows; ++r)
     for (int c = 0; c < COLUMNS; ++c, tile += LANES)
       for (int l = 0; l < LANES; ++l) {
-        const mask4& inside =
-            w.inside[(r * LANES + l) * w.loads + c / 4];
+        const mask4& inside = w.inside[(r * LANES + l) * w.loads + c / 4];
         tile[l] = inside[c % 4]
                       ? x[w.first[l] + r * w.row_step + c * w.col_step]
                       : 0;
@@ -79,8 +78,7 @@ struct Target {
 };
 
 template <int COLS>
-static Target target_of(const Sizes& s, const Walk& walk,
-                        const Group& group) {
+static Target target_of(const Sizes& s, const Walk& walk, const Group& group) {
   Target t;
   t.row_step = walk.h.out_step * s.out_w;
   t.col_step = walk.w.out_step;

@@ -111,10 +111,8 @@ extern "C" void sift_max_pool_gradient(const Pool* pool, const float* dy,
     int64_t i = n * p.out_h * p.out_w;
     for (int64_t o = 0; o < p.out_h; ++o)
       for (int64_t k = 0; k < p.out_w; ++k, ++i) {
-        const int64_t row =
-            o * p.stride_h - p.top + winners[i] / p.kernel_w;
-        const int64_t col =
-            k * p.stride_w - p.left + winners[i] % p.kernel_w;
+        const int64_t row = o * p.stride_h - p.top + winners[i] / p.kernel_w;
+        const int64_t col = k * p.stride_w - p.left + winners[i] % p.kernel_w;
         to[row * p.in_w + col] += dy[i];
       }
   }

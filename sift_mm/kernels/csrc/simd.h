@@ -121,11 +121,14 @@ static inline void add_sums(const vec* a, float* out, int count) {
 #else
     vec8 halves[LANES / 8];
     memcpy(halves, &a[j], sizeof halves);
-    h[j] = (__m256)(LANES == 8 ? halves[0] : halves[0] + halves[LANES / 8 - 1]);
+    h[j] =
+        (__m256)(LANES == 8 ? halves[0] : halves[0] + halves[LANES / 8 - 1]);
 #endif
   }
-  const __m256 ab = _mm256_hadd_ps(h[0], h[1]), cd = _mm256_hadd_ps(h[2], h[3]);
-  const __m256 ef = _mm256_hadd_ps(h[4], h[5]), gh = _mm256_hadd_ps(h[6], h[7]);
+  const __m256 ab = _mm256_hadd_ps(h[0], h[1]),
+               cd = _mm256_hadd_ps(h[2], h[3]);
+  const __m256 ef = _mm256_hadd_ps(h[4], h[5]),
+               gh = _mm256_hadd_ps(h[6], h[7]);
   const __m256 x = _mm256_hadd_ps(ab, cd), y = _mm256_hadd_ps(ef, gh);
   const __m256 sums = _mm256_add_ps(_mm256_permute2f128_ps(x, y, 0x20),
                                     _mm256_permute2f128_ps(x, y, 0x31));

@@ -30,11 +30,11 @@ struct Patches {
     for (size_t i = 0; i < inputs.size(); ++i)
       look(inputs[i], group, sizes.channels, sizes.in_h, sizes.in_w,
            walk.h.in_first[i / walk.w.phases], walk.h.in_step,
-           walk.w.in_first[i % walk.w.phases], walk.w.in_step,
-           sizes.tile_rows, STRIDE);
+           walk.w.in_first[i % walk.w.phases], walk.w.in_step, sizes.tile_rows,
+           STRIDE);
     look(outputs, group, sizes.filters, sizes.out_h, sizes.out_w,
-         walk.h.out_first, walk.h.out_step, walk.w.out_first,
-         walk.w.out_step, ROWS, COLS);
+         walk.h.out_first, walk.h.out_step, walk.w.out_first, walk.w.out_step,
+         ROWS, COLS);
     target = target_of<COLS>(sizes, walk, group);
   }
 

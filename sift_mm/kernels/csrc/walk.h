@@ -87,8 +87,8 @@ struct Window {
 // loaded by fours, others one by one.
 static void look(Window& window, const Group& group, int64_t channels,
                  int64_t height, int64_t width, int64_t first_h,
-                 int64_t step_h, int64_t first_w, int64_t step_w,
-                 int64_t rows, int columns) {
+                 int64_t step_h, int64_t first_w, int64_t step_w, int64_t rows,
+                 int columns) {
   const int64_t step = step_w <= 2 ? 1 : step_w;
   const int64_t loads = (columns + 3) / 4 * (step_w <= 2 ? step_w : 1);
   window.row_step = step_h * width;

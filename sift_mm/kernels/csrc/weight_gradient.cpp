@@ -26,8 +26,9 @@ inline void dot(const float* tile, const float* dy, const uint16_t* position,
     const vec d = load(dy + t * LANES);
 #pragma GCC unroll 8
     for (int j = 0; j < Q; ++j)
-      acc[j] += d * load(x[j] + (t / View::COLS * View::STRIDE +
-                                 t % View::COLS) * LANES);
+      acc[j] +=
+          d * load(x[j] +
+                   (t / View::COLS * View::STRIDE + t % View::COLS) * LANES);
   }
   add_sums(acc, sums, Q);
 }
@@ -36,8 +37,7 @@ template <class View>
 inline void dots(const float* tile, const float* dy, const uint16_t* position,
                  int64_t begin, int64_t end, float* sums) {
   int64_t i = begin;
-  for (; i + 8 <= end; i += 8)
-    dot<View, 8>(tile, dy, position + i, sums + i);
+  for (; i + 8 <= end; i += 8) dot<View, 8>(tile, dy, position + i, sums + i);
   if (i + 4 <= end) {
     dot<View, 4>(tile, dy, position + i, sums + i);
     i += 4;
@@ -113,12 +113,10 @@ struct WeightGradient {
 }  // namespace
 
 extern "C" int sift_weight_gradient(const Sizes* sizes, const Walk* walk,
-                                    int64_t stride,
-                                    const float* x, const float* dy,
-                                    const int32_t* row,
+                                    int64_t stride, const float* x,
+                                    const float* dy, const int32_t* row,
                                     const uint16_t* position,
                                     float* gradient) {
   const Nonzeros a = {row, position, nullptr};
-  return dispatch(stride,
-                  WeightGradient{*sizes, *walk, x, dy, a, gradient});
+  return dispatch(stride, WeightGradient{*sizes, *walk, x, dy, a, gradient});
 }
