@@ -7,7 +7,6 @@ What is done already is not done again; a run that was interrupted is resumed.
 It runs in the checkout: `python -m demo.chain`.
 """
 
-import argparse
 import statistics
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,6 +14,7 @@ from itertools import product
 from pathlib import Path
 
 from demo import fashion_scenes, tree_crowns
+from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.datasets import fashion_mnist
 from sift_mm.experiments.report import markdown_table, mean_and_spread
 from sift_mm.experiments.runner import Experiment, run_experiments
@@ -111,9 +111,10 @@ def row(key: Key, runs: Sequence[Experiment]) -> dict[str, str]:
     }
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the chain, and prints what came out."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description='Pretrain, transfer, detect and segment, in small'
     )
     parser.add_argument('--seeds', type=int, default=1, help='runs of each')

@@ -6,13 +6,13 @@ is done already is not done again; a run that was interrupted is resumed. It
 runs in the checkout: `python -m demo.demo`.
 """
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from demo.tree_crowns import prepare
+from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.experiments.report import markdown_table
 from sift_mm.experiments.runner import Experiment, run_experiments
 
@@ -110,9 +110,10 @@ def draw_curves(runs: Sequence[Experiment], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is not done yet, then print the table."""
-    argparse.ArgumentParser(description=__doc__).parse_args(argv)
+    Parser(description=__doc__).parse_args(argv)
     prepare(Path('data', 'tree_crowns'))
     runs = plan()
     run_experiments(runs)

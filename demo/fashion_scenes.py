@@ -19,9 +19,7 @@ that is known from the source is exact: nobody has to draw it.
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +27,7 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import binary_fill_holes
 
+from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.datasets.building import DataError, build
 
 LAYOUT = 2  # to be raised when what is written changes
@@ -374,11 +373,10 @@ def prepare(
     build(root, about, make)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@entry_point
+def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or '').splitlines()[0]
-    )
+    parser = Parser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument(
         '--root',
         type=Path,
@@ -404,21 +402,16 @@ def main(arguments: list[str] | None = None) -> int:
         help='of everything random (default: %(default)s)',
     )
     args = parser.parse_args(arguments)
-    try:
-        prepare(
-            args.root,
-            Path('data/fashion_mnist'),
-            Path('data/tree_crowns'),
-            args.train,
-            args.val,
-            args.seed,
-        )
-    except (DataError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    prepare(
+        args.root,
+        Path('data/fashion_mnist'),
+        Path('data/tree_crowns'),
+        args.train,
+        args.val,
+        args.seed,
+    )
     print(f'{args.root} is complete')
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

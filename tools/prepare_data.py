@@ -1,8 +1,6 @@
 """Prepares the data sets that the configs train on, and checks them."""
 
-import sys
-
 from sift_mm.cli.prepare_data import main
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -1,11 +1,11 @@
 """Writes the table of backbones: what SparseIFT makes of each."""
 
-import argparse
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.layers import Composite, Wide
 from sift_mm.sparsity import Uniform
@@ -102,9 +102,10 @@ def row(network: str) -> str:
     return f'| {" | ".join(cells)} |'
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the table, row by row."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         '--out', type=Path, default=ROOT / 'docs' / 'backbones.md'
     )

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sift_mm.analysis.report import build_hook
 from sift_mm.analysis.speed import fill, measure_speed, to_text
 from sift_mm.checkpoint import mask_training
+from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_config_options, add_shape_option, positive
 from sift_mm.config.checkpoints import check_checkpoint
 from sift_mm.config.images import find_sizes
@@ -28,7 +29,7 @@ from sift_mm.sparsity import MaskSet
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description='Time a network on the CPU: its dense twin, executed '
         'densely, executed on sparse kernels'
     )
@@ -74,6 +75,7 @@ def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
     return dict(masks)
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Times and prints."""
     args = parse_args(argv)

@@ -13,6 +13,7 @@ import numpy as np
 from mmengine.registry import DATASETS, VISUALIZERS, init_default_scope
 from mmengine.utils import track_iter_progress
 
+from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_config_options
 from sift_mm.config.data import check_data
 from sift_mm.config.reading import import_library, load_config
@@ -20,7 +21,7 @@ from sift_mm.config.reading import import_library, load_config
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description='Browse a dataset')
+    parser = Parser(description='Browse a dataset')
     add_config_options(parser)
     parser.add_argument(
         '--output-dir', '-o', help='folder to write the pictures to'
@@ -86,6 +87,7 @@ def to_drawable(data_sample: Any) -> Any:
     return data_sample
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Shows or saves the samples that the command line asks for."""
     args = parse_args(argv)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from sift_mm.analysis.report import make_report
 from sift_mm.analysis.text import to_text
+from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_config_options, add_shape_option, positive
 from sift_mm.config.reading import load_config
 from sift_mm.errors import Mistake
@@ -19,7 +20,7 @@ from sift_mm.errors import Mistake
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description='Count FLOPs, parameters and memory of a config'
     )
     add_config_options(parser)
@@ -48,6 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Counts and prints."""
     args = parse_args(argv)

@@ -1,6 +1,5 @@
 """Writes the iso-FLOP table: every member against the dense network."""
 
-import argparse
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from mmpretrain.registry import MODELS
 
 from sift_mm.analysis import count_flops
+from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.engine.plan import MaskPlan, backbone_flops
 from sift_mm.isoflop import expansion
 from sift_mm.layers import Composite, Factorized, Parallel, families
@@ -43,9 +43,10 @@ nominal | match |
 """
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the table, row by row."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = Parser(description=__doc__)
     parser.add_argument(
         '--out',
         type=Path,

@@ -22,6 +22,7 @@ import yaml
 from mmengine.config import Config
 
 from sift_mm.analysis.report import make_report
+from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.config.data import leaf_datasets
 from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import read_config
@@ -48,9 +49,7 @@ Results = Mapping[str, Mapping[str, Any]]
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description='Write metafile.yml of folders of configs'
-    )
+    parser = Parser(description='Write metafile.yml of folders of configs')
     parser.add_argument(
         'folders',
         nargs='*',
@@ -208,6 +207,7 @@ def dump(content: dict[str, Any]) -> str:
     return yaml.safe_dump(content, sort_keys=False, width=1000)
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes metafiles and index.
 

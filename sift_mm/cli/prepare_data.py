@@ -10,8 +10,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.datasets import DATA_SETS
-from sift_mm.datasets.files import DataError
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -25,9 +25,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         argparse.Namespace: The options, checked as far as argparse can, and
         the function that prepares the data set.
     """
-    parser = argparse.ArgumentParser(
-        description='Prepare a data set and check it.'
-    )
+    parser = Parser(description='Prepare a data set and check it.')
     sets = parser.add_subparsers(required=True, metavar='NAME')
     for data_set in DATA_SETS.values():
         if data_set.prepare is None:
@@ -49,28 +47,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+@entry_point
+def main(argv: Sequence[str] | None = None) -> None:
     """Prepares a data set as the command line says.
 
     Args:
         argv (Sequence[str], optional): Options; by default those of the
             process.
 
-    Returns:
-        int: 0 if the data set is complete, else 1.
+    Raises:
+        Mistake: If it cannot be had.
     """
     # What is unfinished is removed on the way out, also of a batch system's.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = vars(parse_args(argv))
     prepare = options.pop('prepare')
-    try:
-        found = prepare(**options)
-    except (DataError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+    options.pop('traceback')
+    found = prepare(**options)
     print(f'{options["root"]} is complete: {found}')
-    return 0
 
 
 if __name__ == '__main__':
-    sys.exit(main())
+    main()

@@ -1,19 +1,20 @@
 """Prints a config with its bases and overrides merged."""
 
-import argparse
 import os
 import os.path as osp
 from collections.abc import Sequence
 
+from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_config_options
 from sift_mm.config.reading import load_config
 
 SUFFIXES = ('.py', '.json', '.yml')
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Prints, and on request saves, the whole config."""
-    parser = argparse.ArgumentParser(description='Print the whole config')
+    parser = Parser(description='Print the whole config')
     add_config_options(parser)
     parser.add_argument(
         '--save-path', help='also write it to this .py, .json or .yml file'

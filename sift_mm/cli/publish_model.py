@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from sift_mm.checkpoint import CHECKPOINT_KEY, mask_training
+from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.compact import compact, expand
 from sift_mm.config.checkpoints import check_checkpoint
 from sift_mm.errors import Mistake
@@ -35,9 +36,7 @@ KEPT_OF_MASKS = (
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
-        description='Write a slim checkpoint, with the masks'
-    )
+    parser = Parser(description='Write a slim checkpoint, with the masks')
     parser.add_argument('in_file', help='checkpoint of a run')
     parser.add_argument(
         'out_file',
@@ -132,6 +131,7 @@ def publish(in_file: str, out_file: Path, small: bool = False) -> Path:
     return final
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Publishes as the command line says."""
     args = parse_args(argv)

@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import name_of, positive
 from sift_mm.experiments.networks import plan_networks
 from sift_mm.experiments.runner import run_experiments
@@ -28,7 +29,7 @@ AXES = {
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description='Train members of the family beside the dense network'
     )
     add = parser.add_argument
@@ -87,6 +88,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains what is not trained yet, or reports.
 

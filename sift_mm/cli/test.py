@@ -15,6 +15,7 @@ from mmengine.config import Config
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
+from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_run_options
 from sift_mm.config.checkpoints import check_checkpoint
 from sift_mm.config.data import check_data
@@ -32,7 +33,7 @@ FORMATS = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description='Test a model')
+    parser = Parser(description='Test a model')
     add_run_options(parser, interval=False)
     parser.add_argument('checkpoint', help='path of the checkpoint')
     parser.add_argument(
@@ -138,6 +139,7 @@ def write_metrics(metrics: dict[str, float], path: str) -> None:
     os.replace(unfinished, path)
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Tests as the command line says.
 

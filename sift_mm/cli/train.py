@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from mmengine.config import Config
 from mmengine.runner import Runner, find_latest_checkpoint
 
+from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_run_options
 from sift_mm.config.checkpoints import check_checkpoint, check_pretrained
 from sift_mm.config.data import check_data
@@ -21,7 +22,7 @@ from sift_mm.errors import Mistake
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
-    parser = argparse.ArgumentParser(description='Train a model')
+    parser = Parser(description='Train a model')
     add_run_options(parser)
     parser.add_argument(
         '--resume',
@@ -95,6 +96,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     return cfg
 
 
+@entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the command line says.
 

@@ -17,7 +17,7 @@ def test_the_script_says_what_is_wrong_and_fails(tmp_path):
     done = run_forked(
         ROOT / 'tools/prepare_data.py', 'imagenet', '--root', root
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert str(root) in done.stdout
     assert 'Traceback' not in done.stdout
 

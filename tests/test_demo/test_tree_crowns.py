@@ -240,7 +240,8 @@ def test_a_wrong_wheel_is_one_sentence_and_leaves_nothing(
 ):
     damage(wheel)
     root = tmp_path / 'data' / 'crowns'
-    assert tool.main(['--root', str(root), '--wheel', str(wheel)]) == 1
+    with pytest.raises(SystemExit):
+        tool.main(['--root', str(root), '--wheel', str(wheel)])
     said = capsys.readouterr().err
     assert 'broken or not the wheel of deepforest==2.1.0' in said
     assert one_sentence(said)
@@ -281,7 +282,8 @@ def test_a_failed_download_is_one_sentence_and_leaves_nothing(
 ):
     pip_that(monkeypatch, 1, 'WARNING: retrying\nERROR: no network\n')
     root = tmp_path / 'data' / 'crowns'
-    assert tool.main(['--root', str(root)]) == 1
+    with pytest.raises(SystemExit):
+        tool.main(['--root', str(root)])
     captured = capsys.readouterr()
     assert 'could not be downloaded (no network)' in captured.err
     assert one_sentence(captured.err)

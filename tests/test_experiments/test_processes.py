@@ -6,13 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from sift_mm.errors import Mistake
 from sift_mm.experiments import processes
 from sift_mm.experiments.processes import Tools
 
 
 def test_one_that_fails_says_where_its_log_is(tmp_path, capsys):
     log = tmp_path / 'broken.log'
-    with pytest.raises(SystemExit, match='^broken failed.*/broken.log'):
+    with pytest.raises(Mistake, match='^broken failed.*/broken.log'):
         Tools().run(
             'broken', log, '-c', 'print("... Epoch(train) [1]"); 1 / 0'
         )
@@ -24,7 +25,7 @@ def test_one_that_fails_says_where_its_log_is(tmp_path, capsys):
 
 def test_a_second_attempt_keeps_the_log_of_the_first(tmp_path):
     log = tmp_path / 'twice.log'
-    with pytest.raises(SystemExit):
+    with pytest.raises(Mistake):
         Tools().run('first', log, '-c', 'print("first"); 1 / 0')
     threads = 'import os; print(os.environ["OMP_NUM_THREADS"])'
     Tools(threads=3).run('second', log, '-c', threads)
@@ -59,7 +60,7 @@ def test_all_that_run_end_and_no_other_starts(tmp_path, monkeypatch):
         while not is_gone(int(pid)):  # It dies after its files are closed.
             assert time.monotonic() < end
             time.sleep(0.01)
-    with pytest.raises(SystemExit, match='late was not started'):
+    with pytest.raises(Mistake, match='late was not started'):
         tools.run('late', log, '-c', 'open("late", "w")')
     assert not (tmp_path / 'late').exists()
 

@@ -11,6 +11,7 @@ import pytest
 from minirun import write_config
 from standins import change, new_calls
 
+from sift_mm.errors import Mistake
 from sift_mm.experiments.runner import (
     Experiment,
     config_files,
@@ -95,7 +96,7 @@ def test_one_that_starts_from_another_follows_it(run):
     assert tools() == ['test', 'train', 'test'] and late.is_done()
     run.last.unlink()
     Path('misbehave.py').write_text('sys.exit(1)')
-    with pytest.raises(SystemExit, match='^2 runs failed. net/train failed'):
+    with pytest.raises(Mistake, match='^2 runs failed. net/train failed'):
         run_experiments([run, late])
     assert tools() == ['train']
 
@@ -112,7 +113,7 @@ def test_one_that_is_killed_stops_no_other_and_goes_on(capsys):
         '    os.kill(os.getpid(), signal.SIGKILL)'
     )
     log = Path('runs/b/seed0/train.log')
-    with pytest.raises(SystemExit, match=f'^1 runs failed. .*{log}'):
+    with pytest.raises(Mistake, match=f'^1 runs failed. .*{log}'):
         run_experiments(runs, jobs=2, threads=3)
     said = capsys.readouterr()
     assert said.out.startswith('3 runs to do')
@@ -136,7 +137,7 @@ def test_one_that_is_killed_stops_no_other_and_goes_on(capsys):
 def test_a_training_without_its_last_checkpoint_is_said():
     Path('net_2e.py').write_text('train_cfg = dict(max_epochs=3)')
     found = Experiment(Path('runs'), 'net', 'net_2e.py')
-    with pytest.raises(SystemExit, match='ended without runs/net/epoch_3.pth'):
+    with pytest.raises(Mistake, match='ended without runs/net/epoch_3.pth'):
         run_experiments([found])
     assert tools() == ['train']
 
@@ -194,7 +195,7 @@ def test_files_of_a_config():
     Path('c.py').write_text('')
     found = [p.resolve() for p in config_files('a.py')]
     assert found == [Path(p).resolve() for p in ('a.py', 'sub/b.py', 'c.py')]
-    with pytest.raises(SystemExit, match='no config file none.py'):
+    with pytest.raises(Mistake, match='no config file none.py'):
         list(config_files('none.py'))
 
 
@@ -207,5 +208,5 @@ def test_the_last_checkpoint_follows_from_the_config(data, tmp_path):
         run = Experiment(tmp_path, 'x', config, cfg_options=options)
         assert run.last == tmp_path / 'x' / name
     Path('none.py').write_text('a = 1')
-    with pytest.raises(SystemExit, match='neither max_epochs nor max_iters'):
+    with pytest.raises(Mistake, match='neither max_epochs nor max_iters'):
         assert Experiment(tmp_path, 'x', 'none.py').last

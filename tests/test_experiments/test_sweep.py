@@ -11,6 +11,7 @@ from sparserun import sparse_config
 from standins import METRICS, change, new_calls
 
 from sift_mm.cli import sweep
+from sift_mm.errors import Mistake
 from sift_mm.experiments.networks import Network, plan_networks
 from sift_mm.experiments.processes import Tools
 from sift_mm.experiments.report import markdown_table, mean_and_spread
@@ -71,7 +72,7 @@ def test_inner_layers_and_settings_are_axes():
     )
     # The dense network stays as its config says.
     assert networks[0] == Network('d.py')
-    with pytest.raises(SystemExit, match='folder wide-s75-rigl-lr=1: '):
+    with pytest.raises(Mistake, match='folder wide-s75-rigl-lr=1: '):
         plan(*argv, '--cfg-options', 'a.lr=1', '--cfg-options', 'b.lr=1')
     with pytest.raises(SystemExit):
         plan('--cfg-options', 'interval')

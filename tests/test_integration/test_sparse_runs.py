@@ -176,7 +176,7 @@ def test_channels_that_do_not_fit_are_named(
         scope,
         f"model['{key}'].update({value!r})\n",
     )
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(SystemExit, match=words):
         train(config, tmp_path / 'run')
 
 
@@ -186,7 +186,7 @@ def test_a_sparsity_that_is_written_twice_has_to_agree(make_config, tmp_path):
         "custom_hooks[0]['sparsity'] = 0.9\n",
     )
     with pytest.raises(
-        ValueError, match='sparsity=0.75 and SparseTrainingHook sparsity=0.9'
+        SystemExit, match='sparsity=0.75 and SparseTrainingHook sparsity=0.9'
     ):
         train(config, tmp_path / 'run')
 

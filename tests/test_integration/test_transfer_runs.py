@@ -16,6 +16,7 @@ from sparserun import load, probed, sparse_config, train
 from sift_mm.cli import test as test_tool
 from sift_mm.cli.publish_model import main as publish
 from sift_mm.config.checkpoints import check_pretrained
+from sift_mm.errors import Mistake
 
 BACKBONE = dict(
     type='SparseIFTResNet',
@@ -183,7 +184,7 @@ def test_load_from_another_network_is_refused(
         "model['backbone']['base_channels'] = 16\n"
         "model['neck'].update(in_channels=[32, 64, 128, 256])\n",
     )
-    with pytest.raises(ValueError, match='of another shape: '):
+    with pytest.raises(SystemExit, match='of another shape: '):
         train(config, tmp_path / 'run')
 
 
@@ -273,7 +274,7 @@ def test_a_checkpoint_that_the_model_loads_is_checked_too(
         f'custom_hooks[0].update({hook})\n',
         family,
     )
-    with pytest.raises(ValueError, match='missing .*: layer1.0.conv1'):
+    with pytest.raises(SystemExit, match='missing .*: layer1.0.conv1'):
         train(config, tmp_path / 'run')
 
 
@@ -284,7 +285,7 @@ def test_another_sparsity_of_the_same_width_is_refused(
         'mmdet',
         start_from(pretrained) + "model['backbone']['sparsity'] = 0.76\n",
     )  # 16 channels too.
-    with pytest.raises(ValueError, match='sparsity=0.75 there and 0.76 here'):
+    with pytest.raises(SystemExit, match='sparsity=0.75 there and 0.76 here'):
         train(config, tmp_path / 'run')
 
 
@@ -305,7 +306,7 @@ def test_a_slim_file_cannot_be_resumed_from(make_config, published, tmp_path):
         'mmpretrain',
         "model['backbone']['type'] = 'SparseIFTResNet'\n",
     )
-    with pytest.raises(ValueError, match='published checkpoint cannot'):
+    with pytest.raises(SystemExit, match='published checkpoint cannot'):
         train(config, tmp_path / 'run', '--resume', str(published))
 
 
@@ -340,7 +341,7 @@ def pretrained_part(path, work_dir, **options):
 def test_without_a_run_to_resume_the_checkpoint_is_needed(tmp_path):
     # MMEngine starts anew where there is nothing to resume.
     cfg = pretrained_part('nowhere.pth', tmp_path, resume=True)
-    with pytest.raises(SystemExit, match=r'model.backbone.init_cfg.1.check'):
+    with pytest.raises(Mistake, match=r'model.backbone.init_cfg.1.check'):
         check_pretrained(cfg)
     (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
     check_pretrained(cfg)
@@ -357,7 +358,7 @@ def test_a_path_may_begin_with_a_tilde(tmp_path, monkeypatch):
     before = cfg.to_dict()
     check_pretrained(cfg)
     assert cfg.to_dict() == before
-    with pytest.raises(SystemExit, match=f'{tmp_path}/b.pth'):
+    with pytest.raises(Mistake, match=f'{tmp_path}/b.pth'):
         check_pretrained(pretrained_part('~/b.pth', tmp_path))
 
 

@@ -32,9 +32,9 @@ def report(capsys: pytest.CaptureFixture) -> Any:
 def message(*argv: str) -> str:
     with pytest.raises(SystemExit) as stop:
         get_flops.main(argv)
-    assert isinstance(stop.value.code, str)  # Printed; the status is 1.
-    assert '\n' not in stop.value.code
-    return stop.value.code
+    assert stop.value.code == 2
+    assert '\n' not in str(stop.value)
+    return str(stop.value)
 
 
 @pytest.mark.parametrize(

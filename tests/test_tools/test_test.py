@@ -17,6 +17,7 @@ from sift_mm.cli import publish_model, train
 from sift_mm.cli import test as tester
 from sift_mm.config.tta import flip_pipeline
 from sift_mm.engine.cost_hook import CostHook
+from sift_mm.errors import Mistake
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
 
@@ -142,7 +143,7 @@ def test_show() -> None:
     assert hook.type == 'DetVisualizationHook'
     assert hook.draw and hook.show and hook.wait_time == 3
     assert 'test_out_dir' not in hook
-    with pytest.raises(SystemExit, match='not for mmagic'):
+    with pytest.raises(Mistake, match='not for mmagic'):
         options('mmagic', '--show')
 
 
@@ -151,7 +152,7 @@ def test_amp() -> None:
 
 
 def test_out_of_the_wrong_kind() -> None:
-    with pytest.raises(SystemExit, match='has to be a .pkl file, not maps'):
+    with pytest.raises(Mistake, match='has to be a .pkl file, not maps'):
         options('mmdet', '--out', 'maps')
     with pytest.raises(SystemExit):
         tester.parse_args(['c', 'ckpt', '--out-item', 'metrics'])
@@ -166,7 +167,7 @@ def test_masks_of_a_newer_version_are_refused() -> None:
     newer = {'sparse_training': {'version': 99, 'masks': {}}}
     with pytest.raises(ValueError, match='version 99'):
         CostHook(Config()).after_load_checkpoint(None, newer)
-    with pytest.raises(SystemExit, match='version 99'):
+    with pytest.raises(Mistake, match='version 99'):
         publish_model.slim(newer | {'state_dict': {}})
 
 

@@ -21,6 +21,7 @@ from sift_mm.cli import get_flops, train
 from sift_mm.cli import test as tester
 from sift_mm.config import reading
 from sift_mm.engine import launch, precision
+from sift_mm.errors import Mistake
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
 
@@ -82,7 +83,7 @@ def test_amp_keeps_the_loss_scale() -> None:
     ],
 )
 def test_amp_refuses_what_it_cannot_map(text: str, words: str) -> None:
-    with pytest.raises(SystemExit, match=words):
+    with pytest.raises(Mistake, match=words):
         merged(text, '--amp')
 
 
@@ -130,7 +131,7 @@ def test_resume_from_a_missing_checkpoint(
 def test_auto_scale_lr() -> None:
     cfg = merged('auto_scale_lr = dict(base_batch_size=8)', '--auto-scale-lr')
     assert cfg.auto_scale_lr.enable
-    with pytest.raises(SystemExit, match='base_batch_size'):
+    with pytest.raises(Mistake, match='base_batch_size'):
         merged('auto_scale_lr = dict(enable=False)', '--auto-scale-lr')
 
 
@@ -206,7 +207,7 @@ def test_a_misspelt_argument_is_named(
 
 def test_missing_library(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(reading, 'find_spec', lambda name: None)
-    with pytest.raises(SystemExit, match='install onedl-mmdetection'):
+    with pytest.raises(Mistake, match='install onedl-mmdetection'):
         reading.import_library(Config(dict(default_scope='mmdet')))
 
 
@@ -276,7 +277,7 @@ def test_script_stops_with_a_sentence(configs: dict[str, str]) -> None:
         '--cfg-options',
         'train_dataloader.dataset.data_root=elsewhere',
     )
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stdout.startswith('The data is missing: looked in ')
     assert 'Traceback' not in done.stdout
 
@@ -312,10 +313,10 @@ def test_resume_refuses_another_sparsity(
     argv, folder = member
     options = ['--sparsity', '0.55', '--work-dir', str(tmp_path)]
     checkpoint = str(folder / 'epoch_1.pth')
-    with pytest.raises(ValueError, match='sparsity=0.5 there and 0.55 here'):
+    with pytest.raises(SystemExit, match='sparsity=0.5 there and 0.55 here'):
         train.main([*argv, *options, '--resume', checkpoint])
     conftest.forget_instances()
-    with pytest.raises(ValueError, match='sparsity=0.5 there and 0.55 here'):
+    with pytest.raises(SystemExit, match='sparsity=0.5 there and 0.55 here'):
         tester.main([argv[0], checkpoint, *argv[1:3], *options])
 
 
@@ -328,7 +329,7 @@ def test_resume_refuses_weights_outside_their_masks(
     state['state_dict'][name][~mask] = 1.0
     torch.save(state, tmp_path / 'wrong.pth')
     options = ['--sparsity', '0.5', '--work-dir', str(tmp_path)]
-    with pytest.raises(ValueError, match=f'would cut weights .*{name}'):
+    with pytest.raises(SystemExit, match=f'would cut weights .*{name}'):
         train.main([*argv, *options, '--resume', str(tmp_path / 'wrong.pth')])
 
 

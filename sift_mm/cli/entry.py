@@ -1,0 +1,114 @@
+"""How a command line ends: a mistake that is known, in its sentence."""
+
+import argparse
+import errno
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any, TypeVar
+
+from sift_mm.errors import Mistake
+
+T = TypeVar('T')
+
+FLAG = '--traceback'
+# A disk that is full, or a place that is another's.
+NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# What gloo and NCCL say where another process is gone, in a RuntimeError.
+PEER = re.compile(
+    r'Connection (closed|reset) by peer|Broken pipe|[Tt]imed out waiting|'
+    r'NCCL|watchdog'
+)
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads a command line that can ask for tracebacks."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_argument(
+            FLAG,
+            action='store_true',
+            help='show where a mistake was found, besides what it is',
+        )
+
+
+class Refused(SystemExit):
+    """The end of a command that a known mistake was found in.
+
+    Args:
+        sentence (str): What is wrong and what to do.
+    """
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(2)
+        self.sentence = sentence
+
+    def __str__(self) -> str:
+        return self.sentence
+
+
+def entry_point(main: Callable[..., T]) -> Callable[..., T]:
+    """Decorator: ends with a sentence and exit code 2 where one is known.
+
+    Args:
+        main (Callable): Takes the options, by default those of the process.
+    """
+
+    @wraps(main)
+    def run(argv: Sequence[str] | None = None) -> T:
+        try:
+            return main(argv)
+        except Exception as error:
+            sentence = explain(error)
+            shown = FLAG in (sys.argv if argv is None else argv)
+            if sentence is None or shown:
+                raise
+            print(sentence, file=sys.stderr, flush=True)
+            raise Refused(sentence) from error
+
+    return run
+
+
+def explain(error: BaseException) -> str | None:
+    """The sentence of a known mistake, without what was put around it.
+
+    MMEngine's call of a hook raises an error anew with words behind it.
+
+    Args:
+        error (BaseException): As it arrived.
+
+    Returns:
+        str, optional: None for an error that is not known.
+    """
+    text = str(error)
+    for cause in _causes(error):
+        if isinstance(cause, Mistake) and str(cause) in text:
+            return str(cause)
+    if isinstance(error, OSError) and error.errno in NO_PLACE:
+        return str(error)
+    if (
+        isinstance(error, RuntimeError)
+        and PEER.search(text)
+        and _is_distributed()
+    ):
+        return (
+            'Another process of this run ended, or hangs: its own output '
+            f'says why ({text.splitlines()[0]}).'
+        )
+    return None
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An error, and those in whose handling it was raised."""
+    found: BaseException | None = error
+    while found is not None:
+        yield found
+        found = found.__cause__ or found.__context__
+
+
+def _is_distributed() -> bool:
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized()

@@ -1,0 +1,72 @@
+"""What a command line says of a mistake, and what of an error."""
+
+import errno
+
+import pytest
+
+from sift_mm.cli.entry import Parser, entry_point, explain
+from sift_mm.errors import Mistake, MistakenKey, MistakenType
+
+SENTENCE = 'The left is right: turn it.'
+
+
+def raised(error, *outer):
+    """An error, raised anew as others."""
+    try:
+        raise error
+    except Exception as inner:
+        if not outer:
+            return inner
+        try:
+            raise outer[0] from inner
+        except Exception as last:
+            return raised(last, *outer[1:])
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        raised(Mistake(SENTENCE)),
+        raised(MistakenKey(SENTENCE)),
+        # Of a hook's call.
+        raised(
+            MistakenType(SENTENCE),
+            TypeError(f'{SENTENCE} in <x.Hook object at 0x7f01>'),
+        ),
+        # One that says more than the first.
+        raised(Mistake('left'), Mistake(SENTENCE)),
+    ],
+)
+def test_the_sentence_stands_alone(error):
+    assert explain(error) == SENTENCE
+
+
+@pytest.mark.parametrize(
+    'error',
+    [
+        raised(ValueError('any')),
+        # An error in what deals with a mistake is another error.
+        raised(Mistake(SENTENCE), KeyError('any')),
+        raised(OSError(errno.EIO, 'Input/output error')),
+        raised(RuntimeError('Connection closed by peer')),  # Of no group.
+    ],
+)
+def test_an_error_is_no_mistake(error):
+    assert explain(error) is None
+
+
+def command(argv):
+    Parser(description='x').parse_args(argv)
+    raise Mistake(SENTENCE)
+
+
+def test_a_mistake_ends_with_its_sentence_and_code_2(capsys):
+    with pytest.raises(SystemExit, match=SENTENCE) as stop:
+        entry_point(command)([])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f'{SENTENCE}\n'
+
+
+def test_where_it_was_found_is_shown_if_wanted():
+    with pytest.raises(Mistake, match=SENTENCE):
+        entry_point(command)(['--traceback'])
