@@ -100,8 +100,8 @@ def _candidates(cfg: Config) -> list[Path]:
     last = folder / 'last_checkpoint'
     text = last.read_text(errors='replace').strip() if last.is_file() else ''
     if text and not _is_address(text):
-        known = {path.resolve() for path in found}
-        found += [p for p in [Path(text)] if p.resolve() not in known]
+        known = [osp.abspath(path) for path in found]
+        found += [Path(text)] if osp.abspath(text) not in known else []
     return found
 
 
