@@ -193,6 +193,8 @@ def _why(path: str, error: Exception) -> str:
         )
     # PyTorch's advice follows the first sentence.
     reason = re.split(r'\. |\n', str(error).strip())[0].rstrip('.')
+    if isinstance(error, OSError):
+        return f'{path} cannot be read: {reason}.'
     if isinstance(error, pickle.UnpicklingError):
         reason = 'it is no pickle of tensors'
     return (

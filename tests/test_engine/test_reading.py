@@ -142,7 +142,7 @@ def test_a_bad_file_is_named(name, tmp_path):
 def test_what_is_no_file_is_named(tmp_path):
     with pytest.raises(Mistake, match=f'There is no checkpoint {tmp_path}/a'):
         read(tmp_path / 'a.pth')
-    with pytest.raises(Mistake, match=f'{tmp_path} is no checkpoint.*direct'):
+    with pytest.raises(Mistake, match=f'{tmp_path} cannot be read:.*direct'):
         read(tmp_path)
 
 
