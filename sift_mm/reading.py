@@ -162,7 +162,7 @@ def _known_types() -> list[Any]:
     """
     rebuild = np.array(0.0).__reduce__()[0]
     scalar = np.float64(0.0).__reduce__()[0]
-    known: list[Any] = [np.ndarray, np.dtype]
+    known: list[Any] = [slice, np.ndarray, np.dtype]
     known += {
         type(np.dtype(code)) for code in np.typecodes['All'] if code != 'O'
     }

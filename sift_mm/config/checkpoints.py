@@ -4,6 +4,7 @@ And finds the one that a run goes on from.
 """
 
 import os.path as osp
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from string import digits
@@ -106,7 +107,15 @@ def _candidates(cfg: Config) -> list[Path]:
 
 
 def _numbered(folder: Path) -> list[Path]:
-    return [*folder.glob('epoch_*.pth'), *folder.glob('iter_*.pth')]
+    """The checkpoints in a folder, by the names that MMEngine gives them.
+
+    Best and published ones, which have longer names, go on with no run.
+    """
+    return [
+        path
+        for path in folder.glob('*.pth')
+        if re.fullmatch(r'(epoch|iter)_\d+', path.stem)
+    ]
 
 
 def _newest_whole(paths: list[Path]) -> tuple[str | None, list[str]]:
