@@ -91,17 +91,31 @@ def _digest(state: Mapping[str, Any]) -> str:
 
 @contextmanager
 def named(path: Any) -> Iterator[None]:
-    """Put a file's name before what is wrong with it.
+    """Name a checkpoint in what is found wrong with it.
 
     Args:
         path (Any): Path or address; None where it is not known.
+
+    Raises:
+        Mistake: In place of one, and of what Python raises where a value is
+            of no type that it can be.
     """
+    before = '' if path is None else f'{path}: '
     try:
         yield
     except Mistake as error:
-        if path is None:
-            raise
-        raise Mistake(f'{path}: {error}') from error
+        raise Mistake(f'{before}{error}') from error
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+    ) as error:
+        raise Mistake(
+            f'{before}The checkpoint is damaged, or of another program: '
+            f'{error!r}. Take another one of that run.'
+        ) from error
 
 
 def check_finite(state: Mapping[str, Any]) -> None:

@@ -21,17 +21,26 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> None:
         ValueError: If a part of the run or of its mask training is missing,
             damaged, or of another moment.
     """
-    if 'message_hub' not in checkpoint:
+    if not isinstance(checkpoint.get('message_hub'), Mapping):
         raise Mistake(
             'A published checkpoint cannot be resumed from: optimizer and '
             'history of the masks were left out. Start a new run with '
             'load_from.'
         )
-    if not isinstance(checkpoint.get('optimizer'), Mapping):
+    optimizer = checkpoint.get('optimizer')
+    if not isinstance(optimizer, Mapping):
         raise Mistake(
             'The checkpoint has no optimizer, without which no run goes on as '
             'it was: let CheckpointHook save_optimizer, or start a new run '
             'with load_from.'
+        )
+    if 'param_schedulers' not in checkpoint and any(
+        'initial_lr' in group for group in optimizer.get('param_groups', ())
+    ):
+        raise Mistake(
+            'The checkpoint has no param_schedulers, and the learning rate '
+            'would start anew: let CheckpointHook save_param_scheduler, or '
+            'start a new run with load_from.'
         )
     meta = checkpoint.get('meta')
     if not isinstance(meta, Mapping) or not all(

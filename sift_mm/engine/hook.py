@@ -218,7 +218,9 @@ class SparseTrainingHook(Hook):
                 runner._load_from or 'that is loaded',
                 prefix.removeprefix('module.'),  # Of a TTA model.
             )
-            check_member(self._checkpoint or {}, backbone.describe_member())
+            with named(runner._load_from):
+                member = backbone.describe_member()
+                check_member(self._checkpoint or {}, member)
 
     def before_run(self, runner: Runner) -> None:
         """Tell the wrapper that masks will come."""

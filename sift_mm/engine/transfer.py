@@ -1,9 +1,10 @@
 """Masks of the checkpoint that a run starts from."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from sift_mm.checkpoint import (
@@ -22,6 +23,8 @@ from sift_mm.sparsity.initializers import count_tolerance
 
 # What becomes of the masks that come with loaded weights.
 TRANSFERS = ('fixed', 'train', 'dense')
+# Slots of optimizers that are of the shape of their weights in each of them.
+ELEMENTWISE = ('momentum_buffer', 'exp_avg')
 
 
 def pretrained_source(
@@ -286,8 +289,7 @@ def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
         optimizer (Optimizer): That of the run.
 
     Raises:
-        ValueError: If it has other parameters, or a slot that is of the
-            shape of one parameter and not of another's.
+        ValueError: If it has other parameters, or slots of other shapes.
     """
     groups, state = saved.get('param_groups', []), saved.get('state', {})
     here = [group['params'] for group in optimizer.param_groups]
@@ -300,19 +302,21 @@ def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
             'optimizer and the network of that run.'
         )
     slots = [
-        (key, slot.shape, parameter.shape)
+        (key, tuple(getattr(slot, 'shape', ())), tuple(parameter.shape))
         for parameters, indices in zip(here, there, strict=True)
         for parameter, index in zip(parameters, indices, strict=True)
         for key, slot in state.get(index, {}).items()
-        if isinstance(slot, Tensor) and slot.dim()
+        if slot is not None
     ]
-    # Others are of another shape on purpose, as those of Adafactor are.
-    like_weights = {key for key, shape, wanted in slots if shape == wanted}
+    # Others have another shape on purpose: a step count, rows of Adafactor.
+    fits: Counter[str] = Counter()
     for key, shape, wanted in slots:
-        if key in like_weights and shape != wanted:
+        fits[key] += (1 if shape == wanted else -1) if wanted else 0
+    for key, shape, wanted in slots:
+        if (key in ELEMENTWISE or fits[key] > 0) and shape != wanted:
             raise Mistake(
                 f'{key!r} of the optimizer of the checkpoint has the shape '
-                f'{tuple(shape)} for a parameter of {tuple(wanted)}: resume '
+                f'{shape} for a parameter of {wanted}: resume '
                 'with the optimizer and the network of that run.'
             )
 

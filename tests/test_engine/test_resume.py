@@ -122,6 +122,13 @@ BAD = {
     'no optimizer': (without('optimizer'), 'has no optimizer'),
     'other slot': (other_slot, r'momentum_buffer.*\(8, 16\).*\(16, 8\)'),
     'fewer parameters': (fewer_parameters, r'\[3\].*\[4\]'),
+    'no schedule': (without('param_schedulers'), 'no param_schedulers'),
+    'slots a number': (setting(3, 'optimizer', 'state', 0), 'is damaged'),
+    'slot a number': (
+        setting(3, 'optimizer', 'state', 0, 'momentum_buffer'),
+        r'momentum_buffer.*shape \(\) for',
+    ),
+    'groups a text': (setting('x', 'optimizer', 'param_groups'), 'is damaged'),
     'published': (without('message_hub'), 'published'),
     'weights outside': (weights_outside, f'would cut weights.*{NAME}'),
 }
@@ -133,6 +140,10 @@ SEALED = {
     'half a history': (without(KEY, 'history', 'ever'), 'history is missing'),
     'of no layer': (without(KEY, 'history', 'ever', NAME), 'history does not'),
     'empty history': (empty_history, 'history does not have'),
+    'no bits': (
+        setting(3, KEY, 'history', 'ever', NAME),
+        'bad.pth: The checkpoint is damaged',
+    ),
     'full always': (full_always, 'always had'),
     'other member': (
         setting(0.75, KEY, 'budget', 'nominal'),
@@ -205,17 +216,34 @@ def test_a_run_that_ended_within_an_accumulation_goes_on(tmp_path):
     assert hook_of(runner).trainer.steps == 3 + 4
 
 
-def test_slots_of_another_shape_may_be_meant():
-    def trained(rows):
-        layer = torch.nn.Linear(4, rows)
-        optimizer = torch.optim.Adafactor(layer.parameters())
-        layer(torch.ones(2, 4)).sum().backward()
+class Scaled(torch.nn.Module):
+    """With parameters of which slots of another shape may have the shape."""
+
+    def __init__(self, rows=3):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(1.0))
+        self.layers = torch.nn.Sequential(
+            *(torch.nn.Linear(*size) for size in ((4, rows), (rows, 1))),
+            torch.nn.Linear(1, 2),
+            torch.nn.Linear(2, 2),
+        )
+
+    def optimized(self, kind):
+        optimizer = getattr(torch.optim, kind)(self.parameters())
+        (self.layers(torch.ones(2, 4)) * self.scale).sum().backward()
         optimizer.step()
         return optimizer
 
-    saved = trained(3).state_dict()
-    assert saved['state'][0]['row_var'].shape == (3, 1)
-    check_optimizer(saved, trained(3))
+
+@pytest.mark.parametrize(
+    'kind', ['Adafactor', 'AdamW', 'SGD', 'RMSprop', 'Rprop', 'ASGD', 'NAdam']
+)
+def test_slots_of_another_shape_may_be_meant(kind):
+    saved = Scaled().optimized(kind).state_dict()
+    check_optimizer(saved, Scaled().optimized(kind))
+    if kind in ('AdamW', 'RMSprop', 'Rprop', 'NAdam'):
+        with pytest.raises(Mistake, match=r'shape \(3, 4\).* of \(5, 4\)'):
+            check_optimizer(saved, Scaled(rows=5).optimized(kind))
 
 
 @pytest.mark.parametrize(
