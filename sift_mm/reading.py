@@ -8,7 +8,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -40,7 +39,9 @@ def read(path: str | Path, map_location: Any = 'cpu') -> dict[str, Any]:
     path = os.path.expanduser(path)
     with safely(path):
         _check_bytes(path)
-        checkpoint = torch.load(path, map_location=map_location)
+        checkpoint = torch.load(
+            path, map_location=map_location, weights_only=not is_trusted()
+        )
     return with_weights(checkpoint, path)
 
 
@@ -64,9 +65,7 @@ def load_compact(path: str | Path) -> dict[str, Tensor]:
 
 @contextmanager
 def safely(path: str) -> Iterator[None]:
-    """Let whatever calls ``torch.load`` run no code of a file.
-
-    PyTorch's own way to trust a file is left: its variable ``TRUST``.
+    """Let ``torch.load`` build what a checkpoint of MMEngine holds.
 
     Args:
         path (str): Path or address, for the message.
@@ -74,12 +73,8 @@ def safely(path: str) -> Iterator[None]:
     Raises:
         Mistake: In place of any error.
     """
-    force = {} if _trusted() else {'TORCH_FORCE_WEIGHTS_ONLY_LOAD': '1'}
     try:
-        with (
-            mock.patch.dict(os.environ, force),
-            torch.serialization.safe_globals(_not_yet_allowed()),
-        ):
+        with torch.serialization.safe_globals(_not_yet_allowed()):
             yield
     except Mistake:
         raise
@@ -126,7 +121,8 @@ def with_weights(checkpoint: Any, path: str) -> dict[str, Any]:
     return checkpoint
 
 
-def _trusted() -> bool:
+def is_trusted() -> bool:
+    """Whether files may run code, as PyTorch's own variable says."""
     return os.environ.get(TRUST, '0') in ('1', 'y', 'yes', 'true')
 
 

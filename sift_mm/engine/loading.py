@@ -1,12 +1,14 @@
 """MMEngine reads checkpoints as :mod:`sift_mm.reading` does."""
 
+import os
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
+from unittest import mock
 
 from mmengine.runner import CheckpointLoader
 
-from sift_mm.reading import read, safely, with_weights
+from sift_mm.reading import is_trusted, read, safely, with_weights
 
 
 def _safe(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -14,7 +16,9 @@ def _safe(load: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(load)  # MMEngine's log has the name.
     def loader(filename: str, *args: Any, **kwargs: Any) -> Any:
-        with safely(filename):
+        # It says itself how it calls torch.load; this goes above that.
+        force = {} if is_trusted() else {'TORCH_FORCE_WEIGHTS_ONLY_LOAD': '1'}
+        with safely(filename), mock.patch.dict(os.environ, force):
             checkpoint = load(filename, *args, **kwargs)
         return with_weights(checkpoint, filename)
 
