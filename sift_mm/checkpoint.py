@@ -1,10 +1,13 @@
 """What is known about a checkpoint: mask training in it, weights, keys."""
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from sift_mm.errors import Mistake
 
@@ -12,6 +15,8 @@ from sift_mm.errors import Mistake
 CHECKPOINT_KEY = 'sparse_training'
 # Of what stands there: what a newer release writes may mean something else.
 VERSION = 1
+# What stands there was saved with, to see that it is that.
+DIGEST = 'digest'
 # Keys that are named in a message, of each kind.
 SHOWN = 6
 
@@ -27,25 +32,135 @@ def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
         without any.
 
     Raises:
-        ValueError: If it is of a newer version, or holds no masks.
+        ValueError: If it is of a newer version, holds no masks, or is not
+            what was saved.
     """
     state = checkpoint.get(CHECKPOINT_KEY)
     if state is None:
         return None
-    if not isinstance(state, Mapping) or not isinstance(
-        state.get('masks'), Mapping
+    state = state if isinstance(state, Mapping) else {}
+    masks, version = state.get('masks'), state.get('version', VERSION)
+    wrong = ''
+    if not isinstance(masks, Mapping) or not isinstance(version, int):
+        wrong = 'it holds no masks'
+    elif version > VERSION:
+        raise Mistake(
+            f"The checkpoint's mask training is of version {version}, and "
+            f'this sift_mm reads up to {VERSION}: install a newer one.'
+        )
+    elif not all(
+        isinstance(mask, Tensor) and mask.dtype == torch.bool
+        for mask in masks.values()
     ):
+        wrong = 'a mask is no bool tensor'
+    elif DIGEST in state and state[DIGEST] != _digest(state):
+        wrong = 'it is not what was saved'
+    if wrong:
         raise Mistake(
             f'What the checkpoint has under {CHECKPOINT_KEY!r} is damaged: '
-            'it holds no masks. Take another checkpoint of that run.'
-        )
-    if state.get('version', VERSION) > VERSION:
-        raise Mistake(
-            f"The checkpoint's mask training is of version "
-            f'{state["version"]}, and this sift_mm reads up to {VERSION}: '
-            'install a newer one.'
+            f'{wrong}. Take another checkpoint of that run.'
         )
     return dict(state)
+
+
+def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """A state of the mask training with a digest of all of it.
+
+    Args:
+        state (Mapping[str, Any]): Tensors, plain values, and dicts and lists
+            of them.
+    """
+    return {**state, DIGEST: _digest(state)}
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    def written(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return sorted((repr(k), written(v)) for k, v in value.items())
+        if isinstance(value, (list, tuple)):
+            return [written(item) for item in value]
+        if isinstance(value, Tensor):
+            data = value.detach().cpu().flatten().view(torch.uint8)
+            digest = hashlib.sha256(data.numpy().data).hexdigest()
+            return f'{value.dtype} {tuple(value.shape)} {digest}'
+        return repr(value)
+
+    named = {key: value for key, value in state.items() if key != DIGEST}
+    return hashlib.sha256(repr(written(named)).encode()).hexdigest()
+
+
+@contextmanager
+def named(path: Any) -> Iterator[None]:
+    """Name a checkpoint in what is found wrong with it.
+
+    Args:
+        path (Any): Path or address; None where it is not known.
+
+    Raises:
+        Mistake: In place of one, and of what Python raises where a value is
+            of no type that it can be.
+    """
+    before = '' if path is None else f'{path}: '
+    try:
+        yield
+    except Mistake as error:
+        raise Mistake(f'{before}{error}') from error
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+    ) as error:
+        raise Mistake(
+            f'{before}The checkpoint is damaged, or of another program: '
+            f'{error!r}. Take another one of that run.'
+        ) from error
+
+
+def check_finite(state: Mapping[str, Any]) -> None:
+    """Refuse weights that are no numbers.
+
+    Args:
+        state (Mapping[str, Any]): A ``state_dict``. A buffer of zeros and
+            minus infinities, which masks attention, is let through.
+
+    Raises:
+        ValueError: If one is NaN or infinite.
+    """
+    for name, value in state.items():
+        # PyTorch cannot say that of types of eight bits.
+        if not isinstance(value, Tensor) or value.dtype.itemsize == 1:
+            continue
+        if value.isfinite().all():
+            continue
+        if not ((value == 0) | value.isneginf()).all():
+            raise Mistake(
+                f'{name!r} of the checkpoint is NaN or infinite: its training '
+                'diverged. Take an earlier checkpoint.'
+            )
+
+
+def check_masks(state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
+    """Refuse masks that are not those of some weights.
+
+    Args:
+        state (Mapping[str, Any]): A ``state_dict``.
+        masks (Mapping[str, Tensor]): Bool, by name of the weight.
+
+    Raises:
+        ValueError: If one is of no weight, of another shape, or of a weight
+            that is not zero outside it.
+    """
+    for name, mask in masks.items():
+        weight = state.get(name)
+        if weight is None or weight.shape != mask.shape:
+            raise Mistake(f'The mask of {name!r} is of no weight.')
+        if weight.masked_fill(mask, 0).any():
+            raise Mistake(
+                f'The weight {name!r} is not zero outside its mask: they are '
+                'not of the same training.'
+            )
 
 
 def pretrained_cfg(init_cfg: Any) -> Mapping[str, Any] | None:
@@ -80,11 +195,11 @@ def load_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint = CheckpointLoader.load_checkpoint(
         config['checkpoint'], map_location='cpu'
     )
-    return (
-        checkpoint
-        if 'state_dict' in checkpoint
-        else {'state_dict': checkpoint}
-    )
+    if 'state_dict' not in checkpoint:
+        checkpoint = {'state_dict': checkpoint}
+    with named(config['checkpoint']):
+        check_finite(checkpoint['state_dict'])
+    return checkpoint
 
 
 def without_prefix(

@@ -4,12 +4,10 @@ A bit a weight says where. Coding the gaps would take 0.8 bits at a density of
 0.1, of 4.2 bits in all, and more than a bit from 0.125 on.
 """
 
-import pickle
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,7 +50,7 @@ def compact(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
             layers[name]['values'] = weight[mask]
             state[name] = None
     packed = {'version': VERSION, 'layers': layers}
-    return _plain(checkpoint, keep=('state_dict', CHECKPOINT_KEY)) | {
+    return plain(checkpoint, keep=('state_dict', CHECKPOINT_KEY)) | {
         'state_dict': state,
         CHECKPOINT_KEY: training,
         COMPACT_KEY: packed,
@@ -90,49 +88,6 @@ def expand(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
     return {**kept, 'state_dict': state, CHECKPOINT_KEY: training}
 
 
-def load_compact(path: str | Path) -> dict[str, Tensor]:
-    """The ``state_dict`` of a compact file, or of any other checkpoint.
-
-    Args:
-        path (str | Path): Local path.
-
-    Returns:
-        dict: Dense tensors by name, as the unmodified libraries load them.
-
-    Raises:
-        ValueError: If the file is cut, or none of ours.
-    """
-    with cut_files_named(str(path)):
-        checkpoint = torch.load(path, map_location='cpu', weights_only=True)
-    found = expand(checkpoint, str(path))
-    if not isinstance(found, Mapping) or 'state_dict' not in found:
-        raise Mistake(f'{path} is no checkpoint: it has no state_dict.')
-    return found['state_dict']
-
-
-@contextmanager
-def cut_files_named(path: str) -> Iterator[None]:
-    """Say in one sentence that a file cannot be read as a checkpoint.
-
-    Raises:
-        ValueError: Where PyTorch raises one of half a dozen others.
-    """
-    try:
-        yield
-    except FileNotFoundError:
-        raise
-    except (
-        EOFError,
-        OSError,
-        RuntimeError,
-        pickle.UnpicklingError,
-    ) as error:
-        reason = str(error).partition('\n')[0]
-        raise Mistake(
-            f'{path} is cut, or no checkpoint of tensors: {reason}'
-        ) from error
-
-
 def _mask(layer: Mapping[str, Any]) -> Tensor:
     shape, bits = torch.Size(layer['shape']), layer['bits'].cpu()
     if bits.dtype != torch.uint8 or bits.shape != (-(-shape.numel() // 8),):
@@ -146,12 +101,19 @@ def _weight(mask: Tensor, values: Tensor) -> Tensor:
     return values.new_zeros(mask.shape).masked_scatter_(mask, values)
 
 
-def _plain(value: Any, keep: tuple[str, ...] = ()) -> Any:
-    """Without types that ``weights_only`` refuses."""
+def plain(value: Any, keep: tuple[str, ...] = ()) -> Any:
+    """A value without types that ``weights_only`` refuses.
+
+    Args:
+        value (Any): Of a checkpoint.
+        keep (tuple[str, ...]): Keys of it whose values stay as they are.
+    """
     if isinstance(value, Mapping):
-        return {k: v if k in keep else _plain(v) for k, v in value.items()}
+        return {k: v if k in keep else plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if value is None or type(value) in (bool, int, float, str, Tensor):
         return value
+    if isinstance(value, (np.ndarray, np.generic)):
+        return plain(value.tolist())
     return str(value)

@@ -1,10 +1,14 @@
 import pytest
 import torch
+from conftest import forget_instances
+from sparserun import sparse_config, train
 from torch import nn
+from toyrun import hook_of, pretrained_toy, toy_runner
 
 import sift_mm
 from sift_mm.cli.publish_model import main as publish
 from sift_mm.compact import COMPACT_KEY, compact, expand
+from sift_mm.errors import Mistake
 
 CASES = [
     ((), 1.0),
@@ -88,8 +92,8 @@ def test_what_is_not_compact_is_left_alone():
 
 
 def test_without_masks_there_is_nothing_to_pack(tmp_path):
-    torch.save({'state_dict': {}}, tmp_path / 'a.pth')
-    with pytest.raises(SystemExit, match='a.pth: .* no masks'):
+    torch.save({'state_dict': {'a': torch.ones(1)}}, tmp_path / 'a.pth')
+    with pytest.raises((SystemExit, Mistake), match='a.pth: .* no masks'):
         publish(
             [str(tmp_path / 'a.pth'), str(tmp_path / 'b.pth'), '--compact']
         )
@@ -156,6 +160,41 @@ def test_wide_resnet18_at_0_9_is_below_a_sixth(tmp_path):
     )
     print(f'{small / 1e6:.1f} MB of {dense / 1e6:.1f} MB')
     assert small < dense / 6
+
+
+def test_a_network_starts_from_a_compact_file(tmp_path):
+    toy_runner(tmp_path / 'a', dict(), epochs=1).train()
+    run = tmp_path / 'a/epoch_1.pth'
+    publish([str(run), str(tmp_path / 'b.pth'), '--compact'])
+    (path,) = tmp_path.glob('b-*.pth')
+    still = dict(optimizer=dict(type='SGD', lr=0.0))
+    runner = toy_runner(
+        tmp_path / 'c', dict(), still, 1, model=pretrained_toy(path), seed=9
+    )
+    runner.train()
+    whole = torch.load(run, weights_only=False)
+    check_equal(runner.model.state_dict(), whole['state_dict'])
+    masks = dict(hook_of(runner).trainer.masks)
+    check_equal(masks, whole['sparse_training']['masks'])
+
+
+@pytest.mark.usefixtures('fresh_process')
+def test_a_training_starts_from_a_compact_file(data, tmp_path):
+    config = sparse_config(tmp_path / 'c', 'mmpretrain', data['mmpretrain'])
+    options = ['--no-validate', '--cfg-options', 'train_cfg.max_epochs=1']
+    options.append('optim_wrapper.optimizer.lr=0')
+    there = train(config, tmp_path / 'a', *options)
+    run = tmp_path / 'a/epoch_1.pth'
+    publish([str(run), str(tmp_path / 'b.pth'), '--compact'])
+    (path,) = tmp_path.glob('b-*.pth')
+    forget_instances()
+    options += ['randomness.seed=9', '--pretrained', str(path)]
+    here = train(config, tmp_path / 'd', *options)
+    masks = (c['sparse_training']['masks'] for c in (here, there))
+    check_equal(*masks)
+    for name, mask in here['sparse_training']['masks'].items():
+        weights = (c['state_dict'][name] for c in (here, there))
+        assert torch.equal(*weights) and mask.any(), name
 
 
 def test_published_twice_and_loaded_by_mmengine(tmp_path):

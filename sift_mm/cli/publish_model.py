@@ -7,20 +7,26 @@ masks go. The file's hash is in its name.
 import argparse
 import hashlib
 import os
-import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sift_mm.checkpoint import CHECKPOINT_KEY, mask_training
+from sift_mm.checkpoint import (
+    CHECKPOINT_KEY,
+    check_finite,
+    check_masks,
+    mask_training,
+    named,
+    sealed,
+)
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.compact import compact, expand
-from sift_mm.config.checkpoints import check_checkpoint
+from sift_mm.compact import compact, plain
 from sift_mm.errors import Mistake
+from sift_mm.reading import read
 
-KEPT = ('meta', 'state_dict')
 # Of the mask training; its history is needed only to go on with it.
 KEPT_OF_MASKS = (
     'version',
@@ -65,22 +71,28 @@ def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
         view would bring its whole storage along.
 
     Raises:
-        Mistake: If there are no weights under ``state_dict``, or its mask
-            training cannot be read.
+        Mistake: If there are no weights under ``state_dict``, if they are
+            not finite or not those of the masks, or if the mask training
+            cannot be read.
     """
     if 'state_dict' not in checkpoint:
         raise Mistake(
             'The file has no key state_dict: it is no checkpoint of a run.'
         )
-    kept = {key: checkpoint[key] for key in KEPT if key in checkpoint}
-    kept['state_dict'] = {
-        name: value.clone() for name, value in kept['state_dict'].items()
+    check_finite(checkpoint['state_dict'])
+    kept: dict[str, Any] = {
+        'meta': plain(checkpoint.get('meta', {})),
+        'state_dict': {
+            name: value.clone() if isinstance(value, Tensor) else value
+            for name, value in checkpoint['state_dict'].items()
+        },
     }
-    masks = mask_training(checkpoint)
-    if masks is not None:
-        kept[CHECKPOINT_KEY] = {
-            key: masks[key] for key in KEPT_OF_MASKS if key in masks
-        }
+    training = mask_training(checkpoint)
+    if training is not None:
+        check_masks(kept['state_dict'], training['masks'])
+        kept[CHECKPOINT_KEY] = sealed(
+            {key: training[key] for key in KEPT_OF_MASKS if key in training}
+        )
     return kept
 
 
@@ -96,25 +108,11 @@ def publish(in_file: str, out_file: Path, small: bool = False) -> Path:
     Returns:
         Path: Where it lies.
     """
-    check_checkpoint(in_file)
-    try:
-        # As MMEngine's own checkpoints: meta holds more than tensors.
-        checkpoint = torch.load(
-            in_file, map_location='cpu', weights_only=False
-        )
-    except (
-        pickle.UnpicklingError,
-        EOFError,
-        OSError,
-        RuntimeError,
-    ) as error:
-        raise Mistake(f'{in_file} is no checkpoint: {error}') from error
-    try:
-        kept = slim(expand(checkpoint, in_file))
+    checkpoint = read(in_file)
+    with named(in_file):
+        kept = slim(checkpoint)
         if small:
             kept = compact(kept)
-    except ValueError as error:
-        raise Mistake(f'{in_file}: {error}') from error
     out_file.parent.mkdir(parents=True, exist_ok=True)
     unfinished = out_file.with_name(f'{out_file.name}.part')
     try:

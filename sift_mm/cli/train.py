@@ -8,11 +8,11 @@ import argparse
 from collections.abc import Sequence
 
 from mmengine.config import Config
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner
 
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_run_options
-from sift_mm.config.checkpoints import check_checkpoint, check_pretrained
+from sift_mm.config.checkpoints import check_pretrained, find_start
 from sift_mm.config.data import check_data
 from sift_mm.config.reading import load_run_config
 from sift_mm.engine.launch import run, set_loader_defaults, switch_off
@@ -29,7 +29,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='?',
         const='auto',
         help='go on from this checkpoint or, without a value, from the '
-        'latest in the work dir',
+        'newest whole one in the work dir',
     )
     parser.add_argument(
         '--amp',
@@ -79,14 +79,6 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         enable_auto_scale_lr(cfg)
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
-    if args.resume is not None:
-        start = args.resume
-        if start == 'auto':
-            start = find_latest_checkpoint(cfg.work_dir)
-        # Where there is nothing yet, load_from of the config holds.
-        cfg.resume = start is not None
-        if cfg.resume:
-            cfg.load_from = start
     for phase in ('train', 'val', 'test'):
         set_loader_defaults(cfg, phase)
         if args.no_pin_memory:
@@ -107,14 +99,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = merge_args(load_run_config(args), args)
     check_amp(cfg)
-    if args.resume is not None and cfg.resume:
-        check_checkpoint(cfg.load_from)
+    start = find_start(cfg, args.resume)
     check_pretrained(cfg)
     check_data(
         cfg, ['train'] if cfg.get('val_cfg') is None else ['train', 'val']
     )
 
     def task(runner: Runner) -> None:
+        for line in start:
+            runner.logger.info(line)
         runner.train()  # The model, which it returns, is not kept.
 
     run(cfg, task)

@@ -12,7 +12,14 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from sift_mm.checkpoint import CHECKPOINT_KEY, check_keys, mask_training
+from sift_mm.checkpoint import (
+    CHECKPOINT_KEY,
+    check_finite,
+    check_keys,
+    mask_training,
+    named,
+    sealed,
+)
 from sift_mm.engine.accumulation import (
     Gradients,
     partial_gradients,
@@ -27,12 +34,14 @@ from sift_mm.engine.transfer import (
     TRANSFERS,
     check_counts,
     check_member,
+    check_optimizer,
     mask_origin,
     masks_of,
     pretrained_state,
 )
 from sift_mm.errors import Mistake
 from sift_mm.isoflop import check_sparsity
+from sift_mm.resuming import check_resumable
 from sift_mm.sparsity import (
     ALGORITHMS,
     DISTRIBUTIONS,
@@ -186,27 +195,32 @@ class SparseTrainingHook(Hook):
         """Keep the masks of a checkpoint until weights are loaded too.
 
         Raises:
-            ValueError: If a run is to be resumed from a published file, or
-                the checkpoint is not of the Sparse-IFT backbone.
+            ValueError: If it is damaged, if a run that is to be resumed
+                would not go on as it was, or if it is not of the Sparse-IFT
+                backbone.
         """
         self._loaded, self._resumed = True, runner._resume
-        self._checkpoint = mask_training(checkpoint)
+        state = checkpoint.get('state_dict', checkpoint)
+        optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
+        with named(runner._load_from):
+            if runner._resume:
+                check_resumable(checkpoint)
+            if runner._resume and optimizer is not None:
+                check_optimizer(checkpoint['optimizer'], optimizer)
+            check_finite(state)
+            self._checkpoint = mask_training(checkpoint)
         found = sparse_backbone(unwrap(runner.model))
         if found is not None:
             prefix, backbone = found
             check_keys(
                 backbone,
-                checkpoint.get('state_dict', checkpoint),
+                state,
                 runner._load_from or 'that is loaded',
                 prefix.removeprefix('module.'),  # Of a TTA model.
             )
-            check_member(self._checkpoint or {}, backbone.describe_member())
-        if runner._resume and 'message_hub' not in checkpoint:
-            raise Mistake(
-                'A published checkpoint cannot be resumed from: optimizer and '
-                'history of the masks were left out. Start a new run with '
-                'load_from.'
-            )
+            with named(runner._load_from):
+                member = backbone.describe_member()
+                check_member(self._checkpoint or {}, member)
 
     def before_run(self, runner: Runner) -> None:
         """Tell the wrapper that masks will come."""
@@ -319,7 +333,7 @@ class SparseTrainingHook(Hook):
             )
         else:
             check_member(state, {'sparsity': plan.nominal})
-            masks = masks_of(state, plan.parameters)
+            masks = masks_of(state, plan.parameters, plan.counts)
             if origin == 'restored':
                 check_counts(masks, plan.counts)
         self._transferred = self.transfer if origin == 'transferred' else ''
@@ -491,16 +505,17 @@ class SparseTrainingHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add masks and the rest of the trainer's state."""
         if self.trainer is not None:
-            checkpoint[CHECKPOINT_KEY] = self.trainer.state_dict() | {
+            state = self.trainer.state_dict() | {
+                'iter': checkpoint['meta']['iter'],
                 'budget': self._budget,
                 'member': self._member,
                 'transfer': self._transferred,
             }
             if self.iterations is not None:
-                seed = self.iterations.sampler_seed
-                checkpoint[CHECKPOINT_KEY]['sampler_seed'] = seed
+                state['sampler_seed'] = self.iterations.sampler_seed
             if self._gradients is not None:
-                checkpoint[CHECKPOINT_KEY]['gradients'] = self._gradients
+                state['gradients'] = self._gradients
+            checkpoint[CHECKPOINT_KEY] = sealed(state)
         elif self._checkpoint is not None:
             # Loaded and saved without training in between.
             checkpoint[CHECKPOINT_KEY] = self._checkpoint

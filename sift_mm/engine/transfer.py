@@ -1,15 +1,18 @@
 """Masks of the checkpoint that a run starts from."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from torch import nn
+from torch.optim import Optimizer
 
 from sift_mm.checkpoint import (
     CHECKPOINT_KEY,
     check_keys,
     load_pretrained,
     mask_training,
+    named,
     pretrained_cfg,
     without_prefix,
 )
@@ -20,6 +23,8 @@ from sift_mm.sparsity.initializers import count_tolerance
 
 # What becomes of the masks that come with loaded weights.
 TRANSFERS = ('fixed', 'train', 'dense')
+# Slots of optimizers that are of the shape of their weights in each of them.
+ELEMENTWISE = ('momentum_buffer', 'exp_avg')
 
 
 def pretrained_source(
@@ -89,7 +94,8 @@ def pretrained_state(
                 config['checkpoint'],
                 found[0].removeprefix(inside),
             )
-    state = mask_training(checkpoint)
+    with named(config['checkpoint']):
+        state = mask_training(checkpoint)
     if state is None:
         return True, None
     masks = without_prefix(state['masks'], config.get('prefix'))
@@ -189,7 +195,9 @@ def check_member(state: Mapping[str, Any], here: Mapping[str, Any]) -> None:
 
 
 def masks_of(
-    state: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]
+    state: Mapping[str, Any],
+    parameters: Mapping[str, nn.Parameter],
+    expected: Mapping[str, int],
 ) -> MaskSet:
     """The masks of a checkpoint, for a network that starts from it.
 
@@ -201,13 +209,15 @@ def masks_of(
             ``sparse_training``.
         parameters (Mapping[str, nn.Parameter]): The sparse parameters, their
             weights loaded.
+        expected (Mapping[str, int]): Active weights by name, as the config
+            asks for them.
 
     Returns:
         MaskSet: The masks.
 
     Raises:
-        ValueError: If they are of other parameters, or not the masks of these
-            weights.
+        ValueError: If they are of other parameters, not the masks of these
+            weights, or no masks at all.
     """
     if parameters.keys() != state['masks'].keys():
         raise Mistake(
@@ -219,6 +229,13 @@ def masks_of(
             'the run that the checkpoint is from.'
         )
     masks = MaskSet(parameters, state['masks'])
+    size = sum(mask.numel() for mask in masks.values())
+    if sum(masks.counts().values()) == size > sum(expected.values()):
+        raise Mistake(
+            'The masks of the checkpoint leave no weight out, and the network '
+            'is to be sparse: they are not the masks that it was trained '
+            "with. Choose first masks by the hook's init."
+        )
     cut = [
         name
         for name, mask in masks.items()
@@ -259,6 +276,49 @@ def check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
             f'{name!r} has {has} active weights and the config asks for '
             f'{wants}. Use the sparsity and distribution of that run.'
         )
+
+
+def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
+    """Refuse the optimizer of another network.
+
+    PyTorch compares the number of parameters alone, and says which groups
+    differ in no way that helps.
+
+    Args:
+        saved (Mapping[str, Any]): State of the optimizer in the checkpoint.
+        optimizer (Optimizer): That of the run.
+
+    Raises:
+        ValueError: If it has other parameters, or slots of other shapes.
+    """
+    groups, state = saved.get('param_groups', []), saved.get('state', {})
+    here = [group['params'] for group in optimizer.param_groups]
+    there = [group['params'] for group in groups]
+    if [len(group) for group in here] != [len(group) for group in there]:
+        raise Mistake(
+            'The optimizer of the checkpoint has groups of '
+            f'{[len(group) for group in there]} parameters, and that of this '
+            f'run of {[len(group) for group in here]}: resume with the '
+            'optimizer and the network of that run.'
+        )
+    slots = [
+        (key, tuple(getattr(slot, 'shape', ())), tuple(parameter.shape))
+        for parameters, indices in zip(here, there, strict=True)
+        for parameter, index in zip(parameters, indices, strict=True)
+        for key, slot in state.get(index, {}).items()
+        if slot is not None
+    ]
+    # Others have another shape on purpose: a step count, rows of Adafactor.
+    fits: Counter[str] = Counter()
+    for key, shape, wanted in slots:
+        fits[key] += (1 if shape == wanted else -1) if wanted else 0
+    for key, shape, wanted in slots:
+        if (key in ELEMENTWISE or fits[key] > 0) and shape != wanted:
+            raise Mistake(
+                f'{key!r} of the optimizer of the checkpoint has the shape '
+                f'{shape} for a parameter of {wanted}: resume '
+                'with the optimizer and the network of that run.'
+            )
 
 
 def _list(names: Iterable[str]) -> str:

@@ -10,6 +10,7 @@ from toyrun import (
     toy_runner,
 )
 
+from sift_mm.checkpoint import sealed
 from sift_mm.engine.transfer import mask_origin
 
 MASKS = dict(masks={}, transfer='')
@@ -174,6 +175,7 @@ def test_masks_that_are_not_of_the_weights_are_refused(source, tmp_path):
     state = torch.load(source, weights_only=False)
     masks = state['sparse_training']['masks']
     masks['hidden.weight'] = ~masks['hidden.weight']
+    state['sparse_training'] = sealed(state['sparse_training'])
     torch.save(state, source)
     runner = starts_from(source, tmp_path / 'b', 'init_cfg')
     with pytest.raises(ValueError, match='would cut weights.*hidden.weight'):

@@ -15,7 +15,7 @@ from sparserun import load, probed, sparse_config, train
 
 from sift_mm.cli import test as test_tool
 from sift_mm.cli.publish_model import main as publish
-from sift_mm.config.checkpoints import check_pretrained
+from sift_mm.config.checkpoints import check_pretrained, find_start
 from sift_mm.errors import Mistake
 
 BACKBONE = dict(
@@ -339,11 +339,12 @@ def pretrained_part(path, work_dir, **options):
 
 
 def test_without_a_run_to_resume_the_checkpoint_is_needed(tmp_path):
-    # MMEngine starts anew where there is nothing to resume.
+    # The run starts anew where there is nothing to resume.
     cfg = pretrained_part('nowhere.pth', tmp_path, resume=True)
+    assert find_start(cfg)
     with pytest.raises(Mistake, match=r'model.backbone.init_cfg.1.check'):
         check_pretrained(cfg)
-    (tmp_path / 'last_checkpoint').write_text('epoch_1.pth')
+    cfg.merge_from_dict(dict(resume=True, load_from='epoch_1.pth'))
     check_pretrained(cfg)
     assert cfg.model.backbone.init_cfg == [
         dict(type='Kaiming', layer='Conv2d')
@@ -353,7 +354,7 @@ def test_without_a_run_to_resume_the_checkpoint_is_needed(tmp_path):
 
 def test_a_path_may_begin_with_a_tilde(tmp_path, monkeypatch):
     monkeypatch.setenv('HOME', str(tmp_path))
-    (tmp_path / 'a.pth').touch()
+    torch.save({'weight': torch.ones(1)}, tmp_path / 'a.pth')
     cfg = pretrained_part('~/a.pth', tmp_path)
     before = cfg.to_dict()
     check_pretrained(cfg)

@@ -101,20 +101,6 @@ def test_work_dir_priority() -> None:
     assert merged("work_dir = 'x'", '--work-dir', 'y').work_dir == 'y'
 
 
-def test_resume(tmp_path: Path) -> None:
-    cfg = merged("load_from = 'a.pth'")
-    assert cfg.load_from == 'a.pth' and 'resume' not in cfg
-    # Nothing to resume from yet: the run starts as the config says.
-    cfg = merged("load_from = 'a.pth'", '--resume')
-    assert not cfg.resume and cfg.load_from == 'a.pth'
-    (tmp_path / cfg.work_dir).mkdir(parents=True)
-    (tmp_path / cfg.work_dir / 'last_checkpoint').write_text('c.pth')
-    cfg = merged("load_from = 'a.pth'", '--resume')
-    assert cfg.resume and cfg.load_from == 'c.pth'
-    cfg = merged("load_from = 'a.pth'", '--resume', 'b.pth')
-    assert cfg.resume and cfg.load_from == 'b.pth'
-
-
 def test_resume_from_a_missing_checkpoint(
     configs: dict[str, str], tmp_path: Path
 ) -> None:

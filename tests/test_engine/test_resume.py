@@ -1,0 +1,404 @@
+"""What a run goes on from, and what it does not."""
+
+import os
+import re
+
+import pytest
+import torch
+from mmengine.config import Config
+from sparserun import load, sparse_config
+from toyrun import assert_same, hook_of, toy_runner
+
+from sift_mm.checkpoint import sealed
+from sift_mm.cli import train
+from sift_mm.config.checkpoints import find_start
+from sift_mm.engine.transfer import check_optimizer
+from sift_mm.errors import Mistake
+
+pytestmark = pytest.mark.usefixtures('fresh_process')
+NAME = 'hidden.weight'
+KEY = 'sparse_training'
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    """The work dir of a run of four epochs."""
+    path = tmp_path_factory.mktemp('run')
+    toy_runner(path, dict()).train()
+    return path
+
+
+@pytest.fixture
+def work_dir(folder, tmp_path):
+    """A copy of it, to be damaged."""
+    for path in folder.glob('*.pth'):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_4.pth'))
+    return tmp_path
+
+
+def without(*keys):
+    def spoil(checkpoint):
+        for key in keys[:-1]:
+            checkpoint = checkpoint[key]
+        del checkpoint[keys[-1]]
+
+    return spoil
+
+
+def setting(value, *keys):
+    def spoil(checkpoint):
+        for key in keys[:-1]:
+            checkpoint = checkpoint[key]
+        checkpoint[keys[-1]] = value
+
+    return spoil
+
+
+def flip(checkpoint, was):
+    mask = checkpoint[KEY]['masks'][NAME].view(-1)
+    mask[int((mask == was).nonzero()[0])] = not was
+
+
+def move(checkpoint):
+    mask = checkpoint[KEY]['masks'][NAME]
+    mask.copy_(mask.flip(0))
+
+
+def empty_history(checkpoint):
+    for kind in checkpoint[KEY]['history'].values():
+        kind[NAME].zero_()
+
+
+def full_always(checkpoint):
+    checkpoint[KEY]['history']['always'][NAME].fill_(255)
+
+
+def weights_outside(checkpoint):
+    mask = checkpoint[KEY]['masks'][NAME]
+    checkpoint['state_dict'][NAME][~mask] = 1
+
+
+def all_true(checkpoint):
+    checkpoint[KEY]['masks'][NAME].fill_(True)
+
+
+def poison(value):
+    def spoil(checkpoint):
+        checkpoint['state_dict']['out.weight'].view(-1)[3] = value
+
+    return spoil
+
+
+def other_slot(checkpoint):
+    slots = checkpoint['optimizer']['state'][0]
+    slots['momentum_buffer'] = slots['momentum_buffer'].t().contiguous()
+
+
+def fewer_parameters(checkpoint):
+    checkpoint['optimizer']['param_groups'][0]['params'].pop()
+
+
+CHANGED = 'not what was saved'
+BAD = {
+    'newer': (setting(99, KEY, 'version'), 'version 99.*up to 1'),
+    'no masks': (without(KEY, 'masks'), 'holds no masks'),
+    'masks of floats': (
+        setting({NAME: torch.ones(16, 8)}, KEY, 'masks'),
+        'no bool tensor',
+    ),
+    'a bit more': (lambda c: flip(c, False), CHANGED),
+    'a bit less': (lambda c: flip(c, True), CHANGED),
+    'moved bits': (move, CHANGED),
+    'other steps': (setting(7, KEY, 'steps'), CHANGED),
+    'empty history': (empty_history, CHANGED),
+    'other member': (setting(0.75, KEY, 'budget', 'nominal'), CHANGED),
+    'no meta': (without('meta'), 'does not say in its meta'),
+    'no iteration': (without('meta', 'iter'), 'does not say in its meta'),
+    'other iteration': (setting(9, 'meta', 'iter'), 'of iteration 8.*9'),
+    'nan': (poison(float('nan')), "'out.weight'.*NaN"),
+    'inf': (poison(float('inf')), "'out.weight'.*infinite"),
+    '-inf': (poison(-float('inf')), "'out.weight'.*infinite"),
+    'no optimizer': (without('optimizer'), 'has no optimizer'),
+    'other slot': (other_slot, r'momentum_buffer.*\(8, 16\).*\(16, 8\)'),
+    'fewer parameters': (fewer_parameters, r'\[3\].*\[4\]'),
+    'no schedule': (without('param_schedulers'), 'no param_schedulers'),
+    'slots a number': (setting(3, 'optimizer', 'state', 0), 'is damaged'),
+    'slot a number': (
+        setting(3, 'optimizer', 'state', 0, 'momentum_buffer'),
+        r'momentum_buffer.*shape \(\) for',
+    ),
+    'groups a text': (setting('x', 'optimizer', 'param_groups'), 'is damaged'),
+    'published': (without('message_hub'), 'published'),
+    'weights outside': (weights_outside, f'would cut weights.*{NAME}'),
+}
+# Not seen by the digest, which an older file does not have, or a new one has.
+SEALED = {
+    'no steps': (without(KEY, 'steps'), 'steps are missing'),
+    'no seed': (without(KEY, 'seed'), 'seed is missing'),
+    'no history': (without(KEY, 'history'), 'history is missing'),
+    'half a history': (without(KEY, 'history', 'ever'), 'history is missing'),
+    'of no layer': (without(KEY, 'history', 'ever', NAME), 'history does not'),
+    'empty history': (empty_history, 'history does not have'),
+    'no bits': (
+        setting(3, KEY, 'history', 'ever', NAME),
+        'bad.pth: The checkpoint is damaged',
+    ),
+    'full always': (full_always, 'always had'),
+    'other member': (
+        setting(0.75, KEY, 'budget', 'nominal'),
+        'sparsity=0.75 there and 0.5 here',
+    ),
+    'all true': (all_true, 'history does not have'),
+}
+
+
+def resume(path, tmp_path, **options):
+    return toy_runner(
+        tmp_path / 'new', dict(), resume=True, load_from=str(path), **options
+    )
+
+
+@pytest.mark.parametrize('name', [*BAD, *(f'sealed, {k}' for k in SEALED)])
+def test_a_run_does_not_go_on_from(name, folder, tmp_path):
+    spoil, words = (BAD | {f'sealed, {k}': v for k, v in SEALED.items()})[name]
+    checkpoint = load(folder / 'epoch_2.pth')
+    spoil(checkpoint)
+    if name.startswith('sealed'):
+        checkpoint[KEY] = sealed(checkpoint[KEY])
+    path = tmp_path / 'bad.pth'
+    torch.save(checkpoint, path)
+    runner = resume(path, tmp_path)
+    with pytest.raises(Mistake, match=words):
+        runner.train()
+    # Nothing was trained or written.
+    assert not list((tmp_path / 'new').glob('*.pth'))
+
+
+def test_a_run_does_not_go_on_with_masks_of_an_earlier_one(folder, tmp_path):
+    checkpoint = load(folder / 'epoch_2.pth')
+    checkpoint[KEY] = load(folder / 'epoch_1.pth')[KEY]
+    torch.save(checkpoint, tmp_path / 'bad.pth')
+    runner = resume(tmp_path / 'bad.pth', tmp_path)
+    with pytest.raises(Mistake, match='of iteration 4.*of iteration 8'):
+        runner.train()
+
+
+def test_a_run_goes_on_from_what_was_saved(folder, tmp_path):
+    checkpoint = load(folder / 'epoch_2.pth')
+    masks = torch.full((2, 2), -torch.inf).triu(1)  # Of an attention.
+    checkpoint['state_dict']['mask'] = masks
+    torch.save(checkpoint, tmp_path / 'a.pth')
+    runner = resume(tmp_path / 'a.pth', tmp_path)
+    runner.train()
+    whole = load(folder / 'epoch_4.pth')
+    assert_same(runner.model.state_dict(), whole['state_dict'])
+    assert_same(dict(hook_of(runner).trainer.masks), whole[KEY]['masks'])
+
+
+def test_a_run_goes_on_from_an_older_release(folder, tmp_path):
+    checkpoint = load(folder / 'epoch_2.pth')
+    for key in ('digest', 'iter'):
+        del checkpoint[KEY][key]
+    torch.save(checkpoint, tmp_path / 'a.pth')
+    runner = resume(tmp_path / 'a.pth', tmp_path)
+    runner.train()
+    whole = load(folder / 'epoch_4.pth')
+    assert_same(runner.model.state_dict(), whole['state_dict'])
+
+
+def test_a_run_that_ended_within_an_accumulation_goes_on(tmp_path):
+    # 8 iterations in threes: the last step is of two. 16 end with one of one.
+    wrapper = dict(accumulative_counts=3)
+    toy_runner(tmp_path, dict(), wrapper, epochs=2).train()
+    runner = toy_runner(tmp_path, dict(), wrapper, epochs=4, resume=True)
+    runner.train()
+    assert hook_of(runner).trainer.steps == 3 + 4
+
+
+class Scaled(torch.nn.Module):
+    """With parameters of which slots of another shape may have the shape."""
+
+    def __init__(self, rows=3):
+        super().__init__()
+        self.scale = torch.nn.Parameter(torch.tensor(1.0))
+        self.layers = torch.nn.Sequential(
+            *(torch.nn.Linear(*size) for size in ((4, rows), (rows, 1))),
+            torch.nn.Linear(1, 2),
+            torch.nn.Linear(2, 2),
+        )
+
+    def optimized(self, kind):
+        optimizer = getattr(torch.optim, kind)(self.parameters())
+        (self.layers(torch.ones(2, 4)) * self.scale).sum().backward()
+        optimizer.step()
+        return optimizer
+
+
+@pytest.mark.parametrize(
+    'kind', ['Adafactor', 'AdamW', 'SGD', 'RMSprop', 'Rprop', 'ASGD', 'NAdam']
+)
+def test_slots_of_another_shape_may_be_meant(kind):
+    saved = Scaled().optimized(kind).state_dict()
+    check_optimizer(saved, Scaled().optimized(kind))
+    if kind in ('AdamW', 'RMSprop', 'Rprop', 'NAdam'):
+        with pytest.raises(Mistake, match=r'shape \(3, 4\).* of \(5, 4\)'):
+            check_optimizer(saved, Scaled(rows=5).optimized(kind))
+
+
+@pytest.mark.parametrize(
+    'spoil, words',
+    [
+        (all_true, 'leave no weight out'),
+        (poison(float('nan')), "a.pth: 'out.weight' .* NaN"),
+    ],
+)
+def test_what_a_run_starts_from(spoil, words, folder, tmp_path):
+    checkpoint = load(folder / 'epoch_2.pth')
+    spoil(checkpoint)
+    checkpoint[KEY] = sealed(checkpoint[KEY])
+    torch.save(checkpoint, tmp_path / 'a.pth')
+    runner = toy_runner(
+        tmp_path / 'b', dict(), load_from=str(tmp_path / 'a.pth')
+    )
+    with pytest.raises(Mistake, match=words):
+        runner.train()
+
+
+def cut(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def flip_byte(path):
+    content = bytearray(path.read_bytes())
+    weights = load(path)['state_dict'][NAME].numpy().tobytes()
+    content[content.index(weights) + 5] ^= 4
+    path.write_bytes(content)
+
+
+def spoil_weights(path):
+    checkpoint = load(path)
+    poison(float('nan'))(checkpoint)
+    torch.save(checkpoint, path)
+
+
+def start(work_dir, option='auto', **options):
+    """Where a run starts with this value of --resume, and what it says."""
+    cfg = Config(dict(work_dir=str(work_dir), **options))
+    said = find_start(cfg, option)
+    return cfg, ' '.join(said)
+
+
+@pytest.mark.parametrize(
+    'last', [None, '', 'epoch_4.pth', 'epoch_1.pth', 'gone.pth', '\0\xff']
+)
+def test_the_newest_is_taken_whatever_last_checkpoint_says(work_dir, last):
+    if last is None:
+        (work_dir / 'last_checkpoint').unlink()
+    else:
+        text = str(work_dir / last) if last.endswith('.pth') else last
+        (work_dir / 'last_checkpoint').write_text(text)
+    cfg, said = start(work_dir, load_from='weights.pth')
+    assert cfg.resume and cfg.load_from == str(work_dir / 'epoch_4.pth')
+    assert f'resumed from {work_dir}/epoch_4.pth' in said
+    assert ('gone.pth' in said) == (last == 'gone.pth')
+
+
+@pytest.mark.parametrize(
+    'damage, words',
+    [
+        (cut, 'epoch_4.pth is no checkpoint, or is damaged'),
+        (lambda path: path.write_bytes(b''), 'epoch_4.pth is no checkpoint'),
+        (flip_byte, 'epoch_4.pth is damaged: the bytes'),
+        (spoil_weights, 'epoch_4.pth: .*NaN'),
+    ],
+)
+def test_what_is_not_whole_is_passed_over(work_dir, damage, words):
+    damage(work_dir / 'epoch_4.pth')
+    damage(work_dir / 'epoch_2.pth')
+    cfg, said = start(work_dir)
+    assert cfg.load_from == str(work_dir / 'epoch_3.pth')
+    assert re.search(f'passed over.*{words}', said)
+    assert 'epoch_2.pth' not in said
+    # Named, it is refused.
+    with pytest.raises(Mistake, match=f'{words}.* is .*epoch_3.pth.$'):
+        start(work_dir, str(work_dir / 'epoch_4.pth'))
+    # As the config may say.
+    cfg, said = start(work_dir, None, resume=True)
+    assert cfg.load_from == str(work_dir / 'epoch_3.pth')
+
+
+def test_numbers_are_compared_and_not_names_or_times(work_dir):
+    (work_dir / 'epoch_1.pth').rename(work_dir / 'epoch_10.pth')
+    os.utime(work_dir / 'epoch_2.pth', (2e9, 2e9))
+    # MMEngine's published_keys and save_best make such files.
+    for name in ('epoch_11-12345678.pth', 'best_acc_epoch_12.pth'):
+        (work_dir / name).write_bytes((work_dir / 'epoch_2.pth').read_bytes())
+    cfg, said = start(work_dir)
+    assert cfg.load_from == str(work_dir / 'epoch_10.pth')
+    assert '12345678' not in said and 'best' not in said
+
+
+def test_of_epochs_and_iterations_the_further_one_is_taken(work_dir):
+    (work_dir / 'epoch_3.pth').rename(work_dir / 'iter_12.pth')
+    cfg, _ = start(work_dir)
+    assert cfg.load_from == str(work_dir / 'epoch_4.pth')
+    cut(work_dir / 'epoch_4.pth')
+    cfg, _ = start(work_dir)
+    assert cfg.load_from == str(work_dir / 'iter_12.pth')
+
+
+def test_another_folder_of_checkpoints_is_looked_into(work_dir, tmp_path):
+    run = tmp_path / 'elsewhere/run'
+    run.mkdir(parents=True)
+    hooks = dict(checkpoint=dict(out_dir=str(tmp_path / 'out')))
+    target = tmp_path / 'out/run'
+    target.mkdir(parents=True)
+    (work_dir / 'epoch_2.pth').rename(target / 'epoch_2.pth')
+    cfg, _ = start(run, default_hooks=hooks)
+    assert cfg.load_from == str(target / 'epoch_2.pth')
+    # Or it was said on the command line of the run before.
+    cfg, said = start(run)
+    assert not cfg.resume and 'starts at its beginning' in said
+    (run / 'last_checkpoint').write_text(str(target / 'epoch_2.pth'))
+    cfg, _ = start(run)
+    assert cfg.load_from == str(target / 'epoch_2.pth')
+
+
+def test_nothing_is_started_over_checkpoints_that_are_not_whole(work_dir):
+    for path in work_dir.glob('*.pth'):
+        cut(path)
+    (work_dir / 'last_checkpoint').unlink()
+    for option, options in (('auto', {}), (None, dict(resume=True))):
+        with pytest.raises(Mistake, match='none to resume from') as stop:
+            start(work_dir, option, **options)
+        assert all(f'epoch_{i}.pth' in str(stop.value) for i in range(1, 5))
+    with pytest.raises(Mistake, match='epoch_4.pth is no.*damaged[^.]*.$'):
+        start(work_dir, str(work_dir / 'epoch_4.pth'))
+
+
+def test_where_nothing_is_a_run_starts_as_the_config_says(tmp_path):
+    cfg, said = start(tmp_path / 'new', load_from='weights.pth')
+    assert not cfg.resume and cfg.load_from == 'weights.pth'
+    assert 'starts at its beginning' in said
+    cfg, said = start(tmp_path, None)
+    assert 'resume' not in cfg and not said
+
+
+def test_a_broken_run_goes_on_by_its_command_line(data, tmp_path):
+    # A full disk: the newest file is cut, and last_checkpoint is empty.
+    config = sparse_config(tmp_path / 'c', 'mmpretrain', data['mmpretrain'])
+    argv = [config, '--work-dir', str(tmp_path / 'run'), '--no-validate']
+    train.main(argv)
+    newest = tmp_path / 'run/epoch_3.pth'
+    whole = load(newest)
+    cut(newest)
+    (tmp_path / 'run/last_checkpoint').write_text('')
+    train.main([*argv, '--resume'])
+    again = load(newest)
+    assert_same(whole['state_dict'], again['state_dict'])
+    assert_same(whole[KEY]['masks'], again[KEY]['masks'])
+    logs = sorted((tmp_path / 'run').glob('*/*.log'))
+    said = logs[-1].read_text()
+    assert f'passed over. {newest} is no checkpoint' in said
+    assert f'resumed from {tmp_path}/run/epoch_2.pth' in said
