@@ -50,7 +50,8 @@ def toy_runner(work_dir, hook=None, wrapper=None, epochs=4, **kwargs):
             not the test's standard ones; None for no such hook.
         wrapper (dict, optional): Arguments of the optim wrapper.
         epochs (int): Epochs.
-        **kwargs: Further arguments of the runner.
+        **kwargs: Further arguments of the runner; ``batch`` is the number of
+            points in a batch.
     """
     torch.manual_seed(0)
     hooks = kwargs.pop('custom_hooks', [])
@@ -72,7 +73,7 @@ def toy_runner(work_dir, hook=None, wrapper=None, epochs=4, **kwargs):
         work_dir=str(work_dir),
         train_dataloader=dict(
             dataset=Points(),
-            batch_size=4,
+            batch_size=kwargs.pop('batch', 4),
             collate_fn=dict(type='default_collate'),
             sampler=dict(type='DefaultSampler', shuffle=True),
         ),
