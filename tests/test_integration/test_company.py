@@ -1,5 +1,8 @@
 """Mask training beside what else a run may be told to do."""
 
+import gc
+from functools import cache
+
 import pytest
 import torch
 from conftest import forget_instances
@@ -15,7 +18,7 @@ from mmengine.hooks import Hook
 from mmengine.model.wrappers import MMFullyShardedDataParallel
 from mmengine.registry import HOOKS, STRATEGIES
 from mmengine.runner import FlexibleRunner
-from sparserun import final, load, probed, train
+from sparserun import final, load, probed, sparse_config, train
 from torch import distributed
 from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
@@ -67,6 +70,24 @@ def part(checkpoint, *stages):
     return {name for name in masks if name.startswith(wanted)}
 
 
+@pytest.fixture(scope='module')
+def plain(data, tmp_path_factory):
+    """The last checkpoint of a run with nothing beside, by execution."""
+
+    @cache
+    def run(execution):
+        folder = tmp_path_factory.mktemp('plain')
+        config = sparse_config(
+            folder / 'c', 'mmpretrain', data['mmpretrain'], execution
+        )
+        forget_instances()
+        checkpoint = train(config, folder / 'run')
+        forget_instances()
+        return checkpoint
+
+    return run
+
+
 def test_masks_of_frozen_stages_stay(make_config, tmp_path):
     config = make_config(
         'mmpretrain', "model['backbone'].update(frozen_stages=1)\n"
@@ -79,22 +100,17 @@ def test_masks_of_frozen_stages_stay(make_config, tmp_path):
 
 @pytest.mark.parametrize('execution', [DENSE, SPARSE], ids=['dense', 'sparse'])
 def test_checkpointing_of_activations_changes_nothing(
-    make_config, tmp_path, execution
+    make_config, plain, tmp_path, execution
 ):
-    plain = train(make_config('mmpretrain', execution), tmp_path / 'plain')
-    forget_instances()
     config = make_config(
         'mmpretrain', execution + "model['backbone'].update(with_cp=True)\n"
     )
-    saving = train(config, tmp_path / 'saving')
-    assert_exact(tmp_path / 'saving')
-    assert_same(trained(plain), trained(saving))
+    states = [plain(execution), train(config, tmp_path)]
+    assert_exact(tmp_path)
+    assert_same(*map(trained, states))
     # Recomputed it was: batch norms have counted batches twice.
-    counts = [
-        state['state_dict']['backbone.layer1.0.bn1.num_batches_tracked']
-        for state in (plain, saving)
-    ]
-    assert counts == [9, 18]
+    name = 'backbone.layer1.0.bn1.num_batches_tracked'
+    assert [state['state_dict'][name] for state in states] == [9, 18]
 
 
 def test_learning_rates_of_their_own(make_config, tmp_path):
@@ -173,7 +189,7 @@ class Watch(Hook):
 
 
 @pytest.mark.parametrize('execution', ['auto', 'sparse'])
-def test_channels_last(make_config, tmp_path, execution):
+def test_channels_last(make_config, plain, tmp_path, execution):
     @HOOKS.register_module(force=True)
     class ChannelsLast(Hook):
         def before_train(self, runner):
@@ -187,17 +203,15 @@ def test_channels_last(make_config, tmp_path, execution):
                 last = torch.channels_last
                 assert weight.is_contiguous(memory_format=last)
 
-    plain = train(make_config('mmpretrain', DENSE), tmp_path / 'plain')
-    forget_instances()
     config = make_config(
         'mmpretrain',
         f"custom_hooks[0]['execution'] = {execution!r}\n"
         "custom_hooks.insert(0, dict(type='ChannelsLast'))\n",
     )
-    other = train(config, tmp_path / 'other')
-    assert_exact(tmp_path / 'other')
+    found = trained(train(config, tmp_path))
+    assert_exact(tmp_path)
     torch.testing.assert_close(
-        trained(other), trained(plain), rtol=1e-3, atol=1e-4
+        found, trained(plain(DENSE)), rtol=1e-3, atol=1e-4
     )
 
 
@@ -227,21 +241,16 @@ def test_an_update_recompiles_nothing(tmp_path, execution):
 
 @pytest.mark.parametrize('execution', [DENSE, SPARSE], ids=['dense', 'sparse'])
 def test_validation_in_between_changes_nothing(
-    make_config, tmp_path, execution
+    make_config, plain, tmp_path, execution
 ):
-    states = []
-    for interval in (1, 99):
-        forget_instances()
-        config = make_config(
-            'mmpretrain',
-            execution + f"train_cfg['val_interval'] = {interval}\n",
-        )
-        work_dir = tmp_path / str(interval)
-        states.append(train(config, work_dir))
-        assert_exact(work_dir)
-        log = next(work_dir.glob('*/*.log')).read_text()
-        assert log.count('accuracy/top1') == (3 if interval == 1 else 1)
-    assert_same(*(trained(state) for state in states))
+    config = make_config(
+        'mmpretrain', execution + "train_cfg['val_interval'] = 99\n"
+    )
+    states = [plain(execution), train(config, tmp_path)]
+    assert_exact(tmp_path)
+    log = next(tmp_path.glob('*/*.log')).read_text()
+    assert log.count('accuracy/top1') == 1  # At the end; 3 times by default.
+    assert_same(*map(trained, states))
     assert_same(*(state['state_dict'] for state in states))
 
 
@@ -288,7 +297,6 @@ def test_a_rank_that_dies_ends_the_other(make_config, tmp_path):
     )  # fmt: skip
     # Of rank 0, which was neither killed nor ended by the clock.
     assert done.returncode > 0
-    assert 'Connection' in done.stdout
     assert len(probed(tmp_path / 'run')) == 2
 
 
@@ -302,6 +310,9 @@ def one_rank():
         'gloo', store=distributed.HashStore(), rank=0, world_size=1
     )
     yield init_device_mesh('cpu', (1,))
+    # What holds the group has to be gone first: a fork of a later test would
+    # wait for the group's threads, which it does not have.
+    gc.collect()
     distributed.destroy_process_group()
 
 
