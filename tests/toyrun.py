@@ -50,8 +50,7 @@ def toy_runner(work_dir, hook=None, wrapper=None, epochs=4, **kwargs):
             not the test's standard ones; None for no such hook.
         wrapper (dict, optional): Arguments of the optim wrapper.
         epochs (int): Epochs.
-        **kwargs: Further arguments of the runner; ``batch`` is the number of
-            points in a batch.
+        **kwargs: Further arguments of the runner, or other ones.
     """
     torch.manual_seed(0)
     hooks = kwargs.pop('custom_hooks', [])
@@ -68,12 +67,12 @@ def toy_runner(work_dir, hook=None, wrapper=None, epochs=4, **kwargs):
             ),
             *hooks,
         ]
-    return Runner(
+    arguments = dict(
         model=kwargs.pop('model', None) or Toy(),
         work_dir=str(work_dir),
         train_dataloader=dict(
             dataset=Points(),
-            batch_size=kwargs.pop('batch', 4),
+            batch_size=4,
             collate_fn=dict(type='default_collate'),
             sampler=dict(type='DefaultSampler', shuffle=True),
         ),
@@ -101,8 +100,8 @@ def toy_runner(work_dir, hook=None, wrapper=None, epochs=4, **kwargs):
         randomness=dict(seed=kwargs.pop('seed', 3)),
         log_level='WARNING',
         experiment_name=next(_names),
-        **kwargs,
     )
+    return Runner(**(arguments | kwargs))
 
 
 def hook_of(runner):

@@ -157,7 +157,12 @@ def test_accumulated_batches_train_the_masks_of_a_large_one(tmp_path):
             ),
             dict(accumulative_counts=accumulated),
             model=Exact().double(),
-            batch=batch,
+            train_dataloader=dict(
+                dataset=Points(),
+                batch_size=batch,
+                collate_fn=dict(type='default_collate'),
+                sampler=dict(type='DefaultSampler', shuffle=True),
+            ),
         )
         digests = []
         runner.register_hook(Watch(digests))
