@@ -40,6 +40,16 @@ def test_all_ranks_choose_as_rank_0_does(make_config, tmp_path, monkeypatch):
             assert set(map(tuple, ways.values())) == {(True, False, True)}
 
 
+def broken_off(folder):
+    """The work dir of the run in 'whole' as it was after an epoch."""
+    broken = folder / 'broken'
+    broken.mkdir()
+    shutil.copy(folder / 'whole/epoch_1.pth', broken)
+    (broken / 'last_checkpoint').write_text(str(broken / 'epoch_1.pth'))
+    forget_instances()
+    return broken
+
+
 def test_an_average_survives_a_resume(make_config, tmp_path):
     config = make_config(
         'mmpretrain',
@@ -47,12 +57,7 @@ def test_an_average_survives_a_resume(make_config, tmp_path):
         + "custom_hooks.append(dict(type='EMAHook', momentum=0.1))\n",
     )
     whole = train(config, tmp_path / 'whole')
-    broken = tmp_path / 'broken'
-    broken.mkdir()
-    shutil.copy(tmp_path / 'whole/epoch_1.pth', broken)
-    (broken / 'last_checkpoint').write_text(str(broken / 'epoch_1.pth'))
-    forget_instances()
-    resumed = train(config, broken, '--resume')
+    resumed = train(config, broken_off(tmp_path), '--resume')
     assert resumed['meta']['iter'] == whole['meta']['iter']
     # The first is the average, the second what is trained.
     for key in ('state_dict', 'ema_state_dict'):
@@ -73,13 +78,10 @@ def test_a_resume_in_another_execution_is_said_and_goes_on(
     def config(execution):
         return make_config('mmpretrain', EXECUTION.format(execution))
 
-    work_dir = tmp_path / 'run'
-    whole = train(config('sparse'), work_dir)
-    shutil.rmtree(next(work_dir.glob('*/vis_data')).parent)
-    (work_dir / 'last_checkpoint').write_text(str(work_dir / 'epoch_1.pth'))
-    forget_instances()
-    resumed = train(config('dense'), work_dir, '--resume')
-    log = next(work_dir.glob('*/*.log')).read_text()
+    whole = train(config('sparse'), tmp_path / 'whole')
+    broken = broken_off(tmp_path)
+    resumed = train(config('dense'), broken, '--resume')
+    log = next(broken.glob('*/*.log')).read_text()
     assert "had execution='sparse'; it goes on with 'dense'" in log
     assert 'Masked layers run dense.' in log
     for name, mask in whole['sparse_training']['masks'].items():
