@@ -15,7 +15,12 @@ from typing import NoReturn
 import mmdet.datasets  # noqa: F401
 import mmpretrain.datasets  # noqa: F401
 import mmseg.datasets  # noqa: F401
+import torch
 from minirun import free_port
+
+# The first backward pass starts threads for the devices there are, and with
+# one a fork has none: torch.compile pretends that there is a device.
+torch.ones((), requires_grad=True).backward()
 
 # Seconds after which one is ended.
 LIMIT = 120

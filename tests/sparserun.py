@@ -102,10 +102,13 @@ def probed(work_dir: Path, rank: int = 0) -> list[dict[str, Any]]:
 
 @HOOKS.register_module()
 class MaskProbe(Hook):
-    """Writes digest and counts of all masks each iteration, a file a rank.
+    """Writes what masks are after each iteration, a file a rank.
+
+    Their digest and counts, how many weights outside them are not zero, and
+    what runs sparse.
 
     With KILL_AT in the environment it kills its process, as a machine that
-    fails does, after that many iterations.
+    fails does, after that many iterations; with KILL_RANK that rank alone.
     """
 
     priority = 'LOW'
@@ -117,13 +120,22 @@ class MaskProbe(Hook):
         digest = hashlib.sha256()
         if runner.optim_wrapper.mask_trainer is None:
             return  # A member without masks.
-        masks = runner.optim_wrapper.mask_trainer.masks
+        trainer = runner.optim_wrapper.mask_trainer
+        masks = trainer.masks
         for mask in masks.values():
             digest.update(mask.numpy().tobytes())
         record = dict(
-            iter=runner.iter, digest=digest.hexdigest(), counts=masks.counts()
+            iter=runner.iter,
+            digest=digest.hexdigest(),
+            counts=masks.counts(),
+            stray=sum(
+                int(masks.parameters[name][~mask].count_nonzero())
+                for name, mask in masks.items()
+            ),
+            choices=trainer.execution.choices(),
         )
         with open(f'{runner.work_dir}/masks_{get_rank()}.txt', 'a') as file:
             file.write(json.dumps(record) + '\n')
-        if runner.iter + 1 == int(os.environ.get('KILL_AT', -1)):
+        killed = int(os.environ.get('KILL_RANK', get_rank())) == get_rank()
+        if killed and runner.iter + 1 == int(os.environ.get('KILL_AT', -1)):
             os.kill(os.getpid(), signal.SIGKILL)

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from sift_mm.engine.plan import sparse_backbone
-from sift_mm.errors import Mistake, MistakenType
+from sift_mm.errors import Mistake
 from sift_mm.flops import on_meta, skip_norms
+from sift_mm.sparsity.parameters import only_pieces, refuse_pieces
 
 # Of the images of trial runs, where a config does not say.
 TRIALS = ((256, 256), (256, 128))
@@ -25,17 +26,16 @@ def unwrap(model: nn.Module) -> nn.Module:
     """The model inside a data-parallel wrapper.
 
     Raises:
-        TypeError: If the wrapper shards parameters: a rank then sees pieces
-            of weights, and masks cannot be drawn.
+        TypeError: If the wrapper, or a module in the model, shards
+            parameters: a rank then sees pieces of weights.
     """
-    if not is_model_wrapper(model):
-        return model
-    if not isinstance(model, (DistributedDataParallel, DataParallel)):
-        raise MistakenType(
-            f'Masks cannot be trained under {type(model).__name__}; use '
-            'MMDistributedDataParallel, the default of a distributed run.'
-        )
-    return model.module
+    if is_model_wrapper(model):
+        if not isinstance(model, (DistributedDataParallel, DataParallel)):
+            raise only_pieces(type(model).__name__)
+        model = model.module
+    refuse_pieces(model.modules())
+    refuse_pieces(model.parameters())
+    return model
 
 
 def check_channels(model: nn.Module, cfg: Config | None = None) -> None:

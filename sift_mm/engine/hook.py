@@ -238,6 +238,7 @@ class SparseTrainingHook(Hook):
             ValueError: If the config contradicts itself, or the checkpoint
                 does not have the masks that it asks for.
         """
+        model = unwrap(runner.model)  # Before the optimizer it came with.
         wrapper = make_maskable(runner.optim_wrapper)
         if wrapper.mask_trainer is not self.trainer:
             raise Mistake(
@@ -245,7 +246,7 @@ class SparseTrainingHook(Hook):
             )
         if self.trainer is not None and self._checkpoint is None:
             return  # Training goes on after an earlier call of train().
-        plan = self.plan(unwrap(runner.model), runner.cfg)
+        plan = self.plan(model, runner.cfg)
         self._check(plan, runner.cfg)
         origin = self._origin(plan)
         if origin in ('needless', 'dropped'):

@@ -125,10 +125,9 @@ def _out_size(geometry: Geometry, height: int, width: int) -> tuple[int, int]:
 
 
 def _nonzeros(
-    pattern: Sequence[Tensor], layout: Layout, rows: int, at: int = 0
+    found: Sequence[Tensor], layout: Layout, rows: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Take the tensors of a layout, if they were made for it."""
-    found = tuple(pattern[at : at + 3])
     kinds = [(t.dtype, t.is_contiguous() and t.is_cpu) for t in found]
     if kinds == [(kind, True) for kind in DTYPES]:
         row, position, index = found
@@ -143,6 +142,17 @@ def _nonzeros(
         'the pattern is not one that make_pattern made here for a weight of '
         'this shape and for this geometry'
     )
+
+
+def _of_gradient(pattern: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """The tensors of each layout of the input's gradient."""
+    rows, shared = pattern[3:-2], pattern[-2:]
+    found, start = [], 0
+    for row in rows:
+        end = start + sum(row[-2:-1].tolist())
+        found.append((row, *(tensor[start:end] for tensor in shared)))
+        start = end
+    return found
 
 
 def _sizes(
@@ -267,7 +277,7 @@ def sparse_conv2d(
     filters, channels = weight.shape[:2]
     x = _check(x, 'input', None, channels, None, None)
     layout = forward_layout(shape, channels)
-    nonzeros = _nonzeros(pattern, layout, filters)
+    nonzeros = _nonzeros(pattern[:3], layout, filters)
     size = _out_size(shape, x.shape[2], x.shape[3])
     out = x.new_empty(x.shape[0], filters, *size)
     values = _gather(weight, nonzeros[2])
@@ -319,7 +329,7 @@ def sparse_conv2d_fused(
     shape = _geometry(tuple(geometry))
     x = _check(x, 'input', None, None, None, None)
     layout = forward_layout(shape, x.shape[1])
-    nonzeros = _nonzeros(pattern, layout, filters)
+    nonzeros = _nonzeros(pattern[:3], layout, filters)
     values = _check(values, 'values', nonzeros[2].numel())
     size = _out_size(shape, x.shape[2], x.shape[3])
     out = x.new_empty(x.shape[0], filters, *size)
@@ -373,14 +383,16 @@ def input_gradient(
     if not grad.numel():
         return out
     layouts = backward_layouts(shape, filters)
+    parts = _of_gradient(pattern)
     found: dict[int, tuple[Tensor, tuple[Tensor, Tensor, Tensor]]] = {}
     for row, column, walk in walks:
         if walk is None:
             continue
         layout = layouts[row][column]
-        at = 3 * (1 + row * len(layouts[0]) + column)
+        at = row * len(layouts[0]) + column
         if at not in found:
-            nonzeros = _nonzeros(pattern, layout, channels, at)
+            part = parts[at] if at < len(parts) else ()
+            nonzeros = _nonzeros(part, layout, channels)
             found[at] = _gather(weight, nonzeros[2]), nonzeros
         values, nonzeros = found[at]
         _convolve(grad, out, layout, walk, nonzeros, values)
@@ -426,7 +438,7 @@ def weight_gradient(
     size = _out_size(shape, x.shape[2], x.shape[3])
     grad = _check(grad, 'gradient', x.shape[0], filters, *size)
     layout = forward_layout(shape, channels)
-    rows, positions, index = _nonzeros(pattern, layout, filters)
+    rows, positions, index = _nonzeros(pattern[:3], layout, filters)
     values = x.new_zeros(index.numel())
     if grad.numel():
         for walk in _forward_walks(shape, x.shape[2], x.shape[3]):

@@ -142,10 +142,12 @@ def make_pattern(
         gradients: Whether to index them for the input's gradient too.
 
     Returns:
-        For the forward product, then for each of the layouts of the input's
-        gradient: row starts (int32, and last a signature), positions in the
-        packed tile (int16, read unsigned) and indices into the dense weight
-        (int32).
+        For the forward product row starts (int32, and last a signature),
+        positions in the packed tile (int16, read unsigned) and indices into
+        the dense weight (int32). For the layouts of the input's gradient row
+        starts of each, then positions of all in a row, and indices: masks
+        share the weights out over layouts differently, and code that is
+        compiled for one mask has to do for others.
 
     Raises:
         TypeError: Not bool on the CPU.
@@ -176,7 +178,11 @@ def make_pattern(
     if gradients:
         backward = backward_layouts(geometry, filters)
         layouts += [layout for row in backward for layout in row]
-    return [t for layout in layouts for t in _index(mask, layout)]
+    forward, *parts = [_index(mask, layout) for layout in layouts]
+    if not parts:
+        return list(forward)
+    rows, positions, places = zip(*parts, strict=True)
+    return [*forward, *rows, torch.cat(positions), torch.cat(places)]
 
 
 def _index(mask: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sift_mm.errors import Mistake
 from sift_mm.sparsity.initializers import Initializer
+from sift_mm.sparsity.parameters import refuse_pieces
 from sift_mm.sparsity.random import generator_for
 from sift_mm.sparsity.selection import keep_only_
 from sift_mm.sparsity.structures import Structure, Unstructured
@@ -27,6 +28,7 @@ class MaskSet(Mapping[str, Tensor]):
 
     Raises:
         ValueError: If names, shapes or types do not agree.
+        TypeError: If a parameter is sharded over ranks.
     """
 
     def __init__(
@@ -34,6 +36,7 @@ class MaskSet(Mapping[str, Tensor]):
         parameters: Mapping[str, nn.Parameter],
         masks: Mapping[str, Tensor],
     ) -> None:
+        refuse_pieces(parameters.values())
         missing = [name for name in parameters if name not in masks]
         unknown = [name for name in masks if name not in parameters]
         if missing or unknown:
@@ -77,7 +80,11 @@ class MaskSet(Mapping[str, Tensor]):
 
         Returns:
             MaskSet: The masks; weights are not touched yet.
+
+        Raises:
+            TypeError: If a parameter is sharded over ranks.
         """
+        refuse_pieces(parameters.values())
         return cls(
             parameters,
             {

@@ -1,12 +1,46 @@
 """Which parameters of a network are sparse."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import Mistake, MistakenType
+
+# Classes of modules and parameters, by name: most are not installed.
+SHARDING = {'DTensor', 'FullyShardedDataParallel', 'DeepSpeedEngine'}
+
+
+def only_pieces(kind: str) -> MistakenType:
+    """The mistake of masks where a rank has no whole weights.
+
+    Args:
+        kind (str): What cuts them.
+    """
+    return MistakenType(
+        f'Masks cannot be trained under {kind}: a rank holds pieces of '
+        'weights there, and exact counts and the ranking of weights need '
+        'whole ones; use DistributedDataParallel (MMDistributedDataParallel, '
+        'the default of a distributed run).'
+    )
+
+
+def refuse_pieces(things: Iterable[nn.Module | nn.Parameter]) -> None:
+    """Refuse what is sharded over ranks: FSDP, ``fully_shard``, DeepSpeed.
+
+    Args:
+        things (Iterable): Modules of a network, or parameters.
+
+    Raises:
+        TypeError: If one of them is no whole module or parameter.
+    """
+    for thing in things:
+        kinds = {kind.__name__ for kind in type(thing).__mro__}
+        if kinds & SHARDING:
+            raise only_pieces(type(thing).__name__)
+        if hasattr(thing, 'ds_id'):  # As DeepSpeed's ZeRO marks parameters.
+            raise only_pieces('DeepSpeed')
 
 
 def sparsifiable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -70,7 +104,10 @@ def select_parameters(
     Raises:
         ValueError: If a pattern matches nothing, a module names a parameter
             that cannot be sparse, or nothing is selected.
+        TypeError: If the network is sharded, see :func:`refuse_pieces`.
     """
+    refuse_pieces(model.modules())
+    refuse_pieces(model.parameters())
     candidates = sparsifiable_parameters(model)
 
     def matches(patterns: Sequence[str], pool: Sequence[str]) -> set[str]:

@@ -144,6 +144,9 @@ class MaskTrainer:
         for name, mask in self.masks.items():
             self._keep(self.masks.parameters[name], mask, optimizer)
 
+    # A compiled train_step, as MMEngine's `compile` makes one, would trace
+    # each update anew.
+    @torch.compiler.disable
     def step(self, optimizer: Optimizer, run: Callable[[], Any]) -> None:
         """One optimizer step under the masks.
 

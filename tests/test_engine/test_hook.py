@@ -6,7 +6,6 @@ import re
 import pytest
 import torch
 from mmengine.optim import OptimWrapper, OptimWrapperDict
-from mmengine.registry import MODEL_WRAPPERS
 from toyrun import (
     Toy,
     assert_same,
@@ -15,8 +14,6 @@ from toyrun import (
     pretrained_toy,
     toy_runner,
 )
-
-from sift_mm.engine.checks import unwrap
 
 
 def scalars(work_dir):
@@ -298,20 +295,6 @@ def test_a_wrapper_for_several_optimizers_is_refused(tmp_path):
     runner.param_schedulers = None
     with pytest.raises(TypeError, match='OptimWrapperDict'):
         runner.train()
-
-
-def test_sharding_wrappers_are_refused(monkeypatch):
-    class MMFullyShardedDataParallel(torch.nn.Module):
-        pass
-
-    monkeypatch.setitem(
-        MODEL_WRAPPERS._module_dict, 'Sharded', MMFullyShardedDataParallel
-    )
-    with pytest.raises(
-        TypeError,
-        match='MMFullyShardedDataParallel.*MMDistributedDataParallel',
-    ):
-        unwrap(MMFullyShardedDataParallel())
 
 
 def test_pretrained_weights_without_masks_need_a_choice(tmp_path):

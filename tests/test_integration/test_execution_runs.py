@@ -1,0 +1,137 @@
+"""Sparse execution in runs: of several ranks, averaged, resumed, tested."""
+
+import os
+import shutil
+
+import mmengine
+import pytest
+import torch
+from conftest import forget_instances
+from forks import run_forked
+from minirun import ROOT
+from sparserun import probed, train
+
+from sift_mm.cli import test as test_tool
+from sift_mm.kernels import timing as clock
+from sift_mm.sparsity import masked_layers
+
+EXECUTION = "custom_hooks[0]['execution'] = {!r}\n"
+
+
+def test_all_ranks_choose_as_rank_0_does(make_config, tmp_path, monkeypatch):
+    def told(*_):
+        # Forks have this clock too. Rank 1 would choose the reverse.
+        fast, slow = (1.0, 2.0) if os.environ['RANK'] == '0' else (2.0, 1.0)
+        return clock.Timing((slow, fast, slow), (fast, slow, fast))
+
+    monkeypatch.setattr(masked_layers, 'time_products', told)
+    monkeypatch.setattr(masked_layers, 'SMALLEST', 0)
+    config = make_config('mmpretrain', "train_dataloader['batch_size'] = 2\n")
+    done = run_forked(
+        ROOT / 'tools/train.py', config, '--work-dir', tmp_path, ranks=2
+    )
+    assert done.returncode == 0, done.stdout
+    ranks = [probed(tmp_path, rank) for rank in (0, 1)]
+    assert ranks[0] == ranks[1]
+    for record in ranks[0]:
+        found = record['choices']
+        assert {f'{name}.weight' for name in found} == set(record['counts'])
+        for ways in found.values():
+            assert set(map(tuple, ways.values())) == {(True, False, True)}
+
+
+def broken_off(folder):
+    """The work dir of the run in 'whole' as it was after an epoch."""
+    broken = folder / 'broken'
+    broken.mkdir()
+    shutil.copy(folder / 'whole/epoch_1.pth', broken)
+    (broken / 'last_checkpoint').write_text(str(broken / 'epoch_1.pth'))
+    forget_instances()
+    return broken
+
+
+def test_an_average_survives_a_resume(make_config, tmp_path):
+    config = make_config(
+        'mmpretrain',
+        EXECUTION.format('sparse')
+        + "custom_hooks.append(dict(type='EMAHook', momentum=0.1))\n",
+    )
+    whole = train(config, tmp_path / 'whole')
+    resumed = train(config, broken_off(tmp_path), '--resume')
+    assert resumed['meta']['iter'] == whole['meta']['iter']
+    # The first is the average, the second what is trained.
+    for key in ('state_dict', 'ema_state_dict'):
+        assert whole[key].keys() == resumed[key].keys()
+        for name, value in whole[key].items():
+            assert torch.equal(value, resumed[key][name]), name
+    for name, mask in whole['sparse_training']['masks'].items():
+        assert torch.equal(mask, resumed['sparse_training']['masks'][name])
+        average = whole['state_dict'][name]
+        own = whole['ema_state_dict'][f'module.{name}']
+        assert not average[~mask].any() and not own[~mask].any()
+        assert not torch.equal(average, own)
+
+
+def test_a_resume_in_another_execution_is_said_and_goes_on(
+    make_config, tmp_path
+):
+    def config(execution):
+        return make_config('mmpretrain', EXECUTION.format(execution))
+
+    whole = train(config('sparse'), tmp_path / 'whole')
+    broken = broken_off(tmp_path)
+    resumed = train(config('dense'), broken, '--resume')
+    log = next(broken.glob('*/*.log')).read_text()
+    assert "had execution='sparse'; it goes on with 'dense'" in log
+    assert 'Masked layers run dense.' in log
+    for name, mask in whole['sparse_training']['masks'].items():
+        assert torch.equal(mask, resumed['sparse_training']['masks'][name])
+    # Up to rounding it is the same training.
+    torch.testing.assert_close(
+        resumed['state_dict'], whole['state_dict'], rtol=1e-3, atol=1e-4
+    )
+
+
+# So that predictions differ from place to place, and metrics are not 0.
+DET = """
+optim_wrapper['optimizer']['lr'] = 0.01
+train_cfg['max_epochs'] = 2
+"""
+SEG = """
+optim_wrapper['optimizer']['lr'] = 0.03
+train_cfg.update(max_iters=10, val_interval=10)
+default_hooks['checkpoint']['interval'] = 10
+for part in ('backbone', 'decode_head', 'auxiliary_head'):
+    model[part]['norm_cfg'] = dict(type='BN', momentum=1.)
+"""
+
+
+@pytest.mark.parametrize(
+    'scope, more, metric',
+    [('mmdet', DET, 'coco/bbox_mAP'), ('mmseg', SEG, 'mIoU')],
+    ids=['mmdet', 'mmseg'],
+)
+def test_on_sparse_kernels_metrics_are_the_same(
+    make_config, tmp_path, scope, more, metric
+):
+    config = make_config(scope, more)
+    train(config, tmp_path / 'run')
+    checkpoint = (tmp_path / 'run/last_checkpoint').read_text()
+    found = []
+    for folder, option in (('dense', []), ('sparse', ['--sparse'])):
+        forget_instances()
+        argv = [config, checkpoint, '--work-dir', str(tmp_path / folder)]
+        if scope == 'mmdet':
+            argv += ['--out', str(tmp_path / f'{folder}.pkl')]
+        found.append(test_tool.main(argv + option))
+    assert found[1].pop('seconds_per_image') > 0
+    assert found[0] == found[1]
+    assert found[0][metric] > 0
+    if scope == 'mmdet':  # Its metrics are coarse.
+        scores = [
+            [one['pred_instances']['scores'] for one in mmengine.load(path)]
+            for path in sorted(tmp_path.glob('*.pkl'))
+        ]
+        torch.testing.assert_close(*scores, rtol=1e-5, atol=0)
+    said = next(tmp_path.glob('sparse/*/*.log')).read_text()
+    assert 'backbone.layer4.1.conv2: sparse, density 0.' in said
