@@ -22,7 +22,7 @@ torch.manual_seed(0)
 torchvision.models.resnet18 = lambda num_classes: torchvision.models.ResNet(
     torchvision.models.resnet.BasicBlock, [1, 1, 1, 1], num_classes)
 # Of smaller images, a bfloat16 gradient of PyTorch 2.12 is at times not finite
-# on CPUs with AVX-512: the stride-2 layer whose output is one pixel of one.
+# on CPUs with AVX-512.
 loader = [(torch.randn(2, 3, 32, 32), torch.tensor([0, 1]))] * 11
 """
 CHECKS = """
