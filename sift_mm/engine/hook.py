@@ -205,6 +205,9 @@ class SparseTrainingHook(Hook):
         with named(runner._load_from):
             if runner._resume:
                 check_resumable(checkpoint)
+                # MMEngine would run this text, to look for a key that only
+                # the configs of before 2022 have.
+                checkpoint['meta'].pop('config', None)
             if runner._resume and optimizer is not None:
                 check_optimizer(checkpoint['optimizer'], optimizer)
             check_finite(state)

@@ -402,3 +402,14 @@ def test_a_broken_run_goes_on_by_its_command_line(data, tmp_path):
     said = logs[-1].read_text()
     assert f'passed over. {newest} is no checkpoint' in said
     assert f'resumed from {tmp_path}/run/epoch_2.pth' in said
+
+
+def test_the_config_in_a_checkpoint_is_not_run(work_dir):
+    # MMEngine would, in search of a key.
+    path = work_dir / 'epoch_4.pth'
+    checkpoint = load(path)
+    ran = work_dir / 'ran'
+    checkpoint['meta']['config'] = f'open({str(ran)!r}, "w").close()\n'
+    torch.save(checkpoint, path)
+    toy_runner(work_dir, dict(), epochs=5, resume=True).train()
+    assert (work_dir / 'epoch_5.pth').exists() and not ran.exists()
