@@ -6,9 +6,7 @@ the runner builds the first module.
 
 import argparse
 import copy
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import mmengine
 from mmengine.config import Config
@@ -132,13 +130,6 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     return cfg
 
 
-def write_metrics(metrics: dict[str, float], path: str) -> None:
-    """Writes all or nothing, since a file that is there counts as done."""
-    unfinished = f'{path}.part'
-    mmengine.dump(metrics, unfinished, Path(path).suffix[1:])
-    os.replace(unfinished, path)
-
-
 @entry_point
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Tests as the command line says.
@@ -181,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
         print(f'\n{to_text(metrics, costs.cost)}')
         metrics = metrics | costs.cost
         if keeps_metrics:
-            write_metrics(metrics, args.out)
+            mmengine.dump(metrics, args.out)
     return metrics
 
 

@@ -62,8 +62,14 @@ class WholeFileBackend(LocalBackend):
         except OSError as error:
             raise Mistake(
                 f'{filepath} could not be written: {error.strerror}. What '
-                'was written before is whole; make room, then resume.'
+                'was written before is whole: make room, and go on from that.'
             ) from error
+
+    def put_text(
+        self, obj: str, filepath: str | Path, encoding: str = 'utf-8'
+    ) -> None:
+        """Write a text to a file, as :meth:`put`."""
+        self.put(obj.encode(encoding), filepath)
 
 
 class _LateRemoval:

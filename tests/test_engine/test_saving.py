@@ -9,6 +9,7 @@ import traceback
 from contextlib import contextmanager
 from pathlib import Path
 
+import mmengine
 import pytest
 import torch
 from conftest import forget_instances
@@ -64,6 +65,17 @@ def test_what_fails_while_it_is_written_leaves_what_was_there(tmp_path, there):
         backend.put(bytes(2000), path)
     assert [p.name for p in tmp_path.iterdir()] == ['file.pth'] * there
     assert not there or path.read_bytes() == b'old'
+
+
+@pytest.mark.parametrize('name', ['metrics.yml', 'metrics.pkl'])
+def test_what_mmengine_dumps_is_there_wholly_or_not_at_all(tmp_path, name):
+    path = tmp_path / name
+    mmengine.dump({'mIoU': 40.0}, str(path))
+    many = {f'mIoU {i}': 50.0 for i in range(1000)}
+    with no_file_above(1000), pytest.raises(Mistake, match=name):
+        mmengine.dump(many, str(path))
+    assert mmengine.load(str(path)) == {'mIoU': 40.0}
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_has_the_rights_that_others_have(tmp_path):

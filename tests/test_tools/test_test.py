@@ -82,23 +82,6 @@ def test_metrics_as_out_item(runs: dict, tmp_path: Path) -> None:
     assert json.loads((tmp_path / 'metrics.json').read_text()) == metrics
 
 
-def test_metrics_are_there_wholly_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / 'metrics.yml'
-    tester.write_metrics({'mIoU': 40.0}, str(out))
-    assert out.read_text() == 'mIoU: 40.0\n'
-
-    def break_off(obj: object, path: str, *_: str) -> None:
-        Path(path).write_text('mI')
-        raise OSError('No space left on device')
-
-    monkeypatch.setattr(tester.mmengine, 'dump', break_off)
-    with pytest.raises(OSError, match='No space'):
-        tester.write_metrics({'mIoU': 50.0}, str(out))
-    assert out.read_text() == 'mIoU: 40.0\n'
-
-
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
 def test_tta(scope: str, runs: dict, tmp_path: Path) -> None:
     run = runs[scope]
