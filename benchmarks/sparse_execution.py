@@ -359,6 +359,27 @@ def peers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
             )
 
 
+def draw(rows: list[Row], path: str) -> None:
+    """Seconds over those of the dense network, against the sparsity."""
+    import matplotlib
+
+    matplotlib.use('Agg')
+    from matplotlib import pyplot
+
+    figure, axis = pyplot.subplots(figsize=(6, 4))
+    axis.axhline(1, color='black', linewidth=1, label='dense, eager')
+    for what in dict.fromkeys(row.what for row in rows):
+        line = [r for r in rows if r.what == what and r.over == 'dense, eager']
+        low, high = zip(*(row.quartiles for row in line), strict=True)
+        at = [row.sparsity for row in line]
+        axis.plot(at, [row.ratio for row in line], marker='o', label=what)
+        axis.fill_between(at, low, high, alpha=0.2)
+    axis.set(xlabel='sparsity', ylabel='seconds over dense', ylim=(0, None))
+    axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
     """Measure and print a table, or JSON."""
     parts = {f.__name__: f for f in (layers, networks, training, peers)}
@@ -381,6 +402,9 @@ def main() -> None:
         help='leave out the wide network executed densely, which is slow',
     )
     parser.add_argument('--json', action='store_true')
+    parser.add_argument(
+        '--draw', metavar='PNG', help='of whole networks: a figure'
+    )
     args = parser.parse_args()
     unknown = set(args.parts) - set(parts)
     if unknown:
@@ -394,6 +418,8 @@ def main() -> None:
                 rows.append(row)
                 if not args.json:
                     print(row, flush=True)
+    if args.draw:
+        draw(rows, args.draw)
     where = dict(
         torch=torch.__version__,
         threads=args.threads,

@@ -1,0 +1,99 @@
+"""Peak memory of ResNet-18 and of its Sparse Wide transform.
+
+Each is run in a process of its own: dense, wide executed densely, and wide on
+sparse kernels, at inference and in a training step. A figure is the largest
+resident size of the process while it runs, less what it had before it built
+the network: the network with its activations, not what building it takes.
+
+    python benchmarks/memory.py --sparsities 0.75 0.9
+"""
+
+import argparse
+import gc
+import multiprocessing
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from masked_step import build_model  # type: ignore[import-not-found]
+from sparse_execution import (  # type: ignore[import-not-found]
+    rest,
+    step_of,
+    wide_network,
+)
+
+from sift_mm.deploy import to_sparse
+
+MODES = ('dense', 'wide, executed densely', 'wide, sparse')
+TASKS = ('inference', 'training step')
+
+
+def resident(key: str) -> float:
+    """MiB of this process: 'VmRSS' now, 'VmHWM' at most so far."""
+    status = Path('/proc/self/status').read_text()
+    return int(status.split(f'{key}:')[1].split()[0]) / 1024
+
+
+def peak(run: Callable[[], object]) -> float:
+    """The largest resident size in MiB while something runs."""
+    gc.collect()
+    Path('/proc/self/clear_refs').write_text('5')
+    run()
+    return resident('VmHWM')
+
+
+def measure(
+    task: str, mode: str, sparsity: float, batch: int, threads: int
+) -> float:
+    """MiB that a task takes, in the process that calls this."""
+    torch.set_num_threads(threads)
+    x = torch.randn(batch, 3, 224, 224)
+    target = torch.randint(1000, (batch,))
+    before = resident('VmRSS')
+    dense = mode == 'dense'
+    model = build_model(64) if dense else wide_network(sparsity)
+    if task == 'training step':
+        masks: Any = {}
+        if not dense:
+            kind = 'sparse' if mode == 'wide, sparse' else 'dense'
+            masks = dict(
+                algorithm='Static',
+                steps=1000,
+                sparsity=rest(sparsity),
+                include=['layer*conv*.weight', 'layer*downsample.0.weight'],
+                execution=kind,
+            )
+        step = step_of(model, x, target, **masks)
+        step()  # Slots of the optimizer come with the first.
+        return peak(step) - before
+
+    model.eval()
+    if mode == 'wide, sparse':
+        model = to_sparse(model)
+    with torch.inference_mode():
+        return peak(partial(model, x)) - before
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
+    parser.add_argument(
+        '--sparsities', type=float, nargs='+', default=[0.5, 0.75, 0.9]
+    )
+    parser.add_argument('--batch', type=int, default=64)
+    parser.add_argument('--threads', type=int, default=2)
+    args = parser.parse_args()
+    processes = multiprocessing.get_context('spawn')
+    for task in TASKS:
+        for sparsity in args.sparsities:
+            for mode in MODES:
+                with processes.Pool(1) as pool:
+                    given = (task, mode, sparsity, args.batch, args.threads)
+                    mib = pool.apply(measure, given)
+                print(f'{task:14} {sparsity:<5} {mode:24} {mib:6.0f} MiB')
+
+
+if __name__ == '__main__':
+    main()
