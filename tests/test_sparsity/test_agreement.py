@@ -17,7 +17,7 @@ INTERVAL = 3
 STEPS = 14
 OPTIMIZERS = {
     'sgd': lambda p: torch.optim.SGD(p, 0.1, momentum=0.9),
-    'adamw': lambda p: torch.optim.AdamW(p, 0.01),
+    'adamw': lambda p: torch.optim.AdamW(p, 0.01, betas=(0.5, 0.9)),
 }
 
 
