@@ -56,6 +56,7 @@ from sift_mm.sparsity import (
     check_mode,
     density,
 )
+from sift_mm.sparsity.grown import GrownSteps, check_grown_steps
 from sift_mm.sparsity.trainer import PLACEMENTS, Placement
 
 # What a resumed run may change, but not without a word.
@@ -66,6 +67,7 @@ SCHEDULE = (
     'end',
     'drop_fraction',
     'execution',
+    'grown_steps',
 )
 
 
@@ -112,6 +114,9 @@ class SparseTrainingHook(Hook):
         execution (str): How masked layers run on a CPU: 'auto', each product
             sparse where a timing in the first step says that it is faster;
             'sparse'; 'dense'. See docs/mask_training.md.
+        grown_steps (str): Steps of weights that are grown late: 'free', as
+            the optimizer has them; 'bounded', no more than the learning
+            rate (Adam and AdamW only). See docs/mask_training.md.
 
     Raises:
         ValueError: If an argument is not among the above.
@@ -136,8 +141,10 @@ class SparseTrainingHook(Hook):
         seed: int | None = None,
         log_layers: bool = False,
         execution: ExecutionMode = 'auto',
+        grown_steps: GrownSteps = 'free',
     ) -> None:
         check_mode(execution)
+        check_grown_steps(grown_steps)
         if sparsity is not None:
             check_sparsity(sparsity)
         if not 0 < end <= 1:
@@ -181,6 +188,7 @@ class SparseTrainingHook(Hook):
         self.seed = seed
         self.log_layers = log_layers
         self.execution = execution
+        self.grown_steps = grown_steps
         self.trainer: MaskTrainer | None = None
         self.iterations: SeededIterations | None = None
         self._gradients: list[Gradients] | None = None
@@ -351,6 +359,7 @@ class SparseTrainingHook(Hook):
             self.drop_fraction,
             seed[0],
             self.placement,
+            self.grown_steps,
         )
         trainer.execute(
             SparseExecution(unwrap(runner.model), masks, self.execution)

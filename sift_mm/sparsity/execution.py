@@ -10,6 +10,7 @@ from torch import distributed, nn
 
 from sift_mm.errors import Mistake
 from sift_mm.kernels import PRODUCTS, geometry_of, why_unavailable
+from sift_mm.sparsity.agreement import world_size
 from sift_mm.sparsity.masked_layers import (
     SPARSE,
     Execution,
@@ -116,8 +117,7 @@ class SparseExecution:
         """
         if self.mode != 'auto' or not self._on_cpu:
             return
-        several = distributed.is_available() and distributed.is_initialized()
-        several = several and distributed.get_world_size() > 1
+        several = world_size() > 1
         if several and self._chosen and not may_wait:
             return
         found = [

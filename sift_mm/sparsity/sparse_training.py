@@ -16,6 +16,7 @@ from sift_mm.sparsity.execution import (
     SparseExecution,
     check_mode,
 )
+from sift_mm.sparsity.grown import GrownSteps
 from sift_mm.sparsity.initializers import (
     INITIALIZERS,
     Initializer,
@@ -61,6 +62,8 @@ class SparseTraining:
         seed (int): Seed of the masks.
         execution (str): How masked layers run on a CPU: 'auto', 'sparse' or
             'dense', see :class:`SparseExecution`.
+        grown_steps (str): Steps of weights that are grown late: 'free', as
+            the optimizer has them; 'bounded', see :class:`MaskTrainer`.
 
     Raises:
         ValueError: If an argument is wrong, layers and arguments do not say
@@ -84,6 +87,7 @@ class SparseTraining:
         exclude: Sequence[str] = (),
         seed: int = 0,
         execution: ExecutionMode = 'auto',
+        grown_steps: GrownSteps = 'free',
     ) -> None:
         check_mode(execution)
         if not 0 < end <= 1:
@@ -118,6 +122,7 @@ class SparseTraining:
             else None,
             DROP_FRACTIONS.build(drop_fraction),
             seed,
+            grown_steps=grown_steps,
         )
         self.trainer.enforce(optimizer)
         self.trainer.guard(optimizer)
@@ -217,6 +222,7 @@ class SparseTraining:
             'end',
             'drop_fraction',
             'execution',
+            'grown_steps',
         ):
             if key in state and state[key] != now[key]:
                 warnings.warn(

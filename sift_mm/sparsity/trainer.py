@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
@@ -10,8 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sift_mm.errors import Mistake, MistakenCall, MistakenType
+from sift_mm.sparsity.agreement import check_agreement
 from sift_mm.sparsity.algorithms import Algorithm, Growth
 from sift_mm.sparsity.execution import SparseExecution
+from sift_mm.sparsity.grown import (
+    GrownSteps,
+    YoungWeights,
+    check_grown_steps,
+)
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import MaskHistory
 from sift_mm.sparsity.packing import count
@@ -61,6 +68,10 @@ class MaskTrainer:
             updated from the new weights and the gradient of this step (the
             Sparse-IFT code). 'replace_step': on an update the optimizer
             does not step (RigL, algorithm 1).
+        grown_steps (str): 'free': a weight that is grown late moves as
+            Adam has it, several times faster than a fresh one. 'bounded':
+            by no more than the learning rate a step, until the next update
+            (Adam and AdamW only, see :class:`YoungWeights`).
 
     The optimizer must leave a weight of value, gradient and slots zero where
     it is, as SGD, Adam and all element-wise ones do. One that mixes weights,
@@ -71,7 +82,7 @@ class MaskTrainer:
     of the few weights that may or may not be grown.
 
     Raises:
-        ValueError: If the placement is unknown.
+        ValueError: If placement or grown_steps is unknown.
     """
 
     def __init__(
@@ -82,7 +93,9 @@ class MaskTrainer:
         drop_fraction: DropFraction,
         seed: int = 0,
         placement: Placement = 'after_step',
+        grown_steps: GrownSteps = 'free',
     ) -> None:
+        check_grown_steps(grown_steps)
         if placement not in PLACEMENTS:
             raise Mistake(
                 f'Unknown placement {placement!r} of the mask '
@@ -94,6 +107,10 @@ class MaskTrainer:
         self.drop_fraction = drop_fraction
         self.seed = seed
         self.placement = placement
+        self.grown_steps = grown_steps
+        self._young: YoungWeights | None = None
+        if grown_steps == 'bounded':
+            self._young = YoungWeights(masks.parameters)
         self.history = MaskHistory(masks)
         self.steps = 0
         self.report: UpdateReport | None = None
@@ -141,6 +158,8 @@ class MaskTrainer:
 
     def enforce(self, optimizer: Optimizer) -> None:
         """Set weights and optimizer slots outside the masks to zero."""
+        if self._young is not None:
+            self._young.check(optimizer)
         for name, mask in self.masks.items():
             self._keep(self.masks.parameters[name], mask, optimizer)
 
@@ -162,9 +181,13 @@ class MaskTrainer:
 
         Raises:
             TypeError: If the optimizer moves weights outside the masks.
+            RuntimeError: If an update is due and the masks of the ranks
+                differ.
         """
         self.steps += 1
         due = self._is_due(self.steps)
+        if due:
+            check_agreement(self.masks, self.steps)
         self._step(optimizer, run, due)
         self._tell_execution(masks_changed=due)
         if self.execution is not None:
@@ -198,7 +221,9 @@ class MaskTrainer:
         before = None if self._optimizer_is_checked else self._sample()
         self._in_step = True
         try:
-            run()
+            young = self._young
+            with young.bounded(optimizer) if young else nullcontext():
+                run()
         finally:
             self._in_step = False
         if before is not None and not torch.equal(before, self._sample()):
@@ -277,6 +302,8 @@ class MaskTrainer:
             # Grown positions start at zero, dropped ones leave nothing
             # behind; those dropped and grown at once keep value and slots.
             self._keep(parameter, kept, optimizer)
+            if self._young is not None:
+                self._young.replace(name, new & ~mask)
             mask.copy_(new)
             self.history.record(name, mask)
         moved = 1 - kept_count / active_count if active_count else 0.0
@@ -308,6 +335,8 @@ class MaskTrainer:
             'version': STATE_VERSION,
             'algorithm': type(self.algorithm).__name__,
             'placement': self.placement,
+            'grown_steps': self.grown_steps,
+            'young': self._young.state_dict() if self._young else {},
             'interval': schedule.interval if schedule else 0,
             'end': schedule.end if schedule else 0,
             'drop_fraction': {
@@ -347,6 +376,8 @@ class MaskTrainer:
             mask.copy_(restored[name])
         self.steps = state['steps']
         self.seed = state['seed']
+        if self._young is not None:
+            self._young.load_state_dict(state.get('young', {}))
         if self.execution is not None:
             self.execution.restore(state.get('choices', {}))
         self._tell_execution()

@@ -228,6 +228,7 @@ def test_without_a_checkpoint_nothing_is_saved_by_an_unused_hook(tmp_path):
         (dict(end=0), r'\(0, 1\]'),
         (dict(interval=0), 'at least 1'),
         (dict(placement='before'), 'Unknown placement'),
+        (dict(grown_steps='small'), "'free', 'bounded'.*; got 'small'"),
     ],
 )
 def test_mistakes_in_arguments_stop_the_runner_from_being_built(
@@ -240,6 +241,12 @@ def test_mistakes_in_arguments_stop_the_runner_from_being_built(
 @pytest.mark.parametrize(
     'hook, wrapper, error, words',
     [
+        (
+            dict(grown_steps='bounded'),
+            dict(),
+            TypeError,
+            'is for Adam and AdamW, and this is SGD',
+        ),
         (
             dict(interval=13),
             dict(),
