@@ -122,9 +122,9 @@ def _try(trial: Optimizer, names: Mapping[nn.Parameter, str]) -> None:
     masks: dict[nn.Parameter, Tensor] = {}
     for parameter in names:
         parameter.data.copy_(normal(parameter))
-    for step in range(4):
+    for step in range(8):  # RAdam has another rule from its sixth step on.
         for parameter in names:
-            if step % 2 == 0:
+            if step % 4 == 0:
                 # The first mask, and an update as the trainer does it.
                 new = normal(parameter) > 0
                 kept = new & masks.get(parameter, new)
