@@ -195,6 +195,14 @@ def test_sparse_training_refuses_before_anything_is_changed():
     optimizer.step()  # And it is free to go on without masks.
 
 
+def test_parameters_may_have_names():
+    _, optimizer, trainer = train(
+        lambda p: mixing(torch.optim.SGD)([('a', p[0])], lr=0.1)
+    )
+    with pytest.raises(TypeError, match='moves weights outside'):
+        trainer.enforce(optimizer)
+
+
 @pytest.mark.parametrize('mixes', ['a', 'b'])
 def test_groups_are_tried_with_options_of_their_own(mixes):
     # Only what a mask is on matters: 'b' has none.

@@ -102,7 +102,7 @@ class Run:
             DROP_FRACTIONS.build(
                 dict(type=case['drop'], initial=case['fraction'])
             ),
-            seed,
+            seed + start,
             case['placement'],
         )
         self.trainer.enforce(self.optimizer)
