@@ -100,11 +100,7 @@ def _small(shape: torch.Size) -> tuple[int, ...]:
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:
-    options = {
-        k: copy.deepcopy(v)
-        for k, v in group.items()
-        if k not in ('params', 'param_names')
-    }
+    options = {k: copy.deepcopy(v) for k, v in group.items() if k != 'params'}
     rate = options.get('lr')
     if isinstance(rate, Tensor):
         rate.fill_(_RATE)

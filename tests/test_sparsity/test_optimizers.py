@@ -8,6 +8,7 @@ import torch
 from mmengine.registry import OPTIMIZERS as MMENGINE
 from mmpretrain.registry import OPTIMIZERS as MMPRETRAIN
 from torch import nn
+from toyrun import assert_same, toy_runner
 
 from sift_mm.errors import MistakenType
 from sift_mm.sparsity import (
@@ -193,6 +194,17 @@ def test_sparse_training_refuses_before_anything_is_changed():
         )
     assert torch.equal(model.weight, before)
     optimizer.step()  # And it is free to go on without masks.
+
+
+def test_a_run_ends_before_its_first_step(tmp_path):
+    optimizer = dict(type=mixing(torch.optim.SGD), lr=0.0)
+    runner = toy_runner(tmp_path, {}, dict(optimizer=optimizer))
+    with pytest.raises(TypeError, match="'hidden.weight', moves weights"):
+        runner.train()
+    assert runner.iter == 0
+    # The weights are those of a run that was never started.
+    before = toy_runner(tmp_path).model.state_dict()
+    assert_same(runner.model.state_dict(), before)
 
 
 def test_parameters_may_have_names():
