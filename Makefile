@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chain test sanitize lint clean
+.PHONY: help setup demo chain test attack sanitize lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -19,6 +19,12 @@ chain: setup  ## pretrain, transfer masks, detect and segment, in small
 
 test: setup  ## run the tests; ARGS='-k rigl' picks some
 	@$(VENV) -m pytest $(ARGS)
+
+attack: export SIFT_MM_CASES = 100000
+attack: export SIFT_MM_KILLS = 100
+attack: setup  ## 100,000 random cases of mask training, 100 kills of a run
+	@$(VENV) -m pytest tests/test_sparsity/test_properties.py \
+	  tests/test_engine/test_saving.py $(ARGS)
 
 lint: setup  ## ruff, mypy and, for the kernels, clang-format
 	@$(VENV) -m ruff check .

@@ -21,6 +21,7 @@ from sift_mm.sparsity.grown import (
 )
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import MaskHistory
+from sift_mm.sparsity.optimizers import check_optimizer, slots_of
 from sift_mm.sparsity.packing import count
 from sift_mm.sparsity.random import generator_for
 from sift_mm.sparsity.schedules import DropFraction, UpdateSchedule
@@ -75,7 +76,8 @@ class MaskTrainer:
 
     The optimizer must leave a weight of value, gradient and slots zero where
     it is, as SGD, Adam and all element-wise ones do. One that mixes weights,
-    Muon say, is found out at the first step that moves any weight.
+    Muon say, is found out by :meth:`enforce`, and one that cannot be tried
+    there at the first step that moves any weight.
 
     Between backward pass and update, which the optimizer's step lies between,
     an update of RigL holds an eighth of a byte a weight, and 12 bytes for each
@@ -157,7 +159,13 @@ class MaskTrainer:
         optimizer.register_step_pre_hook(refuse)
 
     def enforce(self, optimizer: Optimizer) -> None:
-        """Set weights and optimizer slots outside the masks to zero."""
+        """Set weights and optimizer slots outside the masks to zero.
+
+        Raises:
+            TypeError: If the optimizer would not keep them there, see
+                :func:`check_optimizer`; nothing has been touched then.
+        """
+        check_optimizer(optimizer, self.masks.parameters)
         if self._young is not None:
             self._young.check(optimizer)
         for name, mask in self.masks.items():
@@ -313,14 +321,7 @@ class MaskTrainer:
     def _keep(
         parameter: nn.Parameter, mask: Tensor, optimizer: Optimizer
     ) -> None:
-        # Looked up afresh each time: load_state_dict replaces the tensors.
-        slots = [
-            slot
-            for slot in optimizer.state.get(parameter, {}).values()
-            if isinstance(slot, Tensor)
-            and slot.is_floating_point()
-            and slot.shape == parameter.shape
-        ]
+        slots = slots_of(optimizer, parameter).values()
         keep_only_together_([parameter.detach(), *slots], mask)
 
     def state_dict(self) -> dict[str, Any]:

@@ -1,0 +1,216 @@
+"""What holds of mask training whatever the shapes, types and settings."""
+
+import copy
+import io
+import os
+
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from sift_mm.sparsity import (
+    ALGORITHMS,
+    DROP_FRACTIONS,
+    INITIALIZERS,
+    STRUCTURES,
+    MaskSet,
+    MaskTrainer,
+    UpdateSchedule,
+)
+from sift_mm.sparsity.trainer import PLACEMENTS
+
+# Of this file, shared out evenly; `make attack` has more of them.
+CASES = int(os.environ.get('SIFT_MM_CASES', 2000))
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+STEPS = 6
+
+
+def property_of(*strategies):
+    """A test over drawn cases; a failure prints what draws it again."""
+
+    def mark(test):
+        return settings(
+            max_examples=CASES // 2,
+            deadline=None,
+            database=None,
+            print_blob=True,
+            # Fixtures of all tests; none is of one case.
+            suppress_health_check=list(HealthCheck),
+        )(given(*strategies)(test))
+
+    return mark
+
+
+@st.composite
+def settings_of_a_run(draw):
+    """All that makes a run, in plain values, which a failure prints."""
+    shapes = st.lists(st.integers(1, 7), min_size=1, max_size=4)
+    return dict(
+        shapes=draw(st.lists(shapes, min_size=1, max_size=2)),
+        dtype=draw(st.sampled_from(DTYPES)),
+        density=draw(st.floats(0, 1)),
+        fraction=draw(st.floats(0, 1)),
+        structure=draw(st.sampled_from(STRUCTURES.names)),
+        algorithm=draw(st.sampled_from(ALGORITHMS.names)),
+        placement=draw(st.sampled_from(PLACEMENTS)),
+        drop=draw(st.sampled_from(DROP_FRACTIONS.names)),
+        init=draw(st.sampled_from(['Random', 'TopK'])),
+        optimizer=draw(st.sampled_from(['SGD', 'AdamW'])),
+        interval=draw(st.integers(1, 3)),
+        seed=draw(st.integers(0, 2**31)),
+    )
+
+
+class Run:
+    """Some parameters whose gradients depend on seed and step alone."""
+
+    def __init__(self, case, start=0):
+        self.case = case
+        dtype, seed = case['dtype'], case['seed']
+        generator = torch.Generator().manual_seed(seed + start)
+        self.parameters = {
+            f'layer{i}': nn.Parameter(
+                torch.randn(shape, generator=generator).to(dtype)
+            )
+            for i, shape in enumerate(case['shapes'])
+        }
+        self.algorithm = ALGORITHMS.build(
+            dict(type=case['algorithm'], structure=case['structure'])
+        )
+        masks = MaskSet.draw(
+            self.parameters,
+            {
+                n: round(case['density'] * p.numel())
+                for n, p in self.parameters.items()
+            },
+            INITIALIZERS.build(case['init']),
+            seed + start,
+            self.algorithm.structure,
+        )
+        kind, options = torch.optim.SGD, dict(momentum=0.9)
+        if case['optimizer'] == 'AdamW':
+            # The usual eps is zero in float16.
+            kind, options = torch.optim.AdamW, dict(eps=1e-4)
+        self.optimizer = kind(
+            self.parameters.values(), lr=0.05, weight_decay=0.01, **options
+        )
+        self.trainer = MaskTrainer(
+            masks,
+            self.algorithm,
+            UpdateSchedule(case['interval'], STEPS),
+            DROP_FRACTIONS.build(
+                dict(type=case['drop'], initial=case['fraction'])
+            ),
+            seed + start,
+            case['placement'],
+        )
+        self.trainer.enforce(self.optimizer)
+
+    def step(self):
+        seed = (self.case['seed'] + 1) * 1000 + self.trainer.steps
+        generator = torch.Generator().manual_seed(seed)
+        for p in self.parameters.values():
+            p.grad = torch.randn(p.shape, generator=generator).to(p)
+        self.trainer.step(self.optimizer, self.optimizer.step)
+
+    def slots(self, name):
+        state = self.optimizer.state[self.parameters[name]]
+        return {
+            f'{name}/{k}': v for k, v in state.items() if torch.is_tensor(v)
+        }
+
+    def check(self, counts):
+        """Exact counts, and +0 outside the masks."""
+        assert self.trainer.masks.counts() == counts
+        for name, mask in self.trainer.masks.items():
+            weight = self.parameters[name].detach()
+            for tensor in (weight, *self.slots(name).values()):
+                if tensor.shape == mask.shape:
+                    outside = tensor[~mask]
+                    assert not outside.any() and not outside.signbit().any()
+
+    def save(self):
+        file = io.BytesIO()
+        state = (
+            {n: p.detach() for n, p in self.parameters.items()},
+            self.optimizer.state_dict(),
+            self.trainer.state_dict(),
+        )
+        torch.save(state, file)
+        file.seek(0)
+        return torch.load(file, weights_only=True)
+
+    def load(self, state):
+        weights, optimizer, trainer = state
+        for name, parameter in self.parameters.items():
+            parameter.data.copy_(weights[name])
+        self.optimizer.load_state_dict(optimizer)
+        self.trainer.load_state_dict(trainer)
+        self.trainer.enforce(self.optimizer)
+
+    def everything(self):
+        """All that two equal runs agree on, bit for bit."""
+        tensors = dict(self.parameters)
+        for name, mask in self.trainer.masks.items():
+            tensors |= {f'{name}/mask': mask} | self.slots(name)
+        history = self.trainer.history.state_dict()
+        for key in ('ever', 'always'):
+            tensors |= {f'{n}/{key}': v for n, v in history[key].items()}
+        return {
+            k: (v.shape, v.dtype, v.detach().reshape(-1).view(torch.uint8))
+            for k, v in tensors.items()
+        }
+
+
+@property_of(settings_of_a_run(), st.integers(0, STEPS))
+def test_counts_zeros_and_resuming(case, broken):
+    run = Run(case)
+    counts = run.trainer.masks.counts()
+    run.check(counts)
+    saved = None
+    for step in range(STEPS):
+        if step == broken:
+            saved = run.save()
+        before = copy.deepcopy(dict(run.trainer.masks))
+        run.step()
+        run.check(counts)
+        due = run.algorithm.dynamic and (step + 1) % case['interval'] == 0
+        assert (run.trainer.report is not None) == due
+        for name, mask in run.trainer.masks.items():
+            gone = int((before[name] & ~mask).sum())
+            assert gone <= due * case['fraction'] * counts[name] + 1e-6
+    saved = saved or run.save()
+    # Another process, whose weights, masks and slots are others at first.
+    resumed = Run(case, start=1)
+    resumed.step()
+    resumed.load(saved)
+    for _ in range(STEPS - broken):
+        resumed.step()
+    first, second = run.everything(), resumed.everything()
+    assert first.keys() == second.keys()
+    for key, (shape, dtype, found) in first.items():
+        assert (shape, dtype) == second[key][:2], key
+        assert torch.equal(found, second[key][2]), key
+
+
+BAD = st.sampled_from([float('nan'), float('inf'), -float('inf')])
+
+
+@property_of(
+    settings_of_a_run(),
+    st.lists(st.tuples(st.integers(0, 2**20), BAD), min_size=1, max_size=20),
+)
+def test_counts_are_exact_whatever_the_weights_are(case, bad):
+    run = Run(case)
+    counts = run.trainer.masks.counts()
+    for step in range(STEPS):
+        for name, parameter in run.parameters.items():
+            active = run.trainer.masks[name].flatten().nonzero().flatten()
+            for place, value in bad:
+                if len(active):
+                    where = active[(place + step) % len(active)]
+                    parameter.data.view(-1)[where] = value
+        run.step()
+        run.check(counts)
+        assert run.trainer.report is None or not run.trainer.report.skipped
