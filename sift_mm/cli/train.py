@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from sift_mm.cli.options import add_run_options
+from sift_mm.config.arguments import check_config
 from sift_mm.config.checkpoints import check_checkpoint, check_pretrained
 from sift_mm.config.data import check_data
 from sift_mm.config.reading import load_run_config
@@ -105,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = merge_args(load_run_config(args), args)
     check_amp(cfg)
+    check_config(cfg)
     if args.resume is not None and cfg.resume:
         check_checkpoint(cfg.load_from)
     check_pretrained(cfg)

@@ -1,7 +1,7 @@
 """Masks of the checkpoint that a run starts from."""
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
@@ -19,7 +19,7 @@ from sift_mm.sparsity import MaskSet
 from sift_mm.sparsity.initializers import count_tolerance
 
 # What becomes of the masks that come with loaded weights.
-TRANSFERS = ('fixed', 'train', 'dense')
+Transfer = Literal['fixed', 'train', 'dense']
 
 
 def pretrained_source(
@@ -110,7 +110,7 @@ def mask_origin(
             ``sparse_training``; None without it.
         loaded (bool): Whether there is a checkpoint at all.
         resumed (bool): Whether the run goes on from it.
-        transfer (str): One of ``TRANSFERS``.
+        transfer (str): One of ``Transfer``.
         init_is_given (bool): Whether new masks are asked for.
 
     Returns:
