@@ -48,8 +48,10 @@ def check_config(cfg: Config) -> None:
         ValueError: One sentence on the first wrong argument of a Sparse-IFT
             backbone, or of a SparseTrainingHook.
     """
+    from sift_mm.config.reading import import_library
     from sift_mm.engine.hook import SparseTrainingHook
 
+    import_library(cfg)
     for hook in cfg.get('custom_hooks') or ():
         if not isinstance(hook, dict):
             continue  # A hook that is built already.
@@ -67,7 +69,8 @@ def check_config(cfg: Config) -> None:
 def _check_backbone(key: str, maker: Any, node: dict[str, Any]) -> None:
     found = read_arguments(maker, node, key)
     keys = ('family', 'sparsity', 'inner', 'sparse_factors')
-    make_member(*map(found.get, keys))
+    options: dict[str, Any] = {key: found.get(key) for key in keys}
+    make_member(**options)
 
 
 def _without(node: dict[str, Any], *keys: str) -> dict[str, Any]:

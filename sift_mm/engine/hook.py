@@ -142,8 +142,9 @@ class SparseTrainingHook(Hook):
     ) -> None:
         if init is not None and transfer != 'fixed':
             raise Mistake(
-                f'init={init!r} draws new masks, and transfer={transfer!r} is '
-                'about those that come with loaded weights; leave one out.'
+                f'init={type(init).__name__!r} draws new masks, and '
+                f'transfer={transfer!r} is about those that come with loaded '
+                'weights; leave one out.'
             )
         if isinstance(drop_fraction, (int, float)):
             drop_fraction = dict(type='Cosine', initial=drop_fraction)
