@@ -99,9 +99,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, numbers) and not isinstance(value, bool)
 
 
-def _is_whole(value: Any, least: float = 1) -> bool:
+def _is_whole(value: Any, least: int = 1) -> bool:
+    """Whether it is a whole number of 64 bits, which all that read it take."""
     whole = isinstance(value, (int, np.integer))
-    return whole and not isinstance(value, bool) and bool(value >= least)
+    return whole and not isinstance(value, bool) and least <= value < 2**63
 
 
 def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:
@@ -151,9 +152,14 @@ Sparsities = Annotated[
         ),
     ),
 ]
-Count = Annotated[int, Check('a whole number, at least 1', _is_whole)]
+Count = Annotated[
+    int, Check('a whole number, at least 1 and below 2**63', _is_whole)
+]
 Seed = Annotated[
-    int, Check('a whole number, at least 0', lambda v: _is_whole(v, 0))
+    int,
+    Check(
+        'a whole number, at least 0 and below 2**63', lambda v: _is_whole(v, 0)
+    ),
 ]
 Size = Annotated[
     tuple[int, int],
@@ -184,7 +190,7 @@ Node = Annotated[
 _PLAIN: dict[Any, Kind] = {
     NoneType: Check('None', lambda v: v is None),
     bool: Check('True or False', lambda v: isinstance(v, bool)),
-    int: Check('a whole number', lambda v: _is_whole(v, float('-inf'))),
+    int: Check('a whole number', lambda v: _is_whole(v, -(2**63))),
     # nan is not itself.
     float: Check('a number', lambda v: _is_number(v) and v == v),
     str: Check('a string', lambda v: isinstance(v, str)),
