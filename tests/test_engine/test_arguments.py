@@ -144,6 +144,7 @@ HOOK = dict(
     placement=word('after_step', 'replace_step'),
     log_layers=flag,
 )
+LOOP = dict(COMMON, seed=whole(0), steps=whole(1))
 BACKBONE = dict(
     family=word('wide', 'parallel', 'factorized', 'doped', 'wide_factorized'),
     sparsity=sparsity,
@@ -162,13 +163,14 @@ WRAPPER = dict(
     include=COMMON['include'],
     exclude=strings,
 )
-WORDS = st.sampled_from(
+ALL_WORDS = (
     'Static SET RigL Rigl2 Uniform UniformPlus ER ERK Explicit Random TopK '
     'FromWeights Constant Linear Cosine Unstructured fixed train dense auto '
     'sparse after_step replace_step wide parallel factorized doped norm '
     'wide_factorized match match_model nominal none norm_act both u 3 0.5 '
     'no yes weight * before aftr_step'.split()
 )
+WORDS = st.sampled_from(ALL_WORDS)
 NUMBERS = st.one_of(
     st.integers(-3, 3),
     st.integers(),
@@ -210,6 +212,39 @@ VALUES = st.one_of(
     PARTS,
     PARTS.map(ConfigDict),
 )
+LIKELY = dict(
+    algorithm=['rigl', dict(type='SET', structure='unstructured')],
+    distribution=[
+        'uniform+',
+        dict(type='UniformPlus', last=0.5),
+        dict(type='Explicit', sparsities={'*': np.float64(0.5)}),
+        dict(type='Explicit', sparsities={'*': 1.0}),
+        dict(type='Explicit'),
+    ],
+    init=['top_k', dict(type='Random'), dict(type='Random', seed=1)],
+    drop_fraction=[dict(type='Linear', initial=i) for i in (0.5, 1, 2, '1')],
+    include=[['*'], ('a*', 'b'), [''], 'weight'],
+    exclude=[['*'], ('a*', 'b'), [''], 'weight'],
+    match_shape=[(32, 64), [np.int64(8), 8], (0, 8), (8.0, 8), (8,)],
+)
+
+
+def named_values(table):
+    """Names of arguments, with values of which about half may be meant."""
+
+    def values(name):
+        words = [one for one in ALL_WORDS if table[name](one)]
+        likely = [*words, *LIKELY.get(name, [])]
+        if any(map(table[name], (1, 7, 0.5))):
+            likely += [0.25, np.float32(0.5), 1, 7, np.int64(7), 0]
+        if table[name](True):
+            likely += [True, False, np.bool_(True)]
+        # Mapped, for one_of to see one strategy beside the other.
+        anything = VALUES.map(lambda value: value)
+        values = st.one_of(anything, st.sampled_from(likely))
+        return st.tuples(st.just(name), values)
+
+    return st.one_of(*map(values, sorted(table)))
 
 
 def settle(build, name, value, means):
@@ -230,8 +265,9 @@ def settle(build, name, value, means):
 
 
 @cases(0.7)
-@given(st.sampled_from(sorted(HOOK)), VALUES)
-def test_an_argument_of_the_hook_means_something_or_is_refused(name, value):
+@given(named_values(HOOK))
+def test_an_argument_of_the_hook_means_something_or_is_refused(case):
+    name, value = case
     hook = settle(
         lambda: SparseTrainingHook(**{name: value}), name, value, HOOK[name]
     )
@@ -241,9 +277,10 @@ def test_an_argument_of_the_hook_means_something_or_is_refused(name, value):
 
 
 @cases(0.1)
-@given(st.sampled_from(sorted({**COMMON, 'seed': 0, 'steps': 0})), VALUES)
-def test_an_argument_of_a_plain_loop_is_one_or_is_refused(name, value):
-    means = dict(COMMON, seed=whole(0), steps=whole(1))[name]
+@given(named_values(LOOP))
+def test_an_argument_of_a_plain_loop_is_one_or_is_refused(case):
+    name, value = case
+    means = LOOP[name]
     model = nn.Sequential(nn.Linear(2, 2))
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
 
@@ -262,12 +299,15 @@ def test_an_argument_of_a_plain_loop_is_one_or_is_refused(name, value):
 
 @cases(0.2)
 @given(
-    st.sampled_from(['SparseIFT', 'SparseIFTResNet']), st.data(), st.booleans()
+    st.one_of(
+        st.tuples(st.just('SparseIFT'), named_values(WRAPPER)),
+        st.tuples(st.just('SparseIFTResNet'), named_values(BACKBONE)),
+    ),
+    st.booleans(),
 )
-def test_an_argument_of_a_backbone_is_one_or_is_refused(kind, data, hooked):
+def test_an_argument_of_a_backbone_is_one_or_is_refused(case, hooked):
+    kind, (name, value) = case
     table = WRAPPER if kind == 'SparseIFT' else BACKBONE
-    name = data.draw(st.sampled_from(sorted(table)))
-    value = data.draw(VALUES)
     node = dict(type=kind, family='factorized', sparsity=0.75)
     if kind == 'SparseIFT':
         node['backbone'] = dict(type='ResNet', depth=18)
