@@ -239,10 +239,9 @@ def named_values(table):
             likely += [0.25, np.float32(0.5), 1, 7, np.int64(7), 0]
         if table[name](True):
             likely += [True, False, np.bool_(True)]
-        # Mapped, for one_of to see one strategy beside the other.
-        anything = VALUES.map(lambda value: value)
-        values = st.one_of(anything, st.sampled_from(likely))
-        return st.tuples(st.just(name), values)
+        # Not one_of, which would weigh them as one to the many in VALUES.
+        drawn = st.tuples(VALUES, st.sampled_from(likely), st.booleans())
+        return drawn.map(lambda case: (name, case[case[2]]))
 
     return st.one_of(*map(values, sorted(table)))
 
