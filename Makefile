@@ -20,11 +20,12 @@ chain: setup  ## pretrain, transfer masks, detect and segment, in small
 test: setup  ## run the tests; ARGS='-k rigl' picks some
 	@$(VENV) -m pytest $(ARGS)
 
-attack: export SIFT_MM_CASES = 100000
-attack: export SIFT_MM_KILLS = 100
+attack: export SIFT_MM_CASES ?= 100000
+attack: export SIFT_MM_KILLS ?= 100
 attack: setup  ## 100,000 random cases of mask training, 100 kills of a run
 	@$(VENV) -m pytest tests/test_sparsity/test_properties.py \
-	  tests/test_engine/test_saving.py $(ARGS)
+	  tests/test_engine/test_saving.py tests/test_engine/test_arguments.py \
+	  $(ARGS)
 
 lint: setup  ## ruff, mypy and, for the kernels, clang-format
 	@$(VENV) -m ruff check .

@@ -2,13 +2,14 @@
 
 A dense layer is replaced by a larger one whose weights are sparse, so that
 the FLOPs stay what they were. How much larger follows from one number, the
-sparsity ``s`` (Sparse-IFT, section 3). This module imports nothing of the
-project and can be used from a config file.
+sparsity ``s`` (Sparse-IFT, section 3). This module needs no network and can
+be used from a config file.
 """
 
 import math
 from collections.abc import Callable, Mapping
 
+from sift_mm.arguments import Sparsity, read
 from sift_mm.errors import Mistake
 
 # What stands between the two inner layers, or behind each branch.
@@ -23,15 +24,7 @@ def check_sparsity(sparsity: float) -> None:
     Raises:
         ValueError: If ``sparsity`` is not a number in [0, 1).
     """
-    if (
-        isinstance(sparsity, bool)
-        or not isinstance(sparsity, (int, float))
-        or not 0 <= sparsity < 1
-    ):
-        raise Mistake(
-            f'sparsity is the share of weights that are zero, a number in '
-            f'[0, 1); got {sparsity!r}.'
-        )
+    read('sparsity', sparsity, Sparsity)
 
 
 def expansion(sparsity: float) -> float:

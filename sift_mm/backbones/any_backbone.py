@@ -2,7 +2,6 @@
 
 import copy
 from collections import Counter
-from collections.abc import Mapping, Sequence
 from functools import cache, partial, wraps
 from typing import Any
 
@@ -10,7 +9,22 @@ import torch
 from mmengine.registry import Registry
 from torch import nn
 
-from sift_mm.backbones.base import SparseIFTBackbone, make_member
+from sift_mm.arguments import (
+    AnyGlobs,
+    Globs,
+    Node,
+    Size,
+    Sparsity,
+    read_arguments,
+)
+from sift_mm.backbones.base import (
+    FamilyName,
+    Flops,
+    Inner,
+    SparseFactors,
+    SparseIFTBackbone,
+    make_member,
+)
 from sift_mm.checkpoint import pretrained_cfg
 from sift_mm.errors import Mistake
 from sift_mm.flops import count_flops
@@ -63,15 +77,15 @@ class TransformedBackbone(SparseIFTBackbone):
 
 def sparse_ift(
     library: Registry,
-    backbone: Mapping[str, Any],
-    family: str | None = None,
-    sparsity: float | None = None,
-    flops: str = 'match',
-    inner: str | None = None,
-    sparse_factors: str | None = None,
-    include: Sequence[str] | None = None,
-    exclude: Sequence[str] = (),
-    match_shape: tuple[int, int] | None = None,
+    backbone: Node,
+    family: FamilyName | None = None,
+    sparsity: Sparsity | None = None,
+    flops: Flops = 'match',
+    inner: Inner | None = None,
+    sparse_factors: SparseFactors | None = None,
+    include: Globs | None = None,
+    exclude: AnyGlobs = (),
+    match_shape: Size | None = None,
     unmasked: bool = False,
     init_cfg: Any = None,
 ) -> nn.Module:
@@ -108,7 +122,7 @@ def sparse_ift(
         ValueError: If an argument is not among the above, nothing can be
             replaced, or a network without masks misses the dense FLOPs.
     """
-    member = make_member(family, sparsity, inner, sparse_factors, flops)
+    member = make_member(family, sparsity, inner, sparse_factors)
     if pretrained_cfg(backbone.get('init_cfg')) or backbone.get('pretrained'):
         raise Mistake(
             'The inner backbone of SparseIFT loads the weights of a dense '
@@ -148,7 +162,7 @@ def register(library: Registry) -> None:
     @library.register_module(name='SparseIFT')
     @wraps(make)
     def build(**kwargs: Any) -> nn.Module:
-        return make(**kwargs)
+        return make(**read_arguments(make, kwargs, 'SparseIFT'))
 
 
 def _transform(

@@ -3,11 +3,12 @@
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import nn
 
+from sift_mm.arguments import OneOf
 from sift_mm.checkpoint import (
     CHECKPOINT_KEY,
     check_keys,
@@ -16,9 +17,13 @@ from sift_mm.checkpoint import (
     without_prefix,
 )
 from sift_mm.errors import Mistake, MistakenCall
-from sift_mm.layers import Composite, Member, Wide
+from sift_mm.isoflop import INNER, SPARSE_FACTORS
+from sift_mm.layers import Composite, Member, Wide, families
 
-FLOPS = ('match', 'match_model', 'nominal')
+FamilyName = Annotated[str, OneOf(families)]
+Flops = Literal['match', 'match_model', 'nominal']
+Inner = Annotated[str, OneOf(lambda: INNER)]
+SparseFactors = Annotated[str, OneOf(lambda: SPARSE_FACTORS)]
 
 
 class SparseIFTBackbone(nn.Module):
@@ -149,7 +154,6 @@ def make_member(
     sparsity: float | None,
     inner: str | None,
     sparse_factors: str | None,
-    flops: str,
     parallel_inner: str = 'none',
 ) -> Member | None:
     """The member of the family that a backbone's arguments ask for.
@@ -159,16 +163,11 @@ def make_member(
         sparsity (float, optional): As for :class:`Member`.
         inner (str, optional): As for :class:`Member`; None is the default.
         sparse_factors (str, optional): As for :class:`Member`.
-        flops (str): One of ``FLOPS``.
         parallel_inner (str): The default behind branches.
 
     Raises:
         ValueError: If they contradict one another.
     """
-    if flops not in FLOPS:
-        raise Mistake(
-            f'flops is one of {", ".join(map(repr, FLOPS))}; got {flops!r}.'
-        )
     if family is None:
         if sparsity or inner or sparse_factors:
             raise Mistake(

@@ -10,7 +10,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from sift_mm.backbones.base import SparseIFTBackbone, make_member
+from sift_mm.arguments import Size, Sparsity, checked
+from sift_mm.backbones.base import (
+    FamilyName,
+    Flops,
+    Inner,
+    SparseFactors,
+    SparseIFTBackbone,
+    make_member,
+)
 from sift_mm.backbones.ranks import ranks_for
 from sift_mm.errors import Mistake, MistakenKey
 from sift_mm.flops import FlopCount, count_flops
@@ -98,16 +106,17 @@ class SparseIFTMixin(SparseIFTBackbone):
     core_keys = _CORE
     match_shape: tuple[int, int] = (224, 224)
 
+    @checked
     def __init__(
         self,
         depth: int,
         *args: Any,
-        family: str | None = None,
-        sparsity: float | None = None,
-        flops: str = 'match',
-        inner: str | None = None,
-        sparse_factors: str | None = None,
-        match_shape: tuple[int, int] | None = None,
+        family: FamilyName | None = None,
+        sparsity: Sparsity | None = None,
+        flops: Flops = 'match',
+        inner: Inner | None = None,
+        sparse_factors: SparseFactors | None = None,
+        match_shape: Size | None = None,
         unmasked: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -116,7 +125,6 @@ class SparseIFTMixin(SparseIFTBackbone):
             sparsity,
             inner,
             sparse_factors,
-            flops,
             self.parallel_inner,
         )
         if member is not None and kwargs.get('dcn') is not None:

@@ -14,6 +14,7 @@ from sift_mm.analysis.report import make_report
 from sift_mm.analysis.text import to_text
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_config_options, add_shape_option, positive
+from sift_mm.config.arguments import check_config
 from sift_mm.config.reading import load_config
 from sift_mm.errors import Mistake
 
@@ -56,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # What configs and libraries print would not be JSON.
     with redirect_stdout(sys.stderr):
         cfg = load_config(args)
+        check_config(cfg)
         try:
             report = dict(config=args.config) | make_report(
                 cfg, args.shape, args.epoch_samples, args.batch_size

@@ -15,6 +15,7 @@ from mmengine.runner import Runner
 
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_run_options
+from sift_mm.config.arguments import check_config
 from sift_mm.config.checkpoints import check_checkpoint
 from sift_mm.config.data import check_data
 from sift_mm.config.drawing import enable_drawing
@@ -144,6 +145,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """
     args = parse_args(argv)
     cfg = load_run_config(args)
+    check_config(cfg)
     costs = CostHook(copy.deepcopy(cfg))
     sparse = SparseTestHook()
     cfg = merge_args(cfg, args)

@@ -12,6 +12,7 @@ from mmengine.runner import Runner
 
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_run_options
+from sift_mm.config.arguments import check_config
 from sift_mm.config.checkpoints import check_pretrained, find_start
 from sift_mm.config.data import check_data
 from sift_mm.config.reading import load_run_config
@@ -99,6 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = merge_args(load_run_config(args), args)
     check_amp(cfg)
+    check_config(cfg)
     start = find_start(cfg, args.resume)
     check_pretrained(cfg)
     check_data(

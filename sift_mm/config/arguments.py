@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import MODELS
+from mmengine.registry import HOOKS, MODELS, Registry
 
-from sift_mm.config.member import check_names
+from sift_mm.arguments import check_names, parameters, read_arguments
+from sift_mm.backbones.base import make_member
 
 
 def arguments(cfg: Config, kind: Any) -> dict[str, Any]:
@@ -21,22 +22,59 @@ def arguments(cfg: Config, kind: Any) -> dict[str, Any]:
     Returns:
         dict[str, Any]: Defaults by name, ``inspect.Parameter.empty`` without.
     """
-    if isinstance(kind, str):
-        scope = cfg.get('default_scope', 'mmengine')
-        with MODELS.switch_scope_and_registry(scope) as registry:
-            kind = registry.get(kind)
-    makers = [kind] if callable(kind) else []
-    if inspect.isclass(kind):
-        makers = [
-            vars(one)['__init__']
-            for one in reversed(inspect.getmro(kind))
-            if '__init__' in vars(one) and one is not object
-        ]
-    return {
-        name: argument.default
-        for maker in makers
-        for name, argument in inspect.signature(maker).parameters.items()
-    }
+    maker = _maker(cfg, MODELS, kind)
+    known = parameters(maker) if callable(maker) else {}
+    return {name: argument.default for name, argument in known.items()}
+
+
+def _maker(cfg: Config, registry: Registry, kind: Any) -> Any:
+    """Class or function of a ``type``; None if it is not registered."""
+    if not isinstance(kind, str):
+        return kind
+    scope = cfg.get('default_scope', 'mmengine')
+    with registry.switch_scope_and_registry(scope) as found:
+        return found.get(kind)
+
+
+def check_config(cfg: Config) -> None:
+    """Refuse arguments of sparse training that cannot be meant.
+
+    Nothing is built but the hooks, which are small.
+
+    Args:
+        cfg (Config): Config of a run; its library is imported.
+
+    Raises:
+        ValueError: One sentence on the first wrong argument of a Sparse-IFT
+            backbone, or of a SparseTrainingHook.
+    """
+    from sift_mm.config.reading import import_library
+    from sift_mm.engine.hook import SparseTrainingHook
+
+    import_library(cfg)
+    for hook in cfg.get('custom_hooks') or ():
+        if not isinstance(hook, dict):
+            continue  # A hook that is built already.
+        maker = _maker(cfg, HOOKS, hook.get('type'))
+        if inspect.isclass(maker) and issubclass(maker, SparseTrainingHook):
+            maker(**_without(hook, 'type', 'priority'))
+    for key, node in _nodes(cfg.get('model'), 'model'):
+        # Of all nodes, no others need be known to a registry of models.
+        if 'SparseIFT' in str(node.get('type')):
+            maker = _maker(cfg, MODELS, node['type'])
+            if maker is not None:
+                _check_backbone(key, maker, _without(node, 'type'))
+
+
+def _check_backbone(key: str, maker: Any, node: dict[str, Any]) -> None:
+    found = read_arguments(maker, node, key)
+    keys = ('family', 'sparsity', 'inner', 'sparse_factors')
+    options: dict[str, Any] = {key: found.get(key) for key in keys}
+    make_member(**options)
+
+
+def _without(node: dict[str, Any], *keys: str) -> dict[str, Any]:
+    return {k: v for k, v in node.items() if k not in (*keys, '_scope_')}
 
 
 def refuse_unknown(cfg: Config, error: Exception) -> None:

@@ -1,13 +1,13 @@
 """The member of the family that options ask for."""
 
-import difflib
 import inspect
 import re
 from argparse import Namespace
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from sift_mm.arguments import check_names
 from sift_mm.errors import Mistake
 
 # Arguments of SparseIFT, which wraps a backbone; SparseIFTResNet has most.
@@ -124,21 +124,3 @@ class MemberOptions:
         if self.pretrained is not None:
             parts.append('pre')
         return '-'.join(filter(None, parts))
-
-
-def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuses a name that is not known, with the nearest that is.
-
-    Raises:
-        ValueError: If there is one.
-    """
-    known = list(known)
-    for name in names:
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            hint = (
-                f'did you mean {near[0]}?'
-                if near
-                else (f'there are {", ".join(known)}.')
-            )
-            raise Mistake(f'{what} {name}: {hint}')

@@ -8,13 +8,10 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from sift_mm.arguments import check_names
 from sift_mm.config.channels import fit_channels
 from sift_mm.config.conversion import convert, is_wrapped
-from sift_mm.config.member import (
-    MEMBER_ARGUMENTS,
-    MemberOptions,
-    check_names,
-)
+from sift_mm.config.member import MEMBER_ARGUMENTS, MemberOptions
 from sift_mm.config.nodes import type_name
 from sift_mm.errors import Mistake
 

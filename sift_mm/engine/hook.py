@@ -1,7 +1,7 @@
 """The hook that trains masks in an MMEngine run."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -12,6 +12,15 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
+from sift_mm.arguments import (
+    AnyGlobs,
+    Count,
+    End,
+    Globs,
+    Seed,
+    Sparsity,
+    checked,
+)
 from sift_mm.checkpoint import (
     CHECKPOINT_KEY,
     check_finite,
@@ -31,7 +40,7 @@ from sift_mm.engine.plan import MaskPlan, sparse_backbone, whole_model_budget
 from sift_mm.engine.randomness import SeededIterations
 from sift_mm.engine.saving import save_whole
 from sift_mm.engine.transfer import (
-    TRANSFERS,
+    Transfer,
     check_counts,
     check_member,
     check_optimizer,
@@ -40,7 +49,6 @@ from sift_mm.engine.transfer import (
     pretrained_state,
 )
 from sift_mm.errors import Mistake
-from sift_mm.isoflop import check_sparsity
 from sift_mm.resuming import check_resumable
 from sift_mm.sparsity import (
     ALGORITHMS,
@@ -48,16 +56,19 @@ from sift_mm.sparsity import (
     DROP_FRACTIONS,
     INITIALIZERS,
     Algorithm,
+    AlgorithmLike,
+    DistributionLike,
+    DropFractionLike,
     ExecutionMode,
+    InitializerLike,
     MaskSet,
     MaskTrainer,
     SparseExecution,
     UpdateSchedule,
-    check_mode,
     density,
 )
-from sift_mm.sparsity.grown import GrownSteps, check_grown_steps
-from sift_mm.sparsity.trainer import PLACEMENTS, Placement
+from sift_mm.sparsity.grown import GrownSteps
+from sift_mm.sparsity.trainer import Placement
 
 # What a resumed run may change, but not without a word.
 SCHEDULE = (
@@ -125,51 +136,30 @@ class SparseTrainingHook(Hook):
     # Before LoggerHook and CheckpointHook.
     priority = 'NORMAL'
 
+    @checked
     def __init__(
         self,
-        algorithm: str | dict = 'RigL',
-        sparsity: float | None = None,
-        distribution: str | dict = 'Uniform',
-        init: str | dict | None = None,
-        transfer: str = 'fixed',
-        drop_fraction: float | str | dict = 0.3,
-        interval: int = 100,
-        end: float = 0.75,
+        algorithm: AlgorithmLike = 'RigL',
+        sparsity: Sparsity | None = None,
+        distribution: DistributionLike = 'Uniform',
+        init: InitializerLike | None = None,
+        transfer: Transfer = 'fixed',
+        drop_fraction: DropFractionLike = 0.3,
+        interval: Count = 100,
+        end: End = 0.75,
         placement: Placement = 'after_step',
-        include: Sequence[str] | None = None,
-        exclude: Sequence[str] = (),
-        seed: int | None = None,
+        include: Globs | None = None,
+        exclude: AnyGlobs = (),
+        seed: Seed | None = None,
         log_layers: bool = False,
         execution: ExecutionMode = 'auto',
         grown_steps: GrownSteps = 'free',
     ) -> None:
-        check_mode(execution)
-        check_grown_steps(grown_steps)
-        if sparsity is not None:
-            check_sparsity(sparsity)
-        if not 0 < end <= 1:
-            raise Mistake(
-                'end is the share of the optimizer steps until '
-                f'the last mask update, in (0, 1]; got {end}.'
-            )
-        if interval < 1:
-            raise Mistake(
-                'interval is the number of optimizer steps between two mask '
-                f'updates, at least 1; got {interval}.'
-            )
-        if placement not in PLACEMENTS:
-            raise Mistake(
-                f'Unknown placement {placement!r}; choose one of {PLACEMENTS}.'
-            )
-        if transfer not in TRANSFERS:
-            raise Mistake(
-                f'Unknown transfer {transfer!r} of loaded masks;'
-                f' choose one of {TRANSFERS}.'
-            )
         if init is not None and transfer != 'fixed':
             raise Mistake(
-                f'init={init!r} draws new masks, and transfer={transfer!r} is '
-                'about those that come with loaded weights; leave one out.'
+                f'init={type(init).__name__!r} draws new masks, and '
+                f'transfer={transfer!r} is about those that come with loaded '
+                'weights; leave one out.'
             )
         if isinstance(drop_fraction, (int, float)):
             drop_fraction = dict(type='Cosine', initial=drop_fraction)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 from torch.optim import Optimizer
@@ -22,7 +22,7 @@ from sift_mm.sparsity import MaskSet
 from sift_mm.sparsity.initializers import count_tolerance
 
 # What becomes of the masks that come with loaded weights.
-TRANSFERS = ('fixed', 'train', 'dense')
+Transfer = Literal['fixed', 'train', 'dense']
 # Slots of optimizers that are of the shape of their weights in each of them.
 ELEMENTWISE = ('momentum_buffer', 'exp_avg')
 
@@ -116,7 +116,7 @@ def mask_origin(
             ``sparse_training``; None without it.
         loaded (bool): Whether there is a checkpoint at all.
         resumed (bool): Whether the run goes on from it.
-        transfer (str): One of ``TRANSFERS``.
+        transfer (str): One of ``Transfer``.
         init_is_given (bool): Whether new masks are asked for.
 
     Returns:

@@ -7,7 +7,7 @@ weight, gradient, fraction and generator in, new mask out.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -62,7 +62,10 @@ class Algorithm:
     structure: Structure = Unstructured()
 
     def __init__(
-        self, structure: str | Mapping[str, Any] | Structure = 'Unstructured'
+        self,
+        structure: Annotated[
+            str | Mapping[str, Any] | Structure, STRUCTURES
+        ] = 'Unstructured',
     ) -> None:
         self.structure = STRUCTURES.build(structure)
 
@@ -224,7 +227,10 @@ def drop_count(mask: Tensor, fraction: float) -> int:
     return int(fraction * count(mask) + 1e-9)
 
 
-ALGORITHMS: Registry[Algorithm] = Registry('mask-training algorithm')
+ALGORITHMS: Registry[Algorithm] = Registry(
+    'mask-training algorithm', Algorithm
+)
+AlgorithmLike = Annotated[str | Mapping[str, Any] | Algorithm, ALGORITHMS]
 
 
 @ALGORITHMS.register

@@ -1,11 +1,12 @@
 """How a sparsity is shared out over layers, in exact counts."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar
 
+from sift_mm.arguments import Share, Sparsities, read_arguments
 from sift_mm.errors import Mistake
 from sift_mm.sparsity.registry import Registry
 
@@ -51,7 +52,12 @@ class Distribution:
         }
 
 
-DISTRIBUTIONS: Registry[Distribution] = Registry('sparsity distribution')
+DISTRIBUTIONS: Registry[Distribution] = Registry(
+    'sparsity distribution', Distribution
+)
+DistributionLike = Annotated[
+    str | Mapping[str, Any] | Distribution, DISTRIBUTIONS
+]
 
 
 @DISTRIBUTIONS.register
@@ -76,7 +82,10 @@ class UniformPlus(Distribution):
         last (float): Highest sparsity of the last layer.
     """
 
-    last: float = 0.8
+    last: Share = 0.8
+
+    def __post_init__(self) -> None:
+        read_arguments(type(self), vars(self))
 
     def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
         """Density 1 - s, the last layer at least 1 - ``last``."""
@@ -143,18 +152,17 @@ class Explicit(Distribution):
     """
 
     needs_sparsity: ClassVar[bool] = False
-    sparsities: Mapping[str, float] = field(default_factory=dict)
+    sparsities: Sparsities
+
+    def __post_init__(self) -> None:
+        read_arguments(type(self), vars(self))
 
     def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
         """Density by layer, as written.
 
         Raises:
-            ValueError: If a layer matches no pattern, or a pattern no layer,
-                or a sparsity is outside [0, 1).
+            ValueError: If a layer matches no pattern, or a pattern no layer.
         """
-        wrong = {k: v for k, v in self.sparsities.items() if not 0 <= v < 1}
-        if wrong:
-            raise Mistake(f'Explicit sparsities must be in [0, 1): {wrong}')
         densities, used = {}, set()
         for name in shapes:
             for pattern, value in self.sparsities.items():

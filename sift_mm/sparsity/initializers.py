@@ -1,6 +1,8 @@
 """First masks: random, by magnitude, or read off the weights."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -49,7 +51,10 @@ class Initializer:
         return torch.empty_like(weight, dtype=torch.bool).copy_(first)
 
 
-INITIALIZERS: Registry[Initializer] = Registry('mask initializer')
+INITIALIZERS: Registry[Initializer] = Registry('mask initializer', Initializer)
+InitializerLike = Annotated[
+    str | Mapping[str, Any] | Initializer, INITIALIZERS
+]
 
 
 def count_tolerance(size: int) -> int:

@@ -1,8 +1,9 @@
 """Names for the parts of mask training, as a config writes them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
+from sift_mm.arguments import Kind, read_arguments
 from sift_mm.errors import Mistake
 
 T = TypeVar('T')
@@ -12,17 +13,19 @@ def _key(name: str) -> str:
     return name.lower().replace('+', 'plus').replace('_', '').replace('-', '')
 
 
-class Registry(Generic[T]):
+class Registry(Kind, Generic[T]):
     """Classes by name; upper and lower case, "-" and "_" do not matter.
 
     MMEngine's registry is not used, because this package needs only PyTorch.
 
     Args:
         kind (str): What is registered, for messages.
+        base (type): Class of all objects that may be used in place of a name.
     """
 
-    def __init__(self, kind: str) -> None:
+    def __init__(self, kind: str, base: type[T]) -> None:
         self.kind = kind
+        self.base = base
         self._classes: dict[str, type[T]] = {}
 
     def register(self, cls: type[T]) -> type[T]:
@@ -42,9 +45,23 @@ class Registry(Generic[T]):
         return cls
 
     @property
-    def names(self) -> list[str]:
+    def names(self) -> list[str]:  # type: ignore[override]
         """The registered names."""
         return [cls.__name__ for cls in self._classes.values()]
+
+    @property
+    def what(self) -> str:  # type: ignore[override]
+        """The names, and how else one is given."""
+        return (
+            f'a {self.kind}, one of {", ".join(self.names)} or '
+            'dict(type=one, ...)'
+        )
+
+    def accepts(self, value: Any) -> bool:
+        """Whether it is a known name, a dict, or such an object."""
+        if isinstance(value, str):
+            return _key(value) in self._classes
+        return isinstance(value, (Mapping, self.base))
 
     def build(self, cfg: 'str | Mapping[str, Any] | T | None') -> T:
         """Build from a name, a ``dict(type=name, ...)``, or pass through.
@@ -52,22 +69,18 @@ class Registry(Generic[T]):
         Raises:
             ValueError: If the name is unknown or the arguments do not fit.
         """
-        if cfg is None or isinstance(cfg, str):
-            cfg = {'type': cfg}
-        if not isinstance(cfg, Mapping):
+        if isinstance(cfg, self.base):
             return cfg
-        kwargs = dict(cfg)
+        kwargs = dict(cfg) if isinstance(cfg, Mapping) else {'type': cfg}
         name = kwargs.pop('type', None)
-        cls: Callable[..., T] | None = self._classes.get(_key(str(name)))
+        cls = self._classes.get(_key(str(name)))
         if cls is None:
             raise Mistake(
                 f'Unknown {self.kind} {name!r}; choose one of '
                 f'{", ".join(self.names)}.'
             )
-        try:
-            return cls(**kwargs)
-        except TypeError as e:
-            raise Mistake(f'{self.kind} {name!r}: {e}') from e
+        who = f'{self.kind} {name!r}'
+        return cls(**read_arguments(cls, kwargs, who))
 
 
 def _origin(cls: type) -> str:

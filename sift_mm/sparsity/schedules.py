@@ -1,8 +1,11 @@
 """When masks are updated, and how much of them."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Annotated, Any
 
+from sift_mm.arguments import Share, read_arguments
 from sift_mm.errors import Mistake
 from sift_mm.sparsity.registry import Registry
 
@@ -52,14 +55,10 @@ class DropFraction:
         ValueError: If ``initial`` is outside [0, 1].
     """
 
-    initial: float = 0.3
+    initial: Share = 0.3
 
     def __post_init__(self) -> None:
-        if not 0 <= self.initial <= 1:
-            raise Mistake(
-                'The drop fraction is a share of the active '
-                f'weights, in [0, 1]; got {self.initial}.'
-            )
+        read_arguments(type(self), vars(self))
 
     def at(self, step: int, end: int) -> float:
         """The share at a step.
@@ -74,7 +73,12 @@ class DropFraction:
         raise NotImplementedError
 
 
-DROP_FRACTIONS: Registry[DropFraction] = Registry('drop-fraction schedule')
+DROP_FRACTIONS: Registry[DropFraction] = Registry(
+    'drop-fraction schedule', DropFraction
+)
+DropFractionLike = (
+    Share | Annotated[str | Mapping[str, Any] | DropFraction, DROP_FRACTIONS]
+)
 
 
 @DROP_FRACTIONS.register

@@ -1,25 +1,37 @@
 """Mask training of any network in a plain loop, with all that it takes."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+from sift_mm.arguments import (
+    AnyGlobs,
+    Count,
+    End,
+    Globs,
+    Seed,
+    Sparsity,
+    checked,
+)
 from sift_mm.errors import Mistake
-from sift_mm.sparsity.algorithms import ALGORITHMS, Algorithm
-from sift_mm.sparsity.distributions import DISTRIBUTIONS, Distribution
+from sift_mm.sparsity.algorithms import ALGORITHMS, AlgorithmLike
+from sift_mm.sparsity.distributions import (
+    DISTRIBUTIONS,
+    Distribution,
+    DistributionLike,
+)
 from sift_mm.sparsity.execution import (
     ExecutionMode,
     SparseExecution,
-    check_mode,
 )
 from sift_mm.sparsity.grown import GrownSteps
 from sift_mm.sparsity.initializers import (
     INITIALIZERS,
-    Initializer,
+    InitializerLike,
     count_tolerance,
 )
 from sift_mm.sparsity.masks import MaskSet
@@ -27,7 +39,7 @@ from sift_mm.sparsity.metrics import density
 from sift_mm.sparsity.parameters import select_parameters
 from sift_mm.sparsity.schedules import (
     DROP_FRACTIONS,
-    DropFraction,
+    DropFractionLike,
     UpdateSchedule,
 )
 from sift_mm.sparsity.trainer import MaskTrainer, UpdateReport
@@ -70,31 +82,26 @@ class SparseTraining:
             one sparsity, or the optimizer does not hold a sparse parameter.
     """
 
+    @checked
     def __init__(
         self,
         model: nn.Module,
         optimizer: Optimizer,
-        algorithm: str | Mapping[str, Any] | Algorithm = 'RigL',
+        algorithm: AlgorithmLike = 'RigL',
         *,
-        steps: int,
-        sparsity: float | None = None,
-        distribution: str | Mapping[str, Any] | Distribution = 'Uniform',
-        init: str | Mapping[str, Any] | Initializer | None = None,
-        drop_fraction: float | str | Mapping[str, Any] | DropFraction = 0.3,
-        interval: int = 100,
-        end: float = 0.75,
-        include: Sequence[str] | None = None,
-        exclude: Sequence[str] = (),
-        seed: int = 0,
+        steps: Count,
+        sparsity: Sparsity | None = None,
+        distribution: DistributionLike = 'Uniform',
+        init: InitializerLike | None = None,
+        drop_fraction: DropFractionLike = 0.3,
+        interval: Count = 100,
+        end: End = 0.75,
+        include: Globs | None = None,
+        exclude: AnyGlobs = (),
+        seed: Seed = 0,
         execution: ExecutionMode = 'auto',
         grown_steps: GrownSteps = 'free',
     ) -> None:
-        check_mode(execution)
-        if not 0 < end <= 1:
-            raise Mistake(
-                'end is the share of the steps until the last mask update, '
-                f'in (0, 1]; got {end}.'
-            )
         parameters = select_parameters(model, include, exclude)
         _check_held(parameters, optimizer)
         layers = _layer_densities(model, parameters)
@@ -275,8 +282,6 @@ def _sparsity(
     if not distribution.needs_sparsity:
         return 0.0
     if sparsity is not None:
-        if not 0 <= sparsity < 1:
-            raise Mistake(f'sparsity must be in [0, 1); got {sparsity}.')
         if any(abs(sparsity - one) > 1e-6 for one in found):
             raise Mistake(
                 f'sparsity={sparsity}, but the layers are built for '

@@ -93,7 +93,7 @@ class Structure:
         return score
 
 
-STRUCTURES: Registry[Structure] = Registry('mask structure')
+STRUCTURES: Registry[Structure] = Registry('mask structure', Structure)
 
 
 @STRUCTURES.register

@@ -246,7 +246,7 @@ def test_without_a_family_it_is_the_librarys_own():
     [
         (dict(flops='equal'), "'match_model'"),
         (dict(sparsity=None), 'needs a sparsity'),
-        (dict(family='wider'), 'Unknown family'),
+        (dict(family='wider'), 'family is one of'),
         (
             dict(
                 backbone=dict(

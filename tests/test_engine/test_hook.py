@@ -217,17 +217,23 @@ def test_without_a_checkpoint_nothing_is_saved_by_an_unused_hook(tmp_path):
 @pytest.mark.parametrize(
     'kwargs, words',
     [
-        (dict(algorithm='Rig'), 'Unknown mask-training algorithm .*RigL'),
-        (dict(distribution='flat'), 'Unknown sparsity distribution .*ERK'),
+        (
+            dict(algorithm='Rig'),
+            "got 'Rig': did you mean 'RigL'",
+        ),
+        (dict(distribution='flat'), "distribution is .*ERK.*; got 'flat'"),
         (dict(distribution=dict(type='ERK', power=2)), 'ERK.*power'),
-        (dict(init='zeros'), 'Unknown mask initializer .*TopK'),
+        (dict(init='zeros'), "init is .*TopK.*; got 'zeros'"),
         (dict(drop_fraction=1.5), r'\[0, 1\]'),
         (dict(drop_fraction=dict(type='step')), 'Unknown drop-fraction'),
-        (dict(drop_fraction='step'), 'Unknown drop-fraction .*Linear'),
+        (
+            dict(drop_fraction='step'),
+            "drop_fraction .*Linear.*'step'",
+        ),
         (dict(sparsity=1.0), r'\[0, 1\)'),
         (dict(end=0), r'\(0, 1\]'),
         (dict(interval=0), 'at least 1'),
-        (dict(placement='before'), 'Unknown placement'),
+        (dict(placement='before'), "placement .*'after_step'.*; got 'before'"),
         (dict(grown_steps='small'), "'free', 'bounded'.*; got 'small'"),
     ],
 )
@@ -259,12 +265,6 @@ def test_mistakes_in_arguments_stop_the_runner_from_being_built(
             dict(),
             ValueError,
             "'hiden.*' matches none .*hidden.weight, out.weight",
-        ),
-        (
-            dict(include='hidden.weight'),
-            dict(),
-            ValueError,
-            r"\['hidden.weight'\]",
         ),
         (
             dict(exclude=['out.weight']),

@@ -213,7 +213,7 @@ def test_a_resumed_run_does_not_drop_its_masks(source, tmp_path):
 
 
 def test_contradictory_arguments_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="'frozen'.*'fixed'"):
+    with pytest.raises(ValueError, match="'fixed'.*got 'frozen'"):
         toy_runner(tmp_path, dict(transfer='frozen'))
     with pytest.raises(ValueError, match="init='TopK'.*transfer='dense'"):
         toy_runner(tmp_path, dict(init='TopK', transfer='dense'))

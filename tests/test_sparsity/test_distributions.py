@@ -155,7 +155,7 @@ def test_explicit_from_a_config():
     'sparsities, words',
     [
         ({'a': 0.5}, "no sparsity for 'b'.*patterns are .*'a'"),
-        ({}, "no sparsity for 'a'"),
+        ({}, 'sparsities is .* for each glob pattern.*; got {}'),
         ({'*': 0.5, 'conv*': 0.1}, "patterns .*'conv.*there are .*'a'"),
         ({'a': 0.5, 'b': 1.0, 'c': 0.1}, r"in \[0, 1\).*'b': 1"),
         ({'a': 0.5, 'b': -0.1, 'c': 0.1}, r"in \[0, 1\).*'b': -0.1"),

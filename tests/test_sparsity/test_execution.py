@@ -353,7 +353,7 @@ def test_what_cannot_run_sparse_is_named():
         '1 of float64 (4)',
     ):
         assert words in text
-    with pytest.raises(ValueError, match="one of .*'dense'.; got 'fast'"):
+    with pytest.raises(ValueError, match="one of .*'dense'; got 'fast'"):
         SparseTraining(
             network(), optimizer, execution='fast', interval=3, **kwargs
         )

@@ -57,7 +57,7 @@ class Apple:
 
 
 def orchard():
-    registry = Registry('fruit')
+    registry = Registry('fruit', Apple)
     assert registry.register(Apple) is Apple
     return registry
 
@@ -80,7 +80,7 @@ def test_an_unknown_name_lists_what_there_is(cfg):
 
 
 def test_an_argument_that_does_not_fit_is_named():
-    with pytest.raises(ValueError, match="fruit 'apple'.*'colour'"):
+    with pytest.raises(ValueError, match="fruit 'apple' .*argument colour"):
         orchard().build(dict(type='apple', colour='red'))
 
 
