@@ -153,13 +153,11 @@ Sparsities = Annotated[
     ),
 ]
 Count = Annotated[
-    int, Check('a whole number, at least 1 and below 2**63', _is_whole)
+    int, Check('a whole number of 64 bits, at least 1', _is_whole)
 ]
 Seed = Annotated[
     int,
-    Check(
-        'a whole number, at least 0 and below 2**63', lambda v: _is_whole(v, 0)
-    ),
+    Check('a whole number of 64 bits, at least 0', lambda v: _is_whole(v, 0)),
 ]
 Size = Annotated[
     tuple[int, int],

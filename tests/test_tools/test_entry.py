@@ -1,8 +1,11 @@
 """What a command line says of a mistake, and what of an error."""
 
 import errno
+from pathlib import Path
 
 import pytest
+from forks import run_forked
+from minirun import ROOT, write_config
 
 from sift_mm.cli.entry import Parser, entry_point, explain
 from sift_mm.errors import Mistake, MistakenKey, MistakenType
@@ -70,3 +73,50 @@ def test_a_mistake_ends_with_its_sentence_and_code_2(capsys):
 def test_where_it_was_found_is_shown_if_wanted():
     with pytest.raises(Mistake, match=SENTENCE):
         entry_point(command)(['--traceback'])
+
+
+SPARSE = (
+    "\ncustom_imports = dict(imports=['sift_mm'])\n"
+    "model['backbone'].update(type='SparseIFTResNet_CIFAR', family='wide', "
+    "sparsity=0.75)\nmodel['head']['in_channels'] = 128\n"
+    "custom_hooks = [dict(type='SparseTrainingHook')]\n"
+)
+
+
+@pytest.mark.parametrize(
+    'code, options, sentence',
+    [
+        (
+            "custom_hooks[0]['intervall'] = 5",
+            [],
+            'SparseTrainingHook has no argument intervall: did you mean '
+            'interval?',
+        ),
+        (
+            "custom_hooks[0]['interval'] = 1.5",
+            [],
+            'interval is a whole number of 64 bits, at least 1; got 1.5.',
+        ),
+        (
+            "model['backbone']['family'] = 'wid'",
+            [],
+            "got 'wid': did you mean 'wide'?",
+        ),
+        ('', ['--sparsity', 'nan'], 'nan'),
+        ('', ['--resume', 'none.pth'], 'There is no checkpoint '),
+        ("load_from = 'none.pth'", [], 'There is no checkpoint '),
+    ],
+)
+def test_the_tool_says_one_sentence_before_the_banner(
+    tmp_path, data, code, options, sentence
+):
+    config = Path(write_config(tmp_path, 'mmpretrain', data['mmpretrain']))
+    with config.open('a') as stream:
+        stream.write(f'{SPARSE}{code}\n')
+    done = run_forked(
+        ROOT / 'tools/train.py', config, '--work-dir', tmp_path, *options
+    )
+    assert done.returncode == 2, done.stdout
+    lines = done.stdout.strip().splitlines()
+    assert sentence in lines[-1] and len(lines) < 5, done.stdout
+    assert 'Traceback' not in done.stdout
