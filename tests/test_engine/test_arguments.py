@@ -333,7 +333,7 @@ def test_an_argument_of_a_backbone_is_one_or_is_refused(case, hooked):
         ),
         (
             dict(custom_hooks=[dict(type='SparseTrainingHook', interval='3')]),
-            "interval is a whole number, at least 1 and below 2**63; got '3'.",
+            "interval is a whole number of 64 bits, at least 1; got '3'.",
         ),
         (
             dict(model=dict(backbone=dict(familly='wide'))),
