@@ -9,6 +9,7 @@ import yaml
 from minirun import ROOT
 
 from sift_mm.cli import metafile
+from sift_mm.errors import Mistake
 
 DENSE = ROOT / 'configs/fashion_mnist/resnet18-w8_1xb128-1e_fashion-mnist.py'
 
@@ -93,7 +94,7 @@ def test_masks_that_are_drawn_anew_are_counted(tmp_path: Path) -> None:
 
 
 def test_data_sets_of_ones_own_are_refused() -> None:
-    with pytest.raises(SystemExit, match='none of the data sets known'):
+    with pytest.raises(Mistake, match='none of the data sets known'):
         metafile.describe(
             ROOT / 'configs/demo/retinanet_r18_fpn_10e_tree-crowns.py'
         )
