@@ -246,7 +246,12 @@ def runtimes(
         ov = importlib.import_module('openvino')
         core = ov.Core()
         core.set_property(
-            'CPU', {'INFERENCE_NUM_THREADS': torch.get_num_threads()}
+            'CPU',
+            {
+                'INFERENCE_NUM_THREADS': torch.get_num_threads(),
+                # Else bfloat16, where the CPU has it.
+                'INFERENCE_PRECISION_HINT': 'f32',
+            },
         )
         compiled = core.compile_model(
             ov.convert_model(model, example_input=x), 'CPU'

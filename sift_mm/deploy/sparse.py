@@ -28,7 +28,7 @@ from sift_mm.deploy.sparse_layers import (
     sparse_geometry,
 )
 from sift_mm.errors import Mistake, MistakenCall, MistakenType
-from sift_mm.kernels import Geometry, why_unavailable
+from sift_mm.kernels import Geometry, can_pool, why_unavailable
 from sift_mm.layers.plain import plain_type
 
 #: Denser layers run dense: there the dense kernels are as fast.
@@ -221,7 +221,7 @@ class _Conversion:
 
     def convert(self, module: nn.Module, name: str) -> nn.Module:
         """Convert a module, as a whole if it can be traced."""
-        if FastMaxPool2d.takes(module):
+        if can_pool(module):
             self.report.pools.append(name)
             return FastMaxPool2d(module).eval()  # type: ignore[arg-type]
         if module in self.chosen:

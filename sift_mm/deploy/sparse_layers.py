@@ -165,7 +165,7 @@ class FastMaxPool2d(nn.Module):
     """``nn.MaxPool2d`` on the kernels, equal bit for bit.
 
     Args:
-        pool (nn.MaxPool2d): Without dilation, ceil mode or indices.
+        pool (nn.MaxPool2d): Of the kind that :func:`can_pool` takes.
     """
 
     def __init__(self, pool: nn.MaxPool2d) -> None:
@@ -173,16 +173,6 @@ class FastMaxPool2d(nn.Module):
         self.kernel, self.stride, self.padding = (
             pair(value)
             for value in (pool.kernel_size, pool.stride, pool.padding)
-        )
-
-    @staticmethod
-    def takes(module: nn.Module) -> bool:
-        """Whether a module is a pooling of the kind that is done here."""
-        return (
-            isinstance(module, nn.MaxPool2d)
-            and pair(module.dilation) == (1, 1)
-            and not module.ceil_mode
-            and not module.return_indices
         )
 
     def forward(self, x: Tensor) -> Tensor:

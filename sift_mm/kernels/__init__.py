@@ -4,7 +4,7 @@ from .build import KernelsUnavailable, why_unavailable
 from .geometry import Geometry, geometry_of, pair
 from .ops import sparse_conv2d, sparse_conv2d_fused
 from .pattern import make_pattern
-from .pooling import max_pool2d
+from .pooling import can_pool, max_pool2d
 from .products import DENSE, PRODUCTS, masked_layer
 from .timing import SMALLEST, Timing, multiplications, time_products
 
@@ -15,6 +15,7 @@ __all__ = [
     'Geometry',
     'KernelsUnavailable',
     'Timing',
+    'can_pool',
     'geometry_of',
     'make_pattern',
     'max_pool2d',

@@ -5,10 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import max_pool2d as dense_max_pool2d
 
 from . import build
+from .geometry import pair
 
 
 class Pool(ctypes.Structure):
@@ -132,6 +133,16 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
 
 
 _max_pool2d.register_autograd(_backward, setup_context=_save)
+
+
+def can_pool(module: nn.Module) -> bool:
+    """Whether a module is a max-pooling of the kind that is done here."""
+    return (
+        isinstance(module, nn.MaxPool2d)
+        and pair(module.dilation) == (1, 1)
+        and not module.ceil_mode
+        and not module.return_indices
+    )
 
 
 def max_pool2d(

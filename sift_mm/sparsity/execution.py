@@ -9,7 +9,12 @@ import torch
 from torch import distributed, nn
 
 from sift_mm.errors import Mistake
-from sift_mm.kernels import PRODUCTS, geometry_of, why_unavailable
+from sift_mm.kernels import (
+    PRODUCTS,
+    can_pool,
+    geometry_of,
+    why_unavailable,
+)
 from sift_mm.sparsity.agreement import world_size
 from sift_mm.sparsity.masked_layers import (
     SPARSE,
@@ -69,7 +74,7 @@ class SparseExecution:
         if mode == 'dense':
             return
         names = {id(masks.parameters[name]): name for name in masks}
-        attached: list[tuple[nn.Module, Execution]] = []
+        attached: list[tuple[nn.Module, object]] = []
         for prefix, module in model.named_modules():
             name = names.get(id(getattr(module, 'weight', None)))
             if name is None:
@@ -83,6 +88,12 @@ class SparseExecution:
             )
             attach(module, self.layers[prefix])
             attached.append((module, self.layers[prefix]))
+        if attached:
+            # Of wide activations it takes as long as a few convolutions.
+            mark = object()
+            for module in filter(can_pool, model.modules()):
+                attach(module, mark)
+                attached.append((module, mark))
         self._detach = weakref.finalize(self, _detach_all, attached)
         self._detach.atexit = False
         if mode == 'sparse' and not attached:
@@ -222,7 +233,7 @@ def _why_dense(module: nn.Module, mode: ExecutionMode) -> str | None:
     return None
 
 
-def _detach_all(attached: list[tuple[nn.Module, Execution]]) -> None:
+def _detach_all(attached: list[tuple[nn.Module, object]]) -> None:
     for module, execution in attached:
         # It may run through a later one by now.
         if getattr(module, 'execution', None) is execution:

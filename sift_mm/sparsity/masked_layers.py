@@ -19,7 +19,9 @@ from sift_mm.kernels import (
     geometry_of,
     make_pattern,
     masked_layer,
+    max_pool2d,
     multiplications,
+    pair,
     time_products,
 )
 
@@ -222,18 +224,44 @@ class _MaskedLinear(_MaskedLayer, nn.Linear):
         return out.view(*input.shape[:-1], out.shape[-1])
 
 
+class _WideMaxPool2d(_MaskedLayer, nn.MaxPool2d):
+    """Has no mask; its input is wide, and the result the same."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return max_pool2d(
+            input,
+            pair(self.kernel_size),
+            pair(self.stride),
+            pair(self.padding),
+        )
+
+
+MIXINS: dict[type, type] = {
+    nn.Conv2d: _MaskedConv2d,
+    nn.Linear: _MaskedLinear,
+    nn.MaxPool2d: _WideMaxPool2d,
+}
+
+
 @cache
 def _masked_class(plain: Any) -> Any:
     """The class of an attached layer, in place of the one that it had."""
-    conv = issubclass(plain, nn.Conv2d)
-    mixin: type = _MaskedConv2d if conv else _MaskedLinear
+    mixin = next(
+        mixin for kind, mixin in MIXINS.items() if issubclass(plain, kind)
+    )
     # Printed, traced and initialised like the class that it stands for.
     names = {'__module__': plain.__module__, 'plain_class': plain}
     return type(plain.__name__, (mixin, plain), names)
 
 
-def attach(layer: Any, execution: Execution) -> None:
-    """Let a layer run through an execution, in place of an earlier one."""
+def attach(layer: Any, execution: Any) -> None:
+    """Let a layer run through an execution, in place of an earlier one.
+
+    Args:
+        layer (nn.Module): Convolution, linear layer or max-pooling.
+        execution (Execution | object): Of a max-pooling, what tells the
+            network's execution from another.
+    """
     detach(layer)
     plain: Any = type(layer)
     layer.__class__ = _masked_class(plain)

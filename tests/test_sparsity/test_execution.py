@@ -533,3 +533,32 @@ def test_rows_of_a_linear_layer_may_have_any_leading_shape():
         x = torch.randn(shape)
         assert '1 of 1 masked' in sparse.execution
         torch.testing.assert_close(plain(x), model[0](x))
+
+
+def test_max_pooling_of_wide_activations_runs_on_the_kernels_too():
+    def pooled(mode):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False),
+            nn.BatchNorm2d(8),
+            nn.MaxPool2d(3, 2, 1),
+            nn.Conv2d(8, 8, 3, padding=1),
+            nn.MaxPool2d(2, ceil_mode=True),  # Stays PyTorch's.
+        )
+        parts = training(mode, model, include=['*.weight'], sparsity=0.75)
+        x = torch.randn(2, 3, 11, 9, requires_grad=True)
+        ran = []
+        with torch.profiler.profile() as profile:
+            model(x).square().sum().backward()
+        ran = [event.key for event in profile.key_averages()]
+        return parts, x.grad, ran.count('sift_mm::max_pool2d')
+
+    parts, gradient, count = pooled('sparse')
+    _, expected, dense_count = pooled('dense')
+    assert (count, dense_count) == (1, 0)
+    torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
+    model = parts[0]
+    assert type(copy.deepcopy(model)[2]) is nn.MaxPool2d
+    del parts
+    gc.collect()
+    assert type(model[2]) is nn.MaxPool2d
