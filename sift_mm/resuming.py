@@ -11,11 +11,14 @@ from sift_mm.errors import Mistake
 from sift_mm.sparsity.packing import pack
 
 
-def check_resumable(checkpoint: Mapping[str, Any]) -> None:
+def check_resumable(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     """Refuse a checkpoint from which a run does not go on as it was.
 
     Args:
         checkpoint (Mapping[str, Any]): As it was read.
+
+    Returns:
+        dict, optional: Its mask training, see :func:`mask_training`.
 
     Raises:
         ValueError: If a part of the run or of its mask training is missing,
@@ -54,6 +57,7 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> None:
     state = mask_training(checkpoint)
     if state is not None:
         _check_masks(state, meta['iter'])
+    return state
 
 
 def _check_masks(state: Mapping[str, Any], iteration: int) -> None:

@@ -53,7 +53,6 @@ from sift_mm.resuming import check_resumable
 from sift_mm.sparsity import (
     ALGORITHMS,
     DISTRIBUTIONS,
-    DROP_FRACTIONS,
     INITIALIZERS,
     Algorithm,
     AlgorithmLike,
@@ -66,6 +65,7 @@ from sift_mm.sparsity import (
     SparseExecution,
     UpdateSchedule,
     density,
+    make_drop_fraction,
 )
 from sift_mm.sparsity.grown import GrownSteps
 from sift_mm.sparsity.trainer import Placement
@@ -161,12 +161,10 @@ class SparseTrainingHook(Hook):
                 f'transfer={transfer!r} is about those that come with loaded '
                 'weights; leave one out.'
             )
-        if isinstance(drop_fraction, (int, float)):
-            drop_fraction = dict(type='Cosine', initial=drop_fraction)
         self.algorithm = ALGORITHMS.build(algorithm)
         self.distribution = DISTRIBUTIONS.build(distribution)
         self.initializer = INITIALIZERS.build(init or 'Random')
-        self.drop_fraction = DROP_FRACTIONS.build(drop_fraction)
+        self.drop_fraction = make_drop_fraction(drop_fraction)
         self.init_is_given = init is not None
         self.transfer = transfer
         self.sparsity = sparsity
@@ -202,14 +200,15 @@ class SparseTrainingHook(Hook):
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
         with named(runner._load_from):
             if runner._resume:
-                check_resumable(checkpoint)
+                self._checkpoint = check_resumable(checkpoint)
                 # MMEngine would run this text, to look for a key that only
                 # the configs of before 2022 have.
                 checkpoint['meta'].pop('config', None)
-            if runner._resume and optimizer is not None:
-                check_optimizer(checkpoint['optimizer'], optimizer)
-            check_finite(state)
-            self._checkpoint = mask_training(checkpoint)
+                if optimizer is not None:
+                    check_optimizer(checkpoint['optimizer'], optimizer)
+            else:
+                check_finite(state)
+                self._checkpoint = mask_training(checkpoint)
         found = sparse_backbone(unwrap(runner.model))
         if found is not None:
             prefix, backbone = found

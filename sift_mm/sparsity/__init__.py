@@ -27,7 +27,6 @@ from sift_mm.sparsity.distributions import (
 from sift_mm.sparsity.execution import (
     ExecutionMode,
     SparseExecution,
-    check_mode,
 )
 from sift_mm.sparsity.initializers import (
     INITIALIZERS,
@@ -54,6 +53,7 @@ from sift_mm.sparsity.schedules import (
     DropFractionLike,
     Linear,
     UpdateSchedule,
+    make_drop_fraction,
 )
 from sift_mm.sparsity.selection import keep_only_
 from sift_mm.sparsity.sparse_training import SparseTraining
@@ -98,11 +98,11 @@ __all__ = [
     'Unstructured',
     'UpdateReport',
     'UpdateSchedule',
-    'check_mode',
     'density',
     'elementwise',
     'generator_for',
     'keep_only_',
+    'make_drop_fraction',
     'select_parameters',
     'sparse_parameter_names',
     'sparsifiable_parameters',

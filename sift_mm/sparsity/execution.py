@@ -3,11 +3,12 @@
 import weakref
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import distributed, nn
 
+from sift_mm import arguments
 from sift_mm.errors import Mistake
 from sift_mm.kernels import (
     PRODUCTS,
@@ -27,20 +28,6 @@ from sift_mm.sparsity.masked_layers import (
 from sift_mm.sparsity.masks import MaskSet
 
 ExecutionMode = Literal['auto', 'sparse', 'dense']
-MODES: tuple[ExecutionMode, ...] = get_args(ExecutionMode)
-
-
-def check_mode(mode: str) -> None:
-    """Refuse an unknown mode.
-
-    Raises:
-        ValueError: If it is none of ``MODES``.
-    """
-    if mode not in MODES:
-        raise Mistake(
-            f'execution is how masked layers run on a CPU, one of {MODES}; '
-            f'got {mode!r}.'
-        )
 
 
 class SparseExecution:
@@ -65,7 +52,7 @@ class SparseExecution:
     def __init__(
         self, model: nn.Module, masks: MaskSet, mode: ExecutionMode = 'auto'
     ) -> None:
-        check_mode(mode)
+        arguments.read('execution', mode, ExecutionMode)
         self.mode = mode
         self.layers: dict[str, Execution] = {}
         self.reasons: dict[str, str] = {}

@@ -2,29 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Adam, AdamW, Optimizer
 
-from sift_mm.errors import Mistake, MistakenType
+from sift_mm.errors import MistakenType
 
 GrownSteps = Literal['free', 'bounded']
-GROWN_STEPS: tuple[GrownSteps, ...] = get_args(GrownSteps)
-
-
-def check_grown_steps(value: str) -> None:
-    """Refuse an unknown choice.
-
-    Raises:
-        ValueError: If it is none of ``GROWN_STEPS``.
-    """
-    if value not in GROWN_STEPS:
-        raise Mistake(
-            'grown_steps is how far weights may go that a mask update has '
-            f'grown, one of {GROWN_STEPS}; got {value!r}.'
-        )
 
 
 class YoungWeights:

@@ -109,3 +109,16 @@ class Cosine(DropFraction):
     def at(self, step: int, end: int) -> float:
         """Falls on half a cosine to 0."""
         return self.initial / 2 * (1 + math.cos(math.pi * step / end))
+
+
+def make_drop_fraction(
+    value: float | str | Mapping[str, Any] | DropFraction,
+) -> DropFraction:
+    """A schedule as an argument says it: a number is the start of a cosine.
+
+    Raises:
+        ValueError: As of ``DROP_FRACTIONS.build``.
+    """
+    if isinstance(value, (int, float)):
+        return Cosine(value)
+    return DROP_FRACTIONS.build(value)

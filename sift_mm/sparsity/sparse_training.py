@@ -38,9 +38,9 @@ from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import density
 from sift_mm.sparsity.parameters import select_parameters
 from sift_mm.sparsity.schedules import (
-    DROP_FRACTIONS,
     DropFractionLike,
     UpdateSchedule,
+    make_drop_fraction,
 )
 from sift_mm.sparsity.trainer import MaskTrainer, UpdateReport
 
@@ -108,8 +108,6 @@ class SparseTraining:
         share = DISTRIBUTIONS.build(distribution)
         wanted = _sparsity(sparsity, layers, share)
         rule = ALGORITHMS.build(algorithm)
-        if isinstance(drop_fraction, (int, float)):
-            drop_fraction = dict(type='Cosine', initial=drop_fraction)
         masks = MaskSet.draw(
             parameters,
             share.counts(
@@ -127,7 +125,7 @@ class SparseTraining:
             UpdateSchedule(interval, int(end * steps + 1e-9))
             if rule.dynamic
             else None,
-            DROP_FRACTIONS.build(drop_fraction),
+            make_drop_fraction(drop_fraction),
             seed,
             grown_steps=grown_steps,
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from sift_mm import arguments
 from sift_mm.errors import Mistake, MistakenCall, MistakenType
 from sift_mm.sparsity.agreement import check_agreement
 from sift_mm.sparsity.algorithms import Algorithm, Growth
@@ -17,7 +18,6 @@ from sift_mm.sparsity.execution import SparseExecution
 from sift_mm.sparsity.grown import (
     GrownSteps,
     YoungWeights,
-    check_grown_steps,
 )
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import MaskHistory
@@ -97,12 +97,12 @@ class MaskTrainer:
         placement: Placement = 'after_step',
         grown_steps: GrownSteps = 'free',
     ) -> None:
-        check_grown_steps(grown_steps)
         if placement not in PLACEMENTS:
             raise Mistake(
                 f'Unknown placement {placement!r} of the mask '
                 f'update; choose one of {PLACEMENTS}.'
             )
+        arguments.read('grown_steps', grown_steps, GrownSteps)
         self.masks = masks
         self.algorithm = algorithm
         self.schedule = schedule if algorithm.dynamic else None
