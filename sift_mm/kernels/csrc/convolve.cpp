@@ -5,7 +5,6 @@
 // in L1, since every multiplication loads one vector of them; filters; the
 // nonzeros of the filter in the block.
 #include <omp.h>
-#include <unistd.h>
 
 #include <cstdlib>
 
@@ -13,15 +12,6 @@
 #include "memory.h"
 
 namespace {
-
-// Accumulators of the filters that share a packed input fill most of L2.
-int64_t accumulator_bytes() {
-  long bytes = 0;
-#ifdef _SC_LEVEL2_CACHE_SIZE
-  bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
-#endif
-  return (bytes > 0 ? bytes : 256 * 1024) * 7 / 8;
-}
 
 // The 7 x COLS accumulators of a filter, over its nonzeros in a block.
 template <class View>
@@ -38,13 +28,24 @@ inline void accumulate(const float* tile, const uint16_t* position,
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t) acc[t] = load(sums + t * LANES);
   }
-  for (int64_t i = 0; i < count; ++i) {
-    const float* x = tile + size_t(position[i]) * LANES;
-    const vec w = value[i] - vec{};
+  const auto multiply = [&](const float* x, vec w) {
 #pragma GCC unroll 16
     for (int t = 0; t < T; ++t)
       acc[t] += w * load(x + (t / View::COLS * View::STRIDE + t % View::COLS) *
                                  LANES);
+  };
+  if (count) {
+    // What the next nonzero reads is known before this one is multiplied.
+    const float* x = tile + size_t(position[0]) * LANES;
+    vec w = value[0] - vec{};
+    for (int64_t i = 1; i < count; ++i) {
+      const float* next_x = tile + size_t(position[i]) * LANES;
+      const vec next_w = value[i] - vec{};
+      multiply(x, w);
+      x = next_x;
+      w = next_w;
+    }
+    multiply(x, w);
   }
 #pragma GCC unroll 16
   for (int t = 0; t < T; ++t) store(sums + t * LANES, acc[t]);
@@ -53,11 +54,20 @@ inline void accumulate(const float* tile, const uint16_t* position,
 // With few groups, as of one image, threads share out the filters as well;
 // each then packs its inputs anew.
 int64_t filters_at_once(const Sizes& s, int64_t groups, int64_t bytes) {
-  int64_t filters = std::min(s.filters, accumulator_bytes() / bytes);
-  while (s.threads > 1 && filters > 32 &&
-         groups * ((s.filters + filters - 1) / filters) < 4 * s.threads)
-    filters = (filters + 1) / 2;
-  return filters;
+  constexpr int64_t PACKING = 64;  // costs as much as so many filters
+  // Accumulators of the filters that share a packed input fill most of L2.
+  const int64_t most = std::min(s.filters, l2_bytes() * 7 / 8 / bytes);
+  int64_t best = most, least = INT64_MAX;
+  for (int64_t parts = 1; parts <= 4 * s.threads; ++parts) {
+    const int64_t filters = std::min(most, (s.filters + parts - 1) / parts);
+    const int64_t items = groups * ((s.filters + filters - 1) / filters);
+    const int64_t rounds = (items + s.threads - 1) / s.threads;
+    if (rounds * (filters + PACKING) < least) {
+      least = rounds * (filters + PACKING);
+      best = filters;
+    }
+  }
+  return best;
 }
 
 struct Convolve {

@@ -1,7 +1,8 @@
-// Memory of large outputs.
+// Caches, and memory of large outputs.
 #pragma once
 
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <cstddef>
 #include <cstdint>
@@ -15,4 +16,12 @@ static inline void use_huge_pages(float* data, size_t bytes) {
   const uintptr_t end = ((uintptr_t)data + bytes) / PAGE * PAGE;
   if (end > begin) madvise((void*)begin, end - begin, MADV_HUGEPAGE);
 #endif
+}
+
+static inline int64_t l2_bytes() {
+  long bytes = 0;
+#ifdef _SC_LEVEL2_CACHE_SIZE
+  bytes = sysconf(_SC_LEVEL2_CACHE_SIZE);
+#endif
+  return bytes > 0 ? bytes : 256 * 1024;
 }

@@ -4,43 +4,61 @@
 
 #include "walk.h"
 
-template <int STEP, bool WHOLE>
-static inline vec4 load_columns(const float* p, const mask4* inside) {
-  const vec4 a = WHOLE ? load_any<vec4>(p) : load_masked(p, inside[0]);
-  if (STEP == 1) return a;
-  const vec4 b = WHOLE ? load_any<vec4>(p + 4) : load_masked(p + 4, inside[1]);
-  return SHUFFLE(a, b, 0, 2, 4, 6);
+// Zero where a lane's column or row is outside.
+template <bool WHOLE>
+static inline void put(vec8 v, const Window& w, int64_t r, int c, int l,
+                       float* tile) {
+  if (!WHOLE)
+    v = (vec8)((int8)v & load_any<int8>((const float*)&w.columns[c] + l) &
+               load_any<int8>((const float*)&w.lines[r] + l));
+  store_any(tile + c * LANES + l, v);
+}
+
+// Neighbouring floats of a row: the columns of eight lanes in turns.
+template <int COLUMNS, bool WHOLE>
+static inline void pack_run(const float* x, const Window& w, int64_t r, int l,
+                            float* tile) {
+#pragma GCC unroll 4
+  for (int c = 0; c < COLUMNS; c += 2) {
+    const vec8 a = load_any<vec8>(x + c), b = load_any<vec8>(x + c + 8);
+    put<WHOLE>(SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14), w, r, c, l, tile);
+    if (c + 1 < COLUMNS)
+      put<WHOLE>(SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15), w, r, c + 1, l,
+                 tile);
+  }
+}
+
+template <int STEP>
+static inline vec4 load_columns(const float* p) {
+  const vec4 a = load_any<vec4>(p);
+  return STEP == 1 ? a : SHUFFLE(a, load_any<vec4>(p + 4), 0, 2, 4, 6);
 }
 
 // Rows of COLUMNS vectors. Eight lanes at a time are loaded along the row and
-// transposed.
+// transposed, where they are not one run.
 template <int COLUMNS, int STEP, bool WHOLE>
 static void pack_rows(const float* x, const Window& w, float* tile) {
-  constexpr int LOADS = (COLUMNS + 3) / 4 * STEP;
-  const mask4* inside = w.inside.data();
-  for (int64_t r = 0; r < w.rows; ++r, x += w.row_step) {
+  for (int64_t r = 0; r < w.rows;
+       ++r, x += w.row_step, tile += COLUMNS * LANES) {
 #pragma GCC unroll 2
-    for (int l = 0; l < LANES; l += 8)
+    for (int l = 0; l < LANES; l += 8) {
+      if (STEP == 1 && w.run[l / 8]) {
+        pack_run<COLUMNS, WHOLE>(x + w.first[l], w, r, l, tile);
+        continue;
+      }
 #pragma GCC unroll 2
       for (int c = 0; c < COLUMNS; c += 4) {
         vec8 v[4];
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; ++j) {
-          const int at = (l + j) * LOADS + c / 4 * STEP;
-          v[j] =
-              join(load_columns<STEP, WHOLE>(x + w.first[l + j] + c * STEP,
-                                             inside + at),
-                   load_columns<STEP, WHOLE>(x + w.first[l + j + 4] + c * STEP,
-                                             inside + at + 4 * LOADS));
-        }
+        for (int j = 0; j < 4; ++j)
+          v[j] = join(load_columns<STEP>(x + w.first[l + j] + c * STEP),
+                      load_columns<STEP>(x + w.first[l + j + 4] + c * STEP));
         transpose4(v);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j)
-          if (c + j < COLUMNS)
-            memcpy(tile + (c + j) * LANES + l, &v[j], sizeof v[j]);
+          if (c + j < COLUMNS) put<WHOLE>(v[j], w, r, c + j, l, tile);
       }
-    tile += COLUMNS * LANES;
-    inside += LANES * LOADS;
+    }
   }
 }
 
@@ -48,18 +66,18 @@ template <int COLUMNS>
 static void pack_scattered(const float* x, const Window& w, float* tile) {
   for (int64_t r = 0; r < w.rows; ++r)
     for (int c = 0; c < COLUMNS; ++c, tile += LANES)
-      for (int l = 0; l < LANES; ++l) {
-        const mask4& inside = w.inside[(r * LANES + l) * w.loads + c / 4];
-        tile[l] = inside[c % 4]
+      for (int l = 0; l < LANES; ++l)
+        tile[l] = w.columns[c][l] & w.lines[r][l]
                       ? x[w.first[l] + r * w.row_step + c * w.col_step]
                       : 0;
-      }
 }
 
-// One plane of one window -> rows x COLUMNS vectors.
+// One channel of one window -> rows x COLUMNS vectors.
 template <int COLUMNS>
-static void pack(const float* x, const Window& w, float* tile) {
-  if (w.col_step > 2)
+static void pack(const float* x, int64_t channel, const Window& w,
+                 float* tile) {
+  x += channel * w.plane;
+  if (!w.readable(channel))
     pack_scattered<COLUMNS>(x, w, tile);
   else if (w.col_step == 2)
     w.whole ? pack_rows<COLUMNS, 2, true>(x, w, tile)
@@ -74,7 +92,8 @@ struct Target {
   ptrdiff_t first[LANES];  // of the patch's corner, in filter 0
   ptrdiff_t row_step, col_step, plane;
   int rows[LANES], cols[LANES];  // of the patch that are inside
-  bool whole;                    // all of them, and columns are neighbours
+  // Of eight lanes: all of them are, and columns are neighbours; so are lanes.
+  bool whole[LANES / 8], run[LANES / 8];
 };
 
 template <int COLS>
@@ -83,7 +102,6 @@ static Target target_of(const Sizes& s, const Walk& walk, const Group& group) {
   t.row_step = walk.h.out_step * s.out_w;
   t.col_step = walk.w.out_step;
   t.plane = s.out_h * s.out_w;
-  t.whole = t.col_step == 1;
   for (int l = 0; l < LANES; ++l) {
     const int64_t y = walk.h.out_first + walk.h.out_step * group.row[l];
     const int64_t x = walk.w.out_first + walk.w.out_step * group.col[l];
@@ -92,7 +110,13 @@ static Target target_of(const Sizes& s, const Walk& walk, const Group& group) {
     const int64_t across = walk.w.count - group.col[l];
     t.rows[l] = group.live[l] ? (int)std::min<int64_t>(ROWS, down) : 0;
     t.cols[l] = (int)std::min<int64_t>(COLS, across);
-    t.whole &= t.rows[l] == ROWS && t.cols[l] == COLS;
+  }
+  for (int l = 0; l < LANES; ++l) {
+    const int part = l / 8, first = part * 8;
+    if (l == first) t.whole[part] = t.run[part] = COLS == 2 && t.col_step == 1;
+    t.whole[part] &= t.rows[l] == ROWS && t.cols[l] == COLS;
+    t.run[part] &=
+        t.whole[part] && t.first[l] == t.first[first] + COLS * (l - first);
   }
   return t;
 }
@@ -109,31 +133,59 @@ static void unpack(const float* tile, const Target& t, int64_t filter,
                    const Epilogue& e, float* y) {
   y += filter * t.plane;
   const float* residual = e.residual ? e.residual + filter * t.plane : nullptr;
-  if (COLS == 2 && t.whole) {
-    for (int r = 0; r < ROWS; ++r, tile += 2 * LANES)
-      for (int l = 0; l < LANES; l += 4) {
-        const vec4 a = load_any<vec4>(tile + l);
-        const vec4 b = load_any<vec4>(tile + LANES + l);
-        const vec4 pairs[2] = {SHUFFLE(a, b, 0, 4, 1, 5),
-                               SHUFFLE(a, b, 2, 6, 3, 7)};
+  for (int l = 0; l < LANES; l += 8) {
+    const float* from = tile + l;
+    if (t.run[l / 8]) {
+      for (int r = 0; r < ROWS; ++r, from += 2 * LANES) {
+        const vec8 a = load_any<vec8>(from), b = load_any<vec8>(from + LANES);
+        const vec8 halves[2] = {SHUFFLE(a, b, 0, 8, 1, 9, 2, 10, 3, 11),
+                                SHUFFLE(a, b, 4, 12, 5, 13, 6, 14, 7, 15)};
 #pragma GCC unroll 2
         for (int i = 0; i < 2; ++i) {
-          const ptrdiff_t p = t.first[l + 2 * i] + r * t.row_step;
-          const ptrdiff_t q = t.first[l + 2 * i + 1] + r * t.row_step;
-          vec4 v = pairs[i];
-          if (residual) v += load_pairs(residual + p, residual + q);
-          if (e.relu) v = relu(v);
-          store_pairs(y + p, y + q, v);
+          const ptrdiff_t p = t.first[l] + r * t.row_step + 8 * i;
+          vec8 v = halves[i];
+          if (residual) v += load_any<vec8>(residual + p);
+          store_any(y + p, e.relu ? relu(v) : v);
         }
       }
-    return;
-  }
-  for (int l = 0; l < LANES; ++l)
-    for (int r = 0; r < t.rows[l]; ++r)
-      for (int c = 0; c < t.cols[l]; ++c) {
-        const ptrdiff_t p = t.first[l] + r * t.row_step + c * t.col_step;
-        float v = tile[(r * COLS + c) * LANES + l];
-        if (residual) v += residual[p];
-        y[p] = e.relu && v < 0 ? 0 : v;
+    } else if (t.whole[l / 8]) {
+      for (int r = 0; r < ROWS; ++r, from += 2 * LANES)
+        for (int k = 0; k < 8; k += 4) {
+          const vec4 a = load_any<vec4>(from + k);
+          const vec4 b = load_any<vec4>(from + LANES + k);
+          const vec4 pairs[2] = {SHUFFLE(a, b, 0, 4, 1, 5),
+                                 SHUFFLE(a, b, 2, 6, 3, 7)};
+#pragma GCC unroll 2
+          for (int i = 0; i < 2; ++i) {
+            const ptrdiff_t* first = t.first + l + k + 2 * i;
+            const ptrdiff_t p = first[0] + r * t.row_step;
+            const ptrdiff_t q = first[1] + r * t.row_step;
+            vec4 v = pairs[i];
+            if (residual) v += load_pairs(residual + p, residual + q);
+            store_pairs(y + p, y + q, e.relu ? relu(v) : v);
+          }
+        }
+    } else {
+      for (int i = 0; i < 8; ++i) {
+        if (!residual && !e.relu && t.rows[l + i] == ROWS &&
+            t.cols[l + i] == COLS) {
+          float* to = y + t.first[l + i];
+#pragma GCC unroll 7
+          for (int r = 0; r < ROWS; ++r, to += t.row_step)
+#pragma GCC unroll 2
+            for (int c = 0; c < COLS; ++c)
+              to[c * t.col_step] = from[(r * COLS + c) * LANES + i];
+          continue;
+        }
+        for (int r = 0; r < t.rows[l + i]; ++r)
+          for (int c = 0; c < t.cols[l + i]; ++c) {
+            const ptrdiff_t p =
+                t.first[l + i] + r * t.row_step + c * t.col_step;
+            float v = from[(r * COLS + c) * LANES + i];
+            if (residual) v += residual[p];
+            y[p] = e.relu && v < 0 ? 0 : v;
+          }
       }
+    }
+  }
 }

@@ -18,9 +18,11 @@ constexpr int LANES = 8;
 #endif
 
 typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
+typedef int32_t lanes __attribute__((vector_size(LANES * sizeof(int32_t))));
+typedef uint8_t bytes __attribute__((vector_size(LANES)));
 typedef float vec4 __attribute__((vector_size(16)));
 typedef float vec8 __attribute__((vector_size(32)));
-typedef int32_t mask4 __attribute__((vector_size(16)));
+typedef int32_t int8 __attribute__((vector_size(32)));
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE __builtin_shufflevector
@@ -50,18 +52,6 @@ static inline void store_any(float* p, V v) {
 #else
 #define SIFT_CHECKED 0
 #endif
-
-// The floats of p where the mask is set, zeros elsewhere, which is not read.
-static inline vec4 load_masked(const float* p, mask4 mask) {
-#if defined(__AVX2__) && !SIFT_CHECKED
-  return (vec4)_mm_maskload_ps(p, (__m128i)mask);
-#else
-  vec4 v = {};
-  for (int i = 0; i < 4; ++i)
-    if (mask[i]) v[i] = p[i];
-  return v;
-#endif
-}
 
 static inline vec8 join(vec4 low, vec4 high) {
 #ifdef __AVX2__

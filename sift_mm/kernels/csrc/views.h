@@ -28,13 +28,12 @@ struct Patches {
   void move(int64_t index) {
     const Group group = group_at<COLS>(sizes, walk, index);
     for (size_t i = 0; i < inputs.size(); ++i)
-      look(inputs[i], group, sizes.channels, sizes.in_h, sizes.in_w,
+      look(inputs[i], group, sizes.inputs(),
            walk.h.in_first[i / walk.w.phases], walk.h.in_step,
            walk.w.in_first[i % walk.w.phases], walk.w.in_step, sizes.tile_rows,
            STRIDE);
-    look(outputs, group, sizes.filters, sizes.out_h, sizes.out_w,
-         walk.h.out_first, walk.h.out_step, walk.w.out_first, walk.w.out_step,
-         ROWS, COLS);
+    look(outputs, group, sizes.outputs(), walk.h.out_first, walk.h.out_step,
+         walk.w.out_first, walk.w.out_step, ROWS, COLS);
     target = target_of<COLS>(sizes, walk, group);
   }
 
@@ -42,8 +41,7 @@ struct Patches {
                    float* tile_) const {
     const int64_t phases = inputs.size();
     for (; plane < end; ++plane, tile_ += tile() * LANES) {
-      const Window& window = inputs[plane % phases];
-      pack<STRIDE>(x + plane / phases * window.plane, window, tile_);
+      pack<STRIDE>(x, plane / phases, inputs[plane % phases], tile_);
     }
   }
 
@@ -68,7 +66,7 @@ struct Patches {
   void pack_outputs(const float* y, int64_t filter, int64_t end,
                     float* tile_) const {
     for (; filter < end; ++filter, tile_ += ROWS * COLS * LANES)
-      pack<COLS>(y + filter * outputs.plane, outputs, tile_);
+      pack<COLS>(y, filter, outputs, tile_);
   }
 
   void write(const float* tile_, int64_t filter, const Epilogue& e,

@@ -14,6 +14,7 @@
 
 constexpr int ROWS = 7;  // of a patch; 7, 14, 28 and 56 are multiples
 constexpr int MAX_PHASES = 7;
+constexpr int MAX_COLUMNS = 8;  // of a packed tile
 
 // Output i of an axis lies at out_first + out_step * i. Its tap of a phase
 // and a shift sees in_first[phase] + in_step * (i + shift).
@@ -25,12 +26,19 @@ struct Walk {
   Axis h, w;
 };
 
+// A tensor of (images, channels, height, width).
+struct Shape {
+  int64_t images, channels, height, width;
+};
+
 struct Sizes {
   int64_t images, channels, in_h, in_w, filters, out_h, out_w;
   int64_t tile_rows;  // rows of inputs that a patch of 7 rows sees
   int64_t block;      // planes (channel x phase) that fit the L1 cache
   int64_t threads;
 
+  Shape inputs() const { return {images, channels, in_h, in_w}; }
+  Shape outputs() const { return {images, filters, out_h, out_w}; }
   int64_t planes(const Walk& walk) const {
     return channels * walk.h.phases * walk.w.phases;
   }
@@ -78,44 +86,60 @@ static Group group_at(const Sizes& s, const Walk& walk, int64_t index) {
 struct Window {
   ptrdiff_t first[LANES];  // of the rectangle's corner, in channel 0
   ptrdiff_t row_step, plane;
-  int64_t col_step, rows, loads;  // loads of 4 floats for a row of a lane
-  bool whole;                     // all that is loaded lies inside
-  std::vector<mask4> inside;      // [row][lane][load]
+  int64_t col_step, rows;
+  lanes columns[MAX_COLUMNS];  // all bits of a lane: its column is inside
+  std::vector<lanes> lines;    // its row is
+  bool whole;                  // all of them are
+  bool run[LANES / 8];         // eight lanes that are two columns apart
+  ptrdiff_t lowest, highest;   // read of channel 0 by loads of 4 floats
+  ptrdiff_t total;             // floats of the tensor
+
+  // Whether loads may pass the borders of rows and planes.
+  bool readable(int64_t channel) const {
+    return col_step <= 2 && lowest + channel * plane >= 0 &&
+           highest + channel * plane <= total;
+  }
 };
 
-// `columns` are those stored, at most 8. Columns that are 1 or 2 apart are
-// loaded by fours, others one by one.
-static void look(Window& window, const Group& group, int64_t channels,
-                 int64_t height, int64_t width, int64_t first_h,
-                 int64_t step_h, int64_t first_w, int64_t step_w, int64_t rows,
-                 int columns) {
-  const int64_t step = step_w <= 2 ? 1 : step_w;
-  const int64_t loads = (columns + 3) / 4 * (step_w <= 2 ? step_w : 1);
-  window.row_step = step_h * width;
-  window.plane = height * width;
+static void look(Window& window, const Group& group, const Shape& shape,
+                 int64_t first_h, int64_t step_h, int64_t first_w,
+                 int64_t step_w, int64_t rows, int columns) {
+  window.row_step = step_h * shape.width;
+  window.plane = shape.height * shape.width;
   window.col_step = step_w;
   window.rows = rows;
-  window.loads = loads;
-  window.whole = step_w <= 2;
-  window.inside.resize(rows * LANES * loads);
+  window.total = shape.images * shape.channels * window.plane;
+  window.lowest = window.total;
+  window.highest = 0;
+  window.whole = true;
+  window.lines.resize(rows);
+  const int64_t loaded = (columns + 3) / 4 * 4 * step_w;
   for (int l = 0; l < LANES; ++l) {
     const int64_t y = first_h + step_h * group.row[l];
     const int64_t x = first_w + step_w * group.col[l];
-    window.first[l] = (group.image[l] * channels * height + y) * width + x;
-    window.whole &= group.live[l] && y >= 0 &&
-                    y + step_h * (rows - 1) < height && x >= 0 &&
-                    x + 4 * loads <= width;
-    mask4 columns_inside[4];
-    for (int64_t c = 0; c < 4 * loads; ++c) {
-      const int64_t at = x + step * c;
-      columns_inside[c / 4][c % 4] = at >= 0 && at < width ? -1 : 0;
+    window.first[l] =
+        (group.image[l] * shape.channels * shape.height + y) * shape.width + x;
+    window.lowest = std::min(window.lowest, window.first[l]);
+    window.highest =
+        std::max<ptrdiff_t>(window.highest, window.first[l] + loaded +
+                                                (rows - 1) * window.row_step);
+    for (int64_t c = 0; c < columns; ++c) {
+      const int64_t at = x + step_w * c;
+      const bool inside = at >= 0 && at < shape.width;
+      window.columns[c][l] = -inside;
+      window.whole &= inside;
     }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t at = y + step_h * r;
-      const bool row = group.live[l] && at >= 0 && at < height;
-      for (int64_t i = 0; i < loads; ++i)
-        window.inside[(r * LANES + l) * loads + i] =
-            row ? columns_inside[i] : mask4{};
+      const bool inside = group.live[l] && at >= 0 && at < shape.height;
+      window.lines[r][l] = -inside;
+      window.whole &= inside;
     }
+  }
+  for (int l = 0; l < LANES; l += 8) {
+    bool& run = window.run[l / 8];
+    run = step_w == 1;
+    for (int i = 1; i < 8; ++i)
+      run &= window.first[l + i] == window.first[l] + 2 * i;
   }
 }

@@ -7,10 +7,10 @@
 #include <omp.h>
 
 #include "dispatch.h"
+#include "memory.h"
 
 namespace {
 
-constexpr int64_t GRADIENT_BYTES = 224 * 1024;  // packed, in L2
 constexpr int64_t MAX_BUFFERS = 8;  // beyond, threads share out the filters
 
 // sums[j] += <dy, inputs of nonzero j>, for Q <= 8 nonzeros.
@@ -65,8 +65,9 @@ struct WeightGradient {
     const int64_t parts = (s.threads + MAX_BUFFERS - 1) / MAX_BUFFERS;
     const int64_t teams = std::max<int64_t>(1, s.threads / parts);
     const int64_t share = (s.filters + parts - 1) / parts;
-    const int64_t filters =
-        std::min(share, GRADIENT_BYTES / (T * LANES * (int64_t)sizeof(float)));
+    // Packed gradients of so many filters fill half of L2.
+    const int64_t filters = std::min(
+        share, l2_bytes() * 7 / 16 / (T * LANES * (int64_t)sizeof(float)));
     const Buffers tiles(s.threads, s.block * View(s, walk).tile() * LANES);
     const Buffers gradients(s.threads, filters * T * LANES);
     const Buffers sums(teams, nonzeros);
