@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "memory.h"
+#include "simd.h"
 
 struct Pool {
   int64_t planes, in_h, in_w, out_h, out_w, kernel_h, kernel_w, stride_h,
@@ -19,20 +20,6 @@ void take(const float* __restrict from, int64_t step, int64_t count,
           float* __restrict to) {
   if (STEP) step = STEP;
   for (int64_t i = 0; i < count; ++i) to[i] = from[step * i];
-}
-
-// As torch: the first of equals wins, and a NaN wins.
-template <bool WINNERS>
-void meet(const float* __restrict c, int64_t count, int32_t tap,
-          float* __restrict y, int32_t* __restrict winner) {
-  for (int64_t k = 0; k < count; ++k) {
-    if (WINNERS) {
-      const int32_t w = c[k] > y[k] ? tap : winner[k];
-      winner[k] = c[k] != c[k] ? tap : w;
-    }
-    const float v = c[k] > y[k] ? c[k] : y[k];
-    y[k] = c[k] != c[k] ? c[k] : v;
-  }
 }
 
 // One row, padded, with the columns of each phase (x mod stride) side by
@@ -55,29 +42,44 @@ void split(const Pool& p, const float* row, int64_t length, float* phases) {
   }
 }
 
+// The maxima of LANES windows side by side stay in registers over all taps,
+// and every row of inputs is split once. As in torch, the first of equals
+// wins, and a NaN wins.
 template <bool WINNERS>
-void pool_plane(const Pool& p, const float* x, float* y, uint8_t* winners) {
-  const int64_t length = p.out_w + (p.kernel_w - 1) / p.stride_w;
-  std::vector<float> phases(length * p.stride_w);
-  std::vector<int32_t> winner(WINNERS ? p.out_w : 0);
-  for (int64_t o = 0; o < p.out_h; ++o, y += p.out_w) {
-    std::fill(y, y + p.out_w, -INFINITY);
+void pool_plane(const Pool& p, float* rows, int64_t length, const float* x,
+                float* y, uint8_t* winners) {
+  const int64_t row_floats = length * p.stride_w;
+  int64_t column[256];  // of a tap, in a row that was split
+  for (int64_t j = 0; j < p.kernel_w; ++j)
+    column[j] = j % p.stride_w * length + j / p.stride_w;
+  int64_t ready = 0;  // rows that were split
+  for (int64_t o = 0; o < p.out_h; ++o) {
     const int64_t top = o * p.stride_h - p.top;
-    std::fill(winner.begin(), winner.end(),
-              int32_t(std::max<int64_t>(0, -top) * p.kernel_w));
-    for (int64_t i = 0; i < p.kernel_h; ++i) {
-      if (top + i < 0 || top + i >= p.in_h) continue;
-      split(p, x + (top + i) * p.in_w, length, phases.data());
-      for (int64_t j = 0; j < p.kernel_w; ++j) {
-        const float* c =
-            phases.data() + j % p.stride_w * length + j / p.stride_w;
-        meet<WINNERS>(c, p.out_w, int32_t(i * p.kernel_w + j), y,
-                      winner.data());
+    const int64_t begin = std::max<int64_t>(top, 0);
+    const int64_t end = std::min(top + p.kernel_h, p.in_h);
+    for (ready = std::max(ready, begin); ready < end; ++ready)
+      split(p, x + ready * p.in_w, length,
+            rows + ready % p.kernel_h * row_floats);
+    for (int64_t k = 0; k < p.out_w; k += LANES) {
+      vec best = -INFINITY - vec{};
+      lanes winner = int32_t((begin - top) * p.kernel_w) - lanes{};
+      for (int64_t i = begin; i < end; ++i) {
+        const float* row = rows + i % p.kernel_h * row_floats + k;
+        for (int64_t j = 0; j < p.kernel_w; ++j) {
+          const vec c = load_any<vec>(row + column[j]);
+          const lanes wins = (c > best) | (c != c);
+          best = wins ? c : best;
+          if (WINNERS)
+            winner =
+                wins ? int32_t((i - top) * p.kernel_w + j) - lanes{} : winner;
+        }
       }
-    }
-    if (WINNERS) {
-      for (int64_t k = 0; k < p.out_w; ++k) winners[k] = uint8_t(winner[k]);
-      winners += p.out_w;
+      const int64_t count = std::min<int64_t>(LANES, p.out_w - k);
+      memcpy(y + o * p.out_w + k, &best, count * sizeof(float));
+      if (WINNERS) {
+        const bytes taps = __builtin_convertvector(winner, bytes);
+        memcpy(winners + o * p.out_w + k, &taps, count);
+      }
     }
   }
 }
@@ -89,14 +91,21 @@ extern "C" void sift_max_pool(const Pool* pool, const float* x, float* y,
                               uint8_t* winners) {
   const Pool& p = *pool;
   use_huge_pages(y, p.planes * p.out_h * p.out_w * sizeof(float));
-#pragma omp parallel for schedule(static) num_threads(p.threads)
-  for (int64_t n = 0; n < p.planes; ++n) {
-    const float* from = x + n * p.in_h * p.in_w;
-    const int64_t to = n * p.out_h * p.out_w;
-    if (winners)
-      pool_plane<true>(p, from, y + to, winners + to);
-    else
-      pool_plane<false>(p, from, y + to, nullptr);
+  // Of a phase of a row; vectors read past its end.
+  const int64_t length =
+      (p.out_w + LANES - 1) / LANES * LANES + (p.kernel_w - 1) / p.stride_w;
+#pragma omp parallel num_threads(p.threads)
+  {
+    std::vector<float> rows(p.kernel_h * p.stride_w * length);
+#pragma omp for schedule(static)
+    for (int64_t n = 0; n < p.planes; ++n) {
+      const float* from = x + n * p.in_h * p.in_w;
+      const int64_t to = n * p.out_h * p.out_w;
+      if (winners)
+        pool_plane<true>(p, rows.data(), length, from, y + to, winners + to);
+      else
+        pool_plane<false>(p, rows.data(), length, from, y + to, nullptr);
+    }
   }
 }
 
@@ -104,16 +113,20 @@ extern "C" void sift_max_pool_gradient(const Pool* pool, const float* dy,
                                        const uint8_t* winners, float* dx) {
   const Pool& p = *pool;
   use_huge_pages(dx, p.planes * p.in_h * p.in_w * sizeof(float));
+  // From the window's corner to each of its places: a division for every
+  // output would take longer than all the rest.
+  std::vector<int64_t> place(p.kernel_h * p.kernel_w);
+  for (size_t tap = 0; tap < place.size(); ++tap)
+    place[tap] = tap / p.kernel_w * p.in_w + tap % p.kernel_w;
 #pragma omp parallel for schedule(static) num_threads(p.threads)
   for (int64_t n = 0; n < p.planes; ++n) {
     float* to = dx + n * p.in_h * p.in_w;
     std::fill(to, to + p.in_h * p.in_w, 0.f);
     int64_t i = n * p.out_h * p.out_w;
-    for (int64_t o = 0; o < p.out_h; ++o)
-      for (int64_t k = 0; k < p.out_w; ++k, ++i) {
-        const int64_t row = o * p.stride_h - p.top + winners[i] / p.kernel_w;
-        const int64_t col = k * p.stride_w - p.left + winners[i] % p.kernel_w;
-        to[row * p.in_w + col] += dy[i];
-      }
+    for (int64_t o = 0; o < p.out_h; ++o) {
+      int64_t corner = (o * p.stride_h - p.top) * p.in_w - p.left;
+      for (int64_t k = 0; k < p.out_w; ++k, ++i, corner += p.stride_w)
+        to[corner + place[winners[i]]] += dy[i];
+    }
   }
 }
