@@ -16,6 +16,9 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from torch import Tensor
+
+from .memory import keep_freed
 
 SOURCES = Path(__file__).parent / 'csrc'
 
@@ -151,7 +154,9 @@ def _compile(command: list[str], sources: list[Path], target: Path) -> None:
 @cache
 def _load() -> ctypes.CDLL | str:
     try:
-        return ctypes.CDLL(str(build()))
+        loaded = ctypes.CDLL(str(build()))
+        keep_freed()
+        return loaded
     except KernelsUnavailable as error:
         return str(error)
     except OSError as error:
@@ -170,7 +175,13 @@ def library() -> ctypes.CDLL:
     return loaded
 
 
+@torch.compiler.assume_constant_result
 def why_unavailable() -> str | None:
     """Say why sparse execution is not available here, or None if it is."""
     loaded = _load()
     return loaded if isinstance(loaded, str) else None
+
+
+def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
+    """Where a tensor's numbers lie, for a kernel; None is a null."""
+    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())

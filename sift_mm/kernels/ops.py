@@ -19,6 +19,7 @@ from torch import Tensor
 from sift_mm.errors import Mistake, MistakenType
 
 from . import build
+from .build import pointer
 from .geometry import AxisWalk, Geometry
 from .pattern import Layout, backward_layouts, forward_layout
 
@@ -80,10 +81,6 @@ def _backward_walks(
             geometry.h.backward(height), geometry.w.backward(width)
         )
     ]
-
-
-def _pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
 
 
 def _check(x: Tensor, what: str, *shape: int | None) -> Tensor:
@@ -180,11 +177,11 @@ def _call(name: str, *arguments: object) -> None:
 def _gather(weight: Tensor, index: Tensor) -> Tensor:
     values = torch.empty(index.numel(), dtype=torch.float32)
     build.library().sift_gather(
-        _pointer(weight),
-        _pointer(index),
+        pointer(weight),
+        pointer(index),
         ctypes.c_int64(index.numel()),
         ctypes.c_int64(torch.get_num_threads()),
-        _pointer(values),
+        pointer(values),
     )
     return values
 
@@ -214,14 +211,14 @@ def _convolve(
         _sizes(source, out, layout),
         walk,
         ctypes.c_int64(layout.stride),
-        _pointer(source),
-        _pointer(nonzeros[0]),
-        _pointer(nonzeros[1]),
-        _pointer(values),
-        _pointer(bias),
-        _pointer(residual),
+        pointer(source),
+        pointer(nonzeros[0]),
+        pointer(nonzeros[1]),
+        pointer(values),
+        pointer(bias),
+        pointer(residual),
         ctypes.c_int64(relu),
-        _pointer(out),
+        pointer(out),
     )
 
 
@@ -447,19 +444,19 @@ def weight_gradient(
                 _sizes(x, grad, layout),
                 walk,
                 ctypes.c_int64(layout.stride),
-                _pointer(x),
-                _pointer(grad),
-                _pointer(rows),
-                _pointer(positions),
-                _pointer(values),
+                pointer(x),
+                pointer(grad),
+                pointer(rows),
+                pointer(positions),
+                pointer(values),
             )
     out = x.new_zeros(weight.shape)
     build.library().sift_scatter(
-        _pointer(values),
-        _pointer(index),
+        pointer(values),
+        pointer(index),
         ctypes.c_int64(values.numel()),
         ctypes.c_int64(torch.get_num_threads()),
-        _pointer(out),
+        pointer(out),
     )
     return out
 

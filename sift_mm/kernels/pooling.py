@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d as dense_max_pool2d
 
 from . import build
+from .build import pointer
 from .geometry import pair
 
 
@@ -67,9 +68,9 @@ def _max_pool2d(
     )
     build.library().sift_max_pool(
         _pool(x.shape[0] * x.shape[1], x.shape[2:], size, window),
-        ctypes.c_void_p(x.data_ptr()),
-        ctypes.c_void_p(out.data_ptr()),
-        ctypes.c_void_p(winners.data_ptr() if with_winners else None),
+        pointer(x),
+        pointer(out),
+        pointer(winners if with_winners else None),
     )
     return out, winners
 
@@ -102,9 +103,9 @@ def _gradient(
             grad.shape[2:],
             window,
         ),
-        ctypes.c_void_p(grad.data_ptr()),
-        ctypes.c_void_p(winners.data_ptr()),
-        ctypes.c_void_p(out.data_ptr()),
+        pointer(grad),
+        pointer(winners),
+        pointer(out),
     )
     return out
 
