@@ -2,6 +2,7 @@
 
 from .build import KernelsUnavailable, why_unavailable
 from .geometry import Geometry, geometry_of, pair
+from .norm import batch_norm, can_normalize
 from .ops import sparse_conv2d, sparse_conv2d_fused
 from .pattern import make_pattern
 from .pooling import can_pool, max_pool2d
@@ -15,6 +16,8 @@ __all__ = [
     'Geometry',
     'KernelsUnavailable',
     'Timing',
+    'batch_norm',
+    'can_normalize',
     'can_pool',
     'geometry_of',
     'make_pattern',

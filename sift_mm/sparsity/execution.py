@@ -12,6 +12,7 @@ from sift_mm import arguments
 from sift_mm.errors import Mistake
 from sift_mm.kernels import (
     PRODUCTS,
+    can_normalize,
     can_pool,
     geometry_of,
     why_unavailable,
@@ -19,6 +20,7 @@ from sift_mm.kernels import (
 from sift_mm.sparsity.agreement import world_size
 from sift_mm.sparsity.masked_layers import (
     SPARSE,
+    Company,
     Execution,
     Ways,
     attach,
@@ -56,6 +58,7 @@ class SparseExecution:
         self.mode = mode
         self.layers: dict[str, Execution] = {}
         self.reasons: dict[str, str] = {}
+        self._company = Company(sparse=mode == 'sparse')
         self._chosen = False
         self._on_cpu = any(m.device.type == 'cpu' for m in masks.values())
         if mode == 'dense':
@@ -76,11 +79,11 @@ class SparseExecution:
             attach(module, self.layers[prefix])
             attached.append((module, self.layers[prefix]))
         if attached:
-            # Of wide activations it takes as long as a few convolutions.
-            mark = object()
-            for module in filter(can_pool, model.modules()):
-                attach(module, mark)
-                attached.append((module, mark))
+            # Of wide activations they take as long as a few convolutions.
+            for module in model.modules():
+                if can_pool(module) or can_normalize(module):
+                    attach(module, self._company)
+                    attached.append((module, self._company))
         self._detach = weakref.finalize(self, _detach_all, attached)
         self._detach.atexit = False
         if mode == 'sparse' and not attached:
@@ -130,9 +133,17 @@ class SparseExecution:
         ]
         if several:
             distributed.broadcast_object_list(found)
-        for name, layer in self.layers.items():
-            layer.adopt(found[0].get(name, {}))
+        self._adopt(found[0])
         self._chosen = True
+
+    def _adopt(self, choices: Mapping[str, Mapping[int, Ways]]) -> None:
+        for name, layer in self.layers.items():
+            layer.adopt(choices.get(name, {}))
+        self._company.sparse = any(
+            any(ways)
+            for layer in self.layers.values()
+            for ways in layer.ways.values()
+        )
 
     def choices(self) -> dict[str, dict[int, list[bool]]]:
         """What was chosen, for a checkpoint: by layer and size of input."""
@@ -146,10 +157,14 @@ class SparseExecution:
         """Choose as before; a clock would not give the same again."""
         if self.mode != 'auto':
             return
-        for name, layer in self.layers.items():
-            ways = choices.get(name, {})
+        for layer in self.layers.values():
             layer.ways = {}
-            layer.adopt({size: tuple(each) for size, each in ways.items()})
+        self._adopt(
+            {
+                name: {size: tuple(each) for size, each in ways.items()}
+                for name, ways in choices.items()
+            }
+        )
         self._chosen = any(layer.ways for layer in self.layers.values())
 
     def describe(self) -> str:

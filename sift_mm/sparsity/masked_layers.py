@@ -5,6 +5,7 @@ checkpoints, averages and data-parallel wrappers see nothing of this.
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
@@ -16,6 +17,7 @@ from sift_mm.kernels import (
     SMALLEST,
     Geometry,
     Timing,
+    batch_norm,
     geometry_of,
     make_pattern,
     masked_layer,
@@ -188,7 +190,7 @@ class _MaskedLayer(nn.Module):
     """
 
     plain_class: Any
-    execution: Execution
+    execution: Any
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         # Of all protocols the first alone lets a class stand for another.
@@ -199,6 +201,8 @@ class _MaskedLayer(nn.Module):
 
 
 class _MaskedConv2d(_MaskedLayer, nn.Conv2d):
+    execution: Execution
+
     def _conv_forward(
         self, input: Tensor, weight: Tensor, bias: Tensor | None
     ) -> Tensor:
@@ -212,6 +216,8 @@ class _MaskedConv2d(_MaskedLayer, nn.Conv2d):
 
 
 class _MaskedLinear(_MaskedLayer, nn.Linear):
+    execution: Execution
+
     def forward(self, input: Tensor) -> Tensor:
         rows = input.reshape(-1, input.shape[-1])
         out = self.execution.run(
@@ -224,10 +230,28 @@ class _MaskedLinear(_MaskedLayer, nn.Linear):
         return out.view(*input.shape[:-1], out.shape[-1])
 
 
+@dataclass
+class Company:
+    """How layers without masks are run, whose inputs are wide.
+
+    Attributes:
+        sparse: Whether any masked layer runs sparse; else the network does
+            what it does without an execution, bit for bit.
+    """
+
+    sparse: bool
+
+    def runs(self) -> bool:
+        """Whether they run on kernels now; a trace is of PyTorch alone."""
+        return self.sparse and not torch.jit.is_tracing()
+
+
 class _WideMaxPool2d(_MaskedLayer, nn.MaxPool2d):
-    """Has no mask; its input is wide, and the result the same."""
+    execution: Company
 
     def forward(self, input: Tensor) -> Tensor:
+        if not self.execution.runs():
+            return super().forward(input)
         return max_pool2d(
             input,
             pair(self.kernel_size),
@@ -236,10 +260,38 @@ class _WideMaxPool2d(_MaskedLayer, nn.MaxPool2d):
         )
 
 
+class _WideBatchNorm2d(_MaskedLayer, nn.BatchNorm2d):
+    execution: Company
+
+    def forward(self, input: Tensor) -> Tensor:
+        found = None
+        if self.training and self.execution.runs():
+            found = batch_norm(input, self.weight, self.bias, self.eps)
+        if found is None:
+            return super().forward(input)
+        out, mean, variance = found
+        if self.track_running_stats:
+            self._follow(mean, variance, input.numel() / len(mean))
+        return out
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor, count: float) -> None:
+        """Move the running statistics, as PyTorch's layer does."""
+        own: Any = self
+        own.num_batches_tracked.add_(1)
+        rate = self.momentum
+        if rate is None:  # The average of all batches.
+            rate = 1 / float(own.num_batches_tracked)
+        unbiased = variance * (count / (count - 1))
+        own.running_mean.mul_(1 - rate).add_(mean, alpha=rate)
+        own.running_var.mul_(1 - rate).add_(unbiased, alpha=rate)
+
+
 MIXINS: dict[type, type] = {
     nn.Conv2d: _MaskedConv2d,
     nn.Linear: _MaskedLinear,
     nn.MaxPool2d: _WideMaxPool2d,
+    nn.BatchNorm2d: _WideBatchNorm2d,
 }
 
 
@@ -258,9 +310,9 @@ def attach(layer: Any, execution: Any) -> None:
     """Let a layer run through an execution, in place of an earlier one.
 
     Args:
-        layer (nn.Module): Convolution, linear layer or max-pooling.
-        execution (Execution | object): Of a max-pooling, what tells the
-            network's execution from another.
+        layer (nn.Module): Of a kind in :data:`MIXINS`.
+        execution (Execution | Company): Of a layer without a mask, its
+            network's company.
     """
     detach(layer)
     plain: Any = type(layer)

@@ -535,30 +535,43 @@ def test_rows_of_a_linear_layer_may_have_any_leading_shape():
         torch.testing.assert_close(plain(x), model[0](x))
 
 
-def test_max_pooling_of_wide_activations_runs_on_the_kernels_too():
-    def pooled(mode):
+@pytest.mark.parametrize('momentum', [0.1, None])
+def test_wide_activations_are_normed_and_pooled_by_kernels_too(momentum):
+    def trained(mode):
         torch.manual_seed(0)
         model = nn.Sequential(
             nn.Conv2d(3, 8, 3, padding=1, bias=False),
-            nn.BatchNorm2d(8),
+            nn.BatchNorm2d(8, momentum=momentum),
             nn.MaxPool2d(3, 2, 1),
             nn.Conv2d(8, 8, 3, padding=1),
-            nn.MaxPool2d(2, ceil_mode=True),  # Stays PyTorch's.
+            nn.BatchNorm2d(8, affine=False),  # Stays PyTorch's.
+            nn.MaxPool2d(2, ceil_mode=True),  # So does this.
         )
         parts = training(mode, model, include=['*.weight'], sparsity=0.75)
         x = torch.randn(2, 3, 11, 9, requires_grad=True)
-        ran = []
         with torch.profiler.profile() as profile:
-            model(x).square().sum().backward()
-        ran = [event.key for event in profile.key_averages()]
-        return parts, x.grad, ran.count('sift_mm::max_pool2d')
+            for _ in range(3):
+                model(x).square().sum().backward()
+        ran = {event.key: event.count for event in profile.key_averages()}
+        names = 'batch_norm', 'max_pool2d'
+        return parts, x.grad, [ran.get(f'sift_mm::{n}', 0) for n in names]
 
-    parts, gradient, count = pooled('sparse')
-    _, expected, dense_count = pooled('dense')
-    assert (count, dense_count) == (1, 0)
+    parts, gradient, counts = trained('sparse')
+    dense, expected, dense_counts = trained('dense')
+    assert (counts, dense_counts) == ([3, 3], [0, 0])
     torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-5)
     model = parts[0]
-    assert type(copy.deepcopy(model)[2]) is nn.MaxPool2d
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(
+            buffer, dict(dense[0].named_buffers())[name]
+        )
+    kinds = [type(layer) for layer in dense[0]]
+    assert [type(layer) for layer in copy.deepcopy(model)] == kinds
+    compiled = torch.compile(model, fullgraph=True, backend='eager')
+    images = torch.randn(2, 3, 11, 9)
+    torch.testing.assert_close(compiled(images), model(images))
+    traced = torch.jit.trace(model, images, check_trace=False)
+    assert 'sift_mm::' not in str(traced.inlined_graph)
     del parts
     gc.collect()
-    assert type(model[2]) is nn.MaxPool2d
+    assert [type(layer) for layer in model] == kinds
