@@ -9,6 +9,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import wraps
 from types import NoneType, UnionType
 from typing import (
@@ -351,6 +352,36 @@ def nearest(name: object, known: Iterable[str]) -> str | None:
     folded = {one.casefold(): one for one in known}
     found = difflib.get_close_matches(str(name).casefold(), folded, 1)
     return folded[found[0]] if found else None
+
+
+def matching(
+    patterns: Sequence[str], names: Iterable[str], nothing: str
+) -> set[str]:
+    """The names that glob patterns match.
+
+    Args:
+        patterns (Sequence[str]): As ``include`` and ``exclude`` have them.
+        names (Iterable[str]): All that there are.
+        nothing (str): What a pattern matches that matches none of them.
+
+    Raises:
+        ValueError: If a pattern matches no name.
+    """
+    if isinstance(patterns, str):
+        raise Mistake(
+            'include and exclude take lists of patterns; write '
+            f'[{patterns!r}].'
+        )
+    found = set()
+    for pattern in patterns:
+        hits = {name for name in names if fnmatchcase(name, pattern)}
+        if not hits:
+            raise Mistake(
+                f'The pattern {pattern!r} matches {nothing}: '
+                f'{", ".join(names)}.'
+            )
+        found |= hits
+    return found
 
 
 def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:

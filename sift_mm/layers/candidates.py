@@ -3,13 +3,13 @@
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
+from sift_mm.arguments import matching
 from sift_mm.errors import Mistake
 from sift_mm.layers.composite import Composite
 from sift_mm.layers.family import family_of
@@ -29,13 +29,7 @@ def choose_layers(
     include: Sequence[str] | None,
     exclude: Sequence[str],
 ) -> tuple[dict[str, Any], dict[str, str]]:
-    """Choose the layers of a network to replace.
-
-    Args:
-        module (nn.Module): The network.
-        family (str): Member of the family.
-        include (Sequence[str], optional): As for :func:`transform`.
-        exclude (Sequence[str]): As for :func:`transform`.
+    """Choose the layers of a network to replace, see :func:`transform`.
 
     Returns:
         tuple[dict[str, nn.Module], dict[str, str]]: Layers by name, and the
@@ -52,14 +46,17 @@ def choose_layers(
         )
     found = dict(_layers(module))
     special = _left_alone(found) if include is None else {}
-    wanted = set(found if include is None else _matching(found, include))
-    unwanted = set(_matching(found, exclude))
+    nothing = 'no layer; there are'
+    wanted = set(found)
+    if include is not None:
+        wanted = matching(include, found, nothing)
+    wanted -= matching(exclude, found, nothing)
     owners: dict[int, list[str]] = {}
     for name, p in module.named_parameters(remove_duplicate=False):
         owners.setdefault(id(p), []).append(name.rpartition('.')[0])
     layers, skipped = {}, {}
     for name, layer in found.items():
-        if name in unwanted or name not in wanted:
+        if name not in wanted:
             skipped[name] = 'not asked for'
         elif name in special:
             skipped[name] = special[name]
@@ -87,24 +84,6 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             and any(is_lazy(p) or p.dim() > 1 for p in child.parameters())
         ):
             yield name, child
-
-
-def _matching(
-    names: Mapping[str, Any], patterns: Sequence[str]
-) -> Iterator[str]:
-    if isinstance(patterns, str):
-        raise Mistake(
-            'include and exclude take lists of patterns; write '
-            f'[{patterns!r}].'
-        )
-    for pattern in patterns:
-        hits = [name for name in names if fnmatchcase(name, pattern)]
-        if not hits:
-            raise Mistake(
-                f'The pattern {pattern!r} matches no layer; '
-                f'there are: {", ".join(names)}.'
-            )
-        yield from hits
 
 
 def _left_alone(layers: Mapping[str, Any]) -> dict[str, str]:

@@ -29,12 +29,8 @@ def check_agreement(masks: MaskSet, step: int) -> None:
     """Refuse to go on from masks that are not those of all ranks.
 
     One all-reduce of 8 bytes a rank, and none where there is one rank. To be
-    called by all ranks at the same step; all of them raise, so that none
+    called by all ranks at the same ``step``; all of them raise, so that none
     waits for another.
-
-    Args:
-        masks (MaskSet): Those of this rank.
-        step (int): Optimizer step, for the message.
 
     Raises:
         RuntimeError: If those of a rank are others than those of rank 0.

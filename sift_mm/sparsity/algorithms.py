@@ -37,7 +37,7 @@ class Growth:
 
     Args:
         k (int): Weights to drop and to grow.
-        scores (Tensor | Any): As :meth:`Structure.grow` takes them.
+        scores (Any): As :meth:`Structure.grow` takes them.
     """
 
     k: int
@@ -73,13 +73,8 @@ class Algorithm:
     def drop_score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """How much each active weight deserves to be dropped.
 
-        Args:
-            weight (Tensor): The weight, any shape.
-            generator (torch.Generator): Source of randomness, on the CPU.
-
-        Returns:
-            Tensor: Floating point, of the weight's shape; the negative
-            magnitude, unless overridden.
+        Floating point, of the weight's shape; the negative magnitude, unless
+        overridden. The generator is on the CPU.
         """
         return weight.abs().neg_()
 
@@ -91,16 +86,10 @@ class Algorithm:
     ) -> Tensor:
         """How much each position deserves to be grown.
 
-        Args:
-            weight (Tensor): The weight, any shape. Where the score reads the
-                gradient, these are the weights that it was taken at.
-            gradient (Tensor, optional): Its dense gradient, same shape;
-                None for an algorithm that does not need it.
-            generator (torch.Generator): Source of randomness, on the CPU.
-
-        Returns:
-            Tensor: Floating point, of the weight's shape, and no view of the
-            gradient, which is masked before the score is used.
+        Floating point, of the weight's shape, and no view of the dense
+        gradient, which is masked before the score is used; it is None for an
+        algorithm that does not need it. One that does gets the weights that
+        it was taken at.
         """
         raise NotImplementedError
 
@@ -119,9 +108,6 @@ class Algorithm:
             dense (float): FLOPs of the same pass without masks, f_D.
             interval (int): Optimizer steps between two updates, dT.
             end (float): Share of the steps until the last update.
-
-        Returns:
-            float: In the unit of ``sparse`` and ``dense``.
         """
         if not (self.dynamic and self.needs_gradient):
             return 3 * sparse
@@ -150,9 +136,6 @@ class Algorithm:
             gradient (Tensor, optional): Dense gradient, same shape.
             fraction (float): Share of the active weights to drop, in [0, 1].
             generator (torch.Generator): Source of randomness, on the CPU.
-
-        Returns:
-            Tensor: The new mask, with as many active weights as the old.
         """
         k = drop_count(mask, fraction)
         if k == 0:
@@ -171,16 +154,8 @@ class Algorithm:
     ) -> Growth | None:
         """First half of an update: all that it needs of the gradient.
 
-        Args:
-            mask (Tensor): As for :meth:`update`, and so are the others.
-            weight (Tensor): Any shape.
-            gradient (Tensor, optional): Dense gradient, same shape.
-            fraction (float): Share of the active weights to drop, in [0, 1].
-            generator (torch.Generator): Source of randomness, on the CPU.
-
-        Returns:
-            Growth, optional: For :meth:`exchange`; None if nothing is to
-            move.
+        It takes what :meth:`update` does, and gives what :meth:`exchange`
+        needs, None if nothing is to move.
         """
         k = drop_count(mask, fraction)
         if k == 0:
@@ -196,17 +171,7 @@ class Algorithm:
         growth: Growth,
         generator: torch.Generator,
     ) -> Tensor:
-        """Second half of an update: drop by the weights, grow by scores.
-
-        Args:
-            mask (Tensor): Bool, the weight's shape.
-            weight (Tensor): Any shape.
-            growth (Growth): Scores of what may be grown.
-            generator (torch.Generator): Source of randomness, on the CPU.
-
-        Returns:
-            Tensor: The new mask, with as many active weights as the old.
-        """
+        """Second half of an update: drop by the weights, grow by scores."""
         drop = self._scores(self.drop_score, weight, generator)
         kept = self.structure.drop(drop, mask, growth.k)
         return self.structure.grow(growth.scores, kept, growth.k)

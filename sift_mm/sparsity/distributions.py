@@ -23,28 +23,17 @@ class Distribution:
     needs_sparsity: ClassVar[bool] = True
 
     def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
-        """Density of each layer.
+        """Share of active weights of each layer, in [0, 1], by name.
 
         Args:
             shapes (Mapping): Weight shapes (out, in, *kernel) by name, in
                 the order of the network.
             sparsity (float): Share of zero weights, in [0, 1).
-
-        Returns:
-            dict[str, float]: Share of active weights, in [0, 1], by name.
         """
         raise NotImplementedError
 
     def counts(self, shapes: Shapes, sparsity: float) -> dict[str, int]:
-        """Number of active weights of each layer, at least one.
-
-        Args:
-            shapes (Mapping): As for :meth:`densities`.
-            sparsity (float): As for :meth:`densities`.
-
-        Returns:
-            dict[str, int]: Active weights by name.
-        """
+        """Number of active weights of each layer, at least one, by name."""
         densities = self.densities(shapes, sparsity)
         return {
             name: max(1, round(densities[name] * prod(shape)))
@@ -175,8 +164,7 @@ class Explicit(Distribution):
                     f'The explicit distribution gives no sparsity for '
                     f'{name!r}; its patterns are {list(self.sparsities)}.'
                 )
-        unused = [p for p in self.sparsities if p not in used]
-        if unused:
+        if unused := [p for p in self.sparsities if p not in used]:
             raise Mistake(
                 f'No sparse parameter is left for the patterns '
                 f'{unused}; there are {list(shapes)}.'

@@ -47,12 +47,7 @@ class YoungWeights:
         self._indices: dict[str, Tensor] = {}
 
     def replace(self, name: str, grown: Tensor) -> None:
-        """Say which weights are young from now on.
-
-        Args:
-            name (str): Of the parameter.
-            grown (Tensor): Bool, of its shape.
-        """
+        """Say which weights of a parameter, by a mask, are young from now."""
         self._indices[name] = grown.flatten().nonzero().flatten()
 
     @staticmethod

@@ -18,12 +18,8 @@ class Initializer:
     def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """How much each position deserves to be active at first.
 
-        Args:
-            weight (Tensor): Any shape.
-            generator (torch.Generator): Source of randomness, on the CPU.
-
-        Returns:
-            Tensor: Floating point, of the weight's shape, on any device.
+        Floating point, of the weight's shape, on any device; ``generator``,
+        the source of randomness, is on the CPU.
         """
         raise NotImplementedError
 
@@ -35,18 +31,7 @@ class Initializer:
         generator: torch.Generator,
         structure: Structure = Unstructured(),  # noqa: B008, has no state
     ) -> Tensor:
-        """The mask of one layer.
-
-        Args:
-            weight (Tensor): Any shape.
-            count (int): Active weights.
-            generator (torch.Generator): Source of randomness, on the CPU.
-            structure (Structure): Which weights may be active together.
-
-        Returns:
-            Tensor: Bool, shape and memory order of the weight, ``count``
-            entries True.
-        """
+        """A bool mask in the weight's memory order, ``count`` entries True."""
         first = structure.first(self.score(weight, generator), count)
         return torch.empty_like(weight, dtype=torch.bool).copy_(first)
 
@@ -60,13 +45,8 @@ InitializerLike = Annotated[
 def count_tolerance(size: int) -> int:
     """How far a count read off the weights may be from the one asked for.
 
-    Another tool rounds otherwise, and a weight can be zero by chance.
-
-    Args:
-        size (int): Weights of the layer.
-
-    Returns:
-        int: One in a thousand weights, at least one.
+    One in a thousand of the layer's weights, at least one: another tool
+    rounds otherwise, and a weight can be zero by chance.
     """
     return max(1, size // 1000)
 

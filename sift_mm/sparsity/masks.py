@@ -70,16 +70,8 @@ class MaskSet(Mapping[str, Tensor]):
     ) -> 'MaskSet':
         """First masks of a run, the same on every rank.
 
-        Args:
-            parameters (Mapping[str, nn.Parameter]): The sparse parameters,
-                with their first values.
-            counts (Mapping[str, int]): Active weights by name.
-            initializer (Initializer): Chooses the positions.
-            seed (int): Seed of the run.
-            structure (Structure): Which weights may be active together.
-
-        Returns:
-            MaskSet: The masks; weights are not touched yet.
+        Weights are read, by some initializers, and not touched yet; ``counts``
+        are the active ones of each parameter.
 
         Raises:
             TypeError: If a parameter is sharded over ranks.
@@ -116,9 +108,7 @@ class MaskSet(Mapping[str, Tensor]):
     ) -> None:
         """Set to zero, in place, the weights outside the masks.
 
-        Args:
-            parameters (Mapping[str, Tensor], optional): Another network's
-                parameters of the same names, say a moving average's.
+        They may be another network's of the same names, say a moving average.
         """
         parameters = self.parameters if parameters is None else parameters
         for name, mask in self.items():

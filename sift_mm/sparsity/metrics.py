@@ -1,16 +1,13 @@
 """Numbers about masks."""
 
+import copy
 from collections.abc import Mapping
-from math import prod
-from typing import Any
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from sift_mm.errors import Mistake
-from sift_mm.sparsity.algorithms import ALGORITHMS, Algorithm
-from sift_mm.sparsity.packing import pack
+from sift_mm.sparsity.algorithms import ALGORITHMS, AlgorithmLike
+from sift_mm.sparsity.packing import count, pack, unpack
 
 
 def density(masks: Mapping[str, Tensor]) -> float:
@@ -29,21 +26,20 @@ class MaskHistory:
     """
 
     def __init__(self, masks: Mapping[str, Tensor]) -> None:
-        self._sizes = {name: prod(m.shape) for name, m in masks.items()}
-        self._ever = {n: pack(mask).numpy() for n, mask in masks.items()}
-        self._always = {name: bits.copy() for name, bits in self._ever.items()}
+        self._sizes = {name: mask.numel() for name, mask in masks.items()}
+        self._ever = {name: pack(mask) for name, mask in masks.items()}
+        self._always = copy.deepcopy(self._ever)
 
     def record(self, name: str, mask: Tensor) -> None:
         """Take note of a layer's new mask."""
-        bits = pack(mask).numpy()
+        bits = pack(mask)
         self._ever[name] |= bits
         self._always[name] &= bits
 
-    def _share(self, packed: Mapping[str, np.ndarray]) -> float:
-        # Padding bits of the last byte are 0 in every mask.
+    def _share(self, packed: Mapping[str, Tensor]) -> float:
         ones = sum(
-            int(np.unpackbits(bits).sum(dtype=np.int64))
-            for bits in packed.values()
+            count(unpack(packed[name], size))
+            for name, size in self._sizes.items()
         )
         return ones / sum(self._sizes.values())
 
@@ -60,14 +56,7 @@ class MaskHistory:
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Packed bits by name, as uint8 tensors."""
-        return {
-            'ever': {
-                n: torch.from_numpy(b.copy()) for n, b in self._ever.items()
-            },
-            'always': {
-                n: torch.from_numpy(b.copy()) for n, b in self._always.items()
-            },
-        }
+        return copy.deepcopy({'ever': self._ever, 'always': self._always})
 
     def load_state_dict(
         self, state: Mapping[str, Mapping[str, Tensor]]
@@ -78,10 +67,10 @@ class MaskHistory:
             ValueError: If it is of other parameters.
         """
         packed = {}
+        sizes = {n: -(-size // 8) for n, size in self._sizes.items()}
         for key in ('ever', 'always'):
-            bits = {n: b.cpu().numpy().copy() for n, b in state[key].items()}
-            sizes = {n: -(-size // 8) for n, size in self._sizes.items()}
-            if {n: b.size for n, b in bits.items()} != sizes:
+            bits = {n: b.cpu().clone() for n, b in state[key].items()}
+            if {n: b.numel() for n, b in bits.items()} != sizes:
                 raise Mistake(
                     'The history of the masks is not that of these '
                     f'parameters: {key!r} does not have their names and '
@@ -92,25 +81,15 @@ class MaskHistory:
 
 
 def training_flops(
-    algorithm: str | Mapping[str, Any] | Algorithm,
+    algorithm: AlgorithmLike,
     sparse: float,
     dense: float,
     interval: int = 100,
     end: float = 1.0,
 ) -> float:
-    """FLOPs of training on one sample, averaged over the schedule.
+    """FLOPs of training by 'dense' or an algorithm, as it computes them.
 
-    Args:
-        algorithm (str | dict | Algorithm): 'dense', or an algorithm as
-            :data:`ALGORITHMS` names it.
-        sparse (float): FLOPs of a sparse forward pass.
-        dense (float): FLOPs of the same pass without masks.
-        interval (int): Optimizer steps between two updates.
-        end (float): Share of the steps until the last update.
-
-    Returns:
-        float: In the unit of ``sparse`` and ``dense``; see
-        :meth:`Algorithm.training_flops`.
+    See :meth:`Algorithm.training_flops`.
 
     Raises:
         ValueError: If there is no such algorithm.

@@ -46,10 +46,6 @@ def check_optimizer(
     global random state of PyTorch. An optimizer that cannot be made from its
     options, such as one that wraps another, passes.
 
-    Args:
-        optimizer (Optimizer): Of the run.
-        parameters (Mapping[str, nn.Parameter]): Those with masks.
-
     Raises:
         TypeError: If weights outside the masks would move, their slots would
             not stay zero, or steps read gradients that cannot be masked.

@@ -6,10 +6,7 @@ from torch import Tensor
 
 
 def pack(mask: Tensor) -> Tensor:
-    """The bits of a mask, the first in the highest bit of a byte.
-
-    Args:
-        mask (Tensor): Bool, any shape with n elements.
+    """The bits of n elements, the first in the highest bit of a byte.
 
     Returns:
         Tensor: uint8, shape (ceil(n / 8),), in main memory; what fills the
@@ -19,15 +16,7 @@ def pack(mask: Tensor) -> Tensor:
 
 
 def unpack(bits: Tensor, count: int) -> Tensor:
-    """What :func:`pack` packed.
-
-    Args:
-        bits (Tensor): uint8, shape (ceil(count / 8),), in main memory.
-        count (int): Elements of the mask.
-
-    Returns:
-        Tensor: Bool, shape (count,), in main memory.
-    """
+    """What :func:`pack` packed: bool, shape (count,), in main memory."""
     flat = np.unpackbits(bits.numpy(), count=count)
     return torch.from_numpy(flat.view(np.bool_))
 

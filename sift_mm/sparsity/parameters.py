@@ -1,11 +1,11 @@
 """Which parameters of a network are sparse."""
 
-from collections.abc import Iterable, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
+from sift_mm.arguments import matching
 from sift_mm.errors import Mistake, MistakenType
 
 # Classes of modules and parameters, by name: most are not installed.
@@ -13,11 +13,7 @@ SHARDING = {'DTensor', 'FullyShardedDataParallel', 'DeepSpeedEngine'}
 
 
 def only_pieces(kind: str) -> MistakenType:
-    """The mistake of masks where a rank has no whole weights.
-
-    Args:
-        kind (str): What cuts them.
-    """
+    """The mistake of masks where ``kind`` leaves a rank no whole weights."""
     return MistakenType(
         f'Masks cannot be trained under {kind}: a rank holds pieces of '
         'weights there, and exact counts and the ranking of weights need '
@@ -28,9 +24,6 @@ def only_pieces(kind: str) -> MistakenType:
 
 def refuse_pieces(things: Iterable[nn.Module | nn.Parameter]) -> None:
     """Refuse what is sharded over ranks: FSDP, ``fully_shard``, DeepSpeed.
-
-    Args:
-        things (Iterable): Modules of a network, or parameters.
 
     Raises:
         TypeError: If one of them is no whole module or parameter.
@@ -48,9 +41,6 @@ def sparsifiable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Norms and biases are never sparse.
 
-    Args:
-        model (nn.Module): A built network.
-
     Returns:
         dict[str, nn.Parameter]: By full name, in the network's order; a
         shared parameter appears once.
@@ -63,24 +53,21 @@ def sparsifiable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {n: p for n, p in model.named_parameters() if id(p) in weights}
 
 
-def sparse_parameter_names(model: nn.Module) -> set[str]:
-    """Full names of the parameters that modules say masks go on.
+def sparse_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Full names of the weights that masks go on, each with who says so.
 
     A module says so by a method ``sparse_parameter_names()`` that gives names
     relative to it, as the layers of Sparse-IFT and its backbones do.
-
-    Args:
-        model (nn.Module): A built network.
-
-    Returns:
-        set[str]: Names, empty if no module has anything to say.
     """
-    return {
-        f'{prefix}.{name}' if prefix else name
-        for prefix, module in model.named_modules()
-        if hasattr(module, 'sparse_parameter_names')
-        for name in module.sparse_parameter_names()
-    }
+    for prefix, module in model.named_modules():
+        if hasattr(module, 'sparse_parameter_names'):
+            for name in module.sparse_parameter_names():
+                yield f'{prefix}.{name}' if prefix else name, module
+
+
+def sparse_parameter_names(model: nn.Module) -> set[str]:
+    """The names that :func:`sparse_weights` gives."""
+    return {name for name, _ in sparse_weights(model)}
 
 
 def select_parameters(
@@ -109,26 +96,9 @@ def select_parameters(
     refuse_pieces(model.modules())
     refuse_pieces(model.parameters())
     candidates = sparsifiable_parameters(model)
-
-    def matches(patterns: Sequence[str], pool: Sequence[str]) -> set[str]:
-        if isinstance(patterns, str):
-            raise Mistake(
-                f'include and exclude take lists of patterns; '
-                f'write [{patterns!r}].'
-            )
-        found = set()
-        for pattern in patterns:
-            hits = {name for name in pool if fnmatchcase(name, pattern)}
-            if not hits:
-                raise Mistake(
-                    f'The pattern {pattern!r} matches none of the parameters '
-                    f'that could be sparse: {", ".join(pool)}.'
-                )
-            found |= hits
-        return found
-
+    nothing = 'none of the parameters that could be sparse'
     if include is not None:
-        names = matches(include, list(candidates))
+        names = matching(include, candidates, nothing)
     else:
         names = sparse_parameter_names(model)
         if unknown := names - candidates.keys():
@@ -137,7 +107,8 @@ def select_parameters(
                 f'{", ".join(sorted(unknown))}. There are: '
                 f'{", ".join(candidates)}.'
             )
-    names -= matches(exclude, [n for n in candidates if n in names])
+    could = [name for name in candidates if name in names]
+    names -= matching(exclude, could, nothing)
     if not names:
         raise Mistake(
             'No parameter is selected to be sparse: the model has no '

@@ -97,11 +97,8 @@ class Partition:
 class Shortlist:
     """What a choice of k can need of the scores, whichever k may not stay.
 
-    An eighth of a byte for each of n positions, and 12 bytes for each of the
-    few that are in doubt.
-
-    Args:
-        partition (Partition): Of all n positions.
+    An eighth of a byte for each position, and 12 bytes for each of the few
+    that are in doubt.
     """
 
     def __init__(self, partition: Partition) -> None:
@@ -119,13 +116,8 @@ class Shortlist:
 def top_mask(score: Scores, k: int, allowed: Tensor) -> Tensor:
     """A mask of the k highest of the allowed scores.
 
-    Args:
-        score (Tensor | Elementwise): Floating point, n scores.
-        k (int): How many, at most those allowed.
-        allowed (Tensor): Bool, shape (n,).
-
-    Returns:
-        Tensor: Bool, shape (n,), with exactly k entries True.
+    Of n floating-point scores, masks are of shape (n,), and exactly k entries
+    are True; at least k are allowed.
     """
     score = score.flatten()
     best = None
@@ -142,14 +134,9 @@ def top_mask(score: Scores, k: int, allowed: Tensor) -> Tensor:
 def shortlist(score: Scores, k: int, allowed: Tensor) -> Shortlist:
     """For the k highest of those allowed then, of which k may be new.
 
-    Args:
-        score (Tensor | Elementwise): Floating point, n scores; not held.
-        k (int): How many, at least one and at most those allowed.
-        allowed (Tensor): Bool, shape (n,), allowed now and then.
-
-    Returns:
-        Shortlist: In doubt are at most 2 k of those allowed now, and of the
-        others those that score as high.
+    In doubt are at most 2 k of those allowed now, and of the others those that
+    score as high. From one to all of those allowed now are asked for, and
+    they stay allowed. Scores are not held.
     """
     found = _divide_twice(score.flatten(), k, allowed)
     inside = _array(allowed)[found.positions]

@@ -19,12 +19,8 @@ T = TypeVar('T')
 def by_pieces(function: Callable[[slice], T], n: int) -> list[T]:
     """Call a function for every piece of n elements, in several threads.
 
-    Args:
-        function (Callable): Of a slice; whatever it writes to is its own.
-        n (int): Elements in all.
-
-    Returns:
-        list: What it returned, in the order of the pieces.
+    It may write to its own slice alone. What it returned comes in the order
+    of the pieces.
     """
 
     def span(start: int) -> list[T]:

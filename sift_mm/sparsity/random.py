@@ -11,14 +11,6 @@ def generator_for(seed: int, step: int, name: str) -> torch.Generator:
     Every rank and every resumed run draws the same numbers, and nobody has
     to broadcast or save a state. It lives on the CPU, because the stream of
     a GPU generator depends on the model of the GPU.
-
-    Args:
-        seed (int): Seed of the run.
-        step (int): Optimizer step at which is drawn.
-        name (str): Name of the parameter.
-
-    Returns:
-        torch.Generator: A CPU generator.
     """
     key = f'{seed}/{step}/{name}'.encode()
     digest = hashlib.blake2b(key, digest_size=8).digest()

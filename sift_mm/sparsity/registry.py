@@ -79,8 +79,7 @@ class Registry(Kind, Generic[T]):
                 f'Unknown {self.kind} {name!r}; choose one of '
                 f'{", ".join(self.names)}.'
             )
-        who = f'{self.kind} {name!r}'
-        return cls(**read_arguments(cls, kwargs, who))
+        return cls(**read_arguments(cls, kwargs, f'{self.kind} {name!r}'))
 
 
 def _origin(cls: type) -> str:

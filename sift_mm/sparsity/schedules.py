@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from sift_mm.arguments import Share, read_arguments
+from sift_mm.arguments import Count, Share, read_arguments
 from sift_mm.errors import Mistake
 from sift_mm.sparsity.registry import Registry
 
@@ -22,15 +22,11 @@ class UpdateSchedule:
         ValueError: If there would be no update at all.
     """
 
-    interval: int
+    interval: Count
     end: int
 
     def __post_init__(self) -> None:
-        if self.interval < 1:
-            raise Mistake(
-                f'The update interval is a number of optimizer steps, at '
-                f'least 1; got {self.interval}.'
-            )
+        read_arguments(type(self), vars(self))
         if self.interval > self.end:
             raise Mistake(
                 f'Masks would never be updated: the update interval is '
@@ -61,15 +57,7 @@ class DropFraction:
         read_arguments(type(self), vars(self))
 
     def at(self, step: int, end: int) -> float:
-        """The share at a step.
-
-        Args:
-            step (int): Optimizer step, at most ``end``.
-            end (int): Step of the last update (T_end).
-
-        Returns:
-            float: In [0, 1].
-        """
+        """The share at an optimizer step, at most ``end`` (T_end)."""
         raise NotImplementedError
 
 
@@ -111,9 +99,7 @@ class Cosine(DropFraction):
         return self.initial / 2 * (1 + math.cos(math.pi * step / end))
 
 
-def make_drop_fraction(
-    value: float | str | Mapping[str, Any] | DropFraction,
-) -> DropFraction:
+def make_drop_fraction(value: DropFractionLike) -> DropFraction:
     """A schedule as an argument says it: a number is the start of a cosine.
 
     Raises:

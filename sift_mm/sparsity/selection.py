@@ -37,12 +37,8 @@ def keep_only_(tensors: Iterable[Tensor], masks: Iterable[Tensor]) -> None:
 
     Values inside are untouched bit for bit; values outside become +0, also
     where they were NaN or infinite. No allocation that grows with the
-    tensors and no host synchronisation.
-
-    Args:
-        tensors (Iterable[Tensor]): Floating-point tensors of any shape.
-        masks (Iterable[Tensor]): Bool tensors of the same shapes and on the
-            same devices.
+    tensors and no host synchronisation. Masks are bool, of the shapes and on
+    the devices of the floating-point tensors.
     """
     on_device: tuple[list[Tensor], list[Tensor]] = ([], [])
     for tensor, mask in zip(tensors, masks, strict=True):

@@ -24,10 +24,7 @@ from sift_mm.sparsity.distributions import (
     Distribution,
     DistributionLike,
 )
-from sift_mm.sparsity.execution import (
-    ExecutionMode,
-    SparseExecution,
-)
+from sift_mm.sparsity.execution import ExecutionMode, SparseExecution
 from sift_mm.sparsity.grown import GrownSteps
 from sift_mm.sparsity.initializers import (
     INITIALIZERS,
@@ -36,7 +33,7 @@ from sift_mm.sparsity.initializers import (
 )
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import density
-from sift_mm.sparsity.parameters import select_parameters
+from sift_mm.sparsity.parameters import select_parameters, sparse_weights
 from sift_mm.sparsity.schedules import (
     DropFractionLike,
     UpdateSchedule,
@@ -131,9 +128,7 @@ class SparseTraining:
         )
         self.trainer.enforce(optimizer)
         self.trainer.guard(optimizer)
-        self.trainer.execute(
-            SparseExecution(model, self.trainer.masks, execution)
-        )
+        self.trainer.execute(SparseExecution(model, masks, execution))
         self._drawn = self._weight_versions()
 
     @property
@@ -164,8 +159,7 @@ class SparseTraining:
                 those outside the masks left out.
 
         Returns:
-            UpdateReport, optional: What happened to the masks, if an update
-            was due.
+            UpdateReport, optional: None where no update was due.
 
         Raises:
             TypeError: If the optimizer moves weights outside the masks.
@@ -211,9 +205,8 @@ class SparseTraining:
         now, counts = self.state_dict(), self.masks.counts()
         for name, mask in state.get('masks', {}).items():
             count = int(mask.count_nonzero())
-            if abs(count - counts.get(name, count)) > count_tolerance(
-                mask.numel()
-            ):
+            miss = abs(count - counts.get(name, count))
+            if miss > count_tolerance(mask.numel()):
                 raise Mistake(
                     f'The mask of {name!r} has {count} active weights and '
                     f'{counts[name]} are asked for; use the sparsity and '
@@ -257,12 +250,10 @@ def _layer_densities(
 ) -> dict[str, float]:
     """What layers that name their sparse weights are built for, by weight."""
     return {
-        full: module.density
-        for prefix, module in model.named_modules()
-        if hasattr(module, 'sparse_parameter_names')
-        and isinstance(getattr(module, 'density', None), float)
-        for name in module.sparse_parameter_names()
-        if (full := f'{prefix}.{name}' if prefix else name) in parameters
+        name: share
+        for name, module in sparse_weights(model)
+        if name in parameters
+        and isinstance(share := getattr(module, 'density', None), float)
     }
 
 

@@ -34,61 +34,32 @@ class Structure:
         return count
 
     def first(self, score: Tensor, count: int) -> Tensor:
-        """A mask of the highest scores.
-
-        Args:
-            score (Tensor): Any shape.
-            count (int): Active weights, as :meth:`fit` gives it.
-
-        Returns:
-            Tensor: Bool, the score's shape.
-        """
+        """A mask of the highest scores, ``count`` as :meth:`fit` gives it."""
         return self.grow(
             score, torch.zeros_like(score, dtype=torch.bool), count
         )
 
     def drop(self, score: Tensor, mask: Tensor, k: int) -> Tensor:
-        """A mask with k active weights fewer, those of the highest scores.
+        """A new mask with k active weights fewer, those that score highest.
 
         A structure that moves blocks rounds k here as in :meth:`grow`.
-
-        Args:
-            score (Tensor): The mask's shape.
-            mask (Tensor): Bool.
-            k (int): Weights to drop, at most the active ones.
-
-        Returns:
-            Tensor: A new mask.
         """
         raise NotImplementedError
 
     def grow(self, score: Any, mask: Tensor, k: int) -> Tensor:
-        """A mask with k active weights more, those of the highest scores.
+        """A new mask with k active weights more, those that score highest.
 
-        Args:
-            score (Tensor | Any): The mask's shape, or what :meth:`shortlist`
-                made of it.
-            mask (Tensor): Bool.
-            k (int): Weights to grow, at most the inactive ones.
-
-        Returns:
-            Tensor: A new mask.
+        The scores are of the mask's shape, or what :meth:`shortlist` made of
+        them.
         """
         raise NotImplementedError
 
     def shortlist(self, score: Any, mask: Tensor, k: int) -> Any:
         """What :meth:`grow` needs of the scores, whichever k are dropped.
 
-        It is held between the backward pass, where the dense gradient is,
-        and the update that follows the optimizer's step.
-
-        Args:
-            score (Tensor): Growth score, the mask's shape.
-            mask (Tensor): Bool, as it is before k weights are dropped.
-            k (int): Weights to drop and to grow.
-
-        Returns:
-            Tensor | Any: All of the score, unless overridden.
+        All of them, unless overridden. It is held between the backward pass,
+        where the dense gradient is, and the update that follows the
+        optimizer's step; ``mask`` is the one before k weights are dropped.
         """
         return score
 

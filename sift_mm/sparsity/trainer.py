@@ -4,7 +4,7 @@ import weakref
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +15,7 @@ from sift_mm.errors import Mistake, MistakenCall, MistakenType
 from sift_mm.sparsity.agreement import check_agreement
 from sift_mm.sparsity.algorithms import Algorithm, Growth
 from sift_mm.sparsity.execution import SparseExecution
-from sift_mm.sparsity.grown import (
-    GrownSteps,
-    YoungWeights,
-)
+from sift_mm.sparsity.grown import GrownSteps, YoungWeights
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import MaskHistory
 from sift_mm.sparsity.optimizers import check_optimizer, slots_of
@@ -28,7 +25,6 @@ from sift_mm.sparsity.schedules import DropFraction, UpdateSchedule
 from sift_mm.sparsity.selection import keep_only_together_
 
 Placement = Literal['after_step', 'replace_step']
-PLACEMENTS: tuple[Placement, ...] = get_args(Placement)
 # Of the state; raised when an older reader would go wrong on it.
 STATE_VERSION = 1
 # Weights of a parameter that are looked at to see whether a step moved any.
@@ -97,11 +93,7 @@ class MaskTrainer:
         placement: Placement = 'after_step',
         grown_steps: GrownSteps = 'free',
     ) -> None:
-        if placement not in PLACEMENTS:
-            raise Mistake(
-                f'Unknown placement {placement!r} of the mask '
-                f'update; choose one of {PLACEMENTS}.'
-            )
+        arguments.read('placement', placement, Placement)
         arguments.read('grown_steps', grown_steps, GrownSteps)
         self.masks = masks
         self.algorithm = algorithm
@@ -223,7 +215,14 @@ class MaskTrainer:
         growth: dict[str, Growth | None] = {}
         if due and self.algorithm.needs_gradient:
             growth = {
-                n: self._shortlist(n, p, p.grad) for n, p in live.items()
+                n: self.algorithm.shortlist(
+                    self.masks[n],
+                    p.detach(),
+                    p.grad,
+                    self._fraction(),
+                    generator_for(self.seed, self.steps, n),
+                )
+                for n, p in live.items()
             }
         self.masks.keep_gradients_()
         before = None if self._optimizer_is_checked else self._sample()
@@ -264,17 +263,6 @@ class MaskTrainer:
     def _fraction(self) -> float:
         assert self.schedule is not None
         return self.drop_fraction.at(self.steps, self.schedule.end)
-
-    def _shortlist(
-        self, name: str, weight: Tensor, gradient: Tensor | None
-    ) -> Growth | None:
-        return self.algorithm.shortlist(
-            self.masks[name],
-            weight.detach(),
-            gradient,
-            self._fraction(),
-            generator_for(self.seed, self.steps, name),
-        )
 
     @torch.no_grad()
     def _update(
