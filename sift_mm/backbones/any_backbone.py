@@ -58,10 +58,6 @@ class TransformedBackbone(SparseIFTBackbone):
 
         The library's rule, and a rule of the whole model, would draw them as
         if they were dense.
-
-        Raises:
-            ValueError: If weights are loaded, and the checkpoint is not of
-                this network.
         """
         if self._has_weights():
             return
@@ -114,9 +110,6 @@ def sparse_ift(
             hook.
         init_cfg (dict, optional): Of type 'Pretrained', loads a checkpoint of
             this network.
-
-    Returns:
-        nn.Module: A network of the library's class.
 
     Raises:
         ValueError: If an argument is not among the above, nothing can be

@@ -97,11 +97,9 @@ class SparseIFTBackbone(nn.Module):
         return True
 
     def dense_twin(self) -> nn.Module:
-        """The dense network that this one is compared with.
+        """The library's own network, which this one is compared with.
 
-        Returns:
-            nn.Module: The library's own. Building it leaves the random state
-            of the run alone.
+        Building it leaves the random state of the run alone.
         """
         raise NotImplementedError
 
@@ -158,12 +156,8 @@ def make_member(
 ) -> Member | None:
     """The member of the family that a backbone's arguments ask for.
 
-    Args:
-        family (str, optional): As for :class:`Member`; None is dense.
-        sparsity (float, optional): As for :class:`Member`.
-        inner (str, optional): As for :class:`Member`; None is the default.
-        sparse_factors (str, optional): As for :class:`Member`.
-        parallel_inner (str): The default behind branches.
+    ``family=None`` is dense; ``parallel_inner`` is the default behind
+    branches.
 
     Raises:
         ValueError: If they contradict one another.

@@ -33,9 +33,6 @@ def ranks_for(
             layer, rounded up.
         multiple (int): Ranks are multiples of this.
 
-    Returns:
-        dict[str, int]: Ranks by name.
-
     Raises:
         ValueError: If what else has grown costs more than the dense network.
     """

@@ -1,5 +1,6 @@
 """What Sparse-IFT adds to a library's ResNet."""
 
+import bisect
 import copy
 import inspect
 import math
@@ -160,11 +161,7 @@ class SparseIFTMixin(SparseIFTBackbone):
             self._put_layers(member, kwargs)
 
     def _put_layers(self, member: Member, kwargs: Mapping[str, Any]) -> None:
-        """Put the layers of the member into the network.
-
-        Raises:
-            ValueError: If one cannot be replaced, or masked.
-        """
+        """Put the layers of the member in; a ValueError if one cannot be."""
         layers = {
             name: module
             for name, module in self.named_modules()
@@ -253,37 +250,34 @@ class SparseIFTMixin(SparseIFTBackbone):
         return count_flops(model, self.match_shape, channels)
 
     def advice(self, classifier: float = 0, **kwargs: Any) -> str:
-        """What to do where what is dense and wider costs the whole budget.
+        """The nearest sparsity that can be met, in a sentence.
+
+        For where what is dense and wider costs the whole budget.
 
         Args:
             classifier (float): FLOPs of the dense network's classifier.
             **kwargs: Arguments of the library's ResNet to be changed.
-
-        Returns:
-            str: A sentence with the nearest sparsity that can be met.
         """
         dense_kwargs = dict(self._dense_kwargs, **kwargs)
         budget = self._count(dense_kwargs).total + classifier
-        low, high = 0, math.ceil(100 * self.sparsity)  # hundredths
-        while high - low > 1:
-            middle = (low + high) // 2
-            wide_kwargs = self._widened(dense_kwargs, middle / 100)
+
+        def misses(hundredths: int) -> bool:
+            wide_kwargs = self._widened(dense_kwargs, hundredths / 100)
             wide = self._count(wide_kwargs)
             growth = wide_kwargs['base_channels'] / self.dense_base_channels
-            rest = (
-                wide.total
-                + growth * classifier
-                - sum(
-                    flops
-                    for name, flops in wide.by_module.items()
-                    if _BRANCH.fullmatch(name) or _SHORTCUT.fullmatch(name)
-                )
+            masked = sum(
+                flops
+                for name, flops in wide.by_module.items()
+                if _BRANCH.fullmatch(name) or _SHORTCUT.fullmatch(name)
             )
-            low, high = (middle, high) if rest < budget else (low, middle)
-        if not low:
+            return wide.total + growth * classifier - masked >= budget
+
+        lower = range(1, math.ceil(100 * self.sparsity))
+        most = bisect.bisect_left(lower, True, key=misses)
+        if not most:
             return "No sparsity can meet it; set flops='nominal'."
         return (
-            f'The nearest sparsity that can meet it is {low / 100}; set '
+            f'The nearest sparsity that can meet it is {most / 100}; set '
             "it, or flops='nominal'."
         )
 
@@ -302,10 +296,6 @@ class SparseIFTMixin(SparseIFTBackbone):
         """Initialise as the library does, inner layers as they should be.
 
         The library's rule would draw each inner layer as if it stood alone.
-
-        Raises:
-            ValueError: If weights are loaded, and the checkpoint is not of
-                this network.
         """
         if self._has_weights():
             return
@@ -344,45 +334,28 @@ class SparseIFTMixin(SparseIFTBackbone):
 
     def sparse_parameter_names(self) -> list[str]:
         """Names of the weights that masks go on; none at family=None."""
-        if self.family is None:
+        if self.member is None:
             return []
-        names = []
-        for name, module in self.named_modules():
-            if isinstance(module, Composite):
-                names += [
-                    f'{name}.{n}' for n in module.sparse_parameter_names()
-                ]
-            elif isinstance(module, nn.Conv2d) and (
-                _SHORTCUT.fullmatch(name)
-                or
-                # Of the other members it would be a layer that was
-                # folded, which is dense.
-                (
-                    self.member is not None
-                    and not self.member.kind.composite
-                    and _BRANCH.fullmatch(name)
-                )
-            ):
-                names.append(f'{name}.weight')
-        return names
+        kinds = [_SHORTCUT]
+        # Of the other members a branch that is one layer was folded, and is
+        # dense.
+        if not self.member.kind.composite:
+            kinds.append(_BRANCH)
+        return super().sparse_parameter_names() + [
+            f'{name}.weight'
+            for name, module in self.named_modules()
+            if isinstance(module, nn.Conv2d)
+            and any(kind.fullmatch(name) for kind in kinds)
+        ]
 
     def dense_twin(self) -> nn.Module:
-        """The dense network that this one is compared with.
-
-        Returns:
-            nn.Module: The library's own ResNet. Building it leaves the
-            random state of the run alone.
-        """
+        """The library's own ResNet, see the base."""
         with torch.random.fork_rng(devices=[]):
             return self._parent(**copy.deepcopy(self._dense_kwargs))
 
 
 def _check_groups(norm_cfg: Mapping[str, Any] | None, width: int) -> None:
-    """Refuse a group norm that does not divide a width.
-
-    Raises:
-        ValueError: If it does not.
-    """
+    """Refuse, by a ValueError, a group norm that does not divide a width."""
     groups = (norm_cfg or {}).get('num_groups', 1)
     if width % groups:
         raise Mistake(

@@ -64,11 +64,7 @@ class Composite(nn.Module):
 
 
 def check_inner(inner: str) -> None:
-    """Refuse an unknown inner non-linearity.
-
-    Raises:
-        ValueError: If ``inner`` is not one of ``INNER``.
-    """
+    """Refuse, by a ValueError, an unknown inner non-linearity."""
     if inner not in INNER:
         raise Mistake(
             f'inner is what follows an inner layer, one of '

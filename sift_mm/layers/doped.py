@@ -19,14 +19,11 @@ class Doped(Composite):
 
     Args:
         layer (nn.Module): The dense layer to replace.
-        rank (int): Inner width of the dense part, in channels; a multiple of
-            the groups.
+        rank (int): Inner width of the dense part, as for :class:`Factorized`.
         inner (str): What is between U and V: 'none', 'norm', 'norm_act'.
-        norm (Callable, optional): Number of channels to a norm; by default
-            batch norm, layer norm for a linear layer.
+        norm (Callable, optional): As for :class:`Factorized`.
         density (float): Share of active weights of W.
-        scale (float, optional): As for :class:`Composite`; that of the
-            layer's weights if None.
+        scale (float, optional): As for :class:`Factorized`.
     """
 
     def __init__(

@@ -43,14 +43,7 @@ class Family:
     ) -> 'Composite':
         """The layer that stands in for a dense one, see ``Member.build``.
 
-        Args:
-            member (Member): Sparsity and variants.
-            layer (nn.Module): The dense layer.
-            norm (Callable, optional): Number of channels to a norm.
-            step (int): An inner width, of one group, is a multiple of this.
-            scale (float, optional): Root mean square of the dense weights.
-            cost (float, optional): MACs of one position and group.
-            rank (int, optional): Inner width, if it is known.
+        An inner width, of one group, is a multiple of ``step``.
         """
         raise NotImplementedError
 
@@ -61,11 +54,7 @@ _FAMILIES: dict[str, type[Family]] = {}
 
 
 def register(family: type[Family]) -> type[Family]:
-    """Class decorator: make a member known by its name.
-
-    Raises:
-        ValueError: If another one has the name.
-    """
+    """Class decorator: make a member known by a name that no other has."""
     other: Any = _FAMILIES.setdefault(family.name, family)
     if other.__qualname__ != family.__qualname__:
         raise Mistake(
@@ -83,11 +72,7 @@ def families() -> tuple[str, ...]:
 
 
 def family_of(name: str) -> type[Family]:
-    """The member of a name.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The member of a name; a ValueError if there is none."""
     if name not in _FAMILIES:
         raise Mistake(
             f'Unknown family {name!r}; the families are '

@@ -78,7 +78,7 @@ class Member:
         cost: float | None = None,
         rank: int | None = None,
     ) -> Composite:
-        """The layer that stands in for a dense one.
+        """The layer that stands in for a dense one, or for a wide one.
 
         Args:
             layer (nn.Module): The dense layer; of a wide network, the wide
@@ -93,9 +93,6 @@ class Member:
                 by a factorized layer; the layer's own if None.
             rank (int, optional): Inner width, in place of the one that
                 follows.
-
-        Returns:
-            Composite: The new layer.
 
         Raises:
             ValueError: If the layer is too small for the sparsity, or the
@@ -114,11 +111,7 @@ class Member:
 
 
 def check_share(ratio: float) -> None:
-    """Refuse a layer that has no equal of about its FLOPs.
-
-    Raises:
-        ValueError: If the ratio is further from 1 than ``TOLERANCE``.
-    """
+    """Refuse, by a ValueError, a layer that has no equal of its FLOPs."""
     if abs(ratio - 1) > TOLERANCE:
         raise Mistake(
             'no whole number of channels, ranks or branches has '

@@ -31,11 +31,9 @@ class Parallel(Composite):
         layer (nn.Module): The dense layer to replace.
         branches (int): Number of branches, k.
         inner (str): What follows each branch: 'none', 'norm', 'norm_act'.
-        norm (Callable, optional): Number of channels to a norm; by default
-            batch norm, layer norm for a linear layer.
+        norm (Callable, optional): As for :class:`Factorized`.
         density (float, optional): Share of active weights, 1 / k if None.
-        scale (float, optional): As for :class:`Composite`; that of the
-            layer's weights if None.
+        scale (float, optional): As for :class:`Factorized`.
     """
 
     def __init__(

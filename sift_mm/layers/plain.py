@@ -33,11 +33,7 @@ def plain_type(layer: nn.Module) -> type[nn.Module] | None:
 
 
 def size_of(layer: nn.Module) -> Size:
-    """Inputs of one output, outputs and groups of a dense layer.
-
-    Returns:
-        tuple[int, int, int]: ``k * k * d_in / groups``, ``d_out``, groups.
-    """
+    """``k * k * d_in / groups``, ``d_out`` and groups of a dense layer."""
     weight: Any = layer.weight
     groups: Any = getattr(layer, 'groups', 1)
     return weight[0].numel(), weight.shape[0], groups
@@ -54,18 +50,10 @@ def make_like(
 ) -> nn.Module:
     """A new layer of a layer's kind, on its device, in its precision.
 
-    Args:
-        layer (nn.Module): The dense layer.
-        d_in (int, optional): Channels or features read; the layer's if None.
-        d_out (int, optional): Those given; the layer's if None.
-        bias (bool): Whether it has a bias.
-        pointwise (bool): Whether a convolution is to have kernel and stride
-            1, and no padding.
-        kind (type, optional): Class of the new layer; PyTorch's own if None.
-        groups (int, optional): Of a convolution; the layer's if None.
-
-    Returns:
-        nn.Module: The layer with its class's initialisation.
+    It reads ``d_in`` channels or features and gives ``d_out``; these and the
+    groups are the layer's where they are None, and its kind is PyTorch's own.
+    A pointwise convolution has kernel and stride 1, and no padding. Weights
+    are as the kind draws them.
     """
     new: Any = kind or plain_type(layer)
     where = dict(device=layer.weight.device, dtype=layer.weight.dtype)
@@ -101,11 +89,10 @@ def make_like(
 
 
 def default_norm(layer: nn.Module) -> Norm:
-    """The norm for inner outputs of a layer's kind.
+    """Number of channels to the norm for inner outputs of a layer's kind.
 
-    Returns:
-        Callable: Number of channels to a norm: batch norm for a convolution,
-        layer norm for a linear layer, whose channels come last.
+    Batch norm for a convolution, layer norm for a linear layer, whose
+    channels come last.
     """
     weight: Any = layer.weight
     kind = BATCH_NORMS.get(plain_type(layer), nn.LayerNorm)  # type: ignore
@@ -141,12 +128,9 @@ def is_depthwise(layer: Any) -> bool:
 
 
 def put(module: nn.Module, name: str, new: nn.Module) -> None:
-    """Replace a submodule; mode and frozen parameters stay what they are.
+    """Replace a submodule wherever it is registered.
 
-    Args:
-        module (nn.Module): The module, changed in place.
-        name (str): Name of the submodule.
-        new (nn.Module): Takes its place wherever it is registered.
+    Mode and frozen parameters stay what they are.
     """
     old = module.get_submodule(name)
     new.train(old.training)

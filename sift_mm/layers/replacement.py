@@ -35,6 +35,19 @@ class Replacement:
     flops_ratio: float
     sparse_parameters: tuple[str, ...]
 
+    @classmethod
+    def of(
+        cls, name: str, old: nn.Module, new: Any, flops_ratio: float
+    ) -> 'Replacement':
+        """The record of a layer, by its name."""
+        weights = new.sparse_parameter_names()
+        return cls(
+            _describe(old),
+            _describe(new),
+            flops_ratio,
+            tuple(f'{name}.{weight}' for weight in weights),
+        )
+
 
 @dataclass(frozen=True)
 class TransformReport:
@@ -178,15 +191,12 @@ def _replace(
         except ValueError as error:
             skipped[name] = str(error)
             continue
-        if layer.bias is not None:
-            _keep_bias(new, layer)
+        for part in new.modules():
+            # Of all inner layers, one has a bias: it may be a prior.
+            if plain_type(part) and part.bias is not None:
+                part.bias = layer.bias
         put(module, name, new)
-        replaced[name] = Replacement(
-            _describe(layer),
-            _describe(new),
-            ratio,
-            tuple(f'{name}.{n}' for n in new.sparse_parameter_names()),
-        )
+        replaced[name] = Replacement.of(name, layer, new, ratio)
     return replaced
 
 
@@ -198,32 +208,28 @@ def _widen(
 ) -> dict[str, Replacement]:
     """Widen all chains, the innermost blocks first."""
     parents = Counter(
-        id(child) for parent in module.modules() for child in parent.children()
+        child for parent in module.modules() for child in parent.children()
     )
-    names: dict[int, str] = {}
+    names: dict[nn.Module, str] = {}
     for name, layer in layers.items():
-        if parents[id(layer)] > 1:
+        if parents[layer] > 1:
             skipped[name] = 'it is used in several places'
         elif member.kind.composite and size_of(layer)[2] > 1:
             skipped[name] = 'grouped: its groups are too small to factorise'
         else:
-            names[id(layer)] = name
+            names[layer] = name
     replaced: dict[str, Replacement] = {}
     for block in reversed(list(module.modules())):
         # Who holds a Sequential may run it in parts, and keep what is
         # between: only with its holder can it be told.
         if isinstance(block, nn.Sequential) and block is not module:
             continue
-        left = [
-            one
-            for one in layers.values()
-            if names.get(id(one), '') not in {'', *replaced}
-        ]
+        left = {one for one, name in names.items() if name not in replaced}
         chains = find_chains(block, left)
         tried = set()
         while chains:
             chain = chains.pop(0)
-            ours = tuple(names[id(link.layer)] for link in chain)
+            ours = tuple(names[link.layer] for link in chain)
             if ours in tried:
                 continue
             tried.add(ours)
@@ -260,7 +266,13 @@ def _widen_chain(
         wide: Any = new[link.name]
         if member.kind.composite:
             bias = wide.bias
-            wide = _factorize(member, link.layer, wide, left)
+            fan_in, fan_out, _ = size_of(link.layer)
+            scale = math.sqrt(fan_in / size_of(wide)[0])
+            wide = member.build(
+                wide,
+                scale=scale * weight_scale(link.layer),
+                cost=left * fan_in * fan_out,
+            )
             wide.v.bias = bias
             put(block, link.name, wide)
             # With its part of what depthwise convolutions cost more.
@@ -271,26 +283,5 @@ def _widen_chain(
             except ValueError:
                 restore(block, chain)
                 raise
-        replaced[name] = Replacement(
-            _describe(link.layer),
-            _describe(wide),
-            ratio,
-            tuple(f'{name}.{n}' for n in wide.sparse_parameter_names()),
-        )
+        replaced[name] = Replacement.of(name, link.layer, wide, ratio)
     return replaced
-
-
-def _keep_bias(new: Composite, old: Any) -> None:
-    """Give a new layer the bias of the old one, as a classifier's prior."""
-    for part in new.modules():
-        if plain_type(part) and part.bias is not None:
-            part.bias = old.bias  # Of all inner layers, one has a bias.
-
-
-def _factorize(
-    member: Member, old: nn.Module, wide: nn.Module, share: float
-) -> Composite:
-    """Factorise a widened layer to a share of the FLOPs that it had before."""
-    fan_in, fan_out, _ = size_of(old)
-    scale = weight_scale(old) * math.sqrt(fan_in / size_of(wide)[0])
-    return member.build(wide, scale=scale, cost=share * fan_in * fan_out)

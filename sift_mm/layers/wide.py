@@ -33,12 +33,15 @@ from sift_mm.layers.plain import (
 SHORTCUTS = ('downsample', 'shortcut')
 # Of mmcv: a layer with its norm and activation, or two of them.
 GROUPS = ('ConvModule', 'DepthwiseSeparableConvModule')
-SIZED_NORMS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-)
+# What a norm that can be rebuilt calls its width.
+NORMS = {
+    nn.BatchNorm1d: 'num_features',
+    nn.BatchNorm2d: 'num_features',
+    nn.BatchNorm3d: 'num_features',
+    nn.SyncBatchNorm: 'num_features',
+    nn.GroupNorm: 'num_channels',
+    nn.LayerNorm: 'normalized_shape',
+}
 
 
 class Wide(nn.Module):
@@ -100,11 +103,8 @@ class WideFamily(Family):
 class Link:
     """A layer of a chain, and what is as wide between it and the next.
 
-    Args:
-        name (str): Name of the layer within its block.
-        layer (nn.Module): The layer.
-        followers (dict[str, nn.Module]): Norms and depthwise convolutions, by
-            name within the block.
+    Its followers are norms and depthwise convolutions; names are those within
+    the block.
     """
 
     name: str
@@ -114,12 +114,11 @@ class Link:
 
 def follower_width(module: Any) -> int | None:
     """Width of what can be rebuilt at another; None for other modules."""
-    if type(module) in SIZED_NORMS:
-        return module.num_features
-    if type(module) is nn.GroupNorm:
-        return module.num_channels
-    if type(module) is nn.LayerNorm and len(module.normalized_shape) == 1:
-        return module.normalized_shape[0]
+    if type(module) is nn.LayerNorm:
+        shape = module.normalized_shape
+        return shape[0] if len(shape) == 1 else None
+    if type(module) in NORMS:
+        return getattr(module, NORMS[type(module)])
     if plain_type(module) and is_depthwise(module):
         # One that gives several channels for each that it reads is no mere
         # follower.
@@ -135,20 +134,10 @@ def wider_follower(module: Any, width: int) -> nn.Module:
         new: Any = make_like(module, width, width, bias, groups=width)
         draw(new, weight_scale(module) ** 2)
         return new
-    affine = getattr(module, 'weight', None) is not None
-    if isinstance(module, nn.GroupNorm):
-        new = nn.GroupNorm(module.num_groups, width, module.eps, affine)
-    elif isinstance(module, nn.LayerNorm):
-        bias = module.bias is not None
-        new = nn.LayerNorm(width, module.eps, affine, bias=bias)
-    else:
-        new = type(module)(
-            width,
-            module.eps,
-            module.momentum,
-            affine,
-            module.track_running_stats,
-        )
+    options = {name: getattr(module, name) for name in module.__constants__}
+    if isinstance(module, nn.LayerNorm):
+        options['bias'] = module.bias is not None
+    new = type(module)(**options | {NORMS[type(module)]: width})
     like = next(module.parameters(), None)
     return new if like is None else new.to(like.device, like.dtype)
 
@@ -171,20 +160,14 @@ def own_modules(
 def find_chains(
     block: nn.Module, allowed: Collection[nn.Module]
 ) -> list[list[Link]]:
-    """Chains of two layers or more, by the order of registration.
+    """Chains of two or more allowed layers, by the order of registration.
 
-    Args:
-        block (nn.Module): The block.
-        allowed (Collection[nn.Module]): Layers that may be replaced.
-
-    Returns:
-        list[list[Link]]: What looks like chains; whether they are shows when
-        the block runs.
+    What looks like chains: whether they are shows when the block runs.
     """
     chains: list[list[Link]] = [[]]
     for name, module in own_modules(block):
         last = chains[-1][-1] if chains[-1] else None
-        if any(module is layer for layer in allowed):
+        if module in allowed:
             if last and last.layer.weight.shape[0] != channels_in(module):
                 chains.append([])
             chains[-1].append(Link(name, module))
