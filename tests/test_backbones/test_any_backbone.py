@@ -21,63 +21,54 @@ from sift_mm.sparsity import Uniform
 
 # Each as small as it gets.
 NETWORKS = {
-    'mobilenet': (MODELS, dict(type='MobileNetV2', widen_factor=0.5)),
+    'mobilenet': (MODELS, 'MobileNetV2', dict(widen_factor=0.5)),
     'resnext': (
         MODELS,
-        dict(
-            type='ResNeXt',
-            depth=50,
-            groups=4,
-            width_per_group=4,
-            base_channels=16,
-        ),
+        'ResNeXt',
+        dict(depth=50, groups=4, width_per_group=4, base_channels=16),
     ),
-    'regnet': (MODELS, dict(type='RegNet', arch='regnetx_400mf')),
+    'regnet': (MODELS, 'RegNet', dict(arch='regnetx_400mf')),
     'convnext': (
         MODELS,
-        dict(
-            type='ConvNeXt',
-            arch=dict(depths=[1, 1, 2, 1], channels=[16, 32, 64, 128]),
-        ),
+        'ConvNeXt',
+        dict(arch=dict(depths=[1, 1, 2, 1], channels=[16, 32, 64, 128])),
     ),
     'swin': (
         MODELS,
+        'SwinTransformer',
         dict(
-            type='SwinTransformer',
             arch=dict(
                 embed_dims=24, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8]
-            ),
+            )
         ),
     ),
     'vit': (
         MODELS,
+        'VisionTransformer',
         dict(
-            type='VisionTransformer',
             arch=dict(
                 embed_dims=48,
                 num_layers=3,
                 num_heads=3,
                 feedforward_channels=192,
-            ),
+            )
         ),
     ),
-    'vgg': (MODELS, dict(type='VGG', depth=11)),
+    'vgg': (MODELS, 'VGG', dict(depth=11)),
     'pvt': (
         DET,
-        dict(
-            type='PyramidVisionTransformerV2',
-            embed_dims=16,
-            num_layers=[1, 1, 1, 1],
-        ),
+        'PyramidVisionTransformerV2',
+        dict(embed_dims=16, num_layers=[1, 1, 1, 1]),
     ),
     'darknet': (
         DET,
-        dict(type='CSPDarknet', deepen_factor=0.33, widen_factor=0.25),
+        'CSPDarknet',
+        dict(deepen_factor=0.33, widen_factor=0.25),
     ),
     'cspnext': (
         DET,
+        'CSPNeXt',
         dict(
-            type='CSPNeXt',
             deepen_factor=0.167,
             widen_factor=0.25,
             norm_cfg=dict(type='BN'),
@@ -86,26 +77,22 @@ NETWORKS = {
     ),
     'mit': (
         SEG,
-        dict(
-            type='MixVisionTransformer', embed_dims=16, num_layers=[1, 1, 1, 1]
-        ),
+        'MixVisionTransformer',
+        dict(embed_dims=16, num_layers=[1, 1, 1, 1]),
     ),
 }
+DARKNET = dict(type='CSPDarknet', **NETWORKS['darknet'][2])
+
+
+def cfg(name='darknet', family='wide', **options):
+    _, kind, arguments = NETWORKS[name]
+    backbone = dict(type=kind, **copy.deepcopy(arguments))
+    base = dict(type='SparseIFT', backbone=backbone, family=family)
+    return dict(base, sparsity=0.75) | options
 
 
 def sparse(name='darknet', family='wide', **options):
-    registry, backbone = NETWORKS[name]
-    return registry.build(
-        dict(
-            dict(
-                type='SparseIFT',
-                backbone=copy.deepcopy(backbone),
-                family=family,
-                sparsity=0.75,
-            ),
-            **options,
-        )
-    )
+    return NETWORKS[name][0].build(cfg(name, family, **options))
 
 
 def shapes(model, image):
@@ -164,12 +151,7 @@ def test_a_rule_of_the_whole_model_leaves_replaced_layers_alone():
         dict(
             type='ImageClassifier',
             init_cfg=dict(type='TruncNormal', layer='Linear', std=0.5),
-            backbone=dict(
-                type='SparseIFT',
-                backbone=NETWORKS['vit'][1],
-                family='wide',
-                sparsity=0.75,
-            ),
+            backbone=cfg('vit'),
             head=dict(type='LinearClsHead', num_classes=10, in_channels=48),
         )
     )
@@ -236,9 +218,8 @@ def test_building_does_not_log_every_weight(capsys):
 
 
 def test_without_a_family_it_is_the_librarys_own():
-    registry, backbone = NETWORKS['darknet']
-    model = registry.build(dict(type='SparseIFT', backbone=backbone))
-    assert type(model) is type(registry.build(backbone))
+    model = DET.build(dict(type='SparseIFT', backbone=DARKNET))
+    assert type(model) is type(DET.build(DARKNET))
 
 
 @pytest.mark.parametrize(
@@ -250,7 +231,7 @@ def test_without_a_family_it_is_the_librarys_own():
         (
             dict(
                 backbone=dict(
-                    NETWORKS['darknet'][1],
+                    DARKNET,
                     init_cfg=dict(type='Pretrained', checkpoint='a.pth'),
                 )
             ),
@@ -265,14 +246,7 @@ def test_mistakes_get_a_sentence(options, words):
 
 def test_where_nothing_can_be_replaced_it_says_why():
     with pytest.raises(ValueError, match='nothing to replace in Res2Net'):
-        MODELS.build(
-            dict(
-                type='SparseIFT',
-                backbone=dict(type='Res2Net', depth=50),
-                family='wide',
-                sparsity=0.75,
-            )
-        )
+        MODELS.build(cfg(backbone=dict(type='Res2Net', depth=50)))
 
 
 @pytest.mark.parametrize('meant', ['hook', 'unmasked', None])

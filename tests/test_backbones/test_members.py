@@ -14,12 +14,6 @@ from torch.nn import functional as F
 from sift_mm.isoflop import factorized_rank
 from sift_mm.layers import Composite, Doped, Factorized, Parallel
 
-LIBRARIES = [
-    pytest.param(DET, 'SparseIFTResNet', id='mmdet'),
-    pytest.param(SEG, 'SparseIFTResNet', id='mmseg'),
-    pytest.param(CLS, 'SparseIFTResNet', id='mmpretrain'),
-    pytest.param(CLS, 'SparseIFTResNet_CIFAR', id='cifar'),
-]
 LAYERS = dict(
     parallel=Parallel,
     factorized=Factorized,
@@ -37,18 +31,8 @@ PAIRS = [
 
 def build(registry=SEG, name='SparseIFTResNet', seed=0, **kwargs):
     torch.manual_seed(seed)
-    model = registry.build(
-        dict(
-            dict(
-                type=name,
-                depth=18,
-                base_channels=16,
-                stem_channels=16,
-                sparsity=0.75,
-            ),
-            **kwargs,
-        )
-    )
+    narrow = dict(depth=18, base_channels=16, stem_channels=16)
+    model = registry.build(dict(type=name, sparsity=0.75) | narrow | kwargs)
     model.init_weights()
     return model
 
@@ -76,15 +60,8 @@ def test_all_convolutions_of_the_branches_are_replaced(
     assert type(model.conv1) is nn.Conv2d
     assert ('layer2.0.downsample.0' in found) == whole
     sparse = model.sparse_parameter_names()
-    assert (
-        len(sparse)
-        == dict(
-            parallel=4 * convs + shortcuts,
-            factorized=2 * convs + shortcuts,
-            doped=convs + shortcuts,
-            wide_factorized=0,
-        )[family]
-    )
+    layers = dict(parallel=4, factorized=2, doped=1, wide_factorized=0)
+    assert len(sparse) == layers[family] * convs + shortcuts * (not whole)
     assert set(sparse) <= dict(model.named_parameters()).keys()
     model.train()
     out = model(torch.rand(2, 3, 64, 64))
@@ -106,31 +83,21 @@ def test_parallel_blocks_are_the_authors(name, norm_act):
     block.double().train()
     x = torch.rand(4, 16, 8, 8, dtype=torch.float64)
 
+    def norm(x, name):
+        weight, bias = state[f'{name}.weight'], state[f'{name}.bias']
+        return F.batch_norm(x, None, None, weight, bias, True)
+
     def branches(x, conv, stride):
         total = 0
         for i in range(2):
-            out = F.conv2d(
-                x, state[f'{conv}.layers.{i}.weight'], None, stride, 1
-            )
-            out = F.batch_norm(
-                out,
-                None,
-                None,
-                state[f'{conv}.norms.{i}.weight'],
-                state[f'{conv}.norms.{i}.bias'],
-                True,
-            )
+            weight = state[f'{conv}.layers.{i}.weight']
+            out = F.conv2d(x, weight, None, stride, 1)
+            out = norm(out, f'{conv}.norms.{i}')
             total = total + (out.relu() if norm_act else out)
         return total
 
-    shortcut = F.batch_norm(
-        F.conv2d(x, state['downsample.0.weight'], None, 2),
-        None,
-        None,
-        state['downsample.1.weight'],
-        state['downsample.1.bias'],
-        True,
-    )
+    shortcut = F.conv2d(x, state['downsample.0.weight'], None, 2)
+    shortcut = norm(shortcut, 'downsample.1')
     expected = branches(x, 'conv1', 2).relu()
     expected = (branches(expected, 'conv2', 1) + shortcut).relu()
     assert expected.mean() > 0.1
@@ -161,7 +128,9 @@ def test_only_u_sparse():
     assert not any('.v.' in n for n in names)
 
 
-@pytest.mark.parametrize('family', ['parallel', 'doped', 'wide_factorized'])
+@pytest.mark.parametrize(
+    'family', ['wide', 'parallel', 'doped', 'wide_factorized']
+)
 @pytest.mark.parametrize(
     'kwargs',
     [
@@ -182,24 +151,28 @@ def test_only_u_sparse():
 )
 def test_the_parents_options_keep_working(family, kwargs):
     kwargs = copy.deepcopy(kwargs)
+    if family == 'wide':
+        kwargs.pop('inner', None)
     channels = kwargs.get('in_channels', 3)
     model = build(family=family, **kwargs)
     if kwargs.get('norm_cfg', {}).get('type') == 'SyncBN':
         norms = [m for m in model.modules() if isinstance(m, nn.SyncBatchNorm)]
-        assert len(norms) > 20  # Inner ones too.
+        assert len(norms) >= 20 + (family != 'wide')  # Inner ones too.
         model.eval()  # In training they want a GPU.
     twin = model.dense_twin()
     x = torch.rand(2, channels, 64, 64)
-    wide = 2 if family == 'wide_factorized' else 1
-    for ours, theirs in zip(model(x), twin(x), strict=True):
+    out = model(x)
+    for ours, theirs in zip(out, twin(x), strict=True):
         assert ours.shape[2:] == theirs.shape[2:]
-        assert ours.shape[1] == wide * theirs.shape[1]
+        assert ours.shape[1] == theirs.shape[1] * (1 + ('wide' in family))
+    assert [one.shape[1] for one in out] == model.out_channels
+    assert not any('stem' in name for name in model.sparse_parameter_names())
     for name, layer in layers_of(model).items():
         old = twin.get_submodule(name)
         assert (layer.stride, layer.dilation) == (old.stride, old.dilation)
 
 
-@pytest.mark.parametrize('family', ['parallel', 'doped'])
+@pytest.mark.parametrize('family', ['wide', 'parallel', 'doped'])
 def test_checkpointing_changes_nothing(family):
     x = torch.rand(2, 3, 64, 64, requires_grad=True)
     grads = []
@@ -236,26 +209,17 @@ def test_the_three_libraries_build_the_same_network(family):
     torch.testing.assert_close(outs[0], outs[2])
 
 
-@pytest.mark.parametrize('registry, name', LIBRARIES)
-def test_blocks_start_as_the_identity(registry, name):
+@pytest.mark.parametrize('registry, name, _', PAIRS)
+def test_blocks_start_as_the_identity(registry, name, _):
     # As the parent's do: its last norm starts at 0. Where a ReLU is behind
     # the norms of the branches, they would be stuck there.
     x = torch.rand(2, 16, 8, 8)
-    for inner, identity in [
-        ('none', True),
-        ('norm', True),
-        ('norm_act', False),
-    ]:
+    for inner in ('none', 'norm', 'norm_act'):
         model = build(registry, name, family='parallel', inner=inner)
         model.train()
-        assert torch.equal(model.layer1[1](x), x) == identity
-        model = build(
-            registry,
-            name,
-            family='parallel',
-            inner=inner,
-            zero_init_residual=False,
-        )
+        assert torch.equal(model.layer1[1](x), x) == (inner != 'norm_act')
+        kwargs = dict(family='parallel', inner=inner, zero_init_residual=False)
+        model = build(registry, name, **kwargs)
         assert not torch.equal(model.layer1[1](x), x)
 
 

@@ -20,17 +20,27 @@ KINDS = [
 
 def build(registry, name, seed=0, **kwargs):
     torch.manual_seed(seed)
-    model = registry.build(dict(type=name, **kwargs))
+    model = registry.build(dict(dict(type=name, depth=18), **kwargs))
     model.init_weights()
     return model
+
+
+def narrow(width):
+    return dict(base_channels=width, stem_channels=width)
+
+
+def wide(registry, name='SparseIFTResNet', width=8, **kwargs):
+    kwargs = dict(family='wide', sparsity=0.75) | narrow(width) | kwargs
+    return build(registry, name, **kwargs)
 
 
 @pytest.mark.parametrize('depth', [18, 50])
 @pytest.mark.parametrize('registry, ours, theirs', KINDS)
 def test_without_family_it_is_the_parent(registry, ours, theirs, depth):
-    kwargs = dict(depth=depth, base_channels=8, stem_channels=8)
-    a = build(registry, ours, **kwargs)
-    b = build(registry, theirs, **kwargs)
+    a, b = (
+        build(registry, name, depth=depth, **narrow(8))
+        for name in (ours, theirs)
+    )
     assert a.sparse_parameter_names() == []
     states = a.state_dict(), b.state_dict()
     assert list(states[0]) == list(states[1])
@@ -57,24 +67,9 @@ def test_wide_has_the_authors_widths(registry, ours, theirs, sparsity, width):
 
 @pytest.mark.parametrize('registry, ours, theirs', KINDS)
 def test_wide_loads_into_every_unmodified_resnet(registry, ours, theirs):
-    model = build(
-        registry,
-        ours,
-        depth=18,
-        base_channels=16,
-        stem_channels=16,
-        family='wide',
-        sparsity=0.75,
-    )
-    libraries = (
-        [(CLS, 'ResNet_CIFAR')]
-        if 'CIFAR' in ours
-        else [(DET, 'ResNet'), (SEG, 'ResNet'), (CLS, 'ResNet')]
-    )
-    for library, name in libraries:
-        plain = build(
-            library, name, depth=18, base_channels=32, stem_channels=32, seed=1
-        )
+    model = wide(registry, ours, 16)
+    for library in [CLS] if 'CIFAR' in ours else [DET, SEG, CLS]:
+        plain = build(library, theirs, seed=1, **narrow(32))
         plain.load_state_dict(model.state_dict(), strict=True)
 
 
@@ -83,15 +78,7 @@ def test_wide_loads_into_every_unmodified_resnet(registry, ours, theirs):
 )
 def test_sparse_are_the_convolutions_of_the_blocks(depth, count):
     # 8 blocks of 2 and 3 shortcuts; R-50: 16 blocks of 3 and 4.
-    model = build(
-        CLS,
-        'SparseIFTResNet',
-        depth=depth,
-        base_channels=2,
-        stem_channels=2,
-        family='wide',
-        sparsity=0.5,
-    )
+    model = wide(CLS, width=2, depth=depth, sparsity=0.5)
     names = model.sparse_parameter_names()
     assert len(names) == count
     assert 'conv1.weight' not in names
@@ -100,53 +87,10 @@ def test_sparse_are_the_convolutions_of_the_blocks(depth, count):
     assert all(parameters[name].dim() == 4 for name in names)
 
 
-@pytest.mark.parametrize(
-    'kwargs',
-    [
-        dict(deep_stem=True),
-        dict(deep_stem=True, avg_down=True),
-        dict(dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1)),
-        dict(with_cp=True),
-        dict(norm_cfg=dict(type='GN', num_groups=2)),
-        dict(frozen_stages=1),
-    ],
-)
-def test_the_parents_options_keep_working(kwargs):
-    model = build(
-        SEG,
-        'SparseIFTResNet',
-        depth=50,
-        base_channels=4,
-        stem_channels=4,
-        family='wide',
-        sparsity=0.75,
-        **kwargs,
-    )
-    model.train()
-    out = model(torch.randn(2, 3, 64, 64, requires_grad=True))
-    assert (
-        [x.shape[1] for x in out] == model.out_channels == [32, 64, 128, 256]
-    )
-    sum(x.sum() for x in out).backward()
-    assert 'layer1.0.conv1.weight' in model.sparse_parameter_names()
-    assert not any('stem' in n for n in model.sparse_parameter_names())
-
-
 def test_plugins_stay_dense():
-    model = build(
-        DET,
-        'SparseIFTResNet',
-        depth=50,
-        base_channels=8,
-        family='wide',
-        sparsity=0.75,
-        plugins=[
-            dict(
-                cfg=dict(type='ContextBlock', ratio=1 / 4),
-                position='after_conv3',
-            )
-        ],
-    )
+    plugin = dict(type='ContextBlock', ratio=1 / 4)
+    plugins = [dict(cfg=plugin, position='after_conv3')]
+    model = wide(DET, depth=50, plugins=plugins)
     names = model.sparse_parameter_names()
     assert len(names) == 52
     assert not any('context' in name for name in names)
@@ -154,41 +98,18 @@ def test_plugins_stay_dense():
 
 @pytest.mark.parametrize('registry, ours, theirs', KINDS)
 def test_last_norms_start_at_zero_as_the_parents(registry, ours, theirs):
-    model = build(
-        registry,
-        ours,
-        depth=18,
-        family='wide',
-        sparsity=0.5,
-        base_channels=8,
-        stem_channels=8,
-    )
+    model = wide(registry, ours, sparsity=0.5)
     assert not model.layer1[0].norm2.weight.any()
     assert model.layer1[0].norm1.weight.all()
 
 
 def test_no_width_rounds_to_nothing():
-    model = build(
-        DET,
-        'SparseIFTResNet',
-        depth=18,
-        base_channels=1,
-        family='wide',
-        sparsity=0.5,
-    )
+    model = wide(DET, width=1, sparsity=0.5)
     assert model.base_channels == wide_width(1, 0.5) == 1
 
 
 def test_building_the_twin_leaves_the_random_state_alone():
-    model = build(
-        CLS,
-        'SparseIFTResNet',
-        depth=18,
-        base_channels=4,
-        stem_channels=6,
-        family='wide',
-        sparsity=0.75,
-    )
+    model = wide(CLS, width=4, stem_channels=6)
     state = torch.get_rng_state()
     twin = model.dense_twin()
     assert torch.equal(state, torch.get_rng_state())
@@ -210,33 +131,25 @@ def test_positional_arguments_keep_the_librarys_order():
 @pytest.mark.parametrize(
     'kwargs, error, words',
     [
-        (dict(depth=18, sparsity=1.0, family='wide'), ValueError, r'\[0, 1\)'),
+        (dict(sparsity=1.0, family='wide'), ValueError, r'\[0, 1\)'),
+        (dict(sparsity=-0.1, family='wide'), ValueError, r'\[0, 1\)'),
+        (dict(sparsity='a', family='wide'), ValueError, r'\[0, 1\)'),
+        (dict(sparsity=0.5, family='tall'), ValueError, "'wide'"),
+        (dict(sparsity=0.5), ValueError, 'without a family'),
+        (dict(family='wide'), ValueError, 'needs a sparsity'),
         (
-            dict(depth=18, sparsity=-0.1, family='wide'),
-            ValueError,
-            r'\[0, 1\)',
-        ),
-        (dict(depth=18, sparsity='a', family='wide'), ValueError, r'\[0, 1\)'),
-        (dict(depth=18, sparsity=0.5, family='tall'), ValueError, "'wide'"),
-        (dict(depth=18, sparsity=0.5), ValueError, 'without a family'),
-        (dict(depth=18, family='wide'), ValueError, 'needs a sparsity'),
-        (
-            dict(depth=18, family='wide', sparsity=0.5, dcn=dict(type='DCN')),
+            dict(family='wide', sparsity=0.5, dcn=dict(type='DCN')),
             ValueError,
             'dcn',
         ),
-        (
-            dict(depth=18, flops='some'),
-            ValueError,
-            'match_model',
-        ),
+        (dict(flops='some'), ValueError, 'match_model'),
         (dict(depth=20), KeyError, '18, 34, 50, 101, 152'),
     ],
 )
 @pytest.mark.parametrize('registry, ours, theirs', KINDS)
 def test_mistakes_get_a_sentence(registry, ours, theirs, kwargs, error, words):
     with pytest.raises(error, match=words):
-        registry.get(ours)(**kwargs)
+        registry.get(ours)(**dict(depth=18) | kwargs)
 
 
 def test_a_library_that_is_missing_is_named(monkeypatch):

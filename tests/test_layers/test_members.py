@@ -1,7 +1,5 @@
 """The composite layers: arithmetic, gradients, variance, masks."""
 
-import random
-
 import pytest
 import torch
 from torch import nn
@@ -9,7 +7,16 @@ from torch.autograd import gradcheck
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from sift_mm.layers import Doped, Factorized, Member, Parallel
+from sift_mm.layers import (
+    Doped,
+    Factorized,
+    Family,
+    Member,
+    Parallel,
+    families,
+    register,
+)
+from sift_mm.layers.family import family_of
 from sift_mm.layers.plain import put, weight_scale
 from sift_mm.sparsity import MaskSet, Random, Uniform, select_parameters
 
@@ -17,11 +24,18 @@ FAMILIES = ['parallel', 'factorized', 'doped', 'wide_factorized']
 INNER = ['none', 'norm', 'norm_act']
 
 
-@pytest.fixture(autouse=True)
-def seed():
-    value = random.randrange(10**6)
-    print(f'seed {value}')
-    torch.manual_seed(value)
+def test_families_come_in_the_order_of_the_paper():
+    assert families()[:5] == ('wide', *FAMILIES)
+    widening = [name for name in families() if family_of(name).widens]
+    assert widening == ['wide', 'wide_factorized']
+
+
+def test_a_name_that_is_taken_is_refused():
+    with pytest.raises(ValueError, match="'wide' is WideFamily already"):
+
+        @register
+        class Mine(Family):
+            name = 'wide'
 
 
 def fill(layer, rows):
@@ -130,17 +144,12 @@ def test_without_inner_layers_each_equals_a_dense_layer(make, shape):
 @pytest.mark.parametrize('inner', ['norm', 'norm_act'])
 def test_inner_layers_stand_where_they_should(make, shape, inner):
     x = torch.randn(shape)
-    axes = [d for d in range(len(shape)) if d != 1]
+    # A batch norm, by its definition; layer norm over the features.
+    where = [d for d in range(len(shape)) if d != 1]
+    if isinstance(make(), nn.Linear):
+        where = [-1]
 
     def between(out):
-        # A batch norm, by its definition; layer norm over the features.
-        where = (
-            [-1]
-            if isinstance(
-                layer.u if hasattr(layer, 'u') else layer.layers[0], nn.Linear
-            )
-            else axes
-        )
         mean = out.mean(where, keepdim=True)
         var = out.var(where, keepdim=True, correction=0)
         out = (out - mean) / (var + 1e-5).sqrt()
@@ -288,7 +297,7 @@ def test_initialisation_goes_by_the_layers_own_scale():
 @pytest.mark.parametrize(
     'kwargs, words',
     [
-        (dict(family='tall'), "'parallel'"),
+        (dict(family='Wide'), "'Wide'.*families.*'wide'.*None"),
         (dict(inner='act'), "'norm_act'.*'act'"),
         (dict(family='wide', inner='norm'), 'no inner layers'),
         (dict(family='doped', sparse_factors='u'), "'factorized'"),

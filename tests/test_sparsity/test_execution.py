@@ -465,13 +465,6 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(monkeypatch, mode):
     assert_alike(resumed, whole, rtol=0, atol=0)
 
 
-def test_a_resume_says_that_execution_changed():
-    saved = run(training('sparse'), 2)
-    other = run(training('dense'), 1)
-    with pytest.warns(UserWarning, match="had execution='sparse'; it goes"):
-        other[2].load_state_dict(saved[2].state_dict())
-
-
 def test_layers_are_plain_again_when_masks_are_gone():
     parts = model, optimizer, sparse = run(training('sparse'), 2)
     trained = sparse.trainer.execution

@@ -225,13 +225,6 @@ def test_a_run_resumed_while_weights_are_young_ends_as_the_whole_one():
     )
 
 
-def test_a_resume_says_that_the_steps_are_others():
-    free, bounded = network('free'), network('bounded')
-    run(bounded, 1)
-    with pytest.warns(UserWarning, match="grown_steps='free'; it goes on"):
-        bounded[2].load_state_dict(free[2].state_dict())
-
-
 def test_a_step_that_the_loss_scaler_leaves_out_changes_nothing():
     weight, optimizer, trainer = small('bounded', 'fused', late=5000)
     for _ in range(INTERVAL + 1):

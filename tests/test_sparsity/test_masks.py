@@ -62,15 +62,6 @@ def test_masks_of_another_network_are_refused(change, words):
         MaskSet(params, source)
 
 
-def test_counts():
-    params = parameters()
-    source = masks_for(params)
-    counts = MaskSet(params, source).counts()
-    assert counts == {n: int(m.sum()) for n, m in source.items()}
-    assert all(type(count) is int for count in counts.values())
-    assert MaskSet({}, {}).counts() == {}
-
-
 def test_drawn_masks_depend_on_seed_and_name_alone():
     def draw(seed, names, weight_seed=0):
         torch.manual_seed(weight_seed)

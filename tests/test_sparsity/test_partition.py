@@ -6,7 +6,6 @@ from sift_mm.sparsity import Algorithm, RigL, elementwise, top_mask
 from sift_mm.sparsity.partition import Elementwise
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
-DEVICES = ['cpu'] + ['cuda'] * torch.cuda.is_available()
 # Large enough to be sampled, and not a multiple of any power of two.
 LARGE = (1 << 19) + 4093
 NAN, INF = float('nan'), float('inf')

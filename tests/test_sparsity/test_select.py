@@ -112,20 +112,9 @@ def test_tensors_of_several_pieces(size, dtype):
     check_keep_only(tensor, torch.rand(size) < 0.25)
 
 
-def test_several_tensors_of_several_types_at_once():
-    tensors = [awkward(torch.empty(3, 4), dtype, 1) for dtype in DTYPES]
-    masks = [torch.rand(3, 4) < 0.5 for _ in tensors]
-    expected = [
-        np.where(m.numpy(), bits(t).numpy(), 0)
-        for t, m in zip(tensors, masks, strict=True)
-    ]
-    keep_only_(iter(tensors), iter(masks))
-    for tensor, values in zip(tensors, expected, strict=True):
-        np.testing.assert_array_equal(bits(tensor).numpy(), values)
-
-
+@pytest.mark.parametrize('together', [False, True])
 @pytest.mark.parametrize('layout', [plain, channels_last, transposed])
-def test_tensors_of_one_mask(layout):
+def test_several_tensors_of_several_types_at_once(layout, together):
     shape = (5, 7, 3, 11)
     mask = torch.empty_like(layout(shape), dtype=torch.bool)
     mask.copy_(torch.rand(shape) < 0.4)
@@ -134,13 +123,12 @@ def test_tensors_of_one_mask(layout):
         for seed, dtype in enumerate([*DTYPES, torch.float32])
     ]
     expected = [np.where(mask, bits(t), 0) for t in tensors]
-    keep_only_together_(tensors, mask)
+    if together:
+        keep_only_together_(tensors, mask)
+    else:
+        keep_only_(iter(tensors), iter([mask] * len(tensors)))
     for tensor, values in zip(tensors, expected, strict=True):
         np.testing.assert_array_equal(bits(tensor), values)
-
-
-def test_nothing_to_do():
-    keep_only_([], [])
 
 
 def test_one_mask_too_few_is_an_error():

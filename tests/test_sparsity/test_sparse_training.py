@@ -81,24 +81,6 @@ def test_a_loss_scaler_changes_nothing_but_skips_what_overflows():
         assert torch.equal(mask, before[name])
 
 
-def test_a_resumed_run_ends_where_the_other_does():
-    whole = training()
-    run(whole, 5)
-    states = [copy.deepcopy(part.state_dict()) for part in whole]
-    run(whole, 5)
-    resumed = training(network('parallel', seed=7), seed=7)
-    for part, state in zip(resumed, states, strict=True):
-        part.load_state_dict(state)
-    run(resumed, 5)
-    assert resumed[2].trainer.steps == 10
-    for a, b in zip(whole[:2], resumed[:2], strict=True):
-        torch.testing.assert_close(
-            a.state_dict(), b.state_dict(), rtol=0, atol=0
-        )
-    for name, mask in whole[2].masks.items():
-        assert torch.equal(mask, resumed[2].masks[name])
-
-
 def test_masks_before_weights_are_refused():
     # The first masks of the new object have cut what was loaded before it.
     saved = training()
@@ -164,13 +146,31 @@ def test_a_distribution_that_misses_the_density_is_told():
 def test_a_resume_says_what_it_changes_and_refuses_another_sparsity():
     saved = training()
     run(saved, 2)
-    other = training(interval=5, drop_fraction=0.1)
+    model = network('parallel')
+    other = training(
+        model,
+        torch.optim.Adam(model.parameters()),
+        algorithm='SET',
+        interval=5,
+        end=1.0,
+        drop_fraction=0.1,
+        execution='dense',
+        grown_steps='bounded',
+    )
     run(other, 1)
     with pytest.warns(UserWarning) as found:
         other[2].load_state_dict(saved[2].state_dict())
-    assert [str(w.message).split('=')[0] for w in found] == [
-        'The saved run had interval',
-        'The saved run had drop_fraction',
+    cosine = "{{'type': 'Cosine', 'initial': {}}}".format
+    assert [str(w.message) for w in found] == [
+        f'The saved run had {key}={old}; it goes on with {new}.'
+        for key, old, new in [
+            ('algorithm', "'RigL'", "'SET'"),
+            ('interval', 2, 5),
+            ('end', 15, 20),
+            ('drop_fraction', cosine(0.3), cosine(0.1)),
+            ('execution', "'auto'", "'dense'"),
+            ('grown_steps', "'free'", "'bounded'"),
+        ]
     ]
     plain = network()
     kwargs = dict(include=['0.*', '2.*'])

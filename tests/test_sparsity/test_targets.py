@@ -65,45 +65,33 @@ def test_a_bare_backbone_needs_no_prefix():
     ]
 
 
-def test_a_pattern_that_matches_nothing_lists_what_there_is():
-    with pytest.raises(ValueError, match=r"'neck\.\*' matches none") as e:
-        select_parameters(Model(), include=['head.*', 'neck.*'])
-    assert all(name in str(e.value) for name in WEIGHTS)
-
-
-def test_an_exclusion_of_what_is_not_sparse_is_an_error():
-    # The stem is dense already, so that the pattern is a mistake.
-    with pytest.raises(ValueError, match='stem.* matches none') as e:
-        select_parameters(Model(), exclude=['*.stem.*'])
-    assert 'backbone.conv1.weight' in str(e.value)
-
-
-def test_a_pattern_is_case_sensitive():
-    with pytest.raises(ValueError, match='matches none'):
-        select_parameters(Model(), include=['HEAD.*'])
-
-
 @pytest.mark.parametrize(
-    'kwargs', [dict(include='head.*'), dict(exclude='*.conv2.*')]
-)
-def test_a_string_in_place_of_a_list_is_refused(kwargs):
-    pattern = next(iter(kwargs.values()))
-    with pytest.raises(ValueError, match='take lists') as e:
-        select_parameters(Model(), **kwargs)
-    assert f'[{pattern!r}]' in str(e.value)
-
-
-@pytest.mark.parametrize(
-    'model, kwargs',
+    'kwargs, words',
     [
-        (nn.Sequential(nn.Conv2d(3, 4, 3)), {}),
-        (Model(), dict(exclude=['*'])),
-        (Model(), dict(include=[])),
+        (
+            dict(include=['head.*', 'neck.*']),
+            r"'neck\.\*' matches none.*: " + ', '.join(WEIGHTS),
+        ),
+        (dict(include=['HEAD.*']), 'matches none'),
+        # The stem is dense already, so that the pattern is a mistake.
+        (
+            dict(exclude=['*.stem.*']),
+            r'stem.* matches none.*: backbone\.conv1\.weight',
+        ),
+        (dict(include='head.*'), r"take lists .*write \['head\.\*'\]"),
+        (dict(exclude='*.conv2.*'), r"take lists .*write \['\*\.conv2"),
+        (dict(exclude=['*']), 'No parameter is selected.*include'),
+        (dict(include=[]), 'No parameter is selected.*include'),
+        (
+            dict(model=nn.Sequential(nn.Conv2d(3, 4, 3))),
+            'No parameter is selected.*include',
+        ),
+        (dict(model=nn.BatchNorm2d(3)), 'No parameter is selected'),
     ],
 )
-def test_nothing_selected_is_an_error(model, kwargs):
-    with pytest.raises(ValueError, match='No parameter is selected.*include'):
-        select_parameters(model, **kwargs)
+def test_mistakes_get_a_sentence(kwargs, words):
+    with pytest.raises(ValueError, match=words):
+        select_parameters(**dict(model=Model()) | kwargs)
 
 
 def test_a_module_that_names_a_parameter_it_lacks_is_an_error():
@@ -115,8 +103,3 @@ def test_a_module_that_names_a_parameter_it_lacks_is_an_error():
     ]
     with pytest.raises(ValueError, match=r'backbone\.conv3\.weight'):
         select_parameters(model)
-
-
-def test_no_layer_to_be_sparse_in_the_whole_model():
-    with pytest.raises(ValueError, match='No parameter is selected'):
-        select_parameters(nn.BatchNorm2d(3))
