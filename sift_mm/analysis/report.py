@@ -9,7 +9,12 @@ from mmengine.registry import HOOKS, init_default_scope
 from torch import nn
 
 from sift_mm.analysis.layer_costs import Profile, profile
-from sift_mm.config.images import Shape, find_sizes, schedule_samples
+from sift_mm.config.images import (
+    Shape,
+    find_sizes,
+    image_channels,
+    schedule_samples,
+)
 from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import import_library
 from sift_mm.config.twin import build, dense_config
@@ -193,7 +198,7 @@ def make_report(
     masks = report_masks(hook, plan, model)
     if masks and masks['transferred'] == 'dense':
         plan = masks = None  # The run drops them.
-    channels = (cfg.model.get('backbone') or {}).get('in_channels', 3)
+    channels = image_channels(cfg)
     network = Network(model, plan.densities if plan else {}, channels)
     costs = network.profile(test)
     dense, comparison, why_not = None, None, None

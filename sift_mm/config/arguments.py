@@ -1,4 +1,4 @@
-"""Arguments of the modules that a config names."""
+"""Arguments of the modules that a config names; its library is imported."""
 
 import inspect
 import re
@@ -10,17 +10,18 @@ from mmengine.registry import HOOKS, MODELS, Registry
 
 from sift_mm.arguments import check_names, parameters, read_arguments
 from sift_mm.backbones.base import make_member
+from sift_mm.config.member import VARIANT
 
 
 def arguments(cfg: Config, kind: Any) -> dict[str, Any]:
-    """What a module of a config takes, those of its base classes included.
+    """Defaults of what a module takes, those of its base classes included.
 
     Args:
-        cfg (Config): Config of a run; its library is imported.
+        cfg (Config): Config of a run.
         kind (str | Callable): ``type`` of the module.
 
     Returns:
-        dict[str, Any]: Defaults by name, ``inspect.Parameter.empty`` without.
+        dict[str, Any]: By name, ``inspect.Parameter.empty`` without.
     """
     maker = _maker(cfg, MODELS, kind)
     known = parameters(maker) if callable(maker) else {}
@@ -41,12 +42,9 @@ def check_config(cfg: Config) -> None:
 
     Nothing is built but the hooks, which are small.
 
-    Args:
-        cfg (Config): Config of a run; its library is imported.
-
     Raises:
-        ValueError: One sentence on the first wrong argument of a Sparse-IFT
-            backbone, or of a SparseTrainingHook.
+        Mistake: On the first wrong argument of a Sparse-IFT backbone, or of
+            a SparseTrainingHook.
     """
     from sift_mm.config.reading import import_library
     from sift_mm.engine.hook import SparseTrainingHook
@@ -63,14 +61,9 @@ def check_config(cfg: Config) -> None:
         if 'SparseIFT' in str(node.get('type')):
             maker = _maker(cfg, MODELS, node['type'])
             if maker is not None:
-                _check_backbone(key, maker, _without(node, 'type'))
-
-
-def _check_backbone(key: str, maker: Any, node: dict[str, Any]) -> None:
-    found = read_arguments(maker, node, key)
-    keys = ('family', 'sparsity', 'inner', 'sparse_factors')
-    options: dict[str, Any] = {key: found.get(key) for key in keys}
-    make_member(**options)
+                found = read_arguments(maker, _without(node, 'type'), key)
+                member: Any = {name: found.get(name) for name in VARIANT}
+                make_member(**member)
 
 
 def _without(node: dict[str, Any], *keys: str) -> dict[str, Any]:
@@ -78,22 +71,18 @@ def _without(node: dict[str, Any], *keys: str) -> dict[str, Any]:
 
 
 def refuse_unknown(cfg: Config, error: Exception) -> None:
-    """Says which argument was misspelt, if that is why a model is not built.
-
-    Args:
-        cfg (Config): Config of the model.
-        error (Exception): Of building it.
+    """Says which argument was misspelt, if building a model failed of that.
 
     Raises:
-        ValueError: One sentence, with the nearest name.
+        Mistake: With the nearest name.
     """
     found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    for key, node in _nodes(cfg.model, 'model') if found else ():
-        if found and found[1] in node and 'type' in node:
-            kind = node['type']
-            check_names(
-                f'{key} has no argument', [found[1]], arguments(cfg, kind)
-            )
+    if found is None:
+        return
+    for key, node in _nodes(cfg.model, 'model'):
+        if found[1] in node and 'type' in node:
+            known = arguments(cfg, node['type'])
+            check_names(f'{key} has no argument', [found[1]], known)
 
 
 def _nodes(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -16,6 +16,7 @@ from torch import nn
 
 from sift_mm.backbones import SparseIFTMixin
 from sift_mm.config.arguments import refuse_unknown
+from sift_mm.config.nodes import type_name
 from sift_mm.engine.checks import KEY, check_channels
 from sift_mm.errors import Mistake
 
@@ -26,20 +27,15 @@ Leaf = tuple[Any, Any, str]  # Its container, its place there, its whole key.
 
 
 def reader_channels(model: Any) -> list[Leaf]:
-    """Where a config says how wide what is read of the backbone is.
+    """Where a ``model`` says how wide what is read of the backbone is.
 
-    Args:
-        model (dict): ``model`` of a config.
-
-    Returns:
-        list[Leaf]: Container, key or index, and the whole key of each number.
+    Tuples of such numbers become lists, in place.
     """
     necks = model.get('neck') or []
     several = isinstance(necks, (list, tuple))
     for i, neck in enumerate(necks if several else [necks]):
-        key = f'neck.{i}' if several else 'neck'
         # One that says nothing, as a pooling, passes on what it gets.
-        if found := list(_leaves(neck, key)):
+        if found := list(_leaves(neck, f'neck.{i}' if several else 'neck')):
             return found
     return [
         leaf
@@ -69,7 +65,7 @@ def _leaves(node: Any, key: str, inside: bool = False) -> Iterator[Leaf]:
             yield from _leaves(value, path, reads)
 
 
-def follow(model: Any, widths: list[int], base: int, dense_base: int) -> None:
+def follow(model: Any, backbone: Any, dense: bool = False) -> None:
     """Let what reads a backbone follow its widths.
 
     The config may be written for the dense network, for the one that it is
@@ -78,22 +74,24 @@ def follow(model: Any, widths: list[int], base: int, dense_base: int) -> None:
 
     Args:
         model (dict): ``model`` of a config, changed in place.
-        widths (list[int]): Channels of each feature map, distinct, in order.
-        base (int): Width that they are multiples of.
-        dense_base (int): That of the dense network.
+        backbone (nn.Module): A SparseIFTResNet.
+        dense (bool): Whether to follow the widths of its dense network.
     """
+    goal, other = backbone.base_channels, backbone.dense_base_channels
+    times = [width // goal for width in backbone.out_channels]
+    if dense:
+        goal, other = other, goal
     leaves = reader_channels(model)
     found = [node[name] for node, name, _ in leaves]
-    times = [width // base for width in widths]
-    bases = [dense_base, base]
+    bases = [other, goal]
     bases += [n // t for n in found for t in reversed(times) if n % t == 0]
 
     def explained(one: int) -> int:
-        return len({n for n in found if n in [one * t for t in times]})
+        return len(set(found) & {one * t for t in times})
 
     # Of several, the first: max keeps it.
-    written = max(dict.fromkeys(bases), key=explained)
-    new = {written * t: base * t for t in times}
+    written = max(bases, key=explained)
+    new = {written * t: goal * t for t in times}
     for node, name, _ in leaves:
         node[name] = new.get(node[name], node[name])
 
@@ -102,7 +100,7 @@ def build_backbone(cfg: Config) -> Any:
     """The backbone of a config, its weights without meaning.
 
     Raises:
-        ValueError: If a type or an argument of the config is unknown.
+        Mistake: If a type or an argument of the config is unknown.
     """
     return _build(cfg, copy.deepcopy(cfg.model.backbone))
 
@@ -113,7 +111,7 @@ def build(cfg: Config) -> nn.Module:
     The random state of the run is left alone.
 
     Raises:
-        ValueError: If a type or an argument of the config is unknown.
+        Mistake: If a type or an argument of the config is unknown.
     """
     # Launching reads configs, and that makes them sparse.
     from sift_mm.engine.launch import replace_sync_norms
@@ -140,20 +138,17 @@ def _build(cfg: Config, node: Any) -> Any:
 
 
 def fit_channels(cfg: Config) -> None:
-    """Let neck and heads read what the backbone gives.
+    """Let neck and heads read what the backbone gives, in place.
 
-    Args:
-        cfg (Config): Config of a run, changed in place. A backbone of another
-            type than SparseIFTResNet gives what its dense one does.
+    A backbone of another type than SparseIFTResNet gives what its dense one
+    does.
 
     Raises:
-        ValueError: If a layer cannot follow, see :func:`check_channels`.
+        Mistake: If a layer cannot follow, see :func:`check_channels`.
     """
     if 'SparseIFTResNet' not in str(cfg.model.get('backbone', {}).get('type')):
         return
-    backbone = build_backbone(cfg)
-    base, dense_base = backbone.base_channels, backbone.dense_base_channels
-    follow(cfg.model, backbone.out_channels, base, dense_base)
+    follow(cfg.model, build_backbone(cfg))
     check_channels(build(cfg), cfg)
 
 
@@ -171,8 +166,7 @@ def fitted(cfg: Config, backbone: Any) -> dict[str, tuple[str, int]]:
     if not isinstance(backbone, SparseIFTMixin):
         return {}
     now, then = copy.deepcopy(cfg.model), copy.deepcopy(cfg.model)
-    base, dense_base = backbone.base_channels, backbone.dense_base_channels
-    follow(then, backbone.out_channels, base, dense_base)
+    follow(then, backbone)
     return {
         key: (written(fits), fits[0][fits[1]])
         for (node, place, key), fits in zip(
@@ -192,7 +186,7 @@ def written(leaf: Leaf) -> str:
 
 def dense_arguments(backbone: dict[str, Any]) -> dict[str, Any]:
     """A backbone of a config without what makes it one of Sparse-IFT."""
-    if str(backbone.get('type')).rpartition('.')[2] == 'SparseIFT':
+    if type_name(backbone) == 'SparseIFT':
         return copy.deepcopy(backbone['backbone'])
     dense = copy.deepcopy(backbone)
     for name, argument in inspect.signature(SparseIFTMixin).parameters.items():

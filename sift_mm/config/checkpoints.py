@@ -21,12 +21,8 @@ from sift_mm.resuming import check_resumable
 def check_checkpoint(path: str) -> None:
     """Stops with a sentence if a local checkpoint cannot be read.
 
-    Args:
-        path (str): Path, or an address such as ``https://`` or
-            ``torchvision://``, which is left to MMEngine.
-
-    Raises:
-        Mistake: If it is a path and there is no such file, or a bad one.
+    An address, such as ``https://`` or ``torchvision://``, is left to
+    MMEngine.
     """
     if not _is_address(path):
         read(path)
@@ -45,7 +41,7 @@ def find_start(cfg: Config, resume: str | None = None) -> list[str]:
             the work dir; None for what the config says.
 
     Returns:
-        list[str]: What the log has to say of it.
+        list[str]: Lines for the log.
 
     Raises:
         Mistake: If the checkpoint, or each in the work dir, is none that a
@@ -119,15 +115,10 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def _newest_whole(paths: list[Path]) -> tuple[str | None, list[str]]:
-    """The checkpoint that is furthest in its run.
+    """The checkpoint that is furthest in its run, None of no paths.
 
-    Args:
-        paths (list[Path]): Of a run; those that are numbered alike are read
-            from the last on, until one is whole.
-
-    Returns:
-        tuple: Its path, None if there are no paths; and what is wrong with
-        those that were read before it.
+    Those that are numbered alike are read from the last on, until one is
+    whole; beside it is returned what is wrong with those before.
 
     Raises:
         Mistake: If none is whole.
@@ -156,11 +147,7 @@ def _newest_whole(paths: list[Path]) -> tuple[str | None, list[str]]:
 
 
 def _progress(path: Path) -> int:
-    """Iterations after which a checkpoint was saved.
-
-    Raises:
-        Mistake: If a run does not go on from it as it was.
-    """
+    """Iterations after which a checkpoint was saved, if a run goes on so."""
     checkpoint = read(path)
     with named(path):
         check_resumable(checkpoint)
@@ -170,15 +157,8 @@ def _progress(path: Path) -> int:
 def check_pretrained(cfg: Config) -> None:
     """Stops with a sentence if weights to start from cannot be read.
 
-    A run that is resumed needs them no more, and is told to leave those that
-    are gone.
-
-    Args:
-        cfg (Config): Config of a run, changed in place.
-
-    Raises:
-        Mistake: If a local file that the model or the run starts from does
-            not exist, or is a bad one.
+    A run that is resumed needs them no more: from its config those that are
+    gone are taken out, in place.
     """
     resumes = bool(cfg.get('resume') and cfg.get('load_from'))
     if cfg.get('load_from') and not resumes:
@@ -186,18 +166,16 @@ def check_pretrained(cfg: Config) -> None:
     for owner, index, path, key in list(_pretrained_sources(cfg, 'model')):
         # MMEngine takes paths with a tilde.
         full = osp.abspath(osp.expanduser(path))
-        is_there = _is_address(path) or osp.isfile(full)
-        if is_there and not resumes:
-            check_checkpoint(path)
-        if is_there:
-            continue
-        if not resumes:
+        if _is_address(path) or osp.isfile(full):
+            if not resumes:
+                check_checkpoint(path)
+        elif not resumes:
             raise Mistake(
                 f'There is no checkpoint {full} to start from: train that '
                 'network first, or name another file by --pretrained FILE or '
                 f'--cfg-options {key}=FILE.'
             )
-        if isinstance(owner, list):
+        elif isinstance(owner, list):
             owner.pop(index)
         else:
             owner[index] = None
@@ -209,14 +187,9 @@ def _pretrained_sources(
     """What loads weights: where it stands, its path, and the path's key."""
     node = owner[index]
     if isinstance(node, dict):
-        config = pretrained_cfg(node)
-        if config is not None:
-            yield (
-                owner,
-                index,
-                str(config.get('checkpoint')),
-                (f'{key}.checkpoint'),
-            )
+        if (config := pretrained_cfg(node)) is not None:
+            path = str(config.get('checkpoint'))
+            yield owner, index, path, f'{key}.checkpoint'
         if isinstance(node.get('pretrained'), str):
             yield node, 'pretrained', node['pretrained'], f'{key}.pretrained'
         for name in node:

@@ -11,7 +11,7 @@ from sift_mm.config.arguments import arguments
 from sift_mm.config.channels import fit_channels
 from sift_mm.config.helpers import pretrained_backbone
 from sift_mm.config.member import MemberOptions
-from sift_mm.config.nodes import set_type, type_name
+from sift_mm.config.nodes import hook_place, set_type, type_name
 from sift_mm.errors import Mistake
 from sift_mm.layers import families
 
@@ -47,9 +47,9 @@ def sparsify(
         cfg (Config): Config with a ``model.backbone``, changed in place.
         family (str, optional): Member of the family; None leaves it.
         sparsity (float, optional): Nominal sparsity; None leaves it.
-        algorithm (str, optional): How masks are trained, 'Static', 'SET' or
-            'RigL'; None leaves it, and is 'RigL' where no hook is. With
-            masks of a checkpoint, SET and RigL train those on.
+        algorithm (str, optional): How masks are trained; None leaves it, and
+            is 'RigL' where no hook is. With masks of a checkpoint, SET and
+            RigL train those on.
         pretrained (str, optional): Checkpoint of a network with this
             backbone, to take its weights and masks from. Alone, it leaves a
             dense network dense.
@@ -62,20 +62,9 @@ def sparsify(
         ValueError: If the config has no backbone, a member is left without
             its sparsity, or the algorithm would not count.
     """
-    convert(
-        cfg,
-        MemberOptions(
-            family,
-            sparsity,
-            algorithm,
-            pretrained,
-            inner,
-            sparse_factors,
-            hook,
-        ),
-    )
-    if not is_wrapped(cfg):
-        fit_channels(cfg)
+    given = family, sparsity, algorithm, pretrained, inner, sparse_factors
+    convert(cfg, MemberOptions(*given, hook))
+    fit_channels(cfg)
 
 
 def is_wrapped(cfg: Config) -> bool:
@@ -85,15 +74,7 @@ def is_wrapped(cfg: Config) -> bool:
 
 
 def convert(cfg: Config, member: MemberOptions) -> None:
-    """As :func:`sparsify`, but neck and heads stay as they are.
-
-    Args:
-        cfg (Config): Config of a run, changed in place.
-        member (MemberOptions): What is asked for.
-
-    Raises:
-        ValueError: As :func:`sparsify`.
-    """
+    """As :func:`sparsify`, but neck and heads stay as they are."""
     backbone = cfg.get('model', {}).get('backbone') or {}
     kind = type_name(backbone)
     if not kind:
@@ -147,11 +128,9 @@ def convert(cfg: Config, member: MemberOptions) -> None:
 
 
 def _wrap(cfg: Config) -> ConfigDict:
-    """Put the backbone of a config into a wrapper.
+    """Put the backbone of a config into a wrapper, and return that.
 
-    Returns:
-        ConfigDict: The wrapper. Weights of one's own are of the new network,
-        and it loads them.
+    Weights of one's own are of the new network, and the wrapper loads them.
     """
     inner = cfg.model.backbone
     wrapper = ConfigDict(type=WRAPPER, backbone=inner)
@@ -164,13 +143,10 @@ def _wrap(cfg: Config) -> ConfigDict:
 def _drop_weights(cfg: Config, pretrained: str | None) -> None:
     """Drop the weights that the backbone started from.
 
-    Args:
-        cfg (Config): Config of a run, changed in place.
-        pretrained (str, optional): Checkpoint that takes the place of all.
-            With None, only those of a model zoo are dropped, for dense ones
-            do not fit, and what they allowed to be frozen has to learn; a
-            file of one's own may be of the new network. A name that was
-            left empty is dropped too.
+    A checkpoint takes the place of all. With None, only those of a model zoo
+    are dropped, for dense ones do not fit, and what they allowed to be frozen
+    has to learn; a file of one's own may be of the new network. A name that
+    was left empty is dropped too.
     """
     backbone = cfg.model['backbone']
     owners = [backbone, cfg.model]
@@ -232,17 +208,13 @@ def _add_import(cfg: Config) -> None:
 
 
 def _add_hook(cfg: Config, arguments: Mapping[str, Any]) -> None:
-    """Add the hook where there is none, and give it its arguments.
-
-    Raises:
-        ValueError: If the algorithm would not count.
-    """
+    """Add the hook where there is none, and give it its arguments."""
     hooks = list(cfg.get('custom_hooks') or [])
-    found = [h for h in hooks if type_name(h) == 'SparseTrainingHook']
-    if not found:
-        found = [ConfigDict(type='SparseTrainingHook')]
-        hooks += found
-    hook = found[0]
+    place = hook_place(cfg)
+    if place is None:
+        place = len(hooks)
+        hooks.append(ConfigDict(type='SparseTrainingHook'))
+    hook = hooks[place]
     hook.update(arguments)
     algorithm = arguments.get('algorithm')
     if algorithm not in (None, 'Static') and _loads_masks(cfg, hook):

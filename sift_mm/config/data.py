@@ -17,9 +17,8 @@ LOCAL_BACKENDS = ('local', 'disk', 'LocalBackend', 'HardDiskBackend')
 def leaf_datasets(cfg: Any) -> Iterator[dict]:
     """Yields the configs of the datasets inside all wrappers.
 
-    Args:
-        cfg: Dataset config; wrappers such as RepeatDataset hold theirs
-            under ``dataset``, ConcatDataset under ``datasets``.
+    RepeatDataset, say, holds its own under ``dataset``, ConcatDataset under
+    ``datasets``.
     """
     if isinstance(cfg, (list, tuple)):
         for child in cfg:
@@ -49,11 +48,10 @@ def _prefixes(cfg: dict) -> dict[str, str]:
     return {k: v for k, v in prefix.items() if isinstance(v, str)}
 
 
-def _wanted(cfg: dict) -> list[str]:
-    """Paths that a dataset reads, relative to its root or absolute."""
+def _annotations(cfg: dict) -> list[str]:
+    """The annotation file of a dataset, if it has one, relative as above."""
     ann_file = cfg.get('ann_file')
-    paths = [ann_file] if isinstance(ann_file, str) else []
-    return [path for path in (*paths, *_prefixes(cfg).values()) if path]
+    return [ann_file] if ann_file and isinstance(ann_file, str) else []
 
 
 def _exists(path: str) -> bool:
@@ -72,33 +70,29 @@ def _is_complete(cfg: dict) -> bool:
     fetches = known is not None and known.fetches_itself
     if cfg.get('download', fetches) or _is_remote(cfg) or '://' in root:
         return True
-    paths = [osp.join(root, path) for path in _wanted(cfg)]
-    if root:
-        paths.append(root)
+    wanted = [*_annotations(cfg), *_prefixes(cfg).values(), '']
+    paths = filter(None, (osp.join(root, path) for path in wanted))
     return all('://' in path or _exists(path) for path in paths)
 
 
 def _describe(cfg: dict) -> str:
     """What belongs into the root of a dataset."""
-    ann_file = cfg.get('ann_file')
-    parts = [ann_file] if ann_file and isinstance(ann_file, str) else []
+    parts = _annotations(cfg)
     known = find_data_set(type_name(cfg))
     if known is not None and known.contents and not parts:
         return known.contents
     for key, prefix in _prefixes(cfg).items():
         folder = prefix.rstrip('/')
-        if not folder:
-            continue
-        if 'img' in key:
+        if folder and 'img' in key:
             folder = f'the images of {folder}'
-        elif 'seg' in key:
+        elif folder and 'seg' in key:
             folder = f'the label maps of {folder}'
-        parts.append(folder)
+        parts += [folder] if folder else []
     return ' and '.join(parts) or f'the {type_name(cfg)} data'
 
 
 def check_data(cfg: Config, phases: Iterable[str]) -> None:
-    """Stops before anything is built if data of a run is missing.
+    """Stops with a sentence if data of a run is missing.
 
     Only local paths are looked at; a dataset that fetches itself or reads
     through a remote backend passes.
@@ -107,22 +101,17 @@ def check_data(cfg: Config, phases: Iterable[str]) -> None:
         cfg (Config): Config of the run.
         phases (Iterable[str]): Those of 'train', 'val' and 'test' whose
             data loader the run will use.
-
-    Raises:
-        Mistake: With one sentence, if something is missing.
     """
-    missing: dict[str, list[str]] = {}
+    missing: dict[str, dict[str, None]] = {}
     prepared = set()
     for phase in phases:
         loader = cfg.get(f'{phase}_dataloader') or {}
         for leaf in leaf_datasets(loader.get('dataset', [])):
             if _is_complete(leaf):
                 continue
-            contents = missing.setdefault(
-                osp.abspath(leaf.get('data_root') or '.'), []
-            )
-            if _describe(leaf) not in contents:
-                contents.append(_describe(leaf))
+            root = osp.abspath(leaf.get('data_root') or '.')
+            # A dict, as a set that is in order.
+            missing.setdefault(root, {})[_describe(leaf)] = None
             known = find_data_set(type_name(leaf))
             if known is not None and known.prepare is not None:
                 prepared.add(known.name)

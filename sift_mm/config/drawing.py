@@ -30,9 +30,6 @@ def enable_drawing(
         folder (str, optional): Folder for the pictures.
         wait_time (float): Seconds that each window stays.
         interval (int): Every n-th sample is drawn; classification only.
-
-    Raises:
-        Mistake: If it is none of the three libraries.
     """
     scope = cfg.get('default_scope')
     if scope not in DRAWING_HOOKS:

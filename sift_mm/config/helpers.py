@@ -6,23 +6,20 @@ from sift_mm.isoflop import wide_width
 from sift_mm.layers.family import family_of
 
 
-def _features(
-    family: str, sparsity: float, base_channels: int, expansion: int
-) -> list[int]:
-    """Channels of the four stages of a ResNet of the family."""
-    if family_of(family).widens:
-        base_channels = wide_width(base_channels, sparsity)
-    return [base_channels * expansion * 2**stage for stage in range(4)]
-
-
 def _backbone(
-    family: str, sparsity: float, checkpoint: str | None = None
-) -> dict[str, Any]:
-    """Settings of the backbone."""
+    family: str,
+    sparsity: float,
+    base_channels: int,
+    expansion: int,
+    checkpoint: str | None = None,
+) -> tuple[dict[str, Any], list[int]]:
+    """Settings of a ResNet of the family, and channels of its four stages."""
     changes: dict[str, Any] = dict(family=family, sparsity=sparsity)
     if checkpoint is not None:
         changes['init_cfg'] = pretrained_backbone(checkpoint)
-    return changes
+    if family_of(family).widens:
+        base_channels = wide_width(base_channels, sparsity)
+    return changes, [base_channels * expansion * 2**i for i in range(4)]
 
 
 def pretrained_backbone(checkpoint: str) -> dict[str, str]:
@@ -44,10 +41,8 @@ def classifier(
     Returns:
         dict: Backbone and head.
     """
-    out = _features(family, sparsity, base_channels, expansion)
-    return dict(
-        backbone=_backbone(family, sparsity), head=dict(in_channels=out[3])
-    )
+    backbone, out = _backbone(family, sparsity, base_channels, expansion)
+    return dict(backbone=backbone, head=dict(in_channels=out[3]))
 
 
 def detector(
@@ -59,22 +54,16 @@ def detector(
 ) -> dict[str, dict]:
     """What to change in a config of MMDetection with an FPN on four stages.
 
-    Args:
-        family (str): As for :func:`classifier`.
-        sparsity (float): As for :func:`classifier`.
-        checkpoint (str, optional): Of the classifier that backbone and masks
-            are taken from.
-        base_channels (int): As for :func:`classifier`.
-        expansion (int): As for :func:`classifier`.
+    Arguments are those of :func:`classifier`; from a ``checkpoint`` of such
+    a network backbone and masks are taken.
 
     Returns:
         dict: Backbone and neck.
     """
-    out = _features(family, sparsity, base_channels, expansion)
-    return dict(
-        backbone=_backbone(family, sparsity, checkpoint),
-        neck=dict(in_channels=out),
+    backbone, out = _backbone(
+        family, sparsity, base_channels, expansion, checkpoint
     )
+    return dict(backbone=backbone, neck=dict(in_channels=out))
 
 
 def segmentor(
@@ -86,20 +75,16 @@ def segmentor(
 ) -> dict[str, dict]:
     """What to change in a config of MMSegmentation's DeepLabV3+.
 
-    Args:
-        family (str): As for :func:`classifier`.
-        sparsity (float): As for :func:`classifier`.
-        checkpoint (str, optional): Of the classifier that backbone and masks
-            are taken from.
-        base_channels (int): As for :func:`classifier`.
-        expansion (int): As for :func:`classifier`.
+    Arguments are those of :func:`detector`.
 
     Returns:
         dict: Backbone, decode head and the auxiliary head on stage 3.
     """
-    out = _features(family, sparsity, base_channels, expansion)
+    backbone, out = _backbone(
+        family, sparsity, base_channels, expansion, checkpoint
+    )
     return dict(
-        backbone=_backbone(family, sparsity, checkpoint),
+        backbone=backbone,
         decode_head=dict(in_channels=out[3], c1_in_channels=out[0]),
         auxiliary_head=dict(in_channels=out[2]),
     )

@@ -11,7 +11,7 @@ from sift_mm.config.nodes import type_name
 from sift_mm.datasets import find_data_set
 from sift_mm.errors import Mistake
 
-Shape = tuple[int, int]  # Height and width.
+Shape = tuple[int, int]  # Height and width, in pixels.
 
 # The argument of a transform that fixes the size, and its order.
 SIZES = {
@@ -43,11 +43,7 @@ def _step_size(step: dict) -> Shape | None:
 
 
 def image_size(cfg: Config, phase: str) -> tuple[Shape, str] | None:
-    """The size of the images that a pipeline gives.
-
-    Args:
-        cfg (Config): Config of the run.
-        phase (str): 'train', 'val' or 'test'.
+    """The size of the images that the pipeline of a phase gives.
 
     Returns:
         tuple, optional: Height and width in pixels, as padded for the model,
@@ -93,9 +89,6 @@ def find_sizes(
 
     Returns:
         tuple: For either, as :func:`image_size` has it.
-
-    Raises:
-        ValueError: If the config does not say.
     """
     if given is not None:
         found = (given[0], given[1]), 'as given'
@@ -110,36 +103,34 @@ def find_sizes(
     return first, second
 
 
+def image_channels(cfg: Config) -> int:
+    """Channels of the images that the backbone reads."""
+    backbone = cfg.model.get('backbone') or {}
+    # A wrapper leaves it to the one within.
+    return backbone.get('backbone', backbone).get('in_channels', 3)
+
+
 def epoch_images(dataset: Any) -> int | None:
-    """Images of one epoch, for the published sets.
+    """Images of an epoch of a published set, in any wrappers.
 
-    Args:
-        dataset (dict): Config of the training data, with its wrappers.
-
-    Returns:
-        int, optional: None where only the data could tell.
+    None where only the data could tell.
     """
     kind = type_name(dataset)
     if kind == 'ConcatDataset':
         sizes = [epoch_images(child) for child in dataset['datasets']]
-        counted = [size for size in sizes if size is not None]
-        return sum(counted) if len(counted) == len(sizes) else None
+        return None if None in sizes else sum(filter(None, sizes))
     if kind in ('RepeatDataset', 'MultiImageMixDataset'):
         inner = epoch_images(dataset['dataset'])
         return inner and inner * dataset.get('times', 1)
     known = find_data_set(kind)
-    if known is None or any(
-        dataset.get(key) is not None for key in ('metainfo', 'indices')
-    ):
-        return None  # Unknown, or a part of it.
+    parts = [dataset.get(key) for key in ('metainfo', 'indices')]
     paths = [dataset.get(key) for key in ('ann_file', 'data_prefix', 'split')]
-    if known.path not in str(paths):
-        return None
-    if (dataset.get('filter_cfg') or {}).get('filter_empty_gt'):
-        if known.without_annotations is None:
-            return None
-        return known.images - known.without_annotations
-    return known.images
+    if known is None or parts != [None, None] or known.path not in str(paths):
+        return None  # Unknown, or a part of it.
+    if not (dataset.get('filter_cfg') or {}).get('filter_empty_gt'):
+        return known.images
+    empty = known.without_annotations
+    return None if empty is None else known.images - empty
 
 
 def schedule_samples(
@@ -155,8 +146,8 @@ def schedule_samples(
             by default the config's.
 
     Returns:
-        tuple[int | None, str]: The number, None where it is not known, and a
-        few words that say how it comes about, or how to give it.
+        tuple[int | None, str]: The number, None where it is not known; and
+        how it comes about, or how to give it.
     """
     loop, loader = cfg.get('train_cfg') or {}, cfg.get('train_dataloader')
     if not loader:

@@ -10,34 +10,20 @@ from typing import Any
 from sift_mm.arguments import check_names
 from sift_mm.errors import Mistake
 
-# Arguments of SparseIFT, which wraps a backbone; SparseIFTResNet has most.
+# Arguments of every backbone that say which member of the family it is.
+VARIANT = ('family', 'sparsity', 'inner', 'sparse_factors')
+# All of SparseIFT, which wraps a backbone; SparseIFTResNet has most.
 MEMBER_ARGUMENTS = (
-    'family',
-    'sparsity',
-    'flops',
-    'inner',
-    'sparse_factors',
-    'include',
-    'exclude',
-    'match_shape',
-    'unmasked',
+    *VARIANT,
+    *('flops', 'include', 'exclude', 'match_shape', 'unmasked'),
 )
 
 
 @dataclass(frozen=True)
 class MemberOptions:
-    """What the command line says of the member and its masks.
+    """What is asked of the member and its masks.
 
-    Args:
-        family (str, optional): Member of the family; None leaves it.
-        sparsity (float, optional): Nominal sparsity; None leaves it.
-        algorithm (str, optional): How masks are trained.
-        pretrained (str, optional): Checkpoint of a network with this
-            backbone.
-        inner (str, optional): What follows an inner layer.
-        sparse_factors (str, optional): Which factors carry masks.
-        hook (Mapping[str, Any], optional): Other arguments of
-            SparseTrainingHook.
+    The arguments are those of :func:`sift_mm.config.sparsify`.
     """
 
     family: str | None = None
@@ -68,25 +54,22 @@ class MemberOptions:
                     'each other; leave one out.'
                 )
         algorithm = hook.pop('algorithm', None)
-        return cls(
-            args.family,
-            args.sparsity,
-            algorithm,
-            args.pretrained,
-            args.inner,
-            args.sparse_factors,
-            hook or None,
-        )
+        named = {key: getattr(args, key) for key in (*VARIANT, 'pretrained')}
+        return cls(**named, algorithm=algorithm, hook=hook or None)
 
     def __bool__(self) -> bool:
         """Whether anything is asked for."""
-        return any(value is not None for value in vars(self).values())
+        return bool(self.given)
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """All that is asked for, by name."""
+        return {k: v for k, v in vars(self).items() if v is not None}
 
     @property
     def of_backbone(self) -> dict[str, Any]:
         """Arguments of the backbone that are given."""
-        keys = ('family', 'sparsity', 'inner', 'sparse_factors')
-        return {k: v for k in keys if (v := getattr(self, k)) is not None}
+        return {k: v for k in VARIANT if (v := getattr(self, k)) is not None}
 
     @property
     def of_hook(self) -> dict[str, Any]:
@@ -101,7 +84,7 @@ class MemberOptions:
         check_names(
             'SparseTrainingHook has no argument',
             found,
-            list(inspect.signature(SparseTrainingHook).parameters),
+            inspect.signature(SparseTrainingHook).parameters,
         )
         if self.algorithm is not None:
             found['algorithm'] = self.algorithm

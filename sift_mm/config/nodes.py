@@ -1,4 +1,4 @@
-"""The ``type`` of a config's node."""
+"""Nodes of a config by their ``type``."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +9,15 @@ def type_name(cfg: Mapping[str, Any]) -> str:
     kind = cfg.get('type', '')
     name = kind if isinstance(kind, str) else kind.__name__
     return name.rpartition('.')[2]
+
+
+def hook_place(cfg: Mapping[str, Any]) -> int | None:
+    """Index of SparseTrainingHook in ``custom_hooks``, None without one."""
+    for i, hook in enumerate(cfg.get('custom_hooks') or []):
+        if isinstance(hook, Mapping):  # Others are built already.
+            if type_name(hook) == 'SparseTrainingHook':
+                return i
+    return None
 
 
 def set_type(cfg: dict[str, Any], name: str) -> None:

@@ -11,8 +11,8 @@ from mmengine.runner import Runner
 from sift_mm.arguments import check_names
 from sift_mm.config.channels import fit_channels
 from sift_mm.config.conversion import convert, is_wrapped
-from sift_mm.config.member import MEMBER_ARGUMENTS, MemberOptions
-from sift_mm.config.nodes import type_name
+from sift_mm.config.member import MEMBER_ARGUMENTS, VARIANT, MemberOptions
+from sift_mm.config.nodes import hook_place
 from sift_mm.errors import Mistake
 
 # What a run reads from a config beside the arguments of MMEngine's Runner.
@@ -59,31 +59,23 @@ def override(
     early = [k for k in settings if not _is_of_member(k) and _fits(cfg, k)]
     for key in early:
         _set(cfg, key, settings[key])
-    said = {k.removeprefix('model.backbone.'): k for k in settings}
     asked = {
-        key: settings[said[key]]
-        for key in ('family', 'sparsity', 'inner', 'sparse_factors')
-        if said.get(key, key) != key
+        name: settings[key]
+        for name in VARIANT
+        if (key := f'model.backbone.{name}') in settings
     }
-    convert(cfg, MemberOptions(**(asked | _given(member))))
+    convert(cfg, MemberOptions(**(asked | member.given)))
     for key, value in settings.items():
         if key not in early or not _is_said_once(key):
             _set(cfg, key, value)
-    if not is_wrapped(cfg):
-        fit_channels(cfg)
+    fit_channels(cfg)
     _check(cfg, settings, member)
-
-
-def _given(member: MemberOptions) -> dict[str, Any]:
-    return {k: v for k, v in vars(member).items() if v is not None}
 
 
 def _is_of_member(key: str) -> bool:
     """Whether only a Sparse-IFT backbone has this key."""
-    parts = key.split('.')
-    return parts[:2] == ['model', 'backbone'] and parts[2:3] in [
-        [name] for name in MEMBER_ARGUMENTS
-    ]
+    own = key.startswith('model.backbone.')
+    return own and key.split('.')[2] in MEMBER_ARGUMENTS
 
 
 def _is_said_once(key: str) -> bool:
@@ -128,19 +120,12 @@ def _fits(cfg: Config, key: str) -> bool:
     parts = _place(cfg, key)
     found = [cfg, *_steps(cfg, parts)]
     missing = parts[len(found) - 1 :]
-    if not missing:
-        return True
-    return isinstance(found[-1], (Mapping, Config)) and not any(
-        part.isdecimal() for part in missing
-    )
+    named = isinstance(found[-1], (Mapping, Config))
+    return not missing or (named and not any(map(str.isdecimal, missing)))
 
 
 def _set(cfg: Config, key: str, value: Any) -> None:
-    """Set one key.
-
-    Raises:
-        ValueError: If there is no place for it.
-    """
+    """Set one key, or say why there is no place for it."""
     option = f'--cfg-options {key}={value}'
     parts = _place(cfg, key)
     if len(parts) > 1 and parts[0] not in cfg:
@@ -166,11 +151,7 @@ def _set(cfg: Config, key: str, value: Any) -> None:
 def _check(
     cfg: Config, settings: Mapping[str, Any], member: MemberOptions
 ) -> None:
-    """See that each setting and each option holds.
-
-    Raises:
-        ValueError: If one does not, with the one that contradicts it.
-    """
+    """Refuse a setting or an option that does not hold."""
     flags = {
         f'model.backbone.{name}': (f'--{name.replace("_", "-")}', value)
         for name, value in member.of_backbone.items()
@@ -179,13 +160,10 @@ def _check(
     if member.pretrained is not None:
         key = 'model.backbone.init_cfg.checkpoint'
         flags[key] = ('--pretrained', member.pretrained)
-    for i, hook in enumerate(cfg.get('custom_hooks') or []):
-        if type_name(hook) == 'SparseTrainingHook':
-            for name, value in member.of_hook.items():
-                flag = f'--{name}' if name in ('algorithm', 'interval') else ''
-                key = f'custom_hooks.{i}.{name}'
-                flags[key] = (flag or f'--hook {name}', value)
-            break
+    for name, value in member.of_hook.items():
+        own_flag = name in ('algorithm', 'interval')
+        key = f'custom_hooks.{hook_place(cfg)}.{name}'
+        flags[key] = (f'--{name}' if own_flag else f'--hook {name}', value)
     for key, (flag, value) in flags.items():
         if key in settings and not _equal(settings[key], value):
             raise Mistake(

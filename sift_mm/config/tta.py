@@ -19,20 +19,8 @@ DEFAULT_MODELS = {
 }
 
 
-def _reads_annotations(step: dict) -> bool:
-    """Whether a transform adds the ground truth."""
-    return type_name(step) == 'LoadAnnotations'
-
-
 def flip_pipeline(pipeline: list[dict]) -> list[dict]:
-    """Makes a pipeline of two views, as it is and mirrored.
-
-    Args:
-        pipeline (list[dict]): Test pipeline; its last transform packs.
-
-    Returns:
-        list[dict]: The pipeline with a TestTimeAug at its end.
-    """
+    """A test pipeline of two views, as it is and mirrored; its end packs."""
     *steps, pack = deepcopy(pipeline)
     if 'meta_keys' in pack:
         # Without them the views could not be mirrored back.
@@ -41,21 +29,20 @@ def flip_pipeline(pipeline: list[dict]) -> list[dict]:
     # Annotations come after the flip: the merged prediction, which is not
     # mirrored, is compared with them.
     views = [[dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]]
-    views += [[step] for step in steps if _reads_annotations(step)]
-    steps = [step for step in steps if not _reads_annotations(step)]
-    return [*steps, dict(type='TestTimeAug', transforms=[*views, [pack]])]
+    before = []
+    for step in steps:
+        if type_name(step) == 'LoadAnnotations':
+            views.append([step])
+        else:
+            before.append(step)
+    return [*before, dict(type='TestTimeAug', transforms=[*views, [pack]])]
 
 
 def enable_tta(cfg: Config) -> None:
-    """Wraps the model and replaces the pipelines of the test data.
+    """Wraps the model and replaces the pipelines of the test data, in place.
 
-    Args:
-        cfg (Config): Config, changed in place. Its ``tta_model`` and
-            ``tta_pipeline`` are taken where it has them.
-
-    Raises:
-        Mistake: If the config has no ``tta_model`` and its scope no
-            default.
+    The config's ``tta_model`` and ``tta_pipeline`` are taken where it has
+    them.
     """
     scope = cfg.get('default_scope')
     model: Any = cfg.get('tta_model') or DEFAULT_MODELS.get(scope)

@@ -14,34 +14,26 @@ from sift_mm.config.channels import (
     dense_arguments,
     follow,
 )
+from sift_mm.config.images import Shape, image_channels
 from sift_mm.config.nodes import type_name
 from sift_mm.flops import FlopCount
 
 
 def dense_config(cfg: Config) -> Config:
-    """The config of the dense network.
+    """The config of the dense network, in a copy.
 
-    Args:
-        cfg (Config): Config of a run; it is left as it is.
-
-    Returns:
-        Config: The same, if its backbone is none of Sparse-IFT. Else with
-        the library's own backbone, and neck and heads that read it.
+    A backbone of Sparse-IFT becomes the library's own, and neck and heads
+    read that.
     """
     cfg = copy.deepcopy(cfg)
     backbone = cfg.model.get('backbone') or {}
     kind = type_name(backbone)
     if not kind.startswith('SparseIFT'):
         return cfg
-    dense = dense_arguments(backbone)
-    if kind == 'SparseIFT':
-        cfg.model.backbone = dense
-        return cfg
-    wide = build_backbone(cfg)
-    cfg.model.backbone = dense
-    base, dense_base = wide.base_channels, wide.dense_base_channels
-    widths = [width // base * dense_base for width in wide.out_channels]
-    follow(cfg.model, widths, dense_base, base)
+    wide = None if kind == 'SparseIFT' else build_backbone(cfg)
+    cfg.model.backbone = dense_arguments(backbone)
+    if wide is not None:
+        follow(cfg.model, wide, dense=True)
     return cfg
 
 
@@ -71,22 +63,14 @@ class WholeModel:
 
 
 def whole_model_flops(
-    cfg: Config, model: nn.Module, shape: tuple[int, int]
+    cfg: Config, model: nn.Module, shape: Shape
 ) -> WholeModel:
-    """Counts a whole model, and the dense one that it is compared with.
-
-    Args:
-        cfg (Config): Config of the model.
-        model (nn.Module): The model; it is left as it is.
-        shape (tuple[int, int]): Height and width of the image, in pixels.
-
-    Returns:
-        WholeModel: The counts.
+    """Counts the model of a config on an image, and its dense one.
 
     Raises:
-        ValueError: If the model cannot be run for counting.
+        NotCountable: If the model cannot be run for counting.
     """
-    channels = (cfg.model.get('backbone') or {}).get('in_channels', 3)
+    channels = image_channels(cfg)
     count, assumed = count_model(model, shape, channels)
     dense, _ = count_model(build_dense(cfg), shape, channels)
     return WholeModel(count, dense.total, assumed)

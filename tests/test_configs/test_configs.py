@@ -69,8 +69,7 @@ def narrow_model(cfg: Config) -> None:
     shrink(preprocessor)
     wide = build_backbone(cfg)
     if isinstance(wide, SparseIFTMixin):
-        bases = wide.base_channels, wide.dense_base_channels
-        follow(cfg.model, wide.out_channels, *bases)
+        follow(cfg.model, wide)
 
 
 @pytest.mark.parametrize('name', CONFIGS)
