@@ -461,3 +461,20 @@ def test_sizes_are_positive(size: str, capsys: pytest.CaptureFixture) -> None:
     assert f'{size!r} is not a whole number above zero' in error or (
         'expected 2 arguments' in error  # It looks like an option.
     )
+
+
+def test_a_wrapped_backbone_of_grey_images(report: Any) -> None:
+    Path('grey.py').write_text("""
+default_scope = 'mmpretrain'
+custom_imports = dict(imports=['sift_mm'])
+model = dict(
+    type='ImageClassifier',
+    backbone=dict(
+        type='SparseIFT', family='wide', sparsity=0.75,
+        backbone=dict(type='ConvNeXt', in_channels=1, arch=dict(
+            depths=[1, 1, 1, 1], channels=[8, 16, 32, 64]))),
+    head=dict(type='LinearClsHead', num_classes=3, in_channels=64))
+""")
+    stem, *_ = report('grey.py', '--shape', '32', '32')['layers']
+    # 8 outputs of 4 x 4 x 1 inputs, at 8 x 8 positions.
+    assert stem['flops_dense'] == 2 * 8 * 16 * 8**2
