@@ -1,7 +1,5 @@
 """Necks and heads of the libraries' own configs read wider features."""
 
-from typing import Any
-
 import pytest
 from minirun import write_config
 from mmengine.config import Config
@@ -12,6 +10,7 @@ from sift_mm.config.channels import build, fit_channels, reader_channels
 from sift_mm.config.reading import import_library, read_config
 from sift_mm.config.twin import build_dense, dense_config, whole_model_flops
 from sift_mm.engine.checks import check_channels
+from sift_mm.errors import Mistake
 
 STAGES = [256, 512, 1024, 2048]
 DETR = '300 queries, as num_queries'
@@ -29,15 +28,13 @@ def numbers(cfg: Config) -> list[int]:
 
 
 def narrow(cfg: Config) -> None:
-    """A sixteenth of the width, where nothing else depends on it."""
+    """An eighth of the width, of basic blocks where there were bottlenecks."""
     backbone = cfg.model.backbone
     backbone.update(depth=18, base_channels=8)
     if 'stem_channels' in backbone or cfg.default_scope == 'mmseg':
         backbone.stem_channels = 8
-    expansion = {64: 8, 128: 16, 256: 32, 512: 64}
     for node, place, _ in reader_channels(cfg.model):
-        bottleneck = node[place] // 4
-        node[place] = expansion[bottleneck]
+        node[place] //= 4 * 8
 
 
 def test_tuples_that_say_no_channels_stay_tuples():
@@ -58,12 +55,15 @@ def test_tuples_that_say_no_channels_stay_tuples():
             DETR,
         ),
         ('mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py', [2048], ''),
-        ('mmdet::libra_rcnn/libra-faster-rcnn_r50_fpn_1x_coco.py', STAGES, 0),
-        ('mmdet::dyhead/atss_r50_fpn_dyhead_1x_coco.py', STAGES, ''),
+        (
+            'mmdet::libra_rcnn/libra-faster-rcnn_r50_fpn_1x_coco.py',
+            STAGES,
+            PROPOSALS,
+        ),
         (
             'mmdet::point_rend/point-rend_r50-caffe_fpn_ms-1x_coco.py',
             STAGES,
-            0,
+            PROPOSALS,
         ),
         (
             'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
@@ -96,15 +96,10 @@ def test_tuples_that_say_no_channels_stay_tuples():
             STAGES,
             '8196 points in each of 2 subdivisions',
         ),
-        (
-            'mmseg::fcn/fcn_r50-d8_4xb2-40k_cityscapes-512x1024.py',
-            [2048, 1024],
-            '',
-        ),
     ],
 )
 def test_configs_of_the_libraries(
-    name: str, dense: list[int], assumed: Any
+    name: str, dense: list[int], assumed: str
 ) -> None:
     cfg = read(name)
     assert numbers(cfg) == dense
@@ -119,9 +114,8 @@ def test_configs_of_the_libraries(
     assert numbers(dense_config(cfg)) == small
     assert cfg.model.to_dict() == before
     _, said = count_model(build(cfg), (128, 128))
-    words = PROPOSALS if assumed == 0 else assumed
-    assert ' '.join(said).startswith(words)
-    assert bool(said) == bool(words)
+    assert ' '.join(said).startswith(assumed)
+    assert bool(said) == bool(assumed)
 
 
 def test_a_deconvolving_neck() -> None:
@@ -153,9 +147,7 @@ def test_a_head_that_reads_channels_and_places_together() -> None:
     assert cfg.model.head.in_channels == 128
     check_channels(build(cfg))  # Without a config sizes are not known.
     cfg.model.head.in_channels = 64
-    with pytest.raises(
-        ValueError, match=r'write model\.head\.in_channels=128'
-    ):
+    with pytest.raises(Mistake, match='write model.head.in_channels=128'):
         check_channels(build(cfg), cfg)
 
 
@@ -167,14 +159,6 @@ def test_another_sparsity_of_a_wide_config(tmp_path, sparsity, width) -> None:
     assert cfg.model.neck.in_channels == [width * 2**i for i in range(4)]
     sparsify(cfg, 'parallel', 0.75)
     assert cfg.model.neck.in_channels == [8, 16, 32, 64]
-
-
-def test_dense_networks_are_left_alone(tmp_path) -> None:
-    cfg = read(write_config(tmp_path, 'mmdet', tmp_path))
-    before = cfg.model.to_dict()
-    fit_channels(cfg)
-    assert cfg.model.to_dict() == before
-    assert dense_config(cfg).model.to_dict() == before
 
 
 def test_only_what_reads_the_backbone_follows() -> None:
@@ -239,13 +223,10 @@ def test_the_whole_model_and_its_dense_one(tmp_path) -> None:
 
 def test_the_dense_one_of_any_backbone(tmp_path) -> None:
     cfg = read(write_config(tmp_path, 'mmdet', tmp_path))
+    assert dense_config(cfg).model.to_dict() == cfg.model.to_dict()
     inner = cfg.model.backbone.to_dict()
     wrapped = dict(type='SparseIFT', backbone=inner, family='wide')
     other = Config(dict(cfg.to_dict(), default_scope='mmdet'))
     other.model.backbone = dict(wrapped, sparsity=0.75)
     assert dense_config(other).model.to_dict() == cfg.model.to_dict()
-    found, expected = (
-        sum(p.numel() for p in build_dense(c).parameters())
-        for c in (other, cfg)
-    )
-    assert found == expected
+    assert str(build_dense(other)) == str(build_dense(cfg))

@@ -137,20 +137,22 @@ def missing_prerequisites(disk_gb: float) -> list[str]:
 
 
 def run(what: str, *command: str | Path, **environ: str) -> None:
-    """Run a program of `.venv`, its output in the log.
+    """Run a module of `.venv`, its output in the log.
 
     Each minute it prints the time and the last line of the output.
-
-    Args:
-        what: The step's name in messages.
-        command: The arguments of the environment's Python.
-        environ: What to set on top of this process's environment.
 
     Raises:
         SetupError: If it fails; the end of its output was printed then.
     """
     started = time.monotonic()
     path = os.environ.get('PATH', os.defpath)
+    environ = {
+        **os.environ,
+        # For ninja: without it files are compiled one at a time.
+        'PATH': f'{PYTHON.parent}{os.pathsep}{path}',
+        'PIP_DISABLE_PIP_VERSION_CHECK': '1',
+        **environ,
+    }
     with LOG.open('ab') as log:
         process = subprocess.Popen(
             [PYTHON, '-m', *command],
@@ -158,13 +160,7 @@ def run(what: str, *command: str | Path, **environ: str) -> None:
             stdout=log,
             stderr=subprocess.STDOUT,
             start_new_session=True,
-            env={
-                **os.environ,
-                # For ninja: without it files are compiled one at a time.
-                'PATH': f'{PYTHON.parent}{os.pathsep}{path}',
-                'PIP_DISABLE_PIP_VERSION_CHECK': '1',
-                **environ,
-            },
+            env=environ,
         )
     try:
         while process.poll() is None:
@@ -204,20 +200,15 @@ def wheel_folder(found: dict[str, str]) -> Path:
 
 
 def usable_wheel(folder: Path) -> Path | None:
-    """Return the wheel in a folder that is whole and has compiled ops."""
-    for path in folder.glob('*.whl'):
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as wheel:
-                if any(n.startswith('mmcv/_ext.') for n in wheel.namelist()):
-                    return path
-    return None
+    """Return the wheel in a folder, if there is a whole one."""
+    return next(filter(zipfile.is_zipfile, folder.glob('*.whl')), None)
 
 
 def build_mmcv(found: dict[str, str]) -> Path:
     """Compile mmcv against the torch of `.venv`, keep its wheel in the cache.
 
     Raises:
-        SetupError: If it cannot be built or comes without its ops.
+        SetupError: If it cannot be built.
     """
     cuda = found['device'] != 'cpu'
     if cuda and not (shutil.which('nvcc') or os.environ.get('CUDA_HOME')):
@@ -248,11 +239,7 @@ def build_mmcv(found: dict[str, str]) -> Path:
         MMCV_WITH_OPS='1',
         TMPDIR=str(build),
     )
-    built = usable_wheel(build / 'wheel')
-    if built is None:
-        raise SetupError(
-            f'mmcv was built without its compiled ops; the log is {LOG}.'
-        )
+    (built,) = (build / 'wheel').glob('*.whl')
     # It appears in the cache whole or not at all.
     kept = wheel_folder(found) / built.name
     kept.parent.mkdir(parents=True, exist_ok=True)
@@ -266,9 +253,7 @@ def build_mmcv(found: dict[str, str]) -> Path:
 def install_mmcv(found: dict[str, str], fresh: bool = False) -> bool:
     """Install mmcv from the cache, or build it; return whether it was built.
 
-    Args:
-        found: What `.venv` holds.
-        fresh: Whether to build it although the cache has a wheel.
+    A `fresh` one is built although the cache has a wheel.
     """
     kept = None if fresh else usable_wheel(wheel_folder(found))
     if kept:
@@ -294,11 +279,7 @@ def fits(stamp: dict[str, str], found: dict[str, str]) -> bool:
 
 
 def set_up() -> None:
-    """Bring `.venv` up to date.
-
-    Raises:
-        SetupError: If that cannot be done.
-    """
+    """Bring `.venv` up to date."""
     try:
         stamp = json.loads(STAMP.read_text())
     except (OSError, ValueError):

@@ -11,29 +11,22 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
-from sift_mm.analysis.model_forward import meta_image, reasons, run_once
+from sift_mm.analysis.model_forward import count_trial, meta_image
 from sift_mm.errors import MistakenKey
-from sift_mm.flops import count_while, on_meta
+from sift_mm.flops import on_meta
 
 
 @dataclass(frozen=True)
 class Row:
     """What one module costs itself, without the modules that it calls.
 
-    Args:
-        name (str): Name of the module, '' for the whole network.
-        type (str): Its class.
-        flops_dense (int): FLOPs of a forward pass, in 2 x MACs, all weights
-            dense.
-        flops_sparse (float): The same, times the density of its ``weight``.
-        parameters (int): Number of parameters. One that several modules
-            share is in the row of the first.
-        active (int): Those of them that no mask holds at zero.
-        weight_bytes (int): Memory of the parameters, stored dense.
-        active_bytes (int): Memory of the active ones alone.
-        activation_bytes (int): Memory of the outputs, of each time that the
-            module runs. What shares the memory of an earlier output, as
-            views and in-place operations do, takes none.
+    Its name is '' for the whole network, its type that of its class. FLOPs
+    are those of a forward pass, in 2 x MACs, with all weights dense and times
+    the density of its ``weight``. Parameters that several modules share are
+    in the row of the first; the active ones are held at zero by no mask.
+    ``activation_bytes`` are the memory of the outputs, of each time that the
+    module runs; what shares the memory of an earlier output, as views and
+    in-place operations do, takes none.
     """
 
     name: str
@@ -56,37 +49,23 @@ class Row:
 class Profile:
     """The costs of a network, dense and under masks, by layer.
 
-    Args:
-        shape (tuple[int, int]): Height and width of the image, in pixels.
-        rows (tuple[Row, ...]): One for each module that costs something
-            itself, in the order of ``named_modules``. They sum to the whole.
-        density (float): Share of active weights, over all masked weights; 1
-            without masks.
-        assumed (tuple[str, ...]): What was taken from the config where it
-            depends on the image, such as the number of proposals.
+    There is a row for each module that costs something itself, in the order
+    of ``named_modules``; they sum to the whole. What was ``assumed`` is said
+    as in :func:`~sift_mm.analysis.model_forward.run_once`.
     """
 
-    shape: tuple[int, int]
     rows: tuple[Row, ...]
-    density: float = 1.0
     assumed: tuple[str, ...] = ()
 
     def total(self, module: str = '') -> Row:
         """The sum over a module and all within it, '' for the network."""
+        within = f'{module}.' if module else ''
         return _sum(
-            module,
-            [
-                row
-                for row in self.rows
-                if not module or f'{row.name}.'.startswith(f'{module}.')
-            ],
+            module, [r for r in self.rows if f'{r.name}.'.startswith(within)]
         )
 
     def parts(self) -> dict[str, Row]:
-        """Sums by child of the network, such as 'backbone' and 'neck'.
-
-        What the network computes itself goes by ''.
-        """
+        """Sums by child, such as 'backbone'; what is in none goes by ''."""
         rows: dict[str, list[Row]] = defaultdict(list)
         for row in self.rows:
             rows[row.name.partition('.')[0]].append(row)
@@ -115,13 +94,9 @@ def profile(
             it is left as it is.
         shape (tuple[int, int]): Height and width of the image, in pixels.
         densities (Mapping[str, float], optional): Share of active weights by
-            parameter name, as :func:`mask_densities` has them; dense where
-            not named.
+            parameter name, as :func:`mask_densities` has them.
         in_channels (int): Channels of the image.
         auxiliary (bool): Whether the auxiliary heads of a segmentor run too.
-
-    Returns:
-        Profile: One row for each layer.
 
     Raises:
         KeyError: If a density's name is no parameter of the model.
@@ -142,41 +117,30 @@ def profile(
         owned[name.rpartition('.')[0]].append(parameter)
     trial = on_meta(model, norms=False)
     image = meta_image(shape, in_channels)
-    assumed: list[str] = []
-    with reasons(shape), _recording(trial, image) as activations:
-        count = count_while(
-            trial,
-            lambda: assumed.extend(run_once(trial, image, auxiliary)),
-        )
+    with _recording(trial, image) as activations:
+        count, assumed = count_trial(trial, image, auxiliary)
     rows = []
     for name, module in model.named_modules():
         flops = count.own.get(name, 0)
         weight = getattr(module, 'weight', None)
-        sizes = [
-            (
-                p.numel(),
-                round(p.numel() * density.get(id(p), 1)),
-                p.element_size(),
-            )
-            for p in owned[name]
-        ]
+        own = owned[name]
+        active = [round(p.numel() * density.get(id(p), 1)) for p in own]
         row = Row(
             name,
             type(module).__name__,
             flops_dense=flops,
             flops_sparse=flops * density.get(id(weight), 1),
-            parameters=sum(total for total, _, _ in sizes),
-            active=sum(active for _, active, _ in sizes),
-            weight_bytes=sum(total * size for total, _, size in sizes),
-            active_bytes=sum(active * size for _, active, size in sizes),
+            parameters=sum(p.numel() for p in own),
+            active=sum(active),
+            weight_bytes=sum(p.nbytes for p in own),
+            active_bytes=sum(
+                n * p.itemsize for n, p in zip(active, own, strict=True)
+            ),
             activation_bytes=activations[name],
         )
         if any(row.numbers):
             rows.append(row)
-    masked = [(parameters[name].numel(), d) for name, d in densities.items()]
-    total = sum(size for size, _ in masked)
-    share = sum(size * d for size, d in masked) / total if total else 1.0
-    return Profile(shape, tuple(rows), share, tuple(assumed))
+    return Profile(tuple(rows), assumed)
 
 
 def mask_densities(masks: Mapping[str, Tensor]) -> dict[str, float]:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from sift_mm.flops import FlopCount, count_while, on_meta
 
 # Larger ones are features; smaller ones say what shape features have.
 SMALL = 64
+# Kinds of heads by which a detector is known.
+DETECT = ('bbox', 'roi', 'panoptic')
 
 
 class NotCountable(Mistake):
@@ -103,12 +106,11 @@ def _all_places(indices: list[Tensor | None]) -> list[Tensor | None]:
 def run_once(
     model: nn.Module, image: Tensor, auxiliary: bool = False
 ) -> tuple[str, ...]:
-    """Runs a model once, on the meta device.
+    """Runs a model once.
 
     Args:
-        model (nn.Module): Backbone, detector, segmentor or classifier on the
-            meta device, in eval mode, as :func:`~sift_mm.flops.on_meta` gives
-            it.
+        model (nn.Module): Backbone, detector, segmentor or classifier, as
+            :func:`~sift_mm.flops.on_meta` gives it.
         image (Tensor): (1, channels, height, width), on the meta device.
         auxiliary (bool): Whether the auxiliary heads of a segmentor run too,
             as they do in training alone.
@@ -135,8 +137,7 @@ def run_once(
                 head(features[-1])
     queries = getattr(model, 'num_queries', None)
     for name in ('panoptic_head', 'decode_head'):
-        head = getattr(model, name, None)
-        queries = getattr(head, 'num_queries', queries)
+        queries = getattr(getattr(model, name, None), 'num_queries', queries)
     if isinstance(queries, int):
         said.append(f'{queries} queries, as num_queries')
     if any(
@@ -160,7 +161,7 @@ def _remembered(model: Any) -> Iterator[list[Any]]:
         made.append(extract(*args, **kwargs))
         return made[-1]
 
-    with _replaced(model, 'extract_feat', remember):
+    with mock.patch.object(model, 'extract_feat', remember):
         yield made
 
 
@@ -173,14 +174,9 @@ def _call(model: Any, image: Tensor) -> None:
     from mmengine.structures import BaseDataElement, InstanceData
 
     shape = tuple(image.shape[-2:])
-    metainfo = dict(
-        img_shape=shape,
-        ori_shape=shape,
-        pad_shape=shape,
-        batch_input_shape=shape,
-        scale_factor=(1.0, 1.0),
-        flip=False,
-    )
+    metainfo: dict[str, Any] = dict(scale_factor=(1.0, 1.0), flip=False)
+    for kind in ('img', 'ori', 'pad', 'batch_input'):
+        metainfo[f'{kind}_shape'] = shape
     sample = BaseDataElement(metainfo=metainfo, gt_instances=InstanceData())
     head = getattr(model, 'decode_head', None)
     if isinstance(head, nn.ModuleList):  # Heads in a cascade, of mmseg.
@@ -190,11 +186,7 @@ def _call(model: Any, image: Tensor) -> None:
         'batch_data_samples' in inspect.signature(head.forward).parameters
     ):
         head(model.extract_feat(image), [sample])
-    elif (
-        hasattr(model, 'bbox_head')
-        or hasattr(model, 'roi_head')
-        or (hasattr(model, 'panoptic_head'))
-    ):
+    elif any(hasattr(model, f'{kind}_head') for kind in DETECT):
         model(image, [sample], mode='tensor')
     else:
         model(image, mode='tensor')
@@ -203,31 +195,21 @@ def _call(model: Any, image: Tensor) -> None:
 @contextmanager
 def _plain_convolutions() -> Iterator[None]:
     """Counts deformable convolutions as plain ones, of as many MACs."""
-
-    def modulated(
-        x: Tensor,
-        offset: Tensor,
-        mask: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        *arguments: Any,
-    ) -> Tensor:
-        return functional.conv2d(x, weight, bias, *arguments[:4])
-
-    def deformable(
-        x: Tensor, offset: Tensor, weight: Tensor, *arguments: Any
-    ) -> Tensor:
-        return functional.conv2d(x, weight, None, *arguments[:4])
-
-    names = {
-        'modulated_deform_conv': ('modulated_deform_conv2d', modulated),
-        'deform_conv': ('deform_conv2d', deformable),
+    functions: dict[str, Callable[..., Tensor]] = {
+        'modulated_deform_conv': lambda x, offset, mask, weight, bias, *rest: (
+            functional.conv2d(x, weight, bias, *rest[:4])
+        ),
+        'deform_conv': lambda x, offset, weight, *rest: functional.conv2d(
+            x, weight, None, *rest[:4]
+        ),
     }
     with ExitStack() as stack:
-        for file, (name, function) in names.items():
-            module = sys.modules.get(f'mmcv.ops.{file}')
+        for name, function in functions.items():
+            module = sys.modules.get(f'mmcv.ops.{name}')
             if module is not None:
-                stack.enter_context(_replaced(module, name, function))
+                stack.enter_context(
+                    mock.patch.object(module, f'{name}2d', function)
+                )
         yield
 
 
@@ -288,18 +270,19 @@ def _regions(model: Any, said: list[str]) -> Iterator[None]:
         for head in (rpn, *getattr(rpn, 'stages', ())):
             if hasattr(head, 'predict_by_feat'):
                 stack.enter_context(
-                    _replaced(head, 'predict_by_feat', propose)
+                    mock.patch.object(head, 'predict_by_feat', propose)
                 )
         if hasattr(roi_head, '_bbox_forward') and not hasattr(
             rpn, 'num_proposals'
         ):
-            stack.enter_context(_replaced(roi_head, 'forward', forward))
+            stack.enter_context(
+                mock.patch.object(roi_head, 'forward', forward)
+            )
         for module in roi_head.modules():
-            if hasattr(module, 'roi_layers'):
-                for layer in module.roi_layers:
-                    stack.enter_context(
-                        _replaced(layer, 'forward', pool(layer))
-                    )
+            for layer in getattr(module, 'roi_layers', ()):
+                stack.enter_context(
+                    mock.patch.object(layer, 'forward', pool(layer))
+                )
         yield
 
 
@@ -323,68 +306,43 @@ def _second_stage(roi_head: Any, x: Any, number: int, found: int) -> None:
             )
 
 
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of one object, put back afterwards."""
-    before = vars(owner).get(name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        if before is None:
-            delattr(owner, name)
-        else:
-            setattr(owner, name, before)
-
-
 def meta_image(shape: tuple[int, int], channels: int = 3) -> Tensor:
     """An image without numbers, (1, channels, height, width)."""
     return torch.empty(1, channels, *shape, device='meta')
 
 
-@contextmanager
-def reasons(shape: tuple[int, int]) -> Iterator[None]:
-    """Says in one sentence that a model does not run.
+def count_trial(
+    trial: nn.Module, image: Tensor, auxiliary: bool = False
+) -> tuple[FlopCount, tuple[str, ...]]:
+    """Counts the FLOPs of :func:`run_once`, and returns what that says.
 
     Raises:
-        NotCountable: In place of any exception.
+        NotCountable: A ValueError, if the model does not run.
     """
+    said: list[str] = []
     try:
-        yield
+        count = count_while(
+            trial, lambda: said.extend(run_once(trial, image, auxiliary))
+        )
     except NotCountable:
         raise
     except Exception as error:  # Whatever a layer makes of the shape.
+        height, width = image.shape[-2:]
         reason = str(error).partition('\n')[0]
         raise NotCountable(
             'the model does not run in tensor mode on an image of '
-            f'{shape[0]} x {shape[1]} pixels alone '
+            f'{height} x {width} pixels alone '
             f'({type(error).__name__}: {reason})'
         ) from error
+    return count, tuple(said)
 
 
 def count_model(
     model: nn.Module, shape: tuple[int, int], channels: int = 3
 ) -> tuple[FlopCount, tuple[str, ...]]:
-    """Counts the FLOPs of any of the libraries' models on one image.
+    """Counts any of the libraries' models on one image: :func:`count_trial`.
 
-    Args:
-        model (nn.Module): Detector, segmentor, classifier or backbone; it is
-            left as it is.
-        shape (tuple[int, int]): Height and width of the image, in pixels.
-        channels (int): Channels of the image.
-
-    Returns:
-        tuple[FlopCount, tuple[str, ...]]: In 2 x MACs; and what was taken
-        from the config, see :func:`run_once`.
-
-    Raises:
-        NotCountable: A ValueError, if the model cannot be run so.
+    The model is left as it is; ``shape`` is height and width in pixels.
     """
     trial = on_meta(model, norms=False)
-    said: list[str] = []
-    with reasons(shape):
-        count = count_while(
-            trial,
-            lambda: said.extend(run_once(trial, meta_image(shape, channels))),
-        )
-    return count, tuple(said)
+    return count_trial(trial, meta_image(shape, channels))

@@ -15,9 +15,9 @@ from sift_mm.config.images import (
     image_channels,
     schedule_samples,
 )
-from sift_mm.config.nodes import type_name
+from sift_mm.config.nodes import hook_place
 from sift_mm.config.reading import import_library
-from sift_mm.config.twin import build, dense_config
+from sift_mm.config.twin import build, build_dense
 from sift_mm.engine import SparseTrainingHook
 from sift_mm.engine.checks import check_channels
 from sift_mm.engine.plan import MaskPlan, sparse_backbone
@@ -42,48 +42,38 @@ class Network:
     densities: Mapping[str, float]
     channels: int
 
-    def profile(self, shape: Shape) -> Profile:
+    def profile(self, shape: Shape, auxiliary: bool = False) -> Profile:
         """Its costs at a shape, see :func:`profile`."""
-        return profile(self.model, shape, self.densities, self.channels)
+        return profile(
+            self.model, shape, self.densities, self.channels, auxiliary
+        )
 
     def training_forward(self, shape: Shape) -> tuple[float, float]:
-        """FLOPs of a forward pass in training, under masks and dense.
-
-        The auxiliary heads of a segmentor run then, and only then.
-        """
-        total = profile(
-            self.model, shape, self.densities, self.channels, auxiliary=True
-        ).total()
+        """FLOPs of a forward pass in training, under masks and dense."""
+        total = self.profile(shape, auxiliary=True).total()
         return total.flops_sparse, total.flops_dense
 
 
 def build_hook(cfg: Config) -> SparseTrainingHook | None:
     """Builds the hook that trains masks, if the config has one."""
-    for hook in cfg.get('custom_hooks') or []:
-        if type_name(hook) == 'SparseTrainingHook':
-            return HOOKS.build(hook)
-    return None
+    place = hook_place(cfg)
+    return None if place is None else HOOKS.build(cfg.custom_hooks[place])
 
 
 def dense_network(cfg: Config, model: nn.Module) -> nn.Module:
-    """The dense network that a model is compared with.
+    """The dense network that the model of a config is compared with.
 
-    Args:
-        cfg (Config): Config of the model.
-        model (nn.Module): The model.
-
-    Returns:
-        nn.Module: The model itself, if no backbone of it has a family.
+    It is the model itself, if no backbone of it has a family.
 
     Raises:
-        ValueError: If that backbone is not ``model.backbone``.
+        Mistake: If that backbone is not ``model.backbone``.
     """
     found = sparse_backbone(model)
     if found is None:
         return model
     if found[0] != 'backbone.':
         raise Mistake(f'the Sparse-IFT backbone is model.{found[0][:-1]}')
-    return build(dense_config(cfg))
+    return build_dense(cfg)
 
 
 def report_masks(
@@ -137,15 +127,8 @@ def report_training(
 ) -> dict[str, float]:
     """FLOPs of training on one sample, by method.
 
-    Args:
-        network (Network): The network of the config.
-        dense (Network, optional): The dense one that it is compared with.
-        masks (dict, optional): Of :func:`report_masks`, None without masks.
-        shape (tuple[int, int]): Height and width of the training images.
-
-    Returns:
-        dict[str, float]: 'dense' is the dense network's; 'unmasked' is that
-        of a network which is another, but has no masks.
+    'dense' is that of the dense network that it is compared with, if there
+    is one; 'unmasked' is of a network which is another, but has no masks.
     """
     methods = {}
     if dense is not None:
@@ -172,19 +155,11 @@ def make_report(
 ) -> dict[str, Any]:
     """Counts what the network of a config costs.
 
-    Args:
-        cfg (Config): Config of a run; it is left as it is.
-        shape (Sequence[int], optional): Height and width of the image, in
-            pixels; by default as the pipelines make them.
-        epoch_samples (int, optional): As for :func:`schedule_samples`.
-        batch (int, optional): As for :func:`schedule_samples`.
+    The config is left as it is. Without a shape, images are as the pipelines
+    make them; the other arguments are those of :func:`schedule_samples`.
 
     Returns:
         dict[str, Any]: What ``--json`` writes; numbers are not rounded.
-
-    Raises:
-        ValueError: If the config contradicts itself, says too little, or its
-            model does not run at the shape.
     """
     if 'model' not in cfg:
         raise Mistake('the config has no model')

@@ -39,14 +39,11 @@ def spectral_gap(mask: Tensor, weight: Tensor | None = None) -> SpectralGap:
 
     Args:
         mask (Tensor): Bool, shape (out, in, *kernel).
-        weight (Tensor, optional): Same shape; edges then weigh ``|w|``.
-
-    Returns:
-        SpectralGap: Singular values and bound. The bound is that of the
-        unweighted graph in both cases.
+        weight (Tensor, optional): Same shape; edges then weigh ``|w|``, while
+            the bound stays that of the unweighted graph.
 
     Raises:
-        ValueError: If the mask has fewer than two rows or columns.
+        Mistake: If the mask has fewer than two rows or columns.
     """
     adjacency = mask.flatten(1).float()
     if min(adjacency.shape) < 2:

@@ -1,8 +1,9 @@
 """Seconds of the network of a config: dense twin, executed dense, sparse."""
 
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
+from timeit import timeit
 from typing import Any
 
 import torch
@@ -49,10 +50,6 @@ def measure_speed(
         dict: Under 'rows' one for each batch and way, with 'batch', 'what',
         the median 'seconds' a batch, and the median 'ratio' to the dense
         twin within a turn with its 'quartiles'; under 'layers' what runs how.
-
-    Raises:
-        ValueError: Nothing of the model can run sparse.
-        RuntimeError: There are no kernels for this machine.
     """
     found = sparse_backbone(model)
     name = found[0][:-1] if found else 'backbone'
@@ -74,7 +71,7 @@ def measure_speed(
             for network in ways.values():
                 network(image)
             turns = [
-                [_seconds(lambda: network(image)) for network in ways.values()]  # noqa: B023
+                [timeit(partial(n, image), number=1) for n in ways.values()]
                 for _ in range(rounds)
             ]
         for i, what in enumerate(ways):
@@ -98,12 +95,6 @@ def measure_speed(
         rows=rows,
         layers=str(sparse.sparse_report),
     )
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def to_text(report: dict[str, Any]) -> str:

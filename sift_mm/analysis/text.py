@@ -36,21 +36,18 @@ def scaled(number: float | None, unit: float, digits: int = 3) -> str:
 
 def to_text(report: dict[str, Any]) -> str:
     """The tables of a report, with what is counted."""
+    said = '; '.join(report['assumed'])
+    counts = report['counts'] + (f' Counted with {said}.' if said else '')
     return '\n\n'.join(
         (
             f'{report["config"]} at {_pixels(report)}',
-            fill(' '.join((report['counts'], *_assumed(report))), 79),
+            fill(counts, 79),
             _layers(report),
             _masks(report['masks']),
             _comparison(report),
             _training(report['training'], report['masks']),
         )
     )
-
-
-def _assumed(report: dict[str, Any]) -> list[str]:
-    said = '; '.join(report['assumed'])
-    return [f'Counted with {said}.'] if said else []
 
 
 def _pixels(report: dict[str, Any]) -> str:

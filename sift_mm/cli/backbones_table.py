@@ -13,42 +13,36 @@ from sift_mm.sparsity import Uniform
 ROOT = Path(__file__).resolve().parents[2]
 FAMILIES = ('wide', 'parallel', 'factorized', 'doped')
 # As the libraries' own configs have them.
-NETWORKS: dict[str, tuple[str, dict[str, Any]]] = {
-    'MobileNetV2': ('mmpretrain', dict(type='MobileNetV2')),
-    'ResNeXt-50': ('mmpretrain', dict(type='ResNeXt', depth=50)),
-    'Res2Net-50': ('mmpretrain', dict(type='Res2Net', depth=50)),
-    'RegNetX-400MF': (
-        'mmpretrain',
-        dict(type='RegNet', arch='regnetx_400mf'),
+NETWORKS: dict[str, dict[str, Any]] = {
+    'MobileNetV2': dict(type='mmpretrain.MobileNetV2'),
+    'ResNeXt-50': dict(type='mmpretrain.ResNeXt', depth=50),
+    'Res2Net-50': dict(type='mmpretrain.Res2Net', depth=50),
+    'RegNetX-400MF': dict(type='mmpretrain.RegNet', arch='regnetx_400mf'),
+    'ConvNeXt-T': dict(type='mmpretrain.ConvNeXt', arch='tiny'),
+    'Swin-T': dict(type='mmpretrain.SwinTransformer', arch='tiny'),
+    'ViT-S': dict(type='mmpretrain.VisionTransformer', arch='deit-small'),
+    'HRNet-W18': dict(type='mmpretrain.HRNet', arch='w18'),
+    'VGG-11': dict(type='mmpretrain.VGG', depth=11),
+    'PVTv2-B0': dict(
+        type='mmdet.PyramidVisionTransformerV2',
+        embed_dims=32,
+        num_layers=[2, 2, 2, 2],
     ),
-    'ConvNeXt-T': ('mmpretrain', dict(type='ConvNeXt', arch='tiny')),
-    'Swin-T': ('mmpretrain', dict(type='SwinTransformer', arch='tiny')),
-    'ViT-S': ('mmpretrain', dict(type='VisionTransformer', arch='deit-small')),
-    'HRNet-W18': ('mmpretrain', dict(type='HRNet', arch='w18')),
-    'VGG-11': ('mmpretrain', dict(type='VGG', depth=11)),
-    'PVTv2-B0': (
-        'mmdet',
-        dict(
-            type='PyramidVisionTransformerV2',
-            embed_dims=32,
-            num_layers=[2, 2, 2, 2],
-        ),
+    'CSPDarknet (YOLOX-s)': dict(
+        type='mmdet.CSPDarknet', deepen_factor=0.33, widen_factor=0.5
     ),
-    'CSPDarknet (YOLOX-s)': (
-        'mmdet',
-        dict(type='CSPDarknet', deepen_factor=0.33, widen_factor=0.5),
+    'CSPNeXt (RTMDet-tiny)': dict(
+        type='mmdet.CSPNeXt',
+        deepen_factor=0.167,
+        widen_factor=0.375,
+        norm_cfg=dict(type='BN'),
+        act_cfg=dict(type='SiLU'),
     ),
-    'CSPNeXt (RTMDet-tiny)': (
-        'mmdet',
-        dict(
-            type='CSPNeXt',
-            deepen_factor=0.167,
-            widen_factor=0.375,
-            norm_cfg=dict(type='BN'),
-            act_cfg=dict(type='SiLU'),
-        ),
-    ),
-    'MiT-B0 (SegFormer)': ('mmseg', dict(type='MixVisionTransformer')),
+    'MiT-B0 (SegFormer)': dict(type='mmseg.MixVisionTransformer'),
+}
+# Why, in words for a table.
+REFUSALS = {
+    'Res2Net-50': 'its blocks split each width into parts of a fixed size'
 }
 HEAD = """# Any backbone
 
@@ -67,18 +61,13 @@ with a depthwise convolution between, and of residual blocks. 'parallel' is line
 
 def cell(network: str, family: str) -> str:
     """What becomes of a network: layers and ratio, or why it is refused."""
-    library, backbone = NETWORKS[network]
+    backbone = NETWORKS[network]
+    library = backbone['type'].partition('.')[0]
     import_module(f'{library}.models')
     models = import_module(f'{library}.registry').MODELS
+    member: dict[str, Any] = dict(family=family, sparsity=0.75)
     try:
-        model = models.build(
-            dict(
-                type='SparseIFT',
-                backbone=backbone,
-                family=family,
-                sparsity=0.75,
-            )
-        )
+        model = models.build(dict(member, type='SparseIFT', backbone=backbone))
     except ValueError as error:
         return f'refused: {REFUSALS.get(network, error)}'
     layers = [
@@ -88,12 +77,6 @@ def cell(network: str, family: str) -> str:
     ]
     plan = MaskPlan(model, Uniform())
     return f'{len(layers)}, {plan.ratio:.4f}'
-
-
-# The reasons, in words for a table.
-REFUSALS = {
-    'Res2Net-50': 'its blocks split each width into parts of a fixed size'
-}
 
 
 def row(network: str) -> str:
@@ -115,7 +98,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines.append(row(network))
         print(lines[-1], flush=True)
     args.out.write_text(HEAD + '\n'.join(lines) + '\n')
-
-
-if __name__ == '__main__':
-    main()

@@ -4,10 +4,9 @@ Without a checkpoint, masks are drawn at random as training would draw them.
 """
 
 import argparse
-import json
 from collections.abc import Sequence
-from pathlib import Path
 
+import mmengine
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
@@ -34,22 +33,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'densely, executed on sparse kernels'
     )
     add_config_options(parser)
-    parser.add_argument(
-        'checkpoint', nargs='?', help='path of the checkpoint, if any'
-    )
+    add = parser.add_argument
+    add('checkpoint', nargs='?', help='path of the checkpoint, if any')
     add_shape_option(parser)
-    parser.add_argument(
-        '--batch',
-        nargs='+',
-        type=positive,
-        default=[1],
-        help='images at a time',
-    )
-    parser.add_argument('--threads', type=positive, help="by default torch's")
-    parser.add_argument(
-        '--rounds', type=positive, default=7, help='turns that each one has'
-    )
-    parser.add_argument('--json', metavar='FILE', help='write the numbers')
+    text = 'images at a time'
+    add('--batch', nargs='+', type=positive, default=[1], help=text)
+    add('--threads', type=positive, help="by default torch's")
+    add('--rounds', type=positive, default=7, help='turns that each one has')
+    add('--json', metavar='FILE', help='write the numbers')
     args = parser.parse_args(argv)
     if args.rounds < 2:
         parser.error('--rounds has to be at least 2')
@@ -57,11 +48,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
-    """Masks as the config's training would draw them, and weights for them.
-
-    Raises:
-        Mistake: If the config trains no masks.
-    """
+    """Masks as the config's training would draw them, and weights for them."""
     hook = build_hook(cfg)
     if hook is None:
         raise Mistake(
@@ -100,8 +87,4 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise Mistake(f'{args.config}: {error}') from error
     print(to_text(report))
     if args.json:
-        Path(args.json).write_text(json.dumps(report, indent=2) + '\n')
-
-
-if __name__ == '__main__':
-    main()
+        mmengine.dump(report, args.json, 'json', indent=2)

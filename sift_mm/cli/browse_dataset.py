@@ -17,36 +17,22 @@ from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_config_options
 from sift_mm.config.data import check_data
 from sift_mm.config.reading import import_library, load_config
+from sift_mm.errors import Mistake
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = Parser(description='Browse a dataset')
     add_config_options(parser)
-    parser.add_argument(
-        '--output-dir', '-o', help='folder to write the pictures to'
-    )
-    parser.add_argument(
-        '--not-show', action='store_true', help='open no window'
-    )
-    parser.add_argument(
-        '--phase', '-p', default='train', choices=['train', 'val', 'test']
-    )
-    parser.add_argument(
-        '--show-number',
-        '-n',
-        type=int,
-        default=sys.maxsize,
-        help='how many samples; all by default',
-    )
-    parser.add_argument(
-        '--show-interval',
-        '-i',
-        type=float,
-        default=2,
-        help='seconds that each window stays',
-    )
-    parser.add_argument(
+    add = parser.add_argument
+    add('--output-dir', '-o', help='folder to write the pictures to')
+    add('--not-show', action='store_true', help='open no window')
+    add('--phase', '-p', default='train', choices=['train', 'val', 'test'])
+    text = 'how many samples; all by default'
+    add('--show-number', '-n', type=int, default=sys.maxsize, help=text)
+    text = 'seconds that each window stays'
+    add('--show-interval', '-i', type=float, default=2, help=text)
+    add(
         '--channel-order',
         '-c',
         default='BGR',
@@ -58,15 +44,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def to_image(inputs: Any, channel_order: str) -> np.ndarray:
-    """Turns the input of a model into a picture.
-
-    Args:
-        inputs (Tensor): Image of shape (C, H, W), values of 0 to 255.
-        channel_order (str): 'BGR' or 'RGB'.
-
-    Returns:
-        np.ndarray: uint8 RGB image of shape (H, W, 3).
-    """
+    """An image (C, H, W), values of 0 to 255, as uint8 RGB (H, W, 3)."""
     image = inputs.permute(1, 2, 0).numpy().clip(0, 255).astype(np.uint8)
     if image.shape[2] == 1:
         image = image.repeat(3, axis=2)
@@ -93,6 +71,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     cfg = load_config(args)
     check_data(cfg, [args.phase])
+    if not cfg.get('visualizer'):
+        raise Mistake('The config has no visualizer, which draws.')
     import_library(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))
     dataset = DATASETS.build(cfg[f'{args.phase}_dataloader'].dataset)
@@ -122,7 +102,3 @@ def main(argv: Sequence[str] | None = None) -> None:
             wait_time=args.show_interval,
             out_file=out_file,
         )
-
-
-if __name__ == '__main__':
-    main()

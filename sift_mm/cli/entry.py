@@ -4,7 +4,7 @@ import argparse
 import errno
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -35,11 +35,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Refused(SystemExit):
-    """The end of a command that a known mistake was found in.
-
-    Args:
-        sentence (str): What is wrong and what to do.
-    """
+    """The end of a command that a known mistake was found in."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(2)
@@ -50,11 +46,7 @@ class Refused(SystemExit):
 
 
 def entry_point(main: Callable[..., T]) -> Callable[..., T]:
-    """Decorator: ends with a sentence and exit code 2 where one is known.
-
-    Args:
-        main (Callable): Takes the options, by default those of the process.
-    """
+    """Decorator: ends with a sentence and exit code 2 where one is known."""
 
     @wraps(main)
     def run(argv: Sequence[str] | None = None) -> T:
@@ -74,41 +66,23 @@ def entry_point(main: Callable[..., T]) -> Callable[..., T]:
 def explain(error: BaseException) -> str | None:
     """The sentence of a known mistake, without what was put around it.
 
-    MMEngine's call of a hook raises an error anew with words behind it.
-
-    Args:
-        error (BaseException): As it arrived.
-
-    Returns:
-        str, optional: None for an error that is not known.
+    MMEngine's call of a hook raises an error anew with words behind it. None
+    for an error that is not known.
     """
     text = str(error)
-    for cause in _causes(error):
+    cause: BaseException | None = error
+    while cause is not None:
         if isinstance(cause, Mistake) and str(cause) in text:
             return str(cause)
+        cause = cause.__cause__ or cause.__context__
     if isinstance(error, OSError) and error.errno in NO_PLACE:
         return str(error)
-    if (
-        isinstance(error, RuntimeError)
-        and PEER.search(text)
-        and _is_distributed()
-    ):
-        return (
-            'Another process of this run ended, or hangs: its own output '
-            f'says why ({text.splitlines()[0]}).'
-        )
+    if isinstance(error, RuntimeError) and PEER.search(text):
+        from torch import distributed
+
+        if distributed.is_available() and distributed.is_initialized():
+            return (
+                'Another process of this run ended, or hangs: its own output '
+                f'says why ({text.splitlines()[0]}).'
+            )
     return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An error, and those in whose handling it was raised."""
-    found: BaseException | None = error
-    while found is not None:
-        yield found
-        found = found.__cause__ or found.__context__
-
-
-def _is_distributed() -> bool:
-    from torch import distributed
-
-    return distributed.is_available() and distributed.is_initialized()

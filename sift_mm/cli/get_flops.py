@@ -8,7 +8,8 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
-from pathlib import Path
+
+import mmengine
 
 from sift_mm.analysis.report import make_report
 from sift_mm.analysis.text import to_text
@@ -26,20 +27,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add_config_options(parser)
     add_shape_option(parser)
-    parser.add_argument(
+    add = parser.add_argument
+    add(
         '--epoch-samples',
         type=positive,
         metavar='N',
         help='images of one epoch; by default those of the published data set',
     )
-    parser.add_argument(
+    add(
         '--batch-size',
         type=positive,
         metavar='N',
         help='samples of an iteration, over all processes, for trainings by '
         "iterations; by default auto_scale_lr's, else that of one process",
     )
-    parser.add_argument(
+    add(
         '--json',
         nargs='?',
         const='-',
@@ -66,16 +68,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             # A KeyError as a string has quotation marks.
             message = error.args[0] if isinstance(error, KeyError) else error
             raise Mistake(f'{args.config}: {message}') from error
-    numbers = json.dumps(report, indent=2)
     if args.json == '-':
-        print(numbers)
+        print(json.dumps(report, indent=2))
         return
     print(to_text(report))
     if args.json is not None:
-        path = Path(args.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(numbers + '\n')
-
-
-if __name__ == '__main__':
-    main()
+        mmengine.dump(report, args.json, 'json', indent=2)

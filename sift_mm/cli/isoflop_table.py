@@ -1,6 +1,7 @@
 """Writes the iso-FLOP table: every member against the dense network."""
 
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -47,30 +48,20 @@ nominal | match |
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the table, row by row."""
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        '--out',
-        type=Path,
-        help='file to write; by default '
-        'docs/isoflop.md, if the table is whole',
-    )
-    parser.add_argument(
-        '--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS)
-    )
-    parser.add_argument(
-        '--sparsities', nargs='+', type=float, default=SPARSITIES
-    )
+    add = parser.add_argument
+    text = 'file to write; by default docs/isoflop.md, if the table is whole'
+    add('--out', type=Path, help=text)
+    add('--networks', nargs='+', choices=NETWORKS, default=list(NETWORKS))
+    add('--sparsities', nargs='+', type=float, default=SPARSITIES)
     args = parser.parse_args(argv)
     lines = []
-    for network in args.networks:
-        for family in families():
-            for sparsity in args.sparsities:
-                cells = row(NETWORKS[network], family, sparsity)
-                lines.append(
-                    '| '
-                    + ' | '.join([network, family, f'{sparsity:g}', *cells])
-                    + ' |'
-                )
-                print(lines[-1], flush=True)
+    for network, family, sparsity in product(
+        args.networks, families(), args.sparsities
+    ):
+        cells = row(NETWORKS[network], family, sparsity)
+        line = ' | '.join([network, family, f'{sparsity:g}', *cells])
+        lines.append(f'| {line} |')
+        print(lines[-1], flush=True)
     whole = len(lines) == len(NETWORKS) * len(SPARSITIES) * len(families())
     out = args.out or (ROOT / 'docs' / 'isoflop.md' if whole else None)
     if out is not None:
@@ -80,32 +71,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 def row(
     network: dict[str, Any], family: str, sparsity: float
 ) -> Iterator[str]:
-    """Cells of one line of the table, from the size on.
-
-    Args:
-        network (dict): Type and depth of the backbone.
-        family (str): Member of the family.
-        sparsity (float): The nominal sparsity.
-    """
-    models = {
-        flops: MODELS.build(
-            dict(network, family=family, sparsity=sparsity, flops=flops)
-        )
-        for flops in ('nominal', 'match')
-    }
-    plans = {k: MaskPlan(m, Uniform()) for k, m in models.items()}
-    nominal = models['nominal']
+    """Cells of one line of the table, from the size on."""
+    member = dict(network, family=family, sparsity=sparsity)
+    nominal = MODELS.build(dict(member, flops='nominal'))
+    plan = MaskPlan(nominal, Uniform())
+    match = MaskPlan(MODELS.build(dict(member, flops='match')), Uniform())
     yield words_for(nominal)
-    ratio, low, high = layers_ratio(nominal, plans['nominal'].densities)
+    ratio, low, high = layers_ratio(nominal, plan.densities)
     yield f'{ratio:.4f}'
     yield f'{low:.4f} to {high:.4f}'
-    yield (
-        f'{plans["match"].sparsity:.4f}'
-        if plans['match'].parameters
-        else 'ranks'
-    )
-    for plan in plans.values():
-        yield f'{plan.ratio:.5f}'
+    yield f'{match.sparsity:.4f}' if match.parameters else 'ranks'
+    yield f'{plan.ratio:.5f}'
+    yield f'{match.ratio:.5f}'
 
 
 def words_for(model: Any) -> str:
@@ -126,12 +103,10 @@ def words_for(model: Any) -> str:
 def layers_ratio(
     model: Any, densities: dict[str, float]
 ) -> tuple[float, float, float]:
-    """FLOPs of the replaced layers over the dense ones, and its range.
+    """FLOPs of the replaced layers over the dense ones, and their range.
 
-    Returns:
-        tuple[float, float, float]: The ratio; the least and the most that
-        rounding widths down, ranks up ('doped': down) and masks to whole
-        weights can make of it.
+    The least and the most are what rounding widths down, ranks up ('doped':
+    down) and masks to whole weights can make of it.
     """
     own, _ = backbone_flops(model)
     channels = next(model.parameters()).shape[1]
@@ -145,28 +120,18 @@ def layers_ratio(
     total = sum(dense.by_module[name] for name in names)
     sparse = sum(own.sparse(densities, name) for name in names)
     # Half a weight a mask, at each position of the layer.
-    slack = (
-        sum(
-            own.of(n) / 2 / model.get_parameter(n).numel()
-            for n in densities
-            if n.startswith(tuple(names))
-        )
-        / total
+    slack = sum(
+        own.of(n) / 2 / model.get_parameter(n).numel() / total
+        for n in densities
+        if n.startswith(tuple(names))
     )
     # One more rank of each factorised layer.
-    rank = (
-        sum(
-            own.sparse(densities, n) / size_of(m.u)[1]
-            for n, m in model.named_modules()
-            if isinstance(m, Factorized)
-        )
-        / total
+    rank = sum(
+        own.sparse(densities, n) / size_of(m.u)[1] / total
+        for n, m in model.named_modules()
+        if isinstance(m, Factorized)
     )
     exact = model.dense_base_channels * expansion(model.sparsity) ** 0.5
     low = {'wide': ((exact - 1) / exact) ** 2, 'doped': 1 - rank}
-    high = 1 + (0 if model.family == 'doped' else rank)
+    high = 1 if model.family == 'doped' else 1 + rank
     return (sparse / total, low.get(model.family, 1) - slack, high + slack)
-
-
-if __name__ == '__main__':
-    main()

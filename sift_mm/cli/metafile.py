@@ -30,6 +30,7 @@ from sift_mm.datasets import DATA_SETS, find_data_set
 from sift_mm.errors import Mistake
 
 ROOT = Path(__file__).resolve().parents[2]
+METAFILES = 'configs/*/metafile.yml'
 PAPER = {
     'Title': 'Sparse-IFT: Sparse Iso-FLOP Transformations for Maximizing '
     'Training Efficiency',
@@ -50,13 +51,12 @@ Results = Mapping[str, Mapping[str, Any]]
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = Parser(description='Write metafile.yml of folders of configs')
+    found = [path.parent for path in sorted(ROOT.glob(METAFILES))]
     parser.add_argument(
         'folders',
         nargs='*',
         type=Path,
-        default=[
-            p.parent for p in sorted(ROOT.glob('configs/*/metafile.yml'))
-        ],
+        default=found,
         help='folders below configs (default: those with a metafile.yml)',
     )
     parser.add_argument(
@@ -78,17 +78,9 @@ def batch_size(cfg: Config, name: str) -> int | None:
 
 
 def describe(path: Path) -> tuple[dict[str, Any], str]:
-    """Describes the model of a config.
+    """What the metafile says of the model of a config, and its task.
 
-    Args:
-        path (Path): The config file.
-
-    Returns:
-        tuple[dict[str, Any], str]: What the metafile says of it, without
-        results, and the task.
-
-    Raises:
-        Mistake: If the data set is another one.
+    Results are not in it.
     """
     cfg = read_config(str(path))
     report = make_report(cfg)
@@ -131,33 +123,8 @@ def describe(path: Path) -> tuple[dict[str, Any], str]:
     }, data_set.task
 
 
-def add_results(
-    model: dict[str, Any], task: str, metrics: Mapping[str, Any]
-) -> None:
-    """Adds measured results to the description of a model.
-
-    Args:
-        model (dict): Of :func:`describe`, changed in place.
-        task (str): Task of the config.
-        metrics (Mapping): Values by metric, perhaps with Task and Dataset.
-    """
-    rest = dict(metrics)
-    model['Results'] = [
-        {
-            'Task': rest.pop('Task', task),
-            'Dataset': rest.pop('Dataset', model['Metadata']['Training Data']),
-            'Metrics': rest,
-        }
-    ]
-
-
 def write_metafile(folder: Path, results: Results) -> None:
-    """Writes the metafile of a folder.
-
-    Args:
-        folder (Path): A folder below configs.
-        results (Mapping): Measured results by name of the config.
-    """
+    """Writes the metafile of a folder, with results by name of the config."""
     metafile = folder / 'metafile.yml'
     old = yaml.safe_load(metafile.read_text()) if metafile.exists() else None
     kept = {
@@ -170,34 +137,32 @@ def write_metafile(folder: Path, results: Results) -> None:
         print(path.name, flush=True)
         model, task = describe(path)
         if path.stem in results:
-            add_results(model, task, results[path.stem])
+            own = {'Task': task, 'Dataset': model['Metadata']['Training Data']}
+            metrics = dict(results[path.stem])
+            said = {key: metrics.pop(key, own[key]) for key in own}
+            model['Results'] = [said | {'Metrics': metrics}]
         elif path.stem in kept:
             model['Results'] = kept[path.stem]
         models.append(model)
-    collections = []
-    for name in dict.fromkeys(model['In Collection'] for model in models):
-        members = [m for m in models if m['In Collection'] == name]
-        data = members[0]['Metadata']['Training Data']
-        collection = {
+    readme, collections = folder / 'README.md', {}
+    for model in models:
+        name, data = model['In Collection'], model['Metadata']['Training Data']
+        collections[name] = {
             'Name': name,
             'Metadata': {'Training Data': data},
             'Paper': PAPER,
         }
-        readme = folder / 'README.md'
         if readme.exists():
-            collection['README'] = readme.relative_to(
-                folder.parents[1]
-            ).as_posix()
-        collections.append(collection)
-    text = dump({'Collections': collections, 'Models': models})
+            path = readme.relative_to(folder.parents[1])
+            collections[name]['README'] = path.as_posix()
+    text = dump({'Collections': [*collections.values()], 'Models': models})
     metafile.write_text(HEADER + text)
 
 
 def write_index(root: Path) -> None:
     """Writes model-index.yml, with every metafile below configs."""
     found = sorted(
-        path.relative_to(root).as_posix()
-        for path in (root / 'configs').glob('*/metafile.yml')
+        path.relative_to(root).as_posix() for path in root.glob(METAFILES)
     )
     (root / 'model-index.yml').write_text(dump({'Import': found}))
 
@@ -209,17 +174,15 @@ def dump(content: dict[str, Any]) -> str:
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes metafiles and index.
-
-    Raises:
-        Mistake: If a folder has no configs, or results are of a config
-            that is in none of the folders.
-    """
+    """Writes metafiles and index."""
     args = parse_args(argv)
     folders = [folder.resolve() for folder in args.folders]
     results: Results = {}
     if args.results is not None:
-        results = json.loads(args.results.read_text())
+        try:
+            results = json.loads(args.results.read_text())
+        except (OSError, ValueError) as error:
+            raise Mistake(f'{args.results} is no JSON: {error}.') from error
     names = set()
     for folder in folders:
         here = {path.stem for path in folder.glob('*.py')}
@@ -236,7 +199,3 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_metafile(folder, results)
     for root in dict.fromkeys(folder.parents[1] for folder in folders):
         write_index(root)
-
-
-if __name__ == '__main__':
-    main()

@@ -10,7 +10,14 @@ from sift_mm.isoflop import INNER, SPARSE_FACTORS
 from sift_mm.layers import families
 from sift_mm.sparsity import ALGORITHMS
 
-LAUNCHERS = ('none', 'pytorch', 'slurm', 'mpi')
+
+def check_pairs(
+    parser: argparse.ArgumentParser, option: str | None, values: Iterable[str]
+) -> None:
+    """Refuse what is no KEY=VALUE."""
+    for value in values:
+        if '=' not in value:
+            parser.error(f'{option} takes KEY=VALUE, not {value}')
 
 
 class Settings(DictAction):
@@ -24,9 +31,7 @@ class Settings(DictAction):
         option_string: str | None = None,
     ) -> None:
         """Read the pairs that follow an option."""
-        for value in values:
-            if '=' not in value:
-                parser.error(f'{option_string} takes KEY=VALUE, not {value}')
+        check_pairs(parser, option_string, values)
         super().__call__(parser, namespace, values, option_string)
 
 
@@ -41,14 +46,9 @@ def positive(text: str) -> int:
 
 
 def name_of(names: Iterable[str]) -> Callable[[str], str]:
-    """For argparse's ``type``: a name, its case and dashes aside.
+    """For argparse's ``type``: finds a name, its case and dashes aside.
 
-    Args:
-        names (Iterable[str]): The names as they are written.
-
-    Returns:
-        Callable[[str], str]: Finds the name meant. A text that is none of
-        them stays, for argparse's ``choices`` to refuse.
+    A text that is none of the names stays, for ``choices`` to refuse.
     """
 
     def key(text: str) -> str:
@@ -56,24 +56,6 @@ def name_of(names: Iterable[str]) -> Callable[[str], str]:
 
     known = {key(name): name for name in names}
     return lambda text: known.get(key(text), text)
-
-
-def add_name_option(
-    parser: argparse._ActionsContainer,
-    flag: str,
-    names: Iterable[str],
-    text: str,
-) -> None:
-    """Adds an option whose value is one of some names, in any case.
-
-    Args:
-        parser (ArgumentParser): Or a group of its options.
-        flag (str): The option.
-        names (Iterable[str]): What may follow it.
-        text (str): What it does.
-    """
-    names = tuple(names)
-    parser.add_argument(flag, type=name_of(names), choices=names, help=text)
 
 
 def add_config_options(
@@ -98,8 +80,12 @@ def add_config_options(
         'Sparse-IFT', 'names in upper or lower case, as you like'
     )
     add = group.add_argument
-    add_name_option(
-        group,
+
+    def add_name(flag: str, names: Iterable[str], text: str) -> None:
+        names = tuple(names)
+        add(flag, type=name_of(names), choices=names, help=text)
+
+    add_name(
         '--family',
         families(),
         'make the backbone this member of the Sparse-IFT family; width of '
@@ -110,17 +96,13 @@ def add_config_options(
         type=float,
         help="nominal sparsity of the member, in place of the config's",
     )
-    add_name_option(
-        group, '--inner', INNER, 'what follows an inner layer of the member'
-    )
-    add_name_option(
-        group,
+    add_name('--inner', INNER, 'what follows an inner layer of the member')
+    add_name(
         '--sparse-factors',
         SPARSE_FACTORS,
         'which factors of a factorized member carry masks',
     )
-    add_name_option(
-        group,
+    add_name(
         '--algorithm',
         ALGORITHMS.names,
         'how masks are trained, in place of what the config says',
@@ -152,12 +134,7 @@ def add_config_options(
 def add_run_options(
     parser: argparse.ArgumentParser, interval: bool = True
 ) -> None:
-    """Adds the options that train and test have in common.
-
-    Args:
-        parser (ArgumentParser): The tool's.
-        interval (bool): See :func:`add_config_options`.
-    """
+    """Adds the options that train and test have in common."""
     add_config_options(parser, interval)
     parser.add_argument(
         '--work-dir',
@@ -172,7 +149,7 @@ def add_run_options(
     )
     parser.add_argument(
         '--launcher',
-        choices=LAUNCHERS,
+        choices=('none', 'pytorch', 'slurm', 'mpi'),
         default='none',
         help='what starts the processes of a distributed run',
     )

@@ -15,16 +15,7 @@ from sift_mm.datasets import DATA_SETS
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the options of the command line.
-
-    Args:
-        argv (Sequence[str], optional): Options; by default those of the
-            process.
-
-    Returns:
-        argparse.Namespace: The options, checked as far as argparse can, and
-        the function that prepares the data set.
-    """
+    """Reads the command line; ``prepare`` is the data set's own function."""
     parser = Parser(description='Prepare a data set and check it.')
     sets = parser.add_subparsers(required=True, metavar='NAME')
     for data_set in DATA_SETS.values():
@@ -49,15 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prepares a data set as the command line says.
-
-    Args:
-        argv (Sequence[str], optional): Options; by default those of the
-            process.
-
-    Raises:
-        Mistake: If it cannot be had.
-    """
+    """Prepares a data set as the command line says."""
     # What is unfinished is removed on the way out, also of a batch system's.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = vars(parse_args(argv))
@@ -65,7 +48,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     options.pop('traceback')
     found = prepare(**options)
     print(f'{options["root"]} is complete: {found}')
-
-
-if __name__ == '__main__':
-    main()

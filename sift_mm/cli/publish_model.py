@@ -29,14 +29,8 @@ from sift_mm.reading import read
 
 # Of the mask training; its history is needed only to go on with it.
 KEPT_OF_MASKS = (
-    'version',
-    'algorithm',
-    'placement',
-    'seed',
-    'steps',
-    'masks',
-    'member',
-    'budget',
+    *('version', 'algorithm', 'placement', 'seed', 'steps'),
+    *('masks', 'member', 'budget'),
 )
 
 
@@ -60,15 +54,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What of a checkpoint is worth publishing.
+    """What of a checkpoint is worth publishing, under the same keys.
 
-    Args:
-        checkpoint (dict): As a run saves it. Where an EMAHook kept averaged
-            weights, ``state_dict`` has those, and they are kept.
-
-    Returns:
-        dict: With the same keys, fewer of them. Tensors are copies, for a
-        view would bring its whole storage along.
+    Where an EMAHook kept averaged weights, ``state_dict`` has those, and they
+    are kept. Tensors are copies, for a view would bring its whole storage
+    along.
 
     Raises:
         Mistake: If there are no weights under ``state_dict``, if they are
@@ -97,16 +87,10 @@ def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def publish(in_file: str, out_file: Path, small: bool = False) -> Path:
-    """Writes the slim file.
+    """Writes the slim file, and says where it lies.
 
-    Args:
-        in_file (str): Checkpoint of a run.
-        out_file (Path): Path, with or without '.pth', to which
-            '-' and the hash are added.
-        small (bool): Whether to pack the masked weights.
-
-    Returns:
-        Path: Where it lies.
+    To the name given, with or without '.pth', '-' and the hash are added. In
+    a ``small`` one masked weights are packed.
     """
     checkpoint = read(in_file)
     with named(in_file):
@@ -136,7 +120,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     final = publish(args.in_file, args.out_file, args.compact)
     size = final.stat().st_size / 2**20
     print(f'Wrote {final} ({size:.1f} MiB).')
-
-
-if __name__ == '__main__':
-    main()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.cli.options import name_of, positive
+from sift_mm.cli.options import check_pairs, name_of, positive
 from sift_mm.experiments.networks import plan_networks
 from sift_mm.experiments.runner import run_experiments
 from sift_mm.experiments.sweep_report import write_report
@@ -75,11 +75,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     add('--metric', default='accuracy/top1', help='that --report compares')
     args = parser.parse_args(argv)
-    for setting in (
-        s for settings in args.cfg_options or () for s in settings
-    ):
-        if '=' not in setting:
-            parser.error(f'--cfg-options takes KEY=VALUE, not {setting}')
+    for settings in args.cfg_options or ():
+        check_pairs(parser, '--cfg-options', settings)
     for sparsity in args.sparsity:
         try:
             check_sparsity(sparsity)
@@ -112,7 +109,3 @@ def main(argv: Sequence[str] | None = None) -> None:
     by_size = sorted(networks, key=lambda network: network.sparsity or 0)
     plan = [runs[n][seed] for seed in range(args.seeds) for n in by_size]
     run_experiments(plan, args.jobs, args.threads)
-
-
-if __name__ == '__main__':
-    main()

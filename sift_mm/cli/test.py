@@ -7,6 +7,7 @@ the runner builds the first module.
 import argparse
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import mmengine
 from mmengine.config import Config
@@ -34,51 +35,43 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line."""
     parser = Parser(description='Test a model')
     add_run_options(parser, interval=False)
-    parser.add_argument('checkpoint', help='path of the checkpoint')
-    parser.add_argument(
+    add = parser.add_argument
+    switch = partial(add, action='store_true')
+    add('checkpoint', help='path of the checkpoint')
+    add(
         '--out',
         help='write metrics and costs to this .json file; else keep the '
         'predictions, in this .pkl file or, for a segmentation config, as '
         'label maps in this folder',
     )
-    parser.add_argument(
+    add(
         '--out-item',
         choices=['metrics', 'pred'],
         help='what goes to --out; by default the metrics if it is a .json '
         'file, which may also be .yaml or .pkl, and else the predictions',
     )
-    parser.add_argument(
-        '--show', action='store_true', help='show predictions in a window'
-    )
-    parser.add_argument(
+    switch('--show', help='show predictions in a window')
+    add(
         '--show-dir',
         help='draw predictions into this folder; for a detection config it '
         'lies in the work dir, under the time of the run',
     )
-    parser.add_argument(
+    add(
         '--interval',
         type=int,
         default=1,
         help='draw every n-th sample (classification only)',
     )
-    parser.add_argument(
-        '--wait-time',
-        type=float,
-        default=2,
-        help='seconds that each window of --show stays',
-    )
-    parser.add_argument(
+    text = 'seconds that each window of --show stays'
+    add('--wait-time', type=float, default=2, help=text)
+    switch(
         '--tta',
-        action='store_true',
         help="test with augmentation: the config's tta_model and "
         'tta_pipeline, or else horizontal flips',
     )
-    parser.add_argument(
-        '--amp', action='store_true', help='test in mixed precision'
-    )
-    parser.add_argument(
+    switch('--amp', help='test in mixed precision')
+    switch(
         '--sparse',
-        action='store_true',
         help='run masked layers on the sparse kernels of the CPU, and say '
         'how many seconds an image takes',
     )
@@ -95,11 +88,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def keeps_label_maps(cfg: Config, args: argparse.Namespace) -> bool:
-    """Whether ``--out`` is a folder for MMSegmentation's label maps.
-
-    Raises:
-        Mistake: If ``--out`` is neither that nor a pickle file.
-    """
+    """Whether ``--out`` is a folder for MMSegmentation's label maps."""
     if not args.out or args.out_item == 'metrics':
         return False
     if args.out.endswith(('.pkl', '.pickle')):
@@ -135,10 +124,6 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Tests as the command line says.
 
-    Args:
-        argv (Sequence[str], optional): Options; by default those of the
-            process.
-
     Returns:
         dict[str, float]: The metrics by name, and those of
         :func:`~sift_mm.engine.cost_hook.measure_cost` in the first process.
@@ -148,9 +133,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     check_config(cfg)
     costs = CostHook(copy.deepcopy(cfg))
     sparse = SparseTestHook()
-    cfg = merge_args(cfg, args)
     check_checkpoint(args.checkpoint)
     check_data(cfg, ['test'])
+    cfg = merge_args(cfg, args)
     keeps_metrics = args.out_item == 'metrics'
     dumps = args.out and not keeps_metrics and not keeps_label_maps(cfg, args)
 

@@ -6,6 +6,7 @@ the runner builds the first module.
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 
 from mmengine.config import Config
 from mmengine.runner import Runner
@@ -38,32 +39,22 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='train in automatic mixed precision, or not, in place of what '
         'the config says; masks are kept',
     )
-    parser.add_argument(
+    switch = partial(parser.add_argument, action='store_true')
+    switch(
         '--auto-scale-lr',
-        action='store_true',
         help="scale the learning rate by the batch size, from the config's "
         'auto_scale_lr.base_batch_size',
     )
-    parser.add_argument(
-        '--no-validate',
-        action='store_true',
-        help='do not validate during training',
-    )
-    parser.add_argument(
+    switch('--no-validate', help='do not validate during training')
+    switch(
         '--no-persistent-workers',
-        action='store_true',
         help='switch persistent_workers off in every data loader',
     )
     return parser.parse_args(argv)
 
 
 def enable_auto_scale_lr(cfg: Config) -> None:
-    """Switches MMEngine's scaling of the learning rate on.
-
-    Raises:
-        Mistake: If the config does not say for which batch size its
-            learning rate is meant.
-    """
+    """Switches MMEngine's scaling of the learning rate on."""
     if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
         raise Mistake(
             '--auto-scale-lr needs auto_scale_lr = '
@@ -91,21 +82,15 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains as the command line says.
-
-    Args:
-        argv (Sequence[str], optional): Options; by default those of the
-            process.
-    """
+    """Trains as the command line says."""
     args = parse_args(argv)
     cfg = merge_args(load_run_config(args), args)
     check_amp(cfg)
     check_config(cfg)
     start = find_start(cfg, args.resume)
     check_pretrained(cfg)
-    check_data(
-        cfg, ['train'] if cfg.get('val_cfg') is None else ['train', 'val']
-    )
+    validates = cfg.get('val_cfg') is not None
+    check_data(cfg, ['train', 'val'] if validates else ['train'])
 
     def task(runner: Runner) -> None:
         for line in start:

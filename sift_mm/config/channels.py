@@ -153,15 +153,9 @@ def fit_channels(cfg: Config) -> None:
 
 
 def fitted(cfg: Config, backbone: Any) -> dict[str, tuple[str, int]]:
-    """Numbers that fit, in place of those of a config that do not.
+    """Numbers that fit, for those of a config that do not, by whole key.
 
-    Args:
-        cfg (Config): Config of a run; it is left as it is.
-        backbone (nn.Module): Its backbone.
-
-    Returns:
-        dict[str, tuple[str, int]]: What to write, as :func:`written` has it,
-        and the number, by the whole key of each.
+    Before each stands what to write, as :func:`written` has it.
     """
     if not isinstance(backbone, SparseIFTMixin):
         return {}

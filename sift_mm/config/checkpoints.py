@@ -1,7 +1,4 @@
-"""Says at once, and in one sentence, which checkpoint cannot be used.
-
-And finds the one that a run goes on from.
-"""
+"""Which checkpoint a run goes on from, and which cannot be used."""
 
 import os.path as osp
 import re
@@ -42,10 +39,6 @@ def find_start(cfg: Config, resume: str | None = None) -> list[str]:
 
     Returns:
         list[str]: Lines for the log.
-
-    Raises:
-        Mistake: If the checkpoint, or each in the work dir, is none that a
-            run can go on from.
     """
     if resume is None:
         if not cfg.get('resume'):

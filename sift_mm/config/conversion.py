@@ -59,8 +59,8 @@ def sparsify(
             SparseTrainingHook.
 
     Raises:
-        ValueError: If the config has no backbone, a member is left without
-            its sparsity, or the algorithm would not count.
+        Mistake: If the config has no backbone, a member is left without its
+            sparsity, or the algorithm would not count.
     """
     given = family, sparsity, algorithm, pretrained, inner, sparse_factors
     convert(cfg, MemberOptions(*given, hook))

@@ -105,7 +105,9 @@ def check_data(cfg: Config, phases: Iterable[str]) -> None:
     missing: dict[str, dict[str, None]] = {}
     prepared = set()
     for phase in phases:
-        loader = cfg.get(f'{phase}_dataloader') or {}
+        loader = cfg.get(f'{phase}_dataloader')
+        if not loader:
+            raise Mistake(f'The config has no {phase}_dataloader.')
         for leaf in leaf_datasets(loader.get('dataset', [])):
             if _is_complete(leaf):
                 continue

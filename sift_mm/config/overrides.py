@@ -2,7 +2,7 @@
 
 import copy
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
@@ -50,7 +50,7 @@ def override(
         member (MemberOptions): The other options.
 
     Raises:
-        ValueError: If a key makes no sense, or one of the two does not hold.
+        Mistake: If a key makes no sense, or one of the two does not hold.
     """
     if not member:
         for key, value in settings.items():
@@ -66,7 +66,8 @@ def override(
     }
     convert(cfg, MemberOptions(**(asked | member.given)))
     for key, value in settings.items():
-        if key not in early or not _is_said_once(key):
+        said_once = key in FOUNDATIONS or _is_source(key)
+        if key not in early or not said_once:
             _set(cfg, key, value)
     fit_channels(cfg)
     _check(cfg, settings, member)
@@ -78,12 +79,16 @@ def _is_of_member(key: str) -> bool:
     return own and key.split('.')[2] in MEMBER_ARGUMENTS
 
 
-def _is_said_once(key: str) -> bool:
-    return key in FOUNDATIONS or any(s in key.split('.') for s in SOURCES)
+def _is_source(key: str) -> bool:
+    return any(part in SOURCES for part in key.split('.'))
 
 
-def _place(cfg: Config, key: str) -> list[str]:
-    """The parts of a key, those of a wrapped backbone where it is now."""
+def _walk(cfg: Config, key: str) -> tuple[list[Any], list[str]]:
+    """The nodes on the way to a key, as far as there are any, and its parts.
+
+    The config is the first node. In a wrapper a key of the backbone leads to
+    where that is now.
+    """
     parts = key.split('.')
     if parts[:2] == ['model', 'backbone'] and parts[2:] and is_wrapped(cfg):
         own = [*MEMBER_ARGUMENTS, 'backbone']
@@ -91,53 +96,40 @@ def _place(cfg: Config, key: str) -> list[str]:
             own += ['init_cfg']
         if parts[2] not in own:
             parts.insert(2, 'backbone')
-    return parts
-
-
-def _steps(cfg: Config, parts: Sequence[str]) -> Iterator[Any]:
-    """The nodes on the way to a key, as far as there are any."""
-    node: Any = cfg
+    nodes: list[Any] = [cfg]
     for part in parts:
+        node = nodes[-1]
         if isinstance(node, (list, tuple)):
             if not part.isdecimal() or int(part) >= len(node):
-                return
-            node = node[int(part)]
+                break
+            nodes.append(node[int(part)])
         elif isinstance(node, (Mapping, Config)) and part in node:
-            node = node[part]
+            nodes.append(node[part])
         else:
-            return
-        yield node
-
-
-def _value(cfg: Config, parts: Sequence[str]) -> Any:
-    """What a config has under a key, None without it."""
-    found = list(_steps(cfg, parts))
-    return found[-1] if len(found) == len(parts) else None
+            break
+    return nodes, parts
 
 
 def _fits(cfg: Config, key: str) -> bool:
     """Whether a key can be set: no index without its list."""
-    parts = _place(cfg, key)
-    found = [cfg, *_steps(cfg, parts)]
-    missing = parts[len(found) - 1 :]
-    named = isinstance(found[-1], (Mapping, Config))
+    nodes, parts = _walk(cfg, key)
+    missing = parts[len(nodes) - 1 :]
+    named = isinstance(nodes[-1], (Mapping, Config))
     return not missing or (named and not any(map(str.isdecimal, missing)))
 
 
 def _set(cfg: Config, key: str, value: Any) -> None:
     """Set one key, or say why there is no place for it."""
     option = f'--cfg-options {key}={value}'
-    parts = _place(cfg, key)
+    nodes, parts = _walk(cfg, key)
     if len(parts) > 1 and parts[0] not in cfg:
         check_names(f'{option}: the config has no', parts[:1], TOP_LEVEL)
     if not _fits(cfg, key):
-        found = list(_steps(cfg, parts))
-        there = '.'.join(parts[: len(found)])
-        last = found[-1] if found else None
-        if isinstance(last, (list, tuple)):
-            why = f'{there} has {len(last)} entries, counted from 0'
-        elif found:
-            why = f'{there} is {last!r} and has no {parts[len(found)]}'
+        here, there = nodes[-1], '.'.join(parts[: len(nodes) - 1])
+        if isinstance(here, (list, tuple)):
+            why = f'{there} has {len(here)} entries, counted from 0'
+        elif there:
+            why = f'{there} is {here!r} and has no {parts[len(nodes) - 1]}'
         else:
             why = f'the config has no {parts[0]}'
         raise Mistake(f'{option}: {why}.')
@@ -171,11 +163,11 @@ def _check(
                 'contradict each other; leave one out.'
             )
     for key, value in settings.items():
-        found = _value(cfg, _place(cfg, key))
+        nodes, parts = _walk(cfg, key)
+        found = nodes[-1] if len(nodes) > len(parts) else None
         if key in FOUNDATIONS or _equal(found, value):
             continue
-        is_source = any(s in key.split('.') for s in SOURCES)
-        if is_source and member.pretrained is not None:
+        if _is_source(key) and member.pretrained is not None:
             own = f'--pretrained {member.pretrained}'
         raise Mistake(
             f'--cfg-options {key}={value} does not hold: with {own} it '

@@ -38,15 +38,7 @@ def _without_noise() -> Iterator[None]:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Reads the config that the options of a command line name.
-
-    Args:
-        args (argparse.Namespace): Of
-            :func:`~sift_mm.cli.options.add_config_options`.
-
-    Raises:
-        Mistake: As :func:`read_config`.
-    """
+    """Reads the config that the options of ``add_config_options`` name."""
     member = MemberOptions.of_args(args)
     return read_config(args.config, args.cfg_options, **vars(member))
 
@@ -61,10 +53,6 @@ def read_config(
         cfg_options (dict, optional): Values by dotted key.
         **member: Arguments of :func:`sift_mm.config.sparsify`; where all are
             None, it is not called.
-
-    Raises:
-        Mistake: If there is no such file, no such member of it, or an
-            option that would not hold.
     """
     if not is_installed('mmsegmentation'):
         # MMEngine looks the base configs of `mmseg::` up under that
@@ -95,15 +83,7 @@ def read_config(
 
 
 def member_name(*args: Any, **kwargs: Any) -> str:
-    """What the options of :func:`sparsify` say, for a folder's name.
-
-    Args:
-        *args: As those of :func:`~sift_mm.config.sparsify`.
-        **kwargs: The same, by name.
-
-    Returns:
-        str: 'wide-s75-rigl-pre', a part of it, or ''.
-    """
+    """The arguments of :func:`sparsify`, as a folder's name has them."""
     return MemberOptions(*args, **kwargs).name
 
 
@@ -111,9 +91,6 @@ def import_library(cfg: Config) -> None:
     """Imports the library of the config's ``default_scope``, if installed.
 
     The registries would do it, but noisily.
-
-    Raises:
-        Mistake: If it is one of OpenMMLab's and not installed.
     """
     scope = cfg.get('default_scope', 'mmengine')
     if scope not in PACKAGES:
@@ -128,14 +105,9 @@ def import_library(cfg: Config) -> None:
 
 
 def load_run_config(args: argparse.Namespace) -> Config:
-    """Reads the config of a run and applies the shared options.
+    """Reads the config of a run, by the options of ``add_run_options``.
 
-    Args:
-        args (argparse.Namespace): Of
-            :func:`~sift_mm.cli.options.add_run_options`.
-
-    Returns:
-        Config: The config with ``launcher`` and ``work_dir`` set.
+    ``launcher`` and ``work_dir`` are set in it.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     limit = os.environ.get('DYNAMO_CACHE_SIZE_LIMIT')

@@ -44,18 +44,11 @@ def build_dense(cfg: Config) -> nn.Module:
 
 @dataclass(frozen=True)
 class WholeModel:
-    """FLOPs of backbone, neck and heads together, in 2 x MACs of one image.
+    """FLOPs of backbone, neck and heads together, in 2 x MACs of one image."""
 
-    Args:
-        count (FlopCount): Of the model, with every weight dense.
-        dense (int): Of the whole dense model.
-        assumed (tuple[str, ...]): What was taken from the config where it
-            depends on the image, such as the number of proposals.
-    """
-
-    count: FlopCount
-    dense: int
-    assumed: tuple[str, ...]
+    count: FlopCount  # With every weight dense.
+    dense: int  # Of the whole dense model.
+    assumed: tuple[str, ...]  # As :func:`count_model` says it.
 
     def ratio(self, densities: Mapping[str, float]) -> float:
         """FLOPs under masks, over those of the dense model."""

@@ -16,15 +16,7 @@ DENSE = ROOT / 'configs/fashion_mnist/resnet18-w8_1xb128-1e_fashion-mnist.py'
 WIDE = DENSE.with_name(
     'resnet18-w8-sift-wide-s75_rigl-1xb128-1e_fashion-mnist.py'
 )
-
-
-FOLDERS = (
-    'cifar100',
-    'deeplabv3plus',
-    'fashion_mnist',
-    'imagenet',
-    'retinanet',
-)
+FOLDERS = 'cifar100', 'deeplabv3plus', 'fashion_mnist', 'imagenet', 'retinanet'
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -40,10 +32,8 @@ def test_a_metafile_names_every_config(name: str) -> None:
     )
     for model in models:
         assert model['Name'] == Path(model['Config']).stem
-    assert (
-        f'configs/{name}/metafile.yml'
-        in load(ROOT / 'model-index.yml')['Import']
-    )
+    index = load(ROOT / 'model-index.yml')['Import']
+    assert f'configs/{name}/metafile.yml' in index
     for collection in load(path)['Collections']:
         assert (ROOT / collection['README']).is_file()
 
@@ -73,12 +63,11 @@ def test_no_flops_where_masks_are_of_another_network(name: str) -> None:
 def test_masks_that_are_drawn_anew_are_counted(tmp_path: Path) -> None:
     path = tmp_path / 'configs/mini/again.py'
     path.parent.mkdir(parents=True)
-    path.write_text(
+    text = (
         f'_base_ = {str(WIDE)!r}\n'
         "model = dict(backbone=dict(init_cfg=dict(type='Pretrained', "
         "checkpoint='a.pth')))\n"
     )
-    text = path.read_text()
     taken = 'masks of the pretrained checkpoint'
     for option, training in (
         ('', taken),
@@ -142,6 +131,10 @@ def test_written_anew_with_results(tmp_path: Path) -> None:
     # Results stay where there are no new ones.
     metafile.main([str(folder)])
     assert load(folder / 'metafile.yml') == found
-    results.write_text(json.dumps({'two': {}}))
-    with pytest.raises(SystemExit, match='results of two, which is no config'):
-        metafile.main([str(folder), '--results', str(results)])
+    for text, words in (
+        ('{"two": {}}', 'results of two, which is no config'),
+        ('{', 'results.json is no JSON: '),
+    ):
+        results.write_text(text)
+        with pytest.raises(SystemExit, match=words):
+            metafile.main([str(folder), '--results', str(results)])

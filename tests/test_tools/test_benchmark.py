@@ -18,7 +18,7 @@ def test_it_times_three_ways(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = sparse_config(tmp_path, 'mmdet', NOWHERE)
-    out = tmp_path / 'speed.json'
+    out = tmp_path / 'new' / 'speed.json'
     benchmark.main([config, *FEW, '--batch', '1', '3', '--json', str(out)])
     report = json.loads(out.read_text())
     found = [(row['batch'], row['what']) for row in report['rows']]

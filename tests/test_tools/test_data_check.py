@@ -43,7 +43,9 @@ def test_wrappers_are_opened() -> None:
 
 def test_complete_sets_pass(data: dict[str, Path]) -> None:
     root = str(data['mmdet'])
-    check_data(loaders(train=dict(COCO, data_root=root)), ['train', 'val'])
+    coco = loaders(train=dict(COCO, data_root=root))
+    check_data(coco, ['train'])
+    assert message(coco, 'train', 'val') == 'The config has no val_dataloader.'
     root = str(data['mmpretrain'])
     imagenet = dict(type='ImageNet', data_root=root, split='val')
     check_data(loaders(test=imagenet), ['test'])

@@ -92,16 +92,6 @@ SPARSE = (
             'SparseTrainingHook has no argument intervall: did you mean '
             'interval?',
         ),
-        (
-            "custom_hooks[0]['interval'] = 1.5",
-            [],
-            'interval is a whole number of 64 bits, at least 1; got 1.5.',
-        ),
-        (
-            "model['backbone']['family'] = 'wid'",
-            [],
-            "got 'wid': did you mean 'wide'?",
-        ),
         ('', ['--sparsity', 'nan'], 'nan'),
         ('', ['--resume', 'none.pth'], 'There is no checkpoint '),
         ("load_from = 'none.pth'", [], 'There is no checkpoint '),

@@ -12,7 +12,6 @@ from sparserun import sparse_config
 
 from sift_mm.analysis import count_flops
 from sift_mm.cli import get_flops
-from sift_mm.sparsity import ALGORITHMS, Static
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
 NOWHERE = Path('nowhere')
@@ -27,6 +26,18 @@ def report(capsys: pytest.CaptureFixture) -> Any:
         return json.loads(capsys.readouterr().out)
 
     return run
+
+
+@pytest.fixture
+def dense(tmp_path: Path) -> Any:
+    """Writes the small dense config of a library, and code behind it."""
+
+    def write(scope: str, more: str = '') -> str:
+        config = Path(write_config(tmp_path, scope, NOWHERE))
+        config.write_text(config.read_text() + more)
+        return str(config)
+
+    return write
 
 
 def message(*argv: str) -> str:
@@ -46,12 +57,17 @@ def message(*argv: str) -> str:
     ],
 )
 def test_the_libraries(
-    scope: str, shape: tuple, parts: list, tmp_path: Path, report: Any
+    scope: str,
+    shape: tuple,
+    parts: list,
+    tmp_path: Path,
+    report: Any,
+    dense: Any,
 ) -> None:
     if scope == 'mmseg':
-        dense = sparse_config(tmp_path / 'dense', scope, NOWHERE, DENSE_SEG)
+        path = sparse_config(tmp_path / 'dense', scope, NOWHERE, DENSE_SEG)
     else:
-        dense = write_config(tmp_path, scope, NOWHERE)
+        path = dense(scope)
     found = report(sparse_config(tmp_path / 'sparse', scope, NOWHERE))
     assert tuple(found['shape']) == shape
     # Rows add up.
@@ -59,7 +75,7 @@ def test_the_libraries(
         rows = sum(row[key] for row in found['layers'])
         assert rows == pytest.approx(found['total'][key], rel=1e-12)
     # The dense network is that of a config written by hand.
-    cfg = Config.fromfile(dense)
+    cfg = Config.fromfile(path)
     init_default_scope(scope)
     count = count_flops(MODELS.build(cfg.model), shape, mode='tensor')
     other = found['comparison']
@@ -127,50 +143,6 @@ def test_training_by_hand(tmp_path: Path, report: Any) -> None:
     )
 
 
-def test_masks_at_equal_flops_of_the_whole_model(
-    tmp_path: Path, report: Any
-) -> None:
-    more = "model['backbone']['flops'] = 'match_model'"
-    found = report(sparse_config(tmp_path, 'mmdet', NOWHERE, more))
-    total = found['comparison']['total']
-    assert total['flops'] == pytest.approx(total['flops_of_dense'], rel=2e-3)
-    assert found['comparison']['backbone_ratio'] < 0.99
-
-
-def test_an_algorithm_of_ones_own_has_its_training_flops(
-    tmp_path: Path, report: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    classes = dict(ALGORITHMS._classes)
-    monkeypatch.setattr(ALGORITHMS, '_classes', classes)
-
-    @ALGORITHMS.register
-    class Twice(Static):
-        def training_flops(
-            self, sparse: float, dense: float, interval: int, end: float
-        ) -> float:
-            return 2 * super().training_flops(sparse, dense, interval, end)
-
-    found = report(sparse_config(tmp_path, 'mmpretrain', NOWHERE))
-    methods = found['training']['flops_per_sample']
-    assert methods['Twice'] == 2 * methods['Static']
-
-
-def test_auxiliary_heads_train(tmp_path: Path, report: Any) -> None:
-    found = report(sparse_config(tmp_path, 'mmseg', NOWHERE))
-    # A 3 x 3 convolution from 32 to 8 channels and a 1 x 1 one to 19
-    # classes, at an eighth of 64 pixels.
-    head = 2 * (9 * 32 * 8 + 8 * 19) * 8**2
-    dense = found['comparison']['total']['flops_of_dense']
-    methods = found['training']['flops_per_sample']
-    assert methods['dense'] == 3 * (dense + head)
-    # Twice the channels to read.
-    wider = 2 * (9 * 64 * 8 + 8 * 19) * 8**2
-    sparse = found['total']['flops_sparse']
-    assert methods['Static'] == pytest.approx(3 * (sparse + wider))
-    # Two iterations of 16, the batch of auto_scale_lr.
-    assert found['training']['samples'] == 32
-
-
 TWO_HEADS = """
 model['auxiliary_head'] = 2 * [dict(
     type='FCNHead', in_channels=64, in_index=2, channels=8, num_convs=1,
@@ -178,25 +150,38 @@ model['auxiliary_head'] = 2 * [dict(
 """
 
 
-def test_several_auxiliary_heads(tmp_path: Path, report: Any) -> None:
-    config = sparse_config(tmp_path, 'mmseg', NOWHERE, TWO_HEADS)
-    found = report(config)
+@pytest.mark.parametrize('more, heads', [('', 1), (TWO_HEADS, 2)])
+def test_auxiliary_heads_train(
+    more: str, heads: int, tmp_path: Path, report: Any
+) -> None:
+    found = report(sparse_config(tmp_path, 'mmseg', NOWHERE, more))
+    # A 3 x 3 convolution from 32 to 8 channels and a 1 x 1 one to 19
+    # classes, at an eighth of 64 pixels.
     head = 2 * (9 * 32 * 8 + 8 * 19) * 8**2
     dense = found['comparison']['total']['flops_of_dense']
     methods = found['training']['flops_per_sample']
-    assert methods['dense'] == 3 * (dense + 2 * head)
+    assert methods['dense'] == 3 * (dense + heads * head)
+    # Twice the channels to read.
+    wider = 2 * (9 * 64 * 8 + 8 * 19) * 8**2
+    sparse = found['total']['flops_sparse']
+    assert methods['Static'] == pytest.approx(3 * (sparse + heads * wider))
+    # Two iterations of 16, the batch of auto_scale_lr.
+    assert found['training']['samples'] == 32
+
+
+def test_one_of_several_heads_that_does_not_fit(tmp_path: Path) -> None:
+    config = sparse_config(tmp_path, 'mmseg', NOWHERE, TWO_HEADS)
     assert 'write model.auxiliary_head.1.in_channels=64.' in message(
         config, '--cfg-options', 'model.auxiliary_head.1.in_channels=32'
     )
 
 
-def test_training_images_may_be_smaller(tmp_path: Path, report: Any) -> None:
-    config = write_config(tmp_path, 'mmseg', NOWHERE)
-    with open(config, 'a') as stream:
-        stream.write(
-            'test_pipeline[1] = dict('
-            "type='Resize', scale=(256, 128), keep_ratio=True)\n"
-        )
+def test_training_images_may_be_smaller(report: Any, dense: Any) -> None:
+    config = dense(
+        'mmseg',
+        'test_pipeline[1] = dict('
+        "type='Resize', scale=(256, 128), keep_ratio=True)\n",
+    )
     found = report(config)
     assert found['shape'] == [128, 256]
     assert found['training']['shape'] == [64, 64]
@@ -239,10 +224,8 @@ model['head']['in_channels'] = {width}
         assert found['total']['active'] < found['total']['parameters']
 
 
-def test_nothing_but_json_is_printed(tmp_path: Path, report: Any) -> None:
-    config = write_config(tmp_path, 'mmpretrain', NOWHERE)
-    with open(config, 'a') as stream:
-        stream.write("print('as some libraries do')\n")
+def test_nothing_but_json_is_printed(report: Any, dense: Any) -> None:
+    config = dense('mmpretrain', "print('as some libraries do')\n")
     assert report(config)['config'] == config
 
 
@@ -270,40 +253,33 @@ def test_masks_that_the_run_drops_do_not_count(
     assert found['fixed']['total']['flops_dense'] == total['flops_dense']
 
 
-def test_masks_without_a_sparse_backbone(tmp_path: Path, report: Any) -> None:
-    config = write_config(tmp_path, 'mmpretrain', NOWHERE)
-    with open(config, 'a') as stream:
-        stream.write(
-            "custom_imports = dict(imports=['sift_mm'])\n"
-            "custom_hooks = [dict(type='SparseTrainingHook', sparsity=0.5, "
-            "include=['backbone.conv1.weight'])]\n"
-        )
+def test_masks_without_a_sparse_backbone(report: Any, dense: Any) -> None:
+    config = dense(
+        'mmpretrain',
+        "custom_imports = dict(imports=['sift_mm'])\n"
+        "custom_hooks = [dict(type='SparseTrainingHook', sparsity=0.5, "
+        "include=['backbone.conv1.weight'])]\n",
+    )
     found = report(config)
     # A stem of 3 x 3 x 3 x 8 weights at 32 x 32 positions, half of it.
     saved = 2 * 27 * 8 * 32 * 32 / 2
     total = found['total']
     assert total['flops_sparse'] == total['flops_dense'] - saved
     assert total['active'] == total['parameters'] - 27 * 4
-    assert (
-        found['comparison']['total']['flops_of_dense']
-        == (total['flops_dense'])
-    )
+    whole = found['comparison']['total']
+    assert whole['flops_of_dense'] == total['flops_dense']
     assert found['sparse_backbone'] is False
 
 
-def test_synchronised_norms_do_not_matter(tmp_path: Path, report: Any) -> None:
-    # This one wants a process group to be built.
-    config = write_config(tmp_path, 'mmpretrain', NOWHERE)
-    plain = report(config)
+def test_synchronised_norms_do_not_matter(report: Any, dense: Any) -> None:
+    plain = report(dense('mmpretrain'))
     assert plain['layers'][1]['type'] == 'BatchNorm2d'
-    with open(config, 'a') as stream:
-        stream.write("model['backbone']['norm_cfg'] = dict(type='MMSyncBN')\n")
-    assert report(config)['layers'] == plain['layers']
+    # This one wants a process group to be built.
+    sync = "model['backbone']['norm_cfg'] = dict(type='MMSyncBN')\n"
+    assert report(dense('mmpretrain', sync))['layers'] == plain['layers']
 
 
-def test_a_retinanet_as_it_is_published(
-    report: Any, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_retinanet_as_it_is_published(report: Any) -> None:
     # MMDetection has 250 GMACs for the dense R-50; mmengine's counter,
     # which has norms too, 250.97.
     found = report('mmdet::retinanet/retinanet_r50_fpn_1x_coco.py')
@@ -345,9 +321,9 @@ def test_the_text(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_text_without_a_schedule(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    dense: Any, capsys: pytest.CaptureFixture
 ) -> None:
-    get_flops.main([write_config(tmp_path, 'mmpretrain', NOWHERE)])
+    get_flops.main([dense('mmpretrain')])
     text = capsys.readouterr().out
     assert 'No masks: all weights are dense.' in text
     assert 'no Sparse-IFT backbone: the dense network is this one' in text
@@ -409,9 +385,8 @@ model['neck'].update(start_level=0, add_extra_convs=False)
 """
 
 
-def test_a_missing_config() -> None:
-    assert message('nope.py') == 'There is no config file nope.py.'
-    name = 'mmdet::retinanet/nope.py'
+@pytest.mark.parametrize('name', ['nope.py', 'mmdet::retinanet/nope.py'])
+def test_a_missing_config(name: str) -> None:
     assert message(name) == f'There is no config file {name}.'
 
 
@@ -421,31 +396,23 @@ def test_a_config_of_something_else(tmp_path: Path) -> None:
     assert message(str(path)) == f'{path}: the config has no model'
 
 
-def test_a_config_without_a_size(tmp_path: Path) -> None:
-    config = write_config(tmp_path, 'mmpretrain', NOWHERE)
-    with open(config, 'a') as stream:
-        stream.write('del pipeline[1]\n')
+def test_a_config_without_a_size(dense: Any) -> None:
+    config = dense('mmpretrain', 'del pipeline[1]\n')
     assert message(config).endswith('give it by --shape H W')
 
 
-def test_channels_that_do_not_fit(tmp_path: Path) -> None:
-    config = sparse_config(tmp_path, 'mmpretrain', NOWHERE)
-    assert 'write model.head.in_channels=128.' in message(
-        config, '--cfg-options', 'model.head.in_channels=64'
-    )
-
-
-def test_a_shape_that_the_model_does_not_take(tmp_path: Path) -> None:
-    config = write_config(tmp_path, 'mmpretrain', NOWHERE)
-    with open(config, 'a') as stream:
-        stream.write("""
+MIXER = """
 model['backbone'] = dict(
     _delete_=True, type='MlpMixer', img_size=32, patch_size=16,
     arch=dict(embed_dims=8, num_layers=1, tokens_mlp_dims=8,
               channels_mlp_dims=8))
 model['neck'] = dict(dim=1)
 model['head']['in_channels'] = 8
-""")
+"""
+
+
+def test_a_shape_that_the_model_does_not_take(dense: Any) -> None:
+    config = dense('mmpretrain', MIXER)
     assert (
         'the model does not run in tensor mode on an image of 64 x 96 pixels '
         "alone (AssertionError: The MLP-Mixer doesn't support dynamic input"

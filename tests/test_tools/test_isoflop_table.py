@@ -31,16 +31,8 @@ def test_the_table_has_every_member_and_holds():
 
 def test_the_command_writes_what_is_in_docs(tmp_path):
     network, sparsity = 'ResNet-18 CIFAR', 0.75
-    isoflop_table.main(
-        [
-            '--networks',
-            network,
-            '--sparsities',
-            str(sparsity),
-            '--out',
-            str(tmp_path / 'table.md'),
-        ]
-    )
+    options = '--networks', network, '--sparsities', str(sparsity)
+    isoflop_table.main([*options, '--out', str(tmp_path / 'table.md')])
     written = rows(tmp_path / 'table.md')
     assert len(written) == len(families())
     assert all(row in rows(ROOT / 'docs/isoflop.md') for row in written)

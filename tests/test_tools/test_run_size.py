@@ -14,6 +14,11 @@ pytestmark = pytest.mark.usefixtures('fresh_process')
 
 COCO = dict(type='CocoDataset', ann_file='instances_train2017.json')
 IMAGENET = dict(type='ImageNet', split='train')
+STREETS = dict(
+    type='CityscapesDataset', data_prefix=dict(img_path='leftImg8bit/train')
+)
+VOC = dict(type='VOCDataset')
+RELATIVE = dict(crop_type='relative', crop_size=(0.3, 0.3))
 
 
 def config(pipeline: list[dict], divisor: int | None = None, **leaf) -> Config:
@@ -42,12 +47,7 @@ def config(pipeline: list[dict], divisor: int | None = None, **leaf) -> Config:
         (dict(type='ResizeEdge', scale=256), None),
         (dict(type='Resize', scale_factor=0.5), None),
         (dict(type='RandomChoiceResize', scales=[(4, 4), (8, 8)]), None),
-        (
-            dict(
-                type='RandomCrop', crop_type='relative', crop_size=(0.3, 0.3)
-            ),
-            None,
-        ),
+        (dict(RELATIVE, type='RandomCrop'), None),
         (dict(type='RandomFlip', prob=0.5), None),
     ],
 )
@@ -103,31 +103,13 @@ def test_one_phase_stands_in_for_the_other() -> None:
         (IMAGENET, 1_281_167),
         (dict(IMAGENET, split='val'), None),
         (dict(type='CIFAR10', split='train'), 50_000),
-        (
-            dict(
-                type='CityscapesDataset',
-                data_prefix=dict(img_path='leftImg8bit/train'),
-            ),
-            2_975,
-        ),
+        (STREETS, 2_975),
         # MMDetection's leaves images without instances out.
-        (
-            dict(
-                type='CityscapesDataset',
-                data_prefix=dict(img='leftImg8bit/train/'),
-                filter_cfg=dict(filter_empty_gt=True),
-            ),
-            None,
-        ),
+        (dict(STREETS, filter_cfg=dict(filter_empty_gt=True)), None),
         (dict(type='RepeatDataset', times=3, dataset=COCO), 3 * 118_287),
         (dict(type='MultiImageMixDataset', dataset=COCO), 118_287),
         (dict(type='ConcatDataset', datasets=[COCO, COCO]), 2 * 118_287),
-        (
-            dict(
-                type='ConcatDataset', datasets=[COCO, dict(type='VOCDataset')]
-            ),
-            None,
-        ),
+        (dict(type='ConcatDataset', datasets=[COCO, VOC]), None),
         # It repeats by what the annotations say.
         (dict(type='ClassBalancedDataset', dataset=COCO), None),
     ],
@@ -173,10 +155,7 @@ def test_samples_by_iterations() -> None:
         (Config(), 'no training data'),
         (samples({}), 'neither max_epochs nor max_iters'),
         (
-            samples(
-                dict(max_epochs=2),
-                train_dataloader=dict(dataset=dict(type='VOCDataset')),
-            ),
+            samples(dict(max_epochs=2), train_dataloader=dict(dataset=VOC)),
             'how many images an epoch of this VOCDataset has; '
             '--epoch-samples N says it',
         ),
