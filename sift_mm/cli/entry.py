@@ -13,8 +13,11 @@ from sift_mm.errors import Mistake
 T = TypeVar('T')
 
 FLAG = '--traceback'
-# A disk that is full, or a place that is another's.
-NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
+# A disk that is full, or a place that is another's or a file's.
+NO_PLACE = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
+)
 # What gloo and NCCL say where another process is gone, in a RuntimeError.
 PEER = re.compile(
     r'Connection (closed|reset) by peer|Broken pipe|[Tt]imed out waiting|'

@@ -39,6 +39,7 @@ def test_unknown_suffix(capsys: pytest.CaptureFixture) -> None:
         (['mmfoo::a/b.py'], 'There is no config file mmfoo::a/b.py'),
         (['notes.md'], r'notes\.md is no config: .*\.py'),
         (['cfg.py', '--family', 'wide'], 'Foo .*registry'),
+        (['cfg.py', '--save-path', 'notes.md/a/b.py'], "irectory: '/.*notes"),
     ],
 )
 def test_mistakes_end_with_a_sentence(words: list, said: str) -> None:
