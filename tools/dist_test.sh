@@ -1,21 +1,7 @@
 #!/usr/bin/env bash
 # Tests in several processes on this machine, or on one of several.
 #   tools/dist_test.sh CONFIG CHECKPOINT GPUS [options of test.py]
-# Environment: NNODES, NODE_RANK, MASTER_ADDR, PORT, PYTHON. Without a GPU the
-# processes run on the CPU.
-if [ $# -lt 3 ]; then
-    sed -n '3s/^# */Usage: /p' "$0" >&2
-    exit 2
-fi
-CONFIG=$1
-CHECKPOINT=$2
-GPUS=$3
-
-exec "${PYTHON:-python}" -m torch.distributed.run \
-    --nnodes="${NNODES:-1}" \
-    --node_rank="${NODE_RANK:-0}" \
-    --master_addr="${MASTER_ADDR:-127.0.0.1}" \
-    --master_port="${PORT:-29500}" \
-    --nproc_per_node="$GPUS" \
-    "$(dirname "$0")/test.py" "$CONFIG" "$CHECKPOINT" \
-    --launcher pytorch "${@:4}"
+# Environment: as of dist_train.sh.
+. "$(dirname "$0")/launch.sh"
+need 3 "$@"
+on_this_machine "$3" test.py "$1" "$2" --launcher pytorch "${@:4}"

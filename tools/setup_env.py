@@ -199,11 +199,6 @@ def wheel_folder(found: dict[str, str]) -> Path:
     return folder.expanduser()
 
 
-def usable_wheel(folder: Path) -> Path | None:
-    """Return the wheel in a folder, if there is a whole one."""
-    return next(filter(zipfile.is_zipfile, folder.glob('*.whl')), None)
-
-
 def build_mmcv(found: dict[str, str]) -> Path:
     """Compile mmcv against the torch of `.venv`, keep its wheel in the cache.
 
@@ -255,13 +250,15 @@ def install_mmcv(found: dict[str, str], fresh: bool = False) -> bool:
 
     A `fresh` one is built although the cache has a wheel.
     """
-    kept = None if fresh else usable_wheel(wheel_folder(found))
+    folder = wheel_folder(found)
+    whole = filter(zipfile.is_zipfile, folder.glob('*.whl'))
+    kept = None if fresh else next(whole, None)
     if kept:
         say(f'installing the mmcv that was built before: {kept}')
     wheel = kept or build_mmcv(found)
     pip_install('mmcv', '--no-deps', '--force-reinstall', wheel)
     # Tells a later call against which torch, should this one stop here.
-    STAMP.write_text(json.dumps({'mmcv': wheel_folder(found).name}))
+    STAMP.write_text(json.dumps({'mmcv': folder.name}))
     return not kept
 
 

@@ -19,6 +19,7 @@ KEY = 'mmcv-2.3.6_torch-2.12.1+cu130_cp311_x86_64_cpu'
 # for; `broken` has mmcv built so that it never works.
 FAKE_PYTHON = """#!{python} -SE
 import json, os, sys
+from zipfile import ZipFile
 path = os.path.dirname(sys.argv[0]) + '/state.json'
 s = json.load(open(path))
 command = ' '.join(sys.argv[1:])
@@ -36,18 +37,9 @@ if sys.argv[1] == '-c':
     print('a warning')
     print(json.dumps(found))
     sys.exit()
-if ' ensurepip' in command:
-    step = 'pip'
-elif ' torch==' in command:
-    step = 'torch'
-elif ' wheel ' in command:
-    step = 'build'
-elif command.endswith('.whl'):
-    step = 'mmcv'
-elif 'headless' in command:
-    step = 'opencv'
-else:
-    step = 'rest'
+steps = {{' ensurepip': 'pip', ' torch==': 'torch', ' wheel ': 'build',
+         '.whl': 'mmcv', 'headless': 'opencv'}}
+step = next((step for word, step in steps.items() if word in command), 'rest')
 s['steps'].append(step)
 if s.get('fails') == step:
     print(*range(30), sep='\\n')
@@ -60,11 +52,9 @@ elif step == 'build':
     folder = command.split('--wheel-dir=')[1].split()[0]
     os.mkdir(folder)
     ops = [s['torch'], 'all' if s['device'] != 'cpu' else 'cpu']
-    from zipfile import ZipFile
     with ZipFile(folder + '/onedl_mmcv-2.3.6.whl', 'w') as wheel:
         wheel.writestr('mmcv/_ext.so', json.dumps(s.get('broken') or ops))
 elif step == 'mmcv':
-    from zipfile import ZipFile
     with ZipFile(sys.argv[-1]) as wheel:
         s.update(mmcv='2.3.6', ops=json.loads(wheel.read('mmcv/_ext.so')))
 elif step == 'opencv':
