@@ -54,27 +54,26 @@ def test_helpers_write_what_follows_from_the_sparsity():
     )
 
 
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
-def test_a_dense_config_becomes_a_sparse_one(scope, mini):
+@pytest.mark.parametrize(
+    'scope, kind, widths',
+    [
+        ('mmdet', 'ResNet', dict(neck=[16, 32, 64, 128])),
+        ('mmseg', 'ResNet', dict(decode_head=128, auxiliary_head=64)),
+        ('mmpretrain', 'ResNet_CIFAR', dict(head=128)),
+    ],
+)
+def test_a_dense_config_becomes_a_sparse_one(scope, kind, widths, mini):
     # Of the libraries' own types: ResNet, ResNetV1c, ResNet_CIFAR.
     cfg = mini(scope)
     sparsify(cfg, 'wide', 0.75)
     backbone = cfg.model.backbone
-    assert backbone.type == (
-        'SparseIFTResNet_CIFAR' if scope == 'mmpretrain' else 'SparseIFTResNet'
-    )
+    assert backbone.type == f'SparseIFT{kind}'
     assert (backbone.family, backbone.sparsity) == ('wide', 0.75)
+    assert bool(backbone.get('deep_stem')) == (scope == 'mmseg')  # V1c.
     assert cfg.optim_wrapper.type == 'OptimWrapper'  # The hook does it.
     assert 'sift_mm' in cfg.custom_imports['imports']
     assert [h['type'] for h in cfg.custom_hooks] == ['SparseTrainingHook']
-    if scope == 'mmdet':
-        assert cfg.model.neck.in_channels == [16, 32, 64, 128]
-    elif scope == 'mmseg':
-        assert backbone.deep_stem  # What made it a V1c.
-        assert cfg.model.decode_head.in_channels == 128
-        assert cfg.model.auxiliary_head.in_channels == 64
-    else:
-        assert cfg.model.head.in_channels == 128
+    assert {key: cfg.model[key].in_channels for key in widths} == widths
     # Another member of it, in one more call.
     sparsify(cfg, 'parallel', algorithm='SET')
     assert (backbone.family, backbone.sparsity) == ('parallel', 0.75)

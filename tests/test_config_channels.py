@@ -6,10 +6,16 @@ from mmengine.config import Config
 
 from sift_mm.analysis import count_model
 from sift_mm.config import sparsify
-from sift_mm.config.channels import build, fit_channels, reader_channels
+from sift_mm.config.channels import (
+    build,
+    build_dense,
+    dense_config,
+    fit_channels,
+    reader_channels,
+)
 from sift_mm.config.reading import import_library, read_config
-from sift_mm.config.twin import build_dense, dense_config, whole_model_flops
 from sift_mm.engine.checks import check_channels
+from sift_mm.engine.plan import whole_model_budget
 from sift_mm.errors import Mistake
 
 STAGES = [256, 512, 1024, 2048]
@@ -215,10 +221,9 @@ def test_the_whole_model_and_its_dense_one(tmp_path) -> None:
     cfg = read(write_config(tmp_path, 'mmdet', tmp_path))
     small, _ = count_model(build(cfg), (128, 128))
     sparsify(cfg, 'wide', 0.75)
-    whole = whole_model_flops(cfg, build(cfg), (128, 128))
+    whole = whole_model_budget(cfg, build(cfg))
     assert whole.dense == small.total
-    assert whole.assumed == ()
-    assert whole.ratio({}) == whole.count.total / small.total > 1
+    assert whole.ratio({}) == whole.own.total / small.total > 1
 
 
 def test_the_dense_one_of_any_backbone(tmp_path) -> None:

@@ -10,6 +10,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -97,9 +98,9 @@ def _all_places(indices: list[Tensor | None]) -> list[Tensor | None]:
     for index in indices:
         if index is None or index.dtype is not torch.bool:
             places.append(index)
-            continue
-        one = index.new_empty(index.numel(), dtype=torch.int64)
-        places += [one] * index.dim()
+        else:
+            one = index.new_empty(index.numel(), dtype=torch.int64)
+            places += [one] * index.dim()
     return places
 
 
@@ -120,21 +121,25 @@ def run_once(
         the image, such as '1000 proposals, as test_cfg.rpn.max_per_img'.
     """
     said: list[str] = []
-    with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(_SmallOnHost())
-        stack.enter_context(_ShapesKnown())
-        stack.enter_context(_regions(model, said))
-        stack.enter_context(_plain_convolutions())
-        heads: Any = getattr(model, 'auxiliary_head', None)
-        if heads is None or not auxiliary:
+    network: Any = model
+    heads = getattr(network, 'auxiliary_head', None) if auxiliary else None
+    with (
+        torch.no_grad(),
+        _SmallOnHost(),
+        _ShapesKnown(),
+        _regions(model, said),
+        _plain_convolutions(),
+    ):
+        if heads is None:
             _call(model, image)
         else:
-            features = stack.enter_context(_remembered(model))
-            _call(model, image)
+            # All heads read the same features, which are made once.
+            extract = cache(network.extract_feat)
+            with mock.patch.object(network, 'extract_feat', extract):
+                _call(network, image)
             several = isinstance(heads, nn.ModuleList)
             for head in heads if several else [heads]:
-                head(features[-1])
+                head(extract(image))
     queries = getattr(model, 'num_queries', None)
     for name in ('panoptic_head', 'decode_head'):
         queries = getattr(getattr(model, name, None), 'num_queries', queries)
@@ -149,20 +154,6 @@ def run_once(
             'which is neither a convolution nor a matrix product, not counted'
         )
     return tuple(said)
-
-
-@contextmanager
-def _remembered(model: Any) -> Iterator[list[Any]]:
-    """The features of a model, which it makes once for all heads."""
-    made: list[Any] = []
-    extract = model.extract_feat
-
-    def remember(*args: Any, **kwargs: Any) -> Any:
-        made.append(extract(*args, **kwargs))
-        return made[-1]
-
-    with mock.patch.object(model, 'extract_feat', remember):
-        yield made
 
 
 def _call(model: Any, image: Tensor) -> None:

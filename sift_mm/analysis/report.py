@@ -9,6 +9,7 @@ from mmengine.registry import HOOKS, init_default_scope
 from torch import nn
 
 from sift_mm.analysis.layer_costs import Profile, profile
+from sift_mm.config.channels import build, build_dense
 from sift_mm.config.images import (
     Shape,
     find_sizes,
@@ -17,7 +18,6 @@ from sift_mm.config.images import (
 )
 from sift_mm.config.nodes import hook_place
 from sift_mm.config.reading import import_library
-from sift_mm.config.twin import build, build_dense
 from sift_mm.engine import SparseTrainingHook
 from sift_mm.engine.checks import check_channels
 from sift_mm.engine.plan import MaskPlan, sparse_backbone

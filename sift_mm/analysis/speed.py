@@ -37,14 +37,9 @@ def measure_speed(
 ) -> dict[str, Any]:
     """Time one network three ways, in turns.
 
-    Args:
-        cfg (Config): Config of the model, for its dense twin.
-        model (nn.Module): The network, with zeros outside the masks.
-        masks (Mapping[str, Tensor]): Bool masks by parameter name; without
-            any, what is not zero counts as active.
-        shape (tuple[int, int]): Height and width of the images.
-        batches (Sequence[int]): Numbers of images at a time.
-        rounds (int): Turns that each of them has.
+    The model has zeros outside its bool masks, which go by parameter name;
+    without any, what is not zero counts as active. Each of the batches, which
+    are numbers of images, has so many rounds.
 
     Returns:
         dict: Under 'rows' one for each batch and way, with 'batch', 'what',

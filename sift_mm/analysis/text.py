@@ -8,13 +8,7 @@ from typing import Any
 def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
 ) -> str:
-    """Aligns columns.
-
-    Args:
-        header (Sequence[str]): Names of the columns.
-        rows (Sequence[Sequence[str]]): Cells.
-        left (int): How many columns are text; the others are numbers.
-    """
+    """Aligns columns: first those of text, to the ``left``, then numbers."""
     columns = zip(header, *rows, strict=True)
     widths = [max(map(len, column)) for column in columns]
     return '\n'.join(
@@ -28,10 +22,8 @@ def table(
 
 def scaled(number: float | None, unit: float, digits: int = 3) -> str:
     """A number in a unit, '-' for none."""
-    if number is None:
-        return '-'
-    # Adding zero turns a rounded -0 into 0.
-    return f'{round(number / unit, digits) + 0.0:,.{digits}f}'
+    # The z leaves no minus before a zero.
+    return '-' if number is None else f'{number / unit:z,.{digits}f}'
 
 
 def to_text(report: dict[str, Any]) -> str:

@@ -111,12 +111,11 @@ def layers_ratio(
     own, _ = backbone_flops(model)
     channels = next(model.parameters()).shape[1]
     dense = count_flops(model.dense_twin(), model.match_shape, channels)
-    layers = {
-        n: m
+    names = [
+        n
         for n, m in model.named_modules()
         if isinstance(m, Composite) and not n.endswith('.low_rank')
-    }
-    names = list(layers) or [n.removesuffix('.weight') for n in densities]
+    ] or [n.removesuffix('.weight') for n in densities]
     total = sum(dense.by_module[name] for name in names)
     sparse = sum(own.sparse(densities, name) for name in names)
     # Half a weight a mask, at each position of the layer.

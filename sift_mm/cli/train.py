@@ -53,22 +53,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def enable_auto_scale_lr(cfg: Config) -> None:
-    """Switches MMEngine's scaling of the learning rate on."""
-    if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-        raise Mistake(
-            '--auto-scale-lr needs auto_scale_lr = '
-            'dict(base_batch_size=...) in the config.'
-        )
-    cfg.auto_scale_lr.enable = True
-
-
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     """Applies the options of training to the config."""
     if args.amp is not None:
         (enable_amp if args.amp else disable_amp)(cfg)
     if args.auto_scale_lr:
-        enable_auto_scale_lr(cfg)
+        if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
+            raise Mistake(
+                '--auto-scale-lr needs auto_scale_lr = '
+                'dict(base_batch_size=...) in the config.'
+            )
+        cfg.auto_scale_lr.enable = True
     if args.no_validate:
         cfg.val_cfg = cfg.val_dataloader = cfg.val_evaluator = None
     for phase in ('train', 'val', 'test'):

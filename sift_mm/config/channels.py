@@ -97,18 +97,15 @@ def follow(model: Any, backbone: Any, dense: bool = False) -> None:
 
 
 def build_backbone(cfg: Config) -> Any:
-    """The backbone of a config, its weights without meaning.
-
-    Raises:
-        Mistake: If a type or an argument of the config is unknown.
-    """
-    return _build(cfg, copy.deepcopy(cfg.model.backbone))
+    """The backbone of a config, built as :func:`build` does."""
+    return build(cfg, cfg.model.backbone)
 
 
-def build(cfg: Config) -> nn.Module:
-    """Builds a model, without weights of ``init_cfg``.
+def build(cfg: Config, node: Any = None) -> nn.Module:
+    """Builds the model of a config, or a node of it.
 
-    The random state of the run is left alone.
+    Weights of ``init_cfg`` are not loaded, and the random state of the run is
+    left alone.
 
     Raises:
         Mistake: If a type or an argument of the config is unknown.
@@ -116,12 +113,8 @@ def build(cfg: Config) -> nn.Module:
     # Launching reads configs, and that makes them sparse.
     from sift_mm.engine.launch import replace_sync_norms
 
-    model = copy.deepcopy(cfg.model)
-    replace_sync_norms(model)  # Some want a process group to be built.
-    return _build(cfg, model)
-
-
-def _build(cfg: Config, node: Any) -> Any:
+    node = copy.deepcopy(cfg.model if node is None else node)
+    replace_sync_norms(node)  # Some want a process group to be built.
     scope = cfg.get('default_scope', 'mmengine')
     with (
         DefaultScope.overwrite_default_scope(scope),
@@ -178,12 +171,27 @@ def written(leaf: Leaf) -> str:
     return f'model.{key}={node[place]}'
 
 
-def dense_arguments(backbone: dict[str, Any]) -> dict[str, Any]:
-    """A backbone of a config without what makes it one of Sparse-IFT."""
-    if type_name(backbone) == 'SparseIFT':
-        return copy.deepcopy(backbone['backbone'])
-    dense = copy.deepcopy(backbone)
-    for name, argument in inspect.signature(SparseIFTMixin).parameters.items():
-        if argument.kind is argument.KEYWORD_ONLY:
-            dense.pop(name, None)
-    return dense
+def dense_config(cfg: Config) -> Config:
+    """The config of the dense network, in a copy.
+
+    A backbone of Sparse-IFT becomes the library's own, and neck and heads
+    read that.
+    """
+    cfg = copy.deepcopy(cfg)
+    backbone = cfg.model.get('backbone') or {}
+    kind = type_name(backbone)
+    if kind == 'SparseIFT':
+        cfg.model.backbone = backbone['backbone']
+    elif kind.startswith('SparseIFT'):
+        wide = build_backbone(cfg)
+        own = inspect.signature(SparseIFTMixin).parameters.items()
+        for name, argument in own:
+            if argument.kind is argument.KEYWORD_ONLY:
+                backbone.pop(name, None)
+        follow(cfg.model, wide, dense=True)
+    return cfg
+
+
+def build_dense(cfg: Config) -> nn.Module:
+    """Builds the dense network of :func:`dense_config`."""
+    return build(dense_config(cfg))

@@ -132,12 +132,8 @@ def schedule_samples(
 ) -> tuple[int | None, str]:
     """Samples that a whole training sees.
 
-    Args:
-        cfg (Config): Config of the run.
-        epoch_samples (int, optional): Images of an epoch; by default as
-            published.
-        batch (int, optional): Samples of an iteration, over all processes;
-            by default the config's.
+    ``epoch_samples``, the images of an epoch, are by default as published;
+    the ``batch``, over all processes, is by default the config's.
 
     Returns:
         tuple[int | None, str]: The number, None where it is not known; and

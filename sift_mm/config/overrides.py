@@ -42,12 +42,8 @@ def override(
     What the new network follows from, its depth say, is set before the
     conversion, and what is there only afterwards, a hook say, behind it.
 
-    Args:
-        cfg (Config): Config of a run, changed in place.
-        settings (Mapping[str, Any]): Values by dotted key, as in the dense
-            config: ``model.backbone.depth`` is that of the backbone that
-            becomes sparse.
-        member (MemberOptions): The other options.
+    Settings are values by dotted key, as in the dense config:
+    ``model.backbone.depth`` is that of the backbone that becomes sparse.
 
     Raises:
         Mistake: If a key makes no sense, or one of the two does not hold.

@@ -82,11 +82,6 @@ def read_config(
     return cfg
 
 
-def member_name(*args: Any, **kwargs: Any) -> str:
-    """The arguments of :func:`sparsify`, as a folder's name has them."""
-    return MemberOptions(*args, **kwargs).name
-
-
 def import_library(cfg: Config) -> None:
     """Imports the library of the config's ``default_scope``, if installed.
 

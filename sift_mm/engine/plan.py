@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from mmengine.config import Config
 from torch import nn
 
@@ -332,11 +331,12 @@ def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
         ValueError: If the config does not say how large the images are, or
             the model cannot be counted.
     """
-    from sift_mm.config.images import find_sizes
-    from sift_mm.config.twin import whole_model_flops
+    from sift_mm.analysis.model_forward import count_model
+    from sift_mm.config.channels import build_dense
+    from sift_mm.config.images import find_sizes, image_channels
 
     (shape, _), _ = find_sizes(cfg, None)
-    # Building a network draws its weights.
-    with torch.random.fork_rng(devices=[]):
-        found = whole_model_flops(cfg, model, shape)
-    return FlopBudget(found.count, found.dense)
+    channels = image_channels(cfg)
+    own, _ = count_model(model, shape, channels)
+    dense, _ = count_model(build_dense(cfg), shape, channels)
+    return FlopBudget(own, dense.total)

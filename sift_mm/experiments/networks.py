@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
-from sift_mm.config.reading import member_name
+from sift_mm.config.member import MemberOptions
 from sift_mm.errors import Mistake
 from sift_mm.experiments.runner import Experiment
 from sift_mm.layers.family import family_of
@@ -46,8 +46,8 @@ class Network:
     @property
     def name(self) -> str:
         """'dense', or as 'wide-s75-rigl-interval=50'."""
-        found = member_name(self.family, self.sparsity, self.algorithm)
-        return '-'.join(filter(None, (found, self.variant))) or 'dense'
+        found = MemberOptions(self.family, self.sparsity, self.algorithm)
+        return '-'.join(filter(None, (found.name, self.variant))) or 'dense'
 
     def experiment(self, root: Path, seed: int) -> Experiment:
         """A run of it, in the folder of a sweep."""

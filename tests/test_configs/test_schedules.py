@@ -13,6 +13,7 @@ from minirun import ROOT
 from mmengine.config import Config
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
+from narrow import in_float32
 from torch import nn
 
 from sift_mm.config.reading import import_library
@@ -48,11 +49,9 @@ def read(path: Path) -> Config:
 
 def walk(cfg: Config, epoch_length: int) -> list[float]:
     """The learning rate of every iteration of a run."""
-    wrapper_cfg = dict(cfg.optim_wrapper)
-    wrapper_cfg['type'] = 'OptimWrapper'  # Mixed precision needs a GPU.
-    wrapper_cfg.pop('loss_scale', None)
-    wrapper = build_optim_wrapper(nn.Linear(1, 1, bias=False), wrapper_cfg)
-    optimizer = wrapper.optimizer
+    in_float32(cfg)
+    weight = nn.Linear(1, 1, bias=False)
+    optimizer = build_optim_wrapper(weight, cfg.optim_wrapper).optimizer
     scheduler_cfg: Any = dict(cfg.param_scheduler)
     kind = PARAM_SCHEDULERS.get(scheduler_cfg.pop('type'))
     if scheduler_cfg.pop('convert_to_iter_based', False):
