@@ -24,7 +24,7 @@ class DataError(Mistake):
 
 @contextmanager
 def scratch(root: Path, beside: bool = False) -> Iterator[Path]:
-    """Give a folder for what is not whole yet, removed in the end.
+    """Give an empty folder for what is not whole yet, removed in the end.
 
     What a killed process left in it is removed at the start.
 
@@ -32,9 +32,6 @@ def scratch(root: Path, beside: bool = False) -> Iterator[Path]:
         root: The data set's folder, made if it is missing: it may be a disk
             of its own, of which alone files can be renamed into it.
         beside: Whether to leave that alone and to lie beside it.
-
-    Yields:
-        An empty folder.
 
     Raises:
         DataError: If another process is at work in `root`.
@@ -65,7 +62,6 @@ def build(
 ) -> None:
     """Build a data set unless it is there.
 
-    It takes its place when it is whole, with a marker that holds what it was
     It takes its place when it is whole, with a marker that holds what it was
     made from and the sizes of its files. An error of `make` leaves `root` as
     it was; a set in it that is damaged, or was made from something else, is

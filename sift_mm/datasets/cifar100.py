@@ -18,11 +18,7 @@ PAGE = 'https://www.cs.toronto.edu/~kriz/cifar.html'
 
 
 def check(path: Path, md5: str) -> None:
-    """Compare a file with a hash.
-
-    Raises:
-        DataError: If it is another.
-    """
+    """Raise :class:`DataError` if a file has another hash."""
     if not has_digest(path, md5):
         raise DataError(
             f'{path} is broken or not of CIFAR-100, its MD5 is not {md5}: '
@@ -32,10 +28,6 @@ def check(path: Path, md5: str) -> None:
 
 def unpack(root: Path, names: list[str]) -> None:
     """Unpack files of the archive, which is fetched if it is not at hand.
-
-    Args:
-        root: The data set's folder.
-        names: Of the files, relative to it.
 
     Raises:
         DataError: If the archive is broken or cannot be had.

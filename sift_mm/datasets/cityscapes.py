@@ -19,6 +19,8 @@ from rich.progress import track
 
 from sift_mm.datasets.building import DataError, scratch
 from sift_mm.datasets.files import (
+    count,
+    describe,
     lacking,
     load_image,
     remedy,
@@ -38,30 +40,22 @@ IGNORED = 255
 IMAGE = '_leftImg8bit.png'
 POLYGONS = '_gtFine_polygons.json'
 LABELS = '_gtFine_labelTrainIds.png'
-TODO = """\
-Cityscapes is not complete in {root}, it lacks {items}.
+TODO = f"""\
+Cityscapes is not complete in {{root}}, it lacks {{items}}.
 Register at https://www.cityscapes-dataset.com/register/ and get these from
 https://www.cityscapes-dataset.com/downloads/
-{archives}
-Put them into {root} as they are, and call this again. Unpacked, it will be
-  {root}/leftImg8bit/{{train,val}}/CITY/*{image}
-  {root}/gtFine/{{train,val}}/CITY/*{polygons}"""
+{{archives}}
+Put them into {{root}} as they are, and call this again. Unpacked, it will be
+  {{root}}/leftImg8bit/{{{{train,val}}}}/CITY/*{IMAGE}
+  {{root}}/gtFine/{{{{train,val}}}}/CITY/*{POLYGONS}"""
 SIZES = {
-    'leftImg8bit_trainvaltest.zip': '11 GB',
-    'gtFine_trainvaltest.zip': '241 MB',
+    'leftImg8bit_trainvaltest.zip': '(11 GB)',
+    'gtFine_trainvaltest.zip': '(241 MB)',
 }
 
 
 def stems(folder: Path, suffix: str) -> set[str]:
-    """List files of all cities.
-
-    Args:
-        folder: That of the cities.
-        suffix: How the names of the files end.
-
-    Returns:
-        City and name of each, without the suffix.
-    """
+    """List the files of all cities: city and name, without the suffix."""
     return {
         f'{path.parent.name}/{path.name.removesuffix(suffix)}'
         for path in folder.glob(f'*/*{suffix}')
@@ -101,11 +95,6 @@ def draw(stem: str, folder: Path, work: Path) -> str:
 def convert(root: Path, split: str, names: list[str]) -> None:
     """Draw labels, in as many processes as there are cores.
 
-    Args:
-        root: The data set's folder.
-        split: 'train' or 'val'.
-        names: City and name of each image.
-
     Raises:
         DataError: If polygons are broken.
     """
@@ -122,18 +111,12 @@ def convert(root: Path, split: str, names: list[str]) -> None:
             chunksize=4,
         )
         wrong = list(track(drawn, f'drawing labels of {split}', len(names)))
-    sentences = [sentence for sentence in wrong if sentence]
-    if sentences:
-        raise DataError('\n'.join(sentences))
+    if any(wrong):
+        raise DataError('\n'.join(filter(None, wrong)))
 
 
 def check_sample(root: Path, split: str, names: list[str]) -> None:
     """Open some images with their labels.
-
-    Args:
-        root: The data set's folder.
-        split: 'train' or 'val'.
-        names: City and name of each image.
 
     Raises:
         DataError: If one is broken, or image and labels do not fit.
@@ -159,11 +142,7 @@ def check_sample(root: Path, split: str, names: list[str]) -> None:
 
 
 def check(root: Path, split: str) -> None:
-    """Complete and check one split.
-
-    Args:
-        root: The data set's folder.
-        split: 'train' or 'val'.
+    """Complete and check 'train' or 'val'.
 
     Raises:
         DataError: If it is not complete or something in it is broken.
@@ -192,22 +171,11 @@ def check(root: Path, split: str) -> None:
 def prepare(root: Path) -> str:
     """Complete the data set and check it; see :class:`DataSet`."""
     unpack_zips(root, ARCHIVES)
-    missing = lacking(root, ARCHIVES)
-    if missing:
-        raise DataError(
-            TODO.format(
-                root=root,
-                items=', '.join(
-                    i for items in missing.values() for i in items
-                ),
-                archives='\n'.join(f'  {a} ({SIZES[a]})' for a in missing),
-                image=IMAGE,
-                polygons=POLYGONS,
-            )
-        )
+    if lacking(root, ARCHIVES):
+        raise DataError(describe(TODO, root, ARCHIVES, SIZES))
     for split in IMAGES:
         check(root, split)
-    return ' + '.join(f'{number:,}' for number in IMAGES.values()) + ' images'
+    return count(IMAGES)
 
 
 register(

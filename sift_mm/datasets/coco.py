@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sift_mm.datasets.building import DataError, scratch
 from sift_mm.datasets.files import (
     check_space,
+    count,
+    describe,
     fetch_url,
     lacking,
     load_image,
@@ -27,7 +28,6 @@ ARCHIVES = {
     **{ANNOTATIONS.format(s): 'annotations_trainval2017.zip' for s in IMAGES},
     **{f'{split}2017': f'{split}2017.zip' for split in IMAGES},
 }
-PAGE = 'https://cocodataset.org/#download'
 SERVER = 'http://images.cocodataset.org'
 URLS = {
     'annotations_trainval2017.zip': (
@@ -43,7 +43,7 @@ MEGABYTES = {
 }
 TODO = """\
 COCO 2017 is not complete in {root}, it lacks {items}.
-Get these from {page}
+Get these from https://cocodataset.org/#download
 {archives}
 and put them into {root} as they are; then call this again. Or let it fetch
 them, with --download. Unpacked, as much again, it will be
@@ -52,40 +52,27 @@ them, with --download. Unpacked, as much again, it will be
   {root}/val2017/*.jpg"""
 
 
-def fetch(root: Path, names: Sequence[str]) -> None:
-    """Fetch archives into the data set's folder.
+def todo(root: Path) -> str:
+    """Say what to get and where to put it."""
+    details = {n: f'({MEGABYTES[n]:,} MB)  {url}' for n, url in URLS.items()}
+    return describe(TODO, root, ARCHIVES, details)
 
-    Args:
-        root: That folder.
-        names: Of the archives.
+
+def fetch(root: Path) -> None:
+    """Fetch the archives that are missing.
 
     Raises:
         DataError: If they cannot be had or the disk is too small.
     """
+    names = [n for n in lacking(root, ARCHIVES) if not (root / n).is_file()]
+    if not names:
+        return
     size = sum(MEGABYTES[name] for name in names) * 10**6
     print(f'{size / 1e9:.1f} GB are to be downloaded', flush=True)
     check_space(root, 2 * size)  # the archives and, as large, what they hold
     with scratch(root) as work:
         for name in names:
             os.replace(fetch_url(URLS[name], work), root / name)
-
-
-def todo(root: Path, missing: dict[str, list[str]]) -> str:
-    """Say what to get and where to put it.
-
-    Args:
-        root: The data set's folder.
-        missing: What :func:`lacking` has found.
-    """
-    return TODO.format(
-        root=root,
-        items=', '.join(item for items in missing.values() for item in items),
-        page=PAGE,
-        archives='\n'.join(
-            f'  {name} ({MEGABYTES[name]:,} MB)  {URLS[name]}'
-            for name in missing
-        ),
-    )
 
 
 def read_images(path: Path) -> list[dict[str, Any]]:
@@ -112,15 +99,7 @@ def read_images(path: Path) -> list[dict[str, Any]]:
 
 
 def check(root: Path, split: str) -> None:
-    """Check one split.
-
-    Args:
-        root: The data set's folder.
-        split: 'train' or 'val'.
-
-    Raises:
-        DataError: If it is not complete or an image is broken.
-    """
+    """Raise :class:`DataError` if 'train' or 'val' is not whole."""
     path, folder = root / ANNOTATIONS.format(split), root / f'{split}2017'
     images = read_images(path)
     if len(images) != IMAGES[split]:
@@ -147,34 +126,18 @@ def check(root: Path, split: str) -> None:
 
 
 def prepare(root: Path, download: bool = False) -> str:
-    """Complete the data set and check it.
-
-    Args:
-        root: Its folder.
-        download: Whether to fetch archives that are missing.
-
-    Returns:
-        What it holds, in a few words.
-
-    Raises:
-        DataError: If something is missing or broken.
-    """
-    absent = [
-        name for name in lacking(root, ARCHIVES) if not (root / name).is_file()
-    ]
-    if absent and download:
+    """Complete the data set and check it; see :class:`DataSet`."""
+    if download:
         try:
-            fetch(root, absent)
+            fetch(root)
         except DataError as error:
-            missing = lacking(root, ARCHIVES)
-            raise DataError(f'{error}\n{todo(root, missing)}') from error
+            raise DataError(f'{error}\n{todo(root)}') from error
     unpack_zips(root, ARCHIVES)
-    missing = lacking(root, ARCHIVES)
-    if missing:
-        raise DataError(todo(root, missing))
+    if lacking(root, ARCHIVES):
+        raise DataError(todo(root))
     for split in IMAGES:
         check(root, split)
-    return ' + '.join(f'{number:,}' for number in IMAGES.values()) + ' images'
+    return count(IMAGES)
 
 
 register(

@@ -45,15 +45,7 @@ def missing(root: Path) -> list[str]:
 
 
 def check(path: Path, source: Path) -> None:
-    """Compare a file with the hash of the right one.
-
-    Args:
-        path: The file.
-        source: What to blame.
-
-    Raises:
-        DataError: If it is another.
-    """
+    """Raise :class:`DataError`, blaming `source`, if a file is another."""
     if not has_digest(path, MD5[path.name]):
         raise DataError(
             f'{source} is broken or not of Fashion-MNIST: remove it and call '
@@ -118,11 +110,7 @@ def run(folder: Path, *command: str) -> None:
 
 
 def fill(root: Path, work: Path) -> None:
-    """Get what is missing from wherever it can be had.
-
-    Args:
-        root: The data set's folder.
-        work: For what is not whole yet.
+    """Get what is missing from wherever it can be had, by way of `work`.
 
     Raises:
         DataError: If that is nowhere, or a file at hand is broken.

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from http.client import HTTPException
+from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import TypeVar
 
@@ -36,14 +37,11 @@ BROKEN = (
 
 
 def check_space(root: Path, needed: int) -> None:
-    """Refuse to begin what the disk cannot hold.
+    """Raise :class:`DataError` if a disk has fewer bytes left than needed.
 
     Args:
         root: A folder on that disk; it may be missing.
         needed: In bytes.
-
-    Raises:
-        DataError: If there is less.
     """
     while not root.exists():
         root = root.parent
@@ -57,11 +55,7 @@ def check_space(root: Path, needed: int) -> None:
 
 @contextmanager
 def reading(archive: Path) -> Iterator[None]:
-    """Turn what a broken archive raises into a sentence.
-
-    Raises:
-        DataError: If it is broken.
-    """
+    """Turn what a broken archive raises into a :class:`DataError`."""
     try:
         yield
     except BROKEN as error:
@@ -87,6 +81,33 @@ def lacking(root: Path, archives: Mapping[str, str]) -> dict[str, list[str]]:
         if not (path.is_file() or path.is_dir() and any(path.iterdir())):
             found.setdefault(archive, []).append(item)
     return found
+
+
+def describe(
+    todo: str,
+    root: Path,
+    archives: Mapping[str, str],
+    details: Mapping[str, str],
+) -> str:
+    """Say what a data set lacks and what to get.
+
+    Args:
+        todo: Text with places for `root`, `items` and `archives`.
+        root: The data set's folder.
+        archives: As in :func:`lacking`.
+        details: What is said of each archive.
+    """
+    missing = lacking(root, archives)
+    return todo.format(
+        root=root,
+        items=', '.join(chain(*missing.values())),
+        archives='\n'.join(f'  {name} {details[name]}' for name in missing),
+    )
+
+
+def count(images: Mapping[str, int]) -> str:
+    """As '118,287 + 5,000 images'."""
+    return ' + '.join(f'{number:,}' for number in images.values()) + ' images'
 
 
 def unpack_zips(root: Path, archives: Mapping[str, str]) -> None:
@@ -148,9 +169,6 @@ def fetch_url(url: str, folder: Path, md5: str | None = None) -> Path:
         folder: One of :func:`scratch`: what an error leaves is half a file.
         md5: What it is checked against, if that is known.
 
-    Returns:
-        The file.
-
     Raises:
         DataError: If it cannot be had.
     """
@@ -173,13 +191,7 @@ def fetch_url(url: str, folder: Path, md5: str | None = None) -> Path:
 
 
 def remedy(root: Path, item: str, archive: str) -> str:
-    """Say what to do about a folder that is not complete.
-
-    Args:
-        root: The data set's folder.
-        item: The folder in it.
-        archive: The name of the archive that it is from.
-    """
+    """Say what to do about a folder `item` that is not complete."""
     return (
         f'add what is missing, or put {archive} into {root}, remove '
         f'{root / item} and call this again.'
@@ -192,11 +204,7 @@ def sample(items: Sequence[Item]) -> Sequence[Item]:
 
 
 def load_image(path: Path) -> Image.Image:
-    """Read an image with all its pixels.
-
-    Raises:
-        DataError: If it cannot be read.
-    """
+    """Read an image whole; :class:`DataError` if that cannot be."""
     try:
         with Image.open(path) as image:
             image.load()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tarfile
+from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from rich.progress import track
 from sift_mm.datasets.building import DataError, scratch
 from sift_mm.datasets.files import (
     check_space,
+    count,
     has_digest,
     load_image,
     reading,
@@ -23,13 +25,14 @@ from sift_mm.datasets.table import DataSet, register
 IMAGES = {'train': 1_281_167, 'val': 50_000}
 CLASSES = 1_000
 SIZES = {'train': '138 GB', 'val': '6.3 GB', 'devkit': '2.5 MB'}
-TODO = """\
-ImageNet is not complete in {root}, it lacks {splits}.
-Register at https://image-net.org/download-images and get of ILSVRC 2012
-{archives}
-Put them into {root} as they are, and call this again. Unpacked, it will be
-  {root}/train/WNID/*.JPEG
-  {root}/val/WNID/*.JPEG
+PAGE = 'https://image-net.org/download-images'
+TODO = f"""\
+ImageNet is not complete in {{root}}, it lacks {{splits}}.
+Register at {PAGE} and get of ILSVRC 2012
+{{archives}}
+Put them into {{root}} as they are, and call this again. Unpacked, it will be
+  {{root}}/train/WNID/*.JPEG
+  {{root}}/val/WNID/*.JPEG
 where WNID stands for 1,000 folders such as n01440764."""
 
 
@@ -41,14 +44,11 @@ def archive_of(root: Path, part: str) -> Path:
 
 
 def check_archive(root: Path, part: str) -> Path:
-    """Compare an archive with the hash of the official one.
+    """Give an archive if it is the official one, by its hash.
 
     Args:
         root: The data set's folder.
         part: 'train', 'val' or 'devkit'.
-
-    Returns:
-        The archive.
 
     Raises:
         DataError: If it is broken or missing.
@@ -60,58 +60,44 @@ def check_archive(root: Path, part: str) -> Path:
     if not has_digest(archive, md5):
         raise DataError(
             f'{archive} is missing, broken or another file, its MD5 is not '
-            f'{md5}: get it from https://image-net.org/download-images.'
+            f'{md5}: get it from {PAGE}.'
         )
     return archive
 
 
-def unpack_train(root: Path) -> None:
-    """Unpack the training images: an archive of one archive a class.
+def unpack(root: Path, split: str) -> None:
+    """Unpack 'train' or 'val', a folder a class.
 
-    They are read one within the other; torchvision's own function needs the
-    space twice.
+    The former is an archive of one archive a class. They are read one within
+    the other; torchvision's own function needs the space twice.
     """
-    archive = check_archive(root, 'train')
+    archive = check_archive(root, split)
+    classes = val_classes(root) if split == 'val' else []
     check_space(root, archive.stat().st_size)
+    print(f'unpacking {split}', flush=True)
     with (
         scratch(root) as work,
         reading(archive),
-        tarfile.open(archive) as classes,
+        tarfile.open(archive) as source,
     ):
-        for member in track(classes.getmembers(), 'unpacking train'):
-            with tarfile.open(fileobj=classes.extractfile(member)) as images:
-                folder = work / 'train' / Path(member.name).stem
-                images.extractall(folder, filter='data')
-        os.replace(work / 'train', root / 'train')
-
-
-def unpack_val(root: Path) -> None:
-    """Unpack the validation images and sort them by class."""
-    archive = check_archive(root, 'val')
-    classes = val_classes(root)
-    check_space(root, archive.stat().st_size)
-    print('unpacking val', flush=True)
-    with (
-        scratch(root) as work,
-        reading(archive),
-        tarfile.open(archive) as images,
-    ):
-        images.extractall(work / 'val', filter='data')
-        sort_val(work / 'val', classes)
-        os.replace(work / 'val', root / 'val')
+        folder = work / split
+        if split == 'val':
+            source.extractall(folder, filter='data')
+            sort_val(folder, classes)
+        else:
+            for member in track(source.getmembers()):
+                with tarfile.open(fileobj=source.extractfile(member)) as one:
+                    one.extractall(
+                        folder / Path(member.name).stem, filter='data'
+                    )
+        os.replace(folder, root / split)
 
 
 def val_classes(root: Path) -> list[str]:
-    """Read the class of each validation image from the development kit.
-
-    Args:
-        root: The data set's folder, where its archive has to lie.
-
-    Returns:
-        The names of the folders, in the order of the images' numbers.
+    """Read the folder of each validation image, by number, from the kit.
 
     Raises:
-        DataError: If it is missing or broken, or cannot be read.
+        DataError: If the kit is missing or broken, or cannot be read.
     """
     from torchvision.datasets.imagenet import (
         load_meta_file,
@@ -188,17 +174,13 @@ def fill(root: Path) -> None:
     if unsorted:
         sort_val(root / 'val', val_classes(root))
     for split in missing:
-        dict(train=unpack_train, val=unpack_val)[split](root)
+        unpack(root, split)
 
 
 def listed(root: Path, split: str) -> dict[str, int]:
     """Read MMPreTrain's own list of a split, if there is one.
 
     It goes before the folders: with it, images may lie in any of them.
-
-    Args:
-        root: The data set's folder.
-        split: 'train' or 'val'.
 
     Returns:
         The class of each image, by its path; empty if there is no list.
@@ -219,22 +201,8 @@ def listed(root: Path, split: str) -> dict[str, int]:
         ) from error
 
 
-def images_in(folder: Path) -> set[str]:
-    """List the images in a folder and in those in it, by relative path."""
-    return {
-        os.path.join(os.path.relpath(place, folder), name).removeprefix('./')
-        for place, _, names in os.walk(folder)
-        for name in names
-        if name.endswith('.JPEG')
-    }
-
-
 def check(root: Path, split: str) -> set[str]:
-    """Check one split.
-
-    Args:
-        root: The data set's folder.
-        split: 'train' or 'val'.
+    """Check 'train' or 'val'.
 
     Returns:
         The names of the classes' folders; none if a list has the classes.
@@ -244,7 +212,17 @@ def check(root: Path, split: str) -> set[str]:
     """
     folder = root / split
     print(f'listing {folder}', flush=True)
-    found, labels = images_in(folder), listed(root, split)
+    found, labels = (
+        set(
+            glob(
+                '**/*.JPEG',
+                root_dir=folder,
+                recursive=True,
+                include_hidden=True,
+            )
+        ),
+        listed(root, split),
+    )
     absent = sorted(labels.keys() - found)
     if absent:
         raise DataError(
@@ -277,7 +255,7 @@ def prepare(root: Path) -> str:
             f'{root}/train and {root}/val have different classes, {other[0]} '
             'is in one of them only: rename or remove it.'
         )
-    return ' + '.join(f'{number:,}' for number in IMAGES.values()) + ' images'
+    return count(IMAGES)
 
 
 register(

@@ -58,7 +58,7 @@ def register(data_set: DataSet) -> None:
     """Adds a data set to the table.
 
     Raises:
-        ValueError: If another one has its name, or is read by its class.
+        Mistake: If another one has its name, or is read by its class.
     """
     for other in DATA_SETS.values():
         taken = {other.name, *other.types} & {data_set.name, *data_set.types}
@@ -71,15 +71,5 @@ def register(data_set: DataSet) -> None:
 
 
 def find_data_set(kind: str) -> DataSet | None:
-    """Finds the data set that a library's class reads.
-
-    Args:
-        kind (str): Name of the class, without scope.
-
-    Returns:
-        DataSet, optional: None if it is not in the table.
-    """
-    for data_set in DATA_SETS.values():
-        if kind in data_set.types:
-            return data_set
-    return None
+    """Finds the data set that a library's class, without scope, reads."""
+    return next((d for d in DATA_SETS.values() if kind in d.types), None)
