@@ -12,13 +12,12 @@ are medians and quartiles of the ratios within a turn.
 """
 
 import argparse
-import json
 import statistics
 from collections.abc import Callable
 from math import sqrt
 
 import torch
-from masked_step import Bench, timed  # type: ignore[import-not-found]
+from masked_step import CPU, Bench, timed  # type: ignore[import-not-found]
 from torch import Tensor
 
 DROPPED = 0.3
@@ -49,9 +48,7 @@ def layers(bench: Bench) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 def measure(sparsity: float, rounds: int) -> dict[str, list[float]]:
     """Ratios to one read, by what took that long."""
-    device = torch.device('cpu')
-    width = int(64 / sqrt(1 - sparsity))
-    bench = Bench(2, 64, width, device, sparsity)
+    bench = Bench(2, 64, int(64 / sqrt(1 - sparsity)), CPU, sparsity)
     kinds: dict[str, Callable[[], object]] = {
         'RigL': lambda: bench.update('RigL'),
         'SET': lambda: bench.update('SET'),
@@ -61,46 +58,30 @@ def measure(sparsity: float, rounds: int) -> dict[str, list[float]]:
     for turn in range(rounds + 1):
         for name, run in kinds.items():
             bench.train()
-            unit = timed(lambda: read(bench), device)
-            seconds = timed(run, device)
+            unit = timed(lambda: read(bench))
+            seconds = timed(run)
             if turn:  # the first warms up
                 ratios[name].append(seconds / unit)
     return ratios
 
 
 def main() -> None:
-    """Measure and print a table, or JSON."""
+    """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__.split('\n')[0])
     parser.add_argument(
         '--sparsities', type=float, nargs='+', default=[0.75, 0.9]
     )
     parser.add_argument('--rounds', type=int, default=15)
-    parser.add_argument('--json', action='store_true')
     args = parser.parse_args()
-    results = []
+    print(f'torch {torch.__version__}, threads {torch.get_num_threads()}')
+    print(f'{"Wide":6}{"":14}{"x one read":>10}  quartiles')
     for sparsity in args.sparsities:
         for name, ratios in measure(sparsity, args.rounds).items():
             low, middle, high = statistics.quantiles(ratios, n=4)
-            results.append(
-                {
-                    'sparsity': sparsity,
-                    'what': name,
-                    'reads': middle,
-                    'quartiles': [low, high],
-                }
+            print(
+                f'{sparsity:<6}{name:14}{middle:10.1f}'
+                f'  {low:.1f} to {high:.1f}'
             )
-    where = {'torch': torch.__version__, 'threads': torch.get_num_threads()}
-    if args.json:
-        print(json.dumps({**where, 'results': results}, indent=2))
-        return
-    print(', '.join(f'{key} {value}' for key, value in where.items()))
-    print(f'{"Wide":6}{"":14}{"x one read":>10}  quartiles')
-    for row in results:
-        low, high = row['quartiles']
-        print(
-            f'{row["sparsity"]:<6}{row["what"]:14}{row["reads"]:10.1f}'
-            f'  {low:.1f} to {high:.1f}'
-        )
 
 
 if __name__ == '__main__':

@@ -35,6 +35,7 @@ from sift_mm.sparsity import (
 )
 
 SPARSITY = 0.75
+CPU = torch.device('cpu')
 
 
 def build_model(width: int) -> ResNet:
@@ -53,7 +54,7 @@ def build_model(width: int) -> ResNet:
     return model
 
 
-def timed(function: Callable[[], object], device: torch.device) -> float:
+def timed(function: Callable[[], object], device: torch.device = CPU) -> float:
     """Seconds that a function takes, waiting for the device."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
@@ -130,10 +131,7 @@ class Bench:
         torch._foreach_copy_(self.gradients(), self.dense)
 
     def train(self) -> None:
-        """A masked step, and dense gradients as those of the next.
-
-        The first ones, moved on by a random number of places.
-        """
+        """A masked step; gradients of the next, the first ones moved on."""
         for last in (False, True):
             shift = int(torch.randint(1 << 16, ()))
             for gradient, dense in zip(
@@ -164,13 +162,9 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--size', type=int, default=224)
-    parser.add_argument('--width', type=int, default=128)
-    parser.add_argument(
-        '--device', default='cuda' if torch.cuda.is_available() else 'cpu'
-    )
     args = parser.parse_args()
-    device = torch.device(args.device)
-    bench = Bench(args.batch, args.size, args.width, device)
+    device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    bench = Bench(args.batch, args.size, 128, device)
     masks = list(bench.masks.values())
     variants: dict[str, Callable[[], object]] = {
         'unmasked step': bench.unmasked,

@@ -15,14 +15,13 @@ import multiprocessing
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from masked_step import build_model  # type: ignore[import-not-found]
 from sparse_execution import (  # type: ignore[import-not-found]
-    rest,
     step_of,
     wide_network,
+    wide_step,
 )
 
 from sift_mm.deploy import to_sparse
@@ -55,25 +54,18 @@ def measure(
     x = torch.randn(batch, 3, 224, 224)
     target = torch.randint(1000, (batch,))
     before = resident('VmRSS')
-    dense = mode == 'dense'
-    model = build_model(64) if dense else wide_network(sparsity)
+    dense, sparse = mode == 'dense', mode == 'wide, sparse'
     if task == 'training step':
-        masks: Any = {}
-        if not dense:
-            kind = 'sparse' if mode == 'wide, sparse' else 'dense'
-            masks = dict(
-                algorithm='Static',
-                steps=1000,
-                sparsity=rest(sparsity),
-                include=['layer*conv*.weight', 'layer*downsample.0.weight'],
-                execution=kind,
-            )
-        step = step_of(model, x, target, **masks)
+        if dense:
+            step = step_of(build_model(64), x, target)
+        else:
+            execution = 'sparse' if sparse else 'dense'
+            step = wide_step(sparsity, execution, x, target)
         step()  # Slots of the optimizer come with the first.
         return peak(step) - before
 
-    model.eval()
-    if mode == 'wide, sparse':
+    model = (build_model(64) if dense else wide_network(sparsity)).eval()
+    if sparse:
         model = to_sparse(model)
     with torch.inference_mode():
         return peak(partial(model, x)) - before

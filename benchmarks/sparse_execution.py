@@ -13,19 +13,16 @@ Peers that are not installed are named: pip install -r requirements-peers.txt
 
 import argparse
 import importlib
-import json
 import statistics
 import tempfile
-import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from functools import partial
 from math import sqrt
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.fx.experimental.optimization
-from masked_step import build_model  # type: ignore[import-not-found]
+from masked_step import build_model, timed  # type: ignore[import-not-found]
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -36,13 +33,11 @@ from sift_mm.kernels.ops import input_gradient, weight_gradient
 
 missing: set[str] = set()
 #: Channels in and out, height and width of the input, kernel, stride.
-LAYERS_3X3 = [
+LAYERS = [
     (64, 64, 56, 3, 1),
     (128, 128, 28, 3, 1),
     (256, 256, 14, 3, 1),
     (512, 512, 7, 3, 1),
-]
-LAYERS_OTHER = [
     (64, 128, 56, 3, 2),
     (256, 512, 14, 3, 2),
     (64, 128, 56, 1, 2),
@@ -54,8 +49,7 @@ LAYERS_OTHER = [
 ]
 
 
-@dataclass
-class Row:
+class Row(NamedTuple):
     """One comparison: what, over what, and the ratios of the turns."""
 
     what: str
@@ -63,7 +57,6 @@ class Row:
     over: str
     ratio: float
     quartiles: tuple[float, float]
-    seconds: float
 
     def __str__(self) -> str:
         low, high = self.quartiles
@@ -71,13 +64,6 @@ class Row:
             f'{self.what:44} {self.sparsity:<5} {self.over:28}'
             f'{self.ratio:6.2f}  {low:.2f} to {high:.2f}'
         )
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """Wall-clock seconds of a call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def compare(
@@ -94,12 +80,11 @@ def compare(
     """
     for name, other in others.items():
         run(), other()  # warm up
-        turns = [(seconds(run), seconds(other)) for _ in range(rounds)]
+        ratios = [timed(run) / timed(other) for _ in range(rounds)]
         low, middle, high = statistics.quantiles(
-            [own / its for own, its in turns], n=4, method='inclusive'
+            ratios, n=4, method='inclusive'
         )
-        own = statistics.median(turn[0] for turn in turns)
-        yield Row(what, sparsity, name, middle, (low, high), own)
+        yield Row(what, sparsity, name, middle, (low, high))
 
 
 def random_mask(shape: tuple[int, ...], active: int) -> Tensor:
@@ -111,7 +96,7 @@ def random_mask(shape: tuple[int, ...], active: int) -> Tensor:
 
 def layers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
     """The products of single layers, over those of the dense original."""
-    for c, k, size, kernel, stride in LAYERS_3X3 + LAYERS_OTHER:
+    for c, k, size, kernel, stride in LAYERS:
         wide = (round(k / sqrt(1 - sparsity)), round(c / sqrt(1 - sparsity)))
         dense = torch.randn(k, c, kernel, kernel)
         shape = (*wide, kernel, kernel)
@@ -140,22 +125,11 @@ def layers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
             F.conv2d, x_dense, dense, None, stride, padding=pad
         )
         grad_dense = torch.randn_like(forward_dense())
-
-        def backward_dense(of_input: bool) -> object:
-            return torch.ops.aten.convolution_backward(
-                grad_dense,  # noqa: B023
-                x_dense,  # noqa: B023
-                dense,  # noqa: B023
-                None,
-                [stride] * 2,  # noqa: B023
-                [pad] * 2,  # noqa: B023
-                [1, 1],
-                False,
-                [0, 0],
-                1,
-                [of_input, not of_input, False],
-            )
-
+        backward_dense = partial(
+            torch.ops.aten.convolution_backward,
+            *(grad_dense, x_dense, dense, None, [stride] * 2, [pad] * 2),
+            *([1, 1], False, [0, 0], 1),
+        )
         name = f'{c} to {k} at {size}, {kernel}x{kernel}/{stride}'
         products: dict[str, tuple[Callable, Callable]] = {
             'forward': (forward, forward_dense),
@@ -163,11 +137,11 @@ def layers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
                 partial(
                     input_gradient, grad, weight, pattern, numbers, size, size
                 ),
-                partial(backward_dense, True),
+                partial(backward_dense, [True, False, False]),
             ),
             'weight gradient': (
                 partial(weight_gradient, grad, x, weight, pattern, numbers),
-                partial(backward_dense, False),
+                partial(backward_dense, [False, True, False]),
             ),
         }
         for product, (run, other) in products.items():
@@ -293,27 +267,35 @@ def step_of(
     return step
 
 
-def training(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
-    """A training step of ResNet-18, static masks."""
-    x = torch.randn(args.batch, 3, args.size, args.size)
-    target = torch.randint(1000, (args.batch,))
-    made: Any = dict(
+def wide_step(
+    sparsity: float, execution: str, x: Tensor, target: Tensor
+) -> Callable[[], object]:
+    """A training step of the wide network under static masks."""
+    return step_of(
+        build_model(width(sparsity)),
+        x,
+        target,
         algorithm='Static',
         steps=1000,
         sparsity=rest(sparsity),
         include=['layer*conv*.weight', 'layer*downsample.0.weight'],
+        execution=execution,
     )
+
+
+def training(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
+    """A training step of ResNet-18, static masks."""
+    x = torch.randn(args.batch, 3, args.size, args.size)
+    target = torch.randint(1000, (args.batch,))
     others = {'dense, eager': step_of(build_model(64), x, target)}
     if not args.no_wide:
-        others['wide, executed densely'] = step_of(
-            build_model(width(sparsity)), x, target, execution='dense', **made
+        others['wide, executed densely'] = wide_step(
+            sparsity, 'dense', x, target
         )
     yield from compare(
         f'ResNet-18, training step, batch {args.batch}',
         sparsity,
-        step_of(
-            build_model(width(sparsity)), x, target, execution='sparse', **made
-        ),
+        wide_step(sparsity, 'sparse', x, target),
         others,
         args.rounds,
     )
@@ -386,7 +368,7 @@ def draw(rows: list[Row], path: str) -> None:
 
 
 def main() -> None:
-    """Measure and print a table, or JSON."""
+    """Measure and print a table."""
     parts = {f.__name__: f for f in (layers, networks, training, peers)}
     parser = argparse.ArgumentParser(
         description=__doc__.split('\n')[0],
@@ -406,7 +388,6 @@ def main() -> None:
         action='store_true',
         help='leave out the wide network executed densely, which is slow',
     )
-    parser.add_argument('--json', action='store_true')
     parser.add_argument(
         '--draw', metavar='PNG', help='of whole networks: a figure'
     )
@@ -421,8 +402,7 @@ def main() -> None:
         for sparsity in args.sparsities:
             for row in parts[part](args, sparsity):
                 rows.append(row)
-                if not args.json:
-                    print(row, flush=True)
+                print(row, flush=True)
     if args.draw:
         draw(rows, args.draw)
     where = dict(
@@ -432,10 +412,7 @@ def main() -> None:
         cpu=torch.backends.cpu.get_cpu_capability(),
         missing=sorted(missing),
     )
-    if args.json:
-        print(json.dumps(where | dict(rows=[asdict(r) for r in rows])))
-    else:
-        print(where)
+    print(where)
 
 
 if __name__ == '__main__':

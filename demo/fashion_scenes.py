@@ -34,12 +34,12 @@ LAYOUT = 2  # to be raised when what is written changes
 
 
 class Part(NamedTuple):
-    """Who plays a class of Cityscapes.
+    """A class of Cityscapes and the labels of Fashion-MNIST that play it.
 
     Attributes:
-        name: The class's name in Cityscapes.
+        name: Its name in Cityscapes.
         train_id: Its number there, which the label pictures hold.
-        labels: The labels of Fashion-MNIST that play it.
+        labels: Those of Fashion-MNIST.
     """
 
     name: str
@@ -79,11 +79,7 @@ SPLITS = {'train': 'train', 'val': 't10k'}  # ours, and Fashion-MNIST's
 
 
 def read_items(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read the items for a split.
-
-    Args:
-        folder: Fashion-MNIST's four files, unpacked.
-        split: `train` or `val`.
+    """Read the items for `train` or `val`.
 
     Returns:
         The pictures as uint8 of shape (N, 28, 28), and the train id of each
@@ -129,14 +125,7 @@ def read_items(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_photos(folder: Path, split: str) -> list[Image.Image]:
-    """Read the photographs for a split.
-
-    Args:
-        folder: The set that tree_crowns.py makes.
-        split: `train` or `val`.
-
-    Returns:
-        At least one picture, in RGB.
+    """Read the photographs for `train` or `val`, at least one, in RGB.
 
     Raises:
         DataError: If they are missing or broken.
@@ -183,11 +172,9 @@ def deal(train_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def crop(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """Cut a random window out of a photograph and scale it to a scene.
+    """Scale a random window of a photograph to a scene.
 
-    Args:
-        photo: Of any size.
-        rng: For the window; its width is at least half of what fits in.
+    Its width is at least half of what fits in.
 
     Returns:
         A picture as uint8 of shape (128, 256, 3).
@@ -208,11 +195,7 @@ def crop(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
 def cut_out(
     item: np.ndarray, rng: np.random.Generator
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Give an item a mask, a size, a direction and a contrast.
-
-    Args:
-        item: Its picture as uint8 of shape (28, 28).
-        rng: For size, direction and contrast.
+    """Give an item, uint8 of shape (28, 28), a size, direction and contrast.
 
     Returns:
         Its picture as uint8 of shape (S, S, 3), and its mask as bool of shape
@@ -291,19 +274,7 @@ def write_split(
     fashion_mnist: Path,
     tree_crowns: Path,
 ) -> None:
-    """Write the scenes of a split with their labels.
-
-    Args:
-        folder: The data set's folder.
-        split: `train` or `val`.
-        number: How many scenes to compose.
-        seed: Of everything random.
-        fashion_mnist: The source of the items.
-        tree_crowns: The source of the photographs.
-
-    Raises:
-        DataError: If a source is missing or broken.
-    """
+    """Write the scenes of a split with their labels; see :func:`prepare`."""
     print(f'composing {number} scenes for {split}', flush=True)
     items, train_ids = read_items(fashion_mnist, split)
     photos = read_photos(tree_crowns, split)
@@ -339,9 +310,7 @@ def prepare(
     val: int = 150,
     seed: int = 0,
 ) -> None:
-    """Make the data set unless it is there.
-
-    A damaged one, or one of other numbers, is replaced.
+    """Make the data set unless it is there; see :func:`build`.
 
     Args:
         root: The data set's folder.
@@ -383,33 +352,16 @@ def main(arguments: list[str] | None = None) -> None:
         default=Path('data/fashion_scenes'),
         help='the folder to make (default: %(default)s)',
     )
-    parser.add_argument(
-        '--train',
-        type=int,
-        default=600,
-        help='scenes for training (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--val',
-        type=int,
-        default=150,
-        help='scenes for validation (default: %(default)s)',
-    )
-    parser.add_argument(
-        '--seed',
-        type=int,
-        default=0,
-        help='of everything random (default: %(default)s)',
-    )
+    for option, default, what in (
+        ('--train', 600, 'scenes for training'),
+        ('--val', 150, 'scenes for validation'),
+        ('--seed', 0, 'of everything random'),
+    ):
+        text = f'{what} (default: %(default)s)'
+        parser.add_argument(option, type=int, default=default, help=text)
     args = parser.parse_args(arguments)
-    prepare(
-        args.root,
-        Path('data/fashion_mnist'),
-        Path('data/tree_crowns'),
-        args.train,
-        args.val,
-        args.seed,
-    )
+    sources = Path('data/fashion_mnist'), Path('data/tree_crowns')
+    prepare(args.root, *sources, args.train, args.val, args.seed)
     print(f'{args.root} is complete')
 
 

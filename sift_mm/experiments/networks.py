@@ -70,9 +70,6 @@ class Network:
 def plan_networks(args: argparse.Namespace) -> list[Network]:
     """All networks of a sweep, the dense one first and as its config says.
 
-    Args:
-        args (argparse.Namespace): Options of tools/sweep.py.
-
     Raises:
         Mistake: If two networks have one name.
     """
@@ -90,15 +87,9 @@ def plan_networks(args: argparse.Namespace) -> list[Network]:
             algorithm = None  # It has no masks.
         if not member.composite:
             inner = None
+        settings = tuple(settings)
         found.append(
-            Network(
-                args.sparse,
-                family,
-                sparsity,
-                algorithm,
-                inner,
-                tuple(settings),
-            )
+            Network(args.sparse, family, sparsity, algorithm, inner, settings)
         )
     found = list(dict.fromkeys(found))
     name, number = Counter(n.name for n in found).most_common(1)[0]

@@ -18,12 +18,7 @@ def mean_and_spread(values: Sequence[float], digits: int) -> str:
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """A table for Markdown, aligned for those who read it as it is.
-
-    Args:
-        rows (Sequence[Mapping[str, str]]): Cells by the name of the column,
-            the same columns in each row.
-    """
+    """A table of rows, which have the same columns, aligned for Markdown."""
     cells = [[*row.values()] for row in rows]
     lines = [[*rows[0]], ['---'] * len(rows[0]), *cells]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

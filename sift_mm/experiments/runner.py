@@ -95,11 +95,7 @@ class Experiment:
         )
 
     def run(self, tools: Tools) -> None:
-        """Trains, unless that is done, and tests.
-
-        Raises:
-            Mistake: If that fails.
-        """
+        """Trains, unless that is done, and tests; a failure is a Mistake."""
         if not self.is_trained():
             self._train(tools)
         print(f'Testing {self.name}', flush=True)
