@@ -94,6 +94,18 @@ def random_mask(shape: tuple[int, ...], active: int) -> Tensor:
     return mask.view(shape)
 
 
+def sparse_forward(
+    x: Tensor, weight: Tensor, mask: Tensor, stride: int
+) -> tuple[Callable[[], Tensor], Any, Any]:
+    """The sparse layer; its pattern and numbers, for the other products."""
+    size, pad = weight.shape[-1], weight.shape[-1] // 2
+    geometry = Geometry.of((size,) * 2, (stride,) * 2, (pad,) * 4)
+    pattern, numbers = make_pattern(mask, geometry), geometry.numbers()
+    values = weight.view(-1)[pattern[2].long()]
+    fixed = (None, None, False, pattern[:3], numbers, len(weight))
+    return partial(sparse_conv2d_fused, x, values, *fixed), pattern, numbers
+
+
 def layers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
     """The products of single layers, over those of the dense original."""
     for c, k, size, kernel, stride in LAYERS:
@@ -103,23 +115,9 @@ def layers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
         mask = random_mask(shape, dense.numel())
         weight = torch.randn(shape) * mask
         pad = kernel // 2
-        geometry = Geometry.of((kernel,) * 2, (stride,) * 2, (pad,) * 4)
-        pattern = make_pattern(mask, geometry)
-        numbers = geometry.numbers()
         x = torch.randn(args.batch, wide[1], size, size)
         x_dense = torch.randn(args.batch, c, size, size)
-        values = weight.view(-1)[pattern[2].long()]
-        forward = partial(
-            sparse_conv2d_fused,
-            x,
-            values,
-            None,
-            None,
-            False,
-            pattern[:3],
-            numbers,
-            wide[0],
-        )
+        forward, pattern, numbers = sparse_forward(x, weight, mask, stride)
         grad = torch.randn_like(forward())
         forward_dense = partial(
             F.conv2d, x_dense, dense, None, stride, padding=pad
@@ -326,12 +324,7 @@ def peers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
         runs['SparseProp'] = partial(modules.SparseConv2d.from_dense(conv), x)
     except ImportError as error:
         missing.add(f'SparseProp ({error})')
-    geometry = Geometry.of((3, 3), (1, 1), (1,) * 4)
-    pattern = make_pattern(mask, geometry)
-    values = weight.view(-1)[pattern[2].long()]
-    runs['sift_mm'] = lambda: sparse_conv2d_fused(
-        x, values, None, None, False, pattern[:3], geometry.numbers(), wide
-    )
+    runs['sift_mm'] = sparse_forward(x, weight, mask, 1)[0]
     other = partial(
         F.conv2d, torch.randn(args.batch, c, size, size), dense, padding=1
     )

@@ -49,10 +49,10 @@ Key = tuple[str, str, str]
 
 def prepare() -> None:
     """Makes the three data sets, those that are not there."""
-    items, photographs = Path('data/fashion_mnist'), Path('data/tree_crowns')
-    fashion_mnist.prepare(items)
-    tree_crowns.prepare(photographs)
-    fashion_scenes.prepare(Path('data/fashion_scenes'), items, photographs)
+    sources = Path('data/fashion_mnist'), Path('data/tree_crowns')
+    fashion_mnist.prepare(sources[0])
+    tree_crowns.prepare(sources[1])
+    fashion_scenes.prepare(Path('data/fashion_scenes'), *sources)
 
 
 def plan(network: str, seed: int) -> dict[Key, Experiment]:

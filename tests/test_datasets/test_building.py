@@ -79,16 +79,15 @@ def test_a_set_is_built_once_and_anew_if_it_is_damaged(tmp_path, damage):
     assert names(root.parent) == ['set']
 
 
-@pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
-def test_an_error_keeps_the_old_set(tmp_path, error):
+def test_an_error_keeps_the_old_set(tmp_path):
     root = tmp_path / 'set'
     make(root, 'old')
 
     def fails(folder):
         (folder / 'half').write_text('')
-        raise error
+        raise KeyboardInterrupt
 
-    with pytest.raises(error):
+    with pytest.raises(KeyboardInterrupt):
         build(root, {'name': 'letters', 'layout': 2}, fails)
     assert letter(root) == 'old'
     assert names(tmp_path) == ['set']

@@ -33,17 +33,13 @@ def jpeg(level):
 
 
 def devkit():
-    fields = (
-        'ILSVRC2012_ID,WNID,words,gloss,num_children,children,'
-        'wordnet_height,num_train_images'
-    ).split(',')
-    synsets = np.array(
-        [
-            (number, name, f'{name}, thing', 'a thing', children, 0, 0, 0)
-            for number, name, children in SYNSETS
-        ],
-        dtype=[(field, object) for field in fields],
-    )
+    fields = 'ILSVRC2012_ID WNID words gloss num_children children '
+    fields += 'wordnet_height num_train_images'
+    rows = [
+        (number, name, f'{name}, thing', 'a thing', children, 0, 0, 0)
+        for number, name, children in SYNSETS
+    ]
+    synsets = np.array(rows, [(field, object) for field in fields.split()])
     mat = io.BytesIO()
     scipy.io.savemat(mat, {'synsets': synsets.reshape(-1, 1)})
     folder = 'ILSVRC2012_devkit_t12/data'
@@ -201,42 +197,32 @@ def test_an_archive_cut_short_is_refused(root, refuse, part):
     }
 
 
-@pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
-def test_an_interruption_leaves_no_half_folder(
-    root, prepare, monkeypatch, error
-):
+def test_an_interruption_leaves_no_half_folder(root, prepare, monkeypatch):
     before = names(root)
     with monkeypatch.context() as patch:
-        failing = fail_after(2, tarfile.TarFile.extractall, error)
+        failing = fail_after(2, tarfile.TarFile.extractall)
         patch.setattr(
             tarfile.TarFile,
             'extractall',
             lambda *args, **kwargs: failing(*args, **kwargs),
         )
-        with pytest.raises(error):
+        with pytest.raises(OSError, match='No space left'):
             imagenet.prepare(root)
     assert names(root) == before
     prepare('imagenet', root)
 
 
-@pytest.mark.parametrize(
-    'damage, sentence',
-    [
-        (
-            lambda root: (root / VAL_TREE[0]).unlink(),
-            'val holds 5 images of 3 classes instead of 6 of 3',
-        ),
-        (
-            lambda root: (root / 'val/n01440764').rename(root / 'val/n1'),
-            'different classes, n01440764 is in one of them only',
-        ),
-        (
-            lambda root: (root / VAL_TREE[2]).write_bytes(b'\xff\xd8'),
-            f'{VAL_TREE[2]} cannot be read',
-        ),
-    ],
-)
-def test_what_is_damaged_is_said(root, prepare, refuse, damage, sentence):
+def test_what_is_damaged_is_said(root, prepare, refuse):
     prepare('imagenet', root)
-    damage(root)
-    assert sentence in refuse('imagenet', root)
+    broken, lost = root / VAL_TREE[2], root / VAL_TREE[0]
+    whole = broken.read_bytes()
+    broken.write_bytes(b'\xff\xd8')
+    assert f'{broken} cannot be read' in refuse('imagenet', root)
+    broken.write_bytes(whole)
+    (root / 'val/n01440764').rename(root / 'val/n1')
+    said = refuse('imagenet', root)
+    assert 'different classes, n01440764 is in one of them only' in said
+    (root / 'val/n1').rename(root / 'val/n01440764')
+    lost.unlink()
+    said = refuse('imagenet', root)
+    assert 'val holds 5 images of 3 classes instead of 6 of 3' in said

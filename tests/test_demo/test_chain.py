@@ -67,11 +67,8 @@ def test_what_starts_from_a_classifier_follows_it(capsys):
         for word in words
         if tool == 'train' and word.startswith('--work-dir=')
     }
-    assert again == {
-        'classifier',
-        'detector-pretrained',
-        'segmentor-pretrained',
-    }
+    follow = {'detector-pretrained', 'segmentor-pretrained'}
+    assert again == {'classifier', *follow}
 
 
 def test_several_seeds_give_mean_and_spread(capsys):

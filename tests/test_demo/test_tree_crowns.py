@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import itertools
 import json
 import subprocess
 import zipfile
@@ -16,14 +15,9 @@ from demo import tree_crowns as tool
 
 
 def voc(boxes):
-    sides = ('xmin', 'ymin', 'xmax', 'ymax')
     objects = ''.join(
-        '<object><name>Tree</name><bndbox>'
-        + ''.join(
-            f'<{side}>{value}</{side}>'
-            for side, value in zip(sides, box, strict=True)
-        )
-        + '</bndbox></object>'
+        '<object><name>Tree</name><bndbox><xmin>{}</xmin><ymin>{}</ymin>'
+        '<xmax>{}</xmax><ymax>{}</ymax></bndbox></object>'.format(*box)
         for box in boxes
     )
     return f'<annotation>{objects}</annotation>'.encode()
@@ -85,10 +79,8 @@ def wheel(tmp_path, monkeypatch):
 def test_cut_counts_what_is_more_than_half_visible(box, part, counts):
     tile = tool.Window(100, 50, 356, 306)
     parts, counted = tool.cut(np.array([box], dtype=float), tile)
-    expected = [] if part is None else [part]
-    np.testing.assert_array_equal(
-        parts, np.array(expected, dtype=float).reshape(-1, 4)
-    )
+    assert parts.shape[1] == 4
+    assert list(map(tuple, parts)) == ([] if part is None else [part])
     assert counted.tolist() == ([] if part is None else [counts])
 
 
@@ -106,24 +98,10 @@ def test_tile_starts(start, stop, overlap, starts):
     assert tool.tile_starts(start, stop, overlap) == starts
 
 
-@pytest.mark.parametrize('overlap', [0, 60, 120])
-@pytest.mark.parametrize('length', [256, 400, 1000, 2299])
-def test_training_tiles_cover_the_line_with_enough_overlap(length, overlap):
-    starts = tool.tile_starts(0, length, overlap)
-    assert starts[0] == 0
-    assert starts[-1] + tool.TILE == length
-    assert all(
-        b - a <= tool.TILE - overlap for a, b in itertools.pairwise(starts)
-    )
-
-
 # The sizes are those of the real photographs.
 @pytest.mark.parametrize(
     'width, height, val_rows, val_tiles',
-    [
-        (2299, 2472, 2, 16),
-        (1249, 1035, 1, 4),
-    ],
+    [(2299, 2472, 2, 16), (1249, 1035, 1, 4)],
 )
 def test_no_pixel_is_in_both_splits_nor_in_the_gap(
     width, height, val_rows, val_tiles
@@ -144,17 +122,7 @@ def test_no_pixel_is_in_both_splits_nor_in_the_gap(
     assert first_tested - last_trained - 1 == tool.GAP == 128
 
 
-@pytest.mark.parametrize(
-    'xml, sentence',
-    [
-        (b'<annotation>', 'not Pascal VOC XML'),
-        (b'<annotation><object/></annotation>', 'not Pascal VOC XML'),
-        (voc([(5, 5, 5, 9)]), 'without an area'),
-    ],
-)
-def test_read_voc_refuses_what_is_broken(xml, sentence):
-    with pytest.raises(tool.DataError, match=sentence):
-        tool.read_voc(xml)
+KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd')
 
 
 def test_the_set_that_is_made(wheel, tmp_path):
@@ -165,46 +133,23 @@ def test_the_set_that_is_made(wheel, tmp_path):
         {'id': 1, 'file_name': 'large_44_444.png', 'width': 256, 'height': 256}
     ]
     assert val['annotations'] == [
-        dict(
-            id=1,
-            image_id=1,
-            category_id=1,
-            bbox=[16, 2, 20, 30],
-            area=600,
-            iscrowd=0,
-        ),
-        dict(
-            id=2,
-            image_id=1,
-            category_id=1,
-            bbox=[0, 156, 40, 40],
-            area=1600,
-            iscrowd=0,
-        ),
-        dict(
-            id=3,
-            image_id=1,
-            category_id=1,
-            bbox=[0, 206, 20, 40],
-            area=800,
-            iscrowd=1,
-        ),
+        dict(zip(KEYS, (number, 1, 1, *row), strict=True))
+        for number, row in enumerate(
+            [
+                ([16, 2, 20, 30], 600, 0),
+                ([0, 156, 40, 40], 1600, 0),
+                ([0, 206, 20, 40], 800, 1),
+            ],
+            1,
+        )
     ]
     train = json.loads((root / 'annotations' / 'train.json').read_text())
     # Of the four tiles above the gap, one corner each at (0, 0) and (44, 60),
     # those that start at row 60 hold no crown.
-    assert [i['file_name'] for i in train['images']] == [
-        'large_0_0.png',
-        'small_0_0.png',
-    ]
-    assert [a['bbox'] for a in train['annotations']] == [
-        [10, 10, 40, 30],
-        [0, 0, 256, 256],
-    ]
-    assert [a['image_id'] for a in train['annotations']] == [1, 2]
-    for split in (train, val):
-        ids = [a['id'] for a in split['annotations']]
-        assert ids == list(range(1, len(ids) + 1))
+    found = [i['file_name'] for i in train['images']]
+    assert found == ['large_0_0.png', 'small_0_0.png']
+    found = [(a['id'], a['image_id'], a['bbox']) for a in train['annotations']]
+    assert found == [(1, 1, [10, 10, 40, 30]), (2, 2, [0, 0, 256, 256])]
 
 
 def test_a_tile_shows_its_own_place(wheel, tmp_path):

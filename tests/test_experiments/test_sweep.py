@@ -15,7 +15,7 @@ from sift_mm.errors import Mistake
 from sift_mm.experiments.networks import Network, plan_networks
 from sift_mm.experiments.processes import Tools
 from sift_mm.experiments.report import markdown_table, mean_and_spread
-from sift_mm.experiments.sweep_report import Cell, to_markdown
+from sift_mm.experiments.sweep_report import COSTS, Cell, to_markdown
 from sift_mm.sparsity import ALGORITHMS
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
@@ -74,15 +74,18 @@ def test_inner_layers_and_settings_are_axes():
     assert networks[0] == Network('d.py')
     with pytest.raises(Mistake, match='folder wide-s75-rigl-lr=1: '):
         plan(*argv, '--cfg-options', 'a.lr=1', '--cfg-options', 'b.lr=1')
-    with pytest.raises(SystemExit):
-        plan('--cfg-options', 'interval')
 
 
-def test_runs_of_a_seed_come_first_and_small_ones_in_it(standins, capsys):
+@pytest.fixture
+def two(standins):
+    """Configs of a dense and of a sparse network, for stand-ins."""
     for name in ('d_1e.py', 's_1e.py'):
         Path(name).write_text('train_cfg = dict(max_epochs=1)')
-    args = ['d_1e.py', 's_1e.py', '--family', 'wide_factorized']
-    args += ['--sparsity', '0.75', '0.5', '--seeds', '2']
+    return ['d_1e.py', 's_1e.py', '--seeds', '2']
+
+
+def test_runs_of_a_seed_come_first_and_small_ones_in_it(two, capsys):
+    args = [*two, '--family', 'wide_factorized', '--sparsity', '0.75', '0.5']
     sweep.main(args)
     order = [words[1] for words in new_calls() if words[0] == 'test']
     assert order == ['1'] * 6  # The default of --threads.
@@ -113,23 +116,16 @@ def test_mean_and_spread_are_of_the_sample():
 
 
 def test_the_table_of_a_sweep():
-    def costs(flops, parameters, active):
-        return dict(
-            flops=flops, parameters=parameters, active_parameters=active
+    def cell(values, costs, *network):
+        return Cell(
+            Network(*network), values, dict(zip(COSTS, costs, strict=True))
         )
 
+    some = ('w', 'factorized', 0.9, 'RigL', 'norm_act', ('a.b=1',))
     cells = [
-        Cell(Network('d'), (90.0, 91.0, 92.0), costs(2e9, 1000, 1000)),
-        Cell(
-            Network('w', 'wide', 0.75, 'RigL'),
-            (92.0, 94.0),
-            costs(1.998e9, 4000, 1000),
-        ),
-        Cell(
-            Network('w', 'factorized', 0.9, 'RigL', 'norm_act', ('a.b=1',)),
-            (90.0,),
-            costs(2e9, 1, 1),
-        ),
+        cell((90.0, 91.0, 92.0), (2e9, 1000, 1000), 'd'),
+        cell((92.0, 94.0), (1.998e9, 4000, 1000), 'w', 'wide', 0.75, 'RigL'),
+        cell((90.0,), (2e9, 1, 1), *some),
     ]
 
     def plain(cells, metric):
@@ -155,16 +151,14 @@ def test_the_table_of_a_sweep():
     assert '| 0.3062 ± 0.0001 |' in plain([ap], 'mAP')[2]
 
 
-def test_a_report_is_of_runs_that_are_done(standins):
-    for name in ('d_1e.py', 's_1e.py'):
-        Path(name).write_text('train_cfg = dict(max_epochs=1)')
-    args = ['d_1e.py', 's_1e.py', '--family', 'factorized', '--seeds', '2']
-    args += ['--sparsity', '0.5', '--algorithm', 'SET', '--inner', 'norm']
-    report = ['--report', 'r.md', '--metric']
+def test_a_report_is_of_runs_that_are_done(two):
+    args = [*two, '--family', 'factorized', '--sparsity', '0.5']
+    args += ['--algorithm', 'SET', '--inner', 'norm']
+    report = [*args, '--report', 'r.md', '--metric']
     with pytest.raises(SystemExit, match='No run of the dense network'):
-        sweep.main([*args, *report, 'mIoU'])
+        sweep.main([*report, 'mIoU'])
     sweep.main(args)
-    sweep.main([*args, *report, 'mIoU'])
+    sweep.main([*report, 'mIoU'])
     text = Path('r.md').read_text()
     assert '| 40.00 ± 0.00 |' in text and '| SET   | norm ' in text
     assert Path('r-d_1e.png').stat().st_size > 5000
@@ -174,25 +168,25 @@ def test_a_report_is_of_runs_that_are_done(standins):
     change(root / 'dense/seed0/epoch_1.pth')
     other = '<!-- sweep o: begin -->\nits own\n<!-- sweep o: end -->\n'
     Path('r.md').write_text(f'Before\n{other}{text}After\n')
-    sweep.main([*args, *report, 'mIoU'])
+    sweep.main([*report, 'mIoU'])
     found = Path('r.md').read_text()
     assert found.startswith(f'Before\n{other}') and found.endswith('After\n')
     assert re.search(r'\| dense .*\| 40.00 +\| - +\| 1 ', found)
 
     with pytest.raises(SystemExit, match='no top1; there are accuracy/top1'):
-        sweep.main([*args, *report, 'top1'])
+        sweep.main([*report, 'top1'])
     for text in (
         'no marks',
         '<!-- sweep d_1e: end --><!-- sweep d_1e: begin -->',
     ):
         Path('r.md').write_text(text)
         with pytest.raises(SystemExit, match='lacks the lines .*d_1e: begin'):
-            sweep.main([*args, *report, 'mIoU'])
+            sweep.main([*report, 'mIoU'])
         assert Path('r.md').read_text() == text
     incomplete = {k: v for k, v in METRICS.items() if k != 'flops'}
     (root / 'dense/seed1/result.json').write_text(json.dumps(incomplete))
     with pytest.raises(SystemExit, match='no flops; there are'):
-        sweep.main([*args, *report, 'mIoU'])
+        sweep.main([*report, 'mIoU'])
 
 
 def run_tool(_, name, log, option, module, *words):

@@ -1,5 +1,6 @@
 """Sparse runs of the three libraries, through the tools that users call."""
 
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -8,12 +9,8 @@ import pytest
 import torch
 from forks import run_forked
 from minirun import ROOT, run_script
-from mmdet.registry import MODELS as DET
-from mmpretrain.registry import MODELS as CLS
-from mmseg.registry import MODELS as SEG
 from sparserun import final, probed, train
 
-from sift_mm.cli import test as test_tool
 from sift_mm.cli import train as train_tool
 
 
@@ -29,48 +26,7 @@ def assert_sparse(checkpoint):
         m.numel() for m in masks.values()
     )
     for name, mask in masks.items():
-        weight = checkpoint['state_dict'][name]
-        assert not weight[~mask].any()
-    return masks
-
-
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
-def test_a_network_trains_with_rigl_and_keeps_its_density(
-    scope, make_config, tmp_path
-):
-    config = make_config(scope)
-    work_dir = tmp_path / 'run'
-    checkpoint = train(config, work_dir)
-    masks = assert_sparse(checkpoint)
-    records = probed(work_dir, 0)
-    assert len({r['digest'] for r in records}) == len(records) > 1
-    # Counts at every update are those of the distribution.
-    density = records[0]['counts']['backbone.layer4.1.conv2.weight'] / (
-        9 * 128**2
-    )
-    counts = {n: max(1, round(density * m.numel())) for n, m in masks.items()}
-    for record in records:
-        assert record['counts'] == pytest.approx(counts, abs=1)
-        assert record['counts'] == records[0]['counts']
-    assert records[-1]['counts'] == {n: int(m.sum()) for n, m in masks.items()}
-
-    # What was saved loads into the unmodified ResNet of that width.
-    state = {
-        k.removeprefix('backbone.'): v
-        for k, v in checkpoint['state_dict'].items()
-        if k.startswith('backbone.')
-    }
-    kwargs = dict(depth=18, base_channels=16, stem_channels=16)
-    if scope == 'mmpretrain':
-        CLS.build(dict(type='ResNet_CIFAR', **kwargs)).load_state_dict(state)
-    else:
-        for library in (DET, SEG, CLS):
-            library.build(dict(type='ResNet', **kwargs)).load_state_dict(
-                state, strict=True
-            )
-
-    last = (work_dir / 'last_checkpoint').read_text()
-    assert test_tool.main([config, last, '--work-dir', str(tmp_path / 't')])
+        assert not checkpoint['state_dict'][name][~mask].any()
 
 
 def test_killed_and_resumed_it_ends_where_the_unbroken_run_ends(
@@ -93,15 +49,12 @@ def test_killed_and_resumed_it_ends_where_the_unbroken_run_ends(
 
     a = final(tmp_path / 'whole')
     b = final(tmp_path / 'broken')
-    for key in a['state_dict']:
-        assert torch.equal(a['state_dict'][key], b['state_dict'][key]), key
-    for key, mask in a['sparse_training']['masks'].items():
-        assert torch.equal(mask, b['sparse_training']['masks'][key]), key
-    slots = [c['optimizer']['state'] for c in (a, b)]
-    for i in slots[0]:
-        assert torch.equal(
-            slots[0][i]['momentum_buffer'], slots[1][i]['momentum_buffer']
-        )
+    for part in (
+        lambda saved: saved['state_dict'],
+        lambda saved: saved['sparse_training']['masks'],
+        lambda saved: saved['optimizer']['state'],
+    ):
+        torch.testing.assert_close(part(a), part(b), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize('algorithm', ['RigL', 'SET'])
@@ -146,45 +99,25 @@ def test_mmdets_own_scripts_run_our_config(make_config, tmp_path):
 
 
 @pytest.mark.parametrize(
-    'scope, key, value, words',
+    'scope, key, value, right',
     [
-        (
-            'mmdet',
-            'neck',
-            dict(in_channels=[8, 16, 32, 64]),
-            r'neck.in_channels=\[16, 32, 64, 128\]',
-        ),
-        (
-            'mmseg',
-            'decode_head',
-            dict(c1_in_channels=8),
-            'decode_head.c1_in_channels=16',
-        ),
-        (
-            'mmseg',
-            'auxiliary_head',
-            dict(in_channels=32),
-            'auxiliary_head.in_channels=64',
-        ),
-        ('mmpretrain', 'head', dict(in_channels=64), 'head.in_channels=128'),
+        ('mmdet', 'neck.in_channels', [8, 16, 32, 64], '[16, 32, 64, 128]'),
+        ('mmseg', 'decode_head.c1_in_channels', 8, '16'),
+        ('mmseg', 'auxiliary_head.in_channels', 32, '64'),
+        ('mmpretrain', 'head.in_channels', 64, '128'),
     ],
 )
 def test_channels_that_do_not_fit_are_named(
-    make_config, tmp_path, scope, key, value, words
+    make_config, tmp_path, scope, key, value, right
 ):
-    config = make_config(
-        scope,
-        f"model['{key}'].update({value!r})\n",
-    )
-    with pytest.raises(SystemExit, match=words):
+    part, name = key.split('.')
+    config = make_config(scope, f"model['{part}']['{name}'] = {value}\n")
+    with pytest.raises(SystemExit, match=re.escape(f'{key}={right}')):
         train(config, tmp_path / 'run')
 
 
 def test_a_sparsity_that_is_written_twice_has_to_agree(make_config, tmp_path):
-    config = make_config(
-        'mmpretrain',
-        "custom_hooks[0]['sparsity'] = 0.9\n",
-    )
+    config = make_config('mmpretrain', "custom_hooks[0]['sparsity'] = 0.9\n")
     with pytest.raises(
         SystemExit, match='sparsity=0.75 and SparseTrainingHook sparsity=0.9'
     ):

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -18,6 +19,9 @@ from sift_mm.cli.publish_model import main as publish
 from sift_mm.config.checkpoints import check_pretrained, find_start
 from sift_mm.errors import Mistake
 
+assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
+# The ordinary stem, which a detector has too.
+STEM = "model['backbone']['type'] = 'SparseIFTResNet'\n"
 BACKBONE = dict(
     type='SparseIFTResNet',
     depth=18,
@@ -35,8 +39,7 @@ def pretrained(data, tmp_path_factory):
         folder,
         'mmpretrain',
         data['mmpretrain'],
-        "model['backbone']['type'] = 'SparseIFTResNet'\n"
-        "train_cfg['max_epochs'] = 1\n",
+        STEM + "train_cfg['max_epochs'] = 1\n",
     )
     train(config, folder / 'run')
     return folder / 'run/epoch_1.pth'
@@ -74,9 +77,7 @@ def test_masks_and_weights_arrive(scope, make_config, published, tmp_path):
         found, source = train(config, tmp_path / 'run'), load(published)
     read.assert_called_once()
     there, here = (s['sparse_training'] for s in (source, found))
-    assert here['masks'].keys() == there['masks'].keys()
-    for name, mask in there['masks'].items():
-        assert torch.equal(here['masks'][name], mask)
+    assert_equal(here['masks'], there['masks'])
     assert (here['algorithm'], here['transfer']) == ('Static', 'fixed')
     weights = {
         k: v
@@ -84,8 +85,7 @@ def test_masks_and_weights_arrive(scope, make_config, published, tmp_path):
         if k.startswith('backbone.')
     }
     assert len(weights) > 100
-    for name, weight in weights.items():
-        assert torch.equal(found['state_dict'][name], weight), name
+    assert_equal({n: found['state_dict'][n] for n in weights}, weights)
     # Of these masks, at this network's strides: the classifier's are sparser
     # than nominal to pay for its stem, which counts less where late stages
     # keep their resolution.
@@ -120,7 +120,7 @@ def test_two_processes_start_from_the_same_masks(
 ):
     config = make_config(
         'mmpretrain',
-        "model['backbone']['type'] = 'SparseIFTResNet'\n"
+        STEM
         + start_from(published)
         + "custom_hooks[0]['transfer'] = 'train'\n"
         "train_cfg['max_epochs'] = 1\n"
@@ -136,6 +136,12 @@ def test_two_processes_start_from_the_same_masks(
     counts = {name: int(mask.sum()) for name, mask in there.items()}
     assert [r['counts'] for r in records] == [counts] * len(records)
     assert len({r['digest'] for r in records}) == len(records) > 1
+
+
+def saved(path, state, prefix=''):
+    """A checkpoint that is nothing but weights."""
+    torch.save({f'{prefix}{k}': v for k, v in state.items()}, path)
+    return path
 
 
 def build(checkpoint, prefix='backbone.', **changes):
@@ -159,18 +165,13 @@ def build(checkpoint, prefix='backbone.', **changes):
         (dict(family='parallel'), 'missing in the checkpoint: .*conv1.'),
         (dict(family='wide_factorized'), 'missing in the checkpoint'),
         (dict(prefix='model.'), 'missing in the checkpoint: conv1.weight'),
+        (dict(family=None, sparsity=None), 'family=None.*of another shape'),
         (dict(prefix=None), 'missing in the checkpoint: conv1.weight'),
     ],
 )
 def test_another_networks_checkpoint_is_refused(pretrained, changes, words):
     with pytest.raises(ValueError, match=words):
         build(pretrained, **changes).init_weights()
-
-
-def test_the_dense_baseline_does_not_take_another_networks(pretrained):
-    model = build(pretrained, family=None, sparsity=None)
-    with pytest.raises(ValueError, match='family=None.*of another shape'):
-        model.init_weights()
 
 
 @pytest.mark.parametrize('option', ["transfer='dense'", "init='TopK'"])
@@ -199,17 +200,14 @@ def test_a_run_is_resumed_without_the_file_that_it_started_from(
     options = ['--resume', '--cfg-options', 'train_cfg.max_iters=3']
     found = train(config, tmp_path / 'run', *options)['sparse_training']
     assert found['transfer'] == 'fixed'
-    for name, mask in load(published)['sparse_training']['masks'].items():
-        assert torch.equal(found['masks'][name], mask)
+    there = load(published)['sparse_training']['masks']
+    assert_equal(found['masks'], there)
 
 
 def test_augmented_testing_counts_the_network_inside(
     make_config, published, tmp_path
 ):
-    config = make_config(
-        'mmpretrain',
-        "model['backbone']['type'] = 'SparseIFTResNet'\n",
-    )
+    config = make_config('mmpretrain', STEM)
     options = ['--tta', '--work-dir', str(tmp_path), '--out', 'm.json']
     metrics = test_tool.main([config, str(published), *options])
     masks = load(published)['sparse_training']['masks'].values()
@@ -220,33 +218,25 @@ def test_augmented_testing_counts_the_network_inside(
 
 def test_a_deeper_networks_checkpoint_is_refused(tmp_path):
     deeper = MODELS.build(dict(BACKBONE, depth=34))
-    torch.save(
-        {f'backbone.{k}': v for k, v in deeper.state_dict().items()},
-        tmp_path / 'deeper.pth',
-    )
+    path = saved(tmp_path / 'a.pth', deeper.state_dict(), 'backbone.')
     with pytest.raises(ValueError, match='unknown to the network: layer1.2'):
-        build(tmp_path / 'deeper.pth').init_weights()
+        build(path).init_weights()
 
 
-def test_a_classifiers_head_beside_the_backbone_is_no_mistake(tmp_path):
+@pytest.mark.parametrize(
+    'more, prefix',
+    [
+        # A classifier's head beside the backbone.
+        ({'fc.weight': torch.zeros(3, 4)}, None),
+        # As in weights that come from Caffe; MMEngine takes both prefixes.
+        ({'conv1.bias': torch.zeros(16)}, 'module.backbone'),
+    ],
+)
+def test_a_weight_more_is_no_other_network(tmp_path, more, prefix):
     state = MODELS.build(BACKBONE).state_dict()
-    torch.save(
-        dict(state, **{'fc.weight': torch.zeros(3, 4)}), tmp_path / 'plain.pth'
-    )
-    model = build(tmp_path / 'plain.pth', prefix=None)
-    model.init_weights()
-    assert torch.equal(model.conv1.weight, state['conv1.weight'])
-
-
-def test_a_bias_more_is_no_other_network(tmp_path):
-    # As in weights that come from Caffe; and MMEngine takes both prefixes.
-    state = MODELS.build(BACKBONE).state_dict()
-    state['conv1.bias'] = torch.zeros(16)
-    torch.save(
-        {f'module.backbone.{k}': v for k, v in state.items()},
-        tmp_path / 'caffe.pth',
-    )
-    model = build(tmp_path / 'caffe.pth', prefix='module.backbone')
+    before = f'{prefix}.' if prefix else ''
+    path = saved(tmp_path / 'a.pth', state | more, before)
+    model = build(path, prefix=prefix)
     model.init_weights()
     assert torch.equal(model.conv1.weight, state['conv1.weight'])
 
@@ -268,8 +258,7 @@ def test_a_checkpoint_that_the_model_loads_is_checked_too(
     torch.save(state, tmp_path / 'part.pth')
     config = make_config(
         'mmpretrain',
-        "model['backbone']['type'] = 'SparseIFTResNet'\n"
-        f"model['init_cfg'] = dict(type='Pretrained', "
+        STEM + f"model['init_cfg'] = dict(type='Pretrained', "
         f'checkpoint={str(tmp_path / "part.pth")!r})\n'
         f'custom_hooks[0].update({hook})\n',
         family,
@@ -292,8 +281,7 @@ def test_another_sparsity_of_the_same_width_is_refused(
 def test_a_slim_file_is_the_run_without_its_state(pretrained, published):
     whole, slim = load(pretrained), load(published)
     assert set(slim) == {'meta', 'state_dict', 'sparse_training'}
-    for name, weight in whole['state_dict'].items():
-        assert torch.equal(slim['state_dict'][name], weight)
+    assert_equal(dict(slim['state_dict']), dict(whole['state_dict']))
     assert 'history' not in slim['sparse_training']
     digest = hashlib.sha256(published.read_bytes()).hexdigest()
     assert published.stem == f'slim-{digest[:8]}'
@@ -302,10 +290,7 @@ def test_a_slim_file_is_the_run_without_its_state(pretrained, published):
 
 
 def test_a_slim_file_cannot_be_resumed_from(make_config, published, tmp_path):
-    config = make_config(
-        'mmpretrain',
-        "model['backbone']['type'] = 'SparseIFTResNet'\n",
-    )
+    config = make_config('mmpretrain', STEM)
     with pytest.raises(SystemExit, match='published checkpoint cannot'):
         train(config, tmp_path / 'run', '--resume', str(published))
 
@@ -314,11 +299,8 @@ def test_a_missing_checkpoint_is_named_before_work_starts(
     make_config, tmp_path
 ):
     config = make_config('mmdet', start_from('nowhere.pth'))
-    with pytest.raises(
-        SystemExit,
-        match='nowhere.pth to start from.*'
-        'model.backbone.init_cfg.checkpoint=FILE',
-    ):
+    words = 'nowhere.pth to start from.*backbone.init_cfg.checkpoint=FILE'
+    with pytest.raises(SystemExit, match=words):
         train(config, tmp_path / 'run')
     assert not (tmp_path / 'run').exists()
 
