@@ -66,15 +66,7 @@ def timed(function: Callable[[], object], device: torch.device = CPU) -> float:
 
 
 class Bench:
-    """The variants, all on one model.
-
-    Args:
-        batch (int): Images a step.
-        size (int): Height and width of an image, in pixels.
-        width (int): Channels of the first stage.
-        device (torch.device): Where it runs.
-        sparsity (float): Of every masked layer.
-    """
+    """The variants, all on one model, images of ``size`` pixels a side."""
 
     def __init__(
         self,

@@ -21,12 +21,12 @@ def prepare(capsys):
 
 
 @pytest.fixture
-def refuse(capsys):
+def refuse(prepare, capsys):
     """Calls the tool, which fails; returns what is wrong."""
 
-    def call(name, root, *options):
+    def call(*args):
         with pytest.raises(SystemExit):
-            prepare_data.main([name, '--root', str(root), *options])
+            prepare(*args)
         return capsys.readouterr().err
 
     return call

@@ -2,6 +2,7 @@
 
 import json
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 
 import minisets
@@ -38,17 +39,15 @@ DRAWN = """
 FIRST = 'gtFine/train/aachen/aachen_000000_000019'
 
 
-class OneProcess:
-    """Stands for a pool: faster, and monkeypatch reaches it."""
+def annotation(objects):
+    return json.dumps(dict(imgHeight=6, imgWidth=8, objects=objects))
 
-    def __init__(self, _):
-        pass
+
+class OneProcess(nullcontext):
+    """Stands for a pool: faster, and monkeypatch reaches it."""
 
     def __enter__(self):
         return self
-
-    def __exit__(self, *_):
-        pass
 
     def map(self, function, items, chunksize):
         return [function(item) for item in items]
@@ -64,8 +63,7 @@ def root(tmp_path, monkeypatch):
         Image.new('RGB', (8, 6)).save(path)
     for path in root.glob('gtFine/*/*/*.png'):
         polygons = path.name.replace('labelTrainIds.png', 'polygons.json')
-        content = dict(imgHeight=6, imgWidth=8, objects=OBJECTS)
-        path.with_name(polygons).write_text(json.dumps(content))
+        path.with_name(polygons).write_text(annotation(OBJECTS))
         path.unlink()
     return root
 
@@ -151,11 +149,7 @@ def labels(*image):
     )
 
 
-DRAGON = dict(
-    imgHeight=6,
-    imgWidth=8,
-    objects=[dict(label='dragon', polygon=box(0, 0, 2, 2))],
-)
+DRAGON = [dict(label='dragon', polygon=box(0, 0, 2, 2))]
 
 
 @pytest.mark.parametrize(
@@ -169,7 +163,7 @@ DRAGON = dict(
         (polygons('{'), 'polygons.json cannot be converted (JSONDecodeError'),
         (polygons('{}'), "polygons.json cannot be converted (KeyError('"),
         (
-            polygons(json.dumps(DRAGON)),
+            polygons(annotation(DRAGON)),
             "polygons.json cannot be converted (ERROR: Label 'dragon'",
         ),
         (labels('L', (8, 6), 19), 'holds [19] besides the classes 0 to 18'),

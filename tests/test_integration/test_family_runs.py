@@ -16,6 +16,7 @@ from sift_mm.cli import train as train_tool
 from sift_mm.config.reading import load_config
 from sift_mm.layers import families
 
+SCOPES = ['mmdet', 'mmseg', 'mmpretrain']
 assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
@@ -49,18 +50,14 @@ def backbone_state(checkpoint):
     'scope, family, algorithm',
     [
         # Each pair of two of the three.
-        ('mmdet', 'wide', 'Static'),
-        ('mmdet', 'parallel', 'RigL'),
-        ('mmdet', 'factorized', 'SET'),
-        ('mmdet', 'doped', 'RigL'),
-        ('mmseg', 'wide', 'SET'),
-        ('mmseg', 'parallel', 'Static'),
-        ('mmseg', 'factorized', 'RigL'),
-        ('mmseg', 'doped', 'SET'),
-        ('mmpretrain', 'wide', 'RigL'),
-        ('mmpretrain', 'parallel', 'SET'),
-        ('mmpretrain', 'factorized', 'Static'),
-        ('mmpretrain', 'doped', 'Static'),
+        (scope, family, algorithm)
+        for family, algorithms in {
+            'wide': ('Static', 'SET', 'RigL'),
+            'parallel': ('RigL', 'Static', 'SET'),
+            'factorized': ('SET', 'RigL', 'Static'),
+            'doped': ('RigL', 'SET', 'Static'),
+        }.items()
+        for scope, algorithm in zip(SCOPES, algorithms, strict=True)
     ],
 )
 def test_members_train_with_every_algorithm(
@@ -88,7 +85,7 @@ def test_members_train_with_every_algorithm(
             )
 
 
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+@pytest.mark.parametrize('scope', SCOPES)
 def test_wide_factorized_trains_without_masks(scope, make_config, tmp_path):
     config = make_config(scope, family='wide_factorized')
     checkpoint = train(config, tmp_path / 'run')

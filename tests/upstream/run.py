@@ -18,13 +18,11 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 BACKBONES = 'tests/test_models/test_backbones/'
+RESNET = BACKBONES + 'test_resnet.py'
 SUITES = {
-    'mmdet': [BACKBONES + 'test_resnet.py'],
-    'mmseg': [BACKBONES + 'test_resnet.py'],
-    'mmpretrain': [
-        BACKBONES + 'test_resnet.py',
-        BACKBONES + 'test_resnet_cifar.py',
-    ],
+    'mmdet': [RESNET],
+    'mmseg': [RESNET],
+    'mmpretrain': [RESNET, BACKBONES + 'test_resnet_cifar.py'],
     'mmengine': [
         'tests/test_optim/test_optimizer/test_optimizer_wrapper.py',
         'tests/test_hooks/test_ema_hook.py',
@@ -48,25 +46,13 @@ def main() -> int:
         log.touch()
         # The environment reaches the processes that tests start, too: each
         # finds sitecustomize.py, which puts our classes in place.
-        path = [
-            str(HERE),
-            str(HERE.parents[1]),
-            os.environ.get('PYTHONPATH', ''),
-        ]
+        path = [str(HERE), str(HERE.parents[1])]
+        path.append(os.environ.get('PYTHONPATH', ''))
         code = subprocess.run(
             [
-                sys.executable,
-                '-m',
-                'pytest',
-                *map(str, paths),
-                '-q',
-                '-p',
-                'no:cacheprovider',
-                '--rootdir',
-                str(root),
-                '-o',
-                'addopts=',
-                *rest,
+                *(sys.executable, '-m', 'pytest', *map(str, paths), '-q'),
+                *('-p', 'no:cacheprovider', '-o', 'addopts='),
+                *('--rootdir', str(root), *rest),
             ],
             cwd=folder,
             env={

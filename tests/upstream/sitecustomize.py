@@ -6,33 +6,27 @@ the path. Without SIFT_MM_SUBSTITUTE it does nothing.
 
 import importlib
 import os
+from pkgutil import resolve_name
 
-# Library: {module: {name there: our class}}.
+# Library: where its classes are, and ours by the names there.
+BACKBONES = '{}.models.backbones'
 CLASSES = {
-    'mmdet': {
-        'mmdet.models.backbones': {
-            'ResNet': 'sift_mm.backbones.mmdet:SparseIFTResNet'
-        }
-    },
-    'mmseg': {
-        'mmseg.models.backbones': {
-            'ResNet': 'sift_mm.backbones.mmseg:SparseIFTResNet'
-        }
-    },
-    'mmpretrain': {
-        'mmpretrain.models.backbones': {
-            'ResNet': 'sift_mm.backbones.mmpretrain:SparseIFTResNet',
-            'ResNet_CIFAR': (
-                'sift_mm.backbones.mmpretrain:SparseIFTResNet_CIFAR'
-            ),
-        }
-    },
-    'mmengine': {
-        'mmengine.optim': {
-            'OptimWrapper': 'sift_mm.engine:SparseOptimWrapper',
-            'AmpOptimWrapper': 'sift_mm.engine:SparseAmpOptimWrapper',
-        }
-    },
+    'mmdet': (BACKBONES, {'ResNet': 'backbones.mmdet:SparseIFTResNet'}),
+    'mmseg': (BACKBONES, {'ResNet': 'backbones.mmseg:SparseIFTResNet'}),
+    'mmpretrain': (
+        BACKBONES,
+        {
+            'ResNet': 'backbones.mmpretrain:SparseIFTResNet',
+            'ResNet_CIFAR': 'backbones.mmpretrain:SparseIFTResNet_CIFAR',
+        },
+    ),
+    'mmengine': (
+        '{}.optim',
+        {
+            'OptimWrapper': 'engine:SparseOptimWrapper',
+            'AmpOptimWrapper': 'engine:SparseAmpOptimWrapper',
+        },
+    ),
 }
 
 
@@ -57,13 +51,12 @@ def count_instances(ours: type) -> None:
 
 def substitute(library: str) -> None:
     """Replace the library's classes by ours."""
-    for module_name, names in CLASSES[library].items():
-        module = importlib.import_module(module_name)
-        for name, target in names.items():
-            path, _, attribute = target.partition(':')
-            ours = getattr(importlib.import_module(path), attribute)
-            count_instances(ours)
-            setattr(module, name, ours)
+    path, names = CLASSES[library]
+    module = importlib.import_module(path.format(library))
+    for name, target in names.items():
+        ours = resolve_name(f'sift_mm.{target}')
+        count_instances(ours)
+        setattr(module, name, ours)
 
 
 if os.environ.get('SIFT_MM_SUBSTITUTE'):
