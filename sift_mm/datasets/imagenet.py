@@ -74,7 +74,6 @@ def unpack(root: Path, split: str) -> None:
     archive = check_archive(root, split)
     classes = val_classes(root) if split == 'val' else []
     check_space(root, archive.stat().st_size)
-    print(f'unpacking {split}', flush=True)
     with (
         scratch(root) as work,
         reading(archive),
@@ -82,10 +81,11 @@ def unpack(root: Path, split: str) -> None:
     ):
         folder = work / split
         if split == 'val':
+            print('unpacking val', flush=True)
             source.extractall(folder, filter='data')
             sort_val(folder, classes)
         else:
-            for member in track(source.getmembers()):
+            for member in track(source.getmembers(), 'unpacking train'):
                 with tarfile.open(fileobj=source.extractfile(member)) as one:
                     one.extractall(
                         folder / Path(member.name).stem, filter='data'
