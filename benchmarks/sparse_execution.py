@@ -13,6 +13,7 @@ Peers that are not installed are named: pip install -r requirements-peers.txt
 
 import argparse
 import importlib
+import json
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator
@@ -361,7 +362,7 @@ def draw(rows: list[Row], path: str) -> None:
 
 
 def main() -> None:
-    """Measure and print a table."""
+    """Measure and print a table, or JSON."""
     parts = {f.__name__: f for f in (layers, networks, training, peers)}
     parser = argparse.ArgumentParser(
         description=__doc__.split('\n')[0],
@@ -381,6 +382,7 @@ def main() -> None:
         action='store_true',
         help='leave out the wide network executed densely, which is slow',
     )
+    parser.add_argument('--json', action='store_true')
     parser.add_argument(
         '--draw', metavar='PNG', help='of whole networks: a figure'
     )
@@ -395,7 +397,8 @@ def main() -> None:
         for sparsity in args.sparsities:
             for row in parts[part](args, sparsity):
                 rows.append(row)
-                print(row, flush=True)
+                if not args.json:
+                    print(row, flush=True)
     if args.draw:
         draw(rows, args.draw)
     where = dict(
@@ -405,7 +408,10 @@ def main() -> None:
         cpu=torch.backends.cpu.get_cpu_capability(),
         missing=sorted(missing),
     )
-    print(where)
+    if args.json:
+        print(json.dumps(where | dict(rows=[r._asdict() for r in rows])))
+    else:
+        print(where)
 
 
 if __name__ == '__main__':
