@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
 
@@ -90,6 +91,22 @@ def count_flops(
     """
     image = torch.empty(1, in_channels, *shape, device='meta')
     return count_call(on_meta(model, norms=False), image, **forward_kwargs)
+
+
+def image_channels(network: nn.Module) -> int:
+    """Channels of the image that a network reads, by its first convolution.
+
+    Args:
+        network (nn.Module): The network.
+
+    Returns:
+        int: 3 where that reads more than an image has, as behind a layer that
+        moves pixels into channels.
+    """
+    for module in network.modules():
+        if isinstance(module, _ConvNd):
+            return module.in_channels if 0 < module.in_channels <= 4 else 3
+    return 3
 
 
 def on_meta(model: nn.Module, norms: bool = True) -> nn.Module:

@@ -79,6 +79,11 @@ def safely(path: str) -> Iterator[None]:
     except Mistake:
         raise
     except FileNotFoundError as error:
+        if not path:
+            raise Mistake(
+                "A checkpoint is to be loaded, and its name is '': a place "
+                'that is left for a file of your own.'
+            ) from error
         raise Mistake(
             f'There is no checkpoint {os.path.abspath(path)}.'
         ) from error

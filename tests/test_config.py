@@ -3,11 +3,13 @@
 import pytest
 from minirun import write_config
 from mmdet.registry import MODELS
+from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from torch import nn
 
 from sift_mm.cli.train import parse_args
 from sift_mm.config import classifier, detector, segmentor, sparsify
+from sift_mm.config.checkpoints import check_checkpoint
 from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import load_config, load_run_config
 from sift_mm.errors import Mistake
@@ -415,3 +417,16 @@ def test_choices_are_those_of_the_registries(capsys):
     text = ' '.join(capsys.readouterr().out.split())
     for names in (families(), ALGORITHMS.names):
         assert f'{{{",".join(names)}}}' in text
+
+
+def test_a_config_of_a_library_is_read_in_its_scope():
+    # It says none: the library's own tools know it.
+    path = 'mmpretrain::dinov2/vit-small-p14_dinov2-pre_headless.py'
+    file, _ = Config._get_cfg_path(path, '')
+    assert 'default_scope' not in Config.fromfile(file)
+    assert read(path).default_scope == 'mmpretrain'
+
+
+def test_an_empty_name_of_a_checkpoint_is_named():
+    with pytest.raises(Mistake, match="its name is ''"):
+        check_checkpoint('')

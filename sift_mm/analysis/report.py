@@ -12,8 +12,8 @@ from sift_mm.analysis.layer_costs import Profile, profile
 from sift_mm.config.channels import build, build_dense
 from sift_mm.config.images import (
     Shape,
+    channels_of,
     find_sizes,
-    image_channels,
     schedule_samples,
 )
 from sift_mm.config.nodes import hook_place
@@ -173,7 +173,7 @@ def make_report(
     masks = report_masks(hook, plan, model)
     if masks and masks['transferred'] == 'dense':
         plan = masks = None  # The run drops them.
-    channels = image_channels(cfg)
+    channels = channels_of(cfg, model)
     network = Network(model, plan.densities if plan else {}, channels)
     costs = network.profile(test)
     dense, comparison, why_not = None, None, None

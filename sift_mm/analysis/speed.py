@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sift_mm.analysis.report import dense_network
 from sift_mm.analysis.text import table
-from sift_mm.config.images import image_channels
+from sift_mm.config.images import channels_of
 from sift_mm.deploy import to_sparse
 from sift_mm.engine.plan import sparse_backbone
 
@@ -58,7 +58,7 @@ def measure_speed(
         'executed densely': model.get_submodule(name),
         'executed sparsely': sparse.get_submodule(name),
     }
-    channels = image_channels(cfg)
+    channels = channels_of(cfg, model)
     rows = []
     for batch in batches:
         image = torch.randn(batch, channels, *shape)

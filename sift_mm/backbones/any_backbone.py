@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from mmengine.registry import Registry
-from torch import nn
+from torch import Tensor, nn
 
 from sift_mm.arguments import (
     AnyGlobs,
@@ -15,6 +15,7 @@ from sift_mm.arguments import (
     Node,
     Size,
     Sparsity,
+    parameters,
     read_arguments,
 )
 from sift_mm.backbones.base import (
@@ -27,13 +28,16 @@ from sift_mm.backbones.base import (
 )
 from sift_mm.checkpoint import pretrained_cfg
 from sift_mm.errors import Mistake
-from sift_mm.flops import count_flops
+from sift_mm.flops import count_flops, image_channels
 from sift_mm.layers import Composite, NothingReplaced, Wide, transform
+from sift_mm.layers.replacement import output_shapes
 
 # By scope: what builds a dense twin.
 LIBRARIES: dict[str, Registry] = {}
 # Share of the dense FLOPs that a network without masks may miss by rounding.
 TOLERANCE = 1e-3
+# Of images that networks are made for, in pixels, the usual one first.
+SIDES = (224, 256, 32)
 
 
 class TransformedBackbone(SparseIFTBackbone):
@@ -129,19 +133,22 @@ def sparse_ift(
         return network
     # The log would tell of each weight here, and again when a run starts.
     network._dump_init_info = lambda: None
-    replaced = _transform(network, member, include, exclude)
+    channels = backbone.get('in_channels') or image_channels(network)
+    shape = match_shape or _image(network, backbone, channels)
+    image = _meta_image(channels, shape)
+    replaced = _transform(network, member, include, exclude, image)
     del network._dump_init_info
     dense_kind: Any = type(network)
     network.__class__ = _mixed(dense_kind, library.scope)
     network._dense_cfg = copy.deepcopy(dict(backbone))
-    network.image_channels = backbone.get('in_channels', 3)
+    network.image_channels = channels
     # All is initialised once more, after a rule of the whole model.
     for module in network.modules():
         if hasattr(module, '_is_init'):
             module._is_init = False
     if init_cfg is not None:
         network.init_cfg = init_cfg
-    network._become(member, flops, match_shape or _image(network), unmasked)
+    network._become(member, flops, shape, unmasked)
     if not replaced and flops != 'nominal':
         _check_unmasked_flops(network)
     return network
@@ -159,7 +166,7 @@ def register(library: Registry) -> None:
 
 
 def _transform(
-    network: Any, member: Any, include: Any, exclude: Any
+    network: Any, member: Any, include: Any, exclude: Any, image: Tensor
 ) -> list[str]:
     """Replace layers; names of the weights that masks go on.
 
@@ -175,6 +182,7 @@ def _transform(
             exclude,
             member.inner,
             member.sparse_factors,
+            image,
         ).sparse_parameters
     except NothingReplaced as error:
         # What a trial run said in brackets is for who calls transform.
@@ -190,19 +198,36 @@ def _transform(
         ) from None
 
 
-def _image(network: Any) -> tuple[int, int]:
-    size = getattr(network, 'img_size', 224)
-    return (size, size) if isinstance(size, int) else tuple(size)
+def _meta_image(channels: int, shape: tuple[int, int]) -> Tensor:
+    return torch.empty(1, channels, *shape, device='meta')
 
 
-def _check_unmasked_flops(network: SparseIFTBackbone) -> None:
+def _image(network: Any, config: Any, channels: int) -> tuple[int, int]:
+    """Size of the image that a network, or else its config, says.
+
+    Where neither does, the first usual one that it runs on.
+    """
+    default = getattr(parameters(type(network)).get('img_size'), 'default', 0)
+    size = getattr(network, 'img_size', config.get('img_size') or default)
+    if isinstance(size, int) and size:
+        return size, size
+    if isinstance(size, (tuple, list)):
+        return size[0], size[-1]
+    for side in SIDES:
+        image = _meta_image(channels, (side, side))
+        if isinstance(output_shapes(network, (image,)), list):
+            return side, side
+    return SIDES[0], SIDES[0]
+
+
+def _check_unmasked_flops(network: TransformedBackbone) -> None:
     own, dense = (
         count_flops(model, network.match_shape, network.image_channels).total
         for model in (network, network.dense_twin())
     )
     if abs(own / dense - 1) > TOLERANCE:
         raise Mistake(
-            f'family={network.family!r} gives {type(network).__name__} '
+            f'family={network.family!r} gives {network.kind.__name__} '
             f'{own / dense:.4f} of the dense FLOPs, and without masks nothing '
             "makes up for it: set sparse_factors='both', or flops='nominal'."
         )

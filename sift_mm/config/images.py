@@ -5,11 +5,13 @@ from math import ceil
 from typing import Any
 
 from mmengine.config import Config
+from torch import nn
 
 from sift_mm.config.data import leaf_datasets
 from sift_mm.config.nodes import type_name
 from sift_mm.datasets import find_data_set
 from sift_mm.errors import Mistake
+from sift_mm.flops import image_channels
 
 Shape = tuple[int, int]  # Height and width, in pixels.
 
@@ -97,11 +99,20 @@ def find_sizes(
     return first, second
 
 
-def image_channels(cfg: Config) -> int:
-    """Channels of the images that the backbone reads."""
+def channels_of(cfg: Config, model: nn.Module) -> int:
+    """Channels of the images that a model reads.
+
+    Args:
+        cfg (Config): Config of the run.
+        model (nn.Module): The model that it describes.
+
+    Returns:
+        int: ``in_channels`` of the backbone, else what the network reads.
+    """
     backbone = cfg.model.get('backbone') or {}
     # A wrapper leaves it to the one within.
-    return backbone.get('backbone', backbone).get('in_channels', 3)
+    given = backbone.get('backbone', backbone).get('in_channels')
+    return given or image_channels(model)
 
 
 def epoch_images(dataset: Any) -> int | None:

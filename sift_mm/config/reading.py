@@ -72,6 +72,8 @@ def read_config(
         )
     with _without_noise():
         cfg = Config.fromfile(path)
+    if 'default_scope' not in cfg and (library := _library_of(path)):
+        cfg.default_scope = library  # As the library's own tools set it.
     options = MemberOptions(**member)
     if options:
         import_library(cfg)
@@ -80,6 +82,19 @@ def read_config(
     except ValueError as error:
         raise Mistake(f'{config}: {error}') from error
     return cfg
+
+
+def _library_of(path: str) -> str | None:
+    """The library that ships a config, by its folder of configs."""
+    parts = osp.abspath(path).split(osp.sep)
+    return next(
+        (
+            library
+            for library, inner in zip(parts, parts[1:], strict=False)
+            if library in PACKAGES and inner == '.mim'
+        ),
+        None,
+    )
 
 
 def import_library(cfg: Config) -> None:

@@ -14,7 +14,7 @@ from sift_mm.analysis.layer_costs import mask_densities
 from sift_mm.analysis.report import Network, compare, dense_network
 from sift_mm.analysis.text import scaled, table
 from sift_mm.checkpoint import mask_training
-from sift_mm.config.images import find_sizes, image_channels
+from sift_mm.config.images import channels_of, find_sizes
 from sift_mm.engine.checks import unwrap
 from sift_mm.engine.plan import sparse_backbone
 from sift_mm.errors import Mistake
@@ -73,7 +73,7 @@ def measure_cost(
         'flops_of_dense', those of the dense network.
     """
     check_masks(model, masks)
-    channels = image_channels(cfg)
+    channels = channels_of(cfg, model)
     densities = mask_densities(masks)
     active = sum(int(mask.count_nonzero()) for mask in masks.values())
     size = sum(mask.numel() for mask in masks.values())

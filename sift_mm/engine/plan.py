@@ -309,12 +309,25 @@ def backbone_flops(backbone: SparseIFTBackbone) -> tuple[FlopCount, float]:
     Returns:
         tuple[FlopCount, float]: In 2 x MACs, at the backbone's
         ``match_shape``.
+
+    Raises:
+        ValueError: If it does not run on an image of that shape alone.
     """
     shape, channels = backbone.match_shape, backbone.image_channels
-    return (
-        count_flops(backbone, shape, channels),
-        count_flops(backbone.dense_twin(), shape, channels).total,
-    )
+    try:
+        return (
+            count_flops(backbone, shape, channels),
+            count_flops(backbone.dense_twin(), shape, channels).total,
+        )
+    except Exception as error:  # Whatever a layer makes of the image.
+        kind = getattr(backbone, 'kind', type(backbone))
+        raise Mistake(
+            f'The FLOPs of {kind.__name__} cannot be matched: it '
+            f'does not run on an image of {shape[0]} x {shape[1]} pixels '
+            f'alone ({type(error).__name__}: '
+            f'{str(error).partition(chr(10))[0]}); set match_shape of the '
+            "backbone, or flops='nominal'."
+        ) from error
 
 
 def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
@@ -333,10 +346,10 @@ def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
     """
     from sift_mm.analysis.model_forward import count_model
     from sift_mm.config.channels import build_dense
-    from sift_mm.config.images import find_sizes, image_channels
+    from sift_mm.config.images import channels_of, find_sizes
 
     (shape, _), _ = find_sizes(cfg, None)
-    channels = image_channels(cfg)
+    channels = channels_of(cfg, model)
     own, _ = count_model(model, shape, channels)
     dense, _ = count_model(build_dense(cfg), shape, channels)
     return FlopBudget(own, dense.total)

@@ -1,13 +1,17 @@
 """Sparse-IFT for any built network."""
 
 import math
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map_only
 
+from sift_mm.analysis import on_meta
 from sift_mm.errors import Mistake
 from sift_mm.layers.candidates import choose_layers
 from sift_mm.layers.composite import Composite
@@ -82,6 +86,38 @@ class TransformReport:
         return '\n'.join(lines)
 
 
+@dataclass(frozen=True)
+class Change:
+    """Modules of a network that were replaced together.
+
+    Args:
+        owner (nn.Module): Holds the modules.
+        before (Mapping[str, nn.Module]): What was there, by name in it.
+        after (Mapping[str, nn.Module]): What is in their place.
+        layers (tuple[str, ...]): Full names of the layers among them.
+    """
+
+    owner: nn.Module
+    before: Mapping[str, nn.Module]
+    after: Mapping[str, nn.Module]
+    layers: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        """The same where names differ in numbers alone."""
+        return re.sub(r'\d+', '#', ' '.join(self.layers))
+
+    def undo(self) -> None:
+        """Put back what was there."""
+        for name, module in self.before.items():
+            put(self.owner, name, module)
+
+    def redo(self) -> None:
+        """Replace it once more."""
+        for name, module in self.after.items():
+            put(self.owner, name, module)
+
+
 class NothingReplaced(Mistake):
     """A network has no layer that a member of the family can replace.
 
@@ -102,6 +138,7 @@ def transform(
     exclude: Sequence[str] = (),
     inner: str = 'none',
     sparse_factors: str | None = None,
+    example: Any = None,
 ) -> TransformReport:
     """Replace a network's dense layers by a member of the family, in place.
 
@@ -121,7 +158,8 @@ def transform(
 
     The check of a block runs it on one tensor, in training and evaluation. It
     does not see further inputs of a block, nor other modules that call parts
-    of it or read its attributes: run the whole network once.
+    of it or read its attributes: give an ``example``, or run the whole network
+    once.
 
     Args:
         module (nn.Module): The network.
@@ -136,6 +174,9 @@ def transform(
         exclude (Sequence[str]): Glob patterns of layer names to leave.
         inner (str): What follows an inner layer: 'none', 'norm', 'norm_act'.
         sparse_factors (str, optional): As for :class:`Member`.
+        example (Tensor | tuple, optional): An input of the network, or all
+            of them, of which shapes and types count. Layers with whose
+            replacements the network does not run stay as they are.
 
     Returns:
         TransformReport: What was replaced, with sizes, and what was not, with
@@ -152,11 +193,31 @@ def transform(
     if getattr(module, 'is_init', True) is False:
         uninitialised.init_weights()
     layers, skipped = choose_layers(module, family, include, exclude)
-    replaced = (
-        _widen(module, member, layers, skipped)
-        if member.kind.widens
-        else _replace(module, member, layers, skipped)
-    )
+    inputs = example if isinstance(example, tuple) else (example,)
+    expected = None if example is None else output_shapes(module, inputs)
+    replaced: dict[str, Replacement] = {}
+    failed: set[tuple[str, ...]] = set()
+    while True:
+        left = {n: one for n, one in layers.items() if n not in replaced}
+        changes: list[Change] = []
+        replaced |= (
+            _widen(module, member, left, skipped, changes, failed)
+            if member.kind.widens
+            else _replace(module, member, left, skipped, changes)
+        )
+        bad = (
+            _undo_what_fails(module, changes, inputs, expected)
+            if isinstance(expected, list)
+            else {}
+        )
+        for names, why in bad.items():
+            for name in names:
+                del replaced[name]
+                skipped[name] = why
+        # In place of a chain, a part of it may do.
+        if not bad or not member.kind.widens:
+            break
+        failed |= bad.keys()
     report = TransformReport(replaced, skipped)
     if not replaced:
         raise NothingReplaced(report)
@@ -176,11 +237,69 @@ def _describe(layer: nn.Module) -> str:
     )
 
 
+def output_shapes(
+    module: nn.Module, inputs: tuple[Any, ...]
+) -> list[Any] | str:
+    """Shapes of what a network gives in evaluation, without arithmetic.
+
+    Args:
+        module (nn.Module): The network; it is left as it is.
+        inputs (tuple): What it is given.
+
+    Returns:
+        list | str: The shapes, or why it does not run.
+    """
+    inputs = tree_map_only(Tensor, lambda t: t.to('meta'), inputs)
+    try:
+        with torch.no_grad():
+            out = on_meta(module, norms=False)(*inputs)
+    except Exception as error:  # Whatever a layer makes of it.
+        return str(error).partition('\n')[0]
+    return [getattr(leaf, 'shape', None) for leaf in tree_leaves(out)]
+
+
+def _undo_what_fails(
+    module: nn.Module,
+    changes: Sequence[Change],
+    inputs: tuple[Any, ...],
+    expected: list[Any],
+) -> dict[tuple[str, ...], str]:
+    """Undo the changes with which a network gives something else.
+
+    Those whose names differ in numbers alone stand or fall together.
+
+    Returns:
+        dict[tuple[str, ...], str]: Why, by the names of the layers.
+    """
+    if output_shapes(module, inputs) == expected:
+        return {}
+    kinds: dict[str, list[Change]] = defaultdict(list)
+    for change in changes:
+        kinds[change.kind].append(change)
+        change.undo()
+    failed = {}
+    for alike in kinds.values():
+        for change in alike:
+            change.redo()
+        found = output_shapes(module, inputs)
+        if found == expected:
+            continue
+        why = found if isinstance(found, str) else 'other outputs'
+        for change in alike:
+            change.undo()
+            failed[change.layers] = (
+                f'{type(change.owner).__name__} is read from outside where '
+                f'it would be another ({why})'
+            )
+    return failed
+
+
 def _replace(
     module: nn.Module,
     member: Member,
     layers: Mapping[str, Any],
     skipped: dict[str, str],
+    changes: list[Change],
 ) -> dict[str, Replacement]:
     replaced = {}
     for name, layer in layers.items():
@@ -196,6 +315,9 @@ def _replace(
             if plain_type(part) and part.bias is not None:
                 part.bias = layer.bias
         put(module, name, new)
+        owner, _, place = name.rpartition('.')
+        holder = module.get_submodule(owner)
+        changes.append(Change(holder, {place: layer}, {place: new}, (name,)))
         replaced[name] = Replacement.of(name, layer, new, ratio)
     return replaced
 
@@ -205,8 +327,10 @@ def _widen(
     member: Member,
     layers: Mapping[str, Any],
     skipped: dict[str, str],
+    changes: list[Change],
+    failed: Collection[tuple[str, ...]],
 ) -> dict[str, Replacement]:
-    """Widen all chains, the innermost blocks first."""
+    """Widen all chains but some, the innermost blocks first."""
     parents = Counter(
         child for parent in module.modules() for child in parent.children()
     )
@@ -224,6 +348,8 @@ def _widen(
         # between: only with its holder can it be told.
         if isinstance(block, nn.Sequential) and block is not module:
             continue
+        if isinstance(block, (nn.ModuleList, nn.ModuleDict)):
+            continue  # Never run themselves.
         left = {one for one, name in names.items() if name not in replaced}
         chains = find_chains(block, left)
         tried = set()
@@ -233,9 +359,10 @@ def _widen(
             if ours in tried:
                 continue
             tried.add(ours)
-            if replaced.keys().isdisjoint(ours):
+            if replaced.keys().isdisjoint(ours) and ours not in failed:
                 try:
                     replaced |= _widen_chain(block, chain, ours, member)
+                    changes.append(_change_of(block, chain, ours))
                     continue
                 except ValueError as error:
                     for name in ours:
@@ -255,6 +382,16 @@ def _widen(
                 'belongs to its block alone',
             )
     return replaced
+
+
+def _change_of(
+    block: nn.Module, chain: list[Link], names: tuple[str, ...]
+) -> Change:
+    before: dict[str, nn.Module] = {}
+    for link in chain:
+        before |= {link.name: link.layer, **link.followers}
+    after = {name: block.get_submodule(name) for name in before}
+    return Change(block, before, after, names)
 
 
 def _widen_chain(

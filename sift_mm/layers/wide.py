@@ -5,13 +5,16 @@ what the one before gives. Its first input and its last output belong to the
 network around it; what is between can be made wider.
 """
 
+import copy
 import math
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
 from sift_mm.analysis import FlopCount, count_call, on_meta
@@ -124,7 +127,55 @@ def follower_width(module: Any) -> int | None:
         # follower.
         same = module.in_channels == module.out_channels
         return module.out_channels if same else None
-    return None
+    return _vector_width(module)
+
+
+def _vector_width(module: nn.Module) -> int | None:
+    """Width of a module that holds some numbers for each channel alone.
+
+    As response norms, scales, PReLU and frozen batch norms do.
+    """
+    if isinstance(module, (_ConvNd, nn.Linear, nn.Bilinear, nn.Embedding)):
+        return None
+    tensors = [t for t in _own_tensors(module) if t.numel() > 1]
+    inside = [*module.parameters(), *module.buffers()]
+    if len(inside) > len(list(_own_tensors(module))):
+        return None
+    widths = {max(t.shape) if t.dim() else 1 for t in tensors}
+    vectors = all(max(t.shape) == t.numel() for t in tensors)
+    return widths.pop() if vectors and len(widths) == 1 else None
+
+
+def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters(recurse=False)
+    yield from module.buffers(recurse=False)
+
+
+def _wider_vectors(module: nn.Module, width: int) -> nn.Module:
+    """A copy whose numbers are repeated for channels to come."""
+    old = _vector_width(module)
+    assert old is not None
+    new = copy.deepcopy(module)
+    places = torch.arange(width) % old
+    owns: list[dict[str, Any]] = [new._parameters, new._buffers]
+    for own in owns:
+        for name, tensor in own.items():
+            if tensor is None or tensor.numel() != old:
+                continue
+            longer = tensor.detach().flatten()[places.to(tensor.device)]
+            shape = [width if size == old else size for size in tensor.shape]
+            longer = longer.view(shape)
+            own[name] = (
+                nn.Parameter(longer, tensor.requires_grad)
+                if isinstance(tensor, nn.Parameter)
+                else longer
+            )
+    for name, value in list(vars(new).items()):
+        if type(value) is int and value == old:
+            setattr(new, name, width)
+        elif isinstance(value, tuple) and value == (old,):
+            setattr(new, name, (width,))
+    return new
 
 
 def wider_follower(module: Any, width: int) -> nn.Module:
@@ -134,6 +185,8 @@ def wider_follower(module: Any, width: int) -> nn.Module:
         new: Any = make_like(module, width, width, bias, groups=width)
         draw(new, weight_scale(module) ** 2)
         return new
+    if type(module) not in NORMS:
+        return _wider_vectors(module, width)
     options = {name: getattr(module, name) for name in module.__constants__}
     if isinstance(module, nn.LayerNorm):
         options['bias'] = module.bias is not None
@@ -147,14 +200,31 @@ def own_modules(
 ) -> Iterator[tuple[str, nn.Module]]:
     """Modules of a block itself, and of what only groups some of them.
 
-    That is a Sequential, or mmcv's convolution with its norm; not a shortcut.
+    That is a Sequential, or a convolution with its norm, as mmcv has it; not
+    a shortcut.
     """
     for name, child in block.named_children():
-        groups = isinstance(child, nn.Sequential)
-        if not groups and type(child).__name__ not in GROUPS:
+        if not _is_group(child):
             yield f'{prefix}{name}', child
         elif name not in SHORTCUTS:
             yield from own_modules(child, f'{prefix}{name}.')
+
+
+def _is_group(module: nn.Module) -> bool:
+    """Whether a module may do no more than run its children in turn."""
+    if isinstance(module, nn.Sequential) or type(module).__name__ in GROUPS:
+        return True
+    children: list[Any] = [
+        child
+        for child in module.children()
+        if any(True for _ in child.parameters())
+    ]
+    first, *rest = children or [module]
+    return (
+        bool(rest)
+        and bool(plain_type(first))
+        and all(follower_width(m) == first.weight.shape[0] for m in rest)
+    )
 
 
 def find_chains(
@@ -168,14 +238,33 @@ def find_chains(
     for name, module in own_modules(block):
         last = chains[-1][-1] if chains[-1] else None
         if module in allowed:
-            if last and last.layer.weight.shape[0] != channels_in(module):
+            if last and channels_in(module) not in _given(last.layer):
                 chains.append([])
             chains[-1].append(Link(name, module))
-        elif last and follower_width(module) == last.layer.weight.shape[0]:
+        elif last and follower_width(module) in _given(last.layer):
             last.followers[name] = module
+        elif last and (link := _earlier(chains[-1], module)):
+            link.followers[name] = module
         elif any(True for _ in module.parameters()):
             chains.append([])
     return [chain for chain in chains if len(chain) > 1]
+
+
+def _given(layer: Any) -> tuple[int, ...]:
+    """Widths that may be read behind a layer.
+
+    Of a linear one half of its own too, where one half gates the other.
+    """
+    width = layer.weight.shape[0]
+    halves = isinstance(layer, nn.Linear) and width % 2 == 0
+    return (width, width // 2) if halves else (width,)
+
+
+def _earlier(chain: list[Link], module: nn.Module) -> Link | None:
+    """The one layer of a chain that a norm registered behind it may follow."""
+    width = follower_width(module)
+    found = [link for link in chain if link.layer.weight.shape[0] == width]
+    return found[0] if len(found) == 1 else None
 
 
 def widen(
@@ -221,7 +310,8 @@ def widen(
         after = count_call(trial, *inputs)
     except Exception as error:
         raise Mistake(
-            f'{kind} does not run with a wider inside: {error}'
+            f'{kind} does not run with a wider inside, as something in it '
+            f'keeps its width ({error})'
         ) from None
     if changed:
         raise Mistake(f'a wider inside changes the output of {kind}')
@@ -259,7 +349,8 @@ def _run(
     """Inputs that a block on the meta device takes, and what they cost.
 
     A tensor alone; or tokens with the height and width that they are of, as
-    feed-forward blocks with a convolution in them take them.
+    feed-forward blocks with a convolution in them take them; or a list of
+    tensors, as densely connected blocks do.
     """
     widths = {channels_in(chain[0].layer)}
     widths |= {
@@ -268,16 +359,28 @@ def _run(
         if plain_type(module)
     }
     reason: Exception | None = None
-    for channels in widths:
-        for shape, *more in [
-            ((2, 16, channels),),
-            ((2, channels, 32, 32),),
-            ((2, 16, 16, channels),),
-            ((2, channels, 32),),
-            ((2, channels, 16, 16, 16),),
-            ((2, 16, channels), (4, 4)),
-        ]:
-            inputs = (torch.empty(shape, device='meta'), *more)
+    # A block that splits its channels, as ShuffleNet's, reads twice as many.
+    for channels in (*widths, *(2 * width for width in widths)):
+        tokens, image, last = (
+            torch.empty(shape, device='meta')
+            for shape in (
+                (2, 16, channels),
+                (2, channels, 32, 32),
+                (2, 16, 16, channels),
+            )
+        )
+        trials: list[tuple[Any, ...]] = [
+            (tokens,),
+            (image,),
+            (last,),
+            (torch.empty(2, channels, 32, device='meta'),),
+            (torch.empty(2, channels, 16, 16, 16, device='meta'),),
+            (tokens, (4, 4)),
+            ([image],),
+        ]
+        if channels <= 4:  # A network that reads images of one size.
+            trials.append((image.new_empty(2, channels, 224, 224),))
+        for inputs in trials:
             try:
                 count = count_call(block, *inputs)
             except Exception as error:
@@ -315,6 +418,10 @@ def _widths(
         for link in chain[:-1]
         for norm in link.followers.values()
     ]
+    groups += [
+        link.layer.weight.shape[0] // channels_in(reader.layer)
+        for link, reader in pairwise(chain)
+    ]
     step = math.lcm(*groups)
     new = {}
     for link in chain[:-1]:
@@ -333,7 +440,8 @@ def _put_wider(
 ) -> dict[str, nn.Module]:
     made: dict[str, nn.Module] = {}
     d_in: int | None = None
-    for link in chain:
+    readers = [*chain[1:], None]
+    for link, reader in zip(chain, readers, strict=True):
         # By name: the block may be a copy of the chain's.
         layer: Any = block.get_submodule(link.name)
         d_out = new.get(link.name)
@@ -350,9 +458,12 @@ def _put_wider(
         wide.density = density
         put(block, link.name, wide)
         made[link.name] = wide
-        if d_out:
-            for name in link.followers:
-                follower = block.get_submodule(name)
-                put(block, name, wider_follower(follower, d_out))
-        d_in = d_out
+        if not d_out or reader is None:
+            continue
+        old = link.layer.weight.shape[0]
+        for name in link.followers:
+            follower = block.get_submodule(name)
+            width = (follower_width(follower) or old) * d_out // old
+            put(block, name, wider_follower(follower, width))
+        d_in = channels_in(reader.layer) * d_out // old
     return made

@@ -271,3 +271,84 @@ def test_a_run_without_masks_stops_unless_it_is_meant(meant):
 )
 def test_the_table_is_what_its_command_writes(network):
     assert row(network) in (ROOT / 'docs/backbones.md').read_text()
+
+
+@pytest.mark.parametrize(
+    'backbone, shape, channels',
+    [
+        # Of one channel, and of a size that no other is.
+        (dict(type='LeNet5', num_classes=10), (32, 32), 1),
+        # Of a size that the config says, and keeps to itself.
+        (
+            dict(
+                type='SwinTransformerV2',
+                arch=dict(
+                    embed_dims=16,
+                    depths=[1, 1, 1, 1],
+                    num_heads=[1, 1, 1, 1],
+                    extra_norm_every_n_blocks=0,
+                ),
+                img_size=128,
+                window_size=4,
+            ),
+            (128, 128),
+            3,
+        ),
+    ],
+)
+def test_flops_are_matched_on_the_image_that_a_network_reads(
+    backbone, shape, channels
+):
+    model = MODELS.build(
+        dict(type='SparseIFT', backbone=backbone, family='wide', sparsity=0.75)
+    )
+    assert (model.match_shape, model.image_channels) == (shape, channels)
+    assert MaskPlan(model, Uniform()).ratio == pytest.approx(1, abs=1e-3)
+
+
+def test_a_network_that_reads_more_than_an_image_is_named():
+    model = MODELS.build(
+        dict(
+            type='SparseIFT',
+            backbone=dict(
+                type='MaskFeatViT',
+                arch=dict(
+                    embed_dims=16,
+                    num_layers=1,
+                    num_heads=1,
+                    feedforward_channels=32,
+                ),
+            ),
+            family='parallel',
+            sparsity=0.75,
+        )
+    )
+    plan = MaskPlan(model, Uniform())
+    with pytest.raises(
+        ValueError, match="of MaskFeatViT cannot.*argument: 'mask'"
+    ):
+        plan.sparsity  # noqa: B018
+
+
+def test_a_block_that_another_looks_into_keeps_what_that_reads():
+    # The block of a Conformer gives its inside to the transformer beside it.
+    model = MODELS.build(
+        dict(
+            type='SparseIFT',
+            backbone=dict(
+                type='Conformer',
+                arch=dict(
+                    embed_dims=32, channel_ratio=1, num_heads=2, depths=4
+                ),
+            ),
+            family='wide',
+            sparsity=0.75,
+        )
+    )
+    block = model.conv_trans_2.cnn_block
+    # It gives what conv2 gives; the other block adds to what conv1 gives.
+    assert isinstance(block.conv1, Wide) and isinstance(block.conv2, Wide)
+    assert block.conv1.out_channels > block.conv2.out_channels == 32
+    assert not isinstance(block.conv3, Wide)
+    assert not isinstance(model.conv_trans_2.fusion_block.conv1, Wide)
+    assert MaskPlan(model, Uniform()).ratio == pytest.approx(1, abs=1e-3)

@@ -310,6 +310,139 @@ class OnlyTraining(nn.Module):
         return self.second(hidden)
 
 
+class Response(nn.Module):
+    """Has numbers of its own for each channel, and says how many."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.width = width
+        self.gamma = nn.Parameter(torch.arange(width).float())
+        self.register_buffer('shift', torch.ones(1, width))
+
+    def forward(self, x):
+        assert x.shape[-1] == self.width
+        return x * self.gamma + self.shift
+
+
+class Responding(nn.Module):
+    """Registers what is between its layers behind them."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 16)
+        self.second = nn.Linear(16, 8)
+        self.response = Response(16)
+
+    def forward(self, x):
+        return x + self.second(self.response(self.first(x)))
+
+
+class ConvNorm(nn.Module):
+    """A convolution with its norm, as torchvision's Inception has them."""
+
+    def __init__(self, d_in, d_out):
+        super().__init__()
+        self.conv = nn.Conv2d(d_in, d_out, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(d_out)
+
+    def forward(self, x):
+        return self.bn(self.conv(x)).relu()
+
+
+class Branches(nn.Module):
+    """Two branches, one of them a chain."""
+
+    def __init__(self):
+        super().__init__()
+        self.one = ConvNorm(8, 6)
+        self.two_1 = ConvNorm(8, 5)
+        self.two_2 = ConvNorm(5, 6)
+
+    def forward(self, x):
+        return torch.cat([self.one(x), self.two_2(self.two_1(x))], 1)
+
+
+class ListReader(nn.Module):
+    """Reads a list of features, as DenseNet's layers in mmpretrain."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(8, 16, 1)
+        self.second = nn.Conv2d(16, 8, 1)
+
+    def forward(self, x):
+        assert isinstance(x, list)
+        return self.second(self.first(torch.cat(x, 1)))
+
+
+class Splits(nn.Module):
+    """Runs its layers on a half of the channels, as ShuffleNet V2 does."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1))
+
+    def forward(self, x):
+        one, two = x.chunk(2, 1)
+        return torch.cat([one, self.body(two)], 1)
+
+
+class Gated(nn.Module):
+    """One half of its hidden features gates the other, as in a SwiGLU."""
+
+    def __init__(self):
+        super().__init__()
+        self.w12 = nn.Linear(8, 32)
+        self.norm = nn.LayerNorm(16)
+        self.w3 = nn.Linear(16, 8)
+
+    def forward(self, x):
+        gate, hidden = self.w12(x).chunk(2, -1)
+        return self.w3(self.norm(F.silu(gate) * hidden))
+
+
+class OneSize(nn.Module):
+    """Reads images of 224 pixels alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.features = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 32, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
+        )
+        self.classifier = nn.Linear(8 * 7 * 7, 10)
+
+    def forward(self, x):
+        return self.classifier(self.features(x).flatten(1))
+
+
+class Shows(nn.Module):
+    """Gives what is inside it, to who asks for it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(8, 8)
+        self.second = nn.Linear(8, 8)
+        self.third = nn.Linear(8, 8)
+
+    def forward(self, x, inside=False):
+        hidden = self.second(self.first(x).relu()).relu()
+        return (self.third(hidden), hidden) if inside else self.third(hidden)
+
+
+class Asks(nn.Module):
+    """Two blocks, of which it looks into one."""
+
+    def __init__(self):
+        super().__init__()
+        self.pair = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        self.shows = Shows()
+        self.reads = nn.Linear(8, 4)
+
+    def forward(self, x):
+        out, hidden = self.shows(self.pair(x), inside=True)
+        return out, self.reads(hidden)
+
+
 def hooked():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[0].register_forward_hook(lambda *args: None)
@@ -390,6 +523,97 @@ def test_what_cannot_be_replaced_is_named(model, family, name, words):
     else:
         assert words in report.skipped[name]
     assert model.get_submodule(name) is kept
+
+
+def test_what_holds_numbers_for_each_channel_becomes_as_wide():
+    model = Responding()
+    report = sift_mm.transform(model, 'wide', 0.75)
+    assert list(report.replaced) == ['first', 'second']
+    # 16 / (1 - .75) = 64: the sixteen numbers, four times.
+    assert model.first.weight.shape == (64, 8)
+    assert model.response.width == 64
+    assert torch.equal(
+        model.response.gamma, torch.arange(16).float().repeat(4)
+    )
+    assert model.response.shift.shape == (1, 64)
+    x = torch.rand(2, 8)
+    model(x).sum().backward()
+    assert isinstance(model.response.gamma, nn.Parameter)
+    assert model.response.gamma.grad.shape == (64,)
+
+
+@pytest.mark.parametrize('sparsity, width', [(0.75, 64), (0.9, 160)])
+def test_a_gated_pair_by_hand(sparsity, width):
+    # Both layers touch the one hidden width, of 16: 1 / (1 - s) times it.
+    model = Gated()
+    report = sift_mm.transform(model, 'wide', sparsity)
+    assert model.w12.weight.shape == (2 * width, 8)
+    assert model.norm.weight.shape == (width,)
+    assert model.w3.weight.shape == (8, width)
+    ratios = [one.flops_ratio for one in report.replaced.values()]
+    assert ratios == pytest.approx([1, 1])
+    assert model(torch.rand(2, 8)).shape == (2, 8)
+    report = sift_mm.transform(Gated(), 'wide_factorized', 0.75)
+    assert list(report.replaced) == ['w12', 'w3']
+
+
+@pytest.mark.parametrize(
+    'make, names',
+    [
+        (Branches, ['two_1.conv', 'two_2.conv']),
+        (ListReader, ['first', 'second']),
+        (Splits, ['body.0', 'body.1']),
+        (OneSize, ['features.1', 'features.2']),
+    ],
+)
+def test_chains_of_blocks_of_their_own_kind(make, names):
+    report = sift_mm.transform(make(), 'wide', 0.75)
+    assert list(report.replaced) == names
+
+
+def test_a_list_of_modules_is_no_block():
+    model = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
+    with pytest.raises(ValueError, match='0: no width between it') as error:
+        sift_mm.transform(model, 'wide', 0.75)
+    assert 'ModuleList' not in str(error.value)
+
+
+def test_an_example_tells_which_blocks_are_looked_into():
+    model = Asks()
+    # Between second and third is what is shown: the chain of all three is
+    # not one, that of the first two is.
+    report = sift_mm.transform(model, 'wide', 0.5, example=torch.rand(2, 8))
+    assert set(report.replaced) == {
+        'pair.0',
+        'pair.2',
+        'shows.first',
+        'shows.second',
+    }
+    assert model.shows.first.weight.shape == (16, 8)
+    assert type(model.shows.third) is nn.Linear
+    assert [o.shape for o in model(torch.rand(2, 8))] == [(2, 8), (2, 4)]
+    with pytest.raises(RuntimeError, match='mat1 and mat2'):
+        model = Asks()
+        sift_mm.transform(model, 'wide', 0.5)
+        model(torch.rand(2, 8))
+
+
+def test_an_example_tells_which_weights_are_read():
+    model = swin()
+    attention = model.features[1][0].attn
+    # The source of a subclass does not say that it reads a weight.
+    kind = type(attention)
+    for block in (b for stage in model.features[1::2] for b in stage):
+        block.attn.__class__ = type(
+            'Plain', (kind,), {'forward': lambda s, x: kind.forward(s, x)}
+        )
+    report = sift_mm.transform(
+        model, 'parallel', 0.5, example=torch.rand(1, 3, 32, 32)
+    )
+    assert 'no one weight' in report.skipped['features.1.0.attn.qkv']
+    assert type(attention.qkv) is nn.Linear
+    assert 'features.1.0.mlp.0' in report.replaced
+    model(torch.rand(1, 3, 32, 32))
 
 
 def test_a_layer_in_two_places_is_replaced_in_both():
