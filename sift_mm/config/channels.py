@@ -122,11 +122,17 @@ def build(cfg: Config, node: Any = None) -> nn.Module:
     ):
         try:
             return MODELS.build(node)
-        except (TypeError, KeyError) as error:  # A word is misspelt, say.
+        except ValueError:  # What sift_mm says is one.
+            raise
+        except Exception as error:
+            # A word is misspelt, a package or a file of the model is missing.
             refuse_unknown(cfg, error)
+            # A KeyError as a string has quotation marks.
+            words = error.args[0] if isinstance(error, KeyError) else error
+            reason = str(words).partition('\n')[0] or type(error).__name__
             raise Mistake(
                 f'the {node.get("type")} of the config cannot be built: '
-                f'{error.args[0]}'
+                f'{reason}'
             ) from error
 
 

@@ -53,6 +53,10 @@ def read_config(
         cfg_options (dict, optional): Values by dotted key.
         **member: Arguments of :func:`sift_mm.config.sparsify`; where all are
             None, it is not called.
+
+    Raises:
+        Mistake: If there is no such file, or no base of it, no such member
+            of it, or an option that would not hold.
     """
     if not is_installed('mmsegmentation'):
         # MMEngine looks the base configs of `mmseg::` up under that
@@ -63,6 +67,12 @@ def read_config(
         path, _ = Config._get_cfg_path(config, '')
     except (FileNotFoundError, AssertionError):  # Or no such library.
         path = ''
+    except ValueError:  # A '+' in it, or no path behind the library.
+        raise Mistake(
+            f'{config} is no name that MMEngine reads: behind one :: it wants '
+            'a folder of letters, digits and underscores, and a file; give '
+            'the path of the config file.'
+        ) from None
     if not osp.isfile(path):
         raise Mistake(f'There is no config file {config}.')
     if not path.endswith(SUFFIXES):
@@ -70,8 +80,12 @@ def read_config(
             f'{config} is no config: the name of one ends in '
             f'{", ".join(SUFFIXES)}.'
         )
-    with _without_noise():
-        cfg = Config.fromfile(path)
+    try:
+        with _without_noise():
+            cfg = Config.fromfile(path)
+    except (OSError, ImportError) as error:  # Of a base, or what it imports.
+        reason = str(error).partition('\n')[0]
+        raise Mistake(f'{config} cannot be read: {reason}') from error
     if 'default_scope' not in cfg and (library := _library_of(path)):
         cfg.default_scope = library  # As the library's own tools set it.
     options = MemberOptions(**member)

@@ -36,6 +36,8 @@ from sift_mm.layers.plain import (
 SHORTCUTS = ('downsample', 'shortcut')
 # Of mmcv: a layer with its norm and activation, or two of them.
 GROUPS = ('ConvModule', 'DepthwiseSeparableConvModule')
+# Who holds one runs its modules, in whatever order.
+LISTS = (nn.Sequential, nn.ModuleList)
 # What a norm that can be rebuilt calls its width.
 NORMS = {
     nn.BatchNorm1d: 'num_features',
@@ -200,8 +202,8 @@ def own_modules(
 ) -> Iterator[tuple[str, nn.Module]]:
     """Modules of a block itself, and of what only groups some of them.
 
-    That is a Sequential, or a convolution with its norm, as mmcv has it; not
-    a shortcut.
+    That is a Sequential, a list, or a convolution with its norm, as mmcv has
+    it; not a shortcut.
     """
     for name, child in block.named_children():
         if not _is_group(child):
@@ -212,7 +214,7 @@ def own_modules(
 
 def _is_group(module: nn.Module) -> bool:
     """Whether a module may do no more than run its children in turn."""
-    if isinstance(module, nn.Sequential) or type(module).__name__ in GROUPS:
+    if isinstance(module, LISTS) or type(module).__name__ in GROUPS:
         return True
     children: list[Any] = [
         child

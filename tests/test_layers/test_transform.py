@@ -209,6 +209,20 @@ def test_residual_blocks_by_hand(sparsity):
     assert (1 - sparsity) * (8 * k + 9 * k * k) == pytest.approx(17, rel=0.01)
 
 
+def test_a_block_may_hold_its_layers_in_a_list():
+    # Both convolutions touch the one inner width: 1 / (1 - s) times as wide.
+    model = nn.Sequential(nn.ModuleList([Listed()])[0], nn.Conv2d(8, 4, 1))
+    report = sift_mm.transform(model, 'wide', 0.75)
+    assert list(report.replaced) == ['0.body.0', '0.body.3']
+    first, norm, _, second = model[0].body
+    assert (first.in_channels, first.out_channels) == (8, 32)
+    assert norm.num_features == 32
+    assert (second.in_channels, second.out_channels) == (32, 8)
+    for one in report.replaced.values():
+        assert one.flops_ratio == pytest.approx(1)
+    assert model(torch.randn(2, 8, 5, 5)).shape == (2, 4, 5, 5)
+
+
 def test_variance_of_a_wide_pair_under_masks_is_the_dense_ones():
     dense = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64))
     x = torch.randn(512, 64)
@@ -443,6 +457,38 @@ class Asks(nn.Module):
         return out, self.reads(hidden)
 
 
+class Listed(nn.Module):
+    """A residual block that runs the list that its layers are in."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.ModuleList(
+            [
+                nn.Conv2d(8, 8, (3, 1), padding=(1, 0)),
+                nn.BatchNorm2d(8),
+                nn.ReLU(),
+                nn.Conv2d(8, 8, (1, 3), padding=(0, 1)),
+            ]
+        )
+
+    def forward(self, x):
+        out = x
+        for layer in self.body:
+            out = layer(out)
+        return x + out
+
+
+class SideBySide(nn.Module):
+    """Its list holds what runs side by side."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
+
+    def forward(self, x):
+        return sum(layer(x) for layer in self.body)
+
+
 def hooked():
     model = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8))
     model[0].register_forward_hook(lambda *args: None)
@@ -501,6 +547,12 @@ def linear(width=8):
             'wide_factorized',
             '0',
             'grouped',
+        ),
+        (
+            nn.Sequential(SideBySide()),
+            'wide',
+            '0.body.1',
+            'SideBySide does not run with a wider inside',
         ),
         (
             nn.Sequential(

@@ -390,10 +390,65 @@ def test_a_missing_config(name: str) -> None:
     assert message(name) == f'There is no config file {name}.'
 
 
+def test_a_name_that_mmengine_does_not_read() -> None:
+    # A folder of MMDetection's is called so.
+    name = 'mmdet::gn+ws/faster-rcnn_r50_fpn_gn-ws-all_1x_coco.py'
+    assert message(name).startswith(f'{name} is no name that MMEngine reads')
+
+
+def test_a_config_whose_base_or_import_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / 'run.py'
+    path.write_text("_base_ = './nope.py'")
+    found = message(str(path))
+    assert found.startswith(f'{path} cannot be read: ')
+    assert 'nope.py' in found
+    path.write_text("custom_imports = dict(imports=['no_such_package'])")
+    found = message(str(path))
+    assert found.startswith(f'{path} cannot be read: ')
+    assert 'no_such_package' in found
+
+
 def test_a_config_of_something_else(tmp_path: Path) -> None:
     path = tmp_path / 'data.py'
     path.write_text('a = 1')
     assert message(str(path)) == f'{path}: the config has no model'
+
+
+def test_a_model_whose_teacher_is_not_there(tmp_path: Path) -> None:
+    # A library's config names its teacher by a path in a checkout.
+    name = 'mmdet::ld/ld_r18-gflv1-r101_fpn_1x_coco.py'
+    options = ('--cfg-options', f'model.teacher_config={tmp_path}/nope.py')
+    found = message(name, *options)
+    assert found.startswith(
+        f'{name}: the KnowledgeDistillationSingleStageDetector of the config '
+        'cannot be built: '
+    )
+    assert f'{tmp_path}/nope.py' in found
+
+
+@pytest.mark.parametrize('wrapped', [False, True])
+def test_images_of_one_channel(
+    wrapped: bool, tmp_path: Path, report: Any
+) -> None:
+    # MobileNetV2 has no such argument, VAN has.
+    config = write_config(tmp_path, 'mmpretrain', NOWHERE)
+    with open(config, 'a') as stream:
+        stream.write("""
+model['backbone'] = dict(
+    _delete_=True, type='VAN', in_channels=1, drop_path_rate=0.0,
+    arch=dict(embed_dims=[8, 8, 8, 8], depths=[1, 1, 1, 1],
+              ffn_ratios=[2, 2, 2, 2]))
+model['head']['in_channels'] = 8
+""")
+    options = ('--family', 'wide', '--sparsity', '0.75') if wrapped else ()
+    found = report(config, *options)
+    # The first layer, 7x7 at stride 4, by hand: 8 x 8 places of 8 channels.
+    (stem,) = [
+        row
+        for row in found['layers']
+        if row['name'] == 'backbone.patch_embed1.projection'
+    ]
+    assert stem['flops_dense'] == 2 * 8 * 8 * 8 * 7 * 7
 
 
 def test_a_config_without_a_size(dense: Any) -> None:
