@@ -54,12 +54,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class Check(Kind):
-    """What passes a test.
-
-    Args:
-        what (str): In words.
-        test (Callable): Of a value.
-    """
+    """What passes a test, described by ``what``."""
 
     what: str
     test: Callable[[Any], bool]
@@ -71,12 +66,7 @@ class Check(Kind):
 
 @dataclass(frozen=True)
 class OneOf(Kind):
-    """One of some words.
-
-    Args:
-        known (Callable): Gives them, when they are asked for: more may be
-            registered.
-    """
+    """One of some words, asked for when needed: more may be registered."""
 
     known: Callable[[], Sequence[str]]
 
@@ -211,17 +201,10 @@ def _kind(hint: Any) -> Kind | None:
 
 
 def read(name: str, value: Any, hint: Any) -> Any:
-    """The value of an argument, if it is what it may be.
+    """The value of an argument, if its type hint allows it.
 
-    Args:
-        name (str): Of the argument.
-        value (Any): What was given.
-        hint (Any): Type hint of the argument; one that says no kind allows
-            everything.
-
-    Returns:
-        Any: The value; a number of NumPy becomes one of Python, and what a
-        config names is built.
+    A hint that says no kind allows everything; a number of NumPy becomes one
+    of Python, and what a config names is built.
 
     Raises:
         ValueError: If it is nothing that it may be.
@@ -250,13 +233,8 @@ def read(name: str, value: Any, hint: Any) -> Any:
 def parameters(maker: Any) -> dict[str, inspect.Parameter]:
     """What a class or a function can be given by name.
 
-    Args:
-        maker (Callable): A class whose ``__init__`` has ``**kwargs`` takes
-            what those of its base classes do, too.
-
-    Returns:
-        dict[str, inspect.Parameter]: By name; one of kind ``VAR_KEYWORD`` is
-        among them where any name may be given.
+    A class whose ``__init__`` has ``**kwargs`` takes what those of its bases
+    do, too; one of kind ``VAR_KEYWORD`` is left where any name may be given.
     """
     if inspect.isclass(maker):
         return _inherited(maker.__mro__)
@@ -286,15 +264,12 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 def read_arguments(
     maker: Any, given: Mapping[str, Any], who: str | None = None
 ) -> dict[str, Any]:
-    """What a class or a function is to be called with, by name.
+    """The arguments of a class or a function, as :func:`read` has them.
 
     Args:
         maker (Callable): The class or function.
         given (Mapping): Arguments as a config has them.
         who (str, optional): Name of the maker, for messages.
-
-    Returns:
-        dict[str, Any]: Arguments, see :func:`read`.
 
     Raises:
         ValueError: If there is no such argument, one is missing, or one is
@@ -385,11 +360,7 @@ def matching(
 
 
 def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuses a name that is not known, with the nearest that is.
-
-    Raises:
-        ValueError: If there is one.
-    """
+    """Refuse a name that is not known, with the nearest that is."""
     known = list(known)
     for name in names:
         if name not in known:

@@ -22,14 +22,7 @@ SHOWN = 6
 
 
 def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What a checkpoint has of the mask training.
-
-    Args:
-        checkpoint (Mapping[str, Any]): As it was read.
-
-    Returns:
-        dict, optional: Masks by name under 'masks', and the rest; None
-        without any.
+    """The mask training of a checkpoint, its masks under 'masks', or None.
 
     Raises:
         ValueError: If it is of a newer version, holds no masks, or is not
@@ -64,12 +57,7 @@ def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state of the mask training with a digest of all of it.
-
-    Args:
-        state (Mapping[str, Any]): Tensors, plain values, and dicts and lists
-            of them.
-    """
+    """A state of the mask training with a digest of all of it."""
     return {**state, DIGEST: _digest(state)}
 
 
@@ -91,10 +79,7 @@ def _digest(state: Mapping[str, Any]) -> str:
 
 @contextmanager
 def named(path: Any) -> Iterator[None]:
-    """Name a checkpoint in what is found wrong with it.
-
-    Args:
-        path (Any): Path or address; None where it is not known.
+    """Name a checkpoint, where its path is known, in what is wrong with it.
 
     Raises:
         Mistake: In place of one, and of what Python raises where a value is
@@ -119,14 +104,10 @@ def named(path: Any) -> Iterator[None]:
 
 
 def check_finite(state: Mapping[str, Any]) -> None:
-    """Refuse weights that are no numbers.
+    """Refuse a ``state_dict`` with weights that are NaN or infinite.
 
-    Args:
-        state (Mapping[str, Any]): A ``state_dict``. A buffer of zeros and
-            minus infinities, which masks attention, is let through.
-
-    Raises:
-        ValueError: If one is NaN or infinite.
+    A buffer of zeros and minus infinities, which masks attention, is let
+    through.
     """
     for name, value in state.items():
         # PyTorch cannot say that of types of eight bits.
@@ -142,11 +123,7 @@ def check_finite(state: Mapping[str, Any]) -> None:
 
 
 def check_masks(state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
-    """Refuse masks that are not those of some weights.
-
-    Args:
-        state (Mapping[str, Any]): A ``state_dict``.
-        masks (Mapping[str, Tensor]): Bool, by name of the weight.
+    """Refuse masks that are not those of the weights of a ``state_dict``.
 
     Raises:
         ValueError: If one is of no weight, of another shape, or of a weight
@@ -183,12 +160,7 @@ def pretrained_cfg(init_cfg: Any) -> Mapping[str, Any] | None:
 def load_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
     """Read the checkpoint of an ``init_cfg`` as MMEngine does.
 
-    Args:
-        config (Mapping[str, Any]): Of type 'Pretrained'.
-
-    Returns:
-        dict: The whole checkpoint; weights alone are put under the key
-        ``state_dict``.
+    Weights alone are put under the key ``state_dict``.
     """
     from mmengine.runner import CheckpointLoader
 
@@ -205,13 +177,7 @@ def load_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
 def without_prefix(
     named: Mapping[str, Any], prefix: str | None
 ) -> dict[str, Any]:
-    """What lies under a prefix, by name below it.
-
-    Args:
-        named (Mapping[str, Any]): By full name in the checkpoint.
-        prefix (str, optional): As in an ``init_cfg``, with or without its
-            dot.
-    """
+    """What lies under a prefix, with or without its dot, by name below it."""
     if not (prefix or '').startswith('module.'):
         named = {re.sub(r'^module\.', '', k): v for k, v in named.items()}
     if not prefix:
@@ -241,7 +207,7 @@ def check_keys(
 
     Raises:
         ValueError: If a weight is missing or of another shape, or the
-            checkpoint has more layers, with the list.
+            checkpoint has more layers.
     """
     found = without_prefix(state, prefix)
     core = getattr(module, 'core_keys', None)

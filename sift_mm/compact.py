@@ -21,15 +21,10 @@ VERSION = 1
 
 
 def compact(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """A checkpoint without the zeros outside its masks.
+    """A checkpoint without the zeros outside its masks, for :func:`expand`.
 
-    Args:
-        checkpoint (Mapping[str, Any]): With weights under ``state_dict`` and
-            masks.
-
-    Returns:
-        dict: For :func:`expand`. All of it is what ``torch.load`` reads with
-        ``weights_only``; of ``meta``, other values are written as text.
+    All of it is what ``torch.load`` reads with ``weights_only``; of ``meta``,
+    other values are written as text.
 
     Raises:
         ValueError: If there are no masks, or not those of these weights.
@@ -59,10 +54,6 @@ def compact(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 def expand(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
     """What :func:`compact` was given; another checkpoint as it is.
-
-    Args:
-        checkpoint (Mapping[str, Any]): As it was read.
-        path (str): Where from, for messages.
 
     Raises:
         ValueError: If it is damaged, or of a newer version.
@@ -104,9 +95,7 @@ def _weight(mask: Tensor, values: Tensor) -> Tensor:
 def plain(value: Any, keep: tuple[str, ...] = ()) -> Any:
     """A value without types that ``weights_only`` refuses.
 
-    Args:
-        value (Any): Of a checkpoint.
-        keep (tuple[str, ...]): Keys of it whose values stay as they are.
+    What is under the keys to keep stays as it is.
     """
     if isinstance(value, Mapping):
         return {k: v if k in keep else plain(v) for k, v in value.items()}

@@ -31,8 +31,7 @@ class FlopCount:
         total (int): All of it, with every weight dense.
         by_module (Mapping[str, int]): By module name, what it calls included.
             A shared module goes by its first name, as its parameters do.
-        own (Mapping[str, int]): By module name, without what it calls; the
-            sum is the total.
+        own (Mapping[str, int]): By module name, without what it calls.
     """
 
     total: int
@@ -40,24 +39,18 @@ class FlopCount:
     own: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, parameter: str) -> int:
-        """FLOPs of the module that holds a parameter.
-
-        0 for a module that is not called itself in the forward pass.
-        """
+        """FLOPs of the module of a parameter; 0 for one that is not called."""
         return self.by_module.get(parameter.rpartition('.')[0], 0)
 
     def sparse(
         self, densities: Mapping[str, float], module: str = ''
     ) -> float:
-        """FLOPs under masks: a masked layer costs its share of weights.
+        """FLOPs (2 x MACs) where a masked layer costs its share of weights.
 
         Args:
             densities (Mapping[str, float]): Share of active weights by
                 parameter name; dense where not named.
             module (str): Name of the submodule to count, '' for the whole.
-
-        Returns:
-            float: FLOPs of the forward pass, in 2 x MACs.
         """
         dense = self.by_module[module] if module else self.total
         prefix = f'{module}.' if module else ''
@@ -77,17 +70,8 @@ def count_flops(
     """Count the FLOPs of a forward pass on one image.
 
     Runs a copy of the model on the meta device: no arithmetic, no memory
-    for activations, the model untouched.
-
-    Args:
-        model (nn.Module): A backbone, or a detector, segmentor or classifier
-            with ``mode='tensor'`` as a keyword.
-        shape (tuple[int, int]): Height and width of the image, in pixels.
-        in_channels (int): Channels of the image.
-        **forward_kwargs: Further arguments of the forward method.
-
-    Returns:
-        FlopCount: Counts in 2 x MACs.
+    for activations, the model untouched. The shape is height and width in
+    pixels; a detector, segmentor or classifier wants ``mode='tensor'``.
     """
     image = torch.empty(1, in_channels, *shape, device='meta')
     return count_call(on_meta(model, norms=False), image, **forward_kwargs)
@@ -112,14 +96,8 @@ def image_channels(network: nn.Module) -> int:
 def on_meta(model: nn.Module, norms: bool = True) -> nn.Module:
     """A copy of a model in eval mode that has shapes, but no numbers.
 
-    Args:
-        model (nn.Module): The model.
-        norms (bool): Whether batch norms do all their steps, which takes
-            longer than all convolutions, and check their width; see
-            :func:`skip_norms`.
-
-    Returns:
-        nn.Module: The copy.
+    Without ``norms``, batch norms neither check their width nor do their
+    steps, which take longer than all convolutions; see :func:`skip_norms`.
     """
     # Neither device nor host memory for a second network: what the copy
     # would copy is there already, without its numbers.

@@ -1,9 +1,7 @@
 """The arithmetic of Sparse-IFT: family and sparsity to larger layers.
 
-A dense layer is replaced by a larger one whose weights are sparse, so that
-the FLOPs stay what they were. How much larger follows from one number, the
-sparsity ``s`` (Sparse-IFT, section 3). This module needs no network and can
-be used from a config file.
+How much larger a sparse layer of the dense one's FLOPs is follows from one
+number, the sparsity ``s`` (Sparse-IFT, section 3). No network is needed.
 """
 
 import math
@@ -19,11 +17,7 @@ SPARSE_FACTORS = ('both', 'u', 'none')
 
 
 def check_sparsity(sparsity: float) -> None:
-    """Refuse a sparsity outside [0, 1).
-
-    Raises:
-        ValueError: If ``sparsity`` is not a number in [0, 1).
-    """
+    """Refuse a sparsity outside [0, 1)."""
     read('sparsity', sparsity, Sparsity)
 
 
@@ -32,9 +26,6 @@ def expansion(sparsity: float) -> float:
 
     Binary floating point turns 1 / (1 - 0.9) into 10.000000000000002; such a
     neighbour of a whole number is that number.
-
-    Raises:
-        ValueError: If ``sparsity`` is outside [0, 1).
     """
     check_sparsity(sparsity)
     exact = 1 / (1 - sparsity)
@@ -49,16 +40,6 @@ def wide_width(base_width: int, sparsity: float) -> int:
     down, as in the authors' networks: 64 becomes 90, 128 and 202 at 0.5,
     0.75 and 0.9. The later stages are multiples of this number (2, 4, 8), so
     round once and multiply.
-
-    Args:
-        base_width (int): Width of the dense network, in channels.
-        sparsity (float): Share of zero weights, in [0, 1).
-
-    Returns:
-        int: The width of the sparse network, at least ``base_width``.
-
-    Raises:
-        ValueError: If ``sparsity`` is outside [0, 1).
     """
     # The small term keeps a product that is a whole number but for floating
     # point from being rounded down past it.
@@ -68,11 +49,7 @@ def wide_width(base_width: int, sparsity: float) -> int:
 def parallel_branches(sparsity: float) -> int:
     """Number of branches of a Sparse Parallel layer, 1 / (1 - s).
 
-    Args:
-        sparsity (float): Share of zero weights, in [0, 1).
-
-    Returns:
-        int: The nearest whole number, 2.5 being rounded up.
+    The nearest whole number, 2.5 being rounded up.
 
     Raises:
         ValueError: If that is a single branch, which is the dense layer.
@@ -111,12 +88,6 @@ def factorized_rank(
         cost (float, optional): MACs of one position to be met; those of the
             dense layer, ``fan_in * fan_out``, if None.
         multiple (int): The rank is a multiple of this.
-
-    Returns:
-        int: The rank, in channels.
-
-    Raises:
-        ValueError: If the sparsity is outside [0, 1).
     """
     check_sparsity(sparsity)
     density_u, density_v = factor_densities(sparsity, sparse)
@@ -130,15 +101,9 @@ def spread_ranks(
 ) -> dict[str, int]:
     """Whole ranks whose FLOPs add up to those of the exact ones.
 
-    What rounding adds to one layer is taken from the next.
-
-    Args:
-        exact (Mapping[str, float]): Rank that each layer should have.
-        costs (Mapping[str, float]): FLOPs that one more rank costs it.
-        multiple (int): Ranks are multiples of this.
-
-    Returns:
-        dict[str, int]: Ranks, at least ``multiple``.
+    What rounding adds to one layer is taken from the next. Ranks are
+    multiples of ``multiple``, at least one; ``costs`` has the FLOPs that one
+    more rank costs a layer.
     """
     ranks, left = {}, 0.0
     for name, rank in exact.items():
@@ -149,11 +114,7 @@ def spread_ranks(
 
 
 def factor_densities(sparsity: float, sparse: str) -> tuple[float, float]:
-    """Densities of U and V.
-
-    Raises:
-        ValueError: If ``sparse`` is not one of ``SPARSE_FACTORS``.
-    """
+    """Densities of U and V, for ``sparse`` of ``SPARSE_FACTORS``."""
     if sparse not in SPARSE_FACTORS:
         raise Mistake(
             'sparse_factors says which factors carry masks, one '
@@ -171,16 +132,7 @@ def doped_rank(
     """Rank of the dense part of a Sparse Doped layer W x + V(U x).
 
     ``r = s fan_in fan_out / (fan_in + fan_out)``, rounded down: the low-rank
-    part costs what the mask saves.
-
-    Args:
-        fan_in (int): As for :func:`factorized_rank`.
-        fan_out (int): As for :func:`factorized_rank`.
-        sparsity (float): Share of zero weights, in [0, 1).
-        multiple (int): The rank is a multiple of this.
-
-    Returns:
-        int: The rank, in channels.
+    part costs what the mask saves. Arguments as of :func:`factorized_rank`.
 
     Raises:
         ValueError: If the rank is 0: the layer is too small for it.
@@ -207,16 +159,8 @@ def inner_expansion(
     between two inner widths k * k times, under masks (1 - s) of it; depthwise
     convolutions between them stay dense and cost k times as much:
     ``(1 - s) (k edge + k k inner) + k depthwise = edge + inner + depthwise``.
-    For a feed-forward pair ``inner`` is 0 and k = 1 / (1 - s).
-
-    Args:
-        edge (float): FLOPs of the first and the last layer, any unit.
-        inner (float): FLOPs of the layers between, in the same unit.
-        sparsity (float): Share of zero weights, in [0, 1).
-        depthwise (float): FLOPs of depthwise convolutions, in the same unit.
-
-    Returns:
-        float: The factor k, at least 1.
+    For a feed-forward pair ``inner`` is 0 and k = 1 / (1 - s). The FLOPs
+    ``edge``, ``inner`` and ``depthwise`` are in any one unit.
     """
     # In units of 1 - s, which keeps 1 / (1 - 0.9) a whole number.
     more = expansion(sparsity)
@@ -242,9 +186,6 @@ def solve_sparsity(
             masks are rounded to whole weights.
         budget (float): FLOPs to be met, in the unit of ``cost``.
         tolerance (float): Relative error allowed in the FLOPs.
-
-    Returns:
-        float: The sparsity, in [0, 1).
 
     Raises:
         ValueError: If no sparsity meets the budget, with what can be met.

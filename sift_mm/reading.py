@@ -25,10 +25,6 @@ _ZIP = b'PK\x03\x04'
 def read(path: str | Path, map_location: Any = 'cpu') -> dict[str, Any]:
     """Read a local checkpoint; one that is compact is expanded.
 
-    Args:
-        path (str | Path): Of the file.
-        map_location (Any): As of ``torch.load``.
-
     Returns:
         dict: The checkpoint, or weights by name alone.
 
@@ -67,11 +63,7 @@ def load_compact(path: str | Path) -> dict[str, Tensor]:
 def safely(path: str) -> Iterator[None]:
     """Let ``torch.load`` build what a checkpoint of MMEngine holds.
 
-    Args:
-        path (str): Path or address, for the message.
-
-    Raises:
-        Mistake: In place of any error.
+    Any error becomes a Mistake that names the path or address.
     """
     try:
         with torch.serialization.safe_globals(_not_yet_allowed()):
@@ -94,10 +86,6 @@ def safely(path: str) -> Iterator[None]:
 
 def with_weights(checkpoint: Any, path: str) -> dict[str, Any]:
     """A checkpoint as it was read, expanded, if there are weights in it.
-
-    Args:
-        checkpoint (Any): What was in the file.
-        path (str): Path or address, for the message.
 
     Raises:
         Mistake: If it holds no tensors by name.
@@ -132,11 +120,7 @@ def is_trusted() -> bool:
 
 
 def _check_bytes(path: str) -> None:
-    """Compare the checksums that torch.save writes and torch.load ignores.
-
-    Raises:
-        Mistake: If one is another; anything if the file is none of ours.
-    """
+    """Compare the checksums that torch.save writes and torch.load ignores."""
     with open(path, 'rb') as stream:
         if stream.read(len(_ZIP)) != _ZIP:
             return

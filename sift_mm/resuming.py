@@ -12,13 +12,7 @@ from sift_mm.sparsity.packing import pack
 
 
 def check_resumable(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Refuse a checkpoint from which a run does not go on as it was.
-
-    Args:
-        checkpoint (Mapping[str, Any]): As it was read.
-
-    Returns:
-        dict, optional: Its mask training, see :func:`mask_training`.
+    """The mask training of a checkpoint from which a run goes on as it was.
 
     Raises:
         ValueError: If a part of the run or of its mask training is missing,

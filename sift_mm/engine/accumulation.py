@@ -14,19 +14,10 @@ Gradients = dict[str, Tensor]
 def partial_gradients(
     runner: Runner, model: nn.Module, ends_epoch: bool
 ) -> list[Gradients] | None:
-    """What a checkpoint of this moment needs in the middle of a step.
+    """The gradients of each process, if a checkpoint is saved within a step.
 
     To be called in all processes: before their gradients are averaged, each
-    has its own.
-
-    Args:
-        runner (Runner): After an iteration.
-        model (nn.Module): Without its wrapper.
-        ends_epoch (bool): Whether an epoch ends here.
-
-    Returns:
-        list[dict[str, Tensor]], optional: The gradients of each process, by
-        name of the parameter; None if none wait, or nothing is saved now.
+    has its own. The model comes without its wrapper.
     """
     if runner.optim_wrapper.should_update() or not _saves(runner, ends_epoch):
         return None

@@ -44,10 +44,6 @@ def check_channels(model: nn.Module, cfg: Config | None = None) -> None:
     Of the size in testing, and in training. What fits at any size is no
     fault: a layer may read channels and places together.
 
-    Args:
-        model (nn.Module): Detector, segmentor or classifier.
-        cfg (Config, optional): Its config, for the message.
-
     Raises:
         ValueError: If a layer gets another number of channels than it reads,
             with the values of the config that fit, where they are known.

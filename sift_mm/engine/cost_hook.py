@@ -37,11 +37,7 @@ class CostHook(Hook):
         self.cost: dict[str, float] = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Look at the checkpoint as it comes.
-
-        Raises:
-            ValueError: If its mask training cannot be read.
-        """
+        """Look at the checkpoint as it comes."""
         self.masks = (mask_training(checkpoint) or {}).get('masks', {})
 
     def before_test(self, runner: Runner) -> None:
@@ -59,12 +55,7 @@ class CostHook(Hook):
 def measure_cost(
     cfg: Config, model: nn.Module, masks: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """Counts parameters and FLOPs of a network under masks.
-
-    Args:
-        cfg (Config): Config of the run.
-        model (nn.Module): The network, its weights loaded.
-        masks (Mapping[str, Tensor]): Bool masks by parameter name.
+    """Counts parameters and FLOPs of a network under bool masks.
 
     Returns:
         dict[str, float]: 'parameters', 'active_parameters', 'density' (share

@@ -266,10 +266,7 @@ class SparseTrainingHook(Hook):
     def plan(self, model: nn.Module, cfg: Config | None = None) -> MaskPlan:
         """The masks that this hook gives a model.
 
-        Args:
-            model (nn.Module): The model.
-            cfg (Config, optional): Of the run, for the FLOPs of the whole
-                model beside those of the dense one.
+        With a config, the FLOPs of the whole model are known too.
         """
         whole = None
         if cfg is not None and cfg.get('model') is not None:
@@ -318,12 +315,7 @@ class SparseTrainingHook(Hook):
     def _make_trainer(
         self, runner: Runner, plan: MaskPlan, origin: str
     ) -> MaskTrainer:
-        """The trainer, with its masks and, of a resumed run, its state.
-
-        Raises:
-            ValueError: If the checkpoint's masks are of another network or
-                sparsity.
-        """
+        """The trainer, with its masks and, of a resumed run, its state."""
         # runner.seed differs between ranks under diff_rank_seed.
         seed = [runner.seed if self.seed is None else self.seed]
         broadcast_object_list(seed)

@@ -30,15 +30,11 @@ def has_accelerator() -> bool:
 
 
 def set_loader_defaults(cfg: Config, phase: str) -> None:
-    """Completes the data loader of an MMPreTrain config.
+    """Completes the data loader of an MMPreTrain config, in place.
 
     Its configs leave out ``collate_fn``, ``pin_memory`` and
     ``persistent_workers``, since its own scripts add them. MMEngine's
     default would hand the classifier a list of images instead of a batch.
-
-    Args:
-        cfg (Config): Config, changed in place.
-        phase (str): 'train', 'val' or 'test'.
     """
     loader = cfg.get(f'{phase}_dataloader')
     if loader is None or cfg.get('default_scope') != 'mmpretrain':
@@ -50,13 +46,7 @@ def set_loader_defaults(cfg: Config, phase: str) -> None:
 
 
 def switch_off(cfg: Config, phase: str, option: str) -> None:
-    """Sets an option of a data loader, if there is one, to False.
-
-    Args:
-        cfg (Config): Config, changed in place.
-        phase (str): 'train', 'val' or 'test'.
-        option (str): Argument of the data loader.
-    """
+    """Sets an option of a phase's data loader, if there is one, to False."""
     loader = cfg.get(f'{phase}_dataloader')
     if loader is not None:
         loader[option] = False
@@ -83,13 +73,10 @@ def replace_sync_norms(node: Any) -> bool:
 
 
 def fit_to_cpu(cfg: Config) -> None:
-    """Lets a distributed run work without an accelerator.
+    """Lets the config of a distributed run work without an accelerator.
 
     NCCL, the device ids of DistributedDataParallel and synchronised batch
     norms all need one; they are replaced by gloo, none, and BN.
-
-    Args:
-        cfg (Config): Config of a distributed run, changed in place.
     """
     dist_cfg = cfg.get('env_cfg', {}).get('dist_cfg', {})
     if dist_cfg.get('backend', 'nccl') == 'nccl':
@@ -117,13 +104,7 @@ def fit_to_cpu(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds the runner that the config asks for.
-
-    Args:
-        cfg (Config): Complete config of a run.
-
-    Returns:
-        Runner: MMEngine's runner, or that named by ``runner_type``.
+    """Builds the runner, MMEngine's or that named by ``runner_type``.
 
     Raises:
         Mistake: If an argument of the model is misspelt.
@@ -149,15 +130,8 @@ def run(cfg: Config, task: Callable[[Runner], T]) -> T:
 
     Nobody else ends the group, and gloo's thread aborts a process that
     finishes while it still holds the last broadcast. What DDP holds has to
-    be gone first, and with it the runner: a caller must not keep it.
-
-    Args:
-        cfg (Config): Complete config of a run.
-        task (Callable): What the runner does. It must return neither the
-            runner nor its model.
-
-    Returns:
-        What the task returns.
+    be gone first, and with it the runner: neither a caller must keep it, nor
+    the task return it or its model.
     """
     runner = build_runner(cfg)
     result = task(runner)
@@ -174,9 +148,6 @@ def end_workers(runner: Runner) -> None:
 
     Where they are left to the garbage collector, PyTorch waits five seconds
     for each of them.
-
-    Args:
-        runner (Runner): After its task.
     """
     for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
         for name in ('dataloader', 'dataloader_iterator'):

@@ -50,11 +50,7 @@ class PlainMaskedStep(MaskedStep):
     """The masked step of a wrapper in single precision."""
 
     def step(self, **kwargs: Any) -> None:
-        """Mask gradients, clip, step; update masks when that is due.
-
-        Args:
-            **kwargs: Arguments of the optimizer's step.
-        """
+        """Mask gradients, clip, step; update masks when that is due."""
         step = super().step
         if self.mask_trainer is None:
             step(**kwargs)
@@ -69,11 +65,7 @@ class AmpMaskedStep(MaskedStep, AmpOptimWrapper):
     """
 
     def step(self, **kwargs: Any) -> None:
-        """Unscale and mask gradients, clip, step; update masks when due.
-
-        Args:
-            **kwargs: Arguments of the optimizer's step.
-        """
+        """Unscale and mask gradients, clip, step; update masks when due."""
         if self.mask_trainer is None:
             super().step(**kwargs)
             return
@@ -106,12 +98,6 @@ def make_maskable(optim_wrapper: Any) -> MaskedStep:
     The wrapper is built before hooks have a say, by a config or by a
     script's ``--amp``; all that it needs is another ``step``, so that its
     class is what changes, and its state stays.
-
-    Args:
-        optim_wrapper (OptimWrapper): Of the run.
-
-    Returns:
-        MaskedStep: The same object.
 
     Raises:
         TypeError: If it has several optimizers, or a step of its own whose

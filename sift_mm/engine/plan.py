@@ -53,10 +53,9 @@ class FlopBudget:
 
 
 class MaskPlan:
-    """The masks that a model asks for, each fact looked up once.
+    """The masks that a model asks for, each fact looked up once, when asked.
 
-    A run that takes the masks of a checkpoint never asks for counts, so that
-    facts are looked up when they are asked for.
+    A run that takes the masks of a checkpoint never asks for counts.
 
     Args:
         model (nn.Module): The model.
@@ -114,11 +113,7 @@ class MaskPlan:
 
     @cached_property
     def nominal(self) -> float:
-        """The one sparsity of a run, written in the backbone or the hook.
-
-        Raises:
-            ValueError: If the two disagree or neither says it.
-        """
+        """The one sparsity of a run, written in the backbone or the hook."""
         sparsity = self._written
         if self.backbone is not None:
             sizes = {self.backbone.sparsity}
@@ -153,10 +148,7 @@ class MaskPlan:
 
     @cached_property
     def budget(self) -> FlopBudget | None:
-        """FLOPs of the backbone, with a classifier's linear head on it.
-
-        None without a Sparse-IFT backbone.
-        """
+        """FLOPs of a Sparse-IFT backbone and a classifier's linear head."""
         if self.found is None:
             return None
         prefix, backbone = self.found
@@ -250,10 +242,7 @@ class MaskPlan:
 
     @property
     def ratio(self) -> float | None:
-        """FLOPs of backbone and classifier over those of the dense twin.
-
-        None without a Sparse-IFT backbone.
-        """
+        """FLOPs of the :attr:`budget` under masks, over the dense twin's."""
         if self.budget is None:
             return None
         return self.budget.ratio(self.densities)
@@ -279,11 +268,9 @@ class MaskPlan:
 def sparse_backbone(
     model: nn.Module,
 ) -> tuple[str, SparseIFTBackbone] | None:
-    """The Sparse-IFT backbone of a model and the prefix of its names.
+    """The Sparse-IFT backbone of a model, behind its prefix ('backbone.').
 
-    Returns:
-        tuple, optional: ('backbone.', module), or None without a backbone of
-        a family.
+    None without a backbone of a family.
 
     Raises:
         ValueError: If there are several: one sparsity cannot be matched for
@@ -306,9 +293,7 @@ def sparse_backbone(
 def backbone_flops(backbone: SparseIFTBackbone) -> tuple[FlopCount, float]:
     """FLOPs of a backbone with dense weights, and of its dense twin.
 
-    Returns:
-        tuple[FlopCount, float]: In 2 x MACs, at the backbone's
-        ``match_shape``.
+    In 2 x MACs, at the backbone's ``match_shape``.
 
     Raises:
         ValueError: If it does not run on an image of that shape alone.
@@ -332,13 +317,6 @@ def backbone_flops(backbone: SparseIFTBackbone) -> tuple[FlopCount, float]:
 
 def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
     """FLOPs of a whole model and of its dense one, as one test image has it.
-
-    Args:
-        cfg (Config): Of the run.
-        model (nn.Module): The model.
-
-    Returns:
-        FlopBudget: In 2 x MACs.
 
     Raises:
         ValueError: If the config does not say how large the images are, or

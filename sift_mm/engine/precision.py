@@ -21,9 +21,6 @@ def enable_amp(cfg: Config) -> None:
     Each has a counterpart of its own, so that a config that names a sparse
     wrapper still has one.
 
-    Args:
-        cfg (Config): Config, changed in place.
-
     Raises:
         Mistake: If the wrapper has no such counterpart.
     """
@@ -44,11 +41,7 @@ def enable_amp(cfg: Config) -> None:
 
 
 def disable_amp(cfg: Config) -> None:
-    """Replaces an optim wrapper of mixed precision by that of float32.
-
-    Args:
-        cfg (Config): Config, changed in place.
-    """
+    """Replaces an optim wrapper of mixed precision by that of float32."""
     wrapper = cfg.get('optim_wrapper') or {}
     for plain, mixed in AMP_WRAPPERS.items():
         if type_name(wrapper) == mixed:
@@ -58,11 +51,7 @@ def disable_amp(cfg: Config) -> None:
 
 
 def check_amp(cfg: Config) -> None:
-    """Stops with a sentence if mixed precision lacks its accelerator.
-
-    Raises:
-        Mistake: If the config has an AMP wrapper and there is none.
-    """
+    """Refuses an AMP wrapper where there is no accelerator for it."""
     name = type_name(cfg.get('optim_wrapper') or {})
     if name in AMP_WRAPPERS.values() and not has_accelerator():
         raise Mistake(

@@ -22,11 +22,7 @@ _DATA, _MODEL = range(2)
 
 
 def seed_generators(*key: int) -> None:
-    """Seed the generators of Python, NumPy and PyTorch, of all devices.
-
-    Args:
-        *key (int): Numbers, not negative, that together are the seed.
-    """
+    """Seed Python, NumPy and PyTorch, of all devices, by numbers from 0 up."""
     seeds = np.random.SeedSequence(key).generate_state(3)
     python, numpy, pytorch = (int(seed) for seed in seeds)
     random.seed(python)
@@ -93,11 +89,8 @@ class SeededFetch:
     """Reads a batch of samples, its random numbers seeded by its number.
 
     In the instance of a data set as ``__getitems__``, which PyTorch's data
-    loader calls where there is one, in a worker or not.
-
-    Args:
-        dataset (Any): The data set.
-        key (tuple[int, ...]): What the run's seeds have in common.
+    loader calls where there is one, in a worker or not. The key is what the
+    run's seeds have in common.
     """
 
     def __init__(self, dataset: Any, key: tuple[int, ...]) -> None:
@@ -175,11 +168,7 @@ class SeededIterations:
             self.sampler.set_epoch(epoch)
 
     def begin(self, iteration: int) -> None:
-        """Seed what the model draws in an iteration.
-
-        Args:
-            iteration (int): Counted from 0.
-        """
+        """Seed what the model draws in an iteration, counted from 0."""
         seed_generators(self.seed, iteration, _MODEL)
 
     @property

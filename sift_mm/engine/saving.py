@@ -18,12 +18,8 @@ from sift_mm.errors import Mistake
 def written_whole(path: str | Path, mode: str = 'wb') -> Iterator[IO[Any]]:
     """A file that gets its name when all of it is on the disk.
 
-    Args:
-        path (str | Path): The name; a file that has it stays until then.
-        mode (str): As of ``open``.
-
-    Yields:
-        IO: To be written to, under the name with '.part' behind it.
+    A file that has the name stays until then; the new one is written under
+    the name with '.part' behind it.
     """
     path = Path(path)
     unfinished = path.with_name(f'{path.name}.part')
@@ -50,11 +46,7 @@ class WholeFileBackend(LocalBackend):
     """
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes to a file; its folder is made where there is none.
-
-        Raises:
-            Mistake: If that is not possible, on a full disk say.
-        """
+        """Write bytes to a file; its folder is made where there is none."""
         try:
             Path(filepath).parent.mkdir(parents=True, exist_ok=True)
             with written_whole(filepath) as stream:

@@ -42,11 +42,7 @@ class SparseTestHook(Hook):
         self.masks = (mask_training(checkpoint) or {}).get('masks', {})
 
     def before_test(self, runner: Runner) -> None:
-        """Replace the network.
-
-        Raises:
-            Mistake: No layer can run sparse, or there are no kernels.
-        """
+        """Replace the network."""
         # Inside wrappers: of several processes, of test-time augmentation.
         holder: Any = runner
         name = 'model'

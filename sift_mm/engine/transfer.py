@@ -32,14 +32,8 @@ def pretrained_source(
 ) -> tuple[str, Mapping[str, Any]] | None:
     """The ``init_cfg`` that loads a checkpoint into sparse parameters.
 
-    Args:
-        model (nn.Module): The model.
-        parameters (Mapping[str, nn.Parameter]): The sparse parameters, by
-            full name.
-
-    Returns:
-        tuple, optional: Prefix of the names of the module that has it, and
-        the ``init_cfg``.
+    With it, the prefix of the names of the module that has it. Parameters go
+    by full name.
     """
     for name, module in model.named_modules():
         config = pretrained_cfg(getattr(module, 'init_cfg', None))
@@ -58,11 +52,6 @@ def pretrained_state(
 
     A checkpoint that not the Sparse-IFT backbone, but what holds it, loads is
     checked here; the backbone has checked its own.
-
-    Args:
-        model (nn.Module): As for :func:`pretrained_source`.
-        parameters (Mapping[str, nn.Parameter]): As for
-            :func:`pretrained_source`.
 
     Returns:
         tuple: Whether a checkpoint is loaded into a sparse parameter, and
@@ -167,16 +156,7 @@ def check_member(state: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Refuse the checkpoint of another member than the model's.
 
     Sizes alone do not tell: Sparse Parallel has two branches at 0.5 and at
-    0.55.
-
-    Args:
-        state (Mapping[str, Any]): What the checkpoint has under
-            ``sparse_training``.
-        here (Mapping[str, Any]): The model's member, or a part of what says
-            which it is.
-
-    Raises:
-        ValueError: If the two differ.
+    0.55. ``here`` may be a part of what says which member it is.
     """
     there = dict(state.get('member', {}))
     if 'nominal' in state.get('budget', {}):
@@ -207,13 +187,10 @@ def masks_of(
     Args:
         state (Mapping[str, Any]): What the checkpoint has under
             ``sparse_training``.
-        parameters (Mapping[str, nn.Parameter]): The sparse parameters, their
-            weights loaded.
+        parameters (Mapping[str, nn.Parameter]): The sparse parameters, by
+            name, their weights loaded.
         expected (Mapping[str, int]): Active weights by name, as the config
             asks for them.
-
-    Returns:
-        MaskSet: The masks.
 
     Raises:
         ValueError: If they are of other parameters, not the masks of these
@@ -254,13 +231,8 @@ def masks_of(
 def check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
     """Refuse masks of another sparsity than the config's.
 
-    Args:
-        masks (MaskSet): Those of the checkpoint.
-        expected (Mapping[str, int]): Active weights by name.
-
-    Raises:
-        ValueError: If the number of active weights differs in any layer, by
-            more than masks read off weights may differ.
+    Active weights may differ in no layer by more than those of masks read off
+    weights may.
     """
     found = masks.counts()
     wrong = {
@@ -279,17 +251,10 @@ def check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
 
 
 def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
-    """Refuse the optimizer of another network.
+    """Refuse the saved state of the optimizer of another network.
 
     PyTorch compares the number of parameters alone, and says which groups
     differ in no way that helps.
-
-    Args:
-        saved (Mapping[str, Any]): State of the optimizer in the checkpoint.
-        optimizer (Optimizer): That of the run.
-
-    Raises:
-        ValueError: If it has other parameters, or slots of other shapes.
     """
     groups, state = saved.get('param_groups', []), saved.get('state', {})
     here = [group['params'] for group in optimizer.param_groups]
