@@ -3,7 +3,6 @@ import torch
 from conftest import forget_instances
 from sparserun import sparse_config, train
 from torch import nn
-from toyrun import hook_of, pretrained_toy, toy_runner
 
 import sift_mm
 from sift_mm.cli.publish_model import main as publish
@@ -119,20 +118,6 @@ def test_a_damaged_file_is_named(spoil):
         expand(packed, 'small.pth')
 
 
-@pytest.mark.parametrize('content', [b'', b'no checkpoint', None, {}, 3])
-def test_a_foreign_or_cut_file_is_named(content, tmp_path):
-    path = tmp_path / 'small.pth'
-    if isinstance(content, bytes):
-        path.write_bytes(content)
-    elif content is None:
-        torch.save(compact(checkpoint_of(CASES, 0)), path)
-        path.write_bytes(path.read_bytes()[:-200])
-    else:
-        torch.save(content, path)
-    with pytest.raises(ValueError, match='small.pth is (cut|no)'):
-        sift_mm.load_compact(path)
-
-
 def test_wide_resnet18_at_0_9_is_below_a_sixth(tmp_path):
     # The weights of a ResNet-18 of base width 202, at the density of 0.1.
     generator = torch.Generator().manual_seed(0)
@@ -160,22 +145,6 @@ def test_wide_resnet18_at_0_9_is_below_a_sixth(tmp_path):
     )
     print(f'{small / 1e6:.1f} MB of {dense / 1e6:.1f} MB')
     assert small < dense / 6
-
-
-def test_a_network_starts_from_a_compact_file(tmp_path):
-    toy_runner(tmp_path / 'a', dict(), epochs=1).train()
-    run = tmp_path / 'a/epoch_1.pth'
-    publish([str(run), str(tmp_path / 'b.pth'), '--compact'])
-    (path,) = tmp_path.glob('b-*.pth')
-    still = dict(optimizer=dict(type='SGD', lr=0.0))
-    runner = toy_runner(
-        tmp_path / 'c', dict(), still, 1, model=pretrained_toy(path), seed=9
-    )
-    runner.train()
-    whole = torch.load(run, weights_only=False)
-    check_equal(runner.model.state_dict(), whole['state_dict'])
-    masks = dict(hook_of(runner).trainer.masks)
-    check_equal(masks, whole['sparse_training']['masks'])
 
 
 @pytest.mark.usefixtures('fresh_process')

@@ -15,11 +15,6 @@ from sift_mm.isoflop import (
 )
 
 
-@pytest.mark.parametrize('sparsity', [0, 0.0, 0.5, 0.999])
-def test_a_sparsity_in_range_is_accepted(sparsity):
-    check_sparsity(sparsity)
-
-
 @pytest.mark.parametrize(
     'sparsity', [-0.1, 1, 1.0, 90, float('nan'), True, False, '0.5', None]
 )
@@ -54,10 +49,7 @@ def test_any_other_sparsity_is_refused_and_named(function, sparsity):
     ],
 )
 def test_expansion(sparsity, expected):
-    if expected.is_integer():
-        assert expansion(sparsity) == expected
-    else:
-        assert expansion(sparsity) == pytest.approx(expected, rel=1e-12)
+    assert expansion(sparsity) == expected
 
 
 # 64 sqrt(2) = 90.5, 64 * 2, 64 sqrt(10) = 202.4; 64 / sqrt(0.4) = 101.2;

@@ -323,45 +323,40 @@ def test_an_argument_of_a_backbone_is_one_or_is_refused(case, hooked):
     settle(lambda: check_config(cfg) or cfg, name, value, table[name])
 
 
+def hook(**arguments):
+    return dict(custom_hooks=[dict(type='SparseTrainingHook', **arguments)])
+
+
+def backbone(**arguments):
+    return dict(model=dict(backbone=arguments))
+
+
 @pytest.mark.parametrize(
     'change, words',
     [
         (
-            dict(custom_hooks=[dict(type='SparseTrainingHook', intervall=5)]),
+            hook(intervall=5),
             'SparseTrainingHook has no argument intervall: did you mean '
             'interval?',
         ),
         (
-            dict(custom_hooks=[dict(type='SparseTrainingHook', interval='3')]),
+            hook(interval='3'),
             "interval is a whole number of 64 bits, at least 1; got '3'.",
         ),
         (
-            dict(model=dict(backbone=dict(familly='wide'))),
+            hook(drop_fraction=dict(type='Linear', inital=0.1)),
+            "schedule 'Linear' has no argument inital: did you mean initial?",
+        ),
+        (
+            backbone(familly='wide'),
             'model.backbone has no argument familly: did you mean family?',
         ),
         (
-            dict(model=dict(backbone=dict(strides=2, out_indice=3))),
+            backbone(strides=2, out_indice=3),
             'no argument out_indice: did you mean out_indices?',
         ),
-        (
-            dict(model=dict(backbone=dict(family='wid'))),
-            "got 'wid': did you mean 'wide'?",
-        ),
-        (
-            dict(model=dict(backbone=dict(family='wide'))),
-            "family='wide' needs a sparsity",
-        ),
-        (
-            dict(
-                custom_hooks=[
-                    dict(
-                        type='SparseTrainingHook',
-                        drop_fraction=dict(type='Linear', inital=0.1),
-                    )
-                ]
-            ),
-            "schedule 'Linear' has no argument inital: did you mean initial?",
-        ),
+        (backbone(family='wid'), "got 'wid': did you mean 'wide'?"),
+        (backbone(family='wide'), "family='wide' needs a sparsity"),
     ],
 )
 @pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])

@@ -5,15 +5,10 @@ import re
 
 import pytest
 import torch
-from mmengine.optim import OptimWrapper, OptimWrapperDict
-from toyrun import (
-    Toy,
-    assert_same,
-    final_state,
-    hook_of,
-    pretrained_toy,
-    toy_runner,
-)
+from sparserun import load
+from toyrun import assert_same, final_state, hook_of, toy_runner
+
+from sift_mm.errors import Mistake
 
 
 def scalars(work_dir):
@@ -86,63 +81,31 @@ def test_accumulation_counts_optimizer_steps(tmp_path):
 def test_a_resumed_run_ends_bit_for_bit_where_the_unbroken_one_does(
     tmp_path, algorithm
 ):
-    kwargs = dict(algorithm=algorithm)
-    whole = toy_runner(tmp_path / 'whole', kwargs)
+    whole = toy_runner(tmp_path / 'whole', dict(algorithm=algorithm))
     whole.train()
-    broken = toy_runner(tmp_path / 'broken', kwargs)
-
-    class Stop(Exception):
-        pass
-
-    def stop(*args, **kwargs):
-        if broken.iter == 9:  # In the third epoch; epoch_2.pth is the last.
-            raise Stop
-
-    hook = hook_of(broken)
-    original = hook.after_train_iter
-    hook.after_train_iter = lambda *a, **k: (original(*a, **k), stop())
-    with pytest.raises(Stop):
-        broken.train()
     # Another seed of the masks: what the new process draws by itself must
     # not survive, neither in the masks nor in later draws.
     resumed = toy_runner(
-        tmp_path / 'broken', dict(kwargs, seed=99), resume=True
+        tmp_path / 'resumed',
+        dict(algorithm=algorithm, seed=99),
+        resume=True,
+        load_from=str(tmp_path / 'whole/epoch_2.pth'),
     )
     resumed.train()
     assert_same(final_state(whole), final_state(resumed))
-    history = [hook_of(r).trainer.history for r in (whole, resumed)]
-    assert history[0].itop_rate() == history[1].itop_rate()
-    assert (
-        history[0].degree_of_constraint() == history[1].degree_of_constraint()
-    )
+    one, other = (hook_of(r).trainer.history for r in (whole, resumed))
+    assert one.itop_rate() == other.itop_rate()
+    assert one.degree_of_constraint() == other.degree_of_constraint()
 
 
 def test_mask_state_is_plain_data(tmp_path):
     toy_runner(tmp_path, dict(), epochs=1).train()
-    state = torch.load(tmp_path / 'epoch_1.pth', weights_only=False)[
-        'sparse_training'
-    ]
     path = tmp_path / 'state.pth'
-    torch.save(state, path)
+    torch.save(load(tmp_path / 'epoch_1.pth')['sparse_training'], path)
     again = torch.load(path, weights_only=True)
     assert again['masks']['hidden.weight'].dtype == torch.bool
     assert again['masks']['hidden.weight'].sum() == 64
     assert again['steps'] == 4
-
-
-def strip_masks(source, target):
-    checkpoint = torch.load(source, weights_only=False)
-    del checkpoint['sparse_training']
-    torch.save(checkpoint, target)
-    return str(target)
-
-
-def test_resuming_without_masks_is_an_error(tmp_path):
-    toy_runner(tmp_path / 'a', dict(), epochs=1).train()
-    plain = strip_masks(tmp_path / 'a/epoch_1.pth', tmp_path / 'plain.pth')
-    runner = toy_runner(tmp_path / 'b', dict(), resume=True, load_from=plain)
-    with pytest.raises(ValueError, match='holds no masks'):
-        runner.train()
 
 
 def test_load_from_takes_the_masks_of_the_checkpoint(tmp_path):
@@ -164,7 +127,10 @@ def test_load_from_takes_the_masks_of_the_checkpoint(tmp_path):
 
 def test_load_from_without_masks_needs_a_choice(tmp_path):
     toy_runner(tmp_path / 'a', dict(), epochs=1).train()
-    plain = strip_masks(tmp_path / 'a/epoch_1.pth', tmp_path / 'plain.pth')
+    checkpoint = load(tmp_path / 'a/epoch_1.pth')
+    masks = checkpoint.pop('sparse_training')['masks']
+    plain = str(tmp_path / 'plain.pth')
+    torch.save(checkpoint, plain)
     runner = toy_runner(tmp_path / 'b', dict(), load_from=plain)
     with pytest.raises(ValueError, match="'TopK' or 'Random'"):
         runner.train()
@@ -175,24 +141,7 @@ def test_load_from_without_masks_needs_a_choice(tmp_path):
         load_from=plain,
     )
     runner.train()
-    assert torch.equal(
-        hook_of(runner).trainer.masks['hidden.weight'],
-        torch.load(tmp_path / 'a/epoch_1.pth', weights_only=False)[
-            'sparse_training'
-        ]['masks']['hidden.weight'],
-    )
-
-
-def test_masks_of_another_sparsity_are_refused(tmp_path):
-    toy_runner(tmp_path / 'a', dict(), epochs=1).train()
-    runner = toy_runner(
-        tmp_path / 'b',
-        dict(sparsity=0.75),
-        resume=True,
-        load_from=str(tmp_path / 'a/epoch_1.pth'),
-    )
-    with pytest.raises(ValueError, match='sparsity=0.5 there and 0.75 here'):
-        runner.train()
+    assert_same(dict(hook_of(runner).trainer.masks), masks)
 
 
 def test_the_moving_average_is_as_sparse(tmp_path):
@@ -201,7 +150,7 @@ def test_the_moving_average_is_as_sparse(tmp_path):
     )
     runner.train()
     mask = hook_of(runner).trainer.masks['hidden.weight']
-    checkpoint = torch.load(tmp_path / 'epoch_4.pth', weights_only=False)
+    checkpoint = load(tmp_path / 'epoch_4.pth')
     averaged = checkpoint['state_dict']['hidden.weight']
     assert not torch.equal(averaged, runner.model.hidden.weight)
     assert not averaged[~mask].any() and averaged[mask].any()
@@ -217,24 +166,13 @@ def test_without_a_checkpoint_nothing_is_saved_by_an_unused_hook(tmp_path):
 @pytest.mark.parametrize(
     'kwargs, words',
     [
-        (
-            dict(algorithm='Rig'),
-            "got 'Rig': did you mean 'RigL'",
-        ),
+        (dict(algorithm='Rig'), "got 'Rig': did you mean 'RigL'"),
         (dict(distribution='flat'), "distribution is .*ERK.*; got 'flat'"),
         (dict(distribution=dict(type='ERK', power=2)), 'ERK.*power'),
         (dict(init='zeros'), "init is .*TopK.*; got 'zeros'"),
         (dict(drop_fraction=1.5), r'\[0, 1\]'),
         (dict(drop_fraction=dict(type='step')), 'Unknown drop-fraction'),
-        (
-            dict(drop_fraction='step'),
-            "drop_fraction .*Linear.*'step'",
-        ),
-        (dict(sparsity=1.0), r'\[0, 1\)'),
-        (dict(end=0), r'\(0, 1\]'),
-        (dict(interval=0), 'at least 1'),
-        (dict(placement='before'), "placement .*'after_step'.*; got 'before'"),
-        (dict(grown_steps='small'), "'free', 'bounded'.*; got 'small'"),
+        (dict(drop_fraction='step'), "drop_fraction .*Linear.*'step'"),
     ],
 )
 def test_mistakes_in_arguments_stop_the_runner_from_being_built(
@@ -245,75 +183,37 @@ def test_mistakes_in_arguments_stop_the_runner_from_being_built(
 
 
 @pytest.mark.parametrize(
-    'hook, wrapper, error, words',
+    'hook, words',
     [
         (
             dict(grown_steps='bounded'),
-            dict(),
-            TypeError,
-            'is for Adam and AdamW, and this is SGD',
+            'for Adam and AdamW, and this is SGD',
         ),
         (
             dict(interval=13),
-            dict(),
-            ValueError,
             'interval is 13 optimizer steps and the last update is due by '
             'step 12',
         ),
         (
             dict(include=['hiden.*']),
-            dict(),
-            ValueError,
             "'hiden.*' matches none .*hidden.weight, out.weight",
         ),
-        (
-            dict(exclude=['out.weight']),
-            dict(),
-            ValueError,
-            "'out.weight' matches none",
-        ),
-        (dict(include=None), dict(), ValueError, 'No parameter is selected'),
-        (dict(sparsity=None), dict(), ValueError, 'No sparsity is given'),
+        (dict(exclude=['out.weight']), "'out.weight' matches none"),
+        (dict(include=None), 'No parameter is selected'),
+        (dict(sparsity=None), 'No sparsity is given'),
         (
             dict(distribution=dict(type='Explicit', sparsities={'a': 0.5})),
-            dict(),
-            ValueError,
             "no sparsity for 'hidden.weight'",
         ),
     ],
 )
-def test_mistakes_stop_before_the_first_iteration(
-    tmp_path, hook, wrapper, error, words
-):
-    runner = toy_runner(tmp_path, hook, wrapper)
-    with pytest.raises(error, match=words):
+def test_mistakes_stop_before_the_first_iteration(tmp_path, hook, words):
+    runner = toy_runner(tmp_path, hook)
+    # MMEngine raises a TypeError of a hook anew.
+    with pytest.raises((Mistake, TypeError), match=words):
         runner.train()
     assert runner.iter == 0
     assert not list(tmp_path.glob('*.pth'))
-
-
-def test_a_wrapper_for_several_optimizers_is_refused(tmp_path):
-    runner = toy_runner(tmp_path, dict())
-    model = runner.model
-    runner.optim_wrapper = OptimWrapperDict(
-        a=OptimWrapper(torch.optim.SGD(model.hidden.parameters(), 0.1)),
-        b=OptimWrapper(torch.optim.SGD(model.out.parameters(), 0.1)),
-    )
-    runner.param_schedulers = None
-    with pytest.raises(TypeError, match='OptimWrapperDict'):
-        runner.train()
-
-
-def test_pretrained_weights_without_masks_need_a_choice(tmp_path):
-    path = tmp_path / 'plain.pth'
-    torch.save(Toy().state_dict(), path)
-    runner = toy_runner(tmp_path / 'b', dict(), model=pretrained_toy(path))
-    with pytest.raises(ValueError, match='Pretrained.*FromWeights'):
-        runner.train()
-    runner = toy_runner(
-        tmp_path / 'c', dict(init='TopK'), model=pretrained_toy(path)
-    )
-    runner.train()
 
 
 def test_an_explicit_init_wins_over_the_checkpoints_masks(tmp_path):
@@ -334,18 +234,8 @@ def test_resuming_before_there_is_a_checkpoint_starts_a_run(tmp_path):
 
 
 def test_two_hooks_are_refused(tmp_path):
-    runner = toy_runner(
-        tmp_path,
-        dict(),
-        custom_hooks=[
-            dict(
-                type='SparseTrainingHook',
-                sparsity=0.5,
-                interval=2,
-                include=['out.weight'],
-            )
-        ],
-    )
+    second = dict(type='SparseTrainingHook', sparsity=0.5, include=['out.*'])
+    runner = toy_runner(tmp_path, dict(), custom_hooks=[second])
     with pytest.raises(ValueError, match='one SparseTrainingHook'):
         runner.train()
 
@@ -367,42 +257,19 @@ def test_loaded_and_saved_without_training_masks_stay(tmp_path):
     assert checkpoint['sparse_training']['masks']['hidden.weight'].sum() == 64
 
 
-def test_a_change_of_algorithm_on_resume_is_said(tmp_path, monkeypatch):
-    toy_runner(tmp_path, dict(), epochs=2).train()
-    runner = toy_runner(tmp_path, dict(algorithm='SET'), resume=True)
-    said = []
-    monkeypatch.setattr(runner.logger, 'warning', said.append)
-    runner.train()
-    assert any("algorithm='RigL'; it goes on with 'SET'" in s for s in said)
-
-
 def test_the_moving_average_survives_a_resume(tmp_path):
     def run(folder, **kwargs):
-        runner = toy_runner(
-            folder,
-            dict(),
-            custom_hooks=[dict(type='EMAHook', momentum=0.1)],
-            **kwargs,
-        )
-        runner.train()
-        return torch.load(folder / 'epoch_4.pth', weights_only=False)
+        ema = dict(type='EMAHook', momentum=0.1)
+        toy_runner(folder, dict(), custom_hooks=[ema], **kwargs).train()
+        return load(folder / 'epoch_4.pth')
 
     whole = run(tmp_path / 'a')
-    run_half = toy_runner(
+    resumed = run(
         tmp_path / 'b',
-        dict(),
-        epochs=4,
-        custom_hooks=[dict(type='EMAHook', momentum=0.1)],
+        resume=True,
+        load_from=str(tmp_path / 'a/epoch_2.pth'),
     )
-    run_half.train()
-    for epoch in (3, 4):
-        (tmp_path / f'b/epoch_{epoch}.pth').unlink()
-    (tmp_path / 'b/last_checkpoint').write_text(
-        str(tmp_path / 'b/epoch_2.pth')
-    )
-    resumed = run(tmp_path / 'b', resume=True)
-    for key, value in whole['state_dict'].items():
-        assert torch.equal(value, resumed['state_dict'][key]), key
+    assert_same(whole['state_dict'], resumed['state_dict'])
     mask = resumed['sparse_training']['masks']['hidden.weight']
     assert not resumed['state_dict']['hidden.weight'][~mask].any()
 
@@ -417,21 +284,10 @@ def test_a_skipped_update_is_said(tmp_path, monkeypatch):
     assert 'sparse/density' not in scalars(tmp_path)
 
 
-def test_a_checkpoint_whose_weights_are_outside_its_masks_is_refused(tmp_path):
-    toy_runner(tmp_path, dict(), epochs=2).train()
-    path = tmp_path / 'epoch_2.pth'
-    checkpoint = torch.load(path, weights_only=False)
-    mask = checkpoint['sparse_training']['masks']['hidden.weight']
-    checkpoint['state_dict']['hidden.weight'][~mask] = 1.0
-    torch.save(checkpoint, path)
-    runner = toy_runner(tmp_path, dict(), resume=True)
-    with pytest.raises(ValueError, match='would cut weights.*hidden.weight'):
-        runner.train()
-
-
 @pytest.mark.parametrize(
     'hook, epochs, words',
     [
+        (dict(algorithm='SET'), 4, "algorithm='RigL'; it goes on with 'SET'"),
         (dict(interval=3), 4, r'interval=2; it goes on with 3'),
         # 75 % of 16 steps, and of 24.
         (dict(), 6, r'end=12; it goes on with 18'),

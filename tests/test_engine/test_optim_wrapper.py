@@ -57,24 +57,6 @@ def test_without_masks_it_is_mmengines_wrapper():
         assert torch.equal(a, b)
 
 
-def test_the_clipping_norm_counts_active_weights_only():
-    model, _, trainer = linear_and_masks()
-    wrapper = SparseOptimWrapper(
-        torch.optim.SGD(model.parameters(), lr=1.0),
-        clip_grad=dict(max_norm=1.0),
-    )
-    wrapper.mask_trainer = trainer
-    trainer.enforce(wrapper.optimizer)
-    # The gradient is 2 everywhere: norm 2 * sqrt(4) = 4 under the mask,
-    # 2 * sqrt(8) = 5.66 without.
-    wrapper.update_params(2 * model.weight.sum())
-    hub = MessageHub.get_current_instance()
-    assert hub.get_scalar('train/grad_norm').current() == 4.0
-    # Clipped to norm 1, each active weight moves by 1/2.
-    expected = torch.tensor([[0.5, 1.5, 2.5, 3.5, 0, 0, 0, 0]])
-    assert torch.allclose(model.weight, expected, atol=1e-5)
-
-
 def test_scores_are_the_mean_over_accumulated_batches():
     # k = floor(.5 * 4) = 2. Weights 1 and 2 are dropped; the gradients of
     # two micro-batches cancel at position 4, where the mean of |.| would be
@@ -83,13 +65,19 @@ def test_scores_are_the_mean_over_accumulated_batches():
     wrapper = SparseOptimWrapper(
         torch.optim.SGD(model.parameters(), lr=0.0), accumulative_counts=2
     )
-    wrapper.mask_trainer = trainer
-    trainer.enforce(wrapper.optimizer)
+    attached(wrapper, trainer)
     for grad in ([0, 0, 0, 0, 9, 3, 2, 0], [0, 0, 0, 0, -9, 3, 2, 1]):
         assert trainer.steps == 0  # Not at the first micro-batch.
         wrapper.update_params((model.weight * torch.tensor([grad])).sum())
     assert trainer.steps == 1
     assert masks['weight'].nonzero()[:, 1].tolist() == [2, 3, 5, 6]
+
+
+def attached(wrapper, trainer):
+    """The wrapper, with masks."""
+    wrapper.mask_trainer = trainer
+    trainer.enforce(wrapper.optimizer)
+    return wrapper
 
 
 @pytest.fixture
@@ -102,16 +90,10 @@ def amp(monkeypatch):
         amp_optimizer_wrapper, 'is_cuda_available', lambda: True
     )
 
-    def build(model, trainer, scale=2.0**10, **kwargs):
-        wrapper = SparseAmpOptimWrapper(
-            optimizer=torch.optim.SGD(
-                model.parameters(), lr=0.1, momentum=0.9
-            ),
-            **kwargs,
-        )
-        wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=scale)
-        wrapper.mask_trainer = trainer
-        trainer.enforce(wrapper.optimizer)
+    def build(model, kind=SparseAmpOptimWrapper, **kwargs):
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        wrapper = kind(optimizer=optimizer, **kwargs)
+        wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
         return wrapper
 
     return build
@@ -126,14 +108,13 @@ def test_amp_trains_as_single_precision_does(amp, placement):
             interval=2, placement=placement
         )
         if kind == 'amp':
-            wrapper = amp(model, trainer, clip_grad=dict(max_norm=1.0))
+            wrapper = amp(model, clip_grad=dict(max_norm=1.0))
         else:
             wrapper = SparseOptimWrapper(
                 torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9),
                 clip_grad=dict(max_norm=1.0),
             )
-            wrapper.mask_trainer = trainer
-            trainer.enforce(wrapper.optimizer)
+        attached(wrapper, trainer)
         for _ in range(8):
             x = torch.randn(5, 8)
             wrapper.update_params((model(x) - 1).square().mean())
@@ -148,7 +129,7 @@ def test_amp_trains_as_single_precision_does(amp, placement):
 @pytest.mark.parametrize('where', [0, 7])
 def test_an_overflow_moves_nothing(amp, placement, bad, where):
     model, masks, trainer = linear_and_masks(interval=1, placement=placement)
-    wrapper = amp(model, trainer)
+    wrapper = attached(amp(model), trainer)
     weight, mask = model.weight.clone(), masks['weight'].clone()
     grad = torch.ones(1, 8)
     grad[0, where] = bad
@@ -164,15 +145,6 @@ def test_an_overflow_moves_nothing(amp, placement, bad, where):
     assert not torch.equal(masks['weight'], mask)
 
 
-def test_amp_without_masks_is_mmengines_wrapper(amp):
-    model, _, trainer = linear_and_masks()
-    wrapper = amp(model, trainer)
-    wrapper.mask_trainer = None
-    before = model.weight.detach().clone()
-    wrapper.update_params(model.weight.sum())
-    assert torch.allclose(model.weight, before - 0.1)
-
-
 class Counting(OptimWrapper):
     """A wrapper of somebody's, which takes MMEngine's step."""
 
@@ -181,8 +153,8 @@ class Counting(OptimWrapper):
         super().zero_grad(**kwargs)
 
 
-@pytest.mark.parametrize('kind', [OptimWrapper, Counting])
-def test_a_plain_wrapper_becomes_maskable_and_stays_itself(kind):
+@pytest.mark.parametrize('kind', [OptimWrapper, Counting, SparseOptimWrapper])
+def test_a_wrapper_becomes_maskable_and_clips_active_weights_only(kind):
     model, _, trainer = linear_and_masks()
     wrapper = kind(
         torch.optim.SGD(model.parameters(), lr=1.0),
@@ -192,26 +164,26 @@ def test_a_plain_wrapper_becomes_maskable_and_stays_itself(kind):
     assert make_maskable(wrapper) is wrapper
     assert isinstance(wrapper, kind)
     assert make_maskable(wrapper) is wrapper  # Once is enough.
-    wrapper.mask_trainer = trainer
-    trainer.enforce(wrapper.optimizer)
+    attached(wrapper, trainer)
+    # The gradient is 2 everywhere: norm 2 * sqrt(4) = 4 under the mask,
+    # 2 * sqrt(8) = 5.66 without.
     for _ in range(2):  # Two micro-batches.
         wrapper.update_params(2 * model.weight.sum())
+    hub = MessageHub.get_current_instance()
+    assert hub.get_scalar('train/grad_norm').current() == 4.0
+    # Clipped to norm 1, each active weight moves by 1/2.
     expected = torch.tensor([[0.5, 1.5, 2.5, 3.5, 0, 0, 0, 0]])
     assert torch.allclose(model.weight, expected, atol=1e-5)
     assert getattr(wrapper, 'zeroed', 1) == 1
 
 
-def test_a_plain_amp_wrapper_becomes_maskable(monkeypatch):
-    monkeypatch.setattr(
-        amp_optimizer_wrapper, 'is_cuda_available', lambda: True
-    )
+def test_a_plain_amp_wrapper_becomes_maskable(amp):
     model, masks, trainer = linear_and_masks(interval=1)
-    wrapper = AmpOptimWrapper(
-        optimizer=torch.optim.SGD(model.parameters(), lr=0.1)
-    )
-    wrapper.loss_scaler = torch.amp.GradScaler('cpu', init_scale=2.0**10)
-    make_maskable(wrapper).mask_trainer = trainer
-    trainer.enforce(wrapper.optimizer)
+    wrapper = make_maskable(amp(model, AmpOptimWrapper))
+    weight = model.weight.detach().clone()
+    wrapper.update_params(model.weight.sum())  # No masks yet.
+    assert torch.allclose(model.weight, weight - 0.1)
+    attached(wrapper, trainer)
     before = masks['weight'].clone()
     wrapper.update_params((model.weight * float('inf')).sum())
     assert torch.equal(masks['weight'], before)

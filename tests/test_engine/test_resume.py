@@ -2,6 +2,8 @@
 
 import os
 import re
+from functools import reduce
+from operator import getitem
 
 import pytest
 import torch
@@ -38,21 +40,13 @@ def work_dir(folder, tmp_path):
 
 
 def without(*keys):
-    def spoil(checkpoint):
-        for key in keys[:-1]:
-            checkpoint = checkpoint[key]
-        del checkpoint[keys[-1]]
-
-    return spoil
+    *path, last = keys
+    return lambda checkpoint: reduce(getitem, path, checkpoint).pop(last)
 
 
 def setting(value, *keys):
-    def spoil(checkpoint):
-        for key in keys[:-1]:
-            checkpoint = checkpoint[key]
-        checkpoint[keys[-1]] = value
-
-    return spoil
+    *path, last = keys
+    return lambda c: reduce(getitem, path, c).update({last: value})
 
 
 def flip(checkpoint, was):
@@ -79,6 +73,10 @@ def weights_outside(checkpoint):
     checkpoint['state_dict'][NAME][~mask] = 1
 
 
+def turned(checkpoint):
+    checkpoint[KEY]['masks'][NAME].logical_not_()
+
+
 def all_true(checkpoint):
     checkpoint[KEY]['masks'][NAME].fill_(True)
 
@@ -102,6 +100,7 @@ def fewer_parameters(checkpoint):
 CHANGED = 'not what was saved'
 BAD = {
     'newer': (setting(99, KEY, 'version'), 'version 99.*up to 1'),
+    'no training of masks': (without(KEY), 'holds no masks'),
     'no masks': (without(KEY, 'masks'), 'holds no masks'),
     'masks of floats': (
         setting({NAME: torch.ones(16, 8)}, KEY, 'masks'),
@@ -153,9 +152,9 @@ SEALED = {
 }
 
 
-def resume(path, tmp_path, **options):
+def resume(path, tmp_path):
     return toy_runner(
-        tmp_path / 'new', dict(), resume=True, load_from=str(path), **options
+        tmp_path / 'new', dict(), resume=True, load_from=str(path)
     )
 
 
@@ -175,36 +174,25 @@ def test_a_run_does_not_go_on_from(name, folder, tmp_path):
     assert not list((tmp_path / 'new').glob('*.pth'))
 
 
-def test_a_run_does_not_go_on_with_masks_of_an_earlier_one(folder, tmp_path):
-    checkpoint = load(folder / 'epoch_2.pth')
-    checkpoint[KEY] = load(folder / 'epoch_1.pth')[KEY]
-    torch.save(checkpoint, tmp_path / 'bad.pth')
-    runner = resume(tmp_path / 'bad.pth', tmp_path)
-    with pytest.raises(Mistake, match='of iteration 4.*of iteration 8'):
-        runner.train()
-
-
-def test_a_run_goes_on_from_what_was_saved(folder, tmp_path):
-    checkpoint = load(folder / 'epoch_2.pth')
-    masks = torch.full((2, 2), -torch.inf).triu(1)  # Of an attention.
+def of_attention(checkpoint):
+    masks = torch.full((2, 2), -torch.inf).triu(1)
     checkpoint['state_dict']['mask'] = masks
+
+
+def of_an_older_release(checkpoint):
+    del checkpoint[KEY]['digest'], checkpoint[KEY]['iter']
+
+
+@pytest.mark.parametrize('change', [of_attention, of_an_older_release])
+def test_a_run_goes_on_from_what_was_saved(change, folder, tmp_path):
+    checkpoint = load(folder / 'epoch_2.pth')
+    change(checkpoint)
     torch.save(checkpoint, tmp_path / 'a.pth')
     runner = resume(tmp_path / 'a.pth', tmp_path)
     runner.train()
     whole = load(folder / 'epoch_4.pth')
     assert_same(runner.model.state_dict(), whole['state_dict'])
     assert_same(dict(hook_of(runner).trainer.masks), whole[KEY]['masks'])
-
-
-def test_a_run_goes_on_from_an_older_release(folder, tmp_path):
-    checkpoint = load(folder / 'epoch_2.pth')
-    for key in ('digest', 'iter'):
-        del checkpoint[KEY][key]
-    torch.save(checkpoint, tmp_path / 'a.pth')
-    runner = resume(tmp_path / 'a.pth', tmp_path)
-    runner.train()
-    whole = load(folder / 'epoch_4.pth')
-    assert_same(runner.model.state_dict(), whole['state_dict'])
 
 
 def test_a_run_that_ended_within_an_accumulation_goes_on(tmp_path):
@@ -250,6 +238,7 @@ def test_slots_of_another_shape_may_be_meant(kind):
     'spoil, words',
     [
         (all_true, 'leave no weight out'),
+        (turned, f'would cut weights.*{NAME}'),
         (poison(float('nan')), "a.pth: 'out.weight' .* NaN"),
     ],
 )

@@ -260,21 +260,21 @@ def test_validation_in_between_changes_nothing(
     assert_same(*(state['state_dict'] for state in states))
 
 
+def two_ranks(config, work_dir, **environment):
+    tool = [ROOT / 'tools/train.py', config, '--work-dir', work_dir]
+    return run_forked(*tool, ranks=2, **environment)
+
+
 def test_two_processes_without_synchronised_norms(make_config, tmp_path):
     config = make_config(
         'mmpretrain',
         "model['backbone']['norm_cfg'] = dict(type='SyncBN')\n"
         "train_dataloader['batch_size'] = 2\n",
     )
-    run = [ROOT / 'tools/train.py', config, '--work-dir', tmp_path / 'run']
-    done = run_forked(*run, ranks=2)
+    done = two_ranks(config, tmp_path / 'run')
     assert done.returncode == 0, done.stdout
-    assert (
-        done.stdout.count(
-            'SyncBN becomes BN, and every process keeps statistics of its own'
-        )
-        == 1
-    )
+    said = 'SyncBN becomes BN, and every process keeps statistics of its own'
+    assert done.stdout.count(said) == 1
     assert assert_exact(tmp_path / 'run') == assert_exact(tmp_path / 'run', 1)
 
 
@@ -287,8 +287,7 @@ def test_parameters_without_a_part_in_two_processes(make_config, tmp_path):
         "train_dataloader['batch_size'] = 2\n"
         'find_unused_parameters = True\n',
     )
-    run = [ROOT / 'tools/train.py', config, '--work-dir', tmp_path / 'run']
-    done = run_forked(*run, ranks=2)
+    done = two_ranks(config, tmp_path / 'run')
     assert done.returncode == 0, done.stdout
     assert assert_exact(tmp_path / 'run') == assert_exact(tmp_path / 'run', 1)
     checkpoint = final(tmp_path / 'run')
@@ -297,10 +296,7 @@ def test_parameters_without_a_part_in_two_processes(make_config, tmp_path):
 
 def test_a_rank_that_dies_ends_the_other(make_config, tmp_path):
     config = make_config('mmpretrain', "train_dataloader['batch_size'] = 2\n")
-    done = run_forked(
-        ROOT / 'tools/train.py', config, '--work-dir', tmp_path / 'run',
-        ranks=2, KILL_AT='2', KILL_RANK='1',
-    )  # fmt: skip
+    done = two_ranks(config, tmp_path / 'run', KILL_AT='2', KILL_RANK='1')
     # Of rank 0, which was neither killed nor ended by the clock.
     assert done.returncode == 2, done.stdout
     last = Path('forked_0.log').read_text().strip().splitlines()[-1]
