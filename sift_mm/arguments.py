@@ -1,8 +1,8 @@
 """What arguments may be: kinds, which the signatures name.
 
-A signature says what an argument is, once: by a ``Literal``, a plain type, or
-one of the kinds here. A name from a config that does not exist, and a value
-that cannot be meant, are then refused in one sentence.
+A ``Literal``, a plain type, or one of the kinds here. A name from a config
+that does not exist, and a value that cannot be meant, are then refused in
+one sentence.
 """
 
 import difflib
@@ -275,8 +275,7 @@ def read_arguments(
         ValueError: If there is no such argument, one is missing, or one is
             not what it may be.
     """
-    who = who or maker.__name__
-    return _read_all(who, parameters(maker), given)
+    return _read_all(who or maker.__name__, parameters(maker), given)
 
 
 def _read_all(
@@ -365,9 +364,6 @@ def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             near = nearest(name, known)
-            hint = (
-                f'did you mean {near}?'
-                if near
-                else (f'there are {", ".join(known)}.')
-            )
+            others = f'there are {", ".join(known)}.'
+            hint = f'did you mean {near}?' if near else others
             raise Mistake(f'{what} {name}: {hint}')

@@ -53,11 +53,7 @@ def compact(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def expand(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """What :func:`compact` was given; another checkpoint as it is.
-
-    Raises:
-        ValueError: If it is damaged, or of a newer version.
-    """
+    """What :func:`compact` was given; another checkpoint as it is."""
     if not isinstance(checkpoint, Mapping) or COMPACT_KEY not in checkpoint:
         return checkpoint  # type: ignore[return-value]
     try:

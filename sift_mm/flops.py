@@ -1,8 +1,7 @@
 """FLOPs of a network, dense and under masks, from one counter.
 
-A multiplication and an addition are two operations: FLOPs are 2 x MACs
-throughout, as PyTorch's counter and the RigL paper have it. OpenMMLab's
-get_flops tools print MACs under the name of FLOPs, half of this.
+FLOPs are 2 x MACs throughout, as PyTorch's counter and the RigL paper have
+it. OpenMMLab's get_flops tools print MACs under that name, half of this.
 """
 
 import copy

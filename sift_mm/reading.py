@@ -42,16 +42,9 @@ def read(path: str | Path, map_location: Any = 'cpu') -> dict[str, Any]:
 
 
 def load_compact(path: str | Path) -> dict[str, Tensor]:
-    """The ``state_dict`` of a compact file, or of any other checkpoint.
+    """The ``state_dict`` of a local compact file, or of any other checkpoint.
 
-    Args:
-        path (str | Path): Local path.
-
-    Returns:
-        dict: Dense tensors by name, as the unmodified libraries load them.
-
-    Raises:
-        ValueError: As of :func:`read`.
+    Tensors are dense, as the unmodified libraries load them.
     """
     checkpoint = read(path)
     if 'state_dict' not in checkpoint:
@@ -85,11 +78,7 @@ def safely(path: str) -> Iterator[None]:
 
 
 def with_weights(checkpoint: Any, path: str) -> dict[str, Any]:
-    """A checkpoint as it was read, expanded, if there are weights in it.
-
-    Raises:
-        Mistake: If it holds no tensors by name.
-    """
+    """A checkpoint as it was read, expanded, if it has weights by name."""
     checkpoint = expand(checkpoint, path)
     named = isinstance(checkpoint, Mapping)
     weights = checkpoint.get('state_dict', checkpoint) if named else None

@@ -35,9 +35,7 @@ def restore_gradients(
 ) -> str:
     """Give parameters the gradients that they had when the run was broken.
 
-    Args:
-        saved (Sequence[Mapping[str, Tensor]]): Of each process, by name.
-        model (nn.Module): Without its wrapper, its weights loaded.
+    Those of each process, by name, go to a model with its weights loaded.
 
     Returns:
         str: Why that was not possible, or ''.
@@ -60,13 +58,12 @@ def _saves(runner: Runner, ends_epoch: bool) -> bool:
     for hook in runner.hooks:
         if not isinstance(hook, CheckpointHook) or hook.by_epoch != ends_epoch:
             continue
-        when: Any = (hook.interval, hook.save_begin)
+        due: Any = hook.every_n_train_iters
+        last = hook.is_last_train_iter
         if ends_epoch:
-            due = hook.every_n_epochs(runner, *when)
-            last = hook.is_last_train_epoch(runner)
-        else:
-            due = hook.every_n_train_iters(runner, *when)
-            last = hook.is_last_train_iter(runner)
-        if due or (hook.save_last and last):
+            due, last = hook.every_n_epochs, hook.is_last_train_epoch
+        if due(runner, hook.interval, hook.save_begin) or (
+            hook.save_last and last(runner)
+        ):
             return True
     return False

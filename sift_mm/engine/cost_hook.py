@@ -104,11 +104,7 @@ def warn_without_masks(model: nn.Module) -> None:
 
 
 def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Warns of weights that are there although their mask says otherwise.
-
-    Raises:
-        Mistake: If the masks are not of this network.
-    """
+    """Warns of weights outside their mask; refuses masks of other networks."""
     parameters = dict(model.named_parameters())
     unknown = [
         name

@@ -56,16 +56,8 @@ class MaskPlan:
     """The masks that a model asks for, each fact looked up once, when asked.
 
     A run that takes the masks of a checkpoint never asks for counts.
-
-    Args:
-        model (nn.Module): The model.
-        distribution (Distribution): Shares the sparsity out over layers.
-        sparsity (float, optional): As written in the hook.
-        include (Sequence[str], optional): As for :func:`select_parameters`.
-        exclude (Sequence[str]): As for :func:`select_parameters`.
-        whole (Callable, optional): Gives the FLOPs of the whole model beside
-            the dense one, at the size of the test images; raises ValueError
-            where they cannot be counted. None where no config is known.
+    ``whole`` gives the FLOPs of the whole model beside the dense one, at the
+    size of the test images; it is None where no config is known.
     """
 
     def __init__(
@@ -96,13 +88,7 @@ class MaskPlan:
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters that get masks, by full name.
-
-        Empty for a Sparse-IFT backbone that needs none.
-
-        Raises:
-            ValueError: If patterns match nothing, or nothing is selected.
-        """
+        """Parameters that get masks, by full name; there may be none."""
         if (
             self.include is None
             and self.backbone
@@ -158,11 +144,7 @@ class MaskPlan:
 
     @cached_property
     def whole(self) -> FlopBudget:
-        """FLOPs of the whole model, with neck and heads.
-
-        Raises:
-            ValueError: If they cannot be counted, with the reason.
-        """
+        """FLOPs of the whole model, or a ValueError that says why not."""
         if self._whole is None:
             raise Mistake('the run has no config to read the model from')
         return self._whole()
@@ -270,11 +252,8 @@ def sparse_backbone(
 ) -> tuple[str, SparseIFTBackbone] | None:
     """The Sparse-IFT backbone of a model, behind its prefix ('backbone.').
 
-    None without a backbone of a family.
-
-    Raises:
-        ValueError: If there are several: one sparsity cannot be matched for
-            both.
+    None without a backbone of a family; several are refused, since one
+    sparsity cannot be matched for both.
     """
     found = [
         ((f'{name}.' if name else ''), module)
@@ -318,9 +297,7 @@ def backbone_flops(backbone: SparseIFTBackbone) -> tuple[FlopCount, float]:
 def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
     """FLOPs of a whole model and of its dense one, as one test image has it.
 
-    Raises:
-        ValueError: If the config does not say how large the images are, or
-            the model cannot be counted.
+    A ValueError says why they cannot be counted.
     """
     from sift_mm.analysis.model_forward import count_model
     from sift_mm.config.channels import build_dense

@@ -20,9 +20,6 @@ def enable_amp(cfg: Config) -> None:
 
     Each has a counterpart of its own, so that a config that names a sparse
     wrapper still has one.
-
-    Raises:
-        Mistake: If the wrapper has no such counterpart.
     """
     wrapper = cfg.get('optim_wrapper')
     if wrapper is None:

@@ -39,18 +39,16 @@ class NumberedBatch(list[int]):
 class NumberedBatches:
     """A batch sampler that says of each batch when it is trained with.
 
-    Args:
-        batches (Any): The batch sampler; what else it has is had from here.
-        restarted (Callable): Called with the epoch when it was exhausted
-            while batches of a resumed run were left out.
+    What else it has is had from ``batches``. ``restarted`` is called with the
+    epoch when that is exhausted while batches of a resumed run are left out.
     """
 
-    def __init__(
-        self, batches: Any, restarted: Callable[[int], None] | None = None
-    ) -> None:
+    restarted: Callable[[int], None] | None = None
+
+    def __init__(self, batches: Any, number: int, skip: int) -> None:
         self.batches = batches
-        self.restarted = restarted
-        self.number = self.skip = 0
+        self.number = number
+        self.skip = skip
 
     def __iter__(self) -> Iterator[NumberedBatch]:
         for indices in self._remaining():
@@ -111,8 +109,7 @@ class SeededIterations:
     """Seeds data and model of a run, iteration by iteration.
 
     Args:
-        runner (Runner): Of the run, its checkpoint loaded, its data not yet
-            read.
+        runner (Runner): Its checkpoint loaded, its data not yet read.
         sampler_seed (int, optional): That of the run that is resumed. A
             config without a seed gives the sampler another one each time.
     """
@@ -143,9 +140,9 @@ class SeededIterations:
             )
             return
         loop = runner.train_loop
-        batches = NumberedBatches(loader.batch_sampler)
-        batches.number = runner.iter
-        batches.skip = runner.iter
+        batches = NumberedBatches(
+            loader.batch_sampler, number=runner.iter, skip=runner.iter
+        )
         if isinstance(loop, IterBasedTrainLoop):
             self._iterator = loop.dataloader_iterator
             batches.restarted = self._restart

@@ -57,9 +57,6 @@ def pretrained_state(
         tuple: Whether a checkpoint is loaded into a sparse parameter, and
         what it has under ``sparse_training``, the masks by their names in
         this model; None if it has nothing.
-
-    Raises:
-        ValueError: If the checkpoint is not of the Sparse-IFT backbone.
     """
     found = sparse_backbone(model)
     source = pretrained_source(
@@ -112,11 +109,6 @@ def mask_origin(
         str: 'restored', those of the run that is resumed; 'transferred',
         those that its first, or this, run found with loaded weights;
         'drawn', new ones; 'dropped', none: all weights train.
-
-    Raises:
-        ValueError: If there are none where a run is resumed, if it would
-            lose them, or if loaded weights have none and nobody said how to
-            draw them.
     """
     if resumed:
         if state is None:
@@ -182,15 +174,8 @@ def masks_of(
     """The masks of a checkpoint, for a network that starts from it.
 
     They are taken as they are: solved for a classifier, their density is
-    another one than a detector's from scratch.
-
-    Args:
-        state (Mapping[str, Any]): What the checkpoint has under
-            ``sparse_training``.
-        parameters (Mapping[str, nn.Parameter]): The sparse parameters, by
-            name, their weights loaded.
-        expected (Mapping[str, int]): Active weights by name, as the config
-            asks for them.
+    another one than a detector's from scratch. Parameters go by name, their
+    weights loaded; active weights are expected as the config asks for them.
 
     Raises:
         ValueError: If they are of other parameters, not the masks of these
