@@ -359,7 +359,11 @@ def matching(
 
 
 def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuse a name that is not known, with the nearest that is."""
+    """Refuses a name that is not known, with the nearest that is.
+
+    Raises:
+        ValueError: If there is one.
+    """
     known = list(known)
     for name in names:
         if name not in known:

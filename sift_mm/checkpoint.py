@@ -104,10 +104,14 @@ def named(path: Any) -> Iterator[None]:
 
 
 def check_finite(state: Mapping[str, Any]) -> None:
-    """Refuse a ``state_dict`` with weights that are NaN or infinite.
+    """Refuse weights that are no numbers.
 
-    A buffer of zeros and minus infinities, which masks attention, is let
-    through.
+    Args:
+        state (Mapping[str, Any]): A ``state_dict``. A buffer of zeros and
+            minus infinities, which masks attention, is let through.
+
+    Raises:
+        ValueError: If one is NaN or infinite.
     """
     for name, value in state.items():
         # PyTorch cannot say that of types of eight bits.
@@ -193,12 +197,21 @@ def without_prefix(
 def check_keys(
     module: nn.Module, state: Mapping[str, Any], path: str, prefix: str | None
 ) -> None:
-    """Refuse a checkpoint whose ``state_dict`` is not of this backbone.
+    """Refuse a checkpoint that is not of this backbone.
 
     MMEngine only warns of keys that do not fit, and leaves what they should
-    have filled at random. The backbone's ``core_keys`` say which must be
-    there, all if it has none. The prefix is that of its names in the
-    checkpoint at the path.
+    have filled at random.
+
+    Args:
+        module (nn.Module): The backbone; its ``core_keys`` say which keys
+            must be there, all if it has none.
+        state (Mapping[str, Any]): The checkpoint's ``state_dict``.
+        path (str): Of the checkpoint, for the message.
+        prefix (str, optional): Of the backbone's names in the checkpoint.
+
+    Raises:
+        ValueError: If a weight is missing or of another shape, or the
+            checkpoint has more layers, with the list.
     """
     found = without_prefix(state, prefix)
     core = getattr(module, 'core_keys', None)

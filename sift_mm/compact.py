@@ -53,7 +53,15 @@ def compact(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def expand(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """What :func:`compact` was given; another checkpoint as it is."""
+    """What :func:`compact` was given; another checkpoint as it is.
+
+    Args:
+        checkpoint (Mapping[str, Any]): As it was read.
+        path (str): Where from, for messages.
+
+    Raises:
+        ValueError: If it is damaged, or of a newer version.
+    """
     if not isinstance(checkpoint, Mapping) or COMPACT_KEY not in checkpoint:
         return checkpoint  # type: ignore[return-value]
     try:

@@ -9,8 +9,15 @@ def import_modules(package: str, optional: Collection[str] = ()) -> None:
     """Import all modules of a package, in alphabetical order.
 
     To be called at the end of the package's ``__init__``, after what its
-    modules may import from it. A module that lacks one of the optional
-    top-level packages is left out.
+    modules may import from it.
+
+    Args:
+        package (str): Full name, ``__name__`` in its ``__init__``.
+        optional (Collection[str]): Top-level packages that need not be
+            installed; a module that imports a missing one is left out.
+
+    Raises:
+        ImportError: If a module cannot be imported for another reason.
     """
     path = importlib.import_module(package).__path__
     for found in pkgutil.iter_modules(path, f'{package}.'):

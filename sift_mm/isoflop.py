@@ -17,7 +17,11 @@ SPARSE_FACTORS = ('both', 'u', 'none')
 
 
 def check_sparsity(sparsity: float) -> None:
-    """Refuse a sparsity outside [0, 1)."""
+    """Refuse a sparsity outside [0, 1).
+
+    Raises:
+        ValueError: If ``sparsity`` is not a number in [0, 1).
+    """
     read('sparsity', sparsity, Sparsity)
 
 
@@ -26,6 +30,9 @@ def expansion(sparsity: float) -> float:
 
     Binary floating point turns 1 / (1 - 0.9) into 10.000000000000002; such a
     neighbour of a whole number is that number.
+
+    Raises:
+        ValueError: If ``sparsity`` is outside [0, 1).
     """
     check_sparsity(sparsity)
     exact = 1 / (1 - sparsity)
@@ -40,6 +47,16 @@ def wide_width(base_width: int, sparsity: float) -> int:
     down, as in the authors' networks: 64 becomes 90, 128 and 202 at 0.5,
     0.75 and 0.9. The later stages are multiples of this number (2, 4, 8), so
     round once and multiply.
+
+    Args:
+        base_width (int): Width of the dense network, in channels.
+        sparsity (float): Share of zero weights, in [0, 1).
+
+    Returns:
+        int: The width of the sparse network, at least ``base_width``.
+
+    Raises:
+        ValueError: If ``sparsity`` is outside [0, 1).
     """
     # The small term keeps a product that is a whole number but for floating
     # point from being rounded down past it.
@@ -88,6 +105,12 @@ def factorized_rank(
         cost (float, optional): MACs of one position to be met; those of the
             dense layer, ``fan_in * fan_out``, if None.
         multiple (int): The rank is a multiple of this.
+
+    Returns:
+        int: The rank, in channels.
+
+    Raises:
+        ValueError: If the sparsity is outside [0, 1).
     """
     check_sparsity(sparsity)
     density_u, density_v = factor_densities(sparsity, sparse)
@@ -114,7 +137,11 @@ def spread_ranks(
 
 
 def factor_densities(sparsity: float, sparse: str) -> tuple[float, float]:
-    """Densities of U and V, for ``sparse`` of ``SPARSE_FACTORS``."""
+    """Densities of U and V.
+
+    Raises:
+        ValueError: If ``sparse`` is not one of ``SPARSE_FACTORS``.
+    """
     if sparse not in SPARSE_FACTORS:
         raise Mistake(
             'sparse_factors says which factors carry masks, one '

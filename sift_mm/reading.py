@@ -42,9 +42,16 @@ def read(path: str | Path, map_location: Any = 'cpu') -> dict[str, Any]:
 
 
 def load_compact(path: str | Path) -> dict[str, Tensor]:
-    """The ``state_dict`` of a local compact file, or of any other checkpoint.
+    """The ``state_dict`` of a compact file, or of any other checkpoint.
 
-    Tensors are dense, as the unmodified libraries load them.
+    Args:
+        path (str | Path): Local path.
+
+    Returns:
+        dict: Dense tensors by name, as the unmodified libraries load them.
+
+    Raises:
+        ValueError: As of :func:`read`.
     """
     checkpoint = read(path)
     if 'state_dict' not in checkpoint:
@@ -56,7 +63,11 @@ def load_compact(path: str | Path) -> dict[str, Tensor]:
 def safely(path: str) -> Iterator[None]:
     """Let ``torch.load`` build what a checkpoint of MMEngine holds.
 
-    Any error becomes a Mistake that names the path or address.
+    Args:
+        path (str): Path or address, for the message.
+
+    Raises:
+        Mistake: In place of any error.
     """
     try:
         with torch.serialization.safe_globals(_not_yet_allowed()):
@@ -78,7 +89,15 @@ def safely(path: str) -> Iterator[None]:
 
 
 def with_weights(checkpoint: Any, path: str) -> dict[str, Any]:
-    """A checkpoint as it was read, expanded, if it has weights by name."""
+    """A checkpoint as it was read, expanded, if there are weights in it.
+
+    Args:
+        checkpoint (Any): What was in the file.
+        path (str): Path or address, for the message.
+
+    Raises:
+        Mistake: If it holds no tensors by name.
+    """
     checkpoint = expand(checkpoint, path)
     named = isinstance(checkpoint, Mapping)
     weights = checkpoint.get('state_dict', checkpoint) if named else None

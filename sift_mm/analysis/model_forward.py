@@ -331,9 +331,20 @@ def count_trial(
 def count_model(
     model: nn.Module, shape: tuple[int, int], channels: int = 3
 ) -> tuple[FlopCount, tuple[str, ...]]:
-    """Counts any of the libraries' models on one image: :func:`count_trial`.
+    """Counts the FLOPs of any of the libraries' models on one image.
 
-    The model is left as it is; ``shape`` is height and width in pixels.
+    Args:
+        model (nn.Module): Detector, segmentor, classifier or backbone; it is
+            left as it is.
+        shape (tuple[int, int]): Height and width of the image, in pixels.
+        channels (int): Channels of the image.
+
+    Returns:
+        tuple[FlopCount, tuple[str, ...]]: In 2 x MACs; and what was taken
+        from the config, see :func:`run_once`.
+
+    Raises:
+        NotCountable: A ValueError, if the model cannot be run so.
     """
     trial = on_meta(model, norms=False)
     return count_trial(trial, meta_image(shape, channels))

@@ -155,11 +155,19 @@ def make_report(
 ) -> dict[str, Any]:
     """Counts what the network of a config costs.
 
-    The config is left as it is. Without a shape, images are as the pipelines
-    make them; the other arguments are those of :func:`schedule_samples`.
+    Args:
+        cfg (Config): Config of a run; it is left as it is.
+        shape (Sequence[int], optional): Height and width of the image, in
+            pixels; by default as the pipelines make them.
+        epoch_samples (int, optional): As for :func:`schedule_samples`.
+        batch (int, optional): As for :func:`schedule_samples`.
 
     Returns:
         dict[str, Any]: What ``--json`` writes; numbers are not rounded.
+
+    Raises:
+        ValueError: If the config contradicts itself, says too little, or its
+            model does not run at the shape.
     """
     if 'model' not in cfg:
         raise Mistake('the config has no model')

@@ -37,14 +37,23 @@ def measure_speed(
 ) -> dict[str, Any]:
     """Time one network three ways, in turns.
 
-    The model has zeros outside its bool masks, which go by parameter name;
-    without any, what is not zero counts as active. Each of the batches, which
-    are numbers of images, has so many rounds.
+    Args:
+        cfg (Config): Config of the model, for its dense twin.
+        model (nn.Module): The network, with zeros outside the masks.
+        masks (Mapping[str, Tensor]): Bool masks by parameter name; without
+            any, what is not zero counts as active.
+        shape (tuple[int, int]): Height and width of the images.
+        batches (Sequence[int]): Numbers of images at a time.
+        rounds (int): Turns that each of them has.
 
     Returns:
         dict: Under 'rows' one for each batch and way, with 'batch', 'what',
         the median 'seconds' a batch, and the median 'ratio' to the dense
         twin within a turn with its 'quartiles'; under 'layers' what runs how.
+
+    Raises:
+        ValueError: Nothing of the model can run sparse.
+        RuntimeError: There are no kernels for this machine.
     """
     found = sparse_backbone(model)
     name = found[0][:-1] if found else 'backbone'

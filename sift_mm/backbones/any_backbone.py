@@ -62,6 +62,10 @@ class TransformedBackbone(SparseIFTBackbone):
 
         The library's rule, and a rule of the whole model, would draw them as
         if they were dense.
+
+        Raises:
+            ValueError: If weights are loaded, and the checkpoint is not of
+                this network.
         """
         if self._has_weights():
             return

@@ -296,6 +296,10 @@ class SparseIFTMixin(SparseIFTBackbone):
         """Initialise as the library does, inner layers as they should be.
 
         The library's rule would draw each inner layer as if it stood alone.
+
+        Raises:
+            ValueError: If weights are loaded, and the checkpoint is not of
+                this network.
         """
         if self._has_weights():
             return

@@ -78,9 +78,17 @@ def batch_size(cfg: Config, name: str) -> int | None:
 
 
 def describe(path: Path) -> tuple[dict[str, Any], str]:
-    """What the metafile says of the model of a config, and its task.
+    """Describes the model of a config.
 
-    Results are not in it.
+    Args:
+        path (Path): The config file.
+
+    Returns:
+        tuple[dict[str, Any], str]: What the metafile says of it, without
+        results, and the task.
+
+    Raises:
+        Mistake: If the data set is another one.
     """
     cfg = read_config(str(path))
     report = make_report(cfg)
@@ -174,7 +182,12 @@ def dump(content: dict[str, Any]) -> str:
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes metafiles and index."""
+    """Writes metafiles and index.
+
+    Raises:
+        Mistake: If a folder has no configs, or results are of a config
+            that is in none of the folders.
+    """
     args = parse_args(argv)
     folders = [folder.resolve() for folder in args.folders]
     results: Results = {}

@@ -88,7 +88,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def keeps_label_maps(cfg: Config, args: argparse.Namespace) -> bool:
-    """Whether ``--out`` is a folder for MMSegmentation's label maps."""
+    """Whether ``--out`` is a folder for MMSegmentation's label maps.
+
+    Raises:
+        Mistake: If ``--out`` is neither that nor a pickle file.
+    """
     if not args.out or args.out_item == 'metrics':
         return False
     if args.out.endswith(('.pkl', '.pickle')):

@@ -97,7 +97,11 @@ def follow(model: Any, backbone: Any, dense: bool = False) -> None:
 
 
 def build_backbone(cfg: Config) -> Any:
-    """The backbone of a config, built as :func:`build` does."""
+    """The backbone of a config, its weights without meaning.
+
+    Raises:
+        ValueError: If a type or an argument of the config is unknown.
+    """
     return build(cfg, cfg.model.backbone)
 
 

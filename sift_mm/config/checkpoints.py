@@ -18,8 +18,12 @@ from sift_mm.resuming import check_resumable
 def check_checkpoint(path: str) -> None:
     """Stops with a sentence if a local checkpoint cannot be read.
 
-    An address, such as ``https://`` or ``torchvision://``, is left to
-    MMEngine.
+    Args:
+        path (str): Path, or an address such as ``https://`` or
+            ``torchvision://``, which is left to MMEngine.
+
+    Raises:
+        Mistake: If it is a path and there is no such file, or a bad one.
     """
     if not _is_address(path):
         read(path)
@@ -38,7 +42,11 @@ def find_start(cfg: Config, resume: str | None = None) -> list[str]:
             the work dir; None for what the config says.
 
     Returns:
-        list[str]: Lines for the log.
+        list[str]: What the log has to say of it.
+
+    Raises:
+        Mistake: If the checkpoint, or each in the work dir, is none that a
+            run can go on from.
     """
     if resume is None:
         if not cfg.get('resume'):
@@ -150,8 +158,15 @@ def _progress(path: Path) -> int:
 def check_pretrained(cfg: Config) -> None:
     """Stops with a sentence if weights to start from cannot be read.
 
-    A run that is resumed needs them no more: from its config those that are
-    gone are taken out, in place.
+    A run that is resumed needs them no more, and is told to leave those that
+    are gone.
+
+    Args:
+        cfg (Config): Config of a run, changed in place.
+
+    Raises:
+        Mistake: If a local file that the model or the run starts from does
+            not exist, or is a bad one.
     """
     resumes = bool(cfg.get('resume') and cfg.get('load_from'))
     if cfg.get('load_from') and not resumes:

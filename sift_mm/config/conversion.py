@@ -74,7 +74,15 @@ def is_wrapped(cfg: Config) -> bool:
 
 
 def convert(cfg: Config, member: MemberOptions) -> None:
-    """As :func:`sparsify`, but neck and heads stay as they are."""
+    """As :func:`sparsify`, but neck and heads stay as they are.
+
+    Args:
+        cfg (Config): Config of a run, changed in place.
+        member (MemberOptions): What is asked for.
+
+    Raises:
+        ValueError: As :func:`sparsify`.
+    """
     backbone = cfg.get('model', {}).get('backbone') or {}
     kind = type_name(backbone)
     if not kind:

@@ -92,7 +92,7 @@ def _describe(cfg: dict) -> str:
 
 
 def check_data(cfg: Config, phases: Iterable[str]) -> None:
-    """Stops with a sentence if data of a run is missing.
+    """Stops before anything is built if data of a run is missing.
 
     Only local paths are looked at; a dataset that fetches itself or reads
     through a remote backend passes.
@@ -101,6 +101,9 @@ def check_data(cfg: Config, phases: Iterable[str]) -> None:
         cfg (Config): Config of the run.
         phases (Iterable[str]): Those of 'train', 'val' and 'test' whose
             data loader the run will use.
+
+    Raises:
+        Mistake: With one sentence, if something is missing.
     """
     missing: dict[str, dict[str, None]] = {}
     prepared = set()

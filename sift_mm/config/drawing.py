@@ -22,10 +22,17 @@ def enable_drawing(
     wait_time: float = 2,
     interval: int = 1,
 ) -> None:
-    """Switches the visualisation hook of the config's library on, in place.
+    """Switches the visualisation hook of the config's library on.
 
-    Windows stay for ``wait_time`` seconds. In classification alone, every
-    ``interval``-th sample is drawn.
+    Args:
+        cfg (Config): Config, changed in place.
+        show (bool): Whether to open windows.
+        folder (str, optional): Folder for the pictures.
+        wait_time (float): Seconds that each window stays.
+        interval (int): Every n-th sample is drawn; classification only.
+
+    Raises:
+        Mistake: If it is none of the three libraries.
     """
     scope = cfg.get('default_scope')
     if scope not in DRAWING_HOOKS:

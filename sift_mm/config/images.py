@@ -83,8 +83,17 @@ def find_sizes(
 ) -> tuple[tuple[Shape, str], tuple[Shape, str]]:
     """Sizes of the images in testing and in training.
 
-    Either is as :func:`image_size` has it, unless height and width are given.
     Where only one of the two is fixed, the other is taken to be the same.
+
+    Args:
+        cfg (Config): Config of the run.
+        given (Sequence[int], optional): Height and width for both.
+
+    Returns:
+        tuple: For either, as :func:`image_size` has it.
+
+    Raises:
+        ValueError: If the config does not say.
     """
     if given is not None:
         found = (given[0], given[1]), 'as given'

@@ -38,7 +38,15 @@ def _without_noise() -> Iterator[None]:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Reads the config that the options of ``add_config_options`` name."""
+    """Reads the config that the options of a command line name.
+
+    Args:
+        args (argparse.Namespace): Of
+            :func:`~sift_mm.cli.options.add_config_options`.
+
+    Raises:
+        Mistake: As :func:`read_config`.
+    """
     member = MemberOptions.of_args(args)
     return read_config(args.config, args.cfg_options, **vars(member))
 
@@ -115,6 +123,9 @@ def import_library(cfg: Config) -> None:
     """Imports the library of the config's ``default_scope``, if installed.
 
     The registries would do it, but noisily.
+
+    Raises:
+        Mistake: If it is one of OpenMMLab's and not installed.
     """
     scope = cfg.get('default_scope', 'mmengine')
     if scope not in PACKAGES:

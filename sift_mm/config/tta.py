@@ -39,10 +39,15 @@ def flip_pipeline(pipeline: list[dict]) -> list[dict]:
 
 
 def enable_tta(cfg: Config) -> None:
-    """Wraps the model and replaces the pipelines of the test data, in place.
+    """Wraps the model and replaces the pipelines of the test data.
 
-    The config's ``tta_model`` and ``tta_pipeline`` are taken where it has
-    them.
+    Args:
+        cfg (Config): Config, changed in place. Its ``tta_model`` and
+            ``tta_pipeline`` are taken where it has them.
+
+    Raises:
+        Mistake: If the config has no ``tta_model`` and its scope no
+            default.
     """
     scope = cfg.get('default_scope')
     model: Any = cfg.get('tta_model') or DEFAULT_MODELS.get(scope)

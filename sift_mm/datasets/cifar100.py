@@ -18,7 +18,11 @@ PAGE = 'https://www.cs.toronto.edu/~kriz/cifar.html'
 
 
 def check(path: Path, md5: str) -> None:
-    """Raise :class:`DataError` if a file has another hash."""
+    """Compare a file with a hash.
+
+    Raises:
+        DataError: If it is another.
+    """
     if not has_digest(path, md5):
         raise DataError(
             f'{path} is broken or not of CIFAR-100, its MD5 is not {md5}: '

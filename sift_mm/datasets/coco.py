@@ -99,7 +99,15 @@ def read_images(path: Path) -> list[dict[str, Any]]:
 
 
 def check(root: Path, split: str) -> None:
-    """Raise :class:`DataError` if 'train' or 'val' is not whole."""
+    """Check one split.
+
+    Args:
+        root: The data set's folder.
+        split: 'train' or 'val'.
+
+    Raises:
+        DataError: If it is not complete or an image is broken.
+    """
     path, folder = root / ANNOTATIONS.format(split), root / f'{split}2017'
     images = read_images(path)
     if len(images) != IMAGES[split]:
@@ -126,7 +134,18 @@ def check(root: Path, split: str) -> None:
 
 
 def prepare(root: Path, download: bool = False) -> str:
-    """Complete the data set and check it; see :class:`DataSet`."""
+    """Complete the data set and check it.
+
+    Args:
+        root: Its folder.
+        download: Whether to fetch archives that are missing.
+
+    Returns:
+        What it holds, in a few words.
+
+    Raises:
+        DataError: If something is missing or broken.
+    """
     if download:
         try:
             fetch(root)

@@ -45,7 +45,15 @@ def missing(root: Path) -> list[str]:
 
 
 def check(path: Path, source: Path) -> None:
-    """Raise :class:`DataError`, blaming `source`, if a file is another."""
+    """Compare a file with the hash of the right one.
+
+    Args:
+        path: The file.
+        source: What to blame.
+
+    Raises:
+        DataError: If it is another.
+    """
     if not has_digest(path, MD5[path.name]):
         raise DataError(
             f'{source} is broken or not of Fashion-MNIST: remove it and call '

@@ -37,11 +37,14 @@ BROKEN = (
 
 
 def check_space(root: Path, needed: int) -> None:
-    """Raise :class:`DataError` if a disk has fewer bytes left than needed.
+    """Refuse to begin what the disk cannot hold.
 
     Args:
         root: A folder on that disk; it may be missing.
         needed: In bytes.
+
+    Raises:
+        DataError: If there is less.
     """
     while not root.exists():
         root = root.parent
@@ -55,7 +58,11 @@ def check_space(root: Path, needed: int) -> None:
 
 @contextmanager
 def reading(archive: Path) -> Iterator[None]:
-    """Turn what a broken archive raises into a :class:`DataError`."""
+    """Turn what a broken archive raises into a sentence.
+
+    Raises:
+        DataError: If it is broken.
+    """
     try:
         yield
     except BROKEN as error:
@@ -204,7 +211,11 @@ def sample(items: Sequence[Item]) -> Sequence[Item]:
 
 
 def load_image(path: Path) -> Image.Image:
-    """Read an image whole; :class:`DataError` if that cannot be."""
+    """Read an image with all its pixels.
+
+    Raises:
+        DataError: If it cannot be read.
+    """
     try:
         with Image.open(path) as image:
             image.load()

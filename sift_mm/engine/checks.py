@@ -25,7 +25,9 @@ KEY = 'in_channels'
 def unwrap(model: nn.Module) -> nn.Module:
     """The model inside a data-parallel wrapper.
 
-    What shards parameters is refused: a rank then sees pieces of weights.
+    Raises:
+        TypeError: If the wrapper, or a module in the model, shards
+            parameters: a rank then sees pieces of weights.
     """
     if is_model_wrapper(model):
         if not isinstance(model, (DistributedDataParallel, DataParallel)):

@@ -37,7 +37,11 @@ class CostHook(Hook):
         self.cost: dict[str, float] = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Look at the checkpoint as it comes."""
+        """Look at the checkpoint as it comes.
+
+        Raises:
+            ValueError: If its mask training cannot be read.
+        """
         self.masks = (mask_training(checkpoint) or {}).get('masks', {})
 
     def before_test(self, runner: Runner) -> None:
@@ -104,7 +108,11 @@ def warn_without_masks(model: nn.Module) -> None:
 
 
 def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Warns of weights outside their mask; refuses masks of other networks."""
+    """Warns of weights that are there although their mask says otherwise.
+
+    Raises:
+        Mistake: If the masks are not of this network.
+    """
     parameters = dict(model.named_parameters())
     unknown = [
         name

@@ -90,8 +90,7 @@ class SparseTrainingHook(Hook):
     a masked step. At each update ``sparse/density``,
     ``sparse/drop_fraction``, ``sparse/moved`` (share of the active weights
     that moved) and ``sparse/itop_rate`` go to the run's visualizer. Masks are
-    in the checkpoint under the key ``sparse_training``. More on each argument
-    is in docs/mask_training.md.
+    in the checkpoint under the key ``sparse_training``.
 
     Args:
         algorithm (str | dict): 'Static', 'SET' or 'RigL'.
@@ -100,11 +99,14 @@ class SparseTrainingHook(Hook):
         distribution (str | dict): 'Uniform', 'UniformPlus', 'ER', 'ERK' or
             ``dict(type='Explicit', sparsities={pattern: sparsity})``.
         init (str | dict, optional): First masks: 'Random', 'TopK' or
-            'FromWeights'. None takes those that come with loaded weights
-            (an error if there are none); from scratch it is 'Random'.
-        transfer (str): Of masks taken so: 'fixed', they stay; 'train', the
-            algorithm goes on from them; 'dense', they are dropped, and all
-            weights train, at more FLOPs.
+            'FromWeights'. None is 'Random' for a run from scratch; where
+            weights are loaded (an ``init_cfg`` of type Pretrained, or
+            ``load_from``), None takes the masks of that checkpoint, and it
+            is an error if there are none.
+        transfer (str): What becomes of masks taken so: 'fixed', they stay
+            as they are; 'train', the algorithm goes on from them; 'dense',
+            they are dropped, and the network is trained dense, at more
+            FLOPs.
         drop_fraction (float | str | dict): Share of the active weights
             dropped at an update. A number is the start of a cosine; else
             'Constant', 'Linear', 'Cosine' or ``dict(type='Linear',
@@ -114,16 +116,21 @@ class SparseTrainingHook(Hook):
             (0, 1].
         placement (str): 'after_step', the update follows the optimizer
             step; 'replace_step', it takes its place.
-        include (Sequence[str], optional): Glob patterns of parameters to be
-            sparse, in place of what the backbone says.
-        exclude (Sequence[str]): Of those to leave dense.
+        include (Sequence[str], optional): Glob patterns of parameter names
+            to be sparse, in place of what the backbone says.
+        exclude (Sequence[str]): Glob patterns of parameter names to leave
+            dense.
         seed (int, optional): Seed of the masks; None takes the run's.
         log_layers (bool): Whether to log the density of each layer too.
-        execution (str): How masked layers run on a CPU: 'sparse', 'dense' or
-            'auto', what a timing in the first step says is faster.
+        execution (str): How masked layers run on a CPU: 'auto', each product
+            sparse where a timing in the first step says that it is faster;
+            'sparse'; 'dense'. See docs/mask_training.md.
         grown_steps (str): Steps of weights that are grown late: 'free', as
             the optimizer has them; 'bounded', no more than the learning
-            rate (Adam and AdamW only).
+            rate (Adam and AdamW only). See docs/mask_training.md.
+
+    Raises:
+        ValueError: If an argument is not among the above.
     """
 
     # Before LoggerHook and CheckpointHook.
@@ -224,6 +231,12 @@ class SparseTrainingHook(Hook):
         """Check the config, draw or restore masks, attach the trainer.
 
         Weights are initialised and loaded only now.
+
+        Raises:
+            TypeError: If the run's optim wrapper or model wrapper cannot
+                work under masks.
+            ValueError: If the config contradicts itself, or the checkpoint
+                does not have the masks that it asks for.
         """
         model = unwrap(runner.model)  # Before the optimizer it came with.
         wrapper = make_maskable(runner.optim_wrapper)

@@ -104,7 +104,17 @@ def fit_to_cpu(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds the runner, MMEngine's or that named by ``runner_type``."""
+    """Builds the runner that the config asks for.
+
+    Args:
+        cfg (Config): Complete config of a run.
+
+    Returns:
+        Runner: MMEngine's runner, or that named by ``runner_type``.
+
+    Raises:
+        Mistake: If an argument of the model is misspelt.
+    """
     import_library(cfg)
     build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
     context: Any = nullcontext()

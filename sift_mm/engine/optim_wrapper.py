@@ -30,10 +30,11 @@ class MaskedStep(OptimWrapper):
     def initialize_count_status(
         self, model: nn.Module, init_counts: int, max_counts: int
     ) -> None:
-        """Refuse to train a Sparse-IFT network without masks.
+        """Called by the runner before training.
 
-        It would have several times the FLOPs that it is meant to have. The
-        runner calls this before training.
+        Raises:
+            RuntimeError: If a Sparse-IFT network is about to be trained
+                without masks, at several times the FLOPs it is meant to have.
         """
         super().initialize_count_status(model, init_counts, max_counts)
         meant = any(getattr(m, 'unmasked', False) for m in model.modules())
@@ -96,8 +97,17 @@ def make_maskable(optim_wrapper: Any) -> MaskedStep:
 
     The wrapper is built before hooks have a say, by a config or by a
     script's ``--amp``; all that it needs is another ``step``, so that its
-    class is what changes, and its state stays. Refused are several
-    optimizers, or a step whose order is not known.
+    class is what changes, and its state stays.
+
+    Args:
+        optim_wrapper (OptimWrapper): Of the run.
+
+    Returns:
+        MaskedStep: The same object.
+
+    Raises:
+        TypeError: If it has several optimizers, or a step of its own whose
+            order is not known.
     """
     kind: Any = type(optim_wrapper)
     if isinstance(optim_wrapper, MaskedStep):

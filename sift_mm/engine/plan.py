@@ -88,7 +88,13 @@ class MaskPlan:
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters that get masks, by full name; there may be none."""
+        """Parameters that get masks, by full name.
+
+        Empty for a Sparse-IFT backbone that needs none.
+
+        Raises:
+            ValueError: If patterns match nothing, or nothing is selected.
+        """
         if (
             self.include is None
             and self.backbone
@@ -99,7 +105,11 @@ class MaskPlan:
 
     @cached_property
     def nominal(self) -> float:
-        """The one sparsity of a run, written in the backbone or the hook."""
+        """The one sparsity of a run, written in the backbone or the hook.
+
+        Raises:
+            ValueError: If the two disagree or neither says it.
+        """
         sparsity = self._written
         if self.backbone is not None:
             sizes = {self.backbone.sparsity}
@@ -144,7 +154,11 @@ class MaskPlan:
 
     @cached_property
     def whole(self) -> FlopBudget:
-        """FLOPs of the whole model, or a ValueError that says why not."""
+        """FLOPs of the whole model, with neck and heads.
+
+        Raises:
+            ValueError: If they cannot be counted, with the reason.
+        """
         if self._whole is None:
             raise Mistake('the run has no config to read the model from')
         return self._whole()
@@ -250,10 +264,15 @@ class MaskPlan:
 def sparse_backbone(
     model: nn.Module,
 ) -> tuple[str, SparseIFTBackbone] | None:
-    """The Sparse-IFT backbone of a model, behind its prefix ('backbone.').
+    """The Sparse-IFT backbone of a model and the prefix of its names.
 
-    None without a backbone of a family; several are refused, since one
-    sparsity cannot be matched for both.
+    Returns:
+        tuple, optional: ('backbone.', module), or None without a backbone of
+        a family.
+
+    Raises:
+        ValueError: If there are several: one sparsity cannot be matched for
+            both.
     """
     found = [
         ((f'{name}.' if name else ''), module)
@@ -297,7 +316,16 @@ def backbone_flops(backbone: SparseIFTBackbone) -> tuple[FlopCount, float]:
 def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
     """FLOPs of a whole model and of its dense one, as one test image has it.
 
-    A ValueError says why they cannot be counted.
+    Args:
+        cfg (Config): Of the run.
+        model (nn.Module): The model.
+
+    Returns:
+        FlopBudget: In 2 x MACs.
+
+    Raises:
+        ValueError: If the config does not say how large the images are, or
+            the model cannot be counted.
     """
     from sift_mm.analysis.model_forward import count_model
     from sift_mm.config.channels import build_dense

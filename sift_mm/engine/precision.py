@@ -20,6 +20,12 @@ def enable_amp(cfg: Config) -> None:
 
     Each has a counterpart of its own, so that a config that names a sparse
     wrapper still has one.
+
+    Args:
+        cfg (Config): Config, changed in place.
+
+    Raises:
+        Mistake: If the wrapper has no such counterpart.
     """
     wrapper = cfg.get('optim_wrapper')
     if wrapper is None:
@@ -48,7 +54,11 @@ def disable_amp(cfg: Config) -> None:
 
 
 def check_amp(cfg: Config) -> None:
-    """Refuses an AMP wrapper where there is no accelerator for it."""
+    """Stops with a sentence if mixed precision lacks its accelerator.
+
+    Raises:
+        Mistake: If the config has an AMP wrapper and there is none.
+    """
     name = type_name(cfg.get('optim_wrapper') or {})
     if name in AMP_WRAPPERS.values() and not has_accelerator():
         raise Mistake(

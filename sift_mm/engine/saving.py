@@ -46,7 +46,11 @@ class WholeFileBackend(LocalBackend):
     """
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes to a file; its folder is made where there is none."""
+        """Write bytes to a file; its folder is made where there is none.
+
+        Raises:
+            Mistake: If that is not possible, on a full disk say.
+        """
         try:
             Path(filepath).parent.mkdir(parents=True, exist_ok=True)
             with written_whole(filepath) as stream:

@@ -42,7 +42,11 @@ class SparseTestHook(Hook):
         self.masks = (mask_training(checkpoint) or {}).get('masks', {})
 
     def before_test(self, runner: Runner) -> None:
-        """Replace the network."""
+        """Replace the network.
+
+        Raises:
+            Mistake: No layer can run sparse, or there are no kernels.
+        """
         # Inside wrappers: of several processes, of test-time augmentation.
         holder: Any = runner
         name = 'model'

@@ -53,10 +53,18 @@ def pretrained_state(
     A checkpoint that not the Sparse-IFT backbone, but what holds it, loads is
     checked here; the backbone has checked its own.
 
+    Args:
+        model (nn.Module): As for :func:`pretrained_source`.
+        parameters (Mapping[str, nn.Parameter]): As for
+            :func:`pretrained_source`.
+
     Returns:
         tuple: Whether a checkpoint is loaded into a sparse parameter, and
         what it has under ``sparse_training``, the masks by their names in
         this model; None if it has nothing.
+
+    Raises:
+        ValueError: If the checkpoint is not of the Sparse-IFT backbone.
     """
     found = sparse_backbone(model)
     source = pretrained_source(
@@ -109,6 +117,11 @@ def mask_origin(
         str: 'restored', those of the run that is resumed; 'transferred',
         those that its first, or this, run found with loaded weights;
         'drawn', new ones; 'dropped', none: all weights train.
+
+    Raises:
+        ValueError: If there are none where a run is resumed, if it would
+            lose them, or if loaded weights have none and nobody said how to
+            draw them.
     """
     if resumed:
         if state is None:
@@ -148,7 +161,16 @@ def check_member(state: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Refuse the checkpoint of another member than the model's.
 
     Sizes alone do not tell: Sparse Parallel has two branches at 0.5 and at
-    0.55. ``here`` may be a part of what says which member it is.
+    0.55.
+
+    Args:
+        state (Mapping[str, Any]): What the checkpoint has under
+            ``sparse_training``.
+        here (Mapping[str, Any]): The model's member, or a part of what says
+            which it is.
+
+    Raises:
+        ValueError: If the two differ.
     """
     there = dict(state.get('member', {}))
     if 'nominal' in state.get('budget', {}):
@@ -216,8 +238,13 @@ def masks_of(
 def check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
     """Refuse masks of another sparsity than the config's.
 
-    Active weights may differ in no layer by more than those of masks read off
-    weights may.
+    Args:
+        masks (MaskSet): Those of the checkpoint.
+        expected (Mapping[str, int]): Active weights by name.
+
+    Raises:
+        ValueError: If the number of active weights differs in any layer, by
+            more than masks read off weights may differ.
     """
     found = masks.counts()
     wrong = {
@@ -236,10 +263,17 @@ def check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
 
 
 def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
-    """Refuse the saved state of the optimizer of another network.
+    """Refuse the optimizer of another network.
 
     PyTorch compares the number of parameters alone, and says which groups
     differ in no way that helps.
+
+    Args:
+        saved (Mapping[str, Any]): State of the optimizer in the checkpoint.
+        optimizer (Optimizer): That of the run.
+
+    Raises:
+        ValueError: If it has other parameters, or slots of other shapes.
     """
     groups, state = saved.get('param_groups', []), saved.get('state', {})
     here = [group['params'] for group in optimizer.param_groups]

@@ -95,7 +95,11 @@ class Experiment:
         )
 
     def run(self, tools: Tools) -> None:
-        """Trains, unless that is done, and tests; a failure is a Mistake."""
+        """Trains, unless that is done, and tests.
+
+        Raises:
+            Mistake: If that fails.
+        """
         if not self.is_trained():
             self._train(tools)
         print(f'Testing {self.name}', flush=True)

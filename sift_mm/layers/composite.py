@@ -64,7 +64,11 @@ class Composite(nn.Module):
 
 
 def check_inner(inner: str) -> None:
-    """Refuse, by a ValueError, an unknown inner non-linearity."""
+    """Refuse an unknown inner non-linearity.
+
+    Raises:
+        ValueError: If ``inner`` is not one of ``INNER``.
+    """
     if inner not in INNER:
         raise Mistake(
             f'inner is what follows an inner layer, one of '

@@ -54,7 +54,11 @@ _FAMILIES: dict[str, type[Family]] = {}
 
 
 def register(family: type[Family]) -> type[Family]:
-    """Class decorator: make a member known by a name that no other has."""
+    """Class decorator: make a member known by its name.
+
+    Raises:
+        ValueError: If another one has the name.
+    """
     other: Any = _FAMILIES.setdefault(family.name, family)
     if other.__qualname__ != family.__qualname__:
         raise Mistake(
@@ -72,7 +76,11 @@ def families() -> tuple[str, ...]:
 
 
 def family_of(name: str) -> type[Family]:
-    """The member of a name; a ValueError if there is none."""
+    """The member of a name.
+
+    Raises:
+        ValueError: If there is none.
+    """
     if name not in _FAMILIES:
         raise Mistake(
             f'Unknown family {name!r}; the families are '

@@ -111,7 +111,11 @@ class Member:
 
 
 def check_share(ratio: float) -> None:
-    """Refuse, by a ValueError, a layer that has no equal of its FLOPs."""
+    """Refuse a layer that has no equal of about its FLOPs.
+
+    Raises:
+        ValueError: If the ratio is further from 1 than ``TOLERANCE``.
+    """
     if abs(ratio - 1) > TOLERANCE:
         raise Mistake(
             'no whole number of channels, ranks or branches has '
