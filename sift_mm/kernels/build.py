@@ -18,8 +18,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .memory import keep_freed
-
 SOURCES = Path(__file__).parent / 'csrc'
 
 #: Flags by what PyTorch says of the CPU (``ATEN_CPU_CAPABILITY`` overrides
@@ -154,9 +152,7 @@ def _compile(command: list[str], sources: list[Path], target: Path) -> None:
 @cache
 def _load() -> ctypes.CDLL | str:
     try:
-        loaded = ctypes.CDLL(str(build()))
-        keep_freed()
-        return loaded
+        return ctypes.CDLL(str(build()))
     except KernelsUnavailable as error:
         return str(error)
     except OSError as error:

@@ -138,29 +138,3 @@ def test_one_thread_pool_with_torch():
         'for f in files))',
     )
     assert finish(process) == '1'
-
-
-@pytest.mark.parametrize('chosen', [False, True])
-def test_freed_memory_is_kept_unless_the_environment_has_chosen(chosen):
-    code = """
-import resource, torch
-from sift_mm.kernels import why_unavailable
-assert why_unavailable() is None
-for _ in range(20):
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    torch.ones(2**24)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-print(after - before)
-"""
-    environment = os.environ | {'MALLOC_TRIM_THRESHOLD_': '131072'}
-    if not chosen:
-        del environment['MALLOC_TRIM_THRESHOLD_']
-    out = subprocess.run(
-        [sys.executable, '-c', code],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    # 64 MiB are 16384 pages, or 32 huge ones.
-    assert (int(out.stdout) >= 32) is chosen
