@@ -9,8 +9,8 @@ template <bool WHOLE>
 static inline void put(vec8 v, const Window& w, int64_t r, int c, int l,
                        float* tile) {
   if (!WHOLE)
-    v = (vec8)((int8)v & load_any<int8>((const float*)&w.columns[c] + l) &
-               load_any<int8>((const float*)&w.lines[r] + l));
+    v = (vec8)((lanes8)v & load_any<lanes8>((const float*)&w.columns[c] + l) &
+               load_any<lanes8>((const float*)&w.lines[r] + l));
   store_any(tile + c * LANES + l, v);
 }
 

@@ -22,7 +22,7 @@ typedef int32_t lanes __attribute__((vector_size(LANES * sizeof(int32_t))));
 typedef uint8_t bytes __attribute__((vector_size(LANES)));
 typedef float vec4 __attribute__((vector_size(16)));
 typedef float vec8 __attribute__((vector_size(32)));
-typedef int32_t int8 __attribute__((vector_size(32)));
+typedef int32_t lanes8 __attribute__((vector_size(32)));
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE __builtin_shufflevector
