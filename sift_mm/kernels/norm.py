@@ -30,14 +30,14 @@ def _norm(x: Tensor) -> 'ctypes._CArgObject':
 def _batch_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    x = x.contiguous()
+    x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     out = torch.empty_like(x)
     mean, variance = torch.empty_like(weight), torch.empty_like(weight)
     build.library().sift_batch_norm(
         _norm(x),
         pointer(x),
-        pointer(weight.contiguous()),
-        pointer(bias.contiguous()),
+        pointer(weight),
+        pointer(bias),
         ctypes.c_double(eps),
         pointer(out),
         pointer(mean),
@@ -63,14 +63,14 @@ def _gradient(
     variance: Tensor,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    grad, x = grad.contiguous(), x.contiguous()
+    grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()
     out = torch.empty_like(x)
     of_weight, of_bias = torch.empty_like(mean), torch.empty_like(mean)
     build.library().sift_batch_norm_gradient(
         _norm(x),
         pointer(grad),
         pointer(x),
-        pointer(weight.contiguous()),
+        pointer(weight),
         ctypes.c_double(eps),
         pointer(mean),
         pointer(variance),

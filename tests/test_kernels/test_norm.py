@@ -89,6 +89,16 @@ def test_threads_and_layout_change_no_bit() -> None:
         assert torch.equal(found[0], other)
 
 
+def test_weights_may_be_strided() -> None:
+    torch.manual_seed(0)
+    x, pairs = torch.randn(2, 300, 3, 3), torch.randn(300, 2)
+    weight, bias = pairs.unbind(1)
+    own, *_ = batch_norm(x, weight, bias, 1e-5)
+    assert torch.equal(
+        own, batch_norm(x, weight.clone(), bias.clone(), 1e-5)[0]
+    )
+
+
 @pytest.mark.parametrize(
     'x',
     [

@@ -47,6 +47,19 @@ def test_nan_and_infinity_come_through() -> None:
     )
 
 
+def test_windows_of_minus_infinity_give_their_gradient_to_an_input() -> None:
+    x = torch.full((1, 2, 5, 40), -torch.inf, requires_grad=True)
+    for kernel, pad in (((3, 3), (1, 1)), ((5, 5), (2, 2)), ((2, 4), (0, 2))):
+        grads = [
+            torch.autograd.grad(pooled.sum(), x)[0]
+            for pooled in (
+                max_pool2d(x, kernel, (1, 1), pad),
+                F.max_pool2d(x, kernel, 1, pad),
+            )
+        ]
+        assert torch.equal(*grads)
+
+
 @pytest.mark.parametrize(
     'x',
     [

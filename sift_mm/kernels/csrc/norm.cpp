@@ -17,7 +17,7 @@ struct Norm {
 namespace {
 
 // Sum of term(i) over a plane, where term gives a vector or one float. Lanes
-// and planes are summed apart: rounding is that of a few dozen additions.
+// are summed apart, and planes in double: no float adds a whole channel up.
 template <class Term>
 double sum(int64_t pixels, const Term& term) {
   constexpr int UNROLL = 4;

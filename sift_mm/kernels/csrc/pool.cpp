@@ -62,7 +62,10 @@ void pool_plane(const Pool& p, float* rows, int64_t length, const float* x,
             rows + ready % p.kernel_h * row_floats);
     for (int64_t k = 0; k < p.out_w; k += LANES) {
       vec best = -INFINITY - vec{};
+      // The first place inside: it wins where all are minus infinity.
       lanes winner = int32_t((begin - top) * p.kernel_w) - lanes{};
+      for (int64_t l = 0; l < LANES && (k + l) * p.stride_w < p.left; ++l)
+        winner[l] += int32_t(p.left - (k + l) * p.stride_w);
       for (int64_t i = begin; i < end; ++i) {
         const float* row = rows + i % p.kernel_h * row_floats + k;
         for (int64_t j = 0; j < p.kernel_w; ++j) {
