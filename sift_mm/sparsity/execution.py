@@ -81,6 +81,8 @@ class SparseExecution:
         if attached:
             # Of wide activations they take as long as a few convolutions.
             for module in model.modules():
+                if isinstance(module, (nn.MaxPool2d, nn.BatchNorm2d)):
+                    detach(module)
                 if can_pool(module) or can_normalize(module):
                     attach(module, self._company)
                     attached.append((module, self._company))

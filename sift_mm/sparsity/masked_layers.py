@@ -270,7 +270,7 @@ class _WideBatchNorm2d(_MaskedLayer, nn.BatchNorm2d):
         if found is None:
             return super().forward(input)
         out, mean, variance = found
-        if self.track_running_stats:
+        if self.track_running_stats and self.running_mean is not None:
             self._follow(mean, variance, input.numel() / len(mean))
         return out
 
@@ -278,7 +278,8 @@ class _WideBatchNorm2d(_MaskedLayer, nn.BatchNorm2d):
     def _follow(self, mean: Tensor, variance: Tensor, count: float) -> None:
         """Move the running statistics, as PyTorch's layer does."""
         own: Any = self
-        own.num_batches_tracked.add_(1)
+        if own.num_batches_tracked is not None:
+            own.num_batches_tracked.add_(1)
         rate = self.momentum
         if rate is None:  # The average of all batches.
             rate = 1 / float(own.num_batches_tracked)

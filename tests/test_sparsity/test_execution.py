@@ -568,3 +568,32 @@ def test_wide_activations_are_normed_and_pooled_by_kernels_too(momentum):
     del parts
     gc.collect()
     assert [type(layer) for layer in model] == kinds
+
+
+def test_norms_follow_the_last_of_several_executions():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    kwargs = dict(include=['*.weight'], sparsity=0.75)
+    first = training('sparse', model, **kwargs)
+    second = training('auto', model, **kwargs)
+    x = torch.randn(2, 3, 8, 8)
+    # None of the second's layers runs sparse before they are timed.
+    wide = torch.randn(2, 8, 5, 5)
+    assert torch.equal(model[1](wide), nn.BatchNorm2d(8)(wide))
+    third = training('sparse', model, **kwargs)
+    del first, second
+    gc.collect()
+    with torch.profiler.profile() as profile:
+        model(x)
+    keys = [event.key for event in profile.key_averages()]
+    assert 'sift_mm::batch_norm' in keys
+    del third
+
+
+def test_a_norm_may_count_no_batches():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
+    parts = training('sparse', model, include=['*.weight'], sparsity=0.75)
+    model[1].num_batches_tracked = None
+    before = model[1].running_mean.clone()
+    model(torch.randn(2, 3, 8, 8))
+    assert not torch.equal(before, model[1].running_mean)
+    del parts
