@@ -112,8 +112,9 @@ def sparse_ift(
         include (Sequence[str], optional): As for :func:`sift_mm.transform`.
         exclude (Sequence[str]): As for :func:`sift_mm.transform`.
         match_shape (tuple[int, int], optional): Height and width, in pixels,
-            at which FLOPs are matched. None is the backbone's ``img_size``,
-            or 224 x 224.
+            at which FLOPs are matched. None is the ``img_size`` of the
+            config or of the backbone's class, else the first of 224, 256
+            and 32 that the network runs on.
         unmasked (bool): Whether to let a run train all weights, without a
             hook.
         init_cfg (dict, optional): Of type 'Pretrained', loads a checkpoint of
@@ -140,7 +141,11 @@ def sparse_ift(
     channels = backbone.get('in_channels') or image_channels(network)
     shape = match_shape or _image(network, backbone, channels)
     image = _meta_image(channels, shape)
-    replaced = _transform(network, member, include, exclude, image)
+    # Some read more than an image: they are transformed without a trial.
+    example = (
+        image if isinstance(output_shapes(network, (image,)), list) else None
+    )
+    replaced = _transform(network, member, include, exclude, example)
     del network._dump_init_info
     dense_kind: Any = type(network)
     network.__class__ = _mixed(dense_kind, library.scope)
@@ -170,7 +175,11 @@ def register(library: Registry) -> None:
 
 
 def _transform(
-    network: Any, member: Any, include: Any, exclude: Any, image: Tensor
+    network: Any,
+    member: Any,
+    include: Any,
+    exclude: Any,
+    example: Tensor | None,
 ) -> list[str]:
     """Replace layers; names of the weights that masks go on.
 
@@ -186,7 +195,7 @@ def _transform(
             exclude,
             member.inner,
             member.sparse_factors,
-            image,
+            example,
         ).sparse_parameters
     except NothingReplaced as error:
         # What a trial run said in brackets is for who calls transform.

@@ -109,13 +109,18 @@ class Change:
 
     def undo(self) -> None:
         """Put back what was there."""
-        for name, module in self.before.items():
-            put(self.owner, name, module)
+        self._put(self.before)
 
     def redo(self) -> None:
         """Replace it once more."""
-        for name, module in self.after.items():
+        self._put(self.after)
+
+    def _put(self, modules: Mapping[str, nn.Module]) -> None:
+        for name, module in modules.items():
+            trained = [p for p in module.parameters() if p.requires_grad]
             put(self.owner, name, module)
+            for parameter in trained:  # Where a neighbour is frozen.
+                parameter.requires_grad_(True)
 
 
 class NothingReplaced(Mistake):
@@ -183,8 +188,9 @@ def transform(
         the reason.
 
     Raises:
-        ValueError: If an argument is wrong, a pattern matches no layer, or
-            nothing could be replaced.
+        ValueError: If an argument is wrong, a pattern matches no layer, the
+            network does not run with the example, or nothing could be
+            replaced.
     """
     member = Member(family, sparsity, inner, sparse_factors)
     # MMEngine initialises when a run starts, and would draw the new layers by
@@ -195,6 +201,8 @@ def transform(
     layers, skipped = choose_layers(module, family, include, exclude)
     inputs = example if isinstance(example, tuple) else (example,)
     expected = None if example is None else output_shapes(module, inputs)
+    if isinstance(expected, str):
+        raise Mistake(f'The network does not run with the example: {expected}')
     replaced: dict[str, Replacement] = {}
     failed: set[tuple[str, ...]] = set()
     while True:
@@ -206,9 +214,9 @@ def transform(
             else _replace(module, member, left, skipped, changes)
         )
         bad = (
-            _undo_what_fails(module, changes, inputs, expected)
-            if isinstance(expected, list)
-            else {}
+            {}
+            if expected is None
+            else _undo_what_fails(module, changes, inputs, expected)
         )
         for names, why in bad.items():
             for name in names:

@@ -791,3 +791,10 @@ def test_the_sparsity_is_written_once():
     assert MaskPlan(model, Uniform()).nominal == 0.75
     with pytest.raises(ValueError, match='sparsity=0.75 and .*sparsity=0.5'):
         _ = MaskPlan(model, Uniform(), sparsity=0.5).nominal
+
+
+def test_an_example_that_the_network_does_not_run_with_is_said():
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1))
+    with pytest.raises(ValueError, match='does not run with the example: '):
+        sift_mm.transform(model, 'wide', 0.5, example=torch.empty(1, 7, 8, 8))
+    assert type(model[0]) is nn.Conv2d
