@@ -234,7 +234,9 @@ def build_mmcv(found: dict[str, str]) -> Path:
         MMCV_WITH_OPS='1',
         TMPDIR=str(build),
     )
-    (built,) = (build / 'wheel').glob('*.whl')
+    built = next((build / 'wheel').glob('*.whl'), None)
+    if built is None:
+        raise SetupError(f'pip left no wheel of mmcv; the log is {LOG}.')
     # It appears in the cache whole or not at all.
     kept = wheel_folder(found) / built.name
     kept.parent.mkdir(parents=True, exist_ok=True)

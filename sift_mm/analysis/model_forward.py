@@ -10,7 +10,6 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
 from typing import Any
 from unittest import mock
 
@@ -134,12 +133,18 @@ def run_once(
             _call(model, image)
         else:
             # All heads read the same features, which are made once.
-            extract = cache(network.extract_feat)
-            with mock.patch.object(network, 'extract_feat', extract):
+            features: list[Any] = []
+            extract = network.extract_feat
+
+            def remember(*args: Any, **kwargs: Any) -> Any:
+                features.append(extract(*args, **kwargs))
+                return features[-1]
+
+            with mock.patch.object(network, 'extract_feat', remember):
                 _call(network, image)
             several = isinstance(heads, nn.ModuleList)
             for head in heads if several else [heads]:
-                head(extract(image))
+                head(features[-1])
     queries = getattr(model, 'num_queries', None)
     for name in ('panoptic_head', 'decode_head'):
         queries = getattr(getattr(model, name, None), 'num_queries', queries)

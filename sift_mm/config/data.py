@@ -70,8 +70,8 @@ def _is_complete(cfg: dict) -> bool:
     fetches = known is not None and known.fetches_itself
     if cfg.get('download', fetches) or _is_remote(cfg) or '://' in root:
         return True
-    wanted = [*_annotations(cfg), *_prefixes(cfg).values(), '']
-    paths = filter(None, (osp.join(root, path) for path in wanted))
+    wanted = [*_annotations(cfg), *_prefixes(cfg).values()]
+    paths = filter(None, [root, *(osp.join(root, path) for path in wanted)])
     return all('://' in path or _exists(path) for path in paths)
 
 
