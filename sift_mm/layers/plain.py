@@ -136,6 +136,11 @@ def put(module: nn.Module, name: str, new: nn.Module) -> None:
     new.train(old.training)
     if not all(p.requires_grad for p in old.parameters()):
         new.requires_grad_(False)
+    exchange(module, old, new)
+
+
+def exchange(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Register a submodule where another was; both stay as they are."""
     for parent in list(module.modules()):
         for key, child in parent._modules.items():
             if child is old:

@@ -16,7 +16,13 @@ from sift_mm.errors import Mistake
 from sift_mm.layers.candidates import choose_layers
 from sift_mm.layers.composite import Composite
 from sift_mm.layers.member import Member, check_share, share_of_flops
-from sift_mm.layers.plain import plain_type, put, size_of, weight_scale
+from sift_mm.layers.plain import (
+    exchange,
+    plain_type,
+    put,
+    size_of,
+    weight_scale,
+)
 from sift_mm.layers.wide import Link, find_chains, restore, widen
 
 
@@ -109,18 +115,13 @@ class Change:
 
     def undo(self) -> None:
         """Put back what was there."""
-        self._put(self.before)
+        for name, module in self.before.items():
+            exchange(self.owner, self.after[name], module)
 
     def redo(self) -> None:
         """Replace it once more."""
-        self._put(self.after)
-
-    def _put(self, modules: Mapping[str, nn.Module]) -> None:
-        for name, module in modules.items():
-            trained = [p for p in module.parameters() if p.requires_grad]
-            put(self.owner, name, module)
-            for parameter in trained:  # Where a neighbour is frozen.
-                parameter.requires_grad_(True)
+        for name, module in self.after.items():
+            exchange(self.owner, self.before[name], module)
 
 
 class NothingReplaced(Mistake):

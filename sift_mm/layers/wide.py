@@ -25,6 +25,7 @@ from sift_mm.layers.family import Family, register
 from sift_mm.layers.member import check_share
 from sift_mm.layers.plain import (
     channels_in,
+    exchange,
     is_depthwise,
     make_like,
     plain_type,
@@ -330,7 +331,7 @@ def restore(block: nn.Module, chain: list[Link]) -> None:
     """Undo what :func:`widen` did to a block."""
     for link in chain:
         for name, module in {link.name: link.layer, **link.followers}.items():
-            put(block, name, module)
+            exchange(block, block.get_submodule(name), module)
 
 
 def _output_shapes(block: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:

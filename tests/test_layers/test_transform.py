@@ -798,3 +798,14 @@ def test_an_example_that_the_network_does_not_run_with_is_said():
     with pytest.raises(ValueError, match='does not run with the example: '):
         sift_mm.transform(model, 'wide', 0.5, example=torch.empty(1, 7, 8, 8))
     assert type(model[0]) is nn.Conv2d
+
+
+def test_what_is_undone_trains_as_before():
+    model = Asks()
+    third = model.shows.third
+    third.bias.requires_grad_(False)
+    report = sift_mm.transform(model, 'wide', 0.5, example=torch.empty(2, 8))
+    assert 'is read from outside' in report.skipped['shows.third']
+    assert model.shows.third is third
+    assert third.weight.requires_grad
+    assert not third.bias.requires_grad
