@@ -17,6 +17,7 @@ from torch import Tensor
 from sift_mm.errors import Mistake, MistakenType
 
 from . import build
+from .build import pointer
 from .geometry import PIXELS, ROWS, TILE_STRIDES, AxisWalk, Geometry
 
 #: Taps and residues are those of any input that is large enough.
@@ -215,18 +216,18 @@ def _index(mask: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
     index.restype = ctypes.c_int64
     common = (
         ctypes.byref(reading),
-        ctypes.c_void_p(mask.data_ptr()),
+        pointer(mask),
         taps(*phases),
         taps(*offsets),
         ctypes.c_int64(layout.blocks),
-        ctypes.c_void_p(row.data_ptr()),
+        pointer(row),
     )
     count = index(*common, None, None)
     position = torch.empty(count, dtype=torch.int16)
     places = torch.empty(count, dtype=torch.int32)
     index(
         *common,
-        ctypes.c_void_p(position.data_ptr()),
-        ctypes.c_void_p(places.data_ptr()),
+        pointer(position),
+        pointer(places),
     )
     return row, position, places

@@ -65,8 +65,7 @@ struct Product {
 
 }  // namespace
 
-// `mean` and `variance` (biased) are written, a number a channel; `weight`
-// and `bias` may be null.
+// `mean` and `variance` (biased) are written, a number a channel.
 extern "C" void sift_batch_norm(const Norm* norm, const float* x,
                                 const float* weight, const float* bias,
                                 double eps, float* y, float* mean,
@@ -83,8 +82,8 @@ extern "C" void sift_batch_norm(const Norm* norm, const float* x,
       squares += sum(n.pixels, Square{x + n.plane(i, c), mean[c]});
     variance[c] = float(squares / n.count());
     const float scale =
-        float((weight ? weight[c] : 1) / std::sqrt(squares / n.count() + eps));
-    const float shift = (bias ? bias[c] : 0) - mean[c] * scale;
+        float(weight[c] / std::sqrt(squares / n.count() + eps));
+    const float shift = bias[c] - mean[c] * scale;
     for (int64_t i = 0; i < n.images; ++i) {
       const float* __restrict from = x + n.plane(i, c);
       float* __restrict to = y + n.plane(i, c);
@@ -93,7 +92,7 @@ extern "C" void sift_batch_norm(const Norm* norm, const float* x,
   }
 }
 
-// dx, and the gradients of weight and bias, which are always written.
+// dx, and the gradients of weight and bias.
 extern "C" void sift_batch_norm_gradient(const Norm* norm, const float* dy,
                                          const float* x, const float* weight,
                                          double eps, const float* mean,
@@ -113,7 +112,7 @@ extern "C" void sift_batch_norm_gradient(const Norm* norm, const float* dy,
     dweight[c] = float(products * inverse);
     dbias[c] = float(total);
     // dx = scale * (dy - mean(dy) - (x - mean) * slope)
-    const float scale = float((weight ? weight[c] : 1) * inverse);
+    const float scale = float(weight[c] * inverse);
     const float slope = float(products / n.count() * inverse * inverse);
     const float offset = float(total / n.count()) - slope * mean[c];
     for (int64_t i = 0; i < n.images; ++i) {

@@ -111,12 +111,13 @@ static Target target_of(const Sizes& s, const Walk& walk, const Group& group) {
     t.rows[l] = group.live[l] ? (int)std::min<int64_t>(ROWS, down) : 0;
     t.cols[l] = (int)std::min<int64_t>(COLS, across);
   }
-  for (int l = 0; l < LANES; ++l) {
-    const int part = l / 8, first = part * 8;
-    if (l == first) t.whole[part] = t.run[part] = COLS == 2 && t.col_step == 1;
-    t.whole[part] &= t.rows[l] == ROWS && t.cols[l] == COLS;
-    t.run[part] &=
-        t.whole[part] && t.first[l] == t.first[first] + COLS * (l - first);
+  for (int l = 0; l < LANES; l += 8) {
+    bool &whole = t.whole[l / 8], &run = t.run[l / 8];
+    whole = COLS == 2 && t.col_step == 1;
+    for (int i = 0; i < 8; ++i)
+      whole &= t.rows[l + i] == ROWS && t.cols[l + i] == COLS;
+    run = whole;
+    for (int i = 1; i < 8; ++i) run &= t.first[l + i] == t.first[l] + COLS * i;
   }
   return t;
 }
