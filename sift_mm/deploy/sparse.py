@@ -28,10 +28,16 @@ from sift_mm.deploy.sparse_layers import (
     sparse_geometry,
 )
 from sift_mm.errors import Mistake, MistakenCall, MistakenType
-from sift_mm.kernels import Geometry, can_pool, why_unavailable
+from sift_mm.kernels import (
+    Geometry,
+    can_pool,
+    reads_images,
+    why_unavailable,
+)
 from sift_mm.layers.plain import plain_type
 
-#: Denser layers run dense: there the dense kernels are as fast.
+#: Denser layers run dense, but for those that read images: there the dense
+#: kernels are as fast.
 MAX_DENSITY = 0.6
 _LEAVES = (_BatchNorm, nn.MaxPool2d, nn.ReLU, nn.Identity, SparseConv2d)
 _IN_PLACE = {operator.iadd, 'add_'}
@@ -114,7 +120,7 @@ def to_sparse(
     _check_masks(model, masks or {})
     model = copy.deepcopy(model)
     conversion = _Conversion(model, masks or {})
-    if not conversion.chosen:
+    if all(bool(mask.all()) for mask, _ in conversion.chosen.values()):
         raise Mistake(
             'No layer of the model can run sparse. '
             + (
@@ -190,10 +196,11 @@ class _Conversion:
         given = masks.get(f'{name}.weight' if name else 'weight')
         mask = layer.weight != 0 if given is None else given
         density = float(mask.float().mean())
-        if density == 1:
+        images = reads_images(layer)
+        if density == 1 and not images:
             return None
         geometry = sparse_geometry(layer)
-        if density > MAX_DENSITY:
+        if density > MAX_DENSITY and not images:
             why: str | None = f'a density of {density:.3f} gains nothing'
         elif geometry is None:
             groups = getattr(layer, 'groups', 1)
@@ -212,7 +219,8 @@ class _Conversion:
         else:
             why = geometry.why_not()
         if why or geometry is None:
-            self.report.dense[name] = str(why)
+            if density < 1:
+                self.report.dense[name] = str(why)
             return None
         return mask, geometry
 

@@ -1,7 +1,7 @@
 """Sparse execution on the CPU: kernels, patterns and operators."""
 
 from .build import KernelsUnavailable, why_unavailable
-from .geometry import Geometry, geometry_of, pair
+from .geometry import Geometry, geometry_of, pair, reads_images
 from .norm import batch_norm, can_normalize
 from .ops import sparse_conv2d, sparse_conv2d_fused
 from .pattern import make_pattern
@@ -25,6 +25,7 @@ __all__ = [
     'masked_layer',
     'multiplications',
     'pair',
+    'reads_images',
     'sparse_conv2d',
     'sparse_conv2d_fused',
     'time_products',

@@ -23,6 +23,8 @@ ROWS = 7
 #: patch of two columns is two longer than the largest shift.
 TILE_STRIDES = (2, 3, 4, 6, 8)
 MAX_PHASES = 7
+#: Of images, at most.
+FEW_CHANNELS = 4
 #: The stride that stands for runs of pixels in place of patches.
 PIXELS = 0
 
@@ -252,6 +254,16 @@ def geometry_of(layer: nn.Module) -> Geometry:
         top, left = down // 2, across // 2
         bottom, right = down - top, across - left
     return Geometry.of(kernel, stride, (left, right, top, bottom), dilation)
+
+
+def reads_images(layer: nn.Module) -> bool:
+    """Whether a convolution reads so few channels that it is one of images.
+
+    PyTorch's kernels multiply by 8 or 16 channels at a time, of which RGB
+    fills a few; those here have pixels in their place, so that they are
+    faster with a weight that has no zeros too.
+    """
+    return isinstance(layer, nn.Conv2d) and layer.in_channels <= FEW_CHANNELS
 
 
 def pair(value: Any) -> tuple[int, int]:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from . import build
 from .build import pointer
+from .memory import empty_output
 
 
 class Norm(ctypes.Structure):
@@ -31,7 +32,7 @@ def _batch_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
-    out = torch.empty_like(x)
+    out = empty_output(*x.shape)
     mean, variance = torch.empty_like(weight), torch.empty_like(weight)
     build.library().sift_batch_norm(
         _norm(x),
@@ -64,7 +65,7 @@ def _gradient(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()
-    out = torch.empty_like(x)
+    out = empty_output(*x.shape)
     of_weight, of_bias = torch.empty_like(mean), torch.empty_like(mean)
     build.library().sift_batch_norm_gradient(
         _norm(x),

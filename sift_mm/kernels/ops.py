@@ -21,6 +21,7 @@ from sift_mm.errors import Mistake, MistakenType
 from . import build
 from .build import pointer
 from .geometry import AxisWalk, Geometry
+from .memory import empty_output
 from .pattern import Layout, backward_layouts, forward_layout
 
 
@@ -276,7 +277,7 @@ def sparse_conv2d(
     layout = forward_layout(shape, channels)
     nonzeros = _nonzeros(pattern[:3], layout, filters)
     size = _out_size(shape, x.shape[2], x.shape[3])
-    out = x.new_empty(x.shape[0], filters, *size)
+    out = empty_output(x.shape[0], filters, *size)
     values = _gather(weight, nonzeros[2])
     return _forward(x, values, bias, None, False, nonzeros, layout, shape, out)
 
@@ -329,7 +330,7 @@ def sparse_conv2d_fused(
     nonzeros = _nonzeros(pattern[:3], layout, filters)
     values = _check(values, 'values', nonzeros[2].numel())
     size = _out_size(shape, x.shape[2], x.shape[3])
-    out = x.new_empty(x.shape[0], filters, *size)
+    out = empty_output(x.shape[0], filters, *size)
     return _forward(
         x, values, bias, residual, relu, nonzeros, layout, shape, out
     )
@@ -373,7 +374,7 @@ def input_gradient(
     filters, channels = weight.shape[:2]
     size = _out_size(shape, height, width)
     grad = _check(grad, 'gradient', None, filters, *size)
-    out = grad.new_empty(grad.shape[0], channels, height, width)
+    out = empty_output(grad.shape[0], channels, height, width)
     walks = _backward_walks(shape, height, width)
     if not grad.numel() or any(walk is None for *_, walk in walks):
         out.zero_()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from torch import distributed, nn
+from torch import Tensor, distributed, nn
 
 from sift_mm import arguments
 from sift_mm.errors import Mistake
@@ -15,6 +15,7 @@ from sift_mm.kernels import (
     can_normalize,
     can_pool,
     geometry_of,
+    reads_images,
     why_unavailable,
 )
 from sift_mm.sparsity.agreement import world_size
@@ -36,7 +37,9 @@ class SparseExecution:
     """Runs the masked layers of a network through the sparse operators.
 
     Until :meth:`detach`, or until this object is gone. A copy of the network
-    runs as if there were no such thing.
+    runs as if there were no such thing. Where there are such layers, what is
+    wide beside them runs on kernels too: a convolution of images, max-pooling
+    and batch norm.
 
     Args:
         model (nn.Module): The network.
@@ -57,6 +60,7 @@ class SparseExecution:
         arguments.read('execution', mode, ExecutionMode)
         self.mode = mode
         self.layers: dict[str, Execution] = {}
+        self._stems: set[str] = set()
         self.reasons: dict[str, str] = {}
         self._company = Company(sparse=mode == 'sparse')
         self._chosen = False
@@ -64,35 +68,57 @@ class SparseExecution:
         if mode == 'dense':
             return
         names = {id(masks.parameters[name]): name for name in masks}
-        attached: list[tuple[nn.Module, object]] = []
+        self._attached: list[tuple[nn.Module, object]] = []
+        others = []
         for prefix, module in model.named_modules():
             name = names.get(id(getattr(module, 'weight', None)))
             if name is None:
+                others.append((prefix, module))
                 continue
             detach(module)
             if reason := _why_dense(module, mode):
                 self.reasons[prefix] = reason
-                continue
-            self.layers[prefix] = Execution(
-                masks[name], geometry_of(module), mode == 'auto'
-            )
-            attach(module, self.layers[prefix])
-            attached.append((module, self.layers[prefix]))
-        if attached:
-            # Of wide activations they take as long as a few convolutions.
-            for module in model.modules():
-                if isinstance(module, (nn.MaxPool2d, nn.BatchNorm2d)):
-                    detach(module)
-                if can_pool(module) or can_normalize(module):
-                    attach(module, self._company)
-                    attached.append((module, self._company))
-        self._detach = weakref.finalize(self, _detach_all, attached)
+            else:
+                self._attach_layer(prefix, module, masks[name])
+        if self._attached:
+            for prefix, module in others:
+                self._attach_other(prefix, module)
+        self._detach = weakref.finalize(self, _detach_all, self._attached)
         self._detach.atexit = False
-        if mode == 'sparse' and not attached:
+        if mode == 'sparse' and not self._attached:
             raise Mistake(
                 "execution='sparse' is not to be had, all masked layers are "
                 f"{_listed(self.reasons) or 'of other kinds'}; use 'auto'."
             )
+
+    def _attach(self, module: nn.Module, execution: object) -> None:
+        attach(module, execution)
+        self._attached.append((module, execution))
+
+    def _attach_layer(self, name: str, layer: Any, mask: Tensor) -> None:
+        self.layers[name] = Execution(
+            mask, geometry_of(layer), self.mode == 'auto'
+        )
+        self._attach(layer, self.layers[name])
+
+    def _attach_other(self, name: str, module: Any) -> None:
+        """Of wide activations these take as long as a few convolutions."""
+        if isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.BatchNorm2d)):
+            detach(module)
+        if can_pool(module) or can_normalize(module):
+            self._attach(module, self._company)
+        elif reads_images(module) and not _why_dense(module, self.mode):
+            self._stems.add(name)
+            full = torch.ones_like(module.weight, dtype=torch.bool)
+            self._attach_layer(name, module, full)
+
+    def _masked(self) -> dict[str, Execution]:
+        """The layers that have a mask of their own."""
+        return {
+            name: layer
+            for name, layer in self.layers.items()
+            if name not in self._stems
+        }
 
     def detach(self) -> None:
         """Make all layers again what they were."""
@@ -101,12 +127,12 @@ class SparseExecution:
 
     def follow_masks(self) -> None:
         """To be called when masks have changed."""
-        for layer in self.layers.values():
+        for layer in self._masked().values():
             layer.renew_pattern()
 
     def expect(self, dense_gradient: bool) -> None:
         """Say whether the next step reads gradients outside the masks."""
-        for layer in self.layers.values():
+        for layer in self._masked().values():
             layer.dense_gradient = dense_gradient
 
     def adopt(self, may_wait: bool) -> None:
@@ -173,24 +199,27 @@ class SparseExecution:
         """One line: how many layers and products run sparse, and why not."""
         if self.mode == 'dense':
             return 'Masked layers run dense.'
+        masked = self._masked()
         ran = {
             name: self._ways(layer)
-            for name, layer in self.layers.items()
+            for name, layer in masked.items()
             if not layer.reason
         }
         sparse = [ways for ways in ran.values() if any(ways)]
         counts = [sum(w[i] for w in sparse) for i in range(len(PRODUCTS))]
         text = (
             f'Sparse execution ({self.mode}): '
-            f'{len(sparse)} of {len(self.layers) + len(self.reasons)} masked '
-            f'layers'
+            f'{len(sparse)} of {len(masked) + len(self.reasons)} masked layers'
         )
         if sparse:
             products = zip(PRODUCTS, counts, strict=True)
             text += f' ({", ".join(f"{name} {n}" for name, n in products)})'
+        for name in sorted(self._stems):
+            if any(self._ways(self.layers[name])):
+                text += f', and {name}, which reads images'
         text += self._seconds()
         reasons = dict(self.reasons)
-        for name, layer in self.layers.items():
+        for name, layer in masked.items():
             if layer.reason:
                 reasons[name] = layer.reason
             elif not any(ran[name]):
