@@ -7,6 +7,7 @@ from .ops import sparse_conv2d, sparse_conv2d_fused
 from .pattern import make_pattern
 from .pooling import can_pool, max_pool2d
 from .products import DENSE, PRODUCTS, masked_layer
+from .relu import can_rectify, relu
 from .timing import SMALLEST, Timing, multiplications, time_products
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     'batch_norm',
     'can_normalize',
     'can_pool',
+    'can_rectify',
     'geometry_of',
     'make_pattern',
     'max_pool2d',
@@ -26,6 +28,7 @@ __all__ = [
     'multiplications',
     'pair',
     'reads_images',
+    'relu',
     'sparse_conv2d',
     'sparse_conv2d_fused',
     'time_products',

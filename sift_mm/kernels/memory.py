@@ -2,13 +2,13 @@
 
 The C library gives large blocks back to the system as soon as they are free,
 and gets others as pages that are zeroed at the first touch, one fault each:
-for activations several times as wide as the dense network's up to a third of
-the time. What was an output here waits for the next one instead, never more
-of it than was once in use at the same time.
+for activations several times as wide as a dense network's, up to a third of
+the time. Outputs here are pieces of one reservation, whose pages stay.
 """
 
 import math
 import mmap
+import os
 import sys
 import threading
 from collections.abc import Sequence
@@ -17,85 +17,104 @@ import torch
 from torch import Tensor
 
 #: Bytes of an output, below which the C library keeps its memory too.
-SMALLEST = 4 << 20
-#: How much larger a block may be than what it is used for.
-WASTE = 1.25
-_PAGE = 2 << 20  # A huge one, where the system has them.
+SMALLEST = 1 << 20
+#: Pieces, more than a step takes, after which pages that none of them reached
+#: go back to the system.
+EPOCH = 1024
+_NO_RESERVE = getattr(mmap, 'MAP_NORESERVE', 0x4000)
 
 
-def _references(blocks: Sequence[object]) -> list[int]:
-    return [sys.getrefcount(block) for block in blocks]
+def _references(pieces: Sequence[tuple[int, object]]) -> list[int]:
+    return [sys.getrefcount(piece) for _, piece in pieces]
 
 
-#: Of a block that no tensor has; how many that are is Python's own business.
-_IDLE = _references([object()])[0]
+#: Of a piece that no tensor has; how many that are is Python's own business.
+_UNUSED = _references([(0, object())])[0]
 
 
-class Blocks(threading.local):
-    """The blocks of one thread, in use and idle, the latest taken last.
+class Arena(threading.local):
+    """Pieces of a thread's reservation, the lowest that are free.
 
-    A tensor refers to its block for as long as anything reads it, other
-    tensors of its storage included, in whatever thread.
+    A tensor refers to its piece for as long as anything reads its storage, in
+    whatever thread, and is asked for no notice when it is gone: pieces are
+    looked through when one is wanted.
     """
 
     def __init__(self) -> None:
-        self.all: list[mmap.mmap] = []
-        #: Bytes that were in use at the same time, at most.
-        self.most = 0
+        #: First byte and piece, those in use and some that no longer are.
+        self.pieces: list[tuple[int, memoryview]] = []
+        #: End of the highest since the epoch began, and of touched pages.
+        self.reached = self.touched = 0
+        self._taken = 0
+        # As much as the machine has, of addresses alone. Private: what forks
+        # write is their own.
+        self.size = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
+        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _NO_RESERVE
+        try:
+            self._memory = mmap.mmap(-1, self.size, flags=flags)
+        except OSError:  # A limit on addresses: nothing is kept.
+            self._memory = mmap.mmap(-1, mmap.PAGESIZE)
+            self.size = 0
+        self._memory.madvise(mmap.MADV_HUGEPAGE)
+        self._whole = memoryview(self._memory)
 
-    def idle(self) -> list[mmap.mmap]:
-        """Those that no tensor has."""
-        counts = _references(self.all)
-        return [
-            block
-            for block, count in zip(self.all, counts, strict=True)
-            if count == _IDLE
-        ]
-
-    def bytes(self) -> int:
-        """Of all of them."""
-        return sum(map(len, self.all))
-
-    def take(self, size: int) -> mmap.mmap:
-        """Find or make one that is idle.
+    def take(self, size: int) -> memoryview | None:
+        """Take a piece.
 
         Args:
             size: Bytes that it has at least.
 
-        Raises:
-            OSError: The system has no memory.
+        Returns:
+            What is free again when nothing refers to it; None where there is
+            no room.
         """
-        size = math.ceil(size / _PAGE) * _PAGE
-        idle = self.idle()
-        fit = [block for block in idle if size <= len(block) <= WASTE * size]
-        if fit:
-            block = min(fit, key=len)
-            self.all.remove(block)
-        else:
-            used = self.bytes() - sum(map(len, idle)) + size
-            self.most = max(self.most, used)
-            for block in idle:
-                if self.bytes() + size <= self.most:
-                    break
-                self.all.remove(block)
-            # Private: what forks write is their own.
-            block = mmap.mmap(
-                -1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
-            )
-            if hasattr(mmap, 'MADV_HUGEPAGE'):
-                block.madvise(mmap.MADV_HUGEPAGE)
-        self.all.append(block)
-        return block
+        size = math.ceil(size / mmap.PAGESIZE) * mmap.PAGESIZE
+        counts = _references(self.pieces)
+        self.pieces = [
+            piece
+            for piece, count in zip(self.pieces, counts, strict=True)
+            if count > _UNUSED
+        ]
+        start, index = self._gap(size)
+        if start + size > self.size:
+            return None
+        found = self._whole[start : start + size]
+        self.pieces.insert(index, (start, found))
+        self._account(start + size)
+        return found
+
+    def _gap(self, size: int) -> tuple[int, int]:
+        """Where the smallest gap that fits begins, and its index."""
+        end = 0
+        gaps = []
+        for index, (first, piece) in enumerate(self.pieces):
+            if first - end >= size:
+                gaps.append((first - end, end, index))
+            end = first + len(piece)
+        _, start, index = min(gaps, default=(0, end, len(self.pieces)))
+        return start, index
+
+    def _account(self, end: int) -> None:
+        self.reached = max(self.reached, end)
+        self.touched = max(self.touched, end)
+        self._taken += 1
+        if self._taken % EPOCH == 0:
+            spare = self.touched - self.reached
+            if spare:
+                self._memory.madvise(mmap.MADV_DONTNEED, self.reached, spare)
+            self.touched = self.reached
+            last, piece = self.pieces[-1]
+            self.reached = last + len(piece)
 
 
-BLOCKS = Blocks()
+ARENA = Arena()
 
 
 def empty_output(*shape: int) -> Tensor:
     """A tensor of float32 on the CPU whose numbers are anything."""
     count = math.prod(shape)
-    if 4 * count < SMALLEST:
+    piece = ARENA.take(4 * count) if 4 * count >= SMALLEST else None
+    if piece is None:
         return torch.empty(shape, dtype=torch.float32)
-    block = BLOCKS.take(4 * count)
-    flat = torch.frombuffer(block, dtype=torch.float32, count=count)
+    flat = torch.frombuffer(piece, dtype=torch.float32, count=count)
     return flat.resize_(shape)  # No view: those are not written in place.

@@ -451,7 +451,7 @@ def weight_gradient(
                 pointer(positions),
                 pointer(values),
             )
-    out = x.new_zeros(weight.shape)
+    out = empty_output(*weight.shape).zero_()
     build.library().sift_scatter(
         pointer(values),
         pointer(index),

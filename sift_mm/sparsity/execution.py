@@ -14,6 +14,7 @@ from sift_mm.kernels import (
     PRODUCTS,
     can_normalize,
     can_pool,
+    can_rectify,
     geometry_of,
     reads_images,
     why_unavailable,
@@ -38,8 +39,8 @@ class SparseExecution:
 
     Until :meth:`detach`, or until this object is gone. A copy of the network
     runs as if there were no such thing. Where there are such layers, what is
-    wide beside them runs on kernels too: a convolution of images, max-pooling
-    and batch norm.
+    wide beside them runs on kernels too: a convolution of images, max-pooling,
+    batch norm and ReLU.
 
     Args:
         model (nn.Module): The network.
@@ -103,9 +104,8 @@ class SparseExecution:
 
     def _attach_other(self, name: str, module: Any) -> None:
         """Of wide activations these take as long as a few convolutions."""
-        if isinstance(module, (nn.Conv2d, nn.MaxPool2d, nn.BatchNorm2d)):
-            detach(module)
-        if can_pool(module) or can_normalize(module):
+        detach(module)
+        if any(can(module) for can in (can_pool, can_normalize, can_rectify)):
             self._attach(module, self._company)
         elif reads_images(module) and not _why_dense(module, self.mode):
             self._stems.add(name)

@@ -24,6 +24,7 @@ from sift_mm.kernels import (
     max_pool2d,
     multiplications,
     pair,
+    relu,
     time_products,
 )
 
@@ -260,6 +261,15 @@ class _WideMaxPool2d(_MaskedLayer, nn.MaxPool2d):
         )
 
 
+class _WideReLU(_MaskedLayer, nn.ReLU):
+    execution: Company
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.execution.runs():
+            return super().forward(input)
+        return relu(input, self.inplace)
+
+
 class _WideBatchNorm2d(_MaskedLayer, nn.BatchNorm2d):
     execution: Company
 
@@ -293,6 +303,7 @@ MIXINS: dict[type, type] = {
     nn.Linear: _MaskedLinear,
     nn.MaxPool2d: _WideMaxPool2d,
     nn.BatchNorm2d: _WideBatchNorm2d,
+    nn.ReLU: _WideReLU,
 }
 
 

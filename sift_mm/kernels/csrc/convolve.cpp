@@ -8,8 +8,8 @@
 
 #include <cstdlib>
 
+#include "caches.h"
 #include "dispatch.h"
-#include "memory.h"
 
 namespace {
 
@@ -131,7 +131,5 @@ extern "C" int sift_convolve(const Sizes* sizes, const Walk* walk,
                              const float* residual, int64_t relu, float* y) {
   const Nonzeros a = {row, position, value};
   const Epilogue e = {bias, residual, relu != 0};
-  use_huge_pages(y, sizes->images * sizes->filters * sizes->out_h *
-                        sizes->out_w * sizeof(float));
   return dispatch(stride, Convolve{*sizes, *walk, x, a, e, y});
 }

@@ -2,7 +2,6 @@
 // are read twice or thrice in a row, so that they come from a cache.
 #include <cmath>
 
-#include "memory.h"
 #include "simd.h"
 
 struct Norm {
@@ -71,7 +70,6 @@ extern "C" void sift_batch_norm(const Norm* norm, const float* x,
                                 double eps, float* y, float* mean,
                                 float* variance) {
   const Norm& n = *norm;
-  use_huge_pages(y, n.images * n.channels * n.pixels * sizeof(float));
 #pragma omp parallel for schedule(static) num_threads(n.threads)
   for (int64_t c = 0; c < n.channels; ++c) {
     double total = 0, squares = 0;
@@ -99,7 +97,6 @@ extern "C" void sift_batch_norm_gradient(const Norm* norm, const float* dy,
                                          const float* variance, float* dx,
                                          float* dweight, float* dbias) {
   const Norm& n = *norm;
-  use_huge_pages(dx, n.images * n.channels * n.pixels * sizeof(float));
 #pragma omp parallel for schedule(static) num_threads(n.threads)
   for (int64_t c = 0; c < n.channels; ++c) {
     double total = 0, products = 0;

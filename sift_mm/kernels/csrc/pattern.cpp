@@ -1,9 +1,8 @@
 // From a mask to the nonzeros as the kernels read them, and the values of
 // the nonzeros to and from the dense tensor.
-#include <unistd.h>
-
 #include <vector>
 
+#include "caches.h"
 #include "simd.h"
 
 // How one side of a product reads the dense (filters, channels, taps) mask:
@@ -62,10 +61,5 @@ extern "C" void sift_scatter(const float* values, const int32_t* index,
 // Vectors of packed inputs that a core's L1 cache holds, beside room for
 // accumulators and the streams of nonzeros.
 extern "C" int64_t sift_tile_vectors() {
-  long bytes = 0;
-#ifdef _SC_LEVEL1_DCACHE_SIZE
-  bytes = sysconf(_SC_LEVEL1_DCACHE_SIZE);
-#endif
-  if (bytes <= 0) bytes = 32 * 1024;
-  return bytes * 27 / 32 / int64_t(LANES * sizeof(float));
+  return l1_bytes() * 27 / 32 / int64_t(LANES * sizeof(float));
 }

@@ -4,7 +4,6 @@
 #include <cmath>
 #include <vector>
 
-#include "memory.h"
 #include "simd.h"
 
 struct Pool {
@@ -93,7 +92,6 @@ void pool_plane(const Pool& p, float* rows, int64_t length, const float* x,
 extern "C" void sift_max_pool(const Pool* pool, const float* x, float* y,
                               uint8_t* winners) {
   const Pool& p = *pool;
-  use_huge_pages(y, p.planes * p.out_h * p.out_w * sizeof(float));
   // Of a phase of a row; vectors read past its end.
   const int64_t length =
       (p.out_w + LANES - 1) / LANES * LANES + (p.kernel_w - 1) / p.stride_w;
@@ -115,7 +113,6 @@ extern "C" void sift_max_pool(const Pool* pool, const float* x, float* y,
 extern "C" void sift_max_pool_gradient(const Pool* pool, const float* dy,
                                        const uint8_t* winners, float* dx) {
   const Pool& p = *pool;
-  use_huge_pages(dx, p.planes * p.in_h * p.in_w * sizeof(float));
   // From the window's corner to each of its places: a division for every
   // output would take longer than all the rest.
   std::vector<int64_t> place(p.kernel_h * p.kernel_w);

@@ -6,8 +6,8 @@
 // the order of the threads, so that a number of threads gives one result.
 #include <omp.h>
 
+#include "caches.h"
 #include "dispatch.h"
-#include "memory.h"
 
 namespace {
 
