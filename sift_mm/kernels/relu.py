@@ -44,7 +44,9 @@ def relu(x: Tensor, inplace: bool) -> Tensor:
         inplace: Whether to write over it.
     """
     fits = (
-        x.dtype == torch.float32
+        type(x) is Tensor
+        and x._base is None  # Writes over a view are autograd's business.
+        and x.dtype == torch.float32
         and x.device.type == 'cpu'
         and x.is_contiguous()
         and not torch.compiler.is_compiling()  # It fuses them with others.

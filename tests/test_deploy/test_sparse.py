@@ -113,6 +113,23 @@ def test_a_resnets_norms_sums_and_relus_are_fused() -> None:
     assert nn.BatchNorm2d not in kinds and nn.MaxPool2d not in kinds
 
 
+def test_a_convolution_of_images_runs_without_zeros_too() -> None:
+    model = torchvision.models.resnet18()
+    dense = copy.deepcopy(model).eval()
+    sparsified(model).conv1.weight.data = dense.conv1.weight.data.clone()
+    sparse = to_sparse(model)
+    assert_equal(model, sparse)
+    how = sparse.sparse_report.sparse['conv1']
+    assert how == 'density 1.000, with norm, ReLU'
+    # Alone it is no reason to have a sparse network.
+    with pytest.raises(ValueError, match='have no zeros'):
+        to_sparse(dense)
+    wide = nn.Conv2d(3, 8, 9), nn.Conv2d(8, 8, 3)
+    wide[1].weight.data *= torch.rand(8, 8, 3, 3) < 0.2
+    report = to_sparse(nn.Sequential(*wide).eval()).sparse_report
+    assert list(report.sparse) == ['1'] and not report.dense
+
+
 def test_copies_and_pickles_run_alike() -> None:
     sparse = to_sparse(sparsified(torchvision.models.resnet18()))
     for other in (

@@ -570,6 +570,51 @@ def test_wide_activations_are_normed_and_pooled_by_kernels_too(momentum):
     assert [type(layer) for layer in model] == kinds
 
 
+@pytest.mark.parametrize('mode', ['sparse', 'auto'])
+def test_a_convolution_of_images_is_run_like_the_masked(monkeypatch, mode):
+    taken = set_clock(monkeypatch, (1.0, 1.0, 1.0), (0.5, 2.0, 0.5))
+
+    def trained(mode):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 8, 7, 2, 3, bias=False),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(8, 8, 3),
+            nn.Conv2d(8, 8, 3),
+        )
+        kwargs = dict(include=['2.weight'], sparsity=0.75, interval=2)
+        model, optimizer, sparse = training(mode, model, **kwargs)
+        torch.manual_seed(1)
+        for _ in range(5):
+            optimizer.zero_grad()
+            model(torch.randn(2, 3, 24, 24)).square().mean().backward()
+            sparse.step()
+        return model, optimizer, sparse
+
+    def counts(call):
+        with torch.profiler.profile() as profile:
+            call()
+        return {e.key: e.count for e in profile.key_averages()}
+
+    parts = trained(mode)
+    model, _, sparse = parts
+    assert_alike(parts, trained('dense'), rtol=1e-3, atol=1e-5)
+    assert ', and 0, which reads images' in sparse.execution
+    assert '1 of 1 masked layers (forward 1,' in sparse.execution
+    found = counts(lambda: model(torch.randn(2, 3, 24, 24)).sum().backward())
+    # The third is neither masked nor of images.
+    assert found['sift_mm::sparse_conv2d'] == 2
+    assert found['aten::_convolution'] == 1
+    # RigL reads the other's in this step.
+    assert found['sift_mm::sparse_conv2d_weight_grad'] == 1
+    if mode == 'auto':
+        assert len(taken) == 2
+        choices = sparse.trainer.execution.choices()
+        assert {'0', '2'} == choices.keys()
+    assert '_ReluBackward' in found
+    assert type(copy.deepcopy(model)[1]) is nn.ReLU
+
+
 def test_norms_follow_the_last_of_several_executions():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     kwargs = dict(include=['*.weight'], sparsity=0.75)
