@@ -130,7 +130,7 @@ def run_once(
         _plain_convolutions(),
     ):
         if heads is None:
-            _call(model, image)
+            call_model(model, image)
         else:
             # All heads read the same features, which are made once.
             features: list[Any] = []
@@ -141,7 +141,7 @@ def run_once(
                 return features[-1]
 
             with mock.patch.object(network, 'extract_feat', remember):
-                _call(network, image)
+                call_model(network, image)
             several = isinstance(heads, nn.ModuleList)
             for head in heads if several else [heads]:
                 head(features[-1])
@@ -161,7 +161,13 @@ def run_once(
     return tuple(said)
 
 
-def _call(model: Any, image: Tensor) -> None:
+def call_model(model: Any, image: Tensor) -> None:
+    """Run a model on images, up to what its heads make of the features.
+
+    Args:
+        model (nn.Module): Backbone, detector, segmentor or classifier.
+        image (Tensor): (images, channels, height, width).
+    """
     parameters = inspect.signature(model.forward).parameters
     if 'mode' not in parameters:
         model(image)
@@ -174,16 +180,17 @@ def _call(model: Any, image: Tensor) -> None:
     for kind in ('img', 'ori', 'pad', 'batch_input'):
         metainfo[f'{kind}_shape'] = shape
     sample = BaseDataElement(metainfo=metainfo, gt_instances=InstanceData())
+    samples = [sample] * len(image)
     head = getattr(model, 'decode_head', None)
     if isinstance(head, nn.ModuleList):  # Heads in a cascade, of mmseg.
         # The model itself runs no tensor mode.
-        model.encode_decode(image, [sample.metainfo])
+        model.encode_decode(image, [sample.metainfo] * len(image))
     elif head is not None and (
         'batch_data_samples' in inspect.signature(head.forward).parameters
     ):
-        head(model.extract_feat(image), [sample])
+        head(model.extract_feat(image), samples)
     elif any(hasattr(model, f'{kind}_head') for kind in DETECT):
-        model(image, [sample], mode='tensor')
+        model(image, samples, mode='tensor')
     else:
         model(image, mode='tensor')
 

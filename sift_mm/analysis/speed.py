@@ -10,6 +10,7 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
+from sift_mm.analysis.model_forward import call_model
 from sift_mm.analysis.report import dense_network
 from sift_mm.analysis.text import table
 from sift_mm.config.images import channels_of
@@ -34,6 +35,7 @@ def measure_speed(
     shape: tuple[int, int],
     batches: Sequence[int],
     rounds: int,
+    whole: bool = False,
 ) -> dict[str, Any]:
     """Time one network three ways, in turns.
 
@@ -45,6 +47,8 @@ def measure_speed(
         shape (tuple[int, int]): Height and width of the images.
         batches (Sequence[int]): Numbers of images at a time.
         rounds (int): Turns that each of them has.
+        whole (bool): Whether neck and heads are timed too, up to what they
+            make of the features: no boxes are chosen among.
 
     Returns:
         dict: Under 'rows' one for each batch and way, with 'batch', 'what',
@@ -62,6 +66,8 @@ def measure_speed(
     for network in (model, twin):
         network.eval()
     sparse = to_sparse(model, masks)
+    if whole:
+        name = ''
     ways = {
         'dense twin': twin.get_submodule(name),
         'executed densely': model.get_submodule(name),
@@ -73,9 +79,12 @@ def measure_speed(
         image = torch.randn(batch, channels, *shape)
         with torch.inference_mode():
             for network in ways.values():
-                network(image)
+                call_model(network, image)
             turns = [
-                [timeit(partial(n, image), number=1) for n in ways.values()]
+                [
+                    timeit(partial(call_model, network, image), number=1)
+                    for network in ways.values()
+                ]
                 for _ in range(rounds)
             ]
         for i, what in enumerate(ways):
@@ -93,7 +102,7 @@ def measure_speed(
                 )
             )
     return dict(
-        network=name,
+        network=name or 'the whole model',
         shape=list(shape),
         threads=torch.get_num_threads(),
         rows=rows,

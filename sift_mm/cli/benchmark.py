@@ -1,4 +1,4 @@
-"""Times the backbone of a config: dense twin, executed densely, sparsely.
+"""Times the network of a config: dense twin, executed densely, sparsely.
 
 Without a checkpoint, masks are drawn at random as training would draw them.
 """
@@ -36,6 +36,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add('checkpoint', nargs='?', help='path of the checkpoint, if any')
     add_shape_option(parser)
+    text = 'time neck and heads too, not the backbone alone'
+    add('--whole', action='store_true', help=text)
     text = 'images at a time'
     add('--batch', nargs='+', type=positive, default=[1], help=text)
     add('--threads', type=positive, help="by default torch's")
@@ -81,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         else:
             masks = _draw(cfg, model)
         report = measure_speed(
-            cfg, model, masks, shape, args.batch, args.rounds
+            cfg, model, masks, shape, args.batch, args.rounds, args.whole
         )
     except (ValueError, RuntimeError) as error:
         raise Mistake(f'{args.config}: {error}') from error

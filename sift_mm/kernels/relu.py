@@ -31,8 +31,7 @@ class _Relu(torch.autograd.Function):
 def can_rectify(module: nn.Module) -> bool:
     """Whether a module is a ReLU of the kind that is done here."""
     return (
-        isinstance(module, nn.ReLU)
-        and type(module).forward is nn.ReLU.forward
+        isinstance(module, nn.ReLU) and type(module).forward is nn.ReLU.forward
     )
 
 

@@ -77,9 +77,7 @@ def test_a_view_or_a_graph_keeps_the_piece(arena):
     assert empty_output(4, PLACES).data_ptr() == place
 
 
-def test_pages_that_no_piece_reached_lately_are_given_back(
-    arena, monkeypatch
-):
+def test_pages_that_no_piece_reached_lately_are_given_back(arena, monkeypatch):
     monkeypatch.setattr(memory, 'EPOCH', 8)
     tensor = empty_output(256, PLACES).fill_(1)
     del tensor

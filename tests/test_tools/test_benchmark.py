@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from minirun import write_config
 from sparserun import sparse_config
+from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from sift_mm.cli import benchmark
 
@@ -29,6 +31,31 @@ def test_it_times_three_ways(
     said = capsys.readouterr().out
     assert 'backbone.layer1.0.conv1: sparse, density 0.' in said
     assert 'backbone at 32 x 64' in said
+
+
+@pytest.mark.parametrize('library', ['mmpretrain', 'mmdet', 'mmseg'])
+def test_neck_and_heads_may_be_timed_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], library: str
+) -> None:
+    config = sparse_config(tmp_path, library, NOWHERE)
+    ran: list[str] = []
+
+    def note(module: nn.Module, inputs: object, output: object) -> None:
+        ran.append(type(module).__name__)
+
+    handle = register_module_forward_hook(note)
+    try:
+        benchmark.main([config, *FEW, '--batch', '2', '--whole'])
+    finally:
+        handle.remove()
+    assert 'the whole model at 32 x 64' in capsys.readouterr().out
+    part = dict(
+        mmpretrain='GlobalAveragePooling',
+        mmdet='FPN',
+        mmseg='DepthwiseSeparableASPPModule',
+    )[library]
+    # Three ways, two turns after a first run.
+    assert ran.count(part) == 9
 
 
 def test_a_dense_config_is_refused(tmp_path: Path) -> None:
