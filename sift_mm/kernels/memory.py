@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 from torch import Tensor
@@ -46,6 +47,9 @@ class Arena(threading.local):
         #: End of the highest since the epoch began, and of touched pages.
         self.reached = self.touched = 0
         self._taken = 0
+        self.size = -1  # Not reserved yet.
+
+    def _reserve(self) -> None:
         # As much as the machine has, of addresses alone. Private: what forks
         # write is their own.
         self.size = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES')
@@ -53,9 +57,11 @@ class Arena(threading.local):
         try:
             self._memory = mmap.mmap(-1, self.size, flags=flags)
         except OSError:  # A limit on addresses: nothing is kept.
-            self._memory = mmap.mmap(-1, mmap.PAGESIZE)
             self.size = 0
-        self._memory.madvise(mmap.MADV_HUGEPAGE)
+            return
+        if hasattr(mmap, 'MADV_HUGEPAGE'):
+            with suppress(OSError):  # A system that was built without.
+                self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._whole = memoryview(self._memory)
 
     def take(self, size: int) -> memoryview | None:
@@ -68,13 +74,10 @@ class Arena(threading.local):
             What is free again when nothing refers to it; None where there is
             no room.
         """
+        if self.size < 0:
+            self._reserve()
         size = math.ceil(size / mmap.PAGESIZE) * mmap.PAGESIZE
-        counts = _references(self.pieces)
-        self.pieces = [
-            piece
-            for piece, count in zip(self.pieces, counts, strict=True)
-            if count > _UNUSED
-        ]
+        self._forget_unused()
         start, index = self._gap(size)
         if start + size > self.size:
             return None
@@ -82,6 +85,32 @@ class Arena(threading.local):
         self.pieces.insert(index, (start, found))
         self._account(start + size)
         return found
+
+    def release(self) -> None:
+        """Give back all pages of which no tensor has any."""
+        self._forget_unused()
+        end = 0
+        for first, piece in [*self.pieces, (self.touched, b'')]:
+            self._give_back(end, first)
+            end = first + len(piece)
+        self.touched = self.reached = self._end()
+
+    def _forget_unused(self) -> None:
+        counts = _references(self.pieces)
+        self.pieces = [
+            piece
+            for piece, count in zip(self.pieces, counts, strict=True)
+            if count > _UNUSED
+        ]
+
+    def _end(self) -> int:
+        """Of the highest piece."""
+        first, piece = self.pieces[-1] if self.pieces else (0, b'')
+        return first + len(piece)
+
+    def _give_back(self, start: int, end: int) -> None:
+        if start < end:
+            self._memory.madvise(mmap.MADV_DONTNEED, start, end - start)
 
     def _gap(self, size: int) -> tuple[int, int]:
         """Where the smallest gap that fits begins, and its index."""
@@ -99,15 +128,15 @@ class Arena(threading.local):
         self.touched = max(self.touched, end)
         self._taken += 1
         if self._taken % EPOCH == 0:
-            spare = self.touched - self.reached
-            if spare:
-                self._memory.madvise(mmap.MADV_DONTNEED, self.reached, spare)
-            self.touched = self.reached
-            last, piece = self.pieces[-1]
-            self.reached = last + len(piece)
+            self._give_back(self.reached, self.touched)
+            self.touched, self.reached = self.reached, self._end()
 
 
 ARENA = Arena()
+# A data loader's workers would hold the pages of old activations as long as
+# they live, beside those that the parent then writes.
+if hasattr(os, 'register_at_fork'):
+    os.register_at_fork(before=ARENA.release)
 
 
 def empty_output(*shape: int) -> Tensor:

@@ -107,7 +107,7 @@ def test_without_addresses_memory_is_pytorchs(monkeypatch):
 
 def test_what_is_larger_than_memory_is_refused_by_pytorch(arena):
     with pytest.raises(RuntimeError, match='memory'):
-        empty_output(arena.size, 1024)
+        empty_output(1 << 40, 1024)
 
 
 def test_a_fork_writes_to_its_own(arena):
@@ -119,6 +119,22 @@ def test_a_fork_writes_to_its_own(arena):
         os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
     assert bool((tensor == 1).all())
+
+
+def test_a_fork_inherits_what_is_in_use_alone():
+    kept = empty_output(2, PLACES).fill_(1)
+    between = empty_output(128, PLACES).fill_(2)
+    also = empty_output(2, PLACES).fill_(3)
+    above = empty_output(128, PLACES).fill_(4)
+    before = resident()
+    del between, above
+    child = os.fork()
+    if not child:
+        alike = bool((kept == 1).all()) and bool((also == 3).all())
+        os._exit(not (alike and before - resident() > 200 * MIB))
+    assert os.waitpid(child, 0)[1] == 0
+    assert bool((kept == 1).all()) and bool((also == 3).all())
+    assert bool((empty_output(128, PLACES).fill_(5) == 5).all())
 
 
 def test_threads_have_pieces_of_their_own(arena):
