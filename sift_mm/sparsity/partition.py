@@ -37,7 +37,6 @@ class Elementwise:
         self, function: Callable[..., Tensor], *tensors: Tensor
     ) -> None:
         self._function = function
-        # Detached here: threads have a gradient mode of their own.
         self._tensors = [tensor.detach().flatten() for tensor in tensors]
 
     def flatten(self) -> 'Elementwise':
