@@ -2,7 +2,7 @@
 
 from .build import KernelsUnavailable, why_unavailable
 from .geometry import Geometry, geometry_of, pair, reads_images
-from .norm import batch_norm, can_normalize
+from .norm import batch_norm, can_normalize, frozen_batch_norm
 from .ops import sparse_conv2d, sparse_conv2d_fused
 from .pattern import make_pattern
 from .pooling import can_pool, max_pool2d
@@ -21,6 +21,7 @@ __all__ = [
     'can_normalize',
     'can_pool',
     'can_rectify',
+    'frozen_batch_norm',
     'geometry_of',
     'make_pattern',
     'max_pool2d',

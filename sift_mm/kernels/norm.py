@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from . import build
 from .build import pointer
-from .memory import empty_output
+from .memory import SMALLEST, empty_output
 
 
 class Norm(ctypes.Structure):
@@ -16,26 +16,31 @@ class Norm(ctypes.Structure):
 
     _fields_ = [
         (name, ctypes.c_int64)
-        for name in ('images', 'channels', 'pixels', 'threads')
+        for name in ('images', 'channels', 'pixels', 'frozen', 'threads')
     ]
 
 
-def _norm(x: Tensor) -> 'ctypes._CArgObject':
+def _norm(x: Tensor, frozen: bool) -> 'ctypes._CArgObject':
     images, channels, height, width = x.shape
+    threads = torch.get_num_threads()
     return ctypes.byref(
-        Norm(images, channels, height * width, torch.get_num_threads())
+        Norm(images, channels, height * width, frozen, threads)
     )
 
 
-@torch.library.custom_op('sift_mm::batch_norm', mutates_args=())
-def _batch_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def _normalize(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+    frozen: bool,
+) -> Tensor:
     x, weight, bias = x.contiguous(), weight.contiguous(), bias.contiguous()
     out = empty_output(*x.shape)
-    mean, variance = torch.empty_like(weight), torch.empty_like(weight)
     build.library().sift_batch_norm(
-        _norm(x),
+        _norm(x, frozen),
         pointer(x),
         pointer(weight),
         pointer(bias),
@@ -44,6 +49,15 @@ def _batch_norm(
         pointer(mean),
         pointer(variance),
     )
+    return out
+
+
+@torch.library.custom_op('sift_mm::batch_norm', mutates_args=())
+def _batch_norm(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    mean, variance = torch.empty_like(weight), torch.empty_like(weight)
+    out = _normalize(x, weight, bias, mean, variance, eps, False)
     return out, mean, variance
 
 
@@ -63,12 +77,13 @@ def _gradient(
     mean: Tensor,
     variance: Tensor,
     eps: float,
+    frozen: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()
     out = empty_output(*x.shape)
     of_weight, of_bias = torch.empty_like(mean), torch.empty_like(mean)
     build.library().sift_batch_norm_gradient(
-        _norm(x),
+        _norm(x, frozen),
         pointer(grad),
         pointer(x),
         pointer(weight),
@@ -90,6 +105,7 @@ def _(
     mean: Tensor,
     variance: Tensor,
     eps: float,
+    frozen: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     out = torch.empty_like(x, memory_format=torch.contiguous_format)
     return out, torch.empty_like(mean), torch.empty_like(mean)
@@ -103,10 +119,49 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple:
-    return (*_gradient(grad, *ctx.saved_tensors, ctx.eps), None)
+    return (*_gradient(grad, *ctx.saved_tensors, ctx.eps, False), None)
 
 
 _batch_norm.register_autograd(_backward, setup_context=_save)
+
+
+@torch.library.custom_op('sift_mm::frozen_batch_norm', mutates_args=())
+def _frozen_batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+) -> Tensor:
+    return _normalize(x, weight, bias, mean, variance, eps, True)
+
+
+@_frozen_batch_norm.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _save_frozen(ctx: Any, inputs: tuple, output: Tensor) -> None:
+    x, weight, _, mean, variance, ctx.eps = inputs
+    ctx.save_for_backward(x, weight, mean, variance)
+
+
+def _frozen_backward(ctx: Any, grad: Tensor) -> tuple:
+    found = _gradient(grad, *ctx.saved_tensors, ctx.eps, True)
+    return (*found, None, None, None)
+
+
+_frozen_batch_norm.register_autograd(
+    _frozen_backward, setup_context=_save_frozen
+)
 
 
 def can_normalize(module: nn.Module) -> bool:
@@ -135,15 +190,47 @@ def batch_norm(
         the kernel cannot do it: other types and devices, or one number a
         channel, which PyTorch refuses.
     """
-    fits = (
+    if not _fits(x, weight, bias) or x.numel() == x.shape[1]:
+        return None
+    return _batch_norm(x, weight, bias, eps)
+
+
+def frozen_batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    eps: float,
+) -> Tensor | None:
+    """Normalise by given statistics, as where norms are frozen in training.
+
+    Args:
+        x: Shape (images, channels, height, width).
+        weight: A factor a channel.
+        bias: Added, a number a channel.
+        mean: Of each channel.
+        variance: Of each channel.
+        eps: Added to the variance.
+
+    Returns:
+        The normalised input; None where the kernel cannot do it, or where it
+        is so small that nothing is gained.
+    """
+    large = 4 * x.numel() >= SMALLEST
+    if not large or not _fits(x, weight, bias, mean, variance):
+        return None
+    return _frozen_batch_norm(x, weight, bias, mean, variance, eps)
+
+
+def _fits(x: Tensor, *channels: Tensor) -> bool:
+    return (
         x.ndim == 4
         and all(
             t.dtype == torch.float32 and t.device.type == 'cpu'
-            for t in (x, weight, bias)
+            for t in (x, *channels)
         )
-        and x.shape[1] == len(weight)
-        and x.numel() > x.shape[1]
+        and all(len(t) == x.shape[1] for t in channels)
+        and x.numel() > 0
+        and not build.why_unavailable()
     )
-    if not fits or build.why_unavailable():
-        return None
-    return _batch_norm(x, weight, bias, eps)

@@ -18,6 +18,7 @@ from sift_mm.kernels import (
     Geometry,
     Timing,
     batch_norm,
+    frozen_batch_norm,
     geometry_of,
     make_pattern,
     masked_layer,
@@ -274,15 +275,19 @@ class _WideBatchNorm2d(_MaskedLayer, nn.BatchNorm2d):
     execution: Company
 
     def forward(self, input: Tensor) -> Tensor:
-        found = None
-        if self.training and self.execution.runs():
-            found = batch_norm(input, self.weight, self.bias, self.eps)
-        if found is None:
-            return super().forward(input)
-        out, mean, variance = found
-        if self.track_running_stats and self.running_mean is not None:
-            self._follow(mean, variance, input.numel() / len(mean))
-        return out
+        own: Any = self
+        out: Tensor | None = None
+        affine = own.weight, own.bias
+        if self.execution.runs() and self.training:
+            found = batch_norm(input, *affine, self.eps)
+            if found is not None:
+                out, mean, variance = found
+                if self.track_running_stats and own.running_mean is not None:
+                    self._follow(mean, variance, input.numel() / len(mean))
+        elif self.execution.runs() and own.running_mean is not None:
+            known = own.running_mean, own.running_var
+            out = frozen_batch_norm(input, *affine, *known, self.eps)
+        return super().forward(input) if out is None else out
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: float) -> None:

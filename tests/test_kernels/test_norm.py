@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sift_mm.kernels import batch_norm
+from sift_mm.kernels import batch_norm, frozen_batch_norm
 
 
 def both(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps):
@@ -54,6 +54,35 @@ def test_outputs_and_gradients_are_pytorchs() -> None:
             torch.testing.assert_close(
                 own.double(), exact, rtol=0, atol=bound * scale
             )
+
+
+@pytest.mark.parametrize('shape', [(3, 5, 250, 90), (16, 4, 64, 65)])
+def test_frozen_statistics_are_pytorchs_too(shape) -> None:
+    torch.manual_seed(0)
+    channels = shape[1]
+    x, grad = torch.randn(2, *shape).unbind()
+    statistics = torch.randn(channels), torch.rand(channels) + 0.1
+    affine = torch.randn(2, channels).unbind()
+    before = [t.clone() for t in statistics]
+    inputs = [t.clone().requires_grad_() for t in (x, *affine)]
+    out = frozen_batch_norm(*inputs, *statistics, 1e-5)
+    ours = out, *torch.autograd.grad(out, inputs, grad)
+    inputs = [t.double().requires_grad_() for t in (x, *affine)]
+    double = [t.double() for t in statistics]
+    out = F.batch_norm(inputs[0], *double, *inputs[1:], eps=1e-5)
+    theirs = out, *torch.autograd.grad(out, inputs, grad.double())
+    bounds = 1e-5, 1e-5, 2e-2, 2e-3  # The last are sums over 60,000.
+    for own, exact, bound in zip(ours, theirs, bounds, strict=True):
+        torch.testing.assert_close(own.double(), exact, rtol=0, atol=bound)
+    assert all(map(torch.equal, statistics, before))
+
+
+def test_small_inputs_and_other_types_are_not_frozen_here() -> None:
+    few = [torch.ones(4) for _ in range(4)]
+    assert frozen_batch_norm(torch.ones(2, 4, 8, 8), *few, 1e-5) is None
+    wide = torch.ones(16, 4, 65, 64)
+    assert frozen_batch_norm(wide.double(), *few, 1e-5) is None
+    assert frozen_batch_norm(wide, *few, 1e-5) is not None
 
 
 def test_large_means_keep_their_variance() -> None:

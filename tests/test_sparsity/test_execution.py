@@ -634,6 +634,33 @@ def test_norms_follow_the_last_of_several_executions():
     del third
 
 
+def test_norms_that_are_frozen_in_training_run_on_kernels_too():
+    """As `norm_eval` of the libraries' backbones has them."""
+
+    def trained(mode):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.BatchNorm2d(8))
+        model[1].running_mean.normal_()
+        model[1].running_var.uniform_(0.5, 2)
+        model, optimizer, sparse = training(
+            mode, model, include=['0.weight'], sparsity=0.75
+        )
+        model[1].eval()
+        with torch.profiler.profile() as profile:
+            for _ in range(2):
+                optimizer.zero_grad()
+                model(torch.randn(8, 3, 64, 96)).square().mean().backward()
+                sparse.step()
+        keys = {event.key for event in profile.key_averages()}
+        return (model, optimizer, sparse), 'sift_mm::frozen_batch_norm' in keys
+
+    (parts, ran), (dense, dense_ran) = trained('sparse'), trained('dense')
+    assert (ran, dense_ran) == (True, False)
+    assert_alike(parts, dense, rtol=1e-4, atol=1e-5)
+    for name, buffer in dense[0][1].named_buffers():
+        assert torch.equal(buffer, parts[0][1].get_buffer(name)), name
+
+
 def test_a_norm_may_count_no_batches():
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
     parts = training('sparse', model, include=['*.weight'], sparsity=0.75)

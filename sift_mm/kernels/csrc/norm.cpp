@@ -1,11 +1,12 @@
-// Batch normalisation of NCHW activations in training. All planes of a channel
-// are read twice or thrice in a row, so that they come from a cache.
+// Batch normalisation of NCHW activations, by the statistics of the batch or
+// by given ones. All planes of a channel are read twice or thrice in a row, so
+// that they come from a cache.
 #include <cmath>
 
 #include "simd.h"
 
 struct Norm {
-  int64_t images, channels, pixels, threads;
+  int64_t images, channels, pixels, frozen, threads;
 
   int64_t plane(int64_t image, int64_t channel) const {
     return (image * channels + channel) * pixels;
@@ -64,7 +65,8 @@ struct Product {
 
 }  // namespace
 
-// `mean` and `variance` (biased) are written, a number a channel.
+// `mean` and `variance` (biased), a number a channel, are written, and read
+// where they are frozen.
 extern "C" void sift_batch_norm(const Norm* norm, const float* x,
                                 const float* weight, const float* bias,
                                 double eps, float* y, float* mean,
@@ -72,15 +74,18 @@ extern "C" void sift_batch_norm(const Norm* norm, const float* x,
   const Norm& n = *norm;
 #pragma omp parallel for schedule(static) num_threads(n.threads)
   for (int64_t c = 0; c < n.channels; ++c) {
-    double total = 0, squares = 0;
-    for (int64_t i = 0; i < n.images; ++i)
-      total += sum(n.pixels, Value{x + n.plane(i, c)});
-    mean[c] = float(total / n.count());
-    for (int64_t i = 0; i < n.images; ++i)
-      squares += sum(n.pixels, Square{x + n.plane(i, c), mean[c]});
-    variance[c] = float(squares / n.count());
-    const float scale =
-        float(weight[c] / std::sqrt(squares / n.count() + eps));
+    double spread = variance[c];
+    if (!n.frozen) {
+      double total = 0, squares = 0;
+      for (int64_t i = 0; i < n.images; ++i)
+        total += sum(n.pixels, Value{x + n.plane(i, c)});
+      mean[c] = float(total / n.count());
+      for (int64_t i = 0; i < n.images; ++i)
+        squares += sum(n.pixels, Square{x + n.plane(i, c), mean[c]});
+      spread = squares / n.count();
+      variance[c] = float(spread);
+    }
+    const float scale = float(weight[c] / std::sqrt(spread + eps));
     const float shift = bias[c] - mean[c] * scale;
     for (int64_t i = 0; i < n.images; ++i) {
       const float* __restrict from = x + n.plane(i, c);
@@ -108,10 +113,12 @@ extern "C" void sift_batch_norm_gradient(const Norm* norm, const float* dy,
     const double inverse = 1 / std::sqrt(variance[c] + eps);
     dweight[c] = float(products * inverse);
     dbias[c] = float(total);
-    // dx = scale * (dy - mean(dy) - (x - mean) * slope)
+    // dx = scale * (dy - mean(dy) - (x - mean) * slope), of which frozen
+    // statistics leave scale * dy.
     const float scale = float(weight[c] * inverse);
-    const float slope = float(products / n.count() * inverse * inverse);
-    const float offset = float(total / n.count()) - slope * mean[c];
+    const double share = n.frozen ? 0 : 1 / n.count();
+    const float slope = float(products * share * inverse * inverse);
+    const float offset = float(total * share) - slope * mean[c];
     for (int64_t i = 0; i < n.images; ++i) {
       const float* __restrict from = x + n.plane(i, c);
       const float* __restrict grad = dy + n.plane(i, c);
