@@ -34,7 +34,7 @@ _UNUSED = _references([(0, object())])[0]
 
 
 class Arena(threading.local):
-    """Pieces of a thread's reservation, the lowest that are free.
+    """Pieces of a thread's reservation, each in the smallest gap that fits.
 
     A tensor refers to its piece for as long as anything reads its storage, in
     whatever thread, and is asked for no notice when it is gone: pieces are
