@@ -27,6 +27,12 @@ from sift_mm.flops import FlopCount, count_while, on_meta
 SMALL = 64
 # Kinds of heads by which a detector is known.
 DETECT = ('bbox', 'roi', 'panoptic')
+# Of modules of mmcv, what the counter does not see.
+UNCOUNTED = {
+    'MultiScaleDeformableAttention': 'sampling and weighting of multi-scale '
+    'deformable attention',
+    'CARAFEPack': 'the reassembly of features by CARAFE',
+}
 
 
 class NotCountable(Mistake):
@@ -65,6 +71,12 @@ class _ShapesKnown(TorchDispatchMode):
             if func is aten.nonzero.default:
                 found = (args[0].numel(), args[0].dim())
                 return args[0].new_empty(found, dtype=torch.int64)
+            if func is aten._unique2.default:
+                # All are of one image, or one class, the first.
+                first = torch.zeros(1, dtype=args[0].dtype, device='cpu')
+                return first, torch.empty_like(args[0]).long(), first.long()
+            if func is aten._to_copy.default:
+                kwargs['device'] = torch.device('meta')
             if func is aten._local_scalar_dense.default and (
                 args[0].dtype is torch.bool
             ):
@@ -127,7 +139,8 @@ def run_once(
         _SmallOnHost(),
         _ShapesKnown(),
         _regions(model, said),
-        _plain_convolutions(),
+        _instances(model, said),
+        _plain_operators(),
     ):
         if heads is None:
             call_model(model, image)
@@ -150,14 +163,13 @@ def run_once(
         queries = getattr(getattr(model, name, None), 'num_queries', queries)
     if isinstance(queries, int):
         said.append(f'{queries} queries, as num_queries')
-    if any(
-        type(m).__name__ == 'MultiScaleDeformableAttention'
-        for m in model.modules()
-    ):
-        said.append(
-            'sampling and weighting of multi-scale deformable attention, '
-            'which is neither a convolution nor a matrix product, not counted'
-        )
+    kinds = {type(module).__name__ for module in model.modules()}
+    said += [
+        f'{what}, which is neither a convolution nor a matrix product, not '
+        'counted'
+        for kind, what in UNCOUNTED.items()
+        if kind in kinds
+    ]
     return tuple(said)
 
 
@@ -179,7 +191,12 @@ def call_model(model: Any, image: Tensor) -> None:
     metainfo: dict[str, Any] = dict(scale_factor=(1.0, 1.0), flip=False)
     for kind in ('img', 'ori', 'pad', 'batch_input'):
         metainfo[f'{kind}_shape'] = shape
-    sample = BaseDataElement(metainfo=metainfo, gt_instances=InstanceData())
+    sample = BaseDataElement(
+        metainfo=metainfo,
+        gt_instances=InstanceData(),
+        # For a detector that has none of its own.
+        proposals=InstanceData(),
+    )
     samples = [sample] * len(image)
     head = getattr(model, 'decode_head', None)
     if isinstance(head, nn.ModuleList):  # Heads in a cascade, of mmseg.
@@ -196,22 +213,40 @@ def call_model(model: Any, image: Tensor) -> None:
 
 
 @contextmanager
-def _plain_convolutions() -> Iterator[None]:
-    """Counts deformable convolutions as plain ones, of as many MACs."""
+def _plain_operators() -> Iterator[None]:
+    """Lets mmcv's operators run without numbers.
+
+    Deformable convolutions count as plain ones, of as many MACs, and of boxes
+    that overlap all are kept. The others write into what they are given.
+    """
     functions: dict[str, Callable[..., Tensor]] = {
-        'modulated_deform_conv': lambda x, offset, mask, weight, bias, *rest: (
-            functional.conv2d(x, weight, bias, *rest[:4])
+        'modulated_deform_conv.ModulatedDeformConv2dFunction': (
+            lambda ctx, x, offset, mask, weight, bias, *rest: (
+                functional.conv2d(x, weight, bias, *rest[:4])
+            )
         ),
-        'deform_conv': lambda x, offset, weight, *rest: functional.conv2d(
-            x, weight, None, *rest[:4]
+        'deform_conv.DeformConv2dFunction': (
+            lambda ctx, x, offset, weight, *rest: functional.conv2d(
+                x, weight, None, *rest[:4]
+            )
         ),
+        'nms.NMSop': lambda ctx, boxes, scores, *rest: torch.empty_like(
+            scores, dtype=torch.int64
+        )[: max(rest[-1], 0) or None],
     }
     with ExitStack() as stack:
         for name, function in functions.items():
-            module = sys.modules.get(f'mmcv.ops.{name}')
-            if module is not None:
+            module, _, kind = name.partition('.')
+            operator = getattr(sys.modules.get(f'mmcv.ops.{module}'), kind, 0)
+            if operator:
                 stack.enter_context(
-                    mock.patch.object(module, f'{name}2d', function)
+                    mock.patch.object(operator, 'forward', function)
+                )
+        compiled = sys.modules.get('mmcv._ext')
+        for name in dir(compiled):
+            if name.endswith('_forward'):
+                stack.enter_context(
+                    mock.patch.object(compiled, name, lambda *_, **__: None)
                 )
         yield
 
@@ -243,11 +278,14 @@ def _regions(model: Any, said: list[str]) -> Iterator[None]:
             'the config does not say how many proposals its second stage '
             'sees (test_cfg.rpn.max_per_img)'
         )
-    found = (settings.get('rcnn') or {}).get('max_per_img', number)
-    found = min(found, number)
     said.append(f'{number} proposals, as {key}')
+    found = number
+    if not hasattr(rpn, 'num_proposals'):  # Masks are of all that is learnt.
+        key = 'test_cfg.rcnn.max_per_img'
+        found = (settings.get('rcnn') or {}).get('max_per_img', number)
+        found = min(found, number)
     if getattr(roi_head, 'with_mask', False):
-        said.append(f'masks of {found} objects, as test_cfg.rcnn.max_per_img')
+        said.append(f'masks of {found} objects, as {key}')
 
     def propose(*args: Any, **kwargs: Any) -> list[Any]:
         from mmengine.structures import InstanceData
@@ -260,8 +298,8 @@ def _regions(model: Any, said: list[str]) -> Iterator[None]:
             )
         ]
 
-    def forward(x: Any, proposals: Any, *args: Any, **kwargs: Any) -> tuple:
-        _second_stage(roi_head, x, number, found)
+    def forward(x: Any, proposals: Any, samples: Any) -> tuple:
+        _second_stage(roi_head, x, proposals, samples, number, found)
         return ()
 
     def pool(layer: Any) -> Callable[[Tensor, Tensor], Tensor]:
@@ -275,9 +313,7 @@ def _regions(model: Any, said: list[str]) -> Iterator[None]:
                 stack.enter_context(
                     mock.patch.object(head, 'predict_by_feat', propose)
                 )
-        if hasattr(roi_head, '_bbox_forward') and not hasattr(
-            rpn, 'num_proposals'
-        ):
+        if hasattr(roi_head, '_bbox_forward'):
             stack.enter_context(
                 mock.patch.object(roi_head, 'forward', forward)
             )
@@ -289,24 +325,94 @@ def _regions(model: Any, said: list[str]) -> Iterator[None]:
         yield
 
 
-def _second_stage(roi_head: Any, x: Any, number: int, found: int) -> None:
-    """Boxes of all proposals, and masks of all objects."""
+def _second_stage(
+    roi_head: Any,
+    x: Any,
+    proposals: Any,
+    samples: Any,
+    number: int,
+    found: int,
+) -> None:
+    """Boxes of all proposals, and masks of all objects, as in a test.
+
+    Each head is given what it asks for, by name.
+    """
     rois = torch.empty(number, 5, device='meta')
+    known: dict[str, Any] = dict(x=x, rois=rois, training=False)
+    known['batch_img_metas'] = [sample.metainfo for sample in samples]
+    if 'features' in proposals[0]:
+        known['object_feats'] = proposals[0].features[None]
+    for name in ('semantic', 'glbctx'):
+        if getattr(roi_head, f'with_{name}', False):
+            _, feat = getattr(roi_head, f'{name}_head')(x)
+            known[f'{name}_feat'] = feat
+
+    def ask(method: Any, **more: Any) -> Any:
+        asked = inspect.signature(method).parameters
+        given = known | more
+        return method(**{k: v for k, v in given.items() if k in asked})
+
+    stages = range(getattr(roi_head, 'num_stages', 1))
+    for stage in stages if roi_head.with_bbox else ():
+        boxes = ask(roi_head._bbox_forward, stage=stage)
+        for name in ('object_feats', 'attn_feats'):
+            if name in boxes:
+                known[name] = boxes[name]
+    if not roi_head.with_mask:
+        return
+    known['rois'] = rois[:found]
+    if getattr(roi_head, 'with_feat_relay', False):
+        boxes = ask(roi_head._bbox_forward, stage=-1)
+        known['relayed_feat'] = roi_head.feat_relay_head(boxes['relayed_feat'])
+    # Cascade R-CNN's masks are the mean of those of its stages; others have
+    # one head, take the last, or run all of them themselves.
+    asked = set(inspect.signature(roi_head._mask_forward).parameters)
+    each = 'stage' in asked and not asked & {'attn_feats', 'training'}
     labels = torch.empty(found, dtype=torch.long, device='meta')
-    context: dict[str, Any] = {}
-    if getattr(roi_head, 'with_semantic', False):
-        context['semantic_feat'] = roi_head.semantic_head(x)[1]
-    stages = getattr(roi_head, 'num_stages', None)
-    for stage in [()] if stages is None else [(i,) for i in range(stages)]:
-        if roi_head.with_bbox:
-            roi_head._bbox_forward(*stage, x, rois, **context)
-        if not roi_head.with_mask:
-            continue
-        masks = roi_head._mask_forward(*stage, x, rois[:found], **context)
+    for stage in stages if each else (-1,):
+        masks = ask(roi_head._mask_forward, stage=stage)
         if hasattr(roi_head, '_mask_point_forward_test'):
             roi_head._mask_point_forward_test(
-                x, rois[:found], labels, masks['mask_preds']
+                x, known['rois'], labels, masks['mask_preds']
             )
+
+
+@contextmanager
+def _instances(model: Any, said: list[str]) -> Iterator[None]:
+    """Lets a detector of one stage make masks of as many objects as it may.
+
+    In tensor mode they would be those of the annotations.
+    """
+    head = getattr(model, 'bbox_head', None)
+    if getattr(model, 'mask_head', None) is None or head is None:
+        yield
+        return
+    found = model.test_cfg.max_per_img
+    said.append(f'masks of {found} objects, as test_cfg.max_per_img')
+    widths = dict(
+        coeffs=(getattr(head, 'num_protos', 0),),
+        param_preds=(getattr(head, 'num_params', 0),),
+        points=(2,),
+        strides=(),
+    )
+
+    def objects() -> list[Any]:
+        from mmengine.structures import InstanceData
+
+        return [
+            InstanceData(
+                **{
+                    name: torch.empty(found, *width, device='meta')
+                    for name, width in widths.items()
+                }
+            )
+        ]
+
+    with (
+        mock.patch.object(head, 'loss', lambda *args, **kwargs: {}),
+        mock.patch.object(head, 'get_positive_infos', objects),
+    ):
+        yield
 
 
 def meta_image(shape: tuple[int, int], channels: int = 3) -> Tensor:
