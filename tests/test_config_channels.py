@@ -1,5 +1,7 @@
 """Necks and heads of the libraries' own configs read wider features."""
 
+import copy
+
 import pytest
 from minirun import write_config
 from mmengine.config import Config
@@ -122,6 +124,52 @@ def test_configs_of_the_libraries(
     _, said = count_model(build(cfg), (128, 128))
     assert ' '.join(said).startswith(assumed)
     assert bool(said) == bool(assumed)
+
+
+def test_a_head_that_reads_itself() -> None:
+    cfg = read(
+        'mmseg::knet/knet-s3_r50-d8_fcn_8xb2-adamw-80k_ade20k-512x512.py'
+    )
+    cfg.model.backbone.update(depth=18, base_channels=8, stem_channels=8)
+    head = cfg.model.decode_head
+    head.kernel_generate_head.update(in_channels=64, channels=16)
+    for update in head.kernel_update_head:
+        # Of the 16 channels that the other head gives.
+        update.update(in_channels=16, out_channels=16, feedforward_channels=8)
+        update.kernel_updator_cfg.update(
+            in_channels=8, feat_channels=8, out_channels=8
+        )
+    cfg.model.auxiliary_head.in_channels = 32
+    dense = copy.deepcopy(cfg.model.decode_head)
+    sparsify(cfg, 'wide', 0.75)
+    assert cfg.model.auxiliary_head.in_channels == 64
+    head = copy.deepcopy(cfg.model.decode_head)
+    assert head.kernel_generate_head.in_channels == 128
+    back = dense_config(cfg).model
+    assert back.decode_head == dense
+    assert back.auxiliary_head.in_channels == 32
+    head.kernel_generate_head.in_channels = 64
+    assert head == dense  # Nothing else was changed.
+
+
+def test_a_neck_that_passes_features_on() -> None:
+    cfg = read(
+        'mmseg::fastfcn/fastfcn_r50-d32_jpu_psp_4xb4-80k_ade20k-512x512.py'
+    )
+    narrow(cfg)
+    cfg.model.auxiliary_head.in_channels = 32
+    sparsify(cfg, 'wide', 0.75)
+    # It insists on a tuple.
+    assert cfg.model.neck.in_channels == (32, 64, 128)
+    assert cfg.model.auxiliary_head.in_channels == 64
+    dense = dense_config(cfg).model
+    assert dense.neck.in_channels == (16, 32, 64)
+    assert dense.auxiliary_head.in_channels == 32
+    cfg.model.neck.in_channels = (16, 32, 64)
+    with pytest.raises(
+        Mistake, match=r'write model\.neck\.in_channels=\(32, 64, 128\)'
+    ):
+        check_channels(build(cfg), cfg)
 
 
 def test_a_deconvolving_neck() -> None:

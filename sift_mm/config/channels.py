@@ -7,6 +7,8 @@ wide the features are that it reads. Those that read the backbone follow it.
 import copy
 import inspect
 from collections.abc import Iterator
+from dataclasses import dataclass
+from os.path import commonprefix
 from typing import Any
 
 import torch
@@ -17,7 +19,7 @@ from torch import nn
 from sift_mm.backbones import SparseIFTMixin
 from sift_mm.config.arguments import refuse_unknown
 from sift_mm.config.nodes import type_name
-from sift_mm.engine.checks import KEY, check_channels
+from sift_mm.engine.checks import KEY, check_channels, find_misfit
 from sift_mm.errors import Mistake
 
 # What else a model has, beside its heads.
@@ -26,17 +28,41 @@ NO_HEADS = ('backbone', 'neck', 'data_preprocessor')
 Leaf = tuple[Any, Any, str]  # Its container, its place there, its whole key.
 
 
-def reader_channels(model: Any) -> list[Leaf]:
-    """Where a ``model`` says how wide what is read of the backbone is.
+@dataclass
+class InTuple:
+    """A tuple of a config as what contains its numbers, which can be set.
 
-    Tuples of such numbers become lists, in place.
+    It stays a tuple, as some modules insist on.
     """
+
+    node: Any
+    name: str
+
+    @property
+    def numbers(self) -> tuple[Any, ...]:
+        """The tuple as it is now."""
+        return self.node[self.name]
+
+    def __getitem__(self, place: int) -> Any:
+        return self.numbers[place]
+
+    def __setitem__(self, place: int, number: int) -> None:
+        old = self.numbers
+        self.node[self.name] = (*old[:place], number, *old[place + 1 :])
+
+
+def reader_channels(model: Any) -> list[Leaf]:
+    """Where a ``model`` says how wide what is read of the backbone is."""
     necks = model.get('neck') or []
     several = isinstance(necks, (list, tuple))
     for i, neck in enumerate(necks if several else [necks]):
         # One that says nothing, as a pooling, passes on what it gets.
         if found := list(_leaves(neck, f'neck.{i}' if several else 'neck')):
             return found
+    return _head_channels(model)
+
+
+def _head_channels(model: Any) -> list[Leaf]:
     return [
         leaf
         for name, node in model.items()
@@ -49,6 +75,8 @@ def _leaves(node: Any, key: str, inside: bool = False) -> Iterator[Leaf]:
     """Numbers below keys that end in ``in_channels``."""
     if isinstance(node, dict):
         items: Any = list(node.items())
+    elif isinstance(node, InTuple):
+        items = list(enumerate(node.numbers))
     elif isinstance(node, list) or (isinstance(node, tuple) and not inside):
         items = list(enumerate(node))
     else:
@@ -57,7 +85,7 @@ def _leaves(node: Any, key: str, inside: bool = False) -> Iterator[Leaf]:
         path = f'{key}.{name}'
         reads = inside or (isinstance(name, str) and name.endswith(KEY))
         if reads and isinstance(value, tuple) and isinstance(node, dict):
-            value = node[name] = list(value)
+            value = InTuple(node, name)
         if isinstance(value, int) and not isinstance(value, bool):
             if reads:
                 yield node, name, path
@@ -65,7 +93,7 @@ def _leaves(node: Any, key: str, inside: bool = False) -> Iterator[Leaf]:
             yield from _leaves(value, path, reads)
 
 
-def follow(model: Any, backbone: Any, dense: bool = False) -> None:
+def follow(model: Any, backbone: Any, dense: bool = False) -> dict[int, int]:
     """Let what reads a backbone follow its widths.
 
     The config may be written for the dense network, for the one that it is
@@ -76,6 +104,9 @@ def follow(model: Any, backbone: Any, dense: bool = False) -> None:
         model (dict): ``model`` of a config, changed in place.
         backbone (nn.Module): A SparseIFTResNet.
         dense (bool): Whether to follow the widths of its dense network.
+
+    Returns:
+        dict[int, int]: The new number of channels for each old one.
     """
     goal, other = backbone.base_channels, backbone.dense_base_channels
     times = [width // goal for width in backbone.out_channels]
@@ -94,6 +125,7 @@ def follow(model: Any, backbone: Any, dense: bool = False) -> None:
     new = {written * t: goal * t for t in times}
     for node, name, _ in leaves:
         node[name] = new.get(node[name], node[name])
+    return new
 
 
 def build_backbone(cfg: Config) -> Any:
@@ -151,8 +183,41 @@ def fit_channels(cfg: Config) -> None:
     """
     if 'SparseIFTResNet' not in str(cfg.model.get('backbone', {}).get('type')):
         return
-    follow(cfg.model, build_backbone(cfg))
-    check_channels(build(cfg), cfg)
+    check_channels(_fit(cfg, build_backbone(cfg)), cfg)
+
+
+def _fit(cfg: Config, backbone: Any, dense: bool = False) -> nn.Module:
+    """As :func:`follow`, for a whole config; the model that comes of it.
+
+    A trial run shows what numbers do not: a part of a head may read another
+    part, of a width that the backbone has too, and a neck may pass features
+    on to a head.
+    """
+    old = {k: n[i] for n, i, k in _all_channels(copy.deepcopy(cfg.model))}
+    new = follow(cfg.model, backbone, dense)
+    while True:
+        model = build(cfg)
+        misfit = find_misfit(model, cfg)
+        if misfit is None:
+            return model
+        name, reads, gets = misfit
+        wrong = {
+            key: (node, place)
+            for node, place, key in _all_channels(cfg.model)
+            if node[place] == reads
+            and gets == (new.get(reads) if old[key] == reads else old[key])
+        }
+        if not wrong:
+            return model
+        # The one whose key has the most of the layer's name.
+        key = max(wrong, key=lambda key: len(commonprefix([key, name])))
+        node, place = wrong[key]
+        node[place] = gets
+
+
+def _all_channels(model: Any) -> list[Leaf]:
+    leaves = [*reader_channels(model), *_head_channels(model)]
+    return list({key: (node, i, key) for node, i, key in leaves}.values())
 
 
 def fitted(cfg: Config, backbone: Any) -> dict[str, tuple[str, int]]:
@@ -176,6 +241,8 @@ def fitted(cfg: Config, backbone: Any) -> dict[str, tuple[str, int]]:
 def written(leaf: Leaf) -> str:
     """A number, or the list that it is in, as a config has it."""
     node, place, key = leaf
+    if isinstance(node, InTuple):
+        return f'model.{key.rpartition(".")[0]}={node.numbers}'
     if isinstance(node, list):
         return f'model.{key.rpartition(".")[0]}={list(node)}'
     return f'model.{key}={node[place]}'
@@ -198,7 +265,7 @@ def dense_config(cfg: Config) -> Config:
         for name, argument in own:
             if argument.kind is argument.KEYWORD_ONLY:
                 backbone.pop(name, None)
-        follow(cfg.model, wide, dense=True)
+        _fit(cfg, wide, dense=True)
     return cfg
 
 

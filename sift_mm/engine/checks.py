@@ -49,18 +49,12 @@ def check_channels(model: nn.Module, cfg: Config | None = None) -> None:
             with the values of the config that fit, where they are known.
     """
     found = sparse_backbone(model)
-    backbone: Any = found and found[1]
     if found is None or found[0] != 'backbone.':
         return
-    trial: Any = on_meta(model)
-    skip_norms(trial.backbone)  # They fit, and take most of the time.
-    misfit = None
-    for shape in _shapes(cfg):
-        now = _misfit_at(trial, shape, getattr(backbone, 'image_channels', 3))
-        if now is None or misfit not in (None, now):
-            return
-        misfit = now
-    assert misfit is not None
+    backbone: Any = found[1]
+    misfit = find_misfit(model, cfg)
+    if misfit is None:
+        return
     name, reads, gets = misfit
     raise Mistake(
         f'model.{name} reads {reads} channels and gets {gets}: the backbone '
@@ -68,6 +62,31 @@ def check_channels(model: nn.Module, cfg: Config | None = None) -> None:
         f'{getattr(backbone, "out_channels", "other")} channels; '
         f'{_advice(cfg, backbone, misfit)}.'
     )
+
+
+def find_misfit(
+    model: nn.Module, cfg: Config | None = None
+) -> tuple[str, int, int] | None:
+    """The layer that gets another number of channels than it reads.
+
+    Args:
+        model (nn.Module): With a ``backbone`` that fits itself.
+        cfg (Config, optional): Says the sizes of images.
+
+    Returns:
+        tuple[str, int, int], optional: Its name, what it reads, and what it
+        gets.
+    """
+    trial: Any = on_meta(model)
+    skip_norms(trial.backbone)  # They fit, and take most of the time.
+    misfit = None
+    for shape in _shapes(cfg):
+        channels = getattr(trial.backbone, 'image_channels', 3)
+        now = _misfit_at(trial, shape, channels)
+        if now is None or misfit not in (None, now):
+            return None
+        misfit = now
+    return misfit
 
 
 def _shapes(cfg: Config | None) -> Iterable[tuple[int, int]]:
