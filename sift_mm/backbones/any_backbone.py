@@ -30,6 +30,7 @@ from sift_mm.checkpoint import pretrained_cfg
 from sift_mm.errors import Mistake
 from sift_mm.flops import count_flops, image_channels
 from sift_mm.layers import Composite, NothingReplaced, Wide, transform
+from sift_mm.layers.candidates import choose_layers
 from sift_mm.layers.replacement import output_shapes
 
 # By scope: what builds a dense twin.
@@ -92,6 +93,7 @@ def sparse_ift(
     match_shape: Size | None = None,
     unmasked: bool = False,
     init_cfg: Any = None,
+    pretrained: str | None = None,
 ) -> nn.Module:
     """Build a library's backbone and make it a member of the family.
 
@@ -119,6 +121,8 @@ def sparse_ift(
             hook.
         init_cfg (dict, optional): Of type 'Pretrained', loads a checkpoint of
             this network.
+        pretrained (str, optional): The checkpoint alone, as MMSegmentation's
+            models give it to their backbone.
 
     Raises:
         ValueError: If an argument is not among the above, nothing can be
@@ -131,6 +135,13 @@ def sparse_ift(
             'network, which do not fit: take them out, and give a checkpoint '
             'of the sparse network by init_cfg of SparseIFT.'
         )
+    if pretrained is not None:
+        if init_cfg is not None:
+            raise Mistake(
+                f'SparseIFT has init_cfg={init_cfg} and pretrained='
+                f'{pretrained!r}; leave one out.'
+            )
+        init_cfg = dict(type='Pretrained', checkpoint=pretrained)
     network: Any = library.build(copy.deepcopy(dict(backbone)))
     if member is None:
         if init_cfg is not None:
@@ -203,11 +214,13 @@ def _transform(
             why.partition(' (')[0] for why in error.report.skipped.values()
         )
         reasons = Counter(words).most_common(3)
+        plain, _ = choose_layers(network, 'parallel', include, exclude)
+        others = ' Take another family (docs/backbones.md).' if plain else ''
         raise Mistake(
             f'family={member.family!r} finds nothing to replace in '
             f'{type(network).__name__}: '
             + '; '.join(f'{n} layers: {why}' for why, n in reasons)
-            + '. Take another family (docs/backbones.md).'
+            + f'.{others}'
         ) from None
 
 

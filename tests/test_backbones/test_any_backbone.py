@@ -8,6 +8,7 @@ import pytest
 import torch
 from minirun import ROOT
 from mmdet.registry import MODELS as DET
+from mmengine.config import ConfigDict
 from mmengine.logging import MessageHub
 from mmpretrain.registry import MODELS
 from mmseg.registry import MODELS as SEG
@@ -202,6 +203,28 @@ def test_a_checkpoint_is_loaded_and_its_keys_are_checked(tmp_path):
         sparse('darknet', init_cfg=init).init_weights()
 
 
+def test_a_checkpoint_that_a_segmentor_hands_on(tmp_path):
+    source = sparse('vit')
+    path = str(tmp_path / 'vit.pth')
+    torch.save(source.state_dict(), path)
+    head = dict(type='FCNHead', in_channels=48, channels=8, num_classes=2)
+    model = SEG.build(
+        dict(
+            type='EncoderDecoder',
+            pretrained=path,
+            backbone=ConfigDict(cfg('vit'), _scope_='mmpretrain'),
+            decode_head=head,
+        )
+    )
+    model.init_weights()
+    for key, value in source.state_dict().items():
+        assert torch.equal(value, model.backbone.state_dict()[key]), key
+    with pytest.raises(ValueError, match='init_cfg=.* leave one out'):
+        sparse('vit', pretrained=path, init_cfg=dict(type='Pretrained'))
+    plain = sparse('vit', None, sparsity=None, pretrained=path)
+    assert plain.init_cfg == dict(type='Pretrained', checkpoint=path)
+
+
 def test_copies_are_of_the_same_class():
     model = sparse('darknet')
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
@@ -245,8 +268,20 @@ def test_mistakes_get_a_sentence(options, words):
 
 
 def test_where_nothing_can_be_replaced_it_says_why():
-    with pytest.raises(ValueError, match='nothing to replace in Res2Net'):
+    with pytest.raises(
+        ValueError, match=r'nothing to replace in Res2Net: .* another family'
+    ):
         MODELS.build(cfg(backbone=dict(type='Res2Net', depth=50)))
+
+
+@pytest.mark.parametrize('family', ['wide', 'parallel'])
+def test_where_no_family_can_replace_anything(family):
+    # Standardised weights: those under a mask would not stay zero.
+    backbone = dict(type='ResNeXt', depth=50, conv_cfg=dict(type='ConvWS'))
+    with pytest.raises(
+        ValueError, match='53 layers: of type ConvWS2d, .* plain layer does.$'
+    ):
+        DET.build(dict(cfg(family=family), backbone=backbone))
 
 
 @pytest.mark.parametrize('meant', ['hook', 'unmasked', None])
