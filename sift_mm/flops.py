@@ -5,15 +5,18 @@ it. OpenMMLab's get_flops tools print MACs under that name, half of this.
 """
 
 import copy
+import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
@@ -73,7 +76,8 @@ def count_flops(
     pixels; a detector, segmentor or classifier wants ``mode='tensor'``.
     """
     image = torch.empty(1, in_channels, *shape, device='meta')
-    return count_call(on_meta(model, norms=False), image, **forward_kwargs)
+    with plain_operators():
+        return count_call(on_meta(model, norms=False), image, **forward_kwargs)
 
 
 def image_channels(network: nn.Module) -> int:
@@ -126,6 +130,45 @@ def skip_norms(model: nn.Module) -> None:
     for norm in model.modules():
         if isinstance(norm, _BatchNorm):
             norm.forward = torch.empty_like  # type: ignore[method-assign]
+
+
+@contextmanager
+def plain_operators() -> Iterator[None]:
+    """Lets mmcv's operators, if it is imported, run without numbers.
+
+    Deformable convolutions count as plain ones, of as many MACs, and of boxes
+    that overlap all are kept. The others write into what they are given.
+    """
+    functions: dict[str, Callable[..., Tensor]] = {
+        'modulated_deform_conv.ModulatedDeformConv2dFunction': (
+            lambda ctx, x, offset, mask, weight, bias, *rest: (
+                functional.conv2d(x, weight, bias, *rest[:4])
+            )
+        ),
+        'deform_conv.DeformConv2dFunction': (
+            lambda ctx, x, offset, weight, *rest: functional.conv2d(
+                x, weight, None, *rest[:4]
+            )
+        ),
+        'nms.NMSop': lambda ctx, boxes, scores, *rest: torch.empty_like(
+            scores, dtype=torch.int64
+        )[: max(rest[-1], 0) or None],
+    }
+    with ExitStack() as stack:
+        for name, function in functions.items():
+            module, _, kind = name.partition('.')
+            operator = getattr(sys.modules.get(f'mmcv.ops.{module}'), kind, 0)
+            if operator:
+                stack.enter_context(
+                    mock.patch.object(operator, 'forward', function)
+                )
+        compiled = sys.modules.get('mmcv._ext')
+        for name in dir(compiled):
+            if name.endswith('_forward'):
+                stack.enter_context(
+                    mock.patch.object(compiled, name, lambda *_, **__: None)
+                )
+        yield
 
 
 def count_call(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:

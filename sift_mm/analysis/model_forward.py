@@ -7,7 +7,6 @@ to do on a busy image.
 """
 
 import inspect
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -15,13 +14,12 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_map_only
 
 from sift_mm.errors import Mistake
-from sift_mm.flops import FlopCount, count_while, on_meta
+from sift_mm.flops import FlopCount, count_while, on_meta, plain_operators
 
 # Larger ones are features; smaller ones say what shape features have.
 SMALL = 64
@@ -140,7 +138,7 @@ def run_once(
         _ShapesKnown(),
         _regions(model, said),
         _instances(model, said),
-        _plain_operators(),
+        plain_operators(),
     ):
         if heads is None:
             call_model(model, image)
@@ -210,45 +208,6 @@ def call_model(model: Any, image: Tensor) -> None:
         model(image, samples, mode='tensor')
     else:
         model(image, mode='tensor')
-
-
-@contextmanager
-def _plain_operators() -> Iterator[None]:
-    """Lets mmcv's operators run without numbers.
-
-    Deformable convolutions count as plain ones, of as many MACs, and of boxes
-    that overlap all are kept. The others write into what they are given.
-    """
-    functions: dict[str, Callable[..., Tensor]] = {
-        'modulated_deform_conv.ModulatedDeformConv2dFunction': (
-            lambda ctx, x, offset, mask, weight, bias, *rest: (
-                functional.conv2d(x, weight, bias, *rest[:4])
-            )
-        ),
-        'deform_conv.DeformConv2dFunction': (
-            lambda ctx, x, offset, weight, *rest: functional.conv2d(
-                x, weight, None, *rest[:4]
-            )
-        ),
-        'nms.NMSop': lambda ctx, boxes, scores, *rest: torch.empty_like(
-            scores, dtype=torch.int64
-        )[: max(rest[-1], 0) or None],
-    }
-    with ExitStack() as stack:
-        for name, function in functions.items():
-            module, _, kind = name.partition('.')
-            operator = getattr(sys.modules.get(f'mmcv.ops.{module}'), kind, 0)
-            if operator:
-                stack.enter_context(
-                    mock.patch.object(operator, 'forward', function)
-                )
-        compiled = sys.modules.get('mmcv._ext')
-        for name in dir(compiled):
-            if name.endswith('_forward'):
-                stack.enter_context(
-                    mock.patch.object(compiled, name, lambda *_, **__: None)
-                )
-        yield
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sift_mm.analysis import on_meta
 from sift_mm.errors import Mistake
+from sift_mm.flops import plain_operators
 from sift_mm.layers.candidates import choose_layers
 from sift_mm.layers.composite import Composite
 from sift_mm.layers.member import Member, check_share, share_of_flops
@@ -260,7 +261,7 @@ def output_shapes(
     """
     inputs = tree_map_only(Tensor, lambda t: t.to('meta'), inputs)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), plain_operators():
             out = on_meta(module, norms=False)(*inputs)
     except Exception as error:  # Whatever a layer makes of it.
         return str(error).partition('\n')[0]

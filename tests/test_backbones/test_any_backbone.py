@@ -16,7 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from sift_mm.cli.backbones_table import FAMILIES, row
 from sift_mm.engine.plan import MaskPlan
-from sift_mm.flops import on_meta
+from sift_mm.flops import count_flops, on_meta
 from sift_mm.layers import Composite, Wide
 from sift_mm.sparsity import Uniform
 
@@ -130,6 +130,28 @@ def test_equal_flops_and_the_same_interface(name, family):
     )
     names = {n for n in twin.state_dict() if not n.startswith(replaced)}
     assert names <= model.state_dict().keys()
+
+
+@pytest.mark.parametrize('kind, places', [('DCN', 18), ('DCNv2', 27)])
+def test_deformable_convolutions_stay(kind, places):
+    options = dict(type='ResNeXt', depth=50, groups=4, base_channels=16)
+    plain = DET.build(options)
+    backbone = dict(
+        options,
+        dcn=dict(type=kind, deform_groups=1),
+        stage_with_dcn=(False, False, False, True),
+    )
+    model = DET.build(dict(cfg(), backbone=backbone))
+    image = (224, 224)
+    # In each block of the last stage, the plain convolution and one from its
+    # 128 channels to two coordinates, or a weight too, for each of 9 places.
+    more = 3 * 2 * 9 * 128 * places * 7 * 7
+    dense = count_flops(model.dense_twin(), image).total
+    assert dense == count_flops(plain, image).total + more
+    plan = MaskPlan(model, Uniform())
+    assert abs(plan.ratio - 1) < 1e-3
+    stages = {name.split('.')[0] for name in plan.parameters}
+    assert stages == {'layer1', 'layer2', 'layer3'}
 
 
 @pytest.mark.parametrize('name', ['mobilenet', 'darknet', 'vit', 'mit'])
