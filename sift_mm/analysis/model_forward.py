@@ -257,7 +257,7 @@ def _regions(model: Any, said: list[str]) -> Iterator[None]:
             )
         ]
 
-    def forward(x: Any, proposals: Any, samples: Any) -> tuple:
+    def forward(x: Any, proposals: Any, samples: Any = ()) -> tuple:
         _second_stage(roi_head, x, proposals, samples, number, found)
         return ()
 
@@ -317,9 +317,13 @@ def _second_stage(
         for name in ('object_feats', 'attn_feats'):
             if name in boxes:
                 known[name] = boxes[name]
+    known['rois'] = rois[:found]
+    if hasattr(roi_head, 'grid_head'):
+        extractor = roi_head.grid_roi_extractor
+        roi_head.grid_head.test_mode = True
+        roi_head.grid_head(extractor(x[: extractor.num_inputs], known['rois']))
     if not roi_head.with_mask:
         return
-    known['rois'] = rois[:found]
     if getattr(roi_head, 'with_feat_relay', False):
         boxes = ask(roi_head._bbox_forward, stage=-1)
         known['relayed_feat'] = roi_head.feat_relay_head(boxes['relayed_feat'])
@@ -330,6 +334,10 @@ def _second_stage(
     labels = torch.empty(found, dtype=torch.long, device='meta')
     for stage in stages if each else (-1,):
         masks = ask(roi_head._mask_forward, stage=stage)
+        if hasattr(roi_head, 'mask_iou_head'):
+            roi_head.mask_iou_head(
+                masks['mask_feats'], masks['mask_preds'][:, 0]
+            )
         if hasattr(roi_head, '_mask_point_forward_test'):
             roi_head._mask_point_forward_test(
                 x, known['rois'], labels, masks['mask_preds']

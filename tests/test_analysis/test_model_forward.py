@@ -104,6 +104,24 @@ def test_masks_of_stages_that_share_a_run() -> None:
         assert rows[head] == conv(100)
 
 
+def test_heads_behind_boxes_and_masks() -> None:
+    rows, _ = rows_of('ms_rcnn/ms-rcnn_r50_fpn_1x_coco.py')
+    # Masks of all classes, and a score of the one of each object.
+    assert rows['roi_head.mask_head.convs.0.conv'] == conv(100)
+    head = 'roi_head.mask_iou_head.fc_mask_iou'
+    assert rows[head] == 2 * 100 * 1024 * 80
+    rows, _ = rows_of('grid_rcnn/grid-rcnn_r50_fpn_gn-head_2x_coco.py')
+    # From 14 x 14 to 7 x 7 pixels of the 100 boxes that are found.
+    head = 'roi_head.grid_head.convs.0.conv'
+    assert rows[head] == 2 * 100 * 7**2 * 9 * 256 * 576
+
+
+def test_a_head_for_each_pixel_beside_boxes() -> None:
+    rows, said = rows_of('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py')
+    assert 'masks of 100 objects, as test_cfg.rcnn.max_per_img' in said
+    assert rows['roi_head.mask_head.convs.0.conv'] == conv(100)
+
+
 def test_masks_that_read_what_boxes_give() -> None:
     rows, _ = rows_of('scnet/scnet_r50_fpn_1x_coco.py')
     assert rows['roi_head.bbox_head.1.fc_cls'] == 2 * 1000 * 1024 * 81
