@@ -83,6 +83,7 @@ class Reading(ctypes.Structure):
             'phases',
             'block',
             'tile',
+            'threads',
         )
     ]
 
@@ -197,6 +198,7 @@ def _index(mask: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         phases=len(layout.walk_h.in_first) * len(layout.walk_w.in_first),
         block=layout.block,
         tile=layout.tile_rows * stride,
+        threads=torch.get_num_threads(),
     )
     phases, offsets = [], []
     for down in layout.walk_h.taps:

@@ -1,5 +1,6 @@
 // From a mask to the nonzeros as the kernels read them, and the values of
 // the nonzeros to and from the dense tensor.
+#include <algorithm>
 #include <vector>
 
 #include "caches.h"
@@ -11,7 +12,47 @@
 struct Reading {
   int64_t filters, channels, taps, by_channel, phases, block;
   int64_t tile;  // vectors of the tile of a plane
+  int64_t threads;
 };
+
+namespace {
+
+// A bit for each of eight bools, the first the lowest.
+uint64_t bits_of(const uint8_t* mask, int64_t count) {
+  uint64_t eight = 0;
+  memcpy(&eight, mask, count);
+  return eight * 0x0102040810204080 >> 56;
+}
+
+// Calls visit(i, row, plane, tap) for the nonzeros of the dense tensor that
+// `phase` does not leave out: in its order within each row of a block, and in
+// parallel over what shares none.
+template <class Visit>
+void each_nonzero(const Reading& r, const uint8_t* mask, const int32_t* phase,
+                  const Visit& visit) {
+  const int64_t length = r.channels * r.taps;
+  // Planes of filters fill blocks by turns, if there is one for each filter.
+  const int64_t share = !r.by_channel   ? 1
+                        : r.phases == 1 ? r.block
+                                        : r.filters;
+#pragma omp parallel for schedule(static) num_threads(r.threads)
+  for (int64_t first = 0; first < r.filters; first += share)
+    for (int64_t k = first; k < std::min(first + share, r.filters); ++k)
+      for (int64_t j = 0; j < length; j += 8) {
+        const uint8_t* at = mask + k * length + j;
+        uint64_t bits = bits_of(at, std::min<int64_t>(8, length - j));
+        for (; bits; bits &= bits - 1) {
+          const uint32_t place = uint32_t(j) + __builtin_ctzll(bits);
+          const uint32_t c = place / uint32_t(r.taps);
+          const uint32_t t = place - c * uint32_t(r.taps);
+          if (phase[t] < 0) continue;
+          const int64_t plane = (r.by_channel ? k : c) * r.phases + phase[t];
+          visit(k * length + place, r.by_channel ? c : k, plane, t);
+        }
+      }
+}
+
+}  // namespace
 
 // Two calls: without `position`, `row` is filled with counts and prefix sums
 // (its length is blocks * rows + 1); with it, positions and indices of the
@@ -23,26 +64,28 @@ extern "C" int64_t sift_pattern(const Reading* reading, const uint8_t* mask,
                                 uint16_t* position, int32_t* index) {
   const Reading& r = *reading;
   const int64_t rows = r.by_channel ? r.channels : r.filters;
-  std::vector<int32_t> next(row, row + blocks * rows);
-  int64_t i = 0;
-  if (!position)
-    for (int64_t j = 0; j <= blocks * rows; ++j) row[j] = 0;
-  for (int64_t k = 0; k < r.filters; ++k)
-    for (int64_t c = 0; c < r.channels; ++c)
-      for (int64_t t = 0; t < r.taps; ++t, ++i) {
-        if (!mask[i] || phase[t] < 0) continue;
-        const int64_t plane = (r.by_channel ? k : c) * r.phases + phase[t];
-        const int64_t at = plane / r.block * rows + (r.by_channel ? c : k);
-        if (!position) {
-          ++row[at + 1];
-          continue;
-        }
-        const int32_t n = next[at]++;
-        position[n] = uint16_t(plane % r.block * r.tile + offset[t]);
-        index[n] = int32_t(i);
-      }
-  if (!position)
+  const int64_t planes = (r.by_channel ? r.filters : r.channels) * r.phases;
+  std::vector<int64_t> start(planes), tile(planes);
+  for (int64_t plane = 0; plane < planes; ++plane) {
+    start[plane] = plane / r.block * rows;
+    tile[plane] = plane % r.block * r.tile;
+  }
+  if (position) {
+    std::vector<int32_t> next(row, row + blocks * rows);
+    each_nonzero(r, mask, phase,
+                 [&](int64_t i, int64_t to, int64_t plane, uint32_t tap) {
+                   const int32_t n = next[start[plane] + to]++;
+                   position[n] = uint16_t(tile[plane] + offset[tap]);
+                   index[n] = int32_t(i);
+                 });
+  } else {
+    std::fill(row, row + blocks * rows + 1, 0);
+    each_nonzero(r, mask, phase,
+                 [&](int64_t, int64_t to, int64_t plane, uint32_t) {
+                   ++row[start[plane] + to + 1];
+                 });
     for (int64_t j = 0; j < blocks * rows; ++j) row[j + 1] += row[j];
+  }
   return row[blocks * rows];
 }
 
