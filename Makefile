@@ -33,11 +33,12 @@ lint: setup  ## ruff, mypy and, for the kernels, clang-format
 	@$(VENV) -m mypy
 	@$(dir $(VENV))clang-format --dry-run -Werror sift_mm/kernels/csrc/*
 
-# Leaks are left out: Python itself has them.
+# Leaks are left out: Python itself has them. Memory that is not to be had is
+# an error to PyTorch, as it is without the sanitizer.
 sanitize: export SIFT_MM_KERNEL_FLAGS = -O1 -g -fsanitize=address,undefined \
 	-fno-sanitize-recover=undefined
 sanitize: setup  ## test the kernels under address and UB sanitizers
-	@ASAN_OPTIONS=detect_leaks=0 LD_PRELOAD="$$(c++ \
+	@ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 LD_PRELOAD="$$(c++ \
 	  -print-file-name=libasan.so) $$(c++ -print-file-name=libstdc++.so)" \
 	  $(VENV) -m pytest -n 0 tests/test_kernels -k 'not test_build' $(ARGS)
 
