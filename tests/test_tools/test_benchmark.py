@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 from minirun import write_config
 from sparserun import sparse_config
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
+from sift_mm.analysis import speed
+from sift_mm.analysis.model_forward import call_model
 from sift_mm.cli import benchmark
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
@@ -35,7 +37,10 @@ def test_it_times_three_ways(
 
 @pytest.mark.parametrize('library', ['mmpretrain', 'mmdet', 'mmseg'])
 def test_neck_and_heads_may_be_timed_too(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], library: str
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    library: str,
 ) -> None:
     config = sparse_config(tmp_path, library, NOWHERE)
     ran: list[str] = []
@@ -43,11 +48,12 @@ def test_neck_and_heads_may_be_timed_too(
     def note(module: nn.Module, inputs: object, output: object) -> None:
         ran.append(type(module).__name__)
 
-    handle = register_module_forward_hook(note)
-    try:
-        benchmark.main([config, *FEW, '--batch', '2', '--whole'])
-    finally:
-        handle.remove()
+    def timed(model: nn.Module, image: Tensor) -> None:
+        with register_module_forward_hook(note):
+            call_model(model, image)
+
+    monkeypatch.setattr(speed, 'call_model', timed)
+    benchmark.main([config, *FEW, '--batch', '2', '--whole'])
     assert 'the whole model at 32 x 64' in capsys.readouterr().out
     part = dict(
         mmpretrain='GlobalAveragePooling',
