@@ -39,10 +39,51 @@ NETWORKS: dict[str, dict[str, Any]] = {
         act_cfg=dict(type='SiLU'),
     ),
     'MiT-B0 (SegFormer)': dict(type='mmseg.MixVisionTransformer'),
+    'MobileNetV3-S': dict(type='mmpretrain.MobileNetV3', arch='small'),
+    'EfficientNet-B0': dict(type='mmpretrain.EfficientNet', arch='b0'),
+    'ShuffleNetV2': dict(type='mmpretrain.ShuffleNetV2'),
+    'DenseNet-121': dict(type='mmpretrain.DenseNet', arch='121'),
+    'Inception V3': dict(type='mmpretrain.InceptionV3', aux_logits=False),
+    'SE-ResNet-50': dict(type='mmpretrain.SEResNet', depth=50),
+    'ConvNeXt V2-A': dict(
+        type='mmpretrain.ConvNeXt',
+        arch='atto',
+        layer_scale_init_value=0.0,
+        use_grn=True,
+    ),
+    'PoolFormer-S12': dict(type='mmpretrain.PoolFormer', arch='s12'),
+    'MLP-Mixer-B': dict(type='mmpretrain.MlpMixer', arch='b'),
+    'EVA-02-Ti': dict(
+        type='mmpretrain.ViTEVA02', arch='t', img_size=224, patch_size=14
+    ),
+    'MobileViT-XXS': dict(type='mmpretrain.MobileViT', arch='xx_small'),
+    'EdgeNeXt-XXS': dict(type='mmpretrain.EdgeNeXt', arch='xxsmall'),
+    'DaViT-T': dict(type='mmpretrain.DaViT', arch='t'),
+    'Darknet-53 (YOLOv3)': dict(type='mmdet.Darknet', depth=53),
+    'ERFNet': dict(type='mmseg.ERFNet'),
+    'STDC1': dict(
+        type='mmseg.STDCNet',
+        stdc_type='STDCNet1',
+        in_channels=3,
+        channels=(32, 64, 256, 512, 1024),
+        bottleneck_type='cat',
+        norm_cfg=dict(type='BN'),
+        act_cfg=dict(type='ReLU'),
+    ),
+    'Twins-PCPVT-S': dict(
+        type='mmseg.PCPVT',
+        embed_dims=[64, 128, 320, 512],
+        num_heads=[1, 2, 5, 8],
+        mlp_ratios=[8, 8, 4, 4],
+        qkv_bias=True,
+        depths=[3, 4, 6, 3],
+        sr_ratios=[8, 4, 2, 1],
+    ),
 }
 # Why, in words for a table.
 REFUSALS = {
-    'Res2Net-50': 'its blocks split each width into parts of a fixed size'
+    'Res2Net-50': 'its blocks split each width into parts of a fixed size',
+    'STDC1': "the output of each of its layers is part of its block's",
 }
 HEAD = """# Any backbone
 
