@@ -7,7 +7,7 @@ from minirun import write_config
 from mmengine.config import Config
 
 from sift_mm.analysis import count_model
-from sift_mm.config import sparsify
+from sift_mm.config import channels, sparsify
 from sift_mm.config.channels import (
     build,
     build_dense,
@@ -203,6 +203,20 @@ def test_a_head_that_reads_channels_and_places_together() -> None:
     cfg.model.head.in_channels = 64
     with pytest.raises(Mistake, match='write model.head.in_channels=128'):
         check_channels(build(cfg), cfg)
+
+
+def test_layers_that_do_not_agree_on_a_number_are_named(
+    tmp_path, monkeypatch
+) -> None:
+    cfg = read(write_config(tmp_path, 'mmdet', tmp_path))
+
+    def contrary(model, cfg) -> tuple[str, int, int]:
+        reads = cfg.model.neck.in_channels[1]
+        return 'neck.lateral_convs.0.conv', reads, 48 - reads
+
+    monkeypatch.setattr(channels, 'find_misfit', contrary)
+    with pytest.raises(Mistake, match='reads 16 channels and gets 32'):
+        sparsify(cfg, 'wide', 0.75)
 
 
 @pytest.mark.parametrize('sparsity, width', [(0.9, 25), (0.5, 11)])

@@ -183,11 +183,13 @@ def fit_channels(cfg: Config) -> None:
     """
     if 'SparseIFTResNet' not in str(cfg.model.get('backbone', {}).get('type')):
         return
-    check_channels(_fit(cfg, build_backbone(cfg)), cfg)
+    unfit = _fit(cfg, build_backbone(cfg))
+    if unfit is not None:
+        check_channels(unfit, cfg)
 
 
-def _fit(cfg: Config, backbone: Any, dense: bool = False) -> nn.Module:
-    """As :func:`follow`, for a whole config; the model that comes of it.
+def _fit(cfg: Config, backbone: Any, dense: bool = False) -> nn.Module | None:
+    """As :func:`follow`, for a whole config; the model if it does not fit.
 
     A trial run shows what numbers do not: a part of a head may read another
     part, of a width that the backbone has too, and a neck may pass features
@@ -199,12 +201,13 @@ def _fit(cfg: Config, backbone: Any, dense: bool = False) -> nn.Module:
         model = build(cfg)
         misfit = find_misfit(model, cfg)
         if misfit is None:
-            return model
+            return None
         name, reads, gets = misfit
         wrong = {
             key: (node, place)
             for node, place, key in _all_channels(cfg.model)
-            if node[place] == reads
+            if key in old  # Corrected once: two layers may not agree on it.
+            and node[place] == reads
             and gets == (new.get(reads) if old[key] == reads else old[key])
         }
         if not wrong:
@@ -213,6 +216,7 @@ def _fit(cfg: Config, backbone: Any, dense: bool = False) -> nn.Module:
         key = max(wrong, key=lambda key: len(commonprefix([key, name])))
         node, place = wrong[key]
         node[place] = gets
+        del old[key]
 
 
 def _all_channels(model: Any) -> list[Leaf]:
