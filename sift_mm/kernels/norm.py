@@ -28,6 +28,10 @@ def _norm(x: Tensor, frozen: bool) -> 'ctypes._CArgObject':
     )
 
 
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
 def _normalize(
     x: Tensor,
     weight: Tensor,
@@ -62,11 +66,8 @@ def _batch_norm(
 
 
 @_batch_norm.register_fake
-def _(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return out, torch.empty_like(weight), torch.empty_like(weight)
+def _(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(x), torch.empty_like(weight), torch.empty_like(weight)
 
 
 @torch.library.custom_op('sift_mm::batch_norm_grad', mutates_args=())
@@ -99,16 +100,9 @@ def _gradient(
 
 @_gradient.register_fake
 def _(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    eps: float,
-    frozen: bool,
+    grad: Tensor, x: Tensor, weight: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
-    return out, torch.empty_like(mean), torch.empty_like(mean)
+    return _like(x), torch.empty_like(weight), torch.empty_like(weight)
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
@@ -138,15 +132,8 @@ def _frozen_batch_norm(
 
 
 @_frozen_batch_norm.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    eps: float,
-) -> Tensor:
-    return torch.empty_like(x, memory_format=torch.contiguous_format)
+def _(x: Tensor, *_: Any) -> Tensor:
+    return _like(x)
 
 
 def _save_frozen(ctx: Any, inputs: tuple, output: Tensor) -> None:
