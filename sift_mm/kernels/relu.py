@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .memory import empty_output
+from .memory import SMALLEST, empty_output
 
 
 class _Relu(torch.autograd.Function):
@@ -48,6 +48,7 @@ def relu(x: Tensor, inplace: bool) -> Tensor:
         and x.dtype == torch.float32
         and x.device.type == 'cpu'
         and x.is_contiguous()
+        and 4 * x.numel() >= SMALLEST  # Others' memory is kept anyhow.
         and not torch.compiler.is_compiling()  # It fuses them with others.
     )
     return _Relu.apply(x, inplace) if fits else F.relu(x, inplace=inplace)

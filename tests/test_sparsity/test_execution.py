@@ -587,7 +587,7 @@ def test_a_convolution_of_images_is_run_like_the_masked(monkeypatch, mode):
         torch.manual_seed(1)
         for _ in range(5):
             optimizer.zero_grad()
-            model(torch.randn(2, 3, 24, 24)).square().mean().backward()
+            model(torch.randn(2, 3, 256, 256)).square().mean().backward()
             sparse.step()
         return model, optimizer, sparse
 
@@ -601,7 +601,7 @@ def test_a_convolution_of_images_is_run_like_the_masked(monkeypatch, mode):
     assert_alike(parts, trained('dense'), rtol=1e-3, atol=1e-5)
     assert ', and 0, which reads images' in sparse.execution
     assert '1 of 1 masked layers (forward 1,' in sparse.execution
-    found = counts(lambda: model(torch.randn(2, 3, 24, 24)).sum().backward())
+    found = counts(lambda: model(torch.randn(2, 3, 256, 256)).sum().backward())
     # The third is neither masked nor of images.
     assert found['sift_mm::sparse_conv2d'] == 2
     assert found['aten::_convolution'] == 1
