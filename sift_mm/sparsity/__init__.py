@@ -13,6 +13,7 @@ from sift_mm.sparsity.algorithms import (
     RigL,
     Static,
     elementwise,
+    magnitude,
 )
 from sift_mm.sparsity.distributions import (
     DISTRIBUTIONS,
@@ -100,6 +101,7 @@ __all__ = [
     'UpdateSchedule',
     'density',
     'elementwise',
+    'magnitude',
     'generator_for',
     'keep_only_',
     'make_drop_fraction',

@@ -5,6 +5,7 @@ structure that picks the highest. An update is a pure function: old mask,
 weight, gradient, fraction and generator in, new mask out.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sift_mm.sparsity.packing import count
-from sift_mm.sparsity.partition import Elementwise
+from sift_mm.sparsity.partition import Elementwise, Magnitude
 from sift_mm.sparsity.registry import Registry
 from sift_mm.sparsity.structures import STRUCTURES, Structure, Unstructured
 
@@ -29,6 +30,26 @@ def elementwise(method: Method) -> Method:
     """
     method.elementwise = True  # type: ignore[attr-defined]
     return method
+
+
+def magnitude(of: str, sign: int) -> Callable[[Method], Method]:
+    """Mark a score as the magnitude of one argument, or the negative of it.
+
+    It is then computed by the pass that compares it. Such a score is
+    elementwise too, see :func:`elementwise`.
+
+    Args:
+        of (str): Name of the argument.
+        sign (int): 1 or -1.
+    """
+
+    def mark(method: Method) -> Method:
+        names = list(inspect.signature(method).parameters)
+        # Of arguments without self, as `_scores` has them.
+        method.magnitude = names.index(of) - 1, sign  # type: ignore
+        return elementwise(method)
+
+    return mark
 
 
 @dataclass(frozen=True)
@@ -69,7 +90,7 @@ class Algorithm:
     ) -> None:
         self.structure = STRUCTURES.build(structure)
 
-    @elementwise
+    @magnitude('weight', -1)
     def drop_score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
         """How much each active weight deserves to be dropped.
 
@@ -181,6 +202,9 @@ class Algorithm:
         marked = getattr(method, 'elementwise', False)
         if not (marked and self.structure.elementwise):
             return method(*arguments)
+        if known := getattr(method, 'magnitude', None):
+            place, sign = known
+            return Magnitude(arguments[place], sign)
         tensors = [a for a in arguments if isinstance(a, Tensor)]
         others = [a for a in arguments if not isinstance(a, Tensor)]
         return Elementwise(lambda *parts: method(*parts, *others), *tensors)
@@ -225,7 +249,7 @@ class RigL(Algorithm):
 
     needs_gradient = True
 
-    @elementwise
+    @magnitude('gradient', 1)
     def growth_score(
         self,
         weight: Tensor,

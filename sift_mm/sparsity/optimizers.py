@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from sift_mm.errors import MistakenType
 from sift_mm.sparsity.random import generator_for
-from sift_mm.sparsity.selection import keep_only_together_
+from sift_mm.sparsity.selection import keep_only_
 
 # Adamax holds eps, in bfloat16 a bit more, where others hold 0. It does no
 # harm: a grown weight's slot restarts at 0, as in a new optimizer.
@@ -34,6 +34,15 @@ def slots_of(
         and slot.is_floating_point()
         and slot.shape == parameter.shape
     }
+
+
+def keep_only_with_slots_(
+    parameter: nn.Parameter, optimizer: Optimizer, mask: Tensor
+) -> None:
+    """Set a parameter and its slots to zero, in place, outside a mask."""
+    slots = slots_of(optimizer, parameter).values()
+    tensors = [parameter.detach(), *slots]
+    keep_only_(tensors, [mask] * len(tensors))
 
 
 def check_optimizer(
@@ -120,8 +129,7 @@ def _try(trial: Optimizer, names: Mapping[nn.Parameter, str]) -> None:
                 # The first mask, and an update as the trainer does it.
                 new = normal(parameter) > 0
                 kept = new & masks.get(parameter, new)
-                slots = slots_of(trial, parameter).values()
-                keep_only_together_([parameter.detach(), *slots], kept)
+                keep_only_with_slots_(parameter, trial, kept)
                 masks[parameter] = new
             gradient = normal(parameter)
             parameter.grad = gradient.where(masks[parameter], 0)

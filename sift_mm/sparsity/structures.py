@@ -5,12 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sift_mm.sparsity.packing import count
 from sift_mm.sparsity.partition import (
     Scores,
     Shortlist,
+    flip_best_,
     shortlist,
-    top_mask,
 )
 from sift_mm.sparsity.registry import Registry
 
@@ -75,17 +74,18 @@ class Unstructured(Structure):
 
     def drop(self, score: Scores, mask: Tensor, k: int) -> Tensor:
         """The k highest scores among active weights go."""
-        dropped = top_mask(score, k, mask.flatten())
-        return dropped.view(mask.shape).logical_xor_(mask)
+        kept = mask.clone(memory_format=torch.contiguous_format)
+        flip_best_(score, k, kept.view(-1), True)
+        return kept
 
     def grow(self, score: Scores | Shortlist, mask: Tensor, k: int) -> Tensor:
         """The k highest scores among inactive weights come."""
-        inactive = ~mask.flatten()
+        grown = mask.clone(memory_format=torch.contiguous_format)
         if isinstance(score, Shortlist):
-            grown = score.best(k, inactive)
+            score.flip_(grown.view(-1), k, False)
         else:
-            grown = top_mask(score, k, inactive)
-        return grown.view(mask.shape).logical_or_(mask)
+            flip_best_(score, k, grown.view(-1), False)
+        return grown
 
     def shortlist(
         self, score: Scores, mask: Tensor, k: int
@@ -95,7 +95,4 @@ class Unstructured(Structure):
         What is dropped comes back only if it scores no lower than the k-th
         weight that is inactive now.
         """
-        inactive = ~mask.flatten()
-        if count(inactive) < k:
-            return score.flatten()[:]
-        return shortlist(score, k, inactive)
+        return shortlist(score, k, mask.flatten())

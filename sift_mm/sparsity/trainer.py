@@ -18,11 +18,13 @@ from sift_mm.sparsity.execution import SparseExecution
 from sift_mm.sparsity.grown import GrownSteps, YoungWeights
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import MaskHistory
-from sift_mm.sparsity.optimizers import check_optimizer, slots_of
-from sift_mm.sparsity.packing import count
+from sift_mm.sparsity.optimizers import (
+    check_optimizer,
+    keep_only_with_slots_,
+)
 from sift_mm.sparsity.random import generator_for
 from sift_mm.sparsity.schedules import DropFraction, UpdateSchedule
-from sift_mm.sparsity.selection import keep_only_together_
+from sift_mm.sparsity.selection import meet_
 
 Placement = Literal['after_step', 'replace_step']
 # Of the state; raised when an older reader would go wrong on it.
@@ -76,7 +78,7 @@ class MaskTrainer:
     there at the first step that moves any weight.
 
     Between backward pass and update, which the optimizer's step lies between,
-    an update of RigL holds an eighth of a byte a weight, and 12 bytes for each
+    an update of RigL holds an eighth of a byte a weight, and 8 bytes for each
     of the few weights that may or may not be grown.
 
     Raises:
@@ -161,7 +163,7 @@ class MaskTrainer:
         if self._young is not None:
             self._young.check(optimizer)
         for name, mask in self.masks.items():
-            self._keep(self.masks.parameters[name], mask, optimizer)
+            keep_only_with_slots_(self.masks.parameters[name], optimizer, mask)
 
     # A compiled train_step, as MMEngine's `compile` makes one, would trace
     # each update anew.
@@ -292,25 +294,18 @@ class MaskTrainer:
                     self.seed, self.steps, f'{name}/drop'
                 )
                 new = self.algorithm.exchange(mask, weight, scores, generator)
-            kept = mask & new
-            kept_count += count(kept)
-            active_count += count(new)
             # Grown positions start at zero, dropped ones leave nothing
             # behind; those dropped and grown at once keep value and slots.
-            self._keep(parameter, kept, optimizer)
+            kept, active = meet_(mask, new)
+            kept_count += kept
+            active_count += active
+            keep_only_with_slots_(parameter, optimizer, mask)
             if self._young is not None:
                 self._young.replace(name, new & ~mask)
             mask.copy_(new)
             self.history.record(name, mask)
         moved = 1 - kept_count / active_count if active_count else 0.0
         self.report = UpdateReport(self.steps, fraction, moved)
-
-    @staticmethod
-    def _keep(
-        parameter: nn.Parameter, mask: Tensor, optimizer: Optimizer
-    ) -> None:
-        slots = slots_of(optimizer, parameter).values()
-        keep_only_together_([parameter.detach(), *slots], mask)
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs: tensors, ints, strings and dicts.

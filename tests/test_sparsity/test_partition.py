@@ -2,7 +2,14 @@ import numpy as np
 import pytest
 import torch
 
-from sift_mm.sparsity import Algorithm, RigL, elementwise, top_mask
+from sift_mm.sparsity import (
+    ALGORITHMS,
+    Algorithm,
+    RigL,
+    elementwise,
+    partition,
+    top_mask,
+)
 from sift_mm.sparsity.partition import Elementwise
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -90,7 +97,7 @@ def needles(n):
 
 
 # Scores that a sample of LARGE has one of.
-STEP = 16
+STEP = 4 * round(LARGE ** (1 / 3))
 ADVERSARIES = {
     'random': lambda n: torch.rand(n, generator=torch.Generator()),
     'rising': rising,
@@ -126,18 +133,25 @@ def test_large_scores_of_which_some_are_allowed(name, dtype, density):
         check_top(score, int(share * allowed.count_nonzero()), allowed)
 
 
-def test_a_sample_narrows_the_search(monkeypatch):
+@pytest.mark.parametrize('kernels', [True, False])
+def test_a_sample_narrows_the_search(monkeypatch, kernels):
     # What the adversaries above are up against: without it, they would be
-    # tests of NumPy.
+    # tests of NumPy. It is what is done where there are no kernels, too.
+    if not kernels:
+        monkeypatch.setattr(partition, 'can_divide', lambda mask: False)
     sizes = []
-    partition = np.partition
+    chosen = partition.Undivided.flip_
     monkeypatch.setattr(
-        np, 'partition', lambda a, n: sizes.append(a.size) or partition(a, n)
+        partition.Undivided,
+        'flip_',
+        lambda self, *args: (
+            sizes.append(len(self.values)) or chosen(self, *args)
+        ),
     )
     check_top(ADVERSARIES['random'](LARGE), LARGE // 20)
-    assert max(sizes) < LARGE // 15
+    assert sizes == ([] if kernels else [LARGE])
     check_top(ADVERSARIES['constant'](LARGE), LARGE // 20)
-    assert max(sizes) == LARGE
+    assert sizes[1:] == ([] if kernels else [LARGE])
 
 
 @pytest.mark.parametrize('seed', range(3))
@@ -155,18 +169,36 @@ def test_the_choice_is_the_same_with_any_number_of_threads(seed):
     assert torch.equal(masks[0], masks[2])
 
 
-def test_scores_by_element_are_computed_in_small_pieces():
+def test_scores_by_element_are_computed_in_pieces():
     sizes = []
 
     def score(values):
         sizes.append(values.numel())
         return values.abs()
 
-    values = torch.randn(LARGE, generator=torch.Generator().manual_seed(0))
-    allowed = torch.ones(LARGE, dtype=torch.bool)
+    n = 3 * LARGE
+    values = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    allowed = torch.ones(n, dtype=torch.bool)
     found = top_mask(Elementwise(score, values), 1000, allowed)
     assert torch.equal(found, sorted_mask(values.abs(), 1000, allowed))
-    assert max(sizes) <= 1 << 16  # A piece, or the sample.
+    assert max(sizes) == 1 << 20
+
+
+@pytest.mark.parametrize('name', ['Static', 'SET', 'RigL'])
+def test_a_magnitude_is_what_the_score_says(name):
+    # Kernels compute it, and call no method.
+    algorithm = ALGORITHMS.build(name)
+    weight, gradient = torch.randn(
+        2, 3, 50, generator=torch.Generator().manual_seed(0)
+    )
+    drop = algorithm._scores(algorithm.drop_score, weight, None)
+    assert torch.equal(drop[:].view(3, 50), algorithm.drop_score(weight, None))
+    if algorithm.needs_gradient:
+        arguments = weight, gradient, None
+        grow = algorithm._scores(algorithm.growth_score, *arguments)
+        assert torch.equal(
+            grow[:].view(3, 50), algorithm.growth_score(*arguments)
+        )
 
 
 def test_an_overriding_score_sees_the_whole_layer():
@@ -208,8 +240,8 @@ def test_a_shortlist_of_a_large_layer(kind, density, fraction):
     growth = RigL().shortlist(mask, after * 0, gradient, fraction, None)
     whole = RigL().update(mask, after, gradient, fraction, None)
     active, k = int(mask.count_nonzero()), growth.k
-    assert len(growth.scores.positions) <= 2 * k + active
+    assert len(growth.scores.places) <= 2 * k + active
     if kind == 'random' and fraction == 0.3:
-        assert len(growth.scores.positions) < LARGE // 20
+        assert len(growth.scores.places) < LARGE // 12
     gradient.zero_()  # Nothing of it is held.
     assert torch.equal(RigL().exchange(mask, after, growth, None), whole)

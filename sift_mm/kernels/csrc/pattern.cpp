@@ -17,13 +17,6 @@ struct Reading {
 
 namespace {
 
-// A bit for each of eight bools, the first the lowest.
-uint64_t bits_of(const uint8_t* mask, int64_t count) {
-  uint64_t eight = 0;
-  memcpy(&eight, mask, count);
-  return eight * 0x0102040810204080 >> 56;
-}
-
 // Calls visit(i, row, plane, tap) for the nonzeros of the dense tensor that
 // `phase` does not leave out: in its order within each row of a block, and in
 // parallel over what shares none.
@@ -40,9 +33,9 @@ void each_nonzero(const Reading& r, const uint8_t* mask, const int32_t* phase,
     for (int64_t k = first; k < std::min(first + share, r.filters); ++k)
       for (int64_t j = 0; j < length; j += 8) {
         const uint8_t* at = mask + k * length + j;
-        uint64_t bits = bits_of(at, std::min<int64_t>(8, length - j));
+        uint32_t bits = bits_of(at, length - j);
         for (; bits; bits &= bits - 1) {
-          const uint32_t place = uint32_t(j) + __builtin_ctzll(bits);
+          const uint32_t place = uint32_t(j) + __builtin_ctz(bits);
           const uint32_t c = place / uint32_t(r.taps);
           const uint32_t t = place - c * uint32_t(r.taps);
           if (phase[t] < 0) continue;

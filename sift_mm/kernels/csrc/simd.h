@@ -46,6 +46,16 @@ static inline void store_any(float* p, V v) {
   memcpy(p, &v, sizeof v);
 }
 
+// A bit for each of up to eight bools, the first the lowest.
+static inline uint32_t bits_of(const uint8_t* bools, int64_t count) {
+  uint64_t eight = 0;
+  if (count >= 8)  // of a size that the compiler knows
+    memcpy(&eight, bools, 8);
+  else
+    memcpy(&eight, bools, count);
+  return uint32_t(eight * 0x0102040810204080 >> 56);
+}
+
 // What intrinsics read and write is not seen by the address sanitizer.
 #ifdef __SANITIZE_ADDRESS__
 #define SIFT_CHECKED 1
