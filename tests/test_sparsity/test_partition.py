@@ -154,6 +154,34 @@ def test_a_sample_narrows_the_search(monkeypatch, kernels):
     assert sizes[1:] == ([] if kernels else [LARGE])
 
 
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """What is done where no NumPy and no kernel can be."""
+    monkeypatch.setattr(partition, '_array', lambda tensor: tensor)
+    monkeypatch.setattr(partition, 'can_divide', lambda mask: False)
+
+
+@pytest.mark.parametrize('name', ['random', 'few values', 'needles'])
+def test_large_scores_without_kernels(name, as_on_a_gpu):
+    allowed = torch.rand(LARGE, generator=torch.Generator()) < 0.5
+    check_top(ADVERSARIES[name](LARGE), LARGE // 20, allowed)
+
+
+@pytest.mark.parametrize('density', [0.1, 0.9])
+def test_updates_without_kernels(density, as_on_a_gpu, monkeypatch):
+    generator = torch.Generator().manual_seed(2)
+    gradient, after = torch.randn(2, LARGE, generator=generator)
+    mask = torch.rand(LARGE, generator=generator) < density
+    masks = []
+    for _ in range(2):
+        growth = RigL().shortlist(mask, after, gradient, 0.3, None)
+        masks.append(RigL().exchange(mask, after, growth, None))
+        masks.append(RigL().update(mask, after, gradient, 0.3, None))
+        monkeypatch.undo()  # and once with kernels
+    for other in masks[1:]:
+        assert torch.equal(masks[0], other)
+
+
 @pytest.mark.parametrize('seed', range(3))
 def test_the_choice_is_the_same_with_any_number_of_threads(seed):
     print(f'seed {seed}')
