@@ -23,6 +23,7 @@ from sift_mm.layers.plain import BATCH_NORMS, make_like, plain_type
 _SIZED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # Any other forward may do more, as timm's norms that end in an activation.
 _FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+_ALTERED = 'has hooks, parametrizations or a forward method of its own'
 # Weight and bias of a linear map, in float64 on the CPU.
 _Map = tuple[Tensor, Tensor | None]
 
@@ -119,11 +120,9 @@ def fold(model: nn.Module, norms: bool = True) -> FoldReport:
     concerned = (Composite, _BatchNorm) if norms else Composite
     for name, module in model.named_modules():
         if isinstance(module, concerned):
+            why = 'part of a composite that is kept'
             report.kept.setdefault(
-                name,
-                'part of a composite that is kept'
-                if name
-                else 'it is the model itself',
+                name, why if name else 'it is the model itself'
             )
     return report
 
@@ -154,29 +153,23 @@ def _fold_norms(model: nn.Module, report: FoldReport) -> None:
     )
     for prefix, parent in _parents(model).items():
         # An identity, also one left by a norm, changes nothing.
-        children = [
+        children: list[tuple[str, Any]] = [
             (key, child)
             for key, child in _children(parent).items()
             if type(child) is not nn.Identity
         ]
-        before: tuple[str, nn.Module] | None = None
-        for i, (key, child) in enumerate(children):
-            if not isinstance(child, _BatchNorm):
-                before = key, child
-                continue
-            after = children[i + 1][1] if i + 1 < len(children) else None
-            reason = _doubt(parent, before and before[1], child, after, places)
-            if before is None or reason:
-                report.kept[f'{prefix}{key}'] = reason or ''
-                before = key, child
-                continue
-            where, layer = before
-            weight: Any = layer.weight
-            fused = _fuse(layer, child).to(weight.device, weight.dtype)
-            before = where, fused
-            parent.add_module(where, fused)
-            parent.add_module(key, nn.Identity().eval())
-            report.norms.append(f'{prefix}{key}')
+        where, layer = '', None
+        for (key, child), (_, after) in pairwise([*children, ('', None)]):
+            if isinstance(child, _BatchNorm):
+                reason = _doubt(parent, layer, child, after, places)
+                if reason is None:
+                    layer = fuse(layer, child)
+                    parent.add_module(where, layer)
+                    parent.add_module(key, nn.Identity().eval())
+                    report.norms.append(f'{prefix}{key}')
+                    continue
+                report.kept[f'{prefix}{key}'] = reason
+            where, layer = key, child
 
 
 def _children(parent: nn.Module) -> dict[str, nn.Module]:
@@ -215,10 +208,7 @@ def _obstacle(composite: Any) -> str | None:
         return f'a {type(composite).__name__} is of no kind that can be folded'
     for name, part in composite.named_modules():
         if _altered(part):
-            return (
-                f'{name or "it"} has hooks, parametrizations or a forward '
-                'method of its own'
-            )
+            return f'{name or "it"} {_ALTERED}'
     if isinstance(composite, Doped):
         if plain_type(composite.sparse) is None:
             return f'sparse is a {type(composite.sparse).__name__}'
@@ -252,11 +242,7 @@ def _mismatch(layer: Any, norm: Any) -> str | None:
     name, kind = type(norm).__name__, plain_type(layer)
     if type(norm) is nn.Identity:
         return None
-    if (
-        not isinstance(norm, _BatchNorm)
-        or norm.running_mean is None
-        or (norm.running_var is None)
-    ):
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
         return f'{name} has no running statistics and depends on its input'
     if type(norm).forward not in _FORWARDS:
         return f'{name} has a forward method of its own'
@@ -282,12 +268,7 @@ def _doubt(
 ) -> str | None:
     """Why a norm may not belong to the sibling before it; None if it does.
 
-    Args:
-        parent (nn.Module): What holds them.
-        layer (nn.Module, optional): The sibling before, identities left out.
-        norm (nn.Module): The batch norm.
-        after (nn.Module, optional): The sibling behind, found in the same way.
-        places (Counter): In how many places a module is registered.
+    The sibling behind counts too, and in how many places each is registered.
     """
     kind, order = type(parent).__name__, getattr(parent, 'order', None)
     if layer is None:
@@ -309,10 +290,7 @@ def _doubt(
         if places[module] > 1:
             return f'{what} is registered in {places[module]} places'
         if _altered(module):
-            return (
-                f'{what} has hooks, parametrizations or a forward method '
-                'of its own'
-            )
+            return f'{what} {_ALTERED}'
     if isinstance(after, _BatchNorm) and (
         type(parent).forward is not nn.Sequential.forward
     ):
@@ -325,6 +303,11 @@ def _exact(module: nn.Module) -> Any:
     return copy.deepcopy(module).to('cpu', torch.float64).eval()
 
 
+def fuse(layer: Any, norm: Any) -> Any:
+    """A copy of a layer with a batch norm folded in, rounded once."""
+    return _fuse(layer, norm).to(layer.weight.device, layer.weight.dtype)
+
+
 def _fuse(layer: Any, norm: Any) -> Any:
     """A copy of a layer, in float64, with what follows it folded in."""
     layer, norm = _exact(layer), _exact(norm)
@@ -334,12 +317,8 @@ def _fuse(layer: Any, norm: Any) -> Any:
         if getattr(norm, name) is None:  # PyTorch's linear fusion needs them.
             full = torch.full_like(norm.running_mean, value)
             setattr(norm, name, nn.Parameter(full))
-    fuse: Any = (
-        fuse_linear_bn_eval
-        if isinstance(layer, nn.Linear)
-        else fuse_conv_bn_eval
-    )
-    return fuse(layer, norm)
+    linear = isinstance(layer, nn.Linear)
+    return (fuse_linear_bn_eval if linear else fuse_conv_bn_eval)(layer, norm)
 
 
 def _map(composite: Any) -> _Map:
@@ -384,11 +363,8 @@ def _product(v: Any, u: Any) -> _Map:
 def _plain(composite: Any) -> nn.Module:
     """The plain layer that a composite equals, in evaluation mode."""
     weight, bias = _map(composite)
-    inner: Any = (
-        composite.sparse
-        if isinstance(composite, Doped)
-        else _pairs(composite)[0][0]
-    )
+    doped = isinstance(composite, Doped)
+    inner: Any = composite.sparse if doped else _pairs(composite)[0][0]
     # On the meta device there is no initialisation and no random number.
     layer: Any = make_like(
         copy.deepcopy(inner).to('meta'),

@@ -23,12 +23,14 @@ class Family:
             a wider one of its kind.
         default_factors (str, optional): Which of two factors carry masks,
             see ``isoflop.SPARSE_FACTORS``; None where there are no factors.
+        layer (type[Composite]): What :meth:`build` makes.
     """
 
     name: ClassVar[str]
     widens: ClassVar[bool] = False
     composite: ClassVar[bool] = True
     default_factors: ClassVar[str | None] = None
+    layer: ClassVar[Any]
 
     @classmethod
     def build(
@@ -45,6 +47,17 @@ class Family:
 
         An inner width, of one group, is a multiple of ``step``.
         """
+        sizes = cls.sizes(member, layer, step, cost)
+        if rank is not None:
+            sizes['rank'] = rank
+        sizes |= dict(inner=member.inner, density=1 - member.sparsity)
+        return cls.layer(layer, norm=norm, scale=scale, **sizes)
+
+    @classmethod
+    def sizes(
+        cls, member: 'Member', layer: nn.Module, step: int, cost: float | None
+    ) -> dict[str, Any]:
+        """Arguments of the layer that follow from the sparsity."""
         raise NotImplementedError
 
 
@@ -54,11 +67,7 @@ _FAMILIES: dict[str, type[Family]] = {}
 
 
 def register(family: type[Family]) -> type[Family]:
-    """Class decorator: make a member known by its name.
-
-    Raises:
-        ValueError: If another one has the name.
-    """
+    """Class decorator: make a member known by its name, if that is free."""
     other: Any = _FAMILIES.setdefault(family.name, family)
     if other.__qualname__ != family.__qualname__:
         raise Mistake(
@@ -76,11 +85,7 @@ def families() -> tuple[str, ...]:
 
 
 def family_of(name: str) -> type[Family]:
-    """The member of a name.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The member of a name; a ValueError if there is none."""
     if name not in _FAMILIES:
         raise Mistake(
             f'Unknown family {name!r}; the families are '
