@@ -1,5 +1,8 @@
 """sift_mm.transform on networks of other libraries."""
 
+from functools import reduce
+from itertools import accumulate
+
 import pytest
 import torch
 import torchvision
@@ -211,7 +214,7 @@ def test_residual_blocks_by_hand(sparsity):
 
 def test_a_block_may_hold_its_layers_in_a_list():
     # Both convolutions touch the one inner width: 1 / (1 - s) times as wide.
-    model = nn.Sequential(nn.ModuleList([Listed()])[0], nn.Conv2d(8, 4, 1))
+    model = nn.Sequential(nn.ModuleList([listed()])[0], nn.Conv2d(8, 4, 1))
     report = sift_mm.transform(model, 'wide', 0.75)
     assert list(report.replaced) == ['0.body.0', '0.body.3']
     first, norm, _, second = model[0].body
@@ -267,16 +270,30 @@ def test_stem_and_classifier_stay_unless_asked_for():
     assert isinstance(model.heads.head, Factorized)
 
 
-class Residual(nn.Module):
+def block(name, run, **layers):
+    """A module of a class of its own that runs what it holds."""
+    made = type(name, (nn.Module,), dict(forward=run))()
+    for key, layer in layers.items():
+        made.add_module(key, layer)
+    return made
+
+
+def linear(width=8):
+    return nn.Linear(width, width)
+
+
+def pair():
+    return nn.Sequential(linear(), nn.ReLU(), linear())
+
+
+def residual():
     """Adds to what is between its layers: the width is not its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(8, 8)
-        self.second = nn.Linear(8, 8)
-
-    def forward(self, x):
-        return self.second(x + self.first(x))
+    return block(
+        'Residual',
+        lambda self, x: self.second(x + self.first(x)),
+        first=linear(),
+        second=linear(),
+    )
 
 
 class Odd(nn.Linear):
@@ -286,42 +303,35 @@ class Odd(nn.Linear):
         return F.linear(x, self.weight.abs())
 
 
-class TwoInputs(nn.Sequential):
+def two_inputs():
     """Cannot be run on a tensor alone."""
+    run = lambda self, x, scale: self[1](self[0](x)) * scale  # noqa: E731
+    kind = type('TwoInputs', (nn.Sequential,), dict(forward=run))
+    return kind(linear(), linear())
 
-    def forward(self, x, scale):
-        return super().forward(x) * scale
 
-
-class Kept(nn.Module):
+def kept():
     """Runs its Sequential in parts and keeps what is between."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-
-    def forward(self, x):
-        outs = []
-        for layer in self.body:
-            x = layer(x)
-            outs.append(x)
-        return outs
+    return block(
+        'Kept',
+        lambda self, x: list(
+            accumulate(self.body, lambda y, layer: layer(y), initial=x)
+        ),
+        body=pair(),
+    )
 
 
-class OnlyTraining(nn.Module):
+def only_training():
     """Has an auxiliary layer on its hidden features in training."""
 
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(8, 16)
-        self.second = nn.Linear(16, 8)
-        self.side = nn.Conv1d(16, 4, 1)
-
-    def forward(self, x):
+    def run(self, x):
         hidden = self.first(x)
         if self.training:
             self.side(hidden.transpose(1, 2))
         return self.second(hidden)
+
+    layers = dict(first=nn.Linear(8, 16), second=nn.Linear(16, 8))
+    return block('OnlyTraining', run, **layers, side=nn.Conv1d(16, 4, 1))
 
 
 class Response(nn.Module):
@@ -338,155 +348,121 @@ class Response(nn.Module):
         return x * self.gamma + self.shift
 
 
-class Responding(nn.Module):
+def responding():
     """Registers what is between its layers behind them."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(8, 16)
-        self.second = nn.Linear(16, 8)
-        self.response = Response(16)
-
-    def forward(self, x):
-        return x + self.second(self.response(self.first(x)))
+    return block(
+        'Responding',
+        lambda self, x: self.second(self.response(self.first(x))),
+        first=nn.Linear(8, 16),
+        second=nn.Linear(16, 8),
+        response=Response(16),
+    )
 
 
-class ConvNorm(nn.Module):
-    """A convolution with its norm, as torchvision's Inception has them."""
-
-    def __init__(self, d_in, d_out):
-        super().__init__()
-        self.conv = nn.Conv2d(d_in, d_out, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(d_out)
-
-    def forward(self, x):
-        return self.bn(self.conv(x)).relu()
+def conv_norm(d_in, d_out):
+    return block(
+        'ConvNorm',
+        lambda self, x: self.bn(self.conv(x)).relu(),
+        conv=nn.Conv2d(d_in, d_out, 3, padding=1, bias=False),
+        bn=nn.BatchNorm2d(d_out),
+    )
 
 
-class Branches(nn.Module):
+def branches():
     """Two branches, one of them a chain."""
-
-    def __init__(self):
-        super().__init__()
-        self.one = ConvNorm(8, 6)
-        self.two_1 = ConvNorm(8, 5)
-        self.two_2 = ConvNorm(5, 6)
-
-    def forward(self, x):
-        return torch.cat([self.one(x), self.two_2(self.two_1(x))], 1)
+    return block(
+        'Branches',
+        lambda self, x: torch.cat([self.one(x), self.two_2(self.two_1(x))], 1),
+        one=conv_norm(8, 6),
+        two_1=conv_norm(8, 5),
+        two_2=conv_norm(5, 6),
+    )
 
 
-class ListReader(nn.Module):
+def list_reader():
     """Reads a list of features, as DenseNet's layers in mmpretrain."""
 
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(8, 16, 1)
-        self.second = nn.Conv2d(16, 8, 1)
-
-    def forward(self, x):
+    def run(self, x):
         assert isinstance(x, list)
         return self.second(self.first(torch.cat(x, 1)))
 
+    layers = dict(first=nn.Conv2d(8, 16, 1), second=nn.Conv2d(16, 8, 1))
+    return block('ListReader', run, **layers)
 
-class Splits(nn.Module):
+
+def splits():
     """Runs its layers on a half of the channels, as ShuffleNet V2 does."""
 
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1))
-
-    def forward(self, x):
+    def run(self, x):
         one, two = x.chunk(2, 1)
         return torch.cat([one, self.body(two)], 1)
 
+    body = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1))
+    return block('Splits', run, body=body)
 
-class Gated(nn.Module):
+
+def gated():
     """One half of its hidden features gates the other, as in a SwiGLU."""
 
-    def __init__(self):
-        super().__init__()
-        self.w12 = nn.Linear(8, 32)
-        self.norm = nn.LayerNorm(16)
-        self.w3 = nn.Linear(16, 8)
-
-    def forward(self, x):
+    def run(self, x):
         gate, hidden = self.w12(x).chunk(2, -1)
         return self.w3(self.norm(F.silu(gate) * hidden))
 
+    layers = dict(w12=nn.Linear(8, 32), norm=nn.LayerNorm(16))
+    return block('Gated', run, **layers, w3=nn.Linear(16, 8))
 
-class OneSize(nn.Module):
+
+def one_size():
     """Reads images of 224 pixels alone."""
-
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(
+    return block(
+        'OneSize',
+        lambda self, x: self.classifier(self.features(x).flatten(1)),
+        features=nn.Sequential(
             nn.Conv2d(3, 8, 3, 32, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
-        )
-        self.classifier = nn.Linear(8 * 7 * 7, 10)
-
-    def forward(self, x):
-        return self.classifier(self.features(x).flatten(1))
+        ),
+        classifier=nn.Linear(8 * 7 * 7, 10),
+    )
 
 
-class Shows(nn.Module):
-    """Gives what is inside it, to who asks for it."""
+def asks():
+    """Two blocks, of which it looks into one, that gives what is inside."""
 
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(8, 8)
-        self.second = nn.Linear(8, 8)
-        self.third = nn.Linear(8, 8)
-
-    def forward(self, x, inside=False):
+    def show(self, x, inside=False):
         hidden = self.second(self.first(x).relu()).relu()
         return (self.third(hidden), hidden) if inside else self.third(hidden)
 
-
-class Asks(nn.Module):
-    """Two blocks, of which it looks into one."""
-
-    def __init__(self):
-        super().__init__()
-        self.pair = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-        self.shows = Shows()
-        self.reads = nn.Linear(8, 4)
-
-    def forward(self, x):
+    def run(self, x):
         out, hidden = self.shows(self.pair(x), inside=True)
         return out, self.reads(hidden)
 
+    layers = {name: linear() for name in ('first', 'second', 'third')}
+    shows = block('Shows', show, **layers)
+    return block('Asks', run, pair=pair(), shows=shows, reads=nn.Linear(8, 4))
 
-class Listed(nn.Module):
+
+def listed():
     """A residual block that runs the list that its layers are in."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.ModuleList(
+    return block(
+        'Listed',
+        lambda self, x: x + reduce(lambda y, one: one(y), self.body, x),
+        body=nn.ModuleList(
             [
                 nn.Conv2d(8, 8, (3, 1), padding=(1, 0)),
                 nn.BatchNorm2d(8),
                 nn.ReLU(),
                 nn.Conv2d(8, 8, (1, 3), padding=(0, 1)),
             ]
-        )
-
-    def forward(self, x):
-        out = x
-        for layer in self.body:
-            out = layer(out)
-        return x + out
+        ),
+    )
 
 
-class SideBySide(nn.Module):
+def side_by_side():
     """Its list holds what runs side by side."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
-
-    def forward(self, x):
-        return sum(layer(x) for layer in self.body)
+    return block(
+        'SideBySide',
+        lambda self, x: sum(layer(x) for layer in self.body),
+        body=nn.ModuleList([linear(), linear()]),
+    )
 
 
 def hooked():
@@ -500,18 +476,14 @@ def twice():
     return nn.Sequential(layer, nn.ReLU(), nn.Sequential(layer))
 
 
-def linear(width=8):
-    return nn.Linear(width, width)
-
-
 @pytest.mark.parametrize(
     'model, family, name, words',
     [
-        (Residual(), 'wide', 'first', 'does not run with a wider'),
+        (residual(), 'wide', 'first', 'does not run with a wider'),
         (nn.Sequential(Odd(8, 8), linear()), 'doped', '0', 'Odd'),
-        (TwoInputs(linear(), linear()), 'wide', '0', 'on a tensor alone'),
-        (Kept(), 'wide', 'body.0', 'changes the output of Kept'),
-        (OnlyTraining(), 'wide', 'first', 'does not run with a wider'),
+        (two_inputs(), 'wide', '0', 'on a tensor alone'),
+        (kept(), 'wide', 'body.0', 'changes the output of Kept'),
+        (only_training(), 'wide', 'first', 'does not run with a wider'),
         (
             nn.Sequential(nn.LSTM(8, 8), linear(), linear()),
             'doped',
@@ -549,7 +521,7 @@ def linear(width=8):
             'grouped',
         ),
         (
-            nn.Sequential(SideBySide()),
+            nn.Sequential(side_by_side()),
             'wide',
             '0.body.1',
             'SideBySide does not run with a wider inside',
@@ -578,7 +550,7 @@ def test_what_cannot_be_replaced_is_named(model, family, name, words):
 
 
 def test_what_holds_numbers_for_each_channel_becomes_as_wide():
-    model = Responding()
+    model = responding()
     report = sift_mm.transform(model, 'wide', 0.75)
     assert list(report.replaced) == ['first', 'second']
     # 16 / (1 - .75) = 64: the sixteen numbers, four times.
@@ -597,7 +569,7 @@ def test_what_holds_numbers_for_each_channel_becomes_as_wide():
 @pytest.mark.parametrize('sparsity, width', [(0.75, 64), (0.9, 160)])
 def test_a_gated_pair_by_hand(sparsity, width):
     # Both layers touch the one hidden width, of 16: 1 / (1 - s) times it.
-    model = Gated()
+    model = gated()
     report = sift_mm.transform(model, 'wide', sparsity)
     assert model.w12.weight.shape == (2 * width, 8)
     assert model.norm.weight.shape == (width,)
@@ -605,17 +577,17 @@ def test_a_gated_pair_by_hand(sparsity, width):
     ratios = [one.flops_ratio for one in report.replaced.values()]
     assert ratios == pytest.approx([1, 1])
     assert model(torch.rand(2, 8)).shape == (2, 8)
-    report = sift_mm.transform(Gated(), 'wide_factorized', 0.75)
+    report = sift_mm.transform(gated(), 'wide_factorized', 0.75)
     assert list(report.replaced) == ['w12', 'w3']
 
 
 @pytest.mark.parametrize(
     'make, names',
     [
-        (Branches, ['two_1.conv', 'two_2.conv']),
-        (ListReader, ['first', 'second']),
-        (Splits, ['body.0', 'body.1']),
-        (OneSize, ['features.1', 'features.2']),
+        (branches, ['two_1.conv', 'two_2.conv']),
+        (list_reader, ['first', 'second']),
+        (splits, ['body.0', 'body.1']),
+        (one_size, ['features.1', 'features.2']),
     ],
 )
 def test_chains_of_blocks_of_their_own_kind(make, names):
@@ -631,7 +603,7 @@ def test_a_list_of_modules_is_no_block():
 
 
 def test_an_example_tells_which_blocks_are_looked_into():
-    model = Asks()
+    model = asks()
     # Between second and third is what is shown: the chain of all three is
     # not one, that of the first two is.
     report = sift_mm.transform(model, 'wide', 0.5, example=torch.rand(2, 8))
@@ -645,7 +617,7 @@ def test_an_example_tells_which_blocks_are_looked_into():
     assert type(model.shows.third) is nn.Linear
     assert [o.shape for o in model(torch.rand(2, 8))] == [(2, 8), (2, 4)]
     with pytest.raises(RuntimeError, match='mat1 and mat2'):
-        model = Asks()
+        model = asks()
         sift_mm.transform(model, 'wide', 0.5)
         model(torch.rand(2, 8))
 
@@ -759,16 +731,9 @@ def test_a_wider_norm_is_like_the_old_one(norm, wider):
 
 
 def test_a_tuple_is_an_output_too():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(8, 32), nn.Linear(32, 8)
-
-        def forward(self, x):
-            return self.b(self.a(x)), x
-
-    report = sift_mm.transform(Two(), 'wide', 0.5)
-    assert len(report.replaced) == 2
+    layers = dict(a=nn.Linear(8, 32), b=nn.Linear(32, 8))
+    model = block('Two', lambda self, x: (self.b(self.a(x)), x), **layers)
+    assert len(sift_mm.transform(model, 'wide', 0.5).replaced) == 2
 
 
 @pytest.mark.parametrize('family', ['wide', 'factorized'])
@@ -801,7 +766,7 @@ def test_an_example_that_the_network_does_not_run_with_is_said():
 
 
 def test_what_is_undone_trains_as_before():
-    model = Asks()
+    model = asks()
     third = model.shows.third
     third.bias.requires_grad_(False)
     report = sift_mm.transform(model, 'wide', 0.5, example=torch.empty(2, 8))
