@@ -133,7 +133,9 @@ class SparseIFTMixin(SparseIFTBackbone):
                 f'{list(self.arch_settings)}.'
             )
         mro = type(self).__mro__
-        parent = next(c for c in mro if not issubclass(c, SparseIFTBackbone))
+        parent: Any = next(
+            c for c in mro if not issubclass(c, SparseIFTBackbone)
+        )
         # All by name, also what was given by position.
         bound = inspect.signature(parent).bind(depth, *args, **kwargs)
         kwargs = bound.arguments

@@ -441,11 +441,14 @@ def test_tiny_layers_are_not_timed_and_stay_dense(monkeypatch):
     parts = run(training('auto'), 3)
     assert '0 of 5 masked layers; dense: 5 faster so' in parts[2].execution
     assert_alike(parts, run(training('dense'), 3), rtol=0, atol=0)
-    # Nor is any where a clock would decide on what has to be the same.
-    monkeypatch.setattr(
-        torch, 'are_deterministic_algorithms_enabled', lambda: True
-    )
-    text = training('auto')[2].execution
+
+
+def test_deterministic_algorithms_and_a_clock_do_not_go_together():
+    torch.use_deterministic_algorithms(True)
+    try:
+        text = training('auto')[2].execution
+    finally:
+        torch.use_deterministic_algorithms(False)
     assert '5 since deterministic algorithms are asked for' in text
 
 
