@@ -60,10 +60,8 @@ class SparseIFTMixin(SparseIFTBackbone):
             ``stem_channels`` are those of the dense network.
         flops (str): 'match': masks are drawn at the sparsity where the whole
             backbone, with the linear head of a classifier, has the FLOPs of
-            the dense one, with a stem that is wider and dense, and shortcuts
-            that are sparse and not larger.
-            Without masks, ranks are chosen so, at the strides of a
-            classifier, for its checkpoint to load into a dilated network.
+            the dense one. Without masks, ranks are chosen so, at the strides
+            of a classifier, for its checkpoint to load into a dilated network.
             'match_model': masks at which backbone, neck and heads together
             have the dense model's FLOPs, at the size of the test images.
             'nominal': masks are drawn at ``sparsity``, and ranks match the

@@ -61,20 +61,18 @@ def fold(model: nn.Module, norms: bool = True) -> FoldReport:
     """Fold a network for inference, in place, to equal outputs.
 
     A linear :class:`Parallel`, :class:`Factorized` or :class:`Doped` becomes
-    the one ``nn.Conv1d``, ``Conv2d``, ``Conv3d`` or ``nn.Linear`` that it
-    equals, wherever it is registered; with ``inner='norm'`` its batch norms
-    are folded into it. One with an activation inside (``'norm_act'``), with
-    norms that depend on the input, or with hooks is kept.
+    the one plain layer that it equals, inner batch norms included, wherever
+    it is registered. One with an activation inside, with norms that depend on
+    the input, or with hooks is kept.
 
     Then batch norms are folded into the plain layer before them and leave an
     ``nn.Identity``. Which layer a norm follows is told by the order of
     registration, as mmcv's ``fuse_conv_bn`` has it, though only the very next
     sibling counts (but for ``nn.Identity``), and what the structure shows to
-    be doubtful is kept: a layer or norm registered in several places (heads
-    with a norm for each level), or with hooks or parametrizations; several
-    norms in a row outside an ``nn.Sequential``; members of a ``ModuleList``
-    or ``ModuleDict``; an ``order`` of mmcv's ``ConvModule`` that runs
-    something else behind the convolution.
+    be doubtful is kept: what is registered in several places (heads with a
+    norm for each level) or has hooks; several norms in a row outside an
+    ``nn.Sequential``; members of a ``ModuleList`` or ``ModuleDict``; an
+    ``order`` of mmcv's ``ConvModule`` in which the norm is not next.
 
     What ``forward`` does cannot be told from the structure. Results are
     wrong, without a warning, where it runs a norm elsewhere than behind the
@@ -84,11 +82,10 @@ def fold(model: nn.Module, norms: bool = True) -> FoldReport:
     layer's bare output or its weights. Compare outputs before and
     after; ``norms=False`` makes no such assumption.
 
-    A folded layer is dense: masks are no part of a network, and a sum or
-    product of sparse weights fills up. Sparse weights are traded for one
-    dense layer of the same outputs, so fold when training is over. With
-    ``norms=False``, composites without inner norm leave the ``state_dict`` of
-    the plain network; a composite with inner norm becomes a layer with bias.
+    A folded layer is dense: a sum or product of sparse weights fills up. So
+    fold when training is over. With ``norms=False``, composites without inner
+    norm leave the ``state_dict`` of the plain network; a composite with inner
+    norm becomes a layer with bias.
 
     Args:
         model (nn.Module): A trained network in evaluation mode; all of it,
@@ -192,7 +189,7 @@ def _parents(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _altered(module: nn.Module) -> bool:
+def altered(module: nn.Module) -> bool:
     """Whether calling a module does more than its class says."""
     return bool(
         module._forward_hooks
@@ -207,7 +204,7 @@ def _obstacle(composite: Any) -> str | None:
     if type(composite) not in (Parallel, Factorized, Doped):
         return f'a {type(composite).__name__} is of no kind that can be folded'
     for name, part in composite.named_modules():
-        if _altered(part):
+        if altered(part):
             return f'{name or "it"} {_ALTERED}'
     if isinstance(composite, Doped):
         if plain_type(composite.sparse) is None:
@@ -226,7 +223,7 @@ def _obstacle(composite: Any) -> str | None:
     for layer in layers:
         if plain_type(layer) is None:
             return f'an inner layer is a {type(layer).__name__}'
-    return next(filter(None, (_mismatch(*pair) for pair in pairs)), None)
+    return next(filter(None, (mismatch(*pair) for pair in pairs)), None)
 
 
 def _pairs(composite: Any) -> list[tuple[nn.Module, nn.Module]]:
@@ -237,7 +234,7 @@ def _pairs(composite: Any) -> list[tuple[nn.Module, nn.Module]]:
     return list(zip(composite.layers, norms, strict=True))
 
 
-def _mismatch(layer: Any, norm: Any) -> str | None:
+def mismatch(layer: Any, norm: Any) -> str | None:
     """Why a norm is no linear map of a plain layer's channels, or None."""
     name, kind = type(norm).__name__, plain_type(layer)
     if type(norm) is nn.Identity:
@@ -289,13 +286,13 @@ def _doubt(
     for what, module in (('it', norm), ('the layer before it', layer)):
         if places[module] > 1:
             return f'{what} is registered in {places[module]} places'
-        if _altered(module):
+        if altered(module):
             return f'{what} {_ALTERED}'
     if isinstance(after, _BatchNorm) and (
         type(parent).forward is not nn.Sequential.forward
     ):
         return 'several norms in a row may take turns behind the layer'
-    return _mismatch(layer, norm)
+    return mismatch(layer, norm)
 
 
 def _exact(module: nn.Module) -> Any:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from sift_mm.deploy.folding import fuse
+from sift_mm.deploy.folding import altered, fuse, mismatch
 from sift_mm.deploy.sparse_layers import (
     FastMaxPool2d,
     SparseConv2d,
@@ -295,14 +295,12 @@ class _Fusion:
             if plain_type(layer) is None or self.calls[node.target] > 1:
                 continue
             mask = self.conversion.chosen.get(layer)
-            norm = self._norm_behind(node)
-            if norm is not None and plain_type(layer) is nn.Conv2d:
+            norm = self._norm_behind(node, layer)
+            if norm is not None:
                 layer = fuse(layer, self._called(norm))
                 self._put(node.target, layer)
                 self._put(norm.target, nn.Identity())
                 self._skip(norm)
-            else:
-                norm = None
             if mask is not None:
                 self._fuse(node, layer, mask, ['norm'] if norm else [])
         self.graph.lint()
@@ -324,17 +322,16 @@ class _Fusion:
         users = list(node.users)
         return users[0] if len(users) == 1 else None
 
-    def _norm_behind(self, node: fx.Node) -> fx.Node | None:
-        """A batch norm that is the one reader of a layer."""
+    def _norm_behind(self, node: fx.Node, layer: nn.Module) -> fx.Node | None:
+        """A batch norm that is the one reader of a convolution."""
         user = self._only_user(node)
-        if user is None:
+        if user is None or plain_type(layer) is not nn.Conv2d:
             return None
         norm = self._called(user)
         fits = (
-            type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
-            and norm.running_mean is not None
-            and self.calls[user.target] == 1
-            and not norm._forward_hooks
+            self.calls[user.target] == 1
+            and mismatch(layer, norm) is None
+            and not altered(norm)
         )
         return user if fits else None
 

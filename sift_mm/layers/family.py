@@ -7,9 +7,7 @@ from torch import nn
 from sift_mm.errors import Mistake
 
 if TYPE_CHECKING:
-    from sift_mm.layers.composite import Composite
     from sift_mm.layers.member import Member
-    from sift_mm.layers.plain import Norm
 
 
 class Family:
@@ -23,7 +21,7 @@ class Family:
             a wider one of its kind.
         default_factors (str, optional): Which of two factors carry masks,
             see ``isoflop.SPARSE_FACTORS``; None where there are no factors.
-        layer (type[Composite]): What :meth:`build` makes.
+        layer (type[Composite]): Stands in for a dense layer.
     """
 
     name: ClassVar[str]
@@ -33,31 +31,17 @@ class Family:
     layer: ClassVar[Any]
 
     @classmethod
-    def build(
-        cls,
-        member: 'Member',
-        layer: nn.Module,
-        norm: 'Norm | None',
-        step: int,
-        scale: float | None,
-        cost: float | None,
-        rank: int | None,
-    ) -> 'Composite':
-        """The layer that stands in for a dense one, see ``Member.build``.
-
-        An inner width, of one group, is a multiple of ``step``.
-        """
-        sizes = cls.sizes(member, layer, step, cost)
-        if rank is not None:
-            sizes['rank'] = rank
-        sizes |= dict(inner=member.inner, density=1 - member.sparsity)
-        return cls.layer(layer, norm=norm, scale=scale, **sizes)
-
-    @classmethod
     def sizes(
         cls, member: 'Member', layer: nn.Module, step: int, cost: float | None
     ) -> dict[str, Any]:
-        """Arguments of the layer that follow from the sparsity."""
+        """What the constructor of ``layer`` takes that follows from sparsity.
+
+        Args:
+            member (Member): The member, with its sparsity and variants.
+            layer (nn.Module): The dense layer.
+            step (int): An inner width, of one group, is a multiple of this.
+            cost (float, optional): As for ``Member.build``.
+        """
         raise NotImplementedError
 
 

@@ -105,7 +105,11 @@ class Member:
         if self.inner != 'none':
             # Each group of a convolution is factorised.
             step = multiple // math.gcd(multiple, size_of(layer)[2])
-        return self.kind.build(self, layer, norm, step, scale, cost, rank)
+        sizes = self.kind.sizes(self, layer, step, cost)
+        if rank is not None:
+            sizes['rank'] = rank
+        sizes |= dict(inner=self.inner, density=1 - self.sparsity)
+        return self.kind.layer(layer, norm=norm, scale=scale, **sizes)
 
 
 def check_share(ratio: float) -> None:

@@ -164,12 +164,9 @@ def _wider_vectors(module: nn.Module, width: int) -> nn.Module:
                 continue
             longer = tensor.detach().flatten()[places.to(tensor.device)]
             shape = [width if size == old else size for size in tensor.shape]
-            longer = longer.view(shape)
-            own[name] = (
-                nn.Parameter(longer, tensor.requires_grad)
-                if isinstance(tensor, nn.Parameter)
-                else longer
-            )
+            own[name] = longer.view(shape)
+            if isinstance(tensor, nn.Parameter):
+                own[name] = nn.Parameter(own[name], tensor.requires_grad)
     for name, value in list(vars(new).items()):
         if type(value) is int and value == old:
             setattr(new, name, width)

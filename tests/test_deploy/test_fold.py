@@ -13,6 +13,7 @@ from sift_mm.deploy import FoldReport, fold
 from sift_mm.layers import Composite, Doped, Factorized, Parallel
 from sift_mm.layers.wide import WideConv2d
 
+pytestmark = pytest.mark.usefixtures('seed')
 TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 MAKE = {
     'parallel': lambda layer, **kw: Parallel(layer, 3, **kw),
@@ -36,14 +37,6 @@ NORMS = {
     nn.Conv2d: nn.BatchNorm2d,
     nn.Conv3d: nn.BatchNorm3d,
 }
-
-
-@pytest.fixture(autouse=True)
-def seed():
-    number = torch.seed() % 2**31
-    print(f'torch.manual_seed({number})')
-    torch.manual_seed(number)
-    return number
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sift_mm.deploy import to_sparse
 
+pytestmark = pytest.mark.usefixtures('seed')
 WIDE = dict(type='SparseIFTResNet', base_channels=16, sparsity=0.75)
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     'mmdet ResNet-50': lambda: DET.build(WIDE | dict(depth=50, family='wide')),
@@ -38,13 +39,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     'DenseNet': lambda: PRE.build(dict(type='DenseNet', arch='121')),
     'torchvision VGG': lambda: torchvision.models.vgg11_bn(num_classes=7),
 }
-
-
-@pytest.fixture(autouse=True)
-def seed() -> None:
-    number = torch.seed() % 2**31
-    print(f'torch.manual_seed({number})')
-    torch.manual_seed(number)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from sift_mm.layers.family import family_of
 from sift_mm.layers.plain import put
 from sift_mm.sparsity import MaskSet, Random, Uniform, select_parameters
 
+pytestmark = pytest.mark.usefixtures('seed')
 FAMILIES = ['parallel', 'factorized', 'doped', 'wide_factorized']
 INNER = ['none', 'norm', 'norm_act']
 

@@ -23,6 +23,8 @@ from sift_mm.sparsity import (
     sparse_parameter_names,
 )
 
+pytestmark = pytest.mark.usefixtures('seed')
+
 
 class GPTBlock(nn.Module):
     """A GPT's block: attention by hand, feed-forward layers by name."""
@@ -60,8 +62,9 @@ class GPT(nn.Module):
 
 
 def vit():
+    size = dict(image_size=32, patch_size=8, hidden_dim=32, mlp_dim=128)
     return torchvision.models.VisionTransformer(
-        32, 8, 2, 2, 32, 128, num_classes=10
+        **size, num_layers=2, num_heads=2, num_classes=10
     )
 
 
@@ -75,15 +78,18 @@ def resnet(block=resnets.BasicBlock, blocks=(2, 2, 1, 1), **kwargs):
     return resnets.ResNet(block, blocks, **kwargs)
 
 
+def mmpretrain(kind, **kwargs):
+    return MODELS.build(dict(type=kind, **kwargs))
+
+
 def mmpretrain_vit():
-    arch = dict(
-        embed_dims=48, num_layers=2, num_heads=2, feedforward_channels=192
-    )
-    return MODELS.build(
-        dict(type='VisionTransformer', arch=arch, img_size=32, patch_size=8)
-    )
+    arch = dict(embed_dims=48, num_layers=2, num_heads=2)
+    arch['feedforward_channels'] = 192
+    size = dict(img_size=32, patch_size=8)
+    return mmpretrain('VisionTransformer', arch=arch, **size)
 
 
+CONVNEXT = dict(depths=[1, 1, 2, 1], channels=[16, 32, 64, 128])
 NETWORKS = {
     'resnet': resnet,
     'resnext': lambda: resnet(
@@ -95,15 +101,10 @@ NETWORKS = {
     'swin': swin,
     'gpt': GPT,
     'mmpretrain-vit': mmpretrain_vit,
-    'mmpretrain-resnet50': lambda: MODELS.build(
-        dict(type='ResNet', depth=50, base_channels=16)
+    'mmpretrain-resnet50': lambda: mmpretrain(
+        'ResNet', depth=50, base_channels=16
     ),
-    'mmpretrain-convnext': lambda: MODELS.build(
-        dict(
-            type='ConvNeXt',
-            arch=dict(depths=[1, 1, 2, 1], channels=[16, 32, 64, 128]),
-        )
-    ),
+    'mmpretrain-convnext': lambda: mmpretrain('ConvNeXt', arch=CONVNEXT),
 }
 # Layers that are replaced: of chains, and by the other members.
 REPLACED = {
@@ -445,64 +446,36 @@ def twice():
     return nn.Sequential(layer, nn.ReLU(), nn.Sequential(layer))
 
 
+ATTENTION = 'encoder.layers.encoder_layer_0.self_attention'
+NORMED = nn.utils.parametrizations.weight_norm(linear())
+GROUPS_OF_TWO = nn.Conv2d(16, 8, 1, groups=8)
+HALVES = nn.Conv2d(64, 64, 3, groups=2), nn.Conv2d(64, 64, 3)
+
+
 @pytest.mark.parametrize(
     'model, family, name, words',
     [
         (residual(), 'wide', 'first', 'does not run with a wider'),
-        (nn.Sequential(Odd(8, 8), linear()), 'doped', '0', 'Odd'),
+        (nn.Sequential(Odd(8, 8)), 'doped', '0', 'Odd'),
         (two_inputs(), 'wide', 'a', 'on a tensor alone'),
         (kept(), 'wide', 'body.0', 'changes the output of Kept'),
         (only_training(), 'wide', 'first', 'does not run with a wider'),
-        (
-            nn.Sequential(nn.LSTM(8, 8), linear(), linear()),
-            'doped',
-            '0',
-            'LSTM',
-        ),
+        (nn.Sequential(nn.LSTM(8, 8)), 'doped', '0', 'LSTM'),
         (hooked(), 'parallel', '0', 'forward hooks'),
         (twice(), 'wide', '0', 'several places'),
         (swin(), 'doped', 'features.1.0.attn.qkv', 'weight is read'),
-        (
-            vit(),
-            'parallel',
-            'encoder.layers.encoder_layer_0.self_attention',
-            'MultiheadAttention',
-        ),
-        (
-            nn.Sequential(nn.ConvTranspose2d(8, 8, 3), nn.Conv2d(8, 8, 3)),
-            'parallel',
-            '0',
-            'ConvTranspose2d',
-        ),
+        (vit(), 'parallel', ATTENTION, 'MultiheadAttention'),
+        (nn.Sequential(nn.ConvTranspose2d(8, 8, 3)), 'doped', '0', 'Transpo'),
         (nn.Sequential(linear(2), linear(80)), 'doped', '0', 'rank'),
-        (
-            nn.Sequential(nn.Conv2d(16, 8, 1, groups=8), nn.Conv2d(8, 8, 3)),
-            'factorized',
-            '0',
-            'nearest 1.50',
-        ),
-        (
-            nn.Sequential(
-                nn.Conv2d(64, 64, 3, groups=2), nn.Conv2d(64, 64, 3)
-            ),
-            'wide_factorized',
-            '0',
-            'grouped',
-        ),
+        (nn.Sequential(GROUPS_OF_TWO), 'factorized', '0', 'nearest 1.50'),
+        (nn.Sequential(*HALVES), 'wide_factorized', '0', 'grouped'),
         (
             nn.Sequential(side_by_side()),
             'wide',
             '0.body.1',
             'SideBySide does not run with a wider inside',
         ),
-        (
-            nn.Sequential(
-                nn.utils.parametrizations.weight_norm(linear()), linear()
-            ),
-            'parallel',
-            '0',
-            'ParametrizedLinear',
-        ),
+        (nn.Sequential(NORMED), 'parallel', '0', 'ParametrizedLinear'),
     ],
 )
 def test_what_cannot_be_replaced_is_named(model, family, name, words):
@@ -654,22 +627,15 @@ def test_a_layer_that_stands_alone_is_not_replaced_inside_itself():
             sift_mm.transform(module, 'parallel', 0.5)
 
 
-class Predictor(nn.Module):
-    """A head as detectors have it, and a layer that starts at zero."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3))
-        self.conv = nn.Conv2d(16, 16, 3)
-        self.frozen = nn.Conv2d(16, 16, 3).requires_grad_(False)
-        self.offset = nn.Conv2d(16, 16, 3)
-        nn.init.zeros_(self.offset.weight)
-        self.retina_cls = nn.Conv2d(16, 80, 3)
-        nn.init.constant_(self.retina_cls.bias, -4.6)
-
-
 def test_predictors_stems_frozen_and_zero_layers_are_left_and_named():
-    model = Predictor()
+    model = nn.Sequential()
+    model.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3))
+    model.conv = nn.Conv2d(16, 16, 3)
+    model.frozen = nn.Conv2d(16, 16, 3).requires_grad_(False)
+    model.offset = nn.Conv2d(16, 16, 3)
+    nn.init.zeros_(model.offset.weight)
+    model.retina_cls = nn.Conv2d(16, 80, 3)
+    nn.init.constant_(model.retina_cls.bias, -4.6)
     report = sift_mm.transform(model, 'parallel', 0.5)
     assert list(report.replaced) == ['conv']
     for name, word in [
@@ -713,12 +679,10 @@ def test_a_runner_does_not_draw_the_layers_anew(family):
     # before would undo.
     model = mmpretrain_vit()
     report = sift_mm.transform(model, family, 0.5)
-    before = {
-        n: model.get_parameter(n).clone() for n in report.sparse_parameters
-    }
+    weights = list(map(model.get_parameter, report.sparse_parameters))
+    before = [weight.clone() for weight in weights]
     model.init_weights()
-    for name, value in before.items():
-        assert torch.equal(model.get_parameter(name), value)
+    assert all(map(torch.equal, weights, before))
 
 
 def test_the_sparsity_is_written_once():
