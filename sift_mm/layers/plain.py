@@ -135,6 +135,7 @@ class Change:
 
     Args:
         owner (nn.Module): Holds the modules.
+        kind (str): Class of the module that they are part of.
         before (dict[str, nn.Module]): What was there.
         after (dict[str, nn.Module]): What is in their place.
         replaced (dict[str, Any]): Records of the layers among them, by their
@@ -142,6 +143,7 @@ class Change:
     """
 
     owner: nn.Module
+    kind: str
     before: dict[str, nn.Module] = field(default_factory=dict)
     after: dict[str, nn.Module] = field(default_factory=dict)
     replaced: dict[str, Any] = field(default_factory=dict)

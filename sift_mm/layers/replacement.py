@@ -238,11 +238,10 @@ def _undo_what_fails(
         for change in alike:
             change.undo()
             failed.add(change.names)
-            kind = type(change.owner).__name__
             for name in change.names:
                 skipped[name] = (
-                    f'{kind} is read from outside where it would be another '
-                    f'({why})'
+                    f'{change.kind} is read from outside where it would be '
+                    f'another ({why})'
                 )
     return failed
 
@@ -266,9 +265,9 @@ def _replace(
             # Of all inner layers, one has a bias: it may be a prior.
             if plain_type(part) and part.bias is not None:
                 part.bias = layer.bias
-        owner, _, place = name.rpartition('.')
-        change = Change(module.get_submodule(owner))
-        change.put(place, new)
+        holder = module.get_submodule(name.rpartition('.')[0])
+        change = Change(module, type(holder).__name__)
+        change.put(name, new)
         change.replaced[name] = _record(name, layer, new, ratio)
         changes.append(change)
     return changes

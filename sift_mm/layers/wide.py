@@ -425,7 +425,7 @@ def _widths(
 def _put_wider(
     block: nn.Module, chain: list[Link], new: dict[str, int], density: float
 ) -> Change:
-    change = Change(block)
+    change = Change(block, type(block).__name__)
     d_in: int | None = None
     readers = [*chain[1:], None]
     for link, reader in zip(chain, readers, strict=True):

@@ -443,7 +443,8 @@ def hooked():
 
 def twice():
     layer = nn.Linear(8, 8)
-    return nn.Sequential(layer, nn.ReLU(), nn.Sequential(layer))
+    one, two = nn.Sequential(layer), nn.Sequential(layer)
+    return nn.Sequential(one, nn.ReLU(), two)
 
 
 ATTENTION = 'encoder.layers.encoder_layer_0.self_attention'
@@ -462,7 +463,7 @@ HALVES = nn.Conv2d(64, 64, 3, groups=2), nn.Conv2d(64, 64, 3)
         (only_training(), 'wide', 'first', 'does not run with a wider'),
         (nn.Sequential(nn.LSTM(8, 8)), 'doped', '0', 'LSTM'),
         (hooked(), 'parallel', '0', 'forward hooks'),
-        (twice(), 'wide', '0', 'several places'),
+        (twice(), 'wide', '0.0', 'several places'),
         (swin(), 'doped', 'features.1.0.attn.qkv', 'weight is read'),
         (vit(), 'parallel', ATTENTION, 'MultiheadAttention'),
         (nn.Sequential(nn.ConvTranspose2d(8, 8, 3)), 'doped', '0', 'Transpo'),
@@ -587,7 +588,8 @@ def test_an_example_tells_which_weights_are_read():
 def test_a_layer_in_two_places_is_replaced_in_both():
     model = twice()
     sift_mm.transform(model, 'parallel', 0.5)
-    assert isinstance(model[0], Parallel) and model[2][0] is model[0]
+    assert isinstance(model[0][0], Parallel)
+    assert model[2][0] is model[0][0]
 
 
 def test_twice_is_not_done():
