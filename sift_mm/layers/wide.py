@@ -351,25 +351,18 @@ def _run(
     reason: Exception | None = None
     # A block that splits its channels, as ShuffleNet's, reads twice as many.
     for channels in (*widths, *(2 * width for width in widths)):
-        tokens, image, last = (
-            torch.empty(shape, device='meta')
-            for shape in (
-                (2, 16, channels),
-                (2, channels, 32, 32),
-                (2, 16, 16, channels),
-            )
-        )
-        trials: list[tuple[Any, ...]] = [
-            (tokens,),
-            (image,),
-            (last,),
-            (torch.empty(2, channels, 32, device='meta'),),
-            (torch.empty(2, channels, 16, 16, 16, device='meta'),),
-            (tokens, (4, 4)),
-            ([image],),
+        shapes = [
+            (2, 16, channels),
+            (2, channels, 32, 32),
+            (2, 16, 16, channels),
+            (2, channels, 32),
+            (2, channels, 16, 16, 16),
         ]
         if channels <= 4:  # A network that reads images of one size.
-            trials.append((image.new_empty(2, channels, 224, 224),))
+            shapes.append((2, channels, 224, 224))
+        alone = [torch.empty(shape, device='meta') for shape in shapes]
+        trials: list[tuple[Any, ...]] = [(tensor,) for tensor in alone]
+        trials += [(alone[0], (4, 4)), ([alone[1]],)]
         for inputs in trials:
             try:
                 count = count_call(block, *inputs)
