@@ -91,6 +91,16 @@ def fresh_process(
     forget_instances()
 
 
+@pytest.fixture
+def seed() -> None:
+    """Another state of PyTorch's generator each time, which is printed."""
+    import torch
+
+    number = torch.seed() % 2**31
+    print(f'torch.manual_seed({number})')
+    torch.manual_seed(number)
+
+
 @pytest.fixture(scope='session')
 def runs(
     configs: dict[str, str], tmp_path_factory: pytest.TempPathFactory

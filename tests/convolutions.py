@@ -7,7 +7,7 @@ of the float64 result; a wrong tap is off by whole products.
 """
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Case:
     height: int = 9
     width: int = 8
     mask: str = 'random'
-    seed: int = field(default=0, repr=True)
+    seed: int = 0
 
     @property
     def geometry(self) -> Geometry:
@@ -40,13 +40,9 @@ class Case:
             self.kernel, self.stride, self.padding, self.dilation
         )
 
-    def pad(self, x: Tensor) -> Tensor:
-        return F.pad(x, self.padding)
-
     def dense(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(
-            self.pad(x), weight, stride=self.stride, dilation=self.dilation
-        )
+        steps = dict(stride=self.stride, dilation=self.dilation)
+        return F.conv2d(F.pad(x, self.padding), weight, **steps)
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """Input, mask and weight, which is not zero where it is masked."""
@@ -72,13 +68,8 @@ class Case:
         return x, mask, weight
 
 
-MASKS = ('random',) * 4 + (
-    'empty filters',
-    'empty channels',
-    'dense',
-    'one',
-    'none',
-)
+SPARSE = ('empty filters', 'empty channels', 'dense', 'one', 'none')
+MASKS = ('random',) * 4 + SPARSE
 
 
 def random_case(source: random.Random) -> Case:

@@ -16,14 +16,7 @@ from mmengine.runner import Runner
 from sift_mm.config.data import leaf_datasets
 from sift_mm.engine import SparseTrainingHook
 
-SIZES = (
-    'scale',
-    'scales',
-    'crop_size',
-    'size',
-    'img_scale',
-    'border',
-)
+SIZES = ('scale', 'scales', 'crop_size', 'size', 'img_scale', 'border')
 RESNETS = (mmdet.ResNet, mmpretrain.ResNet, mmseg.ResNet)
 FLOAT32 = {
     'AmpOptimWrapper': 'OptimWrapper',

@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from dataclasses import asdict
 from functools import cache, partial, wraps
 from typing import Any
 
@@ -29,7 +30,13 @@ from sift_mm.backbones.base import (
 from sift_mm.checkpoint import pretrained_cfg
 from sift_mm.errors import Mistake
 from sift_mm.flops import count_flops, image_channels
-from sift_mm.layers import Composite, NothingReplaced, Wide, transform
+from sift_mm.layers import (
+    Composite,
+    Member,
+    NothingReplaced,
+    Wide,
+    transform,
+)
 from sift_mm.layers.candidates import choose_layers
 from sift_mm.layers.replacement import output_shapes
 
@@ -63,10 +70,6 @@ class TransformedBackbone(SparseIFTBackbone):
 
         The library's rule, and a rule of the whole model, would draw them as
         if they were dense.
-
-        Raises:
-            ValueError: If weights are loaded, and the checkpoint is not of
-                this network.
         """
         if self._has_weights():
             return
@@ -106,9 +109,7 @@ def sparse_ift(
         family (str, optional): As for :func:`sift_mm.transform`; None leaves
             the library's network as it is.
         sparsity (float, optional): Nominal share of zero weights, in [0, 1).
-        flops (str): 'match': masks are drawn at the sparsity where the
-            backbone has the FLOPs of the inner config's; 'match_model': where
-            the whole model has the dense model's; 'nominal': at ``sparsity``.
+        flops (str): As for :class:`SparseIFTMixin`, by the inner config.
         inner (str, optional): What follows an inner layer; None is 'none'.
         sparse_factors (str, optional): As for :class:`Member`.
         include (Sequence[str], optional): As for :func:`sift_mm.transform`.
@@ -117,8 +118,7 @@ def sparse_ift(
             at which FLOPs are matched. None is the ``img_size`` of the
             config or of the backbone's class, else the first of 224, 256
             and 32 that the network runs on.
-        unmasked (bool): Whether to let a run train all weights, without a
-            hook.
+        unmasked (bool): As for :class:`SparseIFTMixin`.
         init_cfg (dict, optional): Of type 'Pretrained', loads a checkpoint of
             this network.
         pretrained (str, optional): The checkpoint alone, as MMSegmentation's
@@ -151,11 +151,8 @@ def sparse_ift(
     network._dump_init_info = lambda: None
     channels = backbone.get('in_channels') or image_channels(network)
     shape = match_shape or _image(network, backbone, channels)
-    image = _meta_image(channels, shape)
     # Some read more than an image: they are transformed without a trial.
-    example = (
-        image if isinstance(output_shapes(network, (image,)), list) else None
-    )
+    example = _trial(network, channels, shape)
     replaced = _transform(network, member, include, exclude, example)
     del network._dump_init_info
     dense_kind: Any = type(network)
@@ -186,28 +183,16 @@ def register(library: Registry) -> None:
 
 
 def _transform(
-    network: Any,
-    member: Any,
-    include: Any,
-    exclude: Any,
-    example: Tensor | None,
+    network: Any, member: Member, include: Any, exclude: Any, example: Any
 ) -> list[str]:
     """Replace layers; names of the weights that masks go on.
 
-    Raises:
-        ValueError: If there is nothing to replace, with the commonest reasons.
+    Where there is nothing to replace, the commonest reasons are said.
     """
+    options = asdict(member)
+    options.update(include=include, exclude=exclude, example=example)
     try:
-        return transform(
-            network,
-            member.family,
-            member.sparsity,
-            include,
-            exclude,
-            member.inner,
-            member.sparse_factors,
-            example,
-        ).sparse_parameters
+        return transform(network, **options).sparse_parameters
     except NothingReplaced as error:
         # What a trial run said in brackets is for who calls transform.
         words = (
@@ -224,15 +209,17 @@ def _transform(
         ) from None
 
 
-def _meta_image(channels: int, shape: tuple[int, int]) -> Tensor:
-    return torch.empty(1, channels, *shape, device='meta')
+def _trial(
+    network: Any, channels: int, shape: tuple[int, int]
+) -> Tensor | None:
+    """An image without numbers, if a network runs on one."""
+    image = torch.empty(1, channels, *shape, device='meta')
+    runs = isinstance(output_shapes(network, (image,)), list)
+    return image if runs else None
 
 
 def _image(network: Any, config: Any, channels: int) -> tuple[int, int]:
-    """Size of the image that a network, or else its config, says.
-
-    Where neither does, the first usual one that it runs on.
-    """
+    """Size that a network says, or its config; else the first it runs on."""
     default = getattr(parameters(type(network)).get('img_size'), 'default', 0)
     size = getattr(network, 'img_size', config.get('img_size') or default)
     if isinstance(size, int) and size:
@@ -240,8 +227,7 @@ def _image(network: Any, config: Any, channels: int) -> tuple[int, int]:
     if isinstance(size, (tuple, list)):
         return size[0], size[-1]
     for side in SIDES:
-        image = _meta_image(channels, (side, side))
-        if isinstance(output_shapes(network, (image,)), list):
+        if _trial(network, channels, (side, side)) is not None:
             return side, side
     return SIDES[0], SIDES[0]
 

@@ -80,10 +80,7 @@ class SparseIFTBackbone(nn.Module):
         """Whether weights need not be drawn; loads what ``init_cfg`` names.
 
         Not by the library: it would read the file once more, and some
-        networks rename or leave out keys.
-
-        Raises:
-            ValueError: If the checkpoint is not of this network.
+        networks rename or leave out keys. Another network's is refused.
         """
         config = pretrained_cfg(self.init_cfg)
         if self._is_init or config is None:
@@ -154,13 +151,9 @@ def make_member(
     sparse_factors: str | None,
     parallel_inner: str = 'none',
 ) -> Member | None:
-    """The member of the family that a backbone's arguments ask for.
+    """The member that a backbone's arguments ask for; None is dense.
 
-    ``family=None`` is dense; ``parallel_inner`` is the default behind
-    branches.
-
-    Raises:
-        ValueError: If they contradict one another.
+    ``parallel_inner`` is the default behind branches.
     """
     if family is None:
         if sparsity or inner or sparse_factors:
@@ -186,9 +179,6 @@ def _refuse_unmasked_training(backbone: Any, _: Any) -> None:
 
     No library calls the backbone before training starts, and who trains the
     masks cannot be seen from here: the hook says so.
-
-    Raises:
-        RuntimeError: If no hook did.
     """
     if (
         backbone.masks_attached
@@ -198,11 +188,8 @@ def _refuse_unmasked_training(backbone: Any, _: Any) -> None:
         or not _in_training_run()
     ):
         return
-    parameters = dict(backbone.named_parameters())
-    if any(
-        parameters[name].requires_grad
-        for name in backbone.sparse_parameter_names()
-    ):
+    names = backbone.sparse_parameter_names()
+    if any(backbone.get_parameter(name).requires_grad for name in names):
         raise MistakenCall(
             f'The backbone (family={backbone.family!r}, sparsity='
             f'{backbone.sparsity}) is meant to be sparse, but no hook trains '

@@ -29,12 +29,9 @@ def ranks_for(
         wide (FlopCount): FLOPs of the wide network as it is.
         dense (FlopCount): Those of its dense twin.
         match (bool): Whether all layers together are to make up for what
-            else has grown, the stem; else each has the FLOPs of its dense
-            layer, rounded up.
+            else has grown, the stem; a ValueError if that is too much. Else
+            each has the FLOPs of its dense layer, rounded up.
         multiple (int): Ranks are multiples of this.
-
-    Raises:
-        ValueError: If what else has grown costs more than the dense network.
     """
     density_u, density_v = factor_densities(member.sparsity, member.factors)
     exact, costs = {}, {}
@@ -58,6 +55,5 @@ def ranks_for(
             f'At sparsity {member.sparsity} the wider stem alone '
             f'costs {rest / dense.total:.3g} of the dense FLOPs.'
         )
-    return spread_ranks(
-        {n: share * r for n, r in exact.items()}, costs, multiple
-    )
+    exact = {name: share * rank for name, rank in exact.items()}
+    return spread_ranks(exact, costs, multiple)

@@ -60,10 +60,8 @@ class SparseIFTMixin(SparseIFTBackbone):
             ``stem_channels`` are those of the dense network.
         flops (str): 'match': masks are drawn at the sparsity where the whole
             backbone, with the linear head of a classifier, has the FLOPs of
-            the dense one, with a stem that is wider and dense, and shortcuts
-            that are sparse and not larger.
-            Without masks, ranks are chosen so, at the strides of a
-            classifier, for its checkpoint to load into a dilated network.
+            the dense one. Without masks, ranks are chosen so, at the strides
+            of a classifier, for its checkpoint to load into a dilated network.
             'match_model': masks at which backbone, neck and heads together
             have the dense model's FLOPs, at the size of the test images.
             'nominal': masks are drawn at ``sparsity``, and ranks match the
@@ -72,9 +70,7 @@ class SparseIFTMixin(SparseIFTBackbone):
             'norm_act'. None is the authors' choice: 'none', for 'parallel'
             'norm_act' with the ImageNet and 'norm' with the CIFAR stem. The
             block's norm behind a Parallel layer with inner norms is left out.
-        sparse_factors (str, optional): Which factors of the two factorized
-            members carry masks: 'both' (default of 'factorized'), 'u' or
-            'none' (default of 'wide_factorized').
+        sparse_factors (str, optional): As for :class:`Member`.
         match_shape (tuple[int, int], optional): Height and width, in pixels,
             at which FLOPs are matched. None is 224 x 224, or 32 x 32 with
             the CIFAR stem; the ratio of two networks of the same strides is
@@ -122,11 +118,7 @@ class SparseIFTMixin(SparseIFTBackbone):
         **kwargs: Any,
     ) -> None:
         member = make_member(
-            family,
-            sparsity,
-            inner,
-            sparse_factors,
-            self.parallel_inner,
+            family, sparsity, inner, sparse_factors, self.parallel_inner
         )
         if member is not None and kwargs.get('dcn') is not None:
             raise Mistake(
@@ -138,15 +130,13 @@ class SparseIFTMixin(SparseIFTBackbone):
                 f'There is no ResNet-{depth} in this library; the depths are '
                 f'{list(self.arch_settings)}.'
             )
+        mro = type(self).__mro__
         parent: Any = next(
-            c
-            for c in type(self).__mro__
-            if not issubclass(c, SparseIFTBackbone)
+            c for c in mro if not issubclass(c, SparseIFTBackbone)
         )
         # All by name, also what was given by position.
-        kwargs = (
-            inspect.signature(parent).bind(depth, *args, **kwargs).arguments
-        )
+        bound = inspect.signature(parent).bind(depth, *args, **kwargs)
+        kwargs = bound.arguments
         kwargs.update(kwargs.pop('kwargs', {}))
         dense_kwargs = copy.deepcopy(kwargs)
         if member is not None and member.kind.widens:
@@ -196,11 +186,12 @@ class SparseIFTMixin(SparseIFTBackbone):
             put(self, name, new)
             if isinstance(new, Parallel) and new.norms:
                 # No norm behind the sum of normed branches.
-                block, _, conv = name.rpartition('.')
-                norm = getattr(
-                    self.get_submodule(block), f'norm{conv[-1]}_name'
+                block = self.get_submodule(name.rpartition('.')[0])
+                put(
+                    block,
+                    getattr(block, f'norm{name[-1]}_name'),
+                    nn.Identity(),
                 )
-                put(self, f'{block}.{norm}', nn.Identity())
 
     def _inner_norm(self, channels: int) -> nn.Module:
         from mmcv.cnn import build_norm_layer
@@ -230,33 +221,26 @@ class SparseIFTMixin(SparseIFTBackbone):
         wide, dense = (
             self._count(dict(k, **usual)) for k in (kwargs, self._dense_kwargs)
         )
+        multiple = groups if member.inner != 'none' else 1
+        match = self.flops == 'match'
         try:
-            return ranks_for(
-                layers,
-                member,
-                wide,
-                dense,
-                self.flops == 'match',
-                groups if member.inner != 'none' else 1,
-            )
+            return ranks_for(layers, member, wide, dense, match, multiple)
         except ValueError as error:
             raise Mistake(f'{error} {self.advice(**usual)}') from None
 
-    def _count(self, kwargs: Mapping[str, Any]) -> FlopCount:
-        """FLOPs of the library's ResNet of some arguments."""
+    def _build(self, kwargs: Mapping[str, Any]) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
-            model = self._parent(**copy.deepcopy(dict(kwargs)))
-        channels = next(model.parameters()).shape[1]
-        return count_flops(model, self.match_shape, channels)
+            return self._parent(**copy.deepcopy(dict(kwargs)))
+
+    def _count(self, kwargs: Mapping[str, Any]) -> FlopCount:
+        model = self._build(kwargs)
+        return count_flops(model, self.match_shape, self.image_channels)
 
     def advice(self, classifier: float = 0, **kwargs: Any) -> str:
         """The nearest sparsity that can be met, in a sentence.
 
-        For where what is dense and wider costs the whole budget.
-
-        Args:
-            classifier (float): FLOPs of the dense network's classifier.
-            **kwargs: Arguments of the library's ResNet to be changed.
+        For where what is dense and wider costs the whole budget. Arguments of
+        the library's ResNet may be changed.
         """
         dense_kwargs = dict(self._dense_kwargs, **kwargs)
         budget = self._count(dense_kwargs).total + classifier
@@ -296,22 +280,15 @@ class SparseIFTMixin(SparseIFTBackbone):
         """Initialise as the library does, inner layers as they should be.
 
         The library's rule would draw each inner layer as if it stood alone.
-
-        Raises:
-            ValueError: If weights are loaded, and the checkpoint is not of
-                this network.
         """
         if self._has_weights():
             return
         super().init_weights()  # type: ignore[misc]
-        last = {
-            name.rpartition('.')[0]: layer
-            for name, layer in self.named_modules()
-            if isinstance(layer, Composite)
-        }
-        for layer in self.modules():
+        last = {}
+        for name, layer in self.named_modules():
             if isinstance(layer, Composite):
                 layer.init_weights()
+                last[name.rpartition('.')[0]] = layer
         for layer in last.values():
             if self.zero_init_residual and isinstance(layer, Parallel):
                 layer.zero_norms()
@@ -354,8 +331,7 @@ class SparseIFTMixin(SparseIFTBackbone):
 
     def dense_twin(self) -> nn.Module:
         """The library's own ResNet, see the base."""
-        with torch.random.fork_rng(devices=[]):
-            return self._parent(**copy.deepcopy(self._dense_kwargs))
+        return self._build(self._dense_kwargs)
 
 
 def _check_groups(norm_cfg: Mapping[str, Any] | None, width: int) -> None:

@@ -23,6 +23,7 @@ from sift_mm.layers.plain import BATCH_NORMS, make_like, plain_type
 _SIZED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 # Any other forward may do more, as timm's norms that end in an activation.
 _FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
+_ALTERED = 'has hooks, parametrizations or a forward method of its own'
 # Weight and bias of a linear map, in float64 on the CPU.
 _Map = tuple[Tensor, Tensor | None]
 
@@ -60,20 +61,18 @@ def fold(model: nn.Module, norms: bool = True) -> FoldReport:
     """Fold a network for inference, in place, to equal outputs.
 
     A linear :class:`Parallel`, :class:`Factorized` or :class:`Doped` becomes
-    the one ``nn.Conv1d``, ``Conv2d``, ``Conv3d`` or ``nn.Linear`` that it
-    equals, wherever it is registered; with ``inner='norm'`` its batch norms
-    are folded into it. One with an activation inside (``'norm_act'``), with
-    norms that depend on the input, or with hooks is kept.
+    the one plain layer that it equals, inner batch norms included, wherever
+    it is registered. One with an activation inside, with norms that depend on
+    the input, or with hooks is kept.
 
     Then batch norms are folded into the plain layer before them and leave an
     ``nn.Identity``. Which layer a norm follows is told by the order of
     registration, as mmcv's ``fuse_conv_bn`` has it, though only the very next
     sibling counts (but for ``nn.Identity``), and what the structure shows to
-    be doubtful is kept: a layer or norm registered in several places (heads
-    with a norm for each level), or with hooks or parametrizations; several
-    norms in a row outside an ``nn.Sequential``; members of a ``ModuleList``
-    or ``ModuleDict``; an ``order`` of mmcv's ``ConvModule`` that runs
-    something else behind the convolution.
+    be doubtful is kept: what is registered in several places (heads with a
+    norm for each level) or has hooks; several norms in a row outside an
+    ``nn.Sequential``; members of a ``ModuleList`` or ``ModuleDict``; an
+    ``order`` of mmcv's ``ConvModule`` in which the norm is not next.
 
     What ``forward`` does cannot be told from the structure. Results are
     wrong, without a warning, where it runs a norm elsewhere than behind the
@@ -83,11 +82,10 @@ def fold(model: nn.Module, norms: bool = True) -> FoldReport:
     layer's bare output or its weights. Compare outputs before and
     after; ``norms=False`` makes no such assumption.
 
-    A folded layer is dense: masks are no part of a network, and a sum or
-    product of sparse weights fills up. Sparse weights are traded for one
-    dense layer of the same outputs, so fold when training is over. With
-    ``norms=False``, composites without inner norm leave the ``state_dict`` of
-    the plain network; a composite with inner norm becomes a layer with bias.
+    A folded layer is dense: a sum or product of sparse weights fills up. So
+    fold when training is over. With ``norms=False``, composites without inner
+    norm leave the ``state_dict`` of the plain network; a composite with inner
+    norm becomes a layer with bias.
 
     Args:
         model (nn.Module): A trained network in evaluation mode; all of it,
@@ -119,11 +117,9 @@ def fold(model: nn.Module, norms: bool = True) -> FoldReport:
     concerned = (Composite, _BatchNorm) if norms else Composite
     for name, module in model.named_modules():
         if isinstance(module, concerned):
+            why = 'part of a composite that is kept'
             report.kept.setdefault(
-                name,
-                'part of a composite that is kept'
-                if name
-                else 'it is the model itself',
+                name, why if name else 'it is the model itself'
             )
     return report
 
@@ -154,29 +150,23 @@ def _fold_norms(model: nn.Module, report: FoldReport) -> None:
     )
     for prefix, parent in _parents(model).items():
         # An identity, also one left by a norm, changes nothing.
-        children = [
+        children: list[tuple[str, Any]] = [
             (key, child)
             for key, child in _children(parent).items()
             if type(child) is not nn.Identity
         ]
-        before: tuple[str, nn.Module] | None = None
-        for i, (key, child) in enumerate(children):
-            if not isinstance(child, _BatchNorm):
-                before = key, child
-                continue
-            after = children[i + 1][1] if i + 1 < len(children) else None
-            reason = _doubt(parent, before and before[1], child, after, places)
-            if before is None or reason:
-                report.kept[f'{prefix}{key}'] = reason or ''
-                before = key, child
-                continue
-            where, layer = before
-            weight: Any = layer.weight
-            fused = _fuse(layer, child).to(weight.device, weight.dtype)
-            before = where, fused
-            parent.add_module(where, fused)
-            parent.add_module(key, nn.Identity().eval())
-            report.norms.append(f'{prefix}{key}')
+        where, layer = '', None
+        for (key, child), (_, after) in pairwise([*children, ('', None)]):
+            if isinstance(child, _BatchNorm):
+                reason = _doubt(parent, layer, child, after, places)
+                if reason is None:
+                    layer = fuse(layer, child)
+                    parent.add_module(where, layer)
+                    parent.add_module(key, nn.Identity().eval())
+                    report.norms.append(f'{prefix}{key}')
+                    continue
+                report.kept[f'{prefix}{key}'] = reason
+            where, layer = key, child
 
 
 def _children(parent: nn.Module) -> dict[str, nn.Module]:
@@ -199,7 +189,7 @@ def _parents(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _altered(module: nn.Module) -> bool:
+def altered(module: nn.Module) -> bool:
     """Whether calling a module does more than its class says."""
     return bool(
         module._forward_hooks
@@ -214,11 +204,8 @@ def _obstacle(composite: Any) -> str | None:
     if type(composite) not in (Parallel, Factorized, Doped):
         return f'a {type(composite).__name__} is of no kind that can be folded'
     for name, part in composite.named_modules():
-        if _altered(part):
-            return (
-                f'{name or "it"} has hooks, parametrizations or a forward '
-                'method of its own'
-            )
+        if altered(part):
+            return f'{name or "it"} {_ALTERED}'
     if isinstance(composite, Doped):
         if plain_type(composite.sparse) is None:
             return f'sparse is a {type(composite.sparse).__name__}'
@@ -236,7 +223,7 @@ def _obstacle(composite: Any) -> str | None:
     for layer in layers:
         if plain_type(layer) is None:
             return f'an inner layer is a {type(layer).__name__}'
-    return next(filter(None, (_mismatch(*pair) for pair in pairs)), None)
+    return next(filter(None, (mismatch(*pair) for pair in pairs)), None)
 
 
 def _pairs(composite: Any) -> list[tuple[nn.Module, nn.Module]]:
@@ -247,16 +234,12 @@ def _pairs(composite: Any) -> list[tuple[nn.Module, nn.Module]]:
     return list(zip(composite.layers, norms, strict=True))
 
 
-def _mismatch(layer: Any, norm: Any) -> str | None:
+def mismatch(layer: Any, norm: Any) -> str | None:
     """Why a norm is no linear map of a plain layer's channels, or None."""
     name, kind = type(norm).__name__, plain_type(layer)
     if type(norm) is nn.Identity:
         return None
-    if (
-        not isinstance(norm, _BatchNorm)
-        or norm.running_mean is None
-        or (norm.running_var is None)
-    ):
+    if not isinstance(norm, _BatchNorm) or norm.running_mean is None:
         return f'{name} has no running statistics and depends on its input'
     if type(norm).forward not in _FORWARDS:
         return f'{name} has a forward method of its own'
@@ -282,12 +265,7 @@ def _doubt(
 ) -> str | None:
     """Why a norm may not belong to the sibling before it; None if it does.
 
-    Args:
-        parent (nn.Module): What holds them.
-        layer (nn.Module, optional): The sibling before, identities left out.
-        norm (nn.Module): The batch norm.
-        after (nn.Module, optional): The sibling behind, found in the same way.
-        places (Counter): In how many places a module is registered.
+    The sibling behind counts too, and in how many places each is registered.
     """
     kind, order = type(parent).__name__, getattr(parent, 'order', None)
     if layer is None:
@@ -308,21 +286,23 @@ def _doubt(
     for what, module in (('it', norm), ('the layer before it', layer)):
         if places[module] > 1:
             return f'{what} is registered in {places[module]} places'
-        if _altered(module):
-            return (
-                f'{what} has hooks, parametrizations or a forward method '
-                'of its own'
-            )
+        if altered(module):
+            return f'{what} {_ALTERED}'
     if isinstance(after, _BatchNorm) and (
         type(parent).forward is not nn.Sequential.forward
     ):
         return 'several norms in a row may take turns behind the layer'
-    return _mismatch(layer, norm)
+    return mismatch(layer, norm)
 
 
 def _exact(module: nn.Module) -> Any:
     """A copy in float64 on the CPU: some devices have no float64."""
     return copy.deepcopy(module).to('cpu', torch.float64).eval()
+
+
+def fuse(layer: Any, norm: Any) -> Any:
+    """A copy of a layer with a batch norm folded in, rounded once."""
+    return _fuse(layer, norm).to(layer.weight.device, layer.weight.dtype)
 
 
 def _fuse(layer: Any, norm: Any) -> Any:
@@ -334,12 +314,8 @@ def _fuse(layer: Any, norm: Any) -> Any:
         if getattr(norm, name) is None:  # PyTorch's linear fusion needs them.
             full = torch.full_like(norm.running_mean, value)
             setattr(norm, name, nn.Parameter(full))
-    fuse: Any = (
-        fuse_linear_bn_eval
-        if isinstance(layer, nn.Linear)
-        else fuse_conv_bn_eval
-    )
-    return fuse(layer, norm)
+    linear = isinstance(layer, nn.Linear)
+    return (fuse_linear_bn_eval if linear else fuse_conv_bn_eval)(layer, norm)
 
 
 def _map(composite: Any) -> _Map:
@@ -384,11 +360,8 @@ def _product(v: Any, u: Any) -> _Map:
 def _plain(composite: Any) -> nn.Module:
     """The plain layer that a composite equals, in evaluation mode."""
     weight, bias = _map(composite)
-    inner: Any = (
-        composite.sparse
-        if isinstance(composite, Doped)
-        else _pairs(composite)[0][0]
-    )
+    doped = isinstance(composite, Doped)
+    inner: Any = composite.sparse if doped else _pairs(composite)[0][0]
     # On the meta device there is no initialisation and no random number.
     layer: Any = make_like(
         copy.deepcopy(inner).to('meta'),

@@ -18,19 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.utils.fusion import fuse_conv_bn_eval
-from torch.nn.utils.parametrize import is_parametrized
 
+from sift_mm.deploy.folding import altered, fuse, mismatch
 from sift_mm.deploy.sparse_layers import (
     FastMaxPool2d,
     SparseConv2d,
     SparseLinear,
-    sparse_geometry,
 )
 from sift_mm.errors import Mistake, MistakenCall, MistakenType
 from sift_mm.kernels import (
-    Geometry,
     can_pool,
+    geometry_of,
     reads_images,
     why_unavailable,
 )
@@ -120,7 +118,7 @@ def to_sparse(
     _check_masks(model, masks or {})
     model = copy.deepcopy(model)
     conversion = _Conversion(model, masks or {})
-    if all(bool(mask.all()) for mask, _ in conversion.chosen.values()):
+    if all(bool(mask.all()) for mask in conversion.chosen.values()):
         raise Mistake(
             'No layer of the model can run sparse. '
             + (
@@ -181,51 +179,27 @@ class _Conversion:
             m for _, m in model.named_modules(remove_duplicate=False)
         )
         # By the module, not its id, which is free when the module is.
-        self.chosen: dict[nn.Module, tuple[Tensor, Geometry]] = {}
+        self.chosen: dict[nn.Module, Tensor] = {}
         for name, module in model.named_modules():
-            choice = self._choose(name, module, masks)
-            if choice is not None:
-                self.chosen[module] = choice
+            mask = self._choose(name, module, masks)
+            if mask is not None:
+                self.chosen[module] = mask
 
     def _choose(
         self, name: str, layer: Any, masks: Mapping[str, Tensor]
-    ) -> tuple[Tensor, Geometry] | None:
-        """Mask and geometry of a layer that is to run sparse."""
+    ) -> Tensor | None:
+        """Mask of a layer that is to run sparse."""
         if plain_type(layer) is None:
             return None
         given = masks.get(f'{name}.weight' if name else 'weight')
         mask = layer.weight != 0 if given is None else given
         density = float(mask.float().mean())
-        images = reads_images(layer)
-        if density == 1 and not images:
+        if density == 1 and not reads_images(layer):
             return None
-        geometry = sparse_geometry(layer)
-        if density > MAX_DENSITY and not images:
-            why: str | None = f'a density of {density:.3f} gains nothing'
-        elif geometry is None:
-            groups = getattr(layer, 'groups', 1)
-            why = (
-                f'it has {groups} groups'
-                if groups > 1
-                else 'it is no convolution over two dimensions with zeros '
-                'as padding'
-            )
-        elif layer.weight.dtype != torch.float32 or layer.weight.is_cuda:
-            why = (
-                f'its weight is {layer.weight.dtype} on {layer.weight.device}'
-            )
-        elif is_parametrized(layer) or layer._forward_hooks:
-            why = 'it has hooks or parametrizations'
-        else:
-            why = geometry.why_not()
-        if why or geometry is None:
-            if density < 1:
-                self.report.dense[name] = str(why)
-            return None
-        return mask, geometry
-
-    def _concerns(self, module: nn.Module) -> bool:
-        return any(m in self.chosen for m in module.modules())
+        why = _why_dense(layer, density)
+        if why and density < 1:
+            self.report.dense[name] = why
+        return None if why else mask
 
     def convert(self, module: nn.Module, name: str) -> nn.Module:
         """Convert a module, as a whole if it can be traced."""
@@ -233,8 +207,9 @@ class _Conversion:
             self.report.pools.append(name)
             return FastMaxPool2d(module).eval()  # type: ignore[arg-type]
         if module in self.chosen:
-            return self._sparse(module, name)
-        graph = self._trace(module, name) if self._concerns(module) else None
+            return self.make_sparse(module, self.chosen[module], name)
+        concerned = any(m in self.chosen for m in module.modules())
+        graph = self._trace(module, name) if concerned else None
         if graph is not None:
             _Fusion(self, module, name, graph).run()
         for child_name, child in list(module.named_children()):
@@ -262,16 +237,35 @@ class _Conversion:
             self.report.by_layer[name] = f'tracing says: {first}'
             return None
 
-    def _sparse(self, layer: Any, name: str) -> SparseConv2d:
-        mask, geometry = self.chosen[layer]
+    def make_sparse(self, layer: Any, mask: Tensor, name: str) -> SparseConv2d:
+        """What runs in the place of a layer, by its name."""
         weight = layer.weight.detach()
         new = (
             SparseLinear(weight, layer.bias, mask)
-            if plain_type(layer) is nn.Linear
-            else SparseConv2d(weight, layer.bias, mask, geometry)
+            if isinstance(layer, nn.Linear)
+            else SparseConv2d(weight, layer.bias, mask, geometry_of(layer))
         )
         self.report.sparse[name] = f'density {float(mask.float().mean()):.3f}'
         return new.eval()
+
+
+def _why_dense(layer: Any, density: float) -> str | None:
+    """Why a plain layer with zeros is not to run sparse, or None."""
+    kind, weight = plain_type(layer), layer.weight
+    groups = getattr(layer, 'groups', 1)
+    if density > MAX_DENSITY and not reads_images(layer):
+        return f'a density of {density:.3f} gains nothing'
+    if groups > 1:
+        return f'it has {groups} groups'
+    if kind is not nn.Linear and (
+        kind is not nn.Conv2d or layer.padding_mode != 'zeros'
+    ):
+        return 'it is no convolution over two dimensions with zeros as padding'
+    if weight.dtype != torch.float32 or weight.is_cuda:
+        return f'its weight is {weight.dtype} on {weight.device}'
+    if layer._forward_hooks:
+        return 'it has hooks or parametrizations'
+    return geometry_of(layer).why_not()
 
 
 class _Fusion:
@@ -298,16 +292,17 @@ class _Fusion:
                 self._skip(node)
         for node in list(self.graph.nodes):
             layer = self._called(node)
-            if layer is None or self.calls[node.target] > 1:
+            if plain_type(layer) is None or self.calls[node.target] > 1:
                 continue
-            if layer in self.conversion.chosen:
-                self._fuse(node, layer)
-            elif plain_type(layer) is nn.Conv2d and not is_parametrized(layer):
-                norm = self._norm_behind(node)
-                if norm is not None:
-                    fused = fuse_conv_bn_eval(layer, self._called(norm))
-                    self._put(node.target, fused)
-                    self._skip(norm)
+            mask = self.conversion.chosen.get(layer)
+            norm = self._norm_behind(node, layer)
+            if norm is not None:
+                layer = fuse(layer, self._called(norm))
+                self._put(node.target, layer)
+                self._put(norm.target, nn.Identity())
+                self._skip(norm)
+            if mask is not None:
+                self._fuse(node, layer, mask, ['norm'] if norm else [])
         self.graph.lint()
 
     def _called(self, node: fx.Node) -> Any:
@@ -327,41 +322,34 @@ class _Fusion:
         users = list(node.users)
         return users[0] if len(users) == 1 else None
 
-    def _norm_behind(self, node: fx.Node) -> fx.Node | None:
-        """A batch norm that is the one reader of a layer."""
+    def _norm_behind(self, node: fx.Node, layer: nn.Module) -> fx.Node | None:
+        """A batch norm that is the one reader of a convolution."""
         user = self._only_user(node)
-        if user is None:
+        if user is None or plain_type(layer) is not nn.Conv2d:
             return None
         norm = self._called(user)
         fits = (
-            type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
-            and norm.running_mean is not None
-            and self.calls[user.target] == 1
-            and not norm._forward_hooks
+            self.calls[user.target] == 1
+            and mismatch(layer, norm) is None
+            and not altered(norm)
         )
         return user if fits else None
 
-    def _is_relu(self, node: fx.Node | None) -> bool:
-        if node is None:
-            return False
+    def _is_relu(self, node: fx.Node) -> bool:
         return type(self._called(node)) is nn.ReLU or (
             node.op in ('call_function', 'call_method')
             and node.target in _RELUS
         )
 
-    def _fuse(self, node: fx.Node, layer: nn.Module) -> None:
+    def _fuse(
+        self, node: fx.Node, layer: nn.Module, mask: Tensor, said: list[str]
+    ) -> None:
+        """Make a layer sparse, with a sum and a ReLU behind it."""
         name = f'{self.name}.{node.target}' if self.name else str(node.target)
-        sparse = self.conversion._sparse(layer, name)
+        sparse = self.conversion.make_sparse(layer, mask, name)
         self._put(node.target, sparse)
         if isinstance(sparse, SparseLinear):
             return
-        said = []
-        norm = self._norm_behind(node)
-        if norm is not None:
-            sparse.scale(*_affine(self._called(norm)))
-            self._put(norm.target, nn.Identity())
-            self._skip(norm)
-            said.append('norm')
         total = self._only_user(node)
         if total is not None and self._is_sum(total, node):
             other = next(a for a in total.args if a is not node)
@@ -401,13 +389,3 @@ class _Fusion:
             or node.target not in _IN_PLACE
             or (len(changed.users) == 1 and changed.op != 'placeholder')
         )
-
-
-def _affine(norm: Any) -> tuple[Tensor, Tensor]:
-    """Factor and shift of a batch norm at inference, in float64."""
-    factor = (norm.running_var.double() + norm.eps).rsqrt()
-    shift = -norm.running_mean.double() * factor
-    if norm.affine:
-        factor = factor * norm.weight.double()
-        shift = shift * norm.weight.double() + norm.bias.double()
-    return factor, shift

@@ -34,10 +34,6 @@ def choose_layers(
     Returns:
         tuple[dict[str, nn.Module], dict[str, str]]: Layers by name, and the
         reasons why others cannot or should not be replaced.
-
-    Raises:
-        ValueError: If a pattern matches no layer, or the network is itself a
-            layer.
     """
     if plain_type(module) or isinstance(module, Composite):
         raise Mistake(
@@ -76,9 +72,9 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
         if isinstance(child, Composite):
             inside = f'{name}.'
             yield name, child
-        elif isinstance(child, (_ConvNd, nn.Linear, nn.MultiheadAttention)):
-            yield name, child
-        elif (
+        elif isinstance(
+            child, (_ConvNd, nn.Linear, nn.MultiheadAttention)
+        ) or (
             not isinstance(child, (nn.Embedding, nn.LayerNorm))
             and not any(True for _ in child.children())
             and any(is_lazy(p) or p.dim() > 1 for p in child.parameters())

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from sift_mm.errors import Mistake
 from sift_mm.isoflop import INNER
+from sift_mm.layers.plain import weight_scale
 
 
 class Composite(nn.Module):
@@ -22,16 +23,13 @@ class Composite(nn.Module):
             layer.
         density (float): Share of active weights that the masks are meant to
             leave; initialisation allows for it.
-        scale (float): Root mean square of the dense layer's weights: at
-            inputs of unit variance the output under masks has the variance
-            that the dense layer's has.
-
-    Raises:
-        ValueError: If ``inner`` is not one of the three.
+        scale (float, optional): Root mean square of the dense layer's
+            weights, found if None: at inputs of unit variance the output
+            under masks has the variance that the dense layer's has.
     """
 
     def __init__(
-        self, layer: Any, inner: str, density: float, scale: float
+        self, layer: Any, inner: str, density: float, scale: float | None
     ) -> None:
         super().__init__()
         check_inner(inner)
@@ -39,7 +37,7 @@ class Composite(nn.Module):
             setattr(self, name, getattr(layer, name))
         self.inner = inner
         self.density = density
-        self.scale = scale
+        self.scale = scale or weight_scale(layer)
 
     def sparse_parameter_names(self) -> list[str]:
         """Names of the weights that masks go on."""
@@ -64,11 +62,7 @@ class Composite(nn.Module):
 
 
 def check_inner(inner: str) -> None:
-    """Refuse an unknown inner non-linearity.
-
-    Raises:
-        ValueError: If ``inner`` is not one of ``INNER``.
-    """
+    """Refuse, by a ValueError, an unknown inner non-linearity."""
     if inner not in INNER:
         raise Mistake(
             f'inner is what follows an inner layer, one of '
@@ -87,8 +81,7 @@ def draw(layer: Any, variance: float) -> None:
 @torch.no_grad()
 def reset_norm(norm: nn.Module, value: float) -> None:
     """Give a norm's weight a value and its bias 0, if it has them."""
-    weight, bias = (getattr(norm, n, None) for n in ('weight', 'bias'))
-    if isinstance(weight, Tensor):
-        weight.fill_(value)
-    if isinstance(bias, Tensor):
-        bias.zero_()
+    for name, number in (('weight', value), ('bias', 0.0)):
+        tensor = getattr(norm, name, None)
+        if isinstance(tensor, Tensor):
+            tensor.fill_(number)

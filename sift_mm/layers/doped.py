@@ -1,5 +1,7 @@
 """Sparse Doped: a sparse layer beside a dense one of low rank."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from sift_mm.isoflop import doped_rank
@@ -7,7 +9,7 @@ from sift_mm.layers.composite import Composite, draw
 from sift_mm.layers.factorized import Factorized
 from sift_mm.layers.family import Family, register
 from sift_mm.layers.member import Member
-from sift_mm.layers.plain import Norm, make_like, size_of, weight_scale
+from sift_mm.layers.plain import Norm, make_like, size_of
 
 
 class Doped(Composite):
@@ -35,7 +37,7 @@ class Doped(Composite):
         density: float = 0.5,
         scale: float | None = None,
     ) -> None:
-        super().__init__(layer, inner, density, scale or weight_scale(layer))
+        super().__init__(layer, inner, density, scale)
         self.sparse = make_like(layer, bias=layer.bias is not None)
         self.low_rank = Factorized(
             layer,
@@ -68,22 +70,13 @@ class DopedFamily(Family):
     """A sparse layer beside a dense one of low rank."""
 
     name = 'doped'
+    layer = Doped
 
     @classmethod
-    def build(
-        cls,
-        member: Member,
-        layer: nn.Module,
-        norm: Norm | None,
-        step: int,
-        scale: float | None,
-        cost: float | None,
-        rank: int | None,
-    ) -> Composite:
-        """The layer, sized by the sparsity."""
+    def sizes(
+        cls, member: Member, layer: nn.Module, step: int, cost: float | None
+    ) -> dict[str, Any]:
+        """Rank of the dense part."""
         fan_in, fan_out, groups = size_of(layer)
-        rank = rank or groups * doped_rank(
-            fan_in, fan_out // groups, member.sparsity, multiple=step
-        )
-        density = 1 - member.sparsity
-        return Doped(layer, rank, member.inner, norm, density, scale)
+        rank = doped_rank(fan_in, fan_out // groups, member.sparsity, step)
+        return dict(rank=groups * rank)

@@ -1,18 +1,14 @@
 """Sparse Factorized: two layers, V(U x), with sparse factors."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from sift_mm.isoflop import factor_densities, factorized_rank
 from sift_mm.layers.composite import Composite, draw, reset_norm
 from sift_mm.layers.family import Family, register
 from sift_mm.layers.member import Member
-from sift_mm.layers.plain import (
-    Norm,
-    default_norm,
-    make_like,
-    size_of,
-    weight_scale,
-)
+from sift_mm.layers.plain import Norm, default_norm, make_like, size_of
 
 
 class Factorized(Composite):
@@ -35,8 +31,7 @@ class Factorized(Composite):
         norm (Callable, optional): Number of channels to a norm; by default
             batch norm, layer norm for a linear layer.
         density (float): Share of active weights of a sparse factor.
-        scale (float, optional): As for :class:`Composite`; that of the
-            layer's weights if None.
+        scale (float, optional): As for :class:`Composite`.
         share (float): Part of the dense layer's output variance to give.
         bias (bool): Whether to have the layer's bias, if it has one.
     """
@@ -53,7 +48,7 @@ class Factorized(Composite):
         share: float = 1.0,
         bias: bool = True,
     ) -> None:
-        super().__init__(layer, inner, density, scale or weight_scale(layer))
+        super().__init__(layer, inner, density, scale)
         self._densities = factor_densities(1 - density, sparse)
         self.sparse = sparse
         self.share = share
@@ -66,12 +61,8 @@ class Factorized(Composite):
         self.act = (
             nn.ReLU(inplace=True) if inner == 'norm_act' else nn.Identity()
         )
-        self.v = make_like(
-            layer,
-            d_in=rank,
-            pointwise=True,
-            bias=bias and layer.bias is not None,
-        )
+        bias = bias and layer.bias is not None
+        self.v = make_like(layer, d_in=rank, pointwise=True, bias=bias)
         self.init_weights()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,13 +80,8 @@ class Factorized(Composite):
         density_u, density_v = self._densities
         square = 0.5 if self.inner == 'norm_act' else 1.0
         draw(self.u, 1 / (fan_in * density_u))
-        draw(
-            self.v,
-            self.share
-            * fan_in
-            * self.scale**2
-            / (square * rank / groups * density_v),
-        )
+        variance = self.share * fan_in * self.scale**2
+        draw(self.v, variance / (square * rank / groups * density_v))
         reset_norm(self.norm, 1.0)
 
 
@@ -105,29 +91,20 @@ class FactorizedFamily(Family):
 
     name = 'factorized'
     default_factors = 'both'
+    layer = Factorized
 
     @classmethod
-    def build(
-        cls,
-        member: Member,
-        layer: nn.Module,
-        norm: Norm | None,
-        step: int,
-        scale: float | None,
-        cost: float | None,
-        rank: int | None,
-    ) -> Composite:
-        """The layer, sized by the sparsity."""
+    def sizes(
+        cls, member: Member, layer: nn.Module, step: int, cost: float | None
+    ) -> dict[str, Any]:
+        """Rank, and which factors carry masks."""
         fan_in, fan_out, groups = size_of(layer)
-        rank = rank or groups * factorized_rank(
+        rank = factorized_rank(
             fan_in,
             fan_out // groups,
             member.sparsity,
-            sparse=member.factors,
-            cost=cost,
-            multiple=step,
+            member.factors,
+            cost,
+            step,
         )
-        density = 1 - member.sparsity
-        return Factorized(
-            layer, rank, member.factors, member.inner, norm, density, scale
-        )
+        return dict(rank=groups * rank, sparse=member.factors)

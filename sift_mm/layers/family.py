@@ -7,9 +7,7 @@ from torch import nn
 from sift_mm.errors import Mistake
 
 if TYPE_CHECKING:
-    from sift_mm.layers.composite import Composite
     from sift_mm.layers.member import Member
-    from sift_mm.layers.plain import Norm
 
 
 class Family:
@@ -23,27 +21,26 @@ class Family:
             a wider one of its kind.
         default_factors (str, optional): Which of two factors carry masks,
             see ``isoflop.SPARSE_FACTORS``; None where there are no factors.
+        layer (type[Composite]): Stands in for a dense layer.
     """
 
     name: ClassVar[str]
     widens: ClassVar[bool] = False
     composite: ClassVar[bool] = True
     default_factors: ClassVar[str | None] = None
+    layer: ClassVar[Any]
 
     @classmethod
-    def build(
-        cls,
-        member: 'Member',
-        layer: nn.Module,
-        norm: 'Norm | None',
-        step: int,
-        scale: float | None,
-        cost: float | None,
-        rank: int | None,
-    ) -> 'Composite':
-        """The layer that stands in for a dense one, see ``Member.build``.
+    def sizes(
+        cls, member: 'Member', layer: nn.Module, step: int, cost: float | None
+    ) -> dict[str, Any]:
+        """What the constructor of ``layer`` takes that follows from sparsity.
 
-        An inner width, of one group, is a multiple of ``step``.
+        Args:
+            member (Member): The member, with its sparsity and variants.
+            layer (nn.Module): The dense layer.
+            step (int): An inner width, of one group, is a multiple of this.
+            cost (float, optional): As for ``Member.build``.
         """
         raise NotImplementedError
 
@@ -54,11 +51,7 @@ _FAMILIES: dict[str, type[Family]] = {}
 
 
 def register(family: type[Family]) -> type[Family]:
-    """Class decorator: make a member known by its name.
-
-    Raises:
-        ValueError: If another one has the name.
-    """
+    """Class decorator: make a member known by its name, if that is free."""
     other: Any = _FAMILIES.setdefault(family.name, family)
     if other.__qualname__ != family.__qualname__:
         raise Mistake(
@@ -76,11 +69,7 @@ def families() -> tuple[str, ...]:
 
 
 def family_of(name: str) -> type[Family]:
-    """The member of a name.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """The member of a name; a ValueError if there is none."""
     if name not in _FAMILIES:
         raise Mistake(
             f'Unknown family {name!r}; the families are '

@@ -83,12 +83,10 @@ class Member:
         Args:
             layer (nn.Module): The dense layer; of a wide network, the wide
                 one.
-            norm (Callable, optional): Number of channels to a norm, for
-                inner norms.
+            norm (Callable, optional): As for :class:`Factorized`.
             multiple (int): An inner width is a multiple of this where an
                 inner norm divides it into groups.
-            scale (float, optional): Root mean square of the weights that
-                initialisation goes by; the layer's if None.
+            scale (float, optional): As for :class:`Composite`.
             cost (float, optional): MACs of one position and group to be met
                 by a factorized layer; the layer's own if None.
             rank (int, optional): Inner width, in place of the one that
@@ -107,15 +105,15 @@ class Member:
         if self.inner != 'none':
             # Each group of a convolution is factorised.
             step = multiple // math.gcd(multiple, size_of(layer)[2])
-        return self.kind.build(self, layer, norm, step, scale, cost, rank)
+        sizes = self.kind.sizes(self, layer, step, cost)
+        if rank is not None:
+            sizes['rank'] = rank
+        sizes |= dict(inner=self.inner, density=1 - self.sparsity)
+        return self.kind.layer(layer, norm=norm, scale=scale, **sizes)
 
 
 def check_share(ratio: float) -> None:
-    """Refuse a layer that has no equal of about its FLOPs.
-
-    Raises:
-        ValueError: If the ratio is further from 1 than ``TOLERANCE``.
-    """
+    """Refuse, by a ValueError, a layer that has no equal of its FLOPs."""
     if abs(ratio - 1) > TOLERANCE:
         raise Mistake(
             'no whole number of channels, ranks or branches has '

@@ -1,5 +1,7 @@
 """Sparse Parallel: the sum of several sparse layers of the same shape."""
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -7,13 +9,7 @@ from sift_mm.isoflop import parallel_branches
 from sift_mm.layers.composite import Composite, draw, reset_norm
 from sift_mm.layers.family import Family, register
 from sift_mm.layers.member import Member
-from sift_mm.layers.plain import (
-    Norm,
-    default_norm,
-    make_like,
-    size_of,
-    weight_scale,
-)
+from sift_mm.layers.plain import Norm, default_norm, make_like, size_of
 
 
 class Parallel(Composite):
@@ -45,9 +41,7 @@ class Parallel(Composite):
         density: float | None = None,
         scale: float | None = None,
     ) -> None:
-        super().__init__(
-            layer, inner, density or 1 / branches, scale or weight_scale(layer)
-        )
+        super().__init__(layer, inner, density or 1 / branches, scale)
         norm = norm or default_norm(layer)
         # A norm has a bias of its own, and of a plain sum one is enough.
         bias = layer.bias is not None and inner == 'none'
@@ -102,19 +96,11 @@ class ParallelFamily(Family):
     """Several layers of the same shape, added up."""
 
     name = 'parallel'
+    layer = Parallel
 
     @classmethod
-    def build(
-        cls,
-        member: Member,
-        layer: nn.Module,
-        norm: Norm | None,
-        step: int,
-        scale: float | None,
-        cost: float | None,
-        rank: int | None,
-    ) -> Composite:
-        """The layer, sized by the sparsity."""
-        branches = parallel_branches(member.sparsity)
-        density = 1 - member.sparsity
-        return Parallel(layer, branches, member.inner, norm, density, scale)
+    def sizes(
+        cls, member: Member, layer: nn.Module, step: int, cost: float | None
+    ) -> dict[str, Any]:
+        """Number of branches."""
+        return dict(branches=parallel_branches(member.sparsity))

@@ -2,13 +2,13 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 Norm = Callable[[int], nn.Module]
-Size = tuple[int, int, int]
 
 PLAIN = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 BATCH_NORMS = {
@@ -16,6 +16,7 @@ BATCH_NORMS = {
     nn.Conv2d: nn.BatchNorm2d,
     nn.Conv3d: nn.BatchNorm3d,
 }
+SHAPE = ('kernel_size', 'stride', 'padding', 'dilation', 'padding_mode')
 # Modules of subclasses that compute what PyTorch's layers do: mmcv's differ
 # for empty inputs only.
 _SAME = ('mmcv.cnn.bricks.wrappers', f'{__package__}.wide')
@@ -32,7 +33,7 @@ def plain_type(layer: nn.Module) -> type[nn.Module] | None:
     return kind if kind in PLAIN else None
 
 
-def size_of(layer: nn.Module) -> Size:
+def size_of(layer: nn.Module) -> tuple[int, int, int]:
     """``k * k * d_in / groups``, ``d_out`` and groups of a dense layer."""
     weight: Any = layer.weight
     groups: Any = getattr(layer, 'groups', 1)
@@ -57,32 +58,14 @@ def make_like(
     """
     new: Any = kind or plain_type(layer)
     where = dict(device=layer.weight.device, dtype=layer.weight.dtype)
+    d_in, d_out = d_in or channels_in(layer), d_out or layer.weight.shape[0]
     if isinstance(layer, nn.Linear):
-        return new(
-            d_in or layer.in_features,
-            d_out or layer.out_features,
-            bias,
-            **where,
-        )
-    shape = (
-        dict(kernel_size=1)
-        if pointwise
-        else dict(
-            kernel_size=layer.kernel_size,
-            stride=layer.stride,
-            padding=layer.padding,
-            dilation=layer.dilation,
-            padding_mode=layer.padding_mode,
-        )
-    )
-    made = new(
-        d_in or layer.in_channels,
-        d_out or layer.out_channels,
-        groups=groups or layer.groups,
-        bias=bias,
-        **shape,
-        **where,
-    )
+        return new(d_in, d_out, bias, **where)
+    shape = {name: getattr(layer, name) for name in SHAPE}
+    if pointwise:
+        shape = dict(kernel_size=1)
+    groups = groups or layer.groups
+    made = new(d_in, d_out, groups=groups, bias=bias, **shape, **where)
     if layer.weight.dim() == 4 and not layer.weight.is_contiguous():
         made.to(memory_format=torch.channels_last)
     return made
@@ -136,12 +119,52 @@ def put(module: nn.Module, name: str, new: nn.Module) -> None:
     new.train(old.training)
     if not all(p.requires_grad for p in old.parameters()):
         new.requires_grad_(False)
-    exchange(module, old, new)
+    _exchange(module, old, new)
 
 
-def exchange(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    """Register a submodule where another was; both stay as they are."""
+def _exchange(module: nn.Module, old: nn.Module, new: nn.Module) -> None:
     for parent in list(module.modules()):
         for key, child in parent._modules.items():
             if child is old:
                 parent._modules[key] = new
+
+
+@dataclass
+class Change:
+    """Modules that are replaced together, by their names in an owner.
+
+    Args:
+        owner (nn.Module): Holds the modules.
+        kind (str): Class of the module that they are part of.
+        before (dict[str, nn.Module]): What was there.
+        after (dict[str, nn.Module]): What is in their place.
+        replaced (dict[str, Any]): Records of the layers among them, by their
+            full names.
+    """
+
+    owner: nn.Module
+    kind: str
+    before: dict[str, nn.Module] = field(default_factory=dict)
+    after: dict[str, nn.Module] = field(default_factory=dict)
+    replaced: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Full names of the layers."""
+        return tuple(self.replaced)
+
+    def put(self, name: str, new: nn.Module) -> None:
+        """Replace a module, see :func:`put`."""
+        self.before.setdefault(name, self.owner.get_submodule(name))
+        self.after[name] = new
+        put(self.owner, name, new)
+
+    def undo(self) -> None:
+        """Put back what was there."""
+        for name, module in self.before.items():
+            _exchange(self.owner, self.after[name], module)
+
+    def redo(self) -> None:
+        """Replace it once more."""
+        for name, module in self.after.items():
+            _exchange(self.owner, self.before[name], module)

@@ -17,14 +17,8 @@ from sift_mm.flops import plain_operators
 from sift_mm.layers.candidates import choose_layers
 from sift_mm.layers.composite import Composite
 from sift_mm.layers.member import Member, check_share, share_of_flops
-from sift_mm.layers.plain import (
-    exchange,
-    plain_type,
-    put,
-    size_of,
-    weight_scale,
-)
-from sift_mm.layers.wide import Link, find_chains, restore, widen
+from sift_mm.layers.plain import Change, plain_type, size_of, weight_scale
+from sift_mm.layers.wide import Link, find_chains, widen
 
 
 @dataclass(frozen=True)
@@ -45,19 +39,6 @@ class Replacement:
     after: str
     flops_ratio: float
     sparse_parameters: tuple[str, ...]
-
-    @classmethod
-    def of(
-        cls, name: str, old: nn.Module, new: Any, flops_ratio: float
-    ) -> 'Replacement':
-        """The record of a layer, by its name."""
-        weights = new.sparse_parameter_names()
-        return cls(
-            _describe(old),
-            _describe(new),
-            flops_ratio,
-            tuple(f'{name}.{weight}' for weight in weights),
-        )
 
 
 @dataclass(frozen=True)
@@ -91,38 +72,6 @@ class TransformReport:
         lines += [f'{len(self.skipped)} left as they were:']
         lines += [f'  {name}: {why}' for name, why in self.skipped.items()]
         return '\n'.join(lines)
-
-
-@dataclass(frozen=True)
-class Change:
-    """Modules of a network that were replaced together.
-
-    Args:
-        owner (nn.Module): Holds the modules.
-        before (Mapping[str, nn.Module]): What was there, by name in it.
-        after (Mapping[str, nn.Module]): What is in their place.
-        layers (tuple[str, ...]): Full names of the layers among them.
-    """
-
-    owner: nn.Module
-    before: Mapping[str, nn.Module]
-    after: Mapping[str, nn.Module]
-    layers: tuple[str, ...]
-
-    @property
-    def kind(self) -> str:
-        """The same where names differ in numbers alone."""
-        return re.sub(r'\d+', '#', ' '.join(self.layers))
-
-    def undo(self) -> None:
-        """Put back what was there."""
-        for name, module in self.before.items():
-            exchange(self.owner, self.after[name], module)
-
-    def redo(self) -> None:
-        """Replace it once more."""
-        for name, module in self.after.items():
-            exchange(self.owner, self.before[name], module)
 
 
 class NothingReplaced(Mistake):
@@ -209,55 +158,47 @@ def transform(
     failed: set[tuple[str, ...]] = set()
     while True:
         left = {n: one for n, one in layers.items() if n not in replaced}
-        changes: list[Change] = []
-        replaced |= (
-            _widen(module, member, left, skipped, changes, failed)
+        changes = (
+            _widen(module, member, left, skipped, failed)
             if member.kind.widens
-            else _replace(module, member, left, skipped, changes)
+            else _replace(module, member, left, skipped)
         )
-        bad = (
-            {}
-            if expected is None
-            else _undo_what_fails(module, changes, inputs, expected)
-        )
-        for names, why in bad.items():
-            for name in names:
-                del replaced[name]
-                skipped[name] = why
+        bad: set[tuple[str, ...]] = set()
+        if expected is not None:
+            bad = _undo_what_fails(module, changes, inputs, expected, skipped)
+        for change in changes:
+            if change.names not in bad:
+                replaced |= change.replaced
         # In place of a chain, a part of it may do.
         if not bad or not member.kind.widens:
             break
-        failed |= bad.keys()
+        failed |= bad
     report = TransformReport(replaced, skipped)
     if not replaced:
         raise NothingReplaced(report)
     return report
 
 
+def _record(name: str, old: nn.Module, new: Any, ratio: float) -> Replacement:
+    weights = new.sparse_parameter_names()
+    names = tuple(f'{name}.{weight}' for weight in weights)
+    return Replacement(_describe(old), _describe(new), ratio, names)
+
+
 def _describe(layer: nn.Module) -> str:
     if not isinstance(layer, Composite):
         return repr(layer)
-    parts = Counter(repr(m) for m in layer.modules() if plain_type(m))
-    return (
-        f'{type(layer).__name__}('
-        + ', '.join(
-            f'{n} x {part}' if n > 1 else part for part, n in parts.items()
-        )
-        + ')'
-    )
+    counts = Counter(repr(m) for m in layer.modules() if plain_type(m))
+    parts = [f'{n} x {part}' if n > 1 else part for part, n in counts.items()]
+    return f'{type(layer).__name__}({", ".join(parts)})'
 
 
 def output_shapes(
     module: nn.Module, inputs: tuple[Any, ...]
 ) -> list[Any] | str:
-    """Shapes of what a network gives in evaluation, without arithmetic.
+    """Shapes of what a network gives in evaluation, or why it does not run.
 
-    Args:
-        module (nn.Module): The network; it is left as it is.
-        inputs (tuple): What it is given.
-
-    Returns:
-        list | str: The shapes, or why it does not run.
+    There is no arithmetic, and the network is left as it is.
     """
     inputs = tree_map_only(Tensor, lambda t: t.to('meta'), inputs)
     try:
@@ -273,21 +214,20 @@ def _undo_what_fails(
     changes: Sequence[Change],
     inputs: tuple[Any, ...],
     expected: list[Any],
-) -> dict[tuple[str, ...], str]:
+    skipped: dict[str, str],
+) -> set[tuple[str, ...]]:
     """Undo the changes with which a network gives something else.
 
-    Those whose names differ in numbers alone stand or fall together.
-
-    Returns:
-        dict[tuple[str, ...], str]: Why, by the names of the layers.
+    Those whose names differ in numbers alone stand or fall together. Returns
+    the names of their layers.
     """
     if output_shapes(module, inputs) == expected:
-        return {}
+        return set()
     kinds: dict[str, list[Change]] = defaultdict(list)
     for change in changes:
-        kinds[change.kind].append(change)
+        kinds[re.sub(r'\d+', '#', ' '.join(change.names))].append(change)
         change.undo()
-    failed = {}
+    failed = set()
     for alike in kinds.values():
         for change in alike:
             change.redo()
@@ -297,10 +237,12 @@ def _undo_what_fails(
         why = found if isinstance(found, str) else 'other outputs'
         for change in alike:
             change.undo()
-            failed[change.layers] = (
-                f'{type(change.owner).__name__} is read from outside where '
-                f'it would be another ({why})'
-            )
+            failed.add(change.names)
+            for name in change.names:
+                skipped[name] = (
+                    f'{change.kind} is read from outside where it would be '
+                    f'another ({why})'
+                )
     return failed
 
 
@@ -309,9 +251,8 @@ def _replace(
     member: Member,
     layers: Mapping[str, Any],
     skipped: dict[str, str],
-    changes: list[Change],
-) -> dict[str, Replacement]:
-    replaced = {}
+) -> list[Change]:
+    changes = []
     for name, layer in layers.items():
         try:
             new = member.build(layer)
@@ -324,12 +265,12 @@ def _replace(
             # Of all inner layers, one has a bias: it may be a prior.
             if plain_type(part) and part.bias is not None:
                 part.bias = layer.bias
-        put(module, name, new)
-        owner, _, place = name.rpartition('.')
-        holder = module.get_submodule(owner)
-        changes.append(Change(holder, {place: layer}, {place: new}, (name,)))
-        replaced[name] = Replacement.of(name, layer, new, ratio)
-    return replaced
+        holder = module.get_submodule(name.rpartition('.')[0])
+        change = Change(module, type(holder).__name__)
+        change.put(name, new)
+        change.replaced[name] = _record(name, layer, new, ratio)
+        changes.append(change)
+    return changes
 
 
 def _widen(
@@ -337,9 +278,8 @@ def _widen(
     member: Member,
     layers: Mapping[str, Any],
     skipped: dict[str, str],
-    changes: list[Change],
     failed: Collection[tuple[str, ...]],
-) -> dict[str, Replacement]:
+) -> list[Change]:
     """Widen all chains but some, the innermost blocks first."""
     parents = Counter(
         child for parent in module.modules() for child in parent.children()
@@ -352,7 +292,8 @@ def _widen(
             skipped[name] = 'grouped: its groups are too small to factorise'
         else:
             names[layer] = name
-    replaced: dict[str, Replacement] = {}
+    changes: list[Change] = []
+    done: set[str] = set()
     for block in reversed(list(module.modules())):
         # Who holds a Sequential may run it in parts, and keep what is
         # between: only with its holder can it be told.
@@ -360,7 +301,7 @@ def _widen(
             continue
         if isinstance(block, (nn.ModuleList, nn.ModuleDict)):
             continue  # Never run themselves.
-        left = {one for one, name in names.items() if name not in replaced}
+        left = {one for one, name in names.items() if name not in done}
         chains = find_chains(block, left)
         tried = set()
         while chains:
@@ -369,10 +310,10 @@ def _widen(
             if ours in tried:
                 continue
             tried.add(ours)
-            if replaced.keys().isdisjoint(ours) and ours not in failed:
+            if done.isdisjoint(ours) and ours not in failed:
                 try:
-                    replaced |= _widen_chain(block, chain, ours, member)
-                    changes.append(_change_of(block, chain, ours))
+                    changes.append(_widen_chain(block, chain, ours, member))
+                    done.update(ours)
                     continue
                 except ValueError as error:
                     for name in ours:
@@ -383,7 +324,7 @@ def _widen(
                 part for part in (chain[1:], chain[:-1]) if len(part) > 1
             ]
     for name in names.values():
-        if name in replaced:
+        if name in done:
             skipped.pop(name, None)
         else:
             skipped.setdefault(
@@ -391,26 +332,15 @@ def _widen(
                 'no width between it and another layer '
                 'belongs to its block alone',
             )
-    return replaced
-
-
-def _change_of(
-    block: nn.Module, chain: list[Link], names: tuple[str, ...]
-) -> Change:
-    before: dict[str, nn.Module] = {}
-    for link in chain:
-        before |= {link.name: link.layer, **link.followers}
-    after = {name: block.get_submodule(name) for name in before}
-    return Change(block, before, after, names)
+    return changes
 
 
 def _widen_chain(
     block: nn.Module, chain: list[Link], names: Sequence[str], member: Member
-) -> dict[str, Replacement]:
-    new, ratio, left = widen(block, chain, member.sparsity)
-    replaced = {}
+) -> Change:
+    change, ratio, left = widen(block, chain, member.sparsity)
     for name, link in zip(names, chain, strict=True):
-        wide: Any = new[link.name]
+        wide: Any = change.after[link.name]
         if member.kind.composite:
             bias = wide.bias
             fan_in, fan_out, _ = size_of(link.layer)
@@ -421,14 +351,14 @@ def _widen_chain(
                 cost=left * fan_in * fan_out,
             )
             wide.v.bias = bias
-            put(block, link.name, wide)
+            change.put(link.name, wide)
             # With its part of what depthwise convolutions cost more.
             ratio = share_of_flops(wide, link.layer, member.sparsity)
             ratio += 1 - left
             try:
                 check_share(ratio)
             except ValueError:
-                restore(block, chain)
+                change.undo()
                 raise
-        replaced[name] = Replacement.of(name, link.layer, wide, ratio)
-    return replaced
+        change.replaced[name] = _record(name, link.layer, wide, ratio)
+    return change

@@ -13,7 +13,7 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
@@ -24,12 +24,11 @@ from sift_mm.layers.composite import draw
 from sift_mm.layers.family import Family, register
 from sift_mm.layers.member import check_share
 from sift_mm.layers.plain import (
+    Change,
     channels_in,
-    exchange,
     is_depthwise,
     make_like,
     plain_type,
-    put,
     size_of,
     weight_scale,
 )
@@ -140,18 +139,16 @@ def _vector_width(module: nn.Module) -> int | None:
     """
     if isinstance(module, (_ConvNd, nn.Linear, nn.Bilinear, nn.Embedding)):
         return None
-    tensors = [t for t in _own_tensors(module) if t.numel() > 1]
-    inside = [*module.parameters(), *module.buffers()]
-    if len(inside) > len(list(_own_tensors(module))):
+    own, inside = (
+        [*module.parameters(deep), *module.buffers(deep)]
+        for deep in (False, True)
+    )
+    shapes = [t.shape for t in own if t.numel() > 1]
+    widths = {max(shape) for shape in shapes}
+    vectors = all(max(shape) == shape.numel() for shape in shapes)
+    if len(inside) > len(own) or not vectors or len(widths) != 1:
         return None
-    widths = {max(t.shape) if t.dim() else 1 for t in tensors}
-    vectors = all(max(t.shape) == t.numel() for t in tensors)
-    return widths.pop() if vectors and len(widths) == 1 else None
-
-
-def _own_tensors(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters(recurse=False)
-    yield from module.buffers(recurse=False)
+    return widths.pop()
 
 
 def _wider_vectors(module: nn.Module, width: int) -> nn.Module:
@@ -167,12 +164,9 @@ def _wider_vectors(module: nn.Module, width: int) -> nn.Module:
                 continue
             longer = tensor.detach().flatten()[places.to(tensor.device)]
             shape = [width if size == old else size for size in tensor.shape]
-            longer = longer.view(shape)
-            own[name] = (
-                nn.Parameter(longer, tensor.requires_grad)
-                if isinstance(tensor, nn.Parameter)
-                else longer
-            )
+            own[name] = longer.view(shape)
+            if isinstance(tensor, nn.Parameter):
+                own[name] = nn.Parameter(own[name], tensor.requires_grad)
     for name, value in list(vars(new).items()):
         if type(value) is int and value == old:
             setattr(new, name, width)
@@ -272,7 +266,7 @@ def _earlier(chain: list[Link], module: nn.Module) -> Link | None:
 
 def widen(
     block: nn.Module, chain: list[Link], sparsity: float
-) -> tuple[dict[str, nn.Module], float, float]:
+) -> tuple[Change, float, float]:
     """Make the inside of a chain wider, at equal FLOPs under masks.
 
     Layers are drawn normal, such that their outputs under masks have the
@@ -285,10 +279,10 @@ def widen(
         sparsity (float): Share of zero weights of the masks to come.
 
     Returns:
-        tuple[dict[str, nn.Module], float, float]: New layers by name within
-        the block; their FLOPs under masks over those of the old ones, with
-        the depthwise convolutions between; and the share of the old layers'
-        FLOPs that wider depthwise convolutions leave to the new ones.
+        tuple[Change, float, float]: What was replaced; FLOPs of the new
+        layers under masks over those of the old ones, with the depthwise
+        convolutions between; and the share of the old layers' FLOPs that
+        wider depthwise convolutions leave to the new ones.
 
     Raises:
         ValueError: If the block's interface would change, or it cannot be
@@ -327,13 +321,6 @@ def widen(
     return _put_wider(block, chain, new, 1 - sparsity), ratio, left
 
 
-def restore(block: nn.Module, chain: list[Link]) -> None:
-    """Undo what :func:`widen` did to a block."""
-    for link in chain:
-        for name, module in {link.name: link.layer, **link.followers}.items():
-            exchange(block, block.get_submodule(name), module)
-
-
 def _output_shapes(block: nn.Module, inputs: tuple[Any, ...]) -> list[Any]:
     """Shapes of all outputs, in training and in evaluation."""
     shapes = []
@@ -364,25 +351,18 @@ def _run(
     reason: Exception | None = None
     # A block that splits its channels, as ShuffleNet's, reads twice as many.
     for channels in (*widths, *(2 * width for width in widths)):
-        tokens, image, last = (
-            torch.empty(shape, device='meta')
-            for shape in (
-                (2, 16, channels),
-                (2, channels, 32, 32),
-                (2, 16, 16, channels),
-            )
-        )
-        trials: list[tuple[Any, ...]] = [
-            (tokens,),
-            (image,),
-            (last,),
-            (torch.empty(2, channels, 32, device='meta'),),
-            (torch.empty(2, channels, 16, 16, 16, device='meta'),),
-            (tokens, (4, 4)),
-            ([image],),
+        shapes = [
+            (2, 16, channels),
+            (2, channels, 32, 32),
+            (2, 16, 16, channels),
+            (2, channels, 32),
+            (2, channels, 16, 16, 16),
         ]
         if channels <= 4:  # A network that reads images of one size.
-            trials.append((image.new_empty(2, channels, 224, 224),))
+            shapes.append((2, channels, 224, 224))
+        alone = [torch.empty(shape, device='meta') for shape in shapes]
+        trials: list[tuple[Any, ...]] = [(tensor,) for tensor in alone]
+        trials += [(alone[0], (4, 4)), ([alone[1]],)]
         for inputs in trials:
             try:
                 count = count_call(block, *inputs)
@@ -408,9 +388,6 @@ def _widths(
 
     Rounded to a multiple of the groups that convolutions and norms divide a
     width into.
-
-    Raises:
-        ValueError: If there is no wider multiple of the groups.
     """
     edge = flops[chain[0].name] + flops[chain[-1].name]
     inner = sum(flops.values()) - edge
@@ -440,8 +417,8 @@ def _widths(
 
 def _put_wider(
     block: nn.Module, chain: list[Link], new: dict[str, int], density: float
-) -> dict[str, nn.Module]:
-    made: dict[str, nn.Module] = {}
+) -> Change:
+    change = Change(block, type(block).__name__)
     d_in: int | None = None
     readers = [*chain[1:], None]
     for link, reader in zip(chain, readers, strict=True):
@@ -459,14 +436,13 @@ def _put_wider(
         if not d_out and layer.bias is not None:
             wide.bias = layer.bias
         wide.density = density
-        put(block, link.name, wide)
-        made[link.name] = wide
+        change.put(link.name, wide)
         if not d_out or reader is None:
             continue
         old = link.layer.weight.shape[0]
         for name in link.followers:
             follower = block.get_submodule(name)
             width = (follower_width(follower) or old) * d_out // old
-            put(block, name, wider_follower(follower, width))
+            change.put(name, wider_follower(follower, width))
         d_in = channels_in(reader.layer) * d_out // old
-    return made
+    return change

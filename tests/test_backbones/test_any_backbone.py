@@ -20,67 +20,36 @@ from sift_mm.flops import count_flops, on_meta
 from sift_mm.layers import Composite, Wide
 from sift_mm.sparsity import Uniform
 
+
+def vit(width, layers, heads):
+    return dict(
+        embed_dims=width,
+        num_layers=layers,
+        num_heads=heads,
+        feedforward_channels=4 * width,
+    )
+
+
 # Each as small as it gets.
+STAGES = dict(depths=[1, 1, 2, 1])
+PYRAMID = dict(embed_dims=16, num_layers=[1, 1, 1, 1])
+RESNEXT = dict(depth=50, groups=4, width_per_group=4, base_channels=16)
+CONVNEXT = dict(STAGES, channels=[16, 32, 64, 128])
+SWIN = dict(STAGES, embed_dims=24, num_heads=[1, 2, 4, 8])
+CSP = dict(widen_factor=0.25)
+CSPNEXT = dict(CSP, norm_cfg=dict(type='BN'), act_cfg=dict(type='SiLU'))
 NETWORKS = {
     'mobilenet': (MODELS, 'MobileNetV2', dict(widen_factor=0.5)),
-    'resnext': (
-        MODELS,
-        'ResNeXt',
-        dict(depth=50, groups=4, width_per_group=4, base_channels=16),
-    ),
+    'resnext': (MODELS, 'ResNeXt', RESNEXT),
     'regnet': (MODELS, 'RegNet', dict(arch='regnetx_400mf')),
-    'convnext': (
-        MODELS,
-        'ConvNeXt',
-        dict(arch=dict(depths=[1, 1, 2, 1], channels=[16, 32, 64, 128])),
-    ),
-    'swin': (
-        MODELS,
-        'SwinTransformer',
-        dict(
-            arch=dict(
-                embed_dims=24, depths=[1, 1, 2, 1], num_heads=[1, 2, 4, 8]
-            )
-        ),
-    ),
-    'vit': (
-        MODELS,
-        'VisionTransformer',
-        dict(
-            arch=dict(
-                embed_dims=48,
-                num_layers=3,
-                num_heads=3,
-                feedforward_channels=192,
-            )
-        ),
-    ),
+    'convnext': (MODELS, 'ConvNeXt', dict(arch=CONVNEXT)),
+    'swin': (MODELS, 'SwinTransformer', dict(arch=SWIN)),
+    'vit': (MODELS, 'VisionTransformer', dict(arch=vit(48, 3, 3))),
     'vgg': (MODELS, 'VGG', dict(depth=11)),
-    'pvt': (
-        DET,
-        'PyramidVisionTransformerV2',
-        dict(embed_dims=16, num_layers=[1, 1, 1, 1]),
-    ),
-    'darknet': (
-        DET,
-        'CSPDarknet',
-        dict(deepen_factor=0.33, widen_factor=0.25),
-    ),
-    'cspnext': (
-        DET,
-        'CSPNeXt',
-        dict(
-            deepen_factor=0.167,
-            widen_factor=0.25,
-            norm_cfg=dict(type='BN'),
-            act_cfg=dict(type='SiLU'),
-        ),
-    ),
-    'mit': (
-        SEG,
-        'MixVisionTransformer',
-        dict(embed_dims=16, num_layers=[1, 1, 1, 1]),
-    ),
+    'pvt': (DET, 'PyramidVisionTransformerV2', PYRAMID),
+    'darknet': (DET, 'CSPDarknet', dict(CSP, deepen_factor=0.33)),
+    'cspnext': (DET, 'CSPNeXt', dict(CSPNEXT, deepen_factor=0.167)),
+    'mit': (SEG, 'MixVisionTransformer', PYRAMID),
 }
 DARKNET = dict(type='CSPDarknet', **NETWORKS['darknet'][2])
 
@@ -249,12 +218,10 @@ def test_a_checkpoint_that_a_segmentor_hands_on(tmp_path):
 
 def test_copies_are_of_the_same_class():
     model = sparse('darknet')
+    counts = MaskPlan(model, Uniform()).counts
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert type(other) is type(model)
-        assert (
-            MaskPlan(other, Uniform()).counts
-            == MaskPlan(model, Uniform()).counts
-        )
+        assert MaskPlan(other, Uniform()).counts == counts
 
 
 def test_building_does_not_log_every_weight(capsys):
@@ -267,21 +234,15 @@ def test_without_a_family_it_is_the_librarys_own():
     assert type(model) is type(DET.build(DARKNET))
 
 
+PRETRAINED = dict(init_cfg=dict(type='Pretrained', checkpoint='a.pth'))
+
+
 @pytest.mark.parametrize(
     'options, words',
     [
         (dict(flops='equal'), "'match_model'"),
         (dict(sparsity=None), 'needs a sparsity'),
-        (dict(family='wider'), 'family is one of'),
-        (
-            dict(
-                backbone=dict(
-                    DARKNET,
-                    init_cfg=dict(type='Pretrained', checkpoint='a.pth'),
-                )
-            ),
-            'weights of a dense',
-        ),
+        (dict(backbone=DARKNET | PRETRAINED), 'weights of a dense'),
     ],
 )
 def test_mistakes_get_a_sentence(options, words):
@@ -314,12 +275,12 @@ def test_a_run_without_masks_stops_unless_it_is_meant(meant):
     image = torch.rand(1, 3, 64, 64)
     model(image)  # Outside of a run anything goes.
     MessageHub.get_current_instance().update_info('max_iters', 10)
-    if meant is None:
-        with pytest.raises(RuntimeError, match='unmasked=True'):
-            model(image)
-        with torch.no_grad():
-            model(image)
-    else:
+    if meant:
+        model(image)
+        return
+    with pytest.raises(RuntimeError, match='unmasked=True'):
+        model(image)
+    with torch.no_grad():
         model(image)
 
 
@@ -339,12 +300,7 @@ def test_the_table_is_what_its_command_writes(network):
         (
             dict(
                 type='SwinTransformerV2',
-                arch=dict(
-                    embed_dims=16,
-                    depths=[1, 1, 1, 1],
-                    num_heads=[1, 1, 1, 1],
-                    extra_norm_every_n_blocks=0,
-                ),
+                arch=dict(SWIN, extra_norm_every_n_blocks=0),
                 img_size=128,
                 window_size=4,
             ),
@@ -356,52 +312,25 @@ def test_the_table_is_what_its_command_writes(network):
 def test_flops_are_matched_on_the_image_that_a_network_reads(
     backbone, shape, channels
 ):
-    model = MODELS.build(
-        dict(type='SparseIFT', backbone=backbone, family='wide', sparsity=0.75)
-    )
+    model = MODELS.build(cfg(backbone=backbone))
     assert (model.match_shape, model.image_channels) == (shape, channels)
     assert MaskPlan(model, Uniform()).ratio == pytest.approx(1, abs=1e-3)
 
 
 def test_a_network_that_reads_more_than_an_image_is_named():
-    model = MODELS.build(
-        dict(
-            type='SparseIFT',
-            backbone=dict(
-                type='MaskFeatViT',
-                arch=dict(
-                    embed_dims=16,
-                    num_layers=1,
-                    num_heads=1,
-                    feedforward_channels=32,
-                ),
-            ),
-            family='parallel',
-            sparsity=0.75,
-        )
-    )
-    plan = MaskPlan(model, Uniform())
+    backbone = dict(type='MaskFeatViT', arch=vit(16, 1, 1))
+    model = MODELS.build(cfg(family='parallel', backbone=backbone))
     with pytest.raises(
         ValueError, match="of MaskFeatViT cannot.*argument: 'mask'"
     ):
-        plan.sparsity  # noqa: B018
+        _ = MaskPlan(model, Uniform()).sparsity
 
 
 def test_a_block_that_another_looks_into_keeps_what_that_reads():
     # The block of a Conformer gives its inside to the transformer beside it.
-    model = MODELS.build(
-        dict(
-            type='SparseIFT',
-            backbone=dict(
-                type='Conformer',
-                arch=dict(
-                    embed_dims=32, channel_ratio=1, num_heads=2, depths=4
-                ),
-            ),
-            family='wide',
-            sparsity=0.75,
-        )
-    )
+    arch = dict(embed_dims=32, channel_ratio=1, num_heads=2, depths=4)
+    backbone = dict(type='Conformer', arch=arch)
+    model = MODELS.build(cfg(backbone=backbone))
     block = model.conv_trans_2.cnn_block
     # It gives what conv2 gives; the other block adds to what conv1 gives.
     assert isinstance(block.conv1, Wide) and isinstance(block.conv2, Wide)

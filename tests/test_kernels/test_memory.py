@@ -5,11 +5,10 @@ import io
 import mmap
 import os
 import random
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 from sift_mm.kernels import memory
 from sift_mm.kernels.memory import Arena, empty_output
@@ -138,22 +137,17 @@ def test_a_fork_inherits_what_is_in_use_alone():
 
 
 def test_threads_have_pieces_of_their_own(arena):
-    found: list[torch.Tensor] = []
-
-    def work(number: int) -> None:
+    def work(number: int) -> torch.Tensor:
         for _ in range(20):
             tensor = empty_output(2, PLACES).fill_(number)
             assert bool((tensor == number).all())
-        found.append(tensor)
+        return tensor
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(work, range(4)))
     # They outlive their threads.
-    assert sorted(int(t[0, 0]) for t in found) == list(range(4))
-    assert all(bool((t == t[0, 0]).all()) for t in found)
+    for number, tensor in enumerate(found):
+        assert bool((tensor == number).all())
 
 
 def test_outputs_are_tensors_like_others():
@@ -165,7 +159,5 @@ def test_outputs_are_tensors_like_others():
     assert file.tell() < 4 * tensor.numel() + 4096
     file.seek(0)
     assert torch.equal(torch.load(file), tensor)
-    same = tensor.clone()
-    assert torch.equal(F.relu_(tensor), F.relu(same))
     small = empty_output(2, 3)
     assert small.shape == (2, 3) and small.dtype == torch.float32

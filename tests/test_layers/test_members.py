@@ -3,23 +3,14 @@
 import pytest
 import torch
 from torch import nn
-from torch.autograd import gradcheck
 from torch.func import functional_call
-from torch.nn import functional as F
 
-from sift_mm.layers import (
-    Doped,
-    Factorized,
-    Family,
-    Member,
-    Parallel,
-    families,
-    register,
-)
+from sift_mm.layers import Family, Member, families, register
 from sift_mm.layers.family import family_of
-from sift_mm.layers.plain import put, weight_scale
+from sift_mm.layers.plain import put
 from sift_mm.sparsity import MaskSet, Random, Uniform, select_parameters
 
+pytestmark = pytest.mark.usefixtures('seed')
 FAMILIES = ['parallel', 'factorized', 'doped', 'wide_factorized']
 INNER = ['none', 'norm', 'norm_act']
 
@@ -36,53 +27,6 @@ def test_a_name_that_is_taken_is_refused():
         @register
         class Mine(Family):
             name = 'wide'
-
-
-def fill(layer, rows):
-    with torch.no_grad():
-        layer.weight.copy_(torch.tensor(rows).view(layer.weight.shape))
-
-
-def test_parallel_by_hand():
-    # (1 2) and (3 -1) on x = (1, 2): 5 + 1 = 6.
-    layer = Parallel(nn.Linear(2, 1, bias=False), 2)
-    for one, rows in zip(layer.layers, [[1.0, 2.0], [3.0, -1.0]], strict=True):
-        fill(one, rows)
-    assert layer(torch.tensor([1.0, 2.0])).item() == 6
-
-
-# Branches give (1, -1) and (3, 1) over two samples: normed (1, -1) each.
-@pytest.mark.parametrize(
-    'inner, expected', [('norm', [2.0, -2.0]), ('norm_act', [2.0, 0.0])]
-)
-def test_parallel_norms_each_branch_by_hand(inner, expected):
-    layer = Parallel(nn.Conv1d(1, 1, 1, bias=False), 2, inner)
-    for one, rows in zip(layer.layers, [[1.0], [2.0]], strict=True):
-        fill(one, rows)
-    for norm in layer.norms:
-        nn.init.ones_(norm.weight)
-        norm.eps = 1e-12
-    x = torch.tensor([[[1.0, -1.0]]])
-    assert layer(x).flatten().tolist() == pytest.approx(expected)
-
-
-def test_factorized_by_hand():
-    # U = (1 1), V = (2, -3)^T on (4, 5): 9 and then (18, -27).
-    layer = Factorized(nn.Linear(2, 2, bias=False), 1)
-    fill(layer.u, [1.0, 1.0])
-    fill(layer.v, [2.0, -3.0])
-    assert layer(torch.tensor([4.0, 5.0])).tolist() == [18, -27]
-
-
-def test_doped_by_hand():
-    # W = (1 0; 0 0) adds 4 to the first output, the bias 1 to both.
-    layer = Doped(nn.Linear(2, 2), 1)
-    fill(layer.low_rank.u, [1.0, 1.0])
-    fill(layer.low_rank.v, [2.0, -3.0])
-    fill(layer.sparse, [1.0, 0.0, 0.0, 0.0])
-    nn.init.ones_(layer.sparse.bias)
-    assert layer(torch.tensor([4.0, 5.0])).tolist() == [23, -26]
-    assert layer.low_rank.v.bias is None
 
 
 CONV = dict(kernel_size=3, stride=2, padding=2, dilation=2)
@@ -167,23 +111,6 @@ def test_inner_layers_stand_where_they_should(make, shape, inner):
 
 @pytest.mark.parametrize('inner', INNER)
 @pytest.mark.parametrize('family', FAMILIES)
-def test_gradients_against_finite_differences(family, inner):
-    layer = Member(family, 0.75, inner).build(
-        nn.Conv2d(3, 6, 3, stride=2, padding=1).double()
-    )
-    names, values = zip(*layer.named_parameters(), strict=True)
-
-    def run(x, *parameters):
-        return functional_call(
-            layer, dict(zip(names, parameters, strict=True)), x
-        )
-
-    x = torch.randn(2, 3, 5, 5, dtype=torch.float64, requires_grad=True)
-    assert gradcheck(run, (x, *values))
-
-
-@pytest.mark.parametrize('inner', INNER)
-@pytest.mark.parametrize('family', FAMILIES)
 @pytest.mark.parametrize('sparsity', [0.5, 0.75, 0.9])
 @pytest.mark.parametrize(
     'make, shape',
@@ -260,20 +187,8 @@ def test_it_looks_like_the_layer_it_replaces():
         assert {p.dtype for p in layer.parameters()} == {torch.float64}
         with pytest.raises(AttributeError, match=r'no one weight.*exclude='):
             _ = layer.weight
-
-
-def test_zero_norms_start_a_branch_at_nothing_but_not_a_dead_one():
-    x = torch.randn(4, 3, 5, 5)
-    for inner, dead in [('norm', True), ('norm_act', False)]:
-        layer = Parallel(nn.Conv2d(3, 3, 1), 2, inner)
-        layer.zero_norms()
-        out = layer(x)
-        assert (not out.any()) == dead
-        out.sum().backward()
-        assert layer.norms[0].weight.grad.isfinite().all()
-        if inner == 'norm':
-            (layer(x) * torch.randn(4, 3, 5, 5)).sum().backward()
-            assert layer.norms[0].weight.grad.any()
+        linear = Member(family, 0.75).build(dense).named_parameters()
+        assert sum(name.endswith('bias') for name, _ in linear) == 1
 
 
 def test_a_replaced_layer_stays_frozen_and_in_its_mode():
@@ -282,16 +197,6 @@ def test_a_replaced_layer_stays_frozen_and_in_its_mode():
     put(model, '0', Member('parallel', 0.5, 'norm').build(model[0]))
     assert not any(p.requires_grad for p in model.parameters())
     assert not model[0].norms[0].training
-
-
-def test_initialisation_goes_by_the_layers_own_scale():
-    dense = nn.Linear(64, 64)
-    nn.init.normal_(dense.weight, 0, 0.02)
-    assert weight_scale(dense) == pytest.approx(0.02, rel=0.1)
-    x = torch.randn(256, 64)
-    layer = Member('factorized', 0.5, sparse_factors='none').build(dense)
-    ratio = layer(x).var() / F.linear(x, dense.weight).var()
-    assert 0.7 < ratio < 1.4
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,12 @@
 """sift_mm.transform on networks of other libraries."""
 
+from functools import reduce
+from itertools import accumulate
+
 import pytest
 import torch
 import torchvision
+from blocks import make_block
 from mmpretrain.registry import MODELS
 from torch import nn
 from torch.nn import functional as F
@@ -11,13 +15,15 @@ from torchvision.models import resnet as resnets
 import sift_mm
 from sift_mm.analysis import count_flops
 from sift_mm.engine.plan import MaskPlan
-from sift_mm.layers import Factorized, Member, Parallel, families
+from sift_mm.layers import Member, Parallel, families
 from sift_mm.layers.wide import WideConv2d, WideLinear
 from sift_mm.sparsity import (
     Uniform,
     select_parameters,
     sparse_parameter_names,
 )
+
+pytestmark = pytest.mark.usefixtures('seed')
 
 
 class GPTBlock(nn.Module):
@@ -56,8 +62,9 @@ class GPT(nn.Module):
 
 
 def vit():
+    size = dict(image_size=32, patch_size=8, hidden_dim=32, mlp_dim=128)
     return torchvision.models.VisionTransformer(
-        32, 8, 2, 2, 32, 128, num_classes=10
+        **size, num_layers=2, num_heads=2, num_classes=10
     )
 
 
@@ -71,15 +78,18 @@ def resnet(block=resnets.BasicBlock, blocks=(2, 2, 1, 1), **kwargs):
     return resnets.ResNet(block, blocks, **kwargs)
 
 
+def mmpretrain(kind, **kwargs):
+    return MODELS.build(dict(type=kind, **kwargs))
+
+
 def mmpretrain_vit():
-    arch = dict(
-        embed_dims=48, num_layers=2, num_heads=2, feedforward_channels=192
-    )
-    return MODELS.build(
-        dict(type='VisionTransformer', arch=arch, img_size=32, patch_size=8)
-    )
+    arch = dict(embed_dims=48, num_layers=2, num_heads=2)
+    arch['feedforward_channels'] = 192
+    size = dict(img_size=32, patch_size=8)
+    return mmpretrain('VisionTransformer', arch=arch, **size)
 
 
+CONVNEXT = dict(depths=[1, 1, 2, 1], channels=[16, 32, 64, 128])
 NETWORKS = {
     'resnet': resnet,
     'resnext': lambda: resnet(
@@ -91,15 +101,10 @@ NETWORKS = {
     'swin': swin,
     'gpt': GPT,
     'mmpretrain-vit': mmpretrain_vit,
-    'mmpretrain-resnet50': lambda: MODELS.build(
-        dict(type='ResNet', depth=50, base_channels=16)
+    'mmpretrain-resnet50': lambda: mmpretrain(
+        'ResNet', depth=50, base_channels=16
     ),
-    'mmpretrain-convnext': lambda: MODELS.build(
-        dict(
-            type='ConvNeXt',
-            arch=dict(depths=[1, 1, 2, 1], channels=[16, 32, 64, 128]),
-        )
-    ),
+    'mmpretrain-convnext': lambda: mmpretrain('ConvNeXt', arch=CONVNEXT),
 }
 # Layers that are replaced: of chains, and by the other members.
 REPLACED = {
@@ -113,9 +118,6 @@ REPLACED = {
     'mmpretrain-resnet50': (48, 51),
     'mmpretrain-convnext': (10, 13),
 }
-NO_CHAIN = {
-    ('resnext', 'wide_factorized'): 'grouped',
-}
 
 
 @pytest.mark.parametrize('name', NETWORKS)
@@ -126,8 +128,8 @@ def test_networks_of_other_libraries(name, family):
     dense = count_flops(model, (32, 32))
     model.eval()
     shapes = _shapes(model(x))
-    if (name, family) in NO_CHAIN:
-        with pytest.raises(ValueError, match=NO_CHAIN[name, family]):
+    if (name, family) == ('resnext', 'wide_factorized'):
+        with pytest.raises(ValueError, match='grouped'):
             sift_mm.transform(model, family, 0.75)
         return
     report = sift_mm.transform(model, family, 0.75)
@@ -150,17 +152,17 @@ def test_networks_of_other_libraries(name, family):
     if family != 'wide_factorized':
         assert list(select_parameters(model))
     assert not report.replaced.keys() & report.skipped.keys()
-    _total(out).backward()
+    sum(one.sum() for one in _outs(out)).backward()
     for parameter in report.sparse_parameters:
         assert model.get_parameter(parameter).grad is not None
 
 
+def _outs(out):
+    return out if isinstance(out, tuple) else (out,)
+
+
 def _shapes(out):
-    return [o.shape for o in out] if isinstance(out, tuple) else [out.shape]
-
-
-def _total(out):
-    return sum(o.sum() for o in out) if isinstance(out, tuple) else out.sum()
+    return [one.shape for one in _outs(out)]
 
 
 def test_a_feed_forward_pair_by_hand():
@@ -209,20 +211,6 @@ def test_residual_blocks_by_hand(sparsity):
     assert (1 - sparsity) * (8 * k + 9 * k * k) == pytest.approx(17, rel=0.01)
 
 
-def test_a_block_may_hold_its_layers_in_a_list():
-    # Both convolutions touch the one inner width: 1 / (1 - s) times as wide.
-    model = nn.Sequential(nn.ModuleList([Listed()])[0], nn.Conv2d(8, 4, 1))
-    report = sift_mm.transform(model, 'wide', 0.75)
-    assert list(report.replaced) == ['0.body.0', '0.body.3']
-    first, norm, _, second = model[0].body
-    assert (first.in_channels, first.out_channels) == (8, 32)
-    assert norm.num_features == 32
-    assert (second.in_channels, second.out_channels) == (32, 8)
-    for one in report.replaced.values():
-        assert one.flops_ratio == pytest.approx(1)
-    assert model(torch.randn(2, 8, 5, 5)).shape == (2, 4, 5, 5)
-
-
 def test_variance_of_a_wide_pair_under_masks_is_the_dense_ones():
     dense = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 64))
     x = torch.randn(512, 64)
@@ -237,19 +225,10 @@ def test_variance_of_a_wide_pair_under_masks_is_the_dense_ones():
 
 def test_include_and_exclude():
     model = resnet()
-    report = sift_mm.transform(
-        model,
-        'parallel',
-        0.75,
-        include=['layer1.*', 'fc'],
-        exclude=['*.1.conv2'],
-    )
-    assert list(report.replaced) == [
-        'layer1.0.conv1',
-        'layer1.0.conv2',
-        'layer1.1.conv1',
-        'fc',
-    ]
+    patterns = dict(include=['layer1.*', 'fc'], exclude=['*.1.conv2'])
+    report = sift_mm.transform(model, 'parallel', 0.75, **patterns)
+    convolutions = [f'layer1.{n}' for n in ('0.conv1', '0.conv2', '1.conv1')]
+    assert list(report.replaced) == [*convolutions, 'fc']
     assert report.skipped['layer1.1.conv2'] == 'not asked for'
     assert isinstance(model.fc, Parallel)
     assert type(model.layer1[1].conv2) is nn.Conv2d
@@ -259,24 +238,27 @@ def test_stem_and_classifier_stay_unless_asked_for():
     report = sift_mm.transform(vit(), 'factorized', 0.5)
     assert 'stem' in report.skipped['conv_proj']
     assert 'classifier' in report.skipped['heads.head']
-    model = vit()
-    sift_mm.transform(
-        model, 'factorized', 0.5, include=['conv_proj', 'heads.head']
-    )
-    assert isinstance(model.conv_proj, Factorized)
-    assert isinstance(model.heads.head, Factorized)
+    names = ['conv_proj', 'heads.head']
+    report = sift_mm.transform(vit(), 'factorized', 0.5, include=names)
+    assert list(report.replaced) == names
 
 
-class Residual(nn.Module):
+def linear(width=8):
+    return nn.Linear(width, width)
+
+
+def pair():
+    return nn.Sequential(linear(), nn.ReLU(), linear())
+
+
+def residual():
     """Adds to what is between its layers: the width is not its own."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(8, 8)
-        self.second = nn.Linear(8, 8)
-
-    def forward(self, x):
-        return self.second(x + self.first(x))
+    return make_block(
+        'Residual',
+        lambda self, x: self.second(x + self.first(x)),
+        first=linear(),
+        second=linear(),
+    )
 
 
 class Odd(nn.Linear):
@@ -286,42 +268,38 @@ class Odd(nn.Linear):
         return F.linear(x, self.weight.abs())
 
 
-class TwoInputs(nn.Sequential):
+def two_inputs():
     """Cannot be run on a tensor alone."""
+    return make_block(
+        'TwoInputs',
+        lambda self, x, scale: self.b(self.a(x)) * scale,
+        a=linear(),
+        b=linear(),
+    )
 
-    def forward(self, x, scale):
-        return super().forward(x) * scale
 
-
-class Kept(nn.Module):
+def kept():
     """Runs its Sequential in parts and keeps what is between."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-
-    def forward(self, x):
-        outs = []
-        for layer in self.body:
-            x = layer(x)
-            outs.append(x)
-        return outs
+    return make_block(
+        'Kept',
+        lambda self, x: list(
+            accumulate(self.body, lambda y, layer: layer(y), initial=x)
+        ),
+        body=pair(),
+    )
 
 
-class OnlyTraining(nn.Module):
+def only_training():
     """Has an auxiliary layer on its hidden features in training."""
 
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(8, 16)
-        self.second = nn.Linear(16, 8)
-        self.side = nn.Conv1d(16, 4, 1)
-
-    def forward(self, x):
+    def run(self, x):
         hidden = self.first(x)
         if self.training:
             self.side(hidden.transpose(1, 2))
         return self.second(hidden)
+
+    layers = dict(first=nn.Linear(8, 16), second=nn.Linear(16, 8))
+    return make_block('OnlyTraining', run, **layers, side=nn.Conv1d(16, 4, 1))
 
 
 class Response(nn.Module):
@@ -338,155 +316,123 @@ class Response(nn.Module):
         return x * self.gamma + self.shift
 
 
-class Responding(nn.Module):
+def responding():
     """Registers what is between its layers behind them."""
-
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(8, 16)
-        self.second = nn.Linear(16, 8)
-        self.response = Response(16)
-
-    def forward(self, x):
-        return x + self.second(self.response(self.first(x)))
+    return make_block(
+        'Responding',
+        lambda self, x: self.second(self.response(self.first(x))),
+        first=nn.Linear(8, 16),
+        second=nn.Linear(16, 8),
+        response=Response(16),
+    )
 
 
-class ConvNorm(nn.Module):
-    """A convolution with its norm, as torchvision's Inception has them."""
-
-    def __init__(self, d_in, d_out):
-        super().__init__()
-        self.conv = nn.Conv2d(d_in, d_out, 3, padding=1, bias=False)
-        self.bn = nn.BatchNorm2d(d_out)
-
-    def forward(self, x):
-        return self.bn(self.conv(x)).relu()
+def conv_norm(d_in, d_out):
+    return make_block(
+        'ConvNorm',
+        lambda self, x: self.bn(self.conv(x)).relu(),
+        conv=nn.Conv2d(d_in, d_out, 3, padding=1, bias=False),
+        bn=nn.BatchNorm2d(d_out),
+    )
 
 
-class Branches(nn.Module):
+def branches():
     """Two branches, one of them a chain."""
-
-    def __init__(self):
-        super().__init__()
-        self.one = ConvNorm(8, 6)
-        self.two_1 = ConvNorm(8, 5)
-        self.two_2 = ConvNorm(5, 6)
-
-    def forward(self, x):
-        return torch.cat([self.one(x), self.two_2(self.two_1(x))], 1)
+    return make_block(
+        'Branches',
+        lambda self, x: torch.cat([self.one(x), self.two_2(self.two_1(x))], 1),
+        one=conv_norm(8, 6),
+        two_1=conv_norm(8, 5),
+        two_2=conv_norm(5, 6),
+    )
 
 
-class ListReader(nn.Module):
+def list_reader():
     """Reads a list of features, as DenseNet's layers in mmpretrain."""
 
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Conv2d(8, 16, 1)
-        self.second = nn.Conv2d(16, 8, 1)
-
-    def forward(self, x):
+    def run(self, x):
         assert isinstance(x, list)
         return self.second(self.first(torch.cat(x, 1)))
 
+    layers = dict(first=nn.Conv2d(8, 16, 1), second=nn.Conv2d(16, 8, 1))
+    return make_block('ListReader', run, **layers)
 
-class Splits(nn.Module):
+
+def splits():
     """Runs its layers on a half of the channels, as ShuffleNet V2 does."""
 
-    def __init__(self):
-        super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1))
-
-    def forward(self, x):
+    def run(self, x):
         one, two = x.chunk(2, 1)
         return torch.cat([one, self.body(two)], 1)
 
+    body = nn.Sequential(nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1))
+    return make_block('Splits', run, body=body)
 
-class Gated(nn.Module):
+
+def gated():
     """One half of its hidden features gates the other, as in a SwiGLU."""
 
-    def __init__(self):
-        super().__init__()
-        self.w12 = nn.Linear(8, 32)
-        self.norm = nn.LayerNorm(16)
-        self.w3 = nn.Linear(16, 8)
-
-    def forward(self, x):
+    def run(self, x):
         gate, hidden = self.w12(x).chunk(2, -1)
         return self.w3(self.norm(F.silu(gate) * hidden))
 
+    layers = dict(w12=nn.Linear(8, 32), norm=nn.LayerNorm(16))
+    return make_block('Gated', run, **layers, w3=nn.Linear(16, 8))
 
-class OneSize(nn.Module):
+
+def one_size():
     """Reads images of 224 pixels alone."""
-
-    def __init__(self):
-        super().__init__()
-        self.features = nn.Sequential(
+    return make_block(
+        'OneSize',
+        lambda self, x: self.classifier(self.features(x).flatten(1)),
+        features=nn.Sequential(
             nn.Conv2d(3, 8, 3, 32, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1)
-        )
-        self.classifier = nn.Linear(8 * 7 * 7, 10)
-
-    def forward(self, x):
-        return self.classifier(self.features(x).flatten(1))
+        ),
+        classifier=nn.Linear(8 * 7 * 7, 10),
+    )
 
 
-class Shows(nn.Module):
-    """Gives what is inside it, to who asks for it."""
+def asks():
+    """Two blocks, of which it looks into one, that gives what is inside."""
 
-    def __init__(self):
-        super().__init__()
-        self.first = nn.Linear(8, 8)
-        self.second = nn.Linear(8, 8)
-        self.third = nn.Linear(8, 8)
-
-    def forward(self, x, inside=False):
+    def show(self, x, inside=False):
         hidden = self.second(self.first(x).relu()).relu()
         return (self.third(hidden), hidden) if inside else self.third(hidden)
 
-
-class Asks(nn.Module):
-    """Two blocks, of which it looks into one."""
-
-    def __init__(self):
-        super().__init__()
-        self.pair = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
-        self.shows = Shows()
-        self.reads = nn.Linear(8, 4)
-
-    def forward(self, x):
+    def run(self, x):
         out, hidden = self.shows(self.pair(x), inside=True)
         return out, self.reads(hidden)
 
+    layers = {name: linear() for name in ('first', 'second', 'third')}
+    shows = make_block('Shows', show, **layers)
+    return make_block(
+        'Asks', run, pair=pair(), shows=shows, reads=nn.Linear(8, 4)
+    )
 
-class Listed(nn.Module):
+
+def listed():
     """A residual block that runs the list that its layers are in."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.ModuleList(
+    return make_block(
+        'Listed',
+        lambda self, x: x + reduce(lambda y, one: one(y), self.body, x),
+        body=nn.ModuleList(
             [
                 nn.Conv2d(8, 8, (3, 1), padding=(1, 0)),
                 nn.BatchNorm2d(8),
                 nn.ReLU(),
                 nn.Conv2d(8, 8, (1, 3), padding=(0, 1)),
             ]
-        )
-
-    def forward(self, x):
-        out = x
-        for layer in self.body:
-            out = layer(out)
-        return x + out
+        ),
+    )
 
 
-class SideBySide(nn.Module):
+def side_by_side():
     """Its list holds what runs side by side."""
-
-    def __init__(self):
-        super().__init__()
-        self.body = nn.ModuleList(nn.Linear(8, 8) for _ in range(2))
-
-    def forward(self, x):
-        return sum(layer(x) for layer in self.body)
+    return make_block(
+        'SideBySide',
+        lambda self, x: sum(layer(x) for layer in self.body),
+        body=nn.ModuleList([linear(), linear()]),
+    )
 
 
 def hooked():
@@ -497,71 +443,40 @@ def hooked():
 
 def twice():
     layer = nn.Linear(8, 8)
-    return nn.Sequential(layer, nn.ReLU(), nn.Sequential(layer))
+    one, two = nn.Sequential(layer), nn.Sequential(layer)
+    return nn.Sequential(one, nn.ReLU(), two)
 
 
-def linear(width=8):
-    return nn.Linear(width, width)
+ATTENTION = 'encoder.layers.encoder_layer_0.self_attention'
+NORMED = nn.utils.parametrizations.weight_norm(linear())
+GROUPS_OF_TWO = nn.Conv2d(16, 8, 1, groups=8)
+HALVES = nn.Conv2d(64, 64, 3, groups=2), nn.Conv2d(64, 64, 3)
 
 
 @pytest.mark.parametrize(
     'model, family, name, words',
     [
-        (Residual(), 'wide', 'first', 'does not run with a wider'),
-        (nn.Sequential(Odd(8, 8), linear()), 'doped', '0', 'Odd'),
-        (TwoInputs(linear(), linear()), 'wide', '0', 'on a tensor alone'),
-        (Kept(), 'wide', 'body.0', 'changes the output of Kept'),
-        (OnlyTraining(), 'wide', 'first', 'does not run with a wider'),
-        (
-            nn.Sequential(nn.LSTM(8, 8), linear(), linear()),
-            'doped',
-            '0',
-            'LSTM',
-        ),
+        (residual(), 'wide', 'first', 'does not run with a wider'),
+        (nn.Sequential(Odd(8, 8)), 'doped', '0', 'Odd'),
+        (two_inputs(), 'wide', 'a', 'on a tensor alone'),
+        (kept(), 'wide', 'body.0', 'changes the output of Kept'),
+        (only_training(), 'wide', 'first', 'does not run with a wider'),
+        (nn.Sequential(nn.LSTM(8, 8)), 'doped', '0', 'LSTM'),
         (hooked(), 'parallel', '0', 'forward hooks'),
-        (twice(), 'wide', '0', 'several places'),
+        (twice(), 'wide', '0.0', 'several places'),
         (swin(), 'doped', 'features.1.0.attn.qkv', 'weight is read'),
-        (
-            vit(),
-            'parallel',
-            'encoder.layers.encoder_layer_0.self_attention',
-            'MultiheadAttention',
-        ),
-        (
-            nn.Sequential(nn.ConvTranspose2d(8, 8, 3), nn.Conv2d(8, 8, 3)),
-            'parallel',
-            '0',
-            'ConvTranspose2d',
-        ),
+        (vit(), 'parallel', ATTENTION, 'MultiheadAttention'),
+        (nn.Sequential(nn.ConvTranspose2d(8, 8, 3)), 'doped', '0', 'Transpo'),
         (nn.Sequential(linear(2), linear(80)), 'doped', '0', 'rank'),
+        (nn.Sequential(GROUPS_OF_TWO), 'factorized', '0', 'nearest 1.50'),
+        (nn.Sequential(*HALVES), 'wide_factorized', '0', 'grouped'),
         (
-            nn.Sequential(nn.Conv2d(16, 8, 1, groups=8), nn.Conv2d(8, 8, 3)),
-            'factorized',
-            '0',
-            'nearest 1.50',
-        ),
-        (
-            nn.Sequential(
-                nn.Conv2d(64, 64, 3, groups=2), nn.Conv2d(64, 64, 3)
-            ),
-            'wide_factorized',
-            '0',
-            'grouped',
-        ),
-        (
-            nn.Sequential(SideBySide()),
+            nn.Sequential(side_by_side()),
             'wide',
             '0.body.1',
             'SideBySide does not run with a wider inside',
         ),
-        (
-            nn.Sequential(
-                nn.utils.parametrizations.weight_norm(linear()), linear()
-            ),
-            'parallel',
-            '0',
-            'ParametrizedLinear',
-        ),
+        (nn.Sequential(NORMED), 'parallel', '0', 'ParametrizedLinear'),
     ],
 )
 def test_what_cannot_be_replaced_is_named(model, family, name, words):
@@ -578,7 +493,7 @@ def test_what_cannot_be_replaced_is_named(model, family, name, words):
 
 
 def test_what_holds_numbers_for_each_channel_becomes_as_wide():
-    model = Responding()
+    model = responding()
     report = sift_mm.transform(model, 'wide', 0.75)
     assert list(report.replaced) == ['first', 'second']
     # 16 / (1 - .75) = 64: the sixteen numbers, four times.
@@ -597,7 +512,7 @@ def test_what_holds_numbers_for_each_channel_becomes_as_wide():
 @pytest.mark.parametrize('sparsity, width', [(0.75, 64), (0.9, 160)])
 def test_a_gated_pair_by_hand(sparsity, width):
     # Both layers touch the one hidden width, of 16: 1 / (1 - s) times it.
-    model = Gated()
+    model = gated()
     report = sift_mm.transform(model, 'wide', sparsity)
     assert model.w12.weight.shape == (2 * width, 8)
     assert model.norm.weight.shape == (width,)
@@ -605,17 +520,18 @@ def test_a_gated_pair_by_hand(sparsity, width):
     ratios = [one.flops_ratio for one in report.replaced.values()]
     assert ratios == pytest.approx([1, 1])
     assert model(torch.rand(2, 8)).shape == (2, 8)
-    report = sift_mm.transform(Gated(), 'wide_factorized', 0.75)
+    report = sift_mm.transform(gated(), 'wide_factorized', 0.75)
     assert list(report.replaced) == ['w12', 'w3']
 
 
 @pytest.mark.parametrize(
     'make, names',
     [
-        (Branches, ['two_1.conv', 'two_2.conv']),
-        (ListReader, ['first', 'second']),
-        (Splits, ['body.0', 'body.1']),
-        (OneSize, ['features.1', 'features.2']),
+        (branches, ['two_1.conv', 'two_2.conv']),
+        (list_reader, ['first', 'second']),
+        (splits, ['body.0', 'body.1']),
+        (one_size, ['features.1', 'features.2']),
+        (listed, ['body.0', 'body.3']),
     ],
 )
 def test_chains_of_blocks_of_their_own_kind(make, names):
@@ -631,21 +547,22 @@ def test_a_list_of_modules_is_no_block():
 
 
 def test_an_example_tells_which_blocks_are_looked_into():
-    model = Asks()
+    model = asks()
+    third = model.shows.third
+    third.bias.requires_grad_(False)
     # Between second and third is what is shown: the chain of all three is
     # not one, that of the first two is.
     report = sift_mm.transform(model, 'wide', 0.5, example=torch.rand(2, 8))
-    assert set(report.replaced) == {
-        'pair.0',
-        'pair.2',
-        'shows.first',
-        'shows.second',
-    }
+    blocks = {'pair.0', 'pair.2', 'shows.first', 'shows.second'}
+    assert set(report.replaced) == blocks
+    assert 'is read from outside' in report.skipped['shows.third']
     assert model.shows.first.weight.shape == (16, 8)
-    assert type(model.shows.third) is nn.Linear
+    # What is undone trains as before.
+    assert model.shows.third is third and third.weight.requires_grad
+    assert not third.bias.requires_grad
     assert [o.shape for o in model(torch.rand(2, 8))] == [(2, 8), (2, 4)]
     with pytest.raises(RuntimeError, match='mat1 and mat2'):
-        model = Asks()
+        model = asks()
         sift_mm.transform(model, 'wide', 0.5)
         model(torch.rand(2, 8))
 
@@ -671,7 +588,8 @@ def test_an_example_tells_which_weights_are_read():
 def test_a_layer_in_two_places_is_replaced_in_both():
     model = twice()
     sift_mm.transform(model, 'parallel', 0.5)
-    assert isinstance(model[0], Parallel) and model[2][0] is model[0]
+    assert isinstance(model[0][0], Parallel)
+    assert model[2][0] is model[0][0]
 
 
 def test_twice_is_not_done():
@@ -711,22 +629,15 @@ def test_a_layer_that_stands_alone_is_not_replaced_inside_itself():
             sift_mm.transform(module, 'parallel', 0.5)
 
 
-class Predictor(nn.Module):
-    """A head as detectors have it, and a layer that starts at zero."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3))
-        self.conv = nn.Conv2d(16, 16, 3)
-        self.frozen = nn.Conv2d(16, 16, 3).requires_grad_(False)
-        self.offset = nn.Conv2d(16, 16, 3)
-        nn.init.zeros_(self.offset.weight)
-        self.retina_cls = nn.Conv2d(16, 80, 3)
-        nn.init.constant_(self.retina_cls.bias, -4.6)
-
-
 def test_predictors_stems_frozen_and_zero_layers_are_left_and_named():
-    model = Predictor()
+    model = nn.Sequential()
+    model.stem = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 16, 3))
+    model.conv = nn.Conv2d(16, 16, 3)
+    model.frozen = nn.Conv2d(16, 16, 3).requires_grad_(False)
+    model.offset = nn.Conv2d(16, 16, 3)
+    nn.init.zeros_(model.offset.weight)
+    model.retina_cls = nn.Conv2d(16, 80, 3)
+    nn.init.constant_(model.retina_cls.bias, -4.6)
     report = sift_mm.transform(model, 'parallel', 0.5)
     assert list(report.replaced) == ['conv']
     for name, word in [
@@ -743,32 +654,25 @@ def test_predictors_stems_frozen_and_zero_layers_are_left_and_named():
 
 
 @pytest.mark.parametrize(
-    'norm, wider',
+    'norm',
     [
-        (nn.BatchNorm2d(32, eps=0.1, momentum=0.3), 64),
-        (nn.GroupNorm(32, 32), 64),
-        (nn.GroupNorm(4, 32, eps=0.1), 64),
+        nn.BatchNorm2d(32, eps=0.1, momentum=0.3),
+        nn.GroupNorm(32, 32),
+        nn.GroupNorm(4, 32, eps=0.1),
     ],
 )
-def test_a_wider_norm_is_like_the_old_one(norm, wider):
+def test_a_wider_norm_is_like_the_old_one(norm):
     model = nn.Sequential(nn.Conv2d(8, 32, 3), norm, nn.Conv2d(32, 8, 3))
     sift_mm.transform(model, 'wide', 0.5)
-    assert model[0].out_channels == model[1].weight.numel() == wider
+    assert model[0].out_channels == model[1].weight.numel() == 64
     for name in ('eps', 'momentum', 'num_groups'):
         assert getattr(model[1], name, None) == getattr(norm, name, None)
 
 
 def test_a_tuple_is_an_output_too():
-    class Two(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b = nn.Linear(8, 32), nn.Linear(32, 8)
-
-        def forward(self, x):
-            return self.b(self.a(x)), x
-
-    report = sift_mm.transform(Two(), 'wide', 0.5)
-    assert len(report.replaced) == 2
+    layers = dict(a=nn.Linear(8, 32), b=nn.Linear(32, 8))
+    model = make_block('Two', lambda self, x: (self.b(self.a(x)), x), **layers)
+    assert len(sift_mm.transform(model, 'wide', 0.5).replaced) == 2
 
 
 @pytest.mark.parametrize('family', ['wide', 'factorized'])
@@ -777,12 +681,10 @@ def test_a_runner_does_not_draw_the_layers_anew(family):
     # before would undo.
     model = mmpretrain_vit()
     report = sift_mm.transform(model, family, 0.5)
-    before = {
-        n: model.get_parameter(n).clone() for n in report.sparse_parameters
-    }
+    weights = list(map(model.get_parameter, report.sparse_parameters))
+    before = [weight.clone() for weight in weights]
     model.init_weights()
-    for name, value in before.items():
-        assert torch.equal(model.get_parameter(name), value)
+    assert all(map(torch.equal, weights, before))
 
 
 def test_the_sparsity_is_written_once():
@@ -798,14 +700,3 @@ def test_an_example_that_the_network_does_not_run_with_is_said():
     with pytest.raises(ValueError, match='does not run with the example: '):
         sift_mm.transform(model, 'wide', 0.5, example=torch.empty(1, 7, 8, 8))
     assert type(model[0]) is nn.Conv2d
-
-
-def test_what_is_undone_trains_as_before():
-    model = Asks()
-    third = model.shows.third
-    third.bias.requires_grad_(False)
-    report = sift_mm.transform(model, 'wide', 0.5, example=torch.empty(2, 8))
-    assert 'is read from outside' in report.skipped['shows.third']
-    assert model.shows.third is third
-    assert third.weight.requires_grad
-    assert not third.bias.requires_grad

@@ -102,6 +102,13 @@ def calls(monkeypatch):
     return made
 
 
+def events(call):
+    """How often PyTorch's operators, and ours, ran in a call."""
+    with torch.profiler.profile() as profile:
+        call()
+    return {event.key: event.count for event in profile.key_averages()}
+
+
 @pytest.mark.parametrize('optimizer', [sgd, adamw])
 @pytest.mark.parametrize('algorithm', ['RigL', 'SET'])
 def test_fifty_steps_end_where_dense_ones_do(optimizer, algorithm):
@@ -167,23 +174,6 @@ def test_every_mixture_of_products_has_the_gradients_of_float64():
                     assert not one[weight == 0].any()
                     other = other * (weight != 0)
                 torch.testing.assert_close(one.double(), other, **rounding)
-
-
-def test_the_operator_passes_opcheck():
-    torch.manual_seed(0)
-    geometry = Geometry.of((3, 3), (1, 1), (1, 1, 1, 1))
-    weight = torch.randn(4, 3, 3, 3)
-    mask = torch.rand_like(weight) < 0.5
-    arguments = (
-        torch.randn(2, 3, 5, 5, requires_grad=True),
-        (weight * mask).requires_grad_(),
-        torch.randn(4, requires_grad=True),
-        make_pattern(mask, geometry),
-        geometry.numbers(),
-        (True, True, False),
-        True,
-    )
-    torch.library.opcheck(masked_layer, arguments)
 
 
 def test_a_step_that_rigl_updates_on_has_the_dense_gradient(calls):
@@ -342,8 +332,7 @@ def test_what_cannot_run_sparse_is_named():
         SparseTraining(
             model, optimizer, interval=3, execution='sparse', **kwargs
         )
-    sparse = SparseTraining(model, optimizer, interval=3, **kwargs)
-    text = sparse.execution
+    text = SparseTraining(model, optimizer, interval=3, **kwargs).execution
     for words in (
         '0 of 5 masked layers',
         '1 grouped (0)',
@@ -542,11 +531,12 @@ def test_wide_activations_are_normed_and_pooled_by_kernels_too(momentum):
         )
         parts = training(mode, model, include=['*.weight'], sparsity=0.75)
         x = torch.randn(2, 3, 11, 9, requires_grad=True)
-        with torch.profiler.profile() as profile:
+
+        def run():
             for _ in range(3):
                 model(x).square().sum().backward()
-        ran = {event.key: event.count for event in profile.key_averages()}
-        names = 'batch_norm', 'max_pool2d'
+
+        ran, names = events(run), ('batch_norm', 'max_pool2d')
         return parts, x.grad, [ran.get(f'sift_mm::{n}', 0) for n in names]
 
     parts, gradient, counts = trained('sparse')
@@ -591,17 +581,12 @@ def test_a_convolution_of_images_is_run_like_the_masked(monkeypatch, mode):
             sparse.step()
         return model, optimizer, sparse
 
-    def counts(call):
-        with torch.profiler.profile() as profile:
-            call()
-        return {e.key: e.count for e in profile.key_averages()}
-
     parts = trained(mode)
     model, _, sparse = parts
     assert_alike(parts, trained('dense'), rtol=1e-3, atol=1e-5)
     assert ', and 0, which reads images' in sparse.execution
     assert '1 of 1 masked layers (forward 1,' in sparse.execution
-    found = counts(lambda: model(torch.randn(2, 3, 256, 256)).sum().backward())
+    found = events(lambda: model(torch.randn(2, 3, 256, 256)).sum().backward())
     # The third is neither masked nor of images.
     assert found['sift_mm::sparse_conv2d'] == 2
     assert found['aten::_convolution'] == 1
@@ -627,10 +612,7 @@ def test_norms_follow_the_last_of_several_executions():
     third = training('sparse', model, **kwargs)
     del first, second
     gc.collect()
-    with torch.profiler.profile() as profile:
-        model(x)
-    keys = [event.key for event in profile.key_averages()]
-    assert 'sift_mm::batch_norm' in keys
+    assert 'sift_mm::batch_norm' in events(lambda: model(x))
     del third
 
 
@@ -646,13 +628,15 @@ def test_norms_that_are_frozen_in_training_run_on_kernels_too():
             mode, model, include=['0.weight'], sparsity=0.75
         )
         model[1].eval()
-        with torch.profiler.profile() as profile:
+
+        def run():
             for _ in range(2):
                 optimizer.zero_grad()
                 model(torch.randn(8, 3, 64, 96)).square().mean().backward()
                 sparse.step()
-        keys = {event.key for event in profile.key_averages()}
-        return (model, optimizer, sparse), 'sift_mm::frozen_batch_norm' in keys
+
+        ran = 'sift_mm::frozen_batch_norm' in events(run)
+        return (model, optimizer, sparse), ran
 
     (parts, ran), (dense, dense_ran) = trained('sparse'), trained('dense')
     assert (ran, dense_ran) == (True, False)

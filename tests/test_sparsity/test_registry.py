@@ -1,13 +1,8 @@
-import os
-import shutil
-import subprocess
 import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 
-import sift_mm
 from sift_mm.discovery import import_modules
 from sift_mm.sparsity import (
     ALGORITHMS,
@@ -87,36 +82,6 @@ def test_a_name_that_is_taken_is_refused():
     assert registry.register(again) is again
     with pytest.raises(ValueError, match='fruit .*ap_ple is taken by .*Apple'):
         registry.register(type('ap_ple', (), {}))
-
-
-def test_a_new_file_is_all_that_a_new_algorithm_takes(tmp_path):
-    # In a copy of the package, and in a process of its own.
-    shutil.copytree(
-        Path(sift_mm.__file__).parent,
-        tmp_path / 'sift_mm',
-        ignore=shutil.ignore_patterns('__pycache__'),
-    )
-    (tmp_path / 'sift_mm' / 'sparsity' / 'snip.py').write_text(
-        'from sift_mm.sparsity import ALGORITHMS, RigL\n'
-        '@ALGORITHMS.register\n'
-        'class Snip(RigL):\n'
-        '    """Grow elsewhere."""\n'
-    )
-    code = (
-        'import sys; sys.modules["mmengine"] = None\n'  # Takes seconds.
-        'from sift_mm.sparsity import ALGORITHMS, training_flops\n'
-        'print(*ALGORITHMS.names, training_flops("snip", 10, 40, 1))'
-    )
-    done = subprocess.run(
-        [sys.executable, '-c', code],
-        env=os.environ | {'PYTHONPATH': str(tmp_path)},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stdout.split() == ['Static', 'SET', 'RigL', 'Snip', '45.0'], (
-        done.stderr
-    )
 
 
 def test_modules_whose_library_is_missing_may_be_left_out(

@@ -1,4 +1,4 @@
-"""The members that put other layers into the libraries' ResNets."""
+"""Our ResNets beside those of the three libraries."""
 
 import copy
 
@@ -11,6 +11,7 @@ from mmseg.registry import MODELS as SEG
 from torch import nn
 from torch.nn import functional as F
 
+import sift_mm.backbones
 from sift_mm.isoflop import factorized_rank
 from sift_mm.layers import Composite, Doped, Factorized, Parallel
 
@@ -29,10 +30,18 @@ PAIRS = [
 ]
 
 
+KINDS = [pytest.param(*one.values[:2], id=one.id) for one in PAIRS]
+
+
+def narrow(width):
+    return dict(base_channels=width, stem_channels=width)
+
+
 def build(registry=SEG, name='SparseIFTResNet', seed=0, **kwargs):
     torch.manual_seed(seed)
-    narrow = dict(depth=18, base_channels=16, stem_channels=16)
-    model = registry.build(dict(type=name, sparsity=0.75) | narrow | kwargs)
+    if 'SparseIFT' in name:
+        kwargs = dict(sparsity=0.75) | kwargs
+    model = registry.build(dict(type=name, depth=18) | narrow(16) | kwargs)
     model.init_weights()
     return model
 
@@ -44,6 +53,84 @@ def layers_of(model):
         for n, m in model.named_modules()
         if isinstance(m, Composite) and not n.endswith('low_rank')
     }
+
+
+@pytest.mark.parametrize('depth', [18, 50])
+@pytest.mark.parametrize('registry, name', KINDS)
+def test_without_family_it_is_the_parent(registry, name, depth):
+    a = build(registry, name, depth=depth, sparsity=None)
+    b = build(registry, name.removeprefix('SparseIFT'), depth=depth)
+    assert a.sparse_parameter_names() == []
+    states = a.state_dict(), b.state_dict()
+    assert list(states[0]) == list(states[1])
+    assert all(torch.equal(states[0][k], states[1][k]) for k in states[0])
+    x = torch.randn(2, 3, 64, 64)
+    a.train(), b.train()
+    for first, second in zip(a(x), b(x), strict=True):
+        assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize(
+    'sparsity, width', [(0.5, 90), (0.75, 128), (0.9, 202)]
+)
+@pytest.mark.parametrize('registry, name', KINDS[:2])
+def test_wide_has_the_authors_widths(registry, name, sparsity, width):
+    cfg = dict(type=name, depth=18, family='wide', sparsity=sparsity)
+    with torch.device('meta'):
+        model = registry.build(cfg)
+    assert model.conv1.out_channels == width  # The stem grows along.
+    last = 8 * width
+    assert model.layer4[1].conv2.weight.shape == (last, last, 3, 3)
+    assert model.out_channels[-1] == last
+
+
+@pytest.mark.parametrize('registry, name', KINDS)
+def test_wide_loads_into_every_unmodified_resnet(registry, name):
+    state = build(registry, name, family='wide').state_dict()
+    for library in [CLS] if 'CIFAR' in name else [DET, SEG, CLS]:
+        plain = build(library, name.removeprefix('SparseIFT'), **narrow(32))
+        plain.load_state_dict(state, strict=True)
+
+
+@pytest.mark.parametrize(
+    'depth, count', [(18, 19), (34, 35), (50, 52), (101, 103), (152, 154)]
+)
+def test_sparse_are_the_convolutions_of_the_blocks(depth, count):
+    # R-18: 8 blocks of 2 and 3 shortcuts; R-50: 16 blocks of 3 and 4.
+    model = build(CLS, family='wide', depth=depth, **narrow(2))
+    names = model.sparse_parameter_names()
+    assert len(names) == count
+    assert 'conv1.weight' not in names
+    assert 'layer2.0.downsample.0.weight' in names
+    assert all(model.get_parameter(name).dim() == 4 for name in names)
+
+
+def test_plugins_stay_dense():
+    plugin = dict(type='ContextBlock', ratio=1 / 4)
+    plugins = [dict(cfg=plugin, position='after_conv3')]
+    model = build(DET, family='wide', depth=50, plugins=plugins)
+    names = model.sparse_parameter_names()
+    assert len(names) == 52
+    assert not any('context' in name for name in names)
+
+
+def test_building_the_twin_leaves_the_random_state_alone():
+    model = build(CLS, family='wide', base_channels=4, stem_channels=6)
+    state = torch.get_rng_state()
+    twin = model.dense_twin()
+    assert torch.equal(state, torch.get_rng_state())
+    assert twin.conv1.out_channels == 6
+    assert twin.layer1[0].conv1.out_channels == 4
+    assert not hasattr(twin, 'family')
+
+
+def test_positional_arguments_keep_the_librarys_order():
+    kind = DET.get('SparseIFTResNet')
+    model = kind(18, 4, 10, 16, family='wide', sparsity=0.75)
+    assert model.conv1.weight.shape == (20, 4, 7, 7)
+    assert model.base_channels == 32
+    with pytest.raises(TypeError, match='in_channels'):
+        kind(18, 4, in_channels=3)
 
 
 @pytest.mark.parametrize('depth, convs', [(18, 16), (50, 48)])
@@ -209,8 +296,8 @@ def test_the_three_libraries_build_the_same_network(family):
     torch.testing.assert_close(outs[0], outs[2])
 
 
-@pytest.mark.parametrize('registry, name, _', PAIRS)
-def test_blocks_start_as_the_identity(registry, name, _):
+@pytest.mark.parametrize('registry, name', KINDS)
+def test_blocks_start_as_the_identity(registry, name):
     # As the parent's do: its last norm starts at 0. Where a ReLU is behind
     # the norms of the branches, they would be stuck there.
     x = torch.rand(2, 16, 8, 8)
@@ -261,9 +348,7 @@ def test_initialising_twice_changes_nothing(family):
 
 @pytest.mark.parametrize('family', ['factorized', 'doped'])
 def test_groups_of_the_blocks_norms_do_not_round_ranks(family):
-    kwargs = dict(
-        family=family, base_channels=64, stem_channels=64, sparsity=0.5
-    )
+    kwargs = dict(family=family, sparsity=0.5) | narrow(64)
     ranks = [
         [
             m.u.out_channels
@@ -275,48 +360,51 @@ def test_groups_of_the_blocks_norms_do_not_round_ranks(family):
     assert ranks[0] == ranks[1]
 
 
+WS = dict(type='ConvWS')
+GN32 = dict(type='GN', num_groups=32)
+
+
 @pytest.mark.parametrize(
-    'kwargs, words',
+    'family, kwargs, words',
     [
+        ('wide', dict(sparsity=1.0), r'\[0, 1\)'),
+        (None, {}, 'without a family'),
+        (None, dict(sparsity=None, inner='norm'), 'without a family'),
+        ('wide', dict(sparsity=None), 'needs a sparsity'),
+        ('wide', dict(dcn=dict(type='DCN')), 'dcn'),
+        ('wide', dict(depth=20), '18, 34, 50, 101, 152'),
+        ('wide', dict(conv_cfg=WS), 'ConvWS2d.*masks; set conv_cfg=None'),
+        ('factorized', dict(conv_cfg=WS), 'ConvWS2d.*conv_cfg=None'),
+        ('parallel', dict(sparsity=0.2), 'layer1.0.conv1: .*1/3 or more'),
         (
-            dict(family='wide', conv_cfg=dict(type='ConvWS')),
-            'ConvWS2d.*under masks; set conv_cfg=None',
-        ),
-        (
-            dict(family='parallel', sparsity=0.2),
-            'layer1.0.conv1: .*1/3 or more',
-        ),
-        (
-            dict(family='doped', base_channels=1, sparsity=0.1),
+            'doped',
+            dict(base_channels=1, sparsity=0.1),
             'layer1.0.conv1: .*larger sparsity',
         ),
-        (dict(family='wide', inner='norm'), 'no inner layers'),
-        (dict(family='parallel', sparse_factors='u'), 'no factors'),
-        (dict(family=None, sparsity=None, inner='norm'), 'without a family'),
+        ('wide', dict(inner='norm'), 'no inner layers'),
+        ('parallel', dict(sparse_factors='u'), 'no factors'),
         (
-            dict(family='factorized', conv_cfg=dict(type='ConvWS')),
-            'ConvWS2d.*conv_cfg=None',
-        ),
-        (
-            dict(
-                family='wide',
-                sparsity=0.5,
-                base_channels=64,
-                norm_cfg=dict(type='GN', num_groups=32),
-            ),
+            'wide',
+            dict(sparsity=0.5, base_channels=64, norm_cfg=GN32),
             '32 groups do not divide the width of 90',
         ),
         (
-            dict(
-                family='wide_factorized',
-                sparsity=0.9,
-                base_channels=2,
-                stem_channels=64,
-            ),
+            'wide_factorized',
+            dict(sparsity=0.9, base_channels=2, stem_channels=64),
             "flops='nominal'",
         ),
     ],
 )
-def test_mistakes_get_a_sentence(kwargs, words):
-    with pytest.raises(ValueError, match=words):
-        build(**kwargs)
+def test_mistakes_get_a_sentence(family, kwargs, words):
+    error = KeyError if 'depth' in kwargs else ValueError
+    with pytest.raises(error, match=words):
+        build(family=family, **kwargs)
+
+
+def test_a_library_that_is_missing_is_named(monkeypatch):
+    monkeypatch.setattr(sift_mm.backbones, 'find_spec', lambda name: None)
+    # A module that was imported is found without asking.
+    monkeypatch.delattr(sift_mm.backbones, 'mmdet')
+    sift_mm.backbones.register_backbones()  # Not an error.
+    with pytest.raises(ImportError, match='pip install onedl-mmdetection'):
+        _ = sift_mm.backbones.mmdet
