@@ -1,5 +1,7 @@
 """The operators as PyTorch and its users take them."""
 
+import copy
+import pickle
 import random
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -377,6 +379,25 @@ def test_a_pattern_of_another_cpu_is_refused(monkeypatch):
         layer.pattern = pattern_of(layer.case, layer.mask)
         torch.testing.assert_close(layer(layer.x), expected)
     forget()
+
+
+def test_deepcopy_and_pickle():
+    layer = Layer(STRIDED)
+    expected = all_of(layer, layer.x)
+    for other in (
+        copy.deepcopy(layer),
+        pickle.loads(pickle.dumps(layer)),
+    ):
+        assert same(all_of(other, other.x), expected)
+
+
+def test_inference_mode():
+    layer = Layer(STRIDED)
+    expected = layer(layer.x).detach()
+    with torch.inference_mode():
+        assert torch.equal(layer(layer.x), expected)
+        assert torch.equal(layer.fused(layer.x), expected)
+        assert torch.equal(layer.fused(layer.x.clone()), expected)
 
 
 def test_compiled_without_a_graph_break_or_a_second_compilation():

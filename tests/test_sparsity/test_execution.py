@@ -176,6 +176,23 @@ def test_every_mixture_of_products_has_the_gradients_of_float64():
                 torch.testing.assert_close(one.double(), other, **rounding)
 
 
+def test_the_operator_passes_opcheck():
+    torch.manual_seed(0)
+    geometry = Geometry.of((3, 3), (1, 1), (1, 1, 1, 1))
+    weight = torch.randn(4, 3, 3, 3)
+    mask = torch.rand_like(weight) < 0.5
+    arguments = (
+        torch.randn(2, 3, 5, 5, requires_grad=True),
+        (weight * mask).requires_grad_(),
+        torch.randn(4, requires_grad=True),
+        make_pattern(mask, geometry),
+        geometry.numbers(),
+        (True, True, False),
+        True,
+    )
+    torch.library.opcheck(masked_layer, arguments)
+
+
 def test_a_step_that_rigl_updates_on_has_the_dense_gradient(calls):
     parts = model, optimizer, sparse = training('sparse', interval=3)
     twin = training('dense', interval=3)

@@ -17,6 +17,24 @@ def test_density_is_that_of_all_weights_together():
     assert density(masks) == 0.25
 
 
+def test_history_by_hand():
+    # Ten weights, a number that is no multiple of eight.
+    history = MaskHistory({'a': mask('110000'), 'b': mask('1100')})
+    assert history.itop_rate() == history.degree_of_constraint() == 0.4
+    # a moves one: ever 1110 00, always 1000 00.
+    history.record('a', mask('101000'))
+    assert history.itop_rate() == pytest.approx(0.5)
+    assert history.degree_of_constraint() == pytest.approx(0.3)
+    # It comes back: a weight that was away is not always active any more.
+    history.record('a', mask('110000'))
+    assert history.itop_rate() == pytest.approx(0.5)
+    assert history.degree_of_constraint() == pytest.approx(0.3)
+    # b moves both, to the end: ever 1111, always 0000.
+    history.record('b', mask('0011'))
+    assert history.itop_rate() == pytest.approx(0.7)
+    assert history.degree_of_constraint() == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize('seed', range(5))
 def test_history_against_plain_or_and_and(seed):
     generator = torch.Generator().manual_seed(seed)
