@@ -63,10 +63,7 @@ def add_config_options(
 ) -> None:
     """Adds ``config`` and what changes it, which every tool has.
 
-    Args:
-        parser (ArgumentParser): The tool's.
-        interval (bool): Whether ``--interval`` is that of mask updates; a
-            tool may have another option of this name.
+    ``--interval`` is that of mask updates, but for a tool that has another.
     """
     parser.add_argument('config', help='path of the config file')
     parser.add_argument(

@@ -14,14 +14,9 @@ from sift_mm.config.nodes import walk
 
 
 def arguments(cfg: Config, kind: Any) -> dict[str, Any]:
-    """Defaults of what a module takes, those of its base classes included.
+    """Defaults of what a module of a ``type`` and its base classes take.
 
-    Args:
-        cfg (Config): Config of a run.
-        kind (str | Callable): ``type`` of the module.
-
-    Returns:
-        dict[str, Any]: By name, ``inspect.Parameter.empty`` without.
+    That of an argument without one is ``inspect.Parameter.empty``.
     """
     maker = _maker(cfg, MODELS, kind)
     known = parameters(maker) if callable(maker) else {}

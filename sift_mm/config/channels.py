@@ -56,12 +56,10 @@ def _channels(node: Any, key: str) -> dict[str, int]:
 def follow(model: Any, backbone: Any, dense: bool = False) -> dict[int, int]:
     """Let what reads a backbone follow its widths.
 
-    The config may be written for the dense network, for the one that it is
-    now, or for the same one of another width: the one that explains the most
-    of its numbers.
-
     Args:
-        model (dict): ``model`` of a config, changed in place.
+        model (dict): ``model`` of a config, changed in place. It may be
+            written for the dense network, for the one that it is now, or for
+            one of another width: what explains the most of its numbers.
         backbone (nn.Module): A SparseIFTResNet.
         dense (bool): Whether to follow the widths of its dense network.
 
@@ -89,11 +87,7 @@ def follow(model: Any, backbone: Any, dense: bool = False) -> dict[int, int]:
 
 
 def build_backbone(cfg: Config) -> Any:
-    """The backbone of a config, its weights without meaning.
-
-    Raises:
-        ValueError: If a type or an argument of the config is unknown.
-    """
+    """The backbone of a config, as :func:`build` builds it."""
     return build(cfg, cfg.model.backbone)
 
 
@@ -135,12 +129,10 @@ def build(cfg: Config, node: Any = None) -> nn.Module:
 def fit_channels(cfg: Config) -> None:
     """Let neck and heads read what the backbone gives, in place.
 
-    A backbone of another type than SparseIFTResNet gives what its dense one
-    does.
-
     Raises:
         Mistake: If a layer cannot follow, see :func:`check_channels`.
     """
+    # One of another type gives what its dense one does.
     if 'SparseIFTResNet' not in str(cfg.model.get('backbone', {}).get('type')):
         return
     unfit = _fit(cfg, build_backbone(cfg))
@@ -185,10 +177,7 @@ def _all_channels(model: Any) -> dict[str, int]:
 def what_fits(cfg: Config, backbone: Any, misfit: tuple[str, int, int]) -> str:
     """What to write in a config that does not fit; '' if that is not known.
 
-    Args:
-        cfg (Config): The config.
-        backbone (nn.Module): The one that it describes.
-        misfit (tuple[str, int, int]): As :func:`find_misfit` has it.
+    The ``misfit`` is as :func:`find_misfit` has it.
     """
     name, reads, gets = misfit
     now = reader_channels(cfg.model)

@@ -17,12 +17,10 @@ from sift_mm.resuming import check_resumable
 def check_checkpoint(path: str) -> None:
     """Stops with a sentence if a local checkpoint cannot be read.
 
-    Args:
-        path (str): Path, or an address such as ``https://`` or
-            ``torchvision://``, which is left to MMEngine.
+    An address such as ``torchvision://`` is left to MMEngine.
 
     Raises:
-        Mistake: If it is a path and there is no such file, or a bad one.
+        Mistake: If there is no such file, or a bad one.
     """
     if not _is_address(path):
         read(path)
@@ -157,11 +155,8 @@ def _progress(path: Path) -> int:
 def check_pretrained(cfg: Config) -> None:
     """Stops with a sentence if weights to start from cannot be read.
 
-    A run that is resumed needs them no more, and is told to leave those that
-    are gone.
-
-    Args:
-        cfg (Config): Config of a run, changed in place.
+    A run that is resumed needs them no more, and is told, in its config, to
+    leave those that are gone.
 
     Raises:
         Mistake: If a local file that the model or the run starts from does

@@ -94,16 +94,12 @@ def _describe(cfg: dict) -> str:
 def check_data(cfg: Config, phases: Iterable[str]) -> None:
     """Stops before anything is built if data of a run is missing.
 
-    Only local paths are looked at; a dataset that fetches itself or reads
-    through a remote backend passes.
-
-    Args:
-        cfg (Config): Config of the run.
-        phases (Iterable[str]): Those of 'train', 'val' and 'test' whose
-            data loader the run will use.
+    Only local paths are looked at, of the data loaders of some of 'train',
+    'val' and 'test'; a dataset that fetches itself or reads through a remote
+    backend passes.
 
     Raises:
-        Mistake: With one sentence, if something is missing.
+        Mistake: If something is missing.
     """
     missing: dict[str, dict[str, None]] = {}
     prepared = set()

@@ -38,15 +38,7 @@ def _without_noise() -> Iterator[None]:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Reads the config that the options of a command line name.
-
-    Args:
-        args (argparse.Namespace): Of
-            :func:`~sift_mm.cli.options.add_config_options`.
-
-    Raises:
-        Mistake: As :func:`read_config`.
-    """
+    """As :func:`read_config`, by the options of ``add_config_options``."""
     member = MemberOptions.of_args(args)
     return read_config(args.config, args.cfg_options, **vars(member))
 
