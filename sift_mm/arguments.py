@@ -112,8 +112,7 @@ def _is_sparsity(value: Any) -> bool:
 Share = Annotated[
     float,
     Check(
-        'a share, a number in [0, 1]',
-        lambda v: _is_number(v) and 0 <= v <= 1,
+        'a share, a number in [0, 1]', lambda v: _is_number(v) and 0 <= v <= 1
     ),
 ]
 End = Annotated[
@@ -276,9 +275,7 @@ def read_arguments(
 
 
 def _read_all(
-    who: str,
-    known: Mapping[str, inspect.Parameter],
-    given: Mapping[str, Any],
+    who: str, known: Mapping[str, inspect.Parameter], given: Mapping[str, Any]
 ) -> dict[str, Any]:
     named = {
         name: p
