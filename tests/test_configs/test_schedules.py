@@ -5,8 +5,6 @@ schedulers, with no training in between.
 """
 
 import math
-from pathlib import Path
-from typing import Any
 
 import pytest
 from minirun import ROOT
@@ -41,18 +39,18 @@ RIGL = dict(
 )
 
 
-def read(path: Path) -> Config:
+def read(path):
     cfg = Config.fromfile(path)
     import_library(cfg)
     return cfg
 
 
-def walk(cfg: Config, epoch_length: int) -> list[float]:
+def walk(cfg, epoch_length):
     """The learning rate of every iteration of a run."""
     in_float32(cfg)
     weight = nn.Linear(1, 1, bias=False)
     optimizer = build_optim_wrapper(weight, cfg.optim_wrapper).optimizer
-    scheduler_cfg: Any = dict(cfg.param_scheduler)
+    scheduler_cfg = dict(cfg.param_scheduler)
     kind = PARAM_SCHEDULERS.get(scheduler_cfg.pop('type'))
     if scheduler_cfg.pop('convert_to_iter_based', False):
         scheduler = kind.build_iter_from_epoch(
@@ -72,7 +70,7 @@ def walk(cfg: Config, epoch_length: int) -> list[float]:
     return rates
 
 
-def test_cifar100_rates() -> None:
+def test_cifar100_rates():
     cfg = read(CIFAR)
     length = math.ceil(50_000 / cfg.train_dataloader.batch_size)
     assert length == 391
@@ -84,7 +82,7 @@ def test_cifar100_rates() -> None:
         assert found == pytest.approx(391 * [rate], rel=1e-9), epoch
 
 
-def test_imagenet_rates() -> None:
+def test_imagenet_rates():
     cfg = read(IMAGENET[0])
     for path in IMAGENET[1:]:
         assert read(path).param_scheduler == cfg.param_scheduler
@@ -102,7 +100,7 @@ def test_imagenet_rates() -> None:
         assert rates[i] == pytest.approx(by_hand, rel=1e-6, abs=1e-10), i
 
 
-def test_the_recipe_of_cifar100() -> None:
+def test_the_recipe_of_cifar100():
     cfg = read(CIFAR)
     sgd = dict(type='SGD', lr=0.1, momentum=0.9, weight_decay=0.0005)
     assert cfg.optim_wrapper == dict(
@@ -128,7 +126,7 @@ def test_the_recipe_of_cifar100() -> None:
 
 
 @pytest.mark.parametrize('path', IMAGENET, ids=lambda path: path.stem)
-def test_the_recipe_of_imagenet(path: Path) -> None:
+def test_the_recipe_of_imagenet(path):
     cfg = read(path)
     sgd = dict(type='SGD', lr=0.256, momentum=0.875)
     sgd['weight_decay'] = 1 / 2**15  # 3.0517578125e-05
@@ -164,7 +162,7 @@ def test_the_recipe_of_imagenet(path: Path) -> None:
 
 
 @pytest.mark.parametrize('path', [CIFAR, IMAGENET[0]], ids=lambda p: p.stem)
-def test_validation_reads_other_images(path: Path, in_checkout: None) -> None:
+def test_validation_reads_other_images(path, in_checkout):
     from mmpretrain.registry import DATASETS
 
     cfg = read(path)
@@ -177,7 +175,7 @@ def test_validation_reads_other_images(path: Path, in_checkout: None) -> None:
 
 
 @pytest.mark.parametrize('path', [CIFAR, *IMAGENET], ids=lambda p: p.stem)
-def test_siblings_are_trained_alike(path: Path) -> None:
+def test_siblings_are_trained_alike(path):
     dense = read(path)
     network = path.name.partition('_')[0]
     siblings = sorted(path.parent.glob(f'{network}-sift-*.py'))

@@ -17,19 +17,19 @@ COCO = dict(
 )
 
 
-def loaders(**datasets: dict) -> Config:
+def loaders(**datasets):
     return Config(
         {f'{k}_dataloader': dict(dataset=v) for k, v in datasets.items()}
     )
 
 
-def message(cfg: Config, *phases: str) -> str:
+def message(cfg, *phases):
     with pytest.raises(Mistake) as stop:
         check_data(cfg, phases)
     return str(stop.value)
 
 
-def test_wrappers_are_opened() -> None:
+def test_wrappers_are_opened():
     coco, voc = dict(type='CocoDataset'), dict(type='VOCDataset')
     cfg = dict(
         type='RepeatDataset',
@@ -41,7 +41,7 @@ def test_wrappers_are_opened() -> None:
     assert list(leaf_datasets(cfg)) == [coco, voc]
 
 
-def test_complete_sets_pass(data: dict[str, Path]) -> None:
+def test_complete_sets_pass(data):
     root = str(data['mmdet'])
     coco = loaders(train=dict(COCO, data_root=root))
     check_data(coco, ['train'])
@@ -51,7 +51,7 @@ def test_complete_sets_pass(data: dict[str, Path]) -> None:
     check_data(loaders(test=imagenet), ['test'])
 
 
-def test_coco_sentence(tmp_path: Path) -> None:
+def test_coco_sentence(tmp_path):
     val = dict(
         type='CocoDataset',
         data_root=str(tmp_path / 'coco'),
@@ -70,7 +70,7 @@ def test_coco_sentence(tmp_path: Path) -> None:
     assert 'val2017' not in message(cfg, 'train')
 
 
-def test_cityscapes_sentence(tmp_path: Path) -> None:
+def test_cityscapes_sentence(tmp_path):
     cfg = loaders(
         train=dict(
             type='CityscapesDataset',
@@ -85,7 +85,7 @@ def test_cityscapes_sentence(tmp_path: Path) -> None:
     assert text.count('Cityscapes') == 1
 
 
-def test_empty_folder_is_missing(tmp_path: Path) -> None:
+def test_empty_folder_is_missing(tmp_path):
     (tmp_path / 'train').mkdir()
     cfg = loaders(
         train=dict(type='ImageNet', data_root=str(tmp_path), split='train')
@@ -95,7 +95,7 @@ def test_empty_folder_is_missing(tmp_path: Path) -> None:
     check_data(cfg, ['train'])
 
 
-def test_relative_root_is_shown_in_full() -> None:
+def test_relative_root_is_shown_in_full():
     cfg = loaders(train=dict(COCO, data_root='data/coco/'))
     assert f'looked in {Path.cwd()}/data/coco,' in message(cfg, 'train')
 
@@ -109,10 +109,10 @@ def test_relative_root_is_shown_in_full() -> None:
         dict(type='ToyDataset', num_samples=3),
     ],
 )
-def test_what_is_not_local_passes(dataset: dict) -> None:
+def test_what_is_not_local_passes(dataset):
     check_data(loaders(train=dataset), ['train'])
 
 
-def test_cifar_that_may_not_be_fetched() -> None:
+def test_cifar_that_may_not_be_fetched():
     cfg = loaders(train=dict(type='CIFAR100', data_root='x', download=False))
     assert 'the CIFAR100 data' in message(cfg, 'train')

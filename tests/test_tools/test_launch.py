@@ -1,7 +1,6 @@
 """Tests of the shell scripts: real processes, and a Slurm of our own."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from minirun import ROOT, free_port, run_script
 TOOLS = ROOT / 'tools'
 
 
-def test_dist_train(configs: dict[str, str], tmp_path: Path) -> None:
+def test_dist_train(configs, tmp_path):
     done = run_script(
         'bash', TOOLS / 'dist_train.sh', configs['mmseg'], 2,
         '--work-dir', tmp_path,
@@ -37,13 +36,13 @@ def test_dist_train(configs: dict[str, str], tmp_path: Path) -> None:
         ('slurm_test.sh', 'PARTITION JOB_NAME CONFIG CHECKPOINT'),
     ],
 )
-def test_usage(script: str, words: str) -> None:
+def test_usage(script, words):
     done = run_script('bash', TOOLS / script, 'one')
     assert done.returncode == 2
     assert done.stderr.startswith(f'Usage: tools/{script} {words}')
 
 
-def echo(path: Path) -> Path:
+def echo(path):
     """Writes a program that says its arguments, one a line."""
     path.parent.mkdir()
     path.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
@@ -51,7 +50,7 @@ def echo(path: Path) -> Path:
     return path
 
 
-def test_dist_test(tmp_path: Path) -> None:
+def test_dist_test(tmp_path):
     done = run_script(
         'bash', TOOLS / 'dist_test.sh', 'cfg.py', 'c.pth', 8, '--out', 'a b',
         PYTHON=str(echo(tmp_path / 'bin' / 'python')), NNODES='2',
@@ -66,13 +65,13 @@ def test_dist_test(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def slurm(tmp_path: Path) -> str:
+def slurm(tmp_path):
     """A PATH with an srun that says its arguments."""
     srun = echo(tmp_path / 'bin' / 'srun')
     return f'{srun.parent}:{os.environ["PATH"]}'
 
 
-def test_slurm_train(slurm: str) -> None:
+def test_slurm_train(slurm):
     done = run_script(
         'bash', TOOLS / 'slurm_train.sh', 'gpu', 'job', 'cfg.py', 'a dir',
         '--cfg-options', 'a=[1, 2]', PATH=slurm, GPUS='4',
@@ -87,7 +86,7 @@ def test_slurm_train(slurm: str) -> None:
     ]  # fmt: skip
 
 
-def test_slurm_test(slurm: str) -> None:
+def test_slurm_test(slurm):
     done = run_script(
         'bash', TOOLS / 'slurm_test.sh', 'gpu', 'job', 'cfg.py', 'c.pth',
         '--tta', PATH=slurm, GPUS='16', PYTHON='python',
