@@ -12,7 +12,6 @@ from sift_mm.analysis import speed
 from sift_mm.analysis.model_forward import call_model
 from sift_mm.cli import benchmark
 
-pytestmark = pytest.mark.usefixtures('fresh_process')
 NOWHERE = Path('nowhere')
 FEW = ['--rounds', '2', '--shape', '32', '64']
 

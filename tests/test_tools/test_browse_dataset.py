@@ -7,8 +7,6 @@ from PIL import Image
 
 from sift_mm.cli import browse_dataset
 
-pytestmark = pytest.mark.usefixtures('fresh_process')
-
 
 @pytest.mark.parametrize(
     'scope, phase, expected',

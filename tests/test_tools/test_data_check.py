@@ -8,8 +8,6 @@ from mmengine.config import Config
 from sift_mm.config.data import check_data, leaf_datasets
 from sift_mm.errors import Mistake
 
-pytestmark = pytest.mark.usefixtures('fresh_process')
-
 COCO = dict(
     type='CocoDataset',
     ann_file='annotations/instances_train2017.json',

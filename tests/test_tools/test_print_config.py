@@ -7,8 +7,6 @@ from mmengine.config import Config
 
 from sift_mm.cli import print_config
 
-pytestmark = pytest.mark.usefixtures('fresh_process')
-
 
 def test_prints_and_saves(tmp_path, capsys):
     (tmp_path / 'base.py').write_text('a = dict(b=1, c=2)')

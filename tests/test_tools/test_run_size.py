@@ -10,8 +10,6 @@ from sift_mm.config.images import (
     schedule_samples,
 )
 
-pytestmark = pytest.mark.usefixtures('fresh_process')
-
 COCO = dict(type='CocoDataset', ann_file='instances_train2017.json')
 IMAGENET = dict(type='ImageNet', split='train')
 STREETS = dict(

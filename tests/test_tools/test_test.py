@@ -18,8 +18,6 @@ from sift_mm.config.tta import flip_pipeline
 from sift_mm.engine.cost_hook import CostHook
 from sift_mm.errors import Mistake
 
-pytestmark = pytest.mark.usefixtures('fresh_process')
-
 
 def test_mmdet(runs, tmp_path):
     run = runs['mmdet']

@@ -21,8 +21,6 @@ from sift_mm.config.checkpoints import find_start
 from sift_mm.engine import launch, precision
 from sift_mm.errors import Mistake
 
-pytestmark = pytest.mark.usefixtures('fresh_process')
-
 
 def merged(text, *options):
     """Config of a file with this text and these options."""
@@ -300,14 +298,3 @@ def test_console_scripts_are_functions_of_the_command_lines(
         script()
     assert stop.value.code == 0
     assert 'usage: command' in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    'path', [str(p.relative_to(ROOT)) for p in sorted(
-        (ROOT / 'tools').rglob('*.py')) if p.name != 'setup_env.py']
-)  # fmt: skip
-def test_scripts_are_shims(path):
-    text = (ROOT / path).read_text()
-    assert 'from sift_mm.cli.' in text
-    assert 'sys.path' not in text
-    assert len(text.splitlines()) <= 10
