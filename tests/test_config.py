@@ -15,7 +15,6 @@ from sift_mm.config.reading import load_config, load_run_config
 from sift_mm.errors import Mistake
 
 WIDE = '--family', 'wide', '--sparsity', '0.75'
-FIVE = *WIDE, '--interval', '5'
 PRETRAINED = dict(type='Pretrained', checkpoint='mine.pth', prefix='backbone.')
 RETINANET = 'mmdet::retinanet/retinanet_r18_fpn_1x_coco.py'
 
@@ -340,54 +339,54 @@ def test_direct_options_of_the_member(tmp_path):
     'argv, words',
     [
         (
-            [*WIDE, '--cfg-options', 'model.neck.in_channels=[8,16,32,64]'],
+            'WIDE --cfg-options model.neck.in_channels=[8,16,32,64]',
             r'in_channels=.* does not hold: with --family wide --sparsity '
             r'0.75 it becomes \[16, 32, 64, 128\]; leave one out',
         ),
         (
-            [*WIDE, '--cfg-options', 'model.backbone.family=parallel'],
+            'WIDE --cfg-options model.backbone.family=parallel',
             '--family wide and --cfg-options model.backbone.family=parallel',
         ),
         (
-            [*FIVE, '--cfg-options', 'custom_hooks.0.interval=6'],
+            'WIDE --interval 5 --cfg-options custom_hooks.0.interval=6',
             '--interval 5 and --cfg-options custom_hooks.0.interval=6',
         ),
         (
-            [*FIVE, '--hook', 'interval=6'],
+            'WIDE --interval 5 --hook interval=6',
             '--interval 5 and --hook interval=6 contradict',
         ),
         (
-            [*WIDE, *'--pretrained a.pth --cfg-options load_from=b'.split()],
-            'load_from=b does not hold: with --pretrained a.pth',
+            'WIDE --pretrained a.pth --cfg-options load_from=b.pth',
+            'load_from=b.pth does not hold: with --pretrained a.pth',
         ),
         (
-            [*WIDE, '--cfg-options', 'load_from=https://a/b.pth'],
+            'WIDE --cfg-options load_from=https://a/b.pth',
             'load_from=https://a/b.pth does not hold: with --family wide',
         ),
         (
-            [*WIDE, '--cfg-options', 'custom_hooks.3.interval=6'],
+            'WIDE --cfg-options custom_hooks.3.interval=6',
             'custom_hooks has 1 entries',
         ),
         (
-            ['--cfg-options', 'custom_hooks.0.interval=6'],
+            '--cfg-options custom_hooks.0.interval=6',
             'custom_hooks.0.interval=6: the config has no custom_hooks',
         ),
         (
-            ['--cfg-options', 'model.backbone.depth.x=1'],
+            '--cfg-options model.backbone.depth.x=1',
             'model.backbone.depth is 18 and has no x',
         ),
         (
-            ['--cfg-options', 'modle.backbone.depth=1'],
+            '--cfg-options modle.backbone.depth=1',
             'the config has no modle: did you mean model?',
         ),
-        (['--hook', 'intervall=5'], 'did you mean interval?'),
-        (['--interval', '5'], 'family=None'),
-        (['--sparsity', '0.9'], 'mmdet_mini.py: .*give both'),
+        ('--hook intervall=5', 'did you mean interval?'),
+        ('--interval 5', 'family=None'),
+        ('--sparsity 0.9', 'mmdet_mini.py: .*give both'),
     ],
 )
 def test_what_would_not_hold_is_said(argv, words, mini):
     with pytest.raises(Mistake, match=words):
-        mini('mmdet', *argv)
+        mini('mmdet', *argv.replace('WIDE', ' '.join(WIDE)).split())
 
 
 def test_a_config_of_a_library_is_read_in_its_scope():

@@ -40,7 +40,7 @@ def classifier(family: str, sparsity: float, **width: int) -> dict[str, dict]:
     Returns:
         dict: Backbone and head.
     """
-    backbone, out = _backbone(family, sparsity, **width)
+    backbone, out = _backbone(family, sparsity, None, **width)
     return dict(backbone=backbone, head=dict(in_channels=out[3]))
 
 
