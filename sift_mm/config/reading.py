@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import os.path as osp
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -100,15 +101,8 @@ def read_config(
 
 def _library_of(path: str) -> str | None:
     """The library that ships a config, by its folder of configs."""
-    parts = osp.abspath(path).split(osp.sep)
-    return next(
-        (
-            library
-            for library, inner in zip(parts, parts[1:], strict=False)
-            if library in PACKAGES and inner == '.mim'
-        ),
-        None,
-    )
+    found = re.search(rf'/({"|".join(PACKAGES)})/\.mim/', osp.abspath(path))
+    return found and found[1]
 
 
 def import_library(cfg: Config) -> None:
