@@ -18,10 +18,7 @@ from sift_mm.cli import browse_dataset
          + ['n01443537_0.JPEG']),
     ],
 )  # fmt: skip
-def test_saves_samples(
-    scope, phase, expected, configs,
-    tmp_path,
-):  # fmt: skip
+def test_saves_samples(scope, phase, expected, configs, tmp_path):
     out = tmp_path / 'drawn'
     browse_dataset.main(
         [configs[scope], '--output-dir', str(out), '--not-show']

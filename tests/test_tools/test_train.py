@@ -263,8 +263,7 @@ def test_a_process_group_is_ended_once_nobody_needs_it(
 
     def build_and_see(cfg):
         runner = build(cfg)
-        runners.append(weakref.ref(runner))
-        runners.append(weakref.ref(runner.model))
+        runners.extend(map(weakref.ref, (runner, runner.model)))
         return runner
 
     def end_and_see():
@@ -284,14 +283,11 @@ def test_a_process_group_is_ended_once_nobody_needs_it(
     assert left == [None] * 6
 
 
-@pytest.mark.parametrize(
-    'name', sorted(tomllib.loads((ROOT / 'pyproject.toml').read_text())
-                   ['project']['scripts'].values())
-)  # fmt: skip
-def test_console_scripts_are_functions_of_the_command_lines(
-    name, monkeypatch,
-    capsys,
-):  # fmt: skip
+PROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+
+
+@pytest.mark.parametrize('name', sorted(PROJECT['scripts'].values()))
+def test_console_scripts_are_the_command_lines(name, monkeypatch, capsys):
     script = EntryPoint('name', name, 'console_scripts').load()
     monkeypatch.setattr(sys, 'argv', ['command', '--help'])
     with pytest.raises(SystemExit) as stop:
