@@ -7,6 +7,7 @@ from unittest import mock
 import minisets
 import numpy as np
 import pytest
+from datafiles import idx
 from narrow import shallow
 from PIL import Image
 
@@ -32,16 +33,10 @@ def mini_fashion_mnist(root, train=4, test=2):
     root.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name, number in (('train', train), ('t10k', test)):
-        for what, shape, limit in (
-            ('images-idx3', (number, 28, 28), 256),
-            ('labels-idx1', (number,), 10),
-        ):
-            values = rng.integers(0, limit, shape, np.uint8)
-            # Two zeros, 8 for bytes, and the number of dimensions.
-            head = bytes([0, 0, 8, len(shape)])
-            sizes = np.array(shape, '>i4').tobytes()
-            path = root / f'{name}-{what}-ubyte'
-            path.write_bytes(head + sizes + values.tobytes())
+        images = rng.integers(0, 256, (number, 28, 28), np.uint8)
+        labels = rng.integers(0, 10, number, np.uint8)
+        (root / f'{name}-images-idx3-ubyte').write_bytes(idx(images))
+        (root / f'{name}-labels-idx1-ubyte').write_bytes(idx(labels))
 
 
 def mini_tree_crowns(root, train=4, val=2):
