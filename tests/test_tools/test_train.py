@@ -1,6 +1,7 @@
 """Tests of tools/train.py: its options, and real runs."""
 
 import json
+import runpy
 import sys
 import tomllib
 import weakref
@@ -294,3 +295,10 @@ def test_console_scripts_are_the_command_lines(name, monkeypatch, capsys):
         script()
     assert stop.value.code == 0
     assert 'usage: command' in capsys.readouterr().out
+
+
+def test_scripts_are_the_command_lines():
+    for path in (ROOT / 'tools').rglob('*.py'):
+        if path.name != 'setup_env.py':
+            main = runpy.run_path(str(path))['main']
+            assert main.__module__ == f'sift_mm.cli.{path.stem}'
