@@ -112,8 +112,7 @@ def _is_sparsity(value: Any) -> bool:
 Share = Annotated[
     float,
     Check(
-        'a share, a number in [0, 1]',
-        lambda v: _is_number(v) and 0 <= v <= 1,
+        'a share, a number in [0, 1]', lambda v: _is_number(v) and 0 <= v <= 1
     ),
 ]
 End = Annotated[
@@ -266,10 +265,7 @@ def read_arguments(
 ) -> dict[str, Any]:
     """The arguments of a class or a function, as :func:`read` has them.
 
-    Args:
-        maker (Callable): The class or function.
-        given (Mapping): Arguments as a config has them.
-        who (str, optional): Name of the maker, for messages.
+    In messages its name is ``who``, by default its own.
 
     Raises:
         ValueError: If there is no such argument, one is missing, or one is
@@ -279,9 +275,7 @@ def read_arguments(
 
 
 def _read_all(
-    who: str,
-    known: Mapping[str, inspect.Parameter],
-    given: Mapping[str, Any],
+    who: str, known: Mapping[str, inspect.Parameter], given: Mapping[str, Any]
 ) -> dict[str, Any]:
     named = {
         name: p
@@ -333,13 +327,8 @@ def matching(
 ) -> set[str]:
     """The names that glob patterns match.
 
-    Args:
-        patterns (Sequence[str]): As ``include`` and ``exclude`` have them.
-        names (Iterable[str]): All that there are.
-        nothing (str): What a pattern matches that matches none of them.
-
     Raises:
-        ValueError: If a pattern matches no name.
+        ValueError: If a pattern matches no name, but ``nothing``.
     """
     if isinstance(patterns, str):
         raise Mistake(
@@ -359,11 +348,7 @@ def matching(
 
 
 def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Refuses a name that is not known, with the nearest that is.
-
-    Raises:
-        ValueError: If there is one.
-    """
+    """Raises ValueError at a name that is not known, with the nearest."""
     known = list(known)
     for name in names:
         if name not in known:

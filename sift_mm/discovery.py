@@ -9,12 +9,8 @@ def import_modules(package: str, optional: Collection[str] = ()) -> None:
     """Import all modules of a package, in alphabetical order.
 
     To be called at the end of the package's ``__init__``, after what its
-    modules may import from it.
-
-    Args:
-        package (str): Full name, ``__name__`` in its ``__init__``.
-        optional (Collection[str]): Top-level packages that need not be
-            installed; a module that imports a missing one is left out.
+    modules may import from it. A module that imports one of the ``optional``
+    packages is left out where that is not installed.
 
     Raises:
         ImportError: If a module cannot be imported for another reason.

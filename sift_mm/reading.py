@@ -44,9 +44,6 @@ def read(path: str | Path, map_location: Any = 'cpu') -> dict[str, Any]:
 def load_compact(path: str | Path) -> dict[str, Tensor]:
     """The ``state_dict`` of a compact file, or of any other checkpoint.
 
-    Args:
-        path (str | Path): Local path.
-
     Returns:
         dict: Dense tensors by name, as the unmodified libraries load them.
 
@@ -63,11 +60,8 @@ def load_compact(path: str | Path) -> dict[str, Tensor]:
 def safely(path: str) -> Iterator[None]:
     """Let ``torch.load`` build what a checkpoint of MMEngine holds.
 
-    Args:
-        path (str): Path or address, for the message.
-
     Raises:
-        Mistake: In place of any error.
+        Mistake: In place of any error, with the path or address.
     """
     try:
         with torch.serialization.safe_globals(_not_yet_allowed()):
@@ -90,10 +84,6 @@ def safely(path: str) -> Iterator[None]:
 
 def with_weights(checkpoint: Any, path: str) -> dict[str, Any]:
     """A checkpoint as it was read, expanded, if there are weights in it.
-
-    Args:
-        checkpoint (Any): What was in the file.
-        path (str): Path or address, for the message.
 
     Raises:
         Mistake: If it holds no tensors by name.

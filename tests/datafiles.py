@@ -5,6 +5,8 @@ import io
 import tarfile
 import zipfile
 
+import numpy as np
+
 
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
@@ -41,6 +43,13 @@ def tar_of(contents, mode='w'):
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
     return stream.getvalue()
+
+
+def idx(values):
+    """An array of bytes as MNIST's files have it."""
+    # Two zeros, 8 for bytes, and the number of dimensions.
+    head = bytes([0, 0, 8, values.ndim])
+    return head + np.array(values.shape, '>i4').tobytes() + values.tobytes()
 
 
 def fail_after(number, function, error=OSError):

@@ -88,13 +88,7 @@ def say(text: str) -> None:
 
 
 def probe() -> dict[str, str]:
-    """See what `.venv` holds and whether it works.
-
-    Returns:
-        `python`, such as `cp311`, and `device`, such as `cpu` or
-        `cuda13.0-sm9.0`; the versions `torch` and `mmcv`, of those that are
-        there; `cv2_error` and `error`, of what does not load or work.
-    """
+    """See what `.venv` holds, as PROBE tells it, and whether it works."""
     if not PYTHON.exists():
         return {'error': 'there is none'}
     done = subprocess.run(

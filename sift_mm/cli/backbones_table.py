@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from sift_mm.cli.entry import Parser, entry_point
+from sift_mm.cli.isoflop_table import ROOT, write_table
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.layers import Composite, Wide
 from sift_mm.sparsity import Uniform
 
-ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / 'docs' / 'backbones.md'
 FAMILIES = ('wide', 'parallel', 'factorized', 'doped')
 # As the libraries' own configs have them.
 NETWORKS: dict[str, dict[str, Any]] = {
@@ -85,19 +86,6 @@ REFUSALS = {
     'Res2Net-50': 'its blocks split each width into parts of a fixed size',
     'STDC1': "the output of each of its layers is part of its block's",
 }
-HEAD = """# Any backbone
-
-`dict(type='SparseIFT', backbone=<a library's own config>, family='wide', sparsity=0.75)` builds the library's network and
-replaces its layers by the member's; what it reads and gives, and the names of what was not replaced, stay, so that neck and
-heads fit as they are. `--family wide --sparsity 0.75` does it to a config whose backbone is no ResNet (ResNets become
-`SparseIFTResNet`, whose features grow). The dense twin, whose FLOPs the masks are solved for, is the inner config. A checkpoint
-of this network is loaded by `init_cfg=dict(type='Pretrained', ...)` of `SparseIFT`, its keys checked.
-
-Written by `python tools/analysis/backbones_table.py`, not by hand: the layers that are replaced at 0.75, and, after masks are
-solved, FLOPs over those of the dense twin at 224 x 224. 'wide' widens the inside of blocks: of feed-forward pairs, also
-with a depthwise convolution between, and of residual blocks. 'parallel' is linear here unless `inner` says otherwise.
-
-"""  # noqa: E501
 
 
 def cell(network: str, family: str) -> str:
@@ -130,12 +118,10 @@ def row(network: str) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Writes the table, row by row."""
     parser = Parser(description=__doc__)
-    parser.add_argument(
-        '--out', type=Path, default=ROOT / 'docs' / 'backbones.md'
-    )
+    parser.add_argument('--out', type=Path, default=DOCS)
     args = parser.parse_args(argv)
-    lines = [f'| network | {" | ".join(FAMILIES)} |', '| --- ' * 5 + '|']
+    lines = []
     for network in NETWORKS:
         lines.append(row(network))
         print(lines[-1], flush=True)
-    args.out.write_text(HEAD + '\n'.join(lines) + '\n')
+    write_table(DOCS, args.out, lines)

@@ -3,7 +3,6 @@
 Without a checkpoint, masks are drawn at random as training would draw them.
 """
 
-import argparse
 from collections.abc import Sequence
 
 import mmengine
@@ -26,29 +25,6 @@ from sift_mm.errors import Mistake
 from sift_mm.sparsity import MaskSet
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = Parser(
-        description='Time a network on the CPU: its dense twin, executed '
-        'densely, executed on sparse kernels'
-    )
-    add_config_options(parser)
-    add = parser.add_argument
-    add('checkpoint', nargs='?', help='path of the checkpoint, if any')
-    add_shape_option(parser)
-    text = 'time neck and heads too, not the backbone alone'
-    add('--whole', action='store_true', help=text)
-    text = 'images at a time'
-    add('--batch', nargs='+', type=positive, default=[1], help=text)
-    add('--threads', type=positive, help="by default torch's")
-    add('--rounds', type=positive, default=7, help='turns that each one has')
-    add('--json', metavar='FILE', help='write the numbers')
-    args = parser.parse_args(argv)
-    if args.rounds < 2:
-        parser.error('--rounds has to be at least 2')
-    return args
-
-
 def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
     """Masks as the config's training would draw them, and weights for them."""
     hook = build_hook(cfg)
@@ -67,7 +43,24 @@ def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Times and prints."""
-    args = parse_args(argv)
+    parser = Parser(
+        description='Time a network on the CPU: its dense twin, executed '
+        'densely, executed on sparse kernels'
+    )
+    add_config_options(parser)
+    add = parser.add_argument
+    add('checkpoint', nargs='?', help='path of the checkpoint, if any')
+    add_shape_option(parser)
+    text = 'time neck and heads too, not the backbone alone'
+    add('--whole', action='store_true', help=text)
+    text = 'images at a time'
+    add('--batch', nargs='+', type=positive, default=[1], help=text)
+    add('--threads', type=positive, help="by default torch's")
+    add('--rounds', type=positive, default=7, help='turns that each one has')
+    add('--json', metavar='FILE', help='write the numbers')
+    args = parser.parse_args(argv)
+    if args.rounds < 2:
+        parser.error('--rounds has to be at least 2')
     if args.threads:
         torch.set_num_threads(args.threads)
     cfg = load_config(args)

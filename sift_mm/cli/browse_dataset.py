@@ -3,7 +3,6 @@
 What is drawn has been through the pipeline: it is what the model would see.
 """
 
-import argparse
 import os.path as osp
 import sys
 from collections.abc import Callable, Sequence
@@ -18,29 +17,6 @@ from sift_mm.cli.options import add_config_options
 from sift_mm.config.data import check_data
 from sift_mm.config.reading import import_library, load_config
 from sift_mm.errors import Mistake
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = Parser(description='Browse a dataset')
-    add_config_options(parser)
-    add = parser.add_argument
-    add('--output-dir', '-o', help='folder to write the pictures to')
-    add('--not-show', action='store_true', help='open no window')
-    add('--phase', '-p', default='train', choices=['train', 'val', 'test'])
-    text = 'how many samples; all by default'
-    add('--show-number', '-n', type=int, default=sys.maxsize, help=text)
-    text = 'seconds that each window stays'
-    add('--show-interval', '-i', type=float, default=2, help=text)
-    add(
-        '--channel-order',
-        '-c',
-        default='BGR',
-        choices=['BGR', 'RGB'],
-        help='channel order of the images: what OpenMMLab loads from files '
-        'is BGR, CIFAR is RGB',
-    )
-    return parser.parse_args(argv)
 
 
 def to_image(inputs: Any, channel_order: str) -> np.ndarray:
@@ -68,7 +44,25 @@ def to_drawable(data_sample: Any) -> Any:
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Shows or saves the samples that the command line asks for."""
-    args = parse_args(argv)
+    parser = Parser(description='Browse a dataset')
+    add_config_options(parser)
+    add = parser.add_argument
+    add('--output-dir', '-o', help='folder to write the pictures to')
+    add('--not-show', action='store_true', help='open no window')
+    add('--phase', '-p', default='train', choices=['train', 'val', 'test'])
+    text = 'how many samples; all by default'
+    add('--show-number', '-n', type=int, default=sys.maxsize, help=text)
+    text = 'seconds that each window stays'
+    add('--show-interval', '-i', type=float, default=2, help=text)
+    add(
+        '--channel-order',
+        '-c',
+        default='BGR',
+        choices=['BGR', 'RGB'],
+        help='channel order of the images: what OpenMMLab loads from files '
+        'is BGR, CIFAR is RGB',
+    )
+    args = parser.parse_args(argv)
     cfg = load_config(args)
     check_data(cfg, [args.phase])
     if not cfg.get('visualizer'):

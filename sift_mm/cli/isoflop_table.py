@@ -23,25 +23,7 @@ NETWORKS = {
     'ResNet-18 CIFAR': dict(type='SparseIFTResNet_CIFAR', depth=18),
 }
 SPARSITIES = (0.5, 0.75, 0.9)
-HEAD = """# FLOPs of every member against the dense network
-
-Written by `python tools/analysis/isoflop_table.py`, not by hand. FLOPs are
-2 x MACs of convolutions, of one image of 224 x 224 pixels (CIFAR: 32 x 32),
-of the backbone without classifier; a masked layer costs its share of active
-weights. Uniform distribution.
-
-- *layers at s*: FLOPs of the layers that the member replaces, masks drawn at
-  the nominal s, over those of the same layers of the dense network; beside
-  it the range that rounding to whole channels, branches and ranks allows.
-- *masks at*: the sparsity that `flops='match'` solves for; *ranks* where
-  there are no masks and ranks are chosen instead.
-- *nominal*, *match*: FLOPs of the whole backbone over those of the dense one,
-  with `flops='nominal'` and with `flops='match'`, the default.
-
-| network | member | s | size | layers at s | allowed | masks at | \
-nominal | match |
-| --- | --- | --- | --- | --- | --- | --- | --- | --- |
-"""
+DOCS = ROOT / 'docs' / 'isoflop.md'
 
 
 @entry_point
@@ -63,9 +45,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines.append(f'| {line} |')
         print(lines[-1], flush=True)
     whole = len(lines) == len(NETWORKS) * len(SPARSITIES) * len(families())
-    out = args.out or (ROOT / 'docs' / 'isoflop.md' if whole else None)
+    out = args.out or (DOCS if whole else None)
     if out is not None:
-        out.write_text(HEAD + '\n'.join(lines) + '\n')
+        write_table(DOCS, out, lines)
+
+
+def write_table(page: Path, out: Path, rows: Sequence[str]) -> None:
+    """Write a page of the docs anew, with these rows in its table."""
+    head, mark, _ = page.read_text().partition('--- |\n')
+    out.write_text('\n'.join([head + mark.strip(), *rows, '']))
 
 
 def row(

@@ -78,17 +78,10 @@ def batch_size(cfg: Config, name: str) -> int | None:
 
 
 def describe(path: Path) -> tuple[dict[str, Any], str]:
-    """Describes the model of a config.
-
-    Args:
-        path (Path): The config file.
-
-    Returns:
-        tuple[dict[str, Any], str]: What the metafile says of it, without
-        results, and the task.
+    """What a metafile says of a config, without results, and its task.
 
     Raises:
-        Mistake: If the data set is another one.
+        Mistake: If the data set is none that is known.
     """
     cfg = read_config(str(path))
     report = make_report(cfg)

@@ -12,7 +12,7 @@ from sift_mm.sparsity import ALGORITHMS
 
 
 def check_pairs(
-    parser: argparse.ArgumentParser, option: str | None, values: Iterable[str]
+    parser: argparse.ArgumentParser, option: str, values: Iterable[str]
 ) -> None:
     """Refuse what is no KEY=VALUE."""
     for value in values:
@@ -23,16 +23,11 @@ def check_pairs(
 class Settings(DictAction):
     """MMEngine's pairs of keys and values; anything else is refused."""
 
-    def __call__(
-        self,
-        parser: argparse.ArgumentParser,
-        namespace: argparse.Namespace,
-        values: Any,
-        option_string: str | None = None,
-    ) -> None:
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
         """Read the pairs that follow an option."""
-        check_pairs(parser, option_string, values)
-        super().__call__(parser, namespace, values, option_string)
+        _, values, option = args
+        check_pairs(parser, option, values)
+        super().__call__(parser, *args)
 
 
 def positive(text: str) -> int:
@@ -63,10 +58,7 @@ def add_config_options(
 ) -> None:
     """Adds ``config`` and what changes it, which every tool has.
 
-    Args:
-        parser (ArgumentParser): The tool's.
-        interval (bool): Whether ``--interval`` is that of mask updates; a
-            tool may have another option of this name.
+    ``--interval`` is that of mask updates, but for a tool that has another.
     """
     parser.add_argument('config', help='path of the config file')
     parser.add_argument(

@@ -40,15 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prepares a data set as the command line says.
-
-    Args:
-        argv (Sequence[str], optional): Options; by default those of the
-            process.
-
-    Raises:
-        Mistake: If it cannot be had.
-    """
+    """Prepares a data set as the command line says."""
     # What is unfinished is removed on the way out, also of a batch system's.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     options = vars(parse_args(argv))

@@ -4,7 +4,6 @@ Weights, masks and meta stay; optimizer, schedules and the history of the
 masks go. The file's hash is in its name.
 """
 
-import argparse
 import hashlib
 import os
 from collections.abc import Sequence
@@ -32,25 +31,6 @@ KEPT_OF_MASKS = (
     *('version', 'algorithm', 'placement', 'seed', 'steps'),
     *('masks', 'member', 'budget'),
 )
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
-    parser = Parser(description='Write a slim checkpoint, with the masks')
-    parser.add_argument('in_file', help='checkpoint of a run')
-    parser.add_argument(
-        'out_file',
-        type=Path,
-        help='file to be written; eight digits of its hash are added to the '
-        'name',
-    )
-    parser.add_argument(
-        '--compact',
-        action='store_true',
-        help='of masked weights, write the active ones and a bit for each; '
-        'sift_mm.load_compact() gives the libraries the state_dict',
-    )
-    return parser.parse_args(argv)
 
 
 def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
@@ -116,7 +96,18 @@ def publish(in_file: str, out_file: Path, small: bool = False) -> Path:
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Publishes as the command line says."""
-    args = parse_args(argv)
+    parser = Parser(description='Write a slim checkpoint, with the masks')
+    add = parser.add_argument
+    add('in_file', help='checkpoint of a run')
+    text = 'file to be written; eight digits of its hash are added to the name'
+    add('out_file', type=Path, help=text)
+    add(
+        '--compact',
+        action='store_true',
+        help='of masked weights, write the active ones and a bit for each; '
+        'sift_mm.load_compact() gives the libraries the state_dict',
+    )
+    args = parser.parse_args(argv)
     final = publish(args.in_file, args.out_file, args.compact)
     size = final.stat().st_size / 2**20
     print(f'Wrote {final} ({size:.1f} MiB).')

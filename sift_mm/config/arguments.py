@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from mmengine.config import Config
@@ -11,17 +10,13 @@ from mmengine.registry import HOOKS, MODELS, Registry
 from sift_mm.arguments import check_names, parameters, read_arguments
 from sift_mm.backbones.base import make_member
 from sift_mm.config.member import VARIANT
+from sift_mm.config.nodes import walk
 
 
 def arguments(cfg: Config, kind: Any) -> dict[str, Any]:
-    """Defaults of what a module takes, those of its base classes included.
+    """Defaults of what a module of a ``type`` and its base classes take.
 
-    Args:
-        cfg (Config): Config of a run.
-        kind (str | Callable): ``type`` of the module.
-
-    Returns:
-        dict[str, Any]: By name, ``inspect.Parameter.empty`` without.
+    That of an argument without one is ``inspect.Parameter.empty``.
     """
     maker = _maker(cfg, MODELS, kind)
     known = parameters(maker) if callable(maker) else {}
@@ -56,9 +51,9 @@ def check_config(cfg: Config) -> None:
         maker = _maker(cfg, HOOKS, hook.get('type'))
         if inspect.isclass(maker) and issubclass(maker, SparseTrainingHook):
             maker(**_without(hook, 'type', 'priority'))
-    for key, node in _nodes(cfg.get('model'), 'model'):
+    for key, node in walk(cfg.get('model'), 'model'):
         # Of all nodes, no others need be known to a registry of models.
-        if 'SparseIFT' in str(node.get('type')):
+        if isinstance(node, dict) and 'SparseIFT' in str(node.get('type')):
             maker = _maker(cfg, MODELS, node['type'])
             if maker is not None:
                 found = read_arguments(maker, _without(node, 'type'), key)
@@ -79,17 +74,7 @@ def refuse_unknown(cfg: Config, error: Exception) -> None:
     found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
     if found is None:
         return
-    for key, node in _nodes(cfg.model, 'model'):
-        if found[1] in node and 'type' in node:
+    for key, node in walk(cfg.model, 'model'):
+        if isinstance(node, dict) and {found[1], 'type'} <= node.keys():
             known = arguments(cfg, node['type'])
             check_names(f'{key} has no argument', [found[1]], known)
-
-
-def _nodes(node: Any, key: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """All dicts of a config, by their dotted keys."""
-    items: Any = enumerate(node) if isinstance(node, (list, tuple)) else ()
-    if isinstance(node, dict):
-        yield key, node
-        items = node.items()
-    for name, value in items:
-        yield from _nodes(value, f'{key}.{name}')

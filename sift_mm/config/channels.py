@@ -6,8 +6,8 @@ wide the features are that it reads. Those that read the backbone follow it.
 
 import copy
 import inspect
-from collections.abc import Iterator
-from dataclasses import dataclass
+import re
+from itertools import chain
 from os.path import commonprefix
 from typing import Any
 
@@ -18,90 +18,48 @@ from torch import nn
 
 from sift_mm.backbones import SparseIFTMixin
 from sift_mm.config.arguments import refuse_unknown
-from sift_mm.config.nodes import type_name
+from sift_mm.config.nodes import put, type_name, walk
 from sift_mm.engine.checks import KEY, check_channels, find_misfit
 from sift_mm.errors import Mistake
 
 # What else a model has, beside its heads.
 NO_HEADS = ('backbone', 'neck', 'data_preprocessor')
 
-Leaf = tuple[Any, Any, str]  # Its container, its place there, its whole key.
+# A key below a module that says how wide what it reads is.
+READS = re.compile(rf'\.\w*{KEY}(\.|$)')
 
 
-@dataclass
-class InTuple:
-    """A tuple of a config as what contains its numbers, which can be set.
-
-    It stays a tuple, as some modules insist on.
-    """
-
-    node: Any
-    name: str
-
-    @property
-    def numbers(self) -> tuple[Any, ...]:
-        """The tuple as it is now."""
-        return self.node[self.name]
-
-    def __getitem__(self, place: int) -> Any:
-        return self.numbers[place]
-
-    def __setitem__(self, place: int, number: int) -> None:
-        old = self.numbers
-        self.node[self.name] = (*old[:place], number, *old[place + 1 :])
-
-
-def reader_channels(model: Any) -> list[Leaf]:
-    """Where a ``model`` says how wide what is read of the backbone is."""
+def reader_channels(model: Any) -> dict[str, int]:
+    """How wide what is read of the backbone is, by keys of a ``model``."""
     necks = model.get('neck') or []
     several = isinstance(necks, (list, tuple))
     for i, neck in enumerate(necks if several else [necks]):
         # One that says nothing, as a pooling, passes on what it gets.
-        if found := list(_leaves(neck, f'neck.{i}' if several else 'neck')):
+        if found := _channels(neck, f'neck.{i}' if several else 'neck'):
             return found
     return _head_channels(model)
 
 
-def _head_channels(model: Any) -> list[Leaf]:
-    return [
-        leaf
-        for name, node in model.items()
-        if name not in NO_HEADS
-        for leaf in _leaves(node, name)
-    ]
+def _head_channels(model: Any) -> dict[str, int]:
+    heads = {k: v for k, v in model.items() if k not in NO_HEADS}
+    return dict(chain(*(_channels(v, k).items() for k, v in heads.items())))
 
 
-def _leaves(node: Any, key: str, inside: bool = False) -> Iterator[Leaf]:
-    """Numbers below keys that end in ``in_channels``."""
-    if isinstance(node, dict):
-        items: Any = list(node.items())
-    elif isinstance(node, InTuple):
-        items = list(enumerate(node.numbers))
-    elif isinstance(node, list) or (isinstance(node, tuple) and not inside):
-        items = list(enumerate(node))
-    else:
-        return
-    for name, value in items:
-        path = f'{key}.{name}'
-        reads = inside or (isinstance(name, str) and name.endswith(KEY))
-        if reads and isinstance(value, tuple) and isinstance(node, dict):
-            value = InTuple(node, name)
-        if isinstance(value, int) and not isinstance(value, bool):
-            if reads:
-                yield node, name, path
-        else:
-            yield from _leaves(value, path, reads)
+def _channels(node: Any, key: str) -> dict[str, int]:
+    return {
+        key: number
+        for key, number in walk(node, key)
+        if type(number) is int and READS.search(key)
+    }
 
 
 def follow(model: Any, backbone: Any, dense: bool = False) -> dict[int, int]:
     """Let what reads a backbone follow its widths.
 
-    The config may be written for the dense network, for the one that it is
-    now, or for the same one of another width: the one that explains the most
-    of its numbers.
-
     Args:
-        model (dict): ``model`` of a config, changed in place.
+        model (dict): ``model`` of a config, changed in place. It may be
+            written for the dense network, for the one that it is now, or for
+            one of another width: what explains the most of its numbers.
         backbone (nn.Module): A SparseIFTResNet.
         dense (bool): Whether to follow the widths of its dense network.
 
@@ -112,8 +70,8 @@ def follow(model: Any, backbone: Any, dense: bool = False) -> dict[int, int]:
     times = [width // goal for width in backbone.out_channels]
     if dense:
         goal, other = other, goal
-    leaves = reader_channels(model)
-    found = [node[name] for node, name, _ in leaves]
+    numbers = reader_channels(model)
+    found = numbers.values()
     bases = [other, goal]
     bases += [n // t for n in found for t in reversed(times) if n % t == 0]
 
@@ -123,17 +81,13 @@ def follow(model: Any, backbone: Any, dense: bool = False) -> dict[int, int]:
     # Of several, the first: max keeps it.
     written = max(bases, key=explained)
     new = {written * t: goal * t for t in times}
-    for node, name, _ in leaves:
-        node[name] = new.get(node[name], node[name])
+    for key, number in numbers.items():
+        put(model, key, new.get(number, number))
     return new
 
 
 def build_backbone(cfg: Config) -> Any:
-    """The backbone of a config, its weights without meaning.
-
-    Raises:
-        ValueError: If a type or an argument of the config is unknown.
-    """
+    """The backbone of a config, as :func:`build` builds it."""
     return build(cfg, cfg.model.backbone)
 
 
@@ -175,12 +129,10 @@ def build(cfg: Config, node: Any = None) -> nn.Module:
 def fit_channels(cfg: Config) -> None:
     """Let neck and heads read what the backbone gives, in place.
 
-    A backbone of another type than SparseIFTResNet gives what its dense one
-    does.
-
     Raises:
         Mistake: If a layer cannot follow, see :func:`check_channels`.
     """
+    # One of another type gives what its dense one does.
     if 'SparseIFTResNet' not in str(cfg.model.get('backbone', {}).get('type')):
         return
     unfit = _fit(cfg, build_backbone(cfg))
@@ -195,7 +147,7 @@ def _fit(cfg: Config, backbone: Any, dense: bool = False) -> nn.Module | None:
     part, of a width that the backbone has too, and a neck may pass features
     on to a head.
     """
-    old = {k: n[i] for n, i, k in _all_channels(copy.deepcopy(cfg.model))}
+    old = _all_channels(cfg.model)
     new = follow(cfg.model, backbone, dense)
     while True:
         model = build(cfg)
@@ -203,53 +155,55 @@ def _fit(cfg: Config, backbone: Any, dense: bool = False) -> nn.Module | None:
         if misfit is None:
             return None
         name, reads, gets = misfit
-        wrong = {
-            key: (node, place)
-            for node, place, key in _all_channels(cfg.model)
-            if key in old  # Corrected once: two layers may not agree on it.
-            and node[place] == reads
-            and gets == (new.get(reads) if old[key] == reads else old[key])
-        }
+        now = _all_channels(cfg.model)
+        wrong = [
+            key
+            for key, was in old.items()
+            if now[key] == reads
+            and gets == (new.get(reads) if was == reads else was)
+        ]
         if not wrong:
             return model
         # The one whose key has the most of the layer's name.
         key = max(wrong, key=lambda key: len(commonprefix([key, name])))
-        node, place = wrong[key]
-        node[place] = gets
-        del old[key]
+        put(cfg.model, key, gets)
+        del old[key]  # Corrected once: two layers may not agree on it.
 
 
-def _all_channels(model: Any) -> list[Leaf]:
-    leaves = [*reader_channels(model), *_head_channels(model)]
-    return list({key: (node, i, key) for node, i, key in leaves}.values())
+def _all_channels(model: Any) -> dict[str, int]:
+    return reader_channels(model) | _head_channels(model)
 
 
-def fitted(cfg: Config, backbone: Any) -> dict[str, tuple[str, int]]:
-    """Numbers that fit, for those of a config that do not, by whole key.
+def what_fits(cfg: Config, backbone: Any, misfit: tuple[str, int, int]) -> str:
+    """What to write in a config that does not fit; '' if that is not known.
 
-    Before each stands what to write, as :func:`written` has it.
+    The ``misfit`` is as :func:`find_misfit` has it.
     """
-    if not isinstance(backbone, SparseIFTMixin):
-        return {}
-    now, then = copy.deepcopy(cfg.model), copy.deepcopy(cfg.model)
-    follow(then, backbone)
-    return {
-        key: (written(fits), fits[0][fits[1]])
-        for (node, place, key), fits in zip(
-            reader_channels(now), reader_channels(then), strict=True
-        )
-        if node[place] != fits[0][fits[1]]
-    }
+    name, reads, gets = misfit
+    now = reader_channels(cfg.model)
+    for key, number in now.items():
+        path = [part for part in key.split('.')[:-1] if KEY not in part]
+        if path != name.split('.')[: len(path)] or number != reads:
+            continue
+        fits = copy.deepcopy(cfg.model)
+        if isinstance(backbone, SparseIFTMixin):
+            follow(fits, backbone)
+        new = {k: n for k, n in reader_channels(fits).items() if n != now[k]}
+        if new.get(key) != gets:
+            fits, new = copy.deepcopy(cfg.model), {key: gets}
+            put(fits, key, gets)
+        return ', '.join(dict.fromkeys(_written(fits, key) for key in new))
+    return ''
 
 
-def written(leaf: Leaf) -> str:
+def _written(model: Any, key: str) -> str:
     """A number, or the list that it is in, as a config has it."""
-    node, place, key = leaf
-    if isinstance(node, InTuple):
-        return f'model.{key.rpartition(".")[0]}={node.numbers}'
-    if isinstance(node, list):
-        return f'model.{key.rpartition(".")[0]}={list(node)}'
-    return f'model.{key}={node[place]}'
+    nodes = dict(walk(model, 'model'))
+    key = f'model.{key}'
+    owner = key.rpartition('.')[0]
+    if isinstance(nodes[owner], (list, tuple)):
+        key = owner
+    return f'{key}={nodes[key]}'
 
 
 def dense_config(cfg: Config) -> Config:

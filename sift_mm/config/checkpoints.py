@@ -2,14 +2,13 @@
 
 import os.path as osp
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from string import digits
-from typing import Any
 
 from mmengine.config import Config
 
 from sift_mm.checkpoint import named, pretrained_cfg
+from sift_mm.config.nodes import walk
 from sift_mm.errors import Mistake
 from sift_mm.reading import read
 from sift_mm.resuming import check_resumable
@@ -18,12 +17,10 @@ from sift_mm.resuming import check_resumable
 def check_checkpoint(path: str) -> None:
     """Stops with a sentence if a local checkpoint cannot be read.
 
-    Args:
-        path (str): Path, or an address such as ``https://`` or
-            ``torchvision://``, which is left to MMEngine.
+    An address such as ``torchvision://`` is left to MMEngine.
 
     Raises:
-        Mistake: If it is a path and there is no such file, or a bad one.
+        Mistake: If there is no such file, or a bad one.
     """
     if not _is_address(path):
         read(path)
@@ -158,11 +155,8 @@ def _progress(path: Path) -> int:
 def check_pretrained(cfg: Config) -> None:
     """Stops with a sentence if weights to start from cannot be read.
 
-    A run that is resumed needs them no more, and is told to leave those that
-    are gone.
-
-    Args:
-        cfg (Config): Config of a run, changed in place.
+    A run that is resumed needs them no more, and is told, in its config, to
+    leave those that are gone.
 
     Raises:
         Mistake: If a local file that the model or the run starts from does
@@ -171,7 +165,14 @@ def check_pretrained(cfg: Config) -> None:
     resumes = bool(cfg.get('resume') and cfg.get('load_from'))
     if cfg.get('load_from') and not resumes:
         check_checkpoint(cfg.load_from)
-    for owner, index, path, key in list(_pretrained_sources(cfg, 'model')):
+    nodes = dict(walk(cfg.model, 'model'))
+    lost = []
+    for key, node in nodes.items():
+        path, where = node, key
+        if isinstance(node, dict) and (config := pretrained_cfg(node)):
+            path, where = str(config.get('checkpoint')), f'{key}.checkpoint'
+        elif not (isinstance(node, str) and key.endswith('.pretrained')):
+            continue
         # MMEngine takes paths with a tilde.
         full = osp.abspath(osp.expanduser(path))
         if _is_address(path) or osp.isfile(full):
@@ -181,28 +182,14 @@ def check_pretrained(cfg: Config) -> None:
             raise Mistake(
                 f'There is no checkpoint {full} to start from: train that '
                 'network first, or name another file by --pretrained FILE or '
-                f'--cfg-options {key}=FILE.'
+                f'--cfg-options {where}=FILE.'
             )
-        elif isinstance(owner, list):
-            owner.pop(index)
         else:
-            owner[index] = None
-
-
-def _pretrained_sources(
-    owner: Any, index: Any, key: str = 'model'
-) -> Iterator[tuple[Any, Any, str, str]]:
-    """What loads weights: where it stands, its path, and the path's key."""
-    node = owner[index]
-    if isinstance(node, dict):
-        if (config := pretrained_cfg(node)) is not None:
-            path = str(config.get('checkpoint'))
-            yield owner, index, path, f'{key}.checkpoint'
-        if isinstance(node.get('pretrained'), str):
-            yield node, 'pretrained', node['pretrained'], f'{key}.pretrained'
-        for name in node:
-            yield from _pretrained_sources(node, name, f'{key}.{name}')
-    elif isinstance(node, list):
-        # From behind, so that one can be left out.
-        for i in reversed(range(len(node))):
-            yield from _pretrained_sources(node, i, f'{key}.{i}')
+            lost.append(key)
+    # From behind, so that one can be left out of a list.
+    for key in reversed(lost):
+        owner, _, name = key.rpartition('.')
+        if isinstance(nodes[owner], list):
+            nodes[owner].pop(int(name))
+        else:
+            nodes[owner][name] = None

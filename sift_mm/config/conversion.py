@@ -74,15 +74,7 @@ def is_wrapped(cfg: Config) -> bool:
 
 
 def convert(cfg: Config, member: MemberOptions) -> None:
-    """As :func:`sparsify`, but neck and heads stay as they are.
-
-    Args:
-        cfg (Config): Config of a run, changed in place.
-        member (MemberOptions): What is asked for.
-
-    Raises:
-        ValueError: As :func:`sparsify`.
-    """
+    """As :func:`sparsify`, but neck and heads stay as they are."""
     backbone = cfg.get('model', {}).get('backbone') or {}
     kind = type_name(backbone)
     if not kind:

@@ -11,6 +11,7 @@ from sift_mm.config.nodes import type_name
 from sift_mm.datasets import find_data_set
 from sift_mm.errors import Mistake
 
+LOCAL = dict(backend='local')
 LOCAL_BACKENDS = ('local', 'disk', 'LocalBackend', 'HardDiskBackend')
 
 
@@ -29,12 +30,6 @@ def leaf_datasets(cfg: Any) -> Iterator[dict]:
             yield cfg
         else:
             yield from leaf_datasets(inner)
-
-
-def _is_remote(cfg: dict) -> bool:
-    """Whether the dataset reads through another than the local backend."""
-    args = cfg.get('backend_args') or cfg.get('file_client_args') or None
-    return args is not None and args.get('backend') not in LOCAL_BACKENDS
 
 
 def _prefixes(cfg: dict) -> dict[str, str]:
@@ -68,7 +63,9 @@ def _is_complete(cfg: dict) -> bool:
     root = cfg.get('data_root') or ''
     known = find_data_set(type_name(cfg))
     fetches = known is not None and known.fetches_itself
-    if cfg.get('download', fetches) or _is_remote(cfg) or '://' in root:
+    reads = cfg.get('backend_args') or cfg.get('file_client_args') or LOCAL
+    is_remote = reads.get('backend') not in LOCAL_BACKENDS or '://' in root
+    if cfg.get('download', fetches) or is_remote:
         return True
     wanted = [*_annotations(cfg), *_prefixes(cfg).values()]
     paths = filter(None, [root, *(osp.join(root, path) for path in wanted)])
@@ -94,16 +91,12 @@ def _describe(cfg: dict) -> str:
 def check_data(cfg: Config, phases: Iterable[str]) -> None:
     """Stops before anything is built if data of a run is missing.
 
-    Only local paths are looked at; a dataset that fetches itself or reads
-    through a remote backend passes.
-
-    Args:
-        cfg (Config): Config of the run.
-        phases (Iterable[str]): Those of 'train', 'val' and 'test' whose
-            data loader the run will use.
+    Only local paths are looked at, of the data loaders of some of 'train',
+    'val' and 'test'; a dataset that fetches itself or reads through a remote
+    backend passes.
 
     Raises:
-        Mistake: With one sentence, if something is missing.
+        Mistake: If something is missing.
     """
     missing: dict[str, dict[str, None]] = {}
     prepared = set()

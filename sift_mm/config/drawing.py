@@ -17,19 +17,15 @@ DRAWING_HOOKS = {
 
 def enable_drawing(
     cfg: Config,
-    show: bool = False,
-    folder: str | None = None,
-    wait_time: float = 2,
-    interval: int = 1,
+    show: bool,
+    folder: str | None,
+    wait_time: float,
+    interval: int,
 ) -> None:
-    """Switches the visualisation hook of the config's library on.
+    """Switches the visualisation hook of the config's library on, in place.
 
-    Args:
-        cfg (Config): Config, changed in place.
-        show (bool): Whether to open windows.
-        folder (str, optional): Folder for the pictures.
-        wait_time (float): Seconds that each window stays.
-        interval (int): Every n-th sample is drawn; classification only.
+    It shows windows, each for some seconds, or draws into a folder; every
+    n-th sample, of classification only.
 
     Raises:
         Mistake: If it is none of the three libraries.

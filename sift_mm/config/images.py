@@ -83,14 +83,8 @@ def find_sizes(
 ) -> tuple[tuple[Shape, str], tuple[Shape, str]]:
     """Sizes of the images in testing and in training.
 
+    Each is as :func:`image_size` has it, or height and width as ``given``.
     Where only one of the two is fixed, the other is taken to be the same.
-
-    Args:
-        cfg (Config): Config of the run.
-        given (Sequence[int], optional): Height and width for both.
-
-    Returns:
-        tuple: For either, as :func:`image_size` has it.
 
     Raises:
         ValueError: If the config does not say.
@@ -109,15 +103,7 @@ def find_sizes(
 
 
 def channels_of(cfg: Config, model: nn.Module) -> int:
-    """Channels of the images that a model reads.
-
-    Args:
-        cfg (Config): Config of the run.
-        model (nn.Module): The model that it describes.
-
-    Returns:
-        int: ``in_channels`` of the backbone, else what the network reads.
-    """
+    """Channels of the images that the model of a config reads."""
     backbone = cfg.model.get('backbone') or {}
     # A wrapper leaves it to the one within.
     given = backbone.get('backbone', backbone).get('in_channels')

@@ -1,7 +1,29 @@
-"""Nodes of a config by their ``type``."""
+"""Nodes of a config, by their keys and by their ``type``."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
+
+
+def walk(node: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """A node and all that it holds, by dotted keys."""
+    yield key, node
+    items: Any = enumerate(node) if isinstance(node, (list, tuple)) else ()
+    for name, value in node.items() if isinstance(node, dict) else items:
+        yield from walk(value, f'{key}.{name}')
+
+
+def put(node: Any, key: str, value: Any) -> Any:
+    """Set what a dotted key below a node leads to, and return the node.
+
+    A tuple on the way is replaced by another: some modules insist on one.
+    """
+    name, _, rest = key.partition('.')
+    place: Any = name if isinstance(node, dict) else int(name)
+    value = put(node[place], rest, value) if rest else value
+    if isinstance(node, tuple):
+        return (*node[:place], value, *node[place + 1 :])
+    node[place] = value
+    return node
 
 
 def type_name(cfg: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ FOUNDATIONS = (
     'custom_hooks',
     'custom_imports',
 )
+OF_MEMBER = re.compile(rf'model\.backbone\.({"|".join(MEMBER_ARGUMENTS)})\b')
 # A key with one of these says where weights come from.
 SOURCES = ('load_from', 'init_cfg', 'pretrained')
 
@@ -52,7 +54,9 @@ def override(
         for key, value in settings.items():
             _set(cfg, key, value)
         return
-    early = [k for k in settings if not _is_of_member(k) and _fits(cfg, k)]
+    # Others only a Sparse-IFT backbone has.
+    plain = [k for k in settings if not OF_MEMBER.match(k)]
+    early = [k for k in plain if _fits(cfg, k)]
     for key in early:
         _set(cfg, key, settings[key])
     asked = {
@@ -67,12 +71,6 @@ def override(
             _set(cfg, key, value)
     fit_channels(cfg)
     _check(cfg, settings, member)
-
-
-def _is_of_member(key: str) -> bool:
-    """Whether only a Sparse-IFT backbone has this key."""
-    own = key.startswith('model.backbone.')
-    return own and key.split('.')[2] in MEMBER_ARGUMENTS
 
 
 def _is_source(key: str) -> bool:

@@ -4,6 +4,7 @@ import argparse
 import io
 import os
 import os.path as osp
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -38,15 +39,7 @@ def _without_noise() -> Iterator[None]:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Reads the config that the options of a command line name.
-
-    Args:
-        args (argparse.Namespace): Of
-            :func:`~sift_mm.cli.options.add_config_options`.
-
-    Raises:
-        Mistake: As :func:`read_config`.
-    """
+    """As :func:`read_config`, by the options of ``add_config_options``."""
     member = MemberOptions.of_args(args)
     return read_config(args.config, args.cfg_options, **vars(member))
 
@@ -108,15 +101,8 @@ def read_config(
 
 def _library_of(path: str) -> str | None:
     """The library that ships a config, by its folder of configs."""
-    parts = osp.abspath(path).split(osp.sep)
-    return next(
-        (
-            library
-            for library, inner in zip(parts, parts[1:], strict=False)
-            if library in PACKAGES and inner == '.mim'
-        ),
-        None,
-    )
+    found = re.search(rf'/({"|".join(PACKAGES)})/\.mim/', osp.abspath(path))
+    return found and found[1]
 
 
 def import_library(cfg: Config) -> None:

@@ -39,11 +39,9 @@ def flip_pipeline(pipeline: list[dict]) -> list[dict]:
 
 
 def enable_tta(cfg: Config) -> None:
-    """Wraps the model and replaces the pipelines of the test data.
+    """Wraps the model and replaces the pipelines of the test data, in place.
 
-    Args:
-        cfg (Config): Config, changed in place. Its ``tta_model`` and
-            ``tta_pipeline`` are taken where it has them.
+    The config's ``tta_model`` and ``tta_pipeline`` are taken if it has them.
 
     Raises:
         Mistake: If the config has no ``tta_model`` and its scope no

@@ -1,7 +1,5 @@
 """What is not whole yet lies beside its place, and is renamed into it."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -26,12 +24,9 @@ class DataError(Mistake):
 def scratch(root: Path, beside: bool = False) -> Iterator[Path]:
     """Give an empty folder for what is not whole yet, removed in the end.
 
-    What a killed process left in it is removed at the start.
-
-    Args:
-        root: The data set's folder, made if it is missing: it may be a disk
-            of its own, of which alone files can be renamed into it.
-        beside: Whether to leave that alone and to lie beside it.
+    What a killed process left in it is removed at the start. It lies in the
+    data set's folder, which may be a disk of its own, of which alone files
+    can be renamed into it, or `beside` that, which is then left alone.
 
     Raises:
         DataError: If another process is at work in `root`.

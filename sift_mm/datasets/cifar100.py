@@ -1,28 +1,18 @@
 """CIFAR-100 as MMPreTrain reads it: the official pickles."""
 
-from __future__ import annotations
-
 import os
 import tarfile
 from pathlib import Path
 
 from sift_mm.datasets.building import DataError, scratch
-from sift_mm.datasets.files import (
-    fetch_url,
-    has_digest,
-    reading,
-)
+from sift_mm.datasets.files import fetch_url, has_digest, reading
 from sift_mm.datasets.table import DataSet, register
 
 PAGE = 'https://www.cs.toronto.edu/~kriz/cifar.html'
 
 
 def check(path: Path, md5: str) -> None:
-    """Compare a file with a hash.
-
-    Raises:
-        DataError: If it is another.
-    """
+    """Refuse a file of another hash."""
     if not has_digest(path, md5):
         raise DataError(
             f'{path} is broken or not of CIFAR-100, its MD5 is not {md5}: '
@@ -31,11 +21,7 @@ def check(path: Path, md5: str) -> None:
 
 
 def unpack(root: Path, names: list[str]) -> None:
-    """Unpack files of the archive, which is fetched if it is not at hand.
-
-    Raises:
-        DataError: If the archive is broken or cannot be had.
-    """
+    """Unpack files of the archive, which is fetched if it is not at hand."""
     from torchvision.datasets import CIFAR100
 
     archive = root / CIFAR100.filename

@@ -4,8 +4,6 @@ The official package `cityscapesscripts` draws them, as in MMSegmentation's
 own converter; here an image that exists is whole, and is not drawn again.
 """
 
-from __future__ import annotations
-
 import io
 import os
 from concurrent.futures import ProcessPoolExecutor
@@ -63,15 +61,12 @@ def stems(folder: Path, suffix: str) -> set[str]:
 
 
 def draw(stem: str, folder: Path, work: Path) -> str:
-    """Draw the labels of one image.
+    """Draw the labels of an image; returns what is wrong with its polygons.
 
     Args:
         stem: Its city and name.
         folder: That of the cities.
         work: For what is not whole yet.
-
-    Returns:
-        What is wrong with its polygons; empty if nothing is.
     """
     from cityscapesscripts.preparation.json2labelImg import json2labelImg
 
@@ -93,11 +88,7 @@ def draw(stem: str, folder: Path, work: Path) -> str:
 
 
 def convert(root: Path, split: str, names: list[str]) -> None:
-    """Draw labels, in as many processes as there are cores.
-
-    Raises:
-        DataError: If polygons are broken.
-    """
+    """Draw labels, in as many processes as there are cores."""
     if find_spec('cityscapesscripts') is None:
         raise DataError(
             'cityscapesscripts is needed to draw the labels: install it with '
@@ -116,11 +107,7 @@ def convert(root: Path, split: str, names: list[str]) -> None:
 
 
 def check_sample(root: Path, split: str, names: list[str]) -> None:
-    """Open some images with their labels.
-
-    Raises:
-        DataError: If one is broken, or image and labels do not fit.
-    """
+    """Open some images, and see whether their labels fit."""
     for stem in sample(names):
         image = load_image(root / 'leftImg8bit' / split / f'{stem}{IMAGE}')
         path = root / 'gtFine' / split / f'{stem}{LABELS}'
@@ -142,11 +129,7 @@ def check_sample(root: Path, split: str, names: list[str]) -> None:
 
 
 def check(root: Path, split: str) -> None:
-    """Complete and check 'train' or 'val'.
-
-    Raises:
-        DataError: If it is not complete or something in it is broken.
-    """
+    """Complete and check 'train' or 'val'."""
     item = f'leftImg8bit/{split}'
     images = stems(root / item, IMAGE)
     if len(images) != IMAGES[split]:

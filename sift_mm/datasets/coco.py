@@ -1,7 +1,5 @@
 """COCO 2017 as MMDetection reads it."""
 
-from __future__ import annotations
-
 import json
 import os
 from pathlib import Path
@@ -29,17 +27,14 @@ ARCHIVES = {
     **{f'{split}2017': f'{split}2017.zip' for split in IMAGES},
 }
 SERVER = 'http://images.cocodataset.org'
-URLS = {
-    'annotations_trainval2017.zip': (
-        f'{SERVER}/annotations/annotations_trainval2017.zip'
-    ),
-    'train2017.zip': f'{SERVER}/zips/train2017.zip',
-    'val2017.zip': f'{SERVER}/zips/val2017.zip',
-}
 MEGABYTES = {
     'annotations_trainval2017.zip': 253,
     'train2017.zip': 19_337,
     'val2017.zip': 816,
+}
+URLS = {
+    name: f'{SERVER}/{"annotations" if "ann" in name else "zips"}/{name}'
+    for name in MEGABYTES
 }
 TODO = """\
 COCO 2017 is not complete in {root}, it lacks {items}.
@@ -59,11 +54,7 @@ def todo(root: Path) -> str:
 
 
 def fetch(root: Path) -> None:
-    """Fetch the archives that are missing.
-
-    Raises:
-        DataError: If they cannot be had or the disk is too small.
-    """
+    """Fetch the archives that are missing."""
     names = [n for n in lacking(root, ARCHIVES) if not (root / n).is_file()]
     if not names:
         return
@@ -76,11 +67,7 @@ def fetch(root: Path) -> None:
 
 
 def read_images(path: Path) -> list[dict[str, Any]]:
-    """Read which images an annotation file is about.
-
-    Raises:
-        DataError: If it is none of COCO's.
-    """
+    """Read which images an annotation file is about."""
     print(f'reading {path}', flush=True)
     try:
         content = json.loads(path.read_bytes())
@@ -99,15 +86,7 @@ def read_images(path: Path) -> list[dict[str, Any]]:
 
 
 def check(root: Path, split: str) -> None:
-    """Check one split.
-
-    Args:
-        root: The data set's folder.
-        split: 'train' or 'val'.
-
-    Raises:
-        DataError: If it is not complete or an image is broken.
-    """
+    """Check 'train' or 'val'."""
     path, folder = root / ANNOTATIONS.format(split), root / f'{split}2017'
     images = read_images(path)
     if len(images) != IMAGES[split]:
@@ -134,18 +113,7 @@ def check(root: Path, split: str) -> None:
 
 
 def prepare(root: Path, download: bool = False) -> str:
-    """Complete the data set and check it.
-
-    Args:
-        root: Its folder.
-        download: Whether to fetch archives that are missing.
-
-    Returns:
-        What it holds, in a few words.
-
-    Raises:
-        DataError: If something is missing or broken.
-    """
+    """Complete the data set and check it; see :class:`DataSet`."""
     if download:
         try:
             fetch(root)

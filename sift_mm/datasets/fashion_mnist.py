@@ -4,20 +4,13 @@ MMPreTrain itself only looks whether the four files exist: one that an
 interrupted download left half-written would be trained on.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
 from pathlib import Path
 
 from sift_mm.datasets.building import DataError, scratch
-from sift_mm.datasets.files import (
-    TIMEOUT,
-    fetch_url,
-    has_digest,
-    reading,
-)
+from sift_mm.datasets.files import TIMEOUT, fetch_url, has_digest, reading
 from sift_mm.datasets.table import DataSet, register
 
 # Of the content. Those that MMPreTrain and torchvision know are of the
@@ -45,15 +38,7 @@ def missing(root: Path) -> list[str]:
 
 
 def check(path: Path, source: Path) -> None:
-    """Compare a file with the hash of the right one.
-
-    Args:
-        path: The file.
-        source: What to blame.
-
-    Raises:
-        DataError: If it is another.
-    """
+    """Refuse a file of another content; `source` is what to blame."""
     if not has_digest(path, MD5[path.name]):
         raise DataError(
             f'{source} is broken or not of Fashion-MNIST: remove it and call '
@@ -62,16 +47,7 @@ def check(path: Path, source: Path) -> None:
 
 
 def unpack(folder: Path, root: Path, work: Path) -> None:
-    """Unpack what the data set lacks and a folder has.
-
-    Args:
-        folder: Where compressed files may lie.
-        root: The data set's folder.
-        work: For what is not whole yet.
-
-    Raises:
-        DataError: If a compressed file is broken or another.
-    """
+    """Unpack what the data set lacks and a folder has, by way of `work`."""
     from torchvision.datasets.utils import extract_archive
 
     for name in missing(root):
@@ -106,11 +82,7 @@ def fetch_debian(root: Path, work: Path) -> Path:
 
 
 def run(folder: Path, *command: str) -> None:
-    """Run a program in a folder.
-
-    Raises:
-        DataError: If it fails, with the last that it said.
-    """
+    """Run a program in a folder; if it fails, tell the last that it said."""
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
         last = (done.stderr.strip() or 'no output').splitlines()[-1]
@@ -118,11 +90,7 @@ def run(folder: Path, *command: str) -> None:
 
 
 def fill(root: Path, work: Path) -> None:
-    """Get what is missing from wherever it can be had, by way of `work`.
-
-    Raises:
-        DataError: If that is nowhere, or a file at hand is broken.
-    """
+    """Get what is missing from wherever it can be had, by way of `work`."""
     for folder in (root, INSTALLED):
         unpack(folder, root, work)
     for fetch in (fetch_official, fetch_debian):

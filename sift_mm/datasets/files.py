@@ -1,6 +1,7 @@
-"""What the converters share: archives, downloads, samples."""
+"""What the converters share: archives, downloads, samples.
 
-from __future__ import annotations
+Each raises :class:`DataError` where it cannot do what it says.
+"""
 
 import gzip
 import hashlib
@@ -37,15 +38,7 @@ BROKEN = (
 
 
 def check_space(root: Path, needed: int) -> None:
-    """Refuse to begin what the disk cannot hold.
-
-    Args:
-        root: A folder on that disk; it may be missing.
-        needed: In bytes.
-
-    Raises:
-        DataError: If there is less.
-    """
+    """Refuse to begin what the disk of a folder cannot hold, in bytes."""
     while not root.exists():
         root = root.parent
     free = shutil.disk_usage(root).free
@@ -58,11 +51,7 @@ def check_space(root: Path, needed: int) -> None:
 
 @contextmanager
 def reading(archive: Path) -> Iterator[None]:
-    """Turn what a broken archive raises into a sentence.
-
-    Raises:
-        DataError: If it is broken.
-    """
+    """Turn what a broken archive raises into a sentence."""
     try:
         yield
     except BROKEN as error:
@@ -72,15 +61,14 @@ def reading(archive: Path) -> Iterator[None]:
 
 
 def lacking(root: Path, archives: Mapping[str, str]) -> dict[str, list[str]]:
-    """Find what is missing in a data set.
+    """Find the files that are missing, and folders that are or are empty.
 
     Args:
-        root: Its folder.
+        root: The data set's folder.
         archives: The archive's name of each file or folder.
 
     Returns:
-        The files that are missing, and the folders that are or are empty, by
-        the archive that holds them.
+        What is missing, by the archive that holds it.
     """
     found: dict[str, list[str]] = {}
     for item, archive in archives.items():
@@ -121,14 +109,8 @@ def unpack_zips(root: Path, archives: Mapping[str, str]) -> None:
     """Unpack what is missing and whose archive lies in the folder.
 
     A folder appears when it is whole. `ZipFile.extract` keeps names with
-    `..` or a leading slash inside the folder that it is given.
-
-    Args:
-        root: The data set's folder.
-        archives: As in :func:`lacking`.
-
-    Raises:
-        DataError: If an archive is broken or the disk too small.
+    `..` or a leading slash inside the folder that it is given. Arguments are
+    those of :func:`lacking`.
     """
     for name, items in lacking(root, archives).items():
         if not (root / name).is_file():
@@ -169,15 +151,9 @@ def has_digest(path: Path, digest: str, kind: str = 'md5') -> bool:
 
 
 def fetch_url(url: str, folder: Path, md5: str | None = None) -> Path:
-    """Fetch a file.
+    """Fetch a file into a folder, and check its hash if that is known.
 
-    Args:
-        url: Its address.
-        folder: One of :func:`scratch`: what an error leaves is half a file.
-        md5: What it is checked against, if that is known.
-
-    Raises:
-        DataError: If it cannot be had.
+    The folder is one of :func:`scratch`: an error leaves half a file.
     """
     from torchvision.datasets.utils import download_url
 
@@ -211,11 +187,7 @@ def sample(items: Sequence[Item]) -> Sequence[Item]:
 
 
 def load_image(path: Path) -> Image.Image:
-    """Read an image with all its pixels.
-
-    Raises:
-        DataError: If it cannot be read.
-    """
+    """Read an image with all its pixels."""
     try:
         with Image.open(path) as image:
             image.load()

@@ -1,7 +1,5 @@
 """ImageNet (ILSVRC 2012) as MMPreTrain reads it: a folder a class."""
 
-from __future__ import annotations
-
 import os
 import tarfile
 from glob import glob
@@ -15,6 +13,7 @@ from sift_mm.datasets.files import (
     check_space,
     count,
     has_digest,
+    lacking,
     load_image,
     reading,
     remedy,
@@ -44,15 +43,7 @@ def archive_of(root: Path, part: str) -> Path:
 
 
 def check_archive(root: Path, part: str) -> Path:
-    """Give an archive if it is the official one, by its hash.
-
-    Args:
-        root: The data set's folder.
-        part: 'train', 'val' or 'devkit'.
-
-    Raises:
-        DataError: If it is broken or missing.
-    """
+    """Give an archive if it is the official one, by its hash."""
     from torchvision.datasets.imagenet import ARCHIVE_META
 
     archive, md5 = archive_of(root, part), ARCHIVE_META[part][1]
@@ -94,11 +85,7 @@ def unpack(root: Path, split: str) -> None:
 
 
 def val_classes(root: Path) -> list[str]:
-    """Read the folder of each validation image, by number, from the kit.
-
-    Raises:
-        DataError: If the kit is missing or broken, or cannot be read.
-    """
+    """Read the folder of each validation image, by number, from the kit."""
     from torchvision.datasets.imagenet import (
         load_meta_file,
         parse_devkit_archive,
@@ -123,15 +110,8 @@ def flat_images(folder: Path) -> list[Path]:
 def sort_val(folder: Path, classes: list[str]) -> None:
     """Move validation images into the folders of their classes.
 
-    Each by its own number: what an interrupted call has left undone is done
-    by the next one.
-
-    Args:
-        folder: Where they lie.
-        classes: Folder of each image, in the order of their numbers.
-
-    Raises:
-        DataError: If one has a number that there is not.
+    Each by its own number, from 1, in `classes`: what an interrupted call has
+    left undone is done by the next one.
     """
     for path in flat_images(folder):
         number = path.stem.rpartition('_')[2]
@@ -146,16 +126,8 @@ def sort_val(folder: Path, classes: list[str]) -> None:
 
 
 def fill(root: Path) -> None:
-    """Unpack and sort what is at hand.
-
-    Raises:
-        DataError: If something is missing or an archive is broken.
-    """
-    missing = [
-        split
-        for split in IMAGES
-        if not (root / split).is_dir() or not any((root / split).iterdir())
-    ]
+    """Unpack and sort what is at hand."""
+    missing = [*lacking(root, {split: split for split in IMAGES})]
     unsorted = not listed(root, 'val') and flat_images(root / 'val')
     needed = [*missing, *(['devkit'] if 'val' in missing or unsorted else [])]
     absent = [part for part in needed if not archive_of(root, part).is_file()]
@@ -178,15 +150,10 @@ def fill(root: Path) -> None:
 
 
 def listed(root: Path, split: str) -> dict[str, int]:
-    """Read MMPreTrain's own list of a split, if there is one.
+    """Read the class of each image, by its path, from MMPreTrain's own list.
 
-    It goes before the folders: with it, images may lie in any of them.
-
-    Returns:
-        The class of each image, by its path; empty if there is no list.
-
-    Raises:
-        DataError: If a line of it has no class.
+    Empty without one. It goes before the folders: with it, images may lie in
+    any of them.
     """
     path = root / 'meta' / f'{split}.txt'
     if not path.is_file():
@@ -202,27 +169,16 @@ def listed(root: Path, split: str) -> dict[str, int]:
 
 
 def check(root: Path, split: str) -> set[str]:
-    """Check 'train' or 'val'.
+    """Check 'train' or 'val'; returns the folders of classes, if they count.
 
-    Returns:
-        The names of the classes' folders; none if a list has the classes.
-
-    Raises:
-        DataError: If it is not complete or an image is broken.
+    They do not where a list has the classes.
     """
     folder = root / split
     print(f'listing {folder}', flush=True)
-    found, labels = (
-        set(
-            glob(
-                '**/*.JPEG',
-                root_dir=folder,
-                recursive=True,
-                include_hidden=True,
-            )
-        ),
-        listed(root, split),
+    found = set(
+        glob('**/*.JPEG', root_dir=folder, recursive=True, include_hidden=True)
     )
+    labels = listed(root, split)
     absent = sorted(labels.keys() - found)
     if absent:
         raise DataError(

@@ -1,7 +1,5 @@
 """The table of data sets: all that the tools know about each, in one place."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

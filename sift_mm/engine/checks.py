@@ -1,6 +1,5 @@
 """Mistakes of a config, found before the first iteration."""
 
-import copy
 from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -148,23 +147,10 @@ def _misfit(name: str, module: Any, args: Any) -> tuple[str, int, int] | None:
 def _advice(cfg: Config | None, backbone: Any, misfit: Any) -> str:
     """What to write in the config, where that is known."""
     # It builds what it checks.
-    from sift_mm.config.channels import fitted, reader_channels, written
+    from sift_mm.config.channels import what_fits
 
-    if cfg is not None:
-        name, reads, gets = misfit
-        module = name.split('.')
-        one = copy.deepcopy(cfg.model)
-        for leaf in reader_channels(one):
-            node, place, key = leaf
-            path = [part for part in key.split('.')[:-1] if KEY not in part]
-            if path != module[: len(path)] or node[place] != reads:
-                continue
-            node[place] = gets
-            values = fitted(cfg, backbone)
-            if key not in values or values[key][1] != gets:
-                values = {key: (written(leaf), gets)}
-            texts = dict.fromkeys(text for text, _ in values.values())
-            return f'write {", ".join(texts)}'
+    if cfg is not None and (text := what_fits(cfg, backbone, misfit)):
+        return f'write {text}'
     return (
         'no in_channels of the config is known to be its width, so that it '
         "cannot follow; family='parallel' leaves features as wide as they are"

@@ -2,18 +2,17 @@
 
 import json
 import pickle
-from collections.abc import Iterator
-from pathlib import Path
 from unittest import mock
 
 import minisets
 import numpy as np
 import pytest
+from datafiles import idx
 from narrow import shallow
 from PIL import Image
 
 
-def mini_cifar100(root: Path, train: int = 4, test: int = 2) -> None:
+def mini_cifar100(root, train=4, test=2):
     """Writes the pickles of CIFAR-100: planes of red, green and blue."""
     folder = root / 'cifar-100-python'
     folder.mkdir(parents=True)
@@ -29,24 +28,18 @@ def mini_cifar100(root: Path, train: int = 4, test: int = 2) -> None:
     (folder / 'meta').write_bytes(pickle.dumps({'fine_label_names': names}))
 
 
-def mini_fashion_mnist(root: Path, train: int = 4, test: int = 2) -> None:
+def mini_fashion_mnist(root, train=4, test=2):
     """Writes the four IDX files of Fashion-MNIST, unpacked."""
     root.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name, number in (('train', train), ('t10k', test)):
-        for what, shape, limit in (
-            ('images-idx3', (number, 28, 28), 256),
-            ('labels-idx1', (number,), 10),
-        ):
-            values = rng.integers(0, limit, shape, np.uint8)
-            # Two zeros, 8 for bytes, and the number of dimensions.
-            head = bytes([0, 0, 8, len(shape)])
-            sizes = np.array(shape, '>i4').tobytes()
-            path = root / f'{name}-{what}-ubyte'
-            path.write_bytes(head + sizes + values.tobytes())
+        images = rng.integers(0, 256, (number, 28, 28), np.uint8)
+        labels = rng.integers(0, 10, number, np.uint8)
+        (root / f'{name}-images-idx3-ubyte').write_bytes(idx(images))
+        (root / f'{name}-labels-idx1-ubyte').write_bytes(idx(labels))
 
 
-def mini_tree_crowns(root: Path, train: int = 4, val: int = 2) -> None:
+def mini_tree_crowns(root, train=4, val=2):
     """Writes tree crowns: one class, annotated as COCO."""
     rng = np.random.default_rng(0)
     (root / 'annotations').mkdir(parents=True)
@@ -70,7 +63,7 @@ def mini_tree_crowns(root: Path, train: int = 4, val: int = 2) -> None:
 
 
 @pytest.fixture(scope='session')
-def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkout(tmp_path_factory):
     """A folder whose ``data`` holds a mini set of every data set."""
     root = tmp_path_factory.mktemp('checkout')
     data = root / 'data'
@@ -87,9 +80,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def in_checkout(
-    checkout: Path, monkeypatch: pytest.MonkeyPatch, fresh_process: None
-) -> Iterator[None]:
+def in_checkout(checkout, monkeypatch, fresh_process):
     """Lets a run find the mini sets, and its networks be shallow."""
     monkeypatch.chdir(checkout)
     # MMPreTrain knows the files of CIFAR by their MD5.

@@ -2,11 +2,9 @@
 
 import math
 import re
-from pathlib import Path
 
 import pytest
 from minirun import ROOT
-from mmengine.config import Config
 from narrow import (
     Watch,
     check_masks,
@@ -42,7 +40,7 @@ CONFIGS = sorted(
 )
 
 
-def narrow(cfg: Config) -> None:
+def narrow(cfg):
     """Makes the run of any config a matter of a second on a CPU.
 
     What the config is about stays: family, sparsity, algorithm, optimizer,
@@ -56,7 +54,7 @@ def narrow(cfg: Config) -> None:
     narrow_training(cfg)
 
 
-def narrow_model(cfg: Config) -> None:
+def narrow_model(cfg):
     backbone = cfg.model.backbone
     width = WIDTH_CIFAR if backbone.type.endswith('_CIFAR') else WIDTH
     width = min(width, backbone.get('base_channels', width))
@@ -73,9 +71,7 @@ def narrow_model(cfg: Config) -> None:
 
 
 @pytest.mark.parametrize('name', CONFIGS)
-def test_a_config_trains_and_keeps_its_density(
-    name: str, tmp_path: Path, in_checkout: None
-) -> None:
+def test_a_config_trains_and_keeps_its_density(name, tmp_path, in_checkout):
     config = str(ROOT / 'configs' / name)
     args = train.parse_args([config, '--work-dir', str(tmp_path)])
     cfg = train.merge_args(load_run_config(args), args)
@@ -98,7 +94,7 @@ def test_a_config_trains_and_keeps_its_density(
         check_masks(runner, watch.masks, *hooks)
 
 
-def check_name(name: str, cfg: Config) -> None:
+def check_name(name, cfg):
     """The name of a file says what its network and its masks are."""
     backbone = cfg.model.backbone
     found = re.search(r'-sift-([a-z-]+)-s(\d+)[-_]', name)

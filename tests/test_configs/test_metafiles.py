@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -19,12 +18,12 @@ WIDE = DENSE.with_name(
 FOLDERS = 'cifar100', 'deeplabv3plus', 'fashion_mnist', 'imagenet', 'retinanet'
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path):
     return yaml.safe_load(path.read_text())
 
 
 @pytest.mark.parametrize('name', FOLDERS)
-def test_a_metafile_names_every_config(name: str) -> None:
+def test_a_metafile_names_every_config(name):
     path = ROOT / 'configs' / name / 'metafile.yml'
     models = load(path)['Models']
     assert sorted(ROOT / model['Config'] for model in models) == sorted(
@@ -39,7 +38,7 @@ def test_a_metafile_names_every_config(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', ['cifar100', 'imagenet'])
-def test_members_have_the_flops_of_the_dense_network(name: str) -> None:
+def test_members_have_the_flops_of_the_dense_network(name):
     models = load(ROOT / 'configs' / name / 'metafile.yml')['Models']
     counts = {m['Name']: m['Metadata'] for m in models}
     networks = {n.partition('_')[0]: m for n, m in counts.items()}
@@ -51,7 +50,7 @@ def test_members_have_the_flops_of_the_dense_network(name: str) -> None:
 
 
 @pytest.mark.parametrize('name', ['deeplabv3plus', 'retinanet'])
-def test_no_flops_where_masks_are_of_another_network(name: str) -> None:
+def test_no_flops_where_masks_are_of_another_network(name):
     models = load(ROOT / 'configs' / name / 'metafile.yml')['Models']
     for model in models:
         taken = 'sift' in model['Name'] and 'in1k-pre' in model['Name']
@@ -60,7 +59,7 @@ def test_no_flops_where_masks_are_of_another_network(name: str) -> None:
                 assert (count in model['Metadata']) is not taken, model
 
 
-def test_masks_that_are_drawn_anew_are_counted(tmp_path: Path) -> None:
+def test_masks_that_are_drawn_anew_are_counted(tmp_path):
     path = tmp_path / 'configs/mini/again.py'
     path.parent.mkdir(parents=True)
     text = (
@@ -82,14 +81,14 @@ def test_masks_that_are_drawn_anew_are_counted(tmp_path: Path) -> None:
         assert ('FLOPs' in metadata) is (training == 'RigL')
 
 
-def test_data_sets_of_ones_own_are_refused() -> None:
+def test_data_sets_of_ones_own_are_refused():
     with pytest.raises(Mistake, match='none of the data sets known'):
         metafile.describe(
             ROOT / 'configs/demo/retinanet_r18_fpn_10e_tree-crowns.py'
         )
 
 
-def test_known_counts() -> None:
+def test_known_counts():
     models = load(ROOT / 'configs/imagenet/metafile.yml')['Models']
     dense = {m['Name'].partition('_')[0]: m['Metadata'] for m in models}
     # As in MMPreTrain's metafile, in two and three digits.
@@ -102,7 +101,7 @@ def test_known_counts() -> None:
         assert dense[name]['Parameters'] == pytest.approx(parameters, rel=1e-3)
 
 
-def test_written_anew_with_results(tmp_path: Path) -> None:
+def test_written_anew_with_results(tmp_path):
     folder = tmp_path / 'configs/mini'
     folder.mkdir(parents=True)
     (folder / 'one_4xb8-1e.py').write_text(f'_base_ = {str(DENSE)!r}\n')

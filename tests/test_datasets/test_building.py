@@ -28,10 +28,7 @@ def letter(root):
 def test_scratch_is_empty_at_first_and_gone_in_the_end(tmp_path, beside):
     root = tmp_path / 'set'
     for _ in range(2):
-        with (
-            pytest.raises(KeyboardInterrupt),
-            scratch(root, beside) as work,
-        ):
+        with pytest.raises(KeyboardInterrupt), scratch(root, beside) as work:
             assert names(work) == []
             (work / 'half').write_text('')
             left = shutil.copytree(work.parent, tmp_path / 'killed')

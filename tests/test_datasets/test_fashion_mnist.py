@@ -2,12 +2,11 @@
 
 import gzip
 import shutil
-import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
-from datafiles import cut, md5, names, snapshot
+from datafiles import cut, idx, md5, names, snapshot
 from torchvision.datasets import FashionMNIST
 from torchvision.datasets.mnist import read_image_file
 
@@ -16,10 +15,8 @@ from sift_mm.datasets import fashion_mnist
 FILES = sorted(fashion_mnist.MD5)
 
 
-def idx(kind, shape):
-    """An IDX file of zeros."""
-    header = struct.pack(f'>{1 + len(shape)}i', kind, *shape)
-    return header + bytes(int(np.prod(shape)))
+def zeros(*shape):
+    return idx(np.zeros(shape, np.uint8))
 
 
 @pytest.fixture
@@ -28,10 +25,10 @@ def packed(tmp_path, monkeypatch):
     root = tmp_path / 'fashion'
     root.mkdir()
     contents = {
-        'train-images-idx3-ubyte': idx(0x0803, (6, 28, 28)),
-        'train-labels-idx1-ubyte': idx(0x0801, (6,)),
-        't10k-images-idx3-ubyte': idx(0x0803, (2, 28, 28)),
-        't10k-labels-idx1-ubyte': idx(0x0801, (2,)),
+        'train-images-idx3-ubyte': zeros(6, 28, 28),
+        'train-labels-idx1-ubyte': zeros(6),
+        't10k-images-idx3-ubyte': zeros(2, 28, 28),
+        't10k-labels-idx1-ubyte': zeros(2),
     }
     assert sorted(contents) == FILES
     for name, content in contents.items():
@@ -67,7 +64,7 @@ def test_it_is_unpacked_once(packed, prepare):
         (lambda path: cut(path, 12), 'is broken ('),
         (
             # of digits, say
-            lambda path: path.write_bytes(gzip.compress(idx(0x0801, (3,)))),
+            lambda path: path.write_bytes(gzip.compress(zeros(3))),
             'is broken or not of Fashion-MNIST',
         ),
     ],

@@ -6,21 +6,17 @@ from pathlib import Path
 import pytest
 from minirun import write_config
 from sparserun import sparse_config
-from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
 from sift_mm.analysis import speed
 from sift_mm.analysis.model_forward import call_model
 from sift_mm.cli import benchmark
 
-pytestmark = pytest.mark.usefixtures('fresh_process')
 NOWHERE = Path('nowhere')
 FEW = ['--rounds', '2', '--shape', '32', '64']
 
 
-def test_it_times_three_ways(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_it_times_three_ways(tmp_path, capsys):
     config = sparse_config(tmp_path, 'mmdet', NOWHERE)
     out = tmp_path / 'new' / 'speed.json'
     benchmark.main([config, *FEW, '--batch', '1', '3', '--json', str(out)])
@@ -37,18 +33,15 @@ def test_it_times_three_ways(
 
 @pytest.mark.parametrize('library', ['mmpretrain', 'mmdet', 'mmseg'])
 def test_neck_and_heads_may_be_timed_too(
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    library: str,
-) -> None:
+    tmp_path, capsys, monkeypatch, library
+):
     config = sparse_config(tmp_path, library, NOWHERE)
-    ran: list[str] = []
+    ran = []
 
-    def note(module: nn.Module, inputs: object, output: object) -> None:
+    def note(module, inputs, output):
         ran.append(type(module).__name__)
 
-    def timed(model: nn.Module, image: Tensor) -> None:
+    def timed(model, image):
         with register_module_forward_hook(note):
             call_model(model, image)
 
@@ -64,7 +57,7 @@ def test_neck_and_heads_may_be_timed_too(
     assert ran.count(part) == 9
 
 
-def test_a_dense_config_is_refused(tmp_path: Path) -> None:
+def test_a_dense_config_is_refused(tmp_path):
     config = write_config(tmp_path, 'mmdet', NOWHERE)
     with pytest.raises(SystemExit, match='no SparseTrainingHook'):
         benchmark.main([config, *FEW])

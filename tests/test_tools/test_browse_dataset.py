@@ -1,15 +1,11 @@
 """Tests of tools/analysis/browse_dataset.py."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from sift_mm.cli import browse_dataset
-
-pytestmark = pytest.mark.usefixtures('fresh_process')
 
 
 @pytest.mark.parametrize(
@@ -22,10 +18,7 @@ pytestmark = pytest.mark.usefixtures('fresh_process')
          + ['n01443537_0.JPEG']),
     ],
 )  # fmt: skip
-def test_saves_samples(
-    scope: str, phase: str, expected: list[str], configs: dict[str, str],
-    tmp_path: Path,
-) -> None:  # fmt: skip
+def test_saves_samples(scope, phase, expected, configs, tmp_path):
     out = tmp_path / 'drawn'
     browse_dataset.main(
         [configs[scope], '--output-dir', str(out), '--not-show']
@@ -35,9 +28,7 @@ def test_saves_samples(
     assert min(Image.open(out / expected[0]).size) > 0
 
 
-def test_draws_boxes(
-    configs: dict[str, str], data: dict[str, Path], tmp_path: Path
-) -> None:
+def test_draws_boxes(configs, data, tmp_path):
     browse_dataset.main(
         [configs['mmdet'], '-o', str(tmp_path / 'out'), '--not-show']
         + ['-n', '1', '-p', 'val']
@@ -51,9 +42,7 @@ def test_draws_boxes(
     assert gap.max() > 100
 
 
-def test_equal_names_are_all_kept(
-    configs: dict[str, str], data: dict[str, Path], tmp_path: Path
-) -> None:
+def test_equal_names_are_all_kept(configs, data, tmp_path):
     for name in ('cat', 'dog', 'horse'):
         folder = tmp_path / 'set' / 'val' / name
         folder.mkdir(parents=True)
@@ -66,7 +55,7 @@ def test_equal_names_are_all_kept(
     assert names == ['0.png', '1_0.png', '2_0.png']
 
 
-def test_to_image() -> None:
+def test_to_image():
     inputs = torch.tensor([-5.0, 10.0, 300.0]).reshape(3, 1, 1)
     image = browse_dataset.to_image(inputs, 'BGR')
     assert image.tolist() == [[[255, 10, 0]]]

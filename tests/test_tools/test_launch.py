@@ -1,7 +1,6 @@
 """Tests of the shell scripts: real processes, and a Slurm of our own."""
 
 import os
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from minirun import ROOT, free_port, run_script
 TOOLS = ROOT / 'tools'
 
 
-def test_dist_train(configs: dict[str, str], tmp_path: Path) -> None:
+def test_dist_train(configs, tmp_path):
     done = run_script(
         'bash', TOOLS / 'dist_train.sh', configs['mmseg'], 2,
         '--work-dir', tmp_path,
@@ -37,27 +36,33 @@ def test_dist_train(configs: dict[str, str], tmp_path: Path) -> None:
         ('slurm_test.sh', 'PARTITION JOB_NAME CONFIG CHECKPOINT'),
     ],
 )
-def test_usage(script: str, words: str) -> None:
+def test_usage(script, words):
     done = run_script('bash', TOOLS / script, 'one')
     assert done.returncode == 2
     assert done.stderr.startswith(f'Usage: tools/{script} {words}')
 
 
-def echo(path: Path) -> Path:
-    """Writes a program that says its arguments, one a line."""
-    path.parent.mkdir()
-    path.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
-    path.chmod(0o755)
-    return path
+@pytest.fixture
+def echo(tmp_path):
+    """A program that says its arguments, one a line, under two names."""
+    for name in ('python', 'srun'):
+        path = tmp_path / name
+        path.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')
+        path.chmod(0o755)
+
+    def call(script, *args, **env):
+        path = f'{tmp_path}:{os.environ["PATH"]}'
+        env = dict(PYTHON='python', PATH=path) | env
+        done = run_script('bash', TOOLS / script, *args, **env)
+        return done.stdout.splitlines()
+
+    return call
 
 
-def test_dist_test(tmp_path: Path) -> None:
-    done = run_script(
-        'bash', TOOLS / 'dist_test.sh', 'cfg.py', 'c.pth', 8, '--out', 'a b',
-        PYTHON=str(echo(tmp_path / 'bin' / 'python')), NNODES='2',
-        NODE_RANK='1', MASTER_ADDR='10.0.0.1', PORT='1234',
-    )  # fmt: skip
-    assert done.stdout.splitlines() == [
+def test_dist_test(echo):
+    env = dict(NNODES='2', NODE_RANK='1', MASTER_ADDR='10.0.0.1', PORT='1234')
+    args = 'cfg.py', 'c.pth', 8, '--out', 'a b'
+    assert echo('dist_test.sh', *args, **env) == [
         '-m', 'torch.distributed.run', '--nnodes=2', '--node_rank=1',
         '--master_addr=10.0.0.1', '--master_port=1234', '--nproc_per_node=8',
         f'{TOOLS}/test.py', 'cfg.py', 'c.pth', '--launcher', 'pytorch',
@@ -65,20 +70,10 @@ def test_dist_test(tmp_path: Path) -> None:
     ]  # fmt: skip
 
 
-@pytest.fixture
-def slurm(tmp_path: Path) -> str:
-    """A PATH with an srun that says its arguments."""
-    srun = echo(tmp_path / 'bin' / 'srun')
-    return f'{srun.parent}:{os.environ["PATH"]}'
-
-
-def test_slurm_train(slurm: str) -> None:
-    done = run_script(
-        'bash', TOOLS / 'slurm_train.sh', 'gpu', 'job', 'cfg.py', 'a dir',
-        '--cfg-options', 'a=[1, 2]', PATH=slurm, GPUS='4',
-        SRUN_ARGS='--quotatype=spot --async', PYTHON='python',
-    )  # fmt: skip
-    assert done.stdout.splitlines() == [
+def test_slurm_train(echo):
+    args = 'gpu', 'job', 'cfg.py', 'a dir', '--cfg-options', 'a=[1, 2]'
+    env = dict(GPUS='4', SRUN_ARGS='--quotatype=spot --async')
+    assert echo('slurm_train.sh', *args, **env) == [
         '-p', 'gpu', '--job-name=job', '--gres=gpu:4', '--ntasks=4',
         '--ntasks-per-node=4', '--cpus-per-task=5', '--kill-on-bad-exit=1',
         '--quotatype=spot', '--async', 'python', '-u', f'{TOOLS}/train.py',
@@ -87,12 +82,9 @@ def test_slurm_train(slurm: str) -> None:
     ]  # fmt: skip
 
 
-def test_slurm_test(slurm: str) -> None:
-    done = run_script(
-        'bash', TOOLS / 'slurm_test.sh', 'gpu', 'job', 'cfg.py', 'c.pth',
-        '--tta', PATH=slurm, GPUS='16', PYTHON='python',
-    )  # fmt: skip
-    lines = done.stdout.splitlines()
+def test_slurm_test(echo):
+    args = 'gpu', 'job', 'cfg.py', 'c.pth', '--tta'
+    lines = echo('slurm_test.sh', *args, GPUS='16')
     assert lines[3:6] == ['--gres=gpu:8', '--ntasks=16', '--ntasks-per-node=8']
     assert lines[-7:] == [
         'python', '-u', f'{TOOLS}/test.py', 'cfg.py', 'c.pth',

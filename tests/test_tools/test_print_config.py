@@ -7,19 +7,15 @@ from mmengine.config import Config
 
 from sift_mm.cli import print_config
 
-pytestmark = pytest.mark.usefixtures('fresh_process')
 
-
-def test_prints_and_saves(
-    tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_prints_and_saves(tmp_path, capsys):
     (tmp_path / 'base.py').write_text('a = dict(b=1, c=2)')
     (tmp_path / 'cfg.py').write_text("_base_ = 'base.py'\na = dict(b=3)")
     print_config.main(
         ['cfg.py', '--save-path', 'out/all.py', '--cfg-options', 'd=4']
     )
     printed = capsys.readouterr().out
-    values: dict = {}
+    values = {}
     exec(printed.removeprefix('Config:\n').partition('Saved')[0], values)
     assert values['a'] == dict(b=3, c=2) and values['d'] == 4
     assert Config.fromfile('out/all.py').to_dict() == dict(
@@ -27,7 +23,7 @@ def test_prints_and_saves(
     )
 
 
-def test_unknown_suffix(capsys: pytest.CaptureFixture) -> None:
+def test_unknown_suffix(capsys):
     with pytest.raises(SystemExit):
         print_config.main(['cfg.py', '--save-path', 'all.txt'])
     assert '--save-path has to end in .py' in capsys.readouterr().err
@@ -42,7 +38,7 @@ def test_unknown_suffix(capsys: pytest.CaptureFixture) -> None:
         (['cfg.py', '--save-path', 'notes.md/a/b.py'], "irectory: '/.*notes"),
     ],
 )
-def test_mistakes_end_with_a_sentence(words: list, said: str) -> None:
+def test_mistakes_end_with_a_sentence(words, said):
     Path('notes.md').write_text('# Notes')
     Path('cfg.py').write_text(
         "default_scope = 'mmpretrain'\n"
@@ -54,9 +50,7 @@ def test_mistakes_end_with_a_sentence(words: list, said: str) -> None:
 
 
 @pytest.mark.parametrize('option', ['--cfg-options', '--hook'])
-def test_settings_are_pairs(
-    option: str, capsys: pytest.CaptureFixture
-) -> None:
+def test_settings_are_pairs(option, capsys):
     with pytest.raises(SystemExit):
         print_config.main(['cfg.py', option, 'interval'])
     assert f'{option} takes KEY=VALUE, not interval' in capsys.readouterr().err

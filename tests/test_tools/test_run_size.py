@@ -10,8 +10,6 @@ from sift_mm.config.images import (
     schedule_samples,
 )
 
-pytestmark = pytest.mark.usefixtures('fresh_process')
-
 COCO = dict(type='CocoDataset', ann_file='instances_train2017.json')
 IMAGENET = dict(type='ImageNet', split='train')
 STREETS = dict(
@@ -21,7 +19,7 @@ VOC = dict(type='VOCDataset')
 RELATIVE = dict(crop_type='relative', crop_size=(0.3, 0.3))
 
 
-def config(pipeline: list[dict], divisor: int | None = None, **leaf) -> Config:
+def config(pipeline, divisor=None, **leaf):
     preprocessor = {} if divisor is None else dict(pad_size_divisor=divisor)
     return Config(
         dict(
@@ -51,12 +49,12 @@ def config(pipeline: list[dict], divisor: int | None = None, **leaf) -> Config:
         (dict(type='RandomFlip', prob=0.5), None),
     ],
 )
-def test_size_after_one_step(step: dict, size: tuple | None) -> None:
+def test_size_after_one_step(step, size):
     found = image_size(config([step], type='CustomDataset'), 'test')
     assert (found and found[0]) == size
 
 
-def test_the_last_step_decides() -> None:
+def test_the_last_step_decides():
     resize = dict(type='Resize', scale=(64, 64))
     edge = dict(type='ResizeEdge', scale=256)
     crop = dict(type='CenterCrop', crop_size=224)
@@ -68,7 +66,7 @@ def test_the_last_step_decides() -> None:
     assert image_size(config([resize, edge]), 'test') is None
 
 
-def test_padding_is_told() -> None:
+def test_padding_is_told():
     step = dict(type='Resize', scale=(1333, 800), keep_ratio=True)
     assert image_size(config([step], 32), 'test') == (
         (800, 1344),
@@ -76,13 +74,13 @@ def test_padding_is_told() -> None:
     )
 
 
-def test_sets_of_one_size() -> None:
+def test_sets_of_one_size():
     found = image_size(config([], type='mmpretrain.CIFAR100'), 'test')
     assert found == ((32, 32), 'CIFAR100 images')
     assert image_size(config([], type='CustomDataset'), 'test') is None
 
 
-def test_one_phase_stands_in_for_the_other() -> None:
+def test_one_phase_stands_in_for_the_other():
     cfg = config([dict(type='CenterCrop', crop_size=24)])
     found = ((24, 24), 'test pipeline, CenterCrop 24')
     assert find_sizes(cfg, None) == (found, found)
@@ -114,16 +112,16 @@ def test_one_phase_stands_in_for_the_other() -> None:
         (dict(type='ClassBalancedDataset', dataset=COCO), None),
     ],
 )
-def test_images_of_an_epoch(dataset: dict, images: int | None) -> None:
+def test_images_of_an_epoch(dataset, images):
     assert epoch_images(dataset) == images
 
 
-def samples(train_cfg: dict, **more: object) -> Config:
+def samples(train_cfg, **more):
     loader = dict(batch_size=2, dataset=COCO)
     return Config(dict(train_cfg=train_cfg, train_dataloader=loader) | more)
 
 
-def test_samples_by_epochs() -> None:
+def test_samples_by_epochs():
     cfg = samples(dict(by_epoch=True, max_epochs=12))
     assert schedule_samples(cfg) == (
         12 * 118_287,
@@ -136,7 +134,7 @@ def test_samples_by_epochs() -> None:
     )
 
 
-def test_samples_by_iterations() -> None:
+def test_samples_by_iterations():
     cfg = samples(dict(type='IterBasedTrainLoop', max_iters=3000))
     found, origin = schedule_samples(cfg)
     assert (found, origin[:20]) == (6000, '3,000 batches of 2, ')
@@ -161,7 +159,7 @@ def test_samples_by_iterations() -> None:
         ),
     ],
 )
-def test_what_is_missing_is_said(cfg: Config, message: str) -> None:
+def test_what_is_missing_is_said(cfg, message):
     found, text = schedule_samples(cfg)
     assert found is None
     assert message in text
