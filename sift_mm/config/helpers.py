@@ -9,9 +9,9 @@ from sift_mm.layers.family import family_of
 def _backbone(
     family: str,
     sparsity: float,
+    base_channels: int,
+    expansion: int,
     checkpoint: str | None = None,
-    base_channels: int = 64,
-    expansion: int = 1,
 ) -> tuple[dict[str, Any], list[int]]:
     """Settings of a ResNet of the family, and channels of its four stages."""
     changes: dict[str, Any] = dict(family=family, sparsity=sparsity)
@@ -27,25 +27,30 @@ def pretrained_backbone(checkpoint: str) -> dict[str, str]:
     return dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
 
 
-def classifier(family: str, sparsity: float, **width: int) -> dict[str, dict]:
+def classifier(
+    family: str, sparsity: float, base_channels: int = 64, expansion: int = 1
+) -> dict[str, dict]:
     """What to change in the config of MMPreTrain's ImageClassifier.
 
     Args:
         family (str): Member of the Sparse-IFT family.
         sparsity (float): Nominal share of zero weights.
-        **width: ``base_channels``, 64, of the dense network's first stage,
-            and ``expansion`` of the ResNet's blocks: 1 up to depth 34, then
-            4.
+        base_channels (int): Width of the dense network's first stage.
+        expansion (int): Of the ResNet's blocks: 1 up to depth 34, then 4.
 
     Returns:
         dict: Backbone and head.
     """
-    backbone, out = _backbone(family, sparsity, None, **width)
+    backbone, out = _backbone(family, sparsity, base_channels, expansion)
     return dict(backbone=backbone, head=dict(in_channels=out[3]))
 
 
 def detector(
-    family: str, sparsity: float, checkpoint: str | None = None, **width: int
+    family: str,
+    sparsity: float,
+    checkpoint: str | None = None,
+    base_channels: int = 64,
+    expansion: int = 1,
 ) -> dict[str, dict]:
     """What to change in a config of MMDetection with an FPN on four stages.
 
@@ -55,12 +60,18 @@ def detector(
     Returns:
         dict: Backbone and neck.
     """
-    backbone, out = _backbone(family, sparsity, checkpoint, **width)
+    backbone, out = _backbone(
+        family, sparsity, base_channels, expansion, checkpoint
+    )
     return dict(backbone=backbone, neck=dict(in_channels=out))
 
 
 def segmentor(
-    family: str, sparsity: float, checkpoint: str | None = None, **width: int
+    family: str,
+    sparsity: float,
+    checkpoint: str | None = None,
+    base_channels: int = 64,
+    expansion: int = 1,
 ) -> dict[str, dict]:
     """What to change in a config of MMSegmentation's DeepLabV3+.
 
@@ -69,7 +80,9 @@ def segmentor(
     Returns:
         dict: Backbone, decode head and the auxiliary head on stage 3.
     """
-    backbone, out = _backbone(family, sparsity, checkpoint, **width)
+    backbone, out = _backbone(
+        family, sparsity, base_channels, expansion, checkpoint
+    )
     return dict(
         backbone=backbone,
         decode_head=dict(in_channels=out[3], c1_in_channels=out[0]),
