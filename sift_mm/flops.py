@@ -49,10 +49,8 @@ class FlopCount:
     ) -> float:
         """FLOPs (2 x MACs) where a masked layer costs its share of weights.
 
-        Args:
-            densities (Mapping[str, float]): Share of active weights by
-                parameter name; dense where not named.
-            module (str): Name of the submodule to count, '' for the whole.
+        ``densities`` has the share of active weights by parameter name;
+        ``module`` is the name of a submodule to count alone.
         """
         dense = self.by_module[module] if module else self.total
         prefix = f'{module}.' if module else ''
@@ -75,20 +73,21 @@ def count_flops(
     for activations, the model untouched. The shape is height and width in
     pixels; a detector, segmentor or classifier wants ``mode='tensor'``.
     """
-    image = torch.empty(1, in_channels, *shape, device='meta')
+    image = meta_image(shape, in_channels)
     with plain_operators():
         return count_call(on_meta(model, norms=False), image, **forward_kwargs)
+
+
+def meta_image(shape: tuple[int, int], channels: int = 3) -> Tensor:
+    """An image without numbers, (1, channels, height, width)."""
+    return torch.empty(1, channels, *shape, device='meta')
 
 
 def image_channels(network: nn.Module) -> int:
     """Channels of the image that a network reads, by its first convolution.
 
-    Args:
-        network (nn.Module): The network.
-
-    Returns:
-        int: 3 where that reads more than an image has, as behind a layer that
-        moves pixels into channels.
+    3 where that reads more than an image has, as behind a layer that moves
+    pixels into channels.
     """
     for module in network.modules():
         if isinstance(module, _ConvNd):
@@ -171,6 +170,26 @@ def plain_operators() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def watched(
+    model: nn.Module,
+    enter: Callable[..., None],
+    leave: Callable[..., None],
+) -> Iterator[None]:
+    """Calls functions around each module's forward, the module's name first.
+
+    Then come the arguments of PyTorch's forward (pre-)hooks.
+    """
+    with ExitStack() as hooks:
+        for name, module in model.named_modules():
+            for register, function in (
+                (module.register_forward_pre_hook, enter),
+                (module.register_forward_hook, leave),
+            ):
+                hooks.enter_context(register(partial(function, name)))
+        yield
+
+
 def count_call(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
     """Count the FLOPs of one call of a model, see :class:`FlopCount`."""
     return count_while(model, lambda: model(*args, **kwargs))
@@ -195,13 +214,6 @@ def count_while(model: nn.Module, run: Callable[[], Any]) -> FlopCount:
         if running:
             own[running[-1][0]] -= spent
 
-    with ExitStack() as hooks, counter, torch.no_grad():
-        for name, module in model.named_modules():
-            hooks.enter_context(
-                module.register_forward_pre_hook(partial(enter, name))
-            )
-            hooks.enter_context(
-                module.register_forward_hook(partial(leave, name))
-            )
+    with watched(model, enter, leave), counter, torch.no_grad():
         run()
     return FlopCount(counter.get_total_flops(), dict(by_module), dict(own))

@@ -14,14 +14,12 @@ from sift_mm.errors import Mistake
 INNER = ('none', 'norm', 'norm_act')
 # Which factors of V(U x) carry masks.
 SPARSE_FACTORS = ('both', 'u', 'none')
+# Relative error allowed in FLOPs that are matched.
+TOLERANCE = 1e-9
 
 
 def check_sparsity(sparsity: float) -> None:
-    """Refuse a sparsity outside [0, 1).
-
-    Raises:
-        ValueError: If ``sparsity`` is not a number in [0, 1).
-    """
+    """Raise a ValueError if a sparsity is not a number in [0, 1)."""
     read('sparsity', sparsity, Sparsity)
 
 
@@ -47,13 +45,6 @@ def wide_width(base_width: int, sparsity: float) -> int:
     down, as in the authors' networks: 64 becomes 90, 128 and 202 at 0.5,
     0.75 and 0.9. The later stages are multiples of this number (2, 4, 8), so
     round once and multiply.
-
-    Args:
-        base_width (int): Width of the dense network, in channels.
-        sparsity (float): Share of zero weights, in [0, 1).
-
-    Returns:
-        int: The width of the sparse network, at least ``base_width``.
 
     Raises:
         ValueError: If ``sparsity`` is outside [0, 1).
@@ -104,10 +95,7 @@ def factorized_rank(
         sparse (str): Which factors carry masks: 'both', 'u' or 'none'.
         cost (float, optional): MACs of one position to be met; those of the
             dense layer, ``fan_in * fan_out``, if None.
-        multiple (int): The rank is a multiple of this.
-
-    Returns:
-        int: The rank, in channels.
+        multiple (int): The rank, in channels, is a multiple of this.
 
     Raises:
         ValueError: If the sparsity is outside [0, 1).
@@ -137,10 +125,10 @@ def spread_ranks(
 
 
 def factor_densities(sparsity: float, sparse: str) -> tuple[float, float]:
-    """Densities of U and V.
+    """Densities of U and V, of which those of ``SPARSE_FACTORS`` are sparse.
 
     Raises:
-        ValueError: If ``sparse`` is not one of ``SPARSE_FACTORS``.
+        ValueError: If there are no such factors.
     """
     if sparse not in SPARSE_FACTORS:
         raise Mistake(
@@ -196,9 +184,7 @@ def inner_expansion(
     return 2 * total / (linear + math.sqrt(linear**2 + 4 * inner * total))
 
 
-def solve_sparsity(
-    cost: Callable[[float], float], budget: float, tolerance: float = 1e-9
-) -> float:
+def solve_sparsity(cost: Callable[[float], float], budget: float) -> float:
     """The sparsity at which a network costs its budget.
 
     Some parts of a network grow with it and stay dense (the stem of a Sparse
@@ -208,18 +194,16 @@ def solve_sparsity(
     one chord solves it. ERK caps layers at dense, which makes it a chain of
     lines; the chord is drawn anew until it holds.
 
-    Args:
-        cost (Callable): FLOPs of the network at a sparsity in [0, 1], before
-            masks are rounded to whole weights.
-        budget (float): FLOPs to be met, in the unit of ``cost``.
-        tolerance (float): Relative error allowed in the FLOPs.
+    ``cost`` gives the FLOPs at a sparsity in [0, 1], before masks are rounded
+    to whole weights, in the unit of ``budget``, which is met within a share
+    of TOLERANCE.
 
     Raises:
         ValueError: If no sparsity meets the budget, with what can be met.
     """
     low, high = 0.0, 1.0
     above, below = cost(low), cost(high)
-    if abs(above - budget) <= tolerance * budget:
+    if abs(above - budget) <= TOLERANCE * budget:
         return low
     if not below < budget < above:
         nearest = below if budget <= below else above
@@ -233,7 +217,7 @@ def solve_sparsity(
     for _ in range(200):
         middle = low + (high - low) * over / (over - under)
         found = cost(middle) - budget
-        if abs(found) <= tolerance * budget:
+        if abs(found) <= TOLERANCE * budget:
             return middle
         # An end that stays twice counts for half (the Illinois rule): a
         # steep bend would hold it for good.

@@ -2,18 +2,18 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass
-from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
-from sift_mm.analysis.model_forward import count_trial, meta_image
+from sift_mm.analysis.model_forward import count_trial
 from sift_mm.errors import MistakenKey
-from sift_mm.flops import on_meta
+from sift_mm.flops import meta_image, on_meta, watched
 
 
 @dataclass(frozen=True)
@@ -93,8 +93,7 @@ def profile(
         model (nn.Module): Any of the libraries' models, or a plain network;
             it is left as it is.
         shape (tuple[int, int]): Height and width of the image, in pixels.
-        densities (Mapping[str, float], optional): Share of active weights by
-            parameter name, as :func:`mask_densities` has them.
+        densities (Mapping[str, float], optional): Of :func:`mask_densities`.
         in_channels (int): Channels of the image.
         auxiliary (bool): Whether the auxiliary heads of a segmentor run too.
 
@@ -162,18 +161,12 @@ def _recording(model: nn.Module, image: Tensor) -> Iterator[dict[str, int]]:
     }
 
     def leave(name: str, module: nn.Module, args: Any, output: Any) -> None:
-        for tensor in tree_leaves(output):
-            if not isinstance(tensor, Tensor):
-                continue
+        for tensor in filter(torch.is_tensor, tree_leaves(output)):
             storage = tensor.untyped_storage()
             reference = StorageWeakRef(storage)
             if reference not in known:
                 known.add(reference)
                 bytes_of[name] += storage.nbytes()
 
-    with ExitStack() as hooks:
-        for name, module in model.named_modules():
-            hooks.enter_context(
-                module.register_forward_hook(partial(leave, name))
-            )
+    with watched(model, lambda *_: None, leave):
         yield bytes_of

@@ -19,7 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_map_only
 
 from sift_mm.errors import Mistake
-from sift_mm.flops import FlopCount, count_while, on_meta, plain_operators
+from sift_mm.flops import (
+    FlopCount,
+    count_while,
+    meta_image,
+    on_meta,
+    plain_operators,
+)
 
 # Larger ones are features; smaller ones say what shape features have.
 SMALL = 64
@@ -130,8 +136,7 @@ def run_once(
         the image, such as '1000 proposals, as test_cfg.rpn.max_per_img'.
     """
     said: list[str] = []
-    network: Any = model
-    heads = getattr(network, 'auxiliary_head', None) if auxiliary else None
+    heads: Any = getattr(model, 'auxiliary_head', None) if auxiliary else None
     with (
         torch.no_grad(),
         _SmallOnHost(),
@@ -145,14 +150,14 @@ def run_once(
         else:
             # All heads read the same features, which are made once.
             features: list[Any] = []
-            extract = network.extract_feat
+            extract: Any = model.extract_feat
 
             def remember(*args: Any, **kwargs: Any) -> Any:
                 features.append(extract(*args, **kwargs))
                 return features[-1]
 
-            with mock.patch.object(network, 'extract_feat', remember):
-                call_model(network, image)
+            with mock.patch.object(model, 'extract_feat', remember):
+                call_model(model, image)
             several = isinstance(heads, nn.ModuleList)
             for head in heads if several else [heads]:
                 head(features[-1])
@@ -172,12 +177,7 @@ def run_once(
 
 
 def call_model(model: Any, image: Tensor) -> None:
-    """Run a model on images, up to what its heads make of the features.
-
-    Args:
-        model (nn.Module): Backbone, detector, segmentor or classifier.
-        image (Tensor): (images, channels, height, width).
-    """
+    """Run a model on images, up to what its heads make of the features."""
     parameters = inspect.signature(model.forward).parameters
     if 'mode' not in parameters:
         model(image)
@@ -247,15 +247,9 @@ def _regions(model: Any, said: list[str]) -> Iterator[None]:
         said.append(f'masks of {found} objects, as {key}')
 
     def propose(*args: Any, **kwargs: Any) -> list[Any]:
-        from mmengine.structures import InstanceData
-
-        return [
-            InstanceData(
-                bboxes=torch.empty(number, 4, device='meta'),
-                scores=torch.empty(number, device='meta'),
-                labels=torch.empty(number, dtype=torch.long, device='meta'),
-            )
-        ]
+        found = _objects(number, bboxes=(4,), scores=(), labels=())
+        found[0].labels = found[0].labels.long()
+        return found
 
     def forward(x: Any, proposals: Any, samples: Any = ()) -> tuple:
         _second_stage(roi_head, x, proposals, samples, number, found)
@@ -356,24 +350,15 @@ def _instances(model: Any, said: list[str]) -> Iterator[None]:
         return
     found = model.test_cfg.max_per_img
     said.append(f'masks of {found} objects, as test_cfg.max_per_img')
-    widths = dict(
-        coeffs=(getattr(head, 'num_protos', 0),),
-        param_preds=(getattr(head, 'num_params', 0),),
-        points=(2,),
-        strides=(),
-    )
 
     def objects() -> list[Any]:
-        from mmengine.structures import InstanceData
-
-        return [
-            InstanceData(
-                **{
-                    name: torch.empty(found, *width, device='meta')
-                    for name, width in widths.items()
-                }
-            )
-        ]
+        return _objects(
+            found,
+            coeffs=(getattr(head, 'num_protos', 0),),
+            param_preds=(getattr(head, 'num_params', 0),),
+            points=(2,),
+            strides=(),
+        )
 
     with (
         mock.patch.object(head, 'loss', lambda *args, **kwargs: {}),
@@ -382,15 +367,24 @@ def _instances(model: Any, said: list[str]) -> Iterator[None]:
         yield
 
 
-def meta_image(shape: tuple[int, int], channels: int = 3) -> Tensor:
-    """An image without numbers, (1, channels, height, width)."""
-    return torch.empty(1, channels, *shape, device='meta')
+def _objects(number: int, **shapes: tuple[int, ...]) -> list[Any]:
+    """Those of one image, each with tensors of these shapes."""
+    from mmengine.structures import InstanceData
+
+    return [
+        InstanceData(
+            **{
+                name: torch.empty(number, *shape, device='meta')
+                for name, shape in shapes.items()
+            }
+        )
+    ]
 
 
 def count_trial(
     trial: nn.Module, image: Tensor, auxiliary: bool = False
 ) -> tuple[FlopCount, tuple[str, ...]]:
-    """Counts the FLOPs of :func:`run_once`, and returns what that says.
+    """Counts the FLOPs (2 x MACs) of :func:`run_once`; returns its words too.
 
     Raises:
         NotCountable: A ValueError, if the model does not run.
@@ -418,18 +412,8 @@ def count_model(
 ) -> tuple[FlopCount, tuple[str, ...]]:
     """Counts the FLOPs of any of the libraries' models on one image.
 
-    Args:
-        model (nn.Module): Detector, segmentor, classifier or backbone; it is
-            left as it is.
-        shape (tuple[int, int]): Height and width of the image, in pixels.
-        channels (int): Channels of the image.
-
-    Returns:
-        tuple[FlopCount, tuple[str, ...]]: In 2 x MACs; and what was taken
-        from the config, see :func:`run_once`.
-
-    Raises:
-        NotCountable: A ValueError, if the model cannot be run so.
+    The model is left as it is; the shape is height and width in pixels.
+    Returns and raises what :func:`count_trial` does.
     """
     trial = on_meta(model, norms=False)
     return count_trial(trial, meta_image(shape, channels))

@@ -1,7 +1,8 @@
 """What the network of a config costs, as numbers."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from mmengine.config import Config
@@ -10,12 +11,7 @@ from torch import nn
 
 from sift_mm.analysis.layer_costs import Profile, profile
 from sift_mm.config.channels import build, build_dense
-from sift_mm.config.images import (
-    Shape,
-    channels_of,
-    find_sizes,
-    schedule_samples,
-)
+from sift_mm.config.images import channels_of, find_sizes, schedule_samples
 from sift_mm.config.nodes import hook_place
 from sift_mm.config.reading import import_library
 from sift_mm.engine import SparseTrainingHook
@@ -32,26 +28,6 @@ COUNTS = (
     'Memory is that of the parameters, and of the output of each layer for '
     'one image, without gradients and optimizer. M is 10^6, G 10^9, P 10^15.'
 )
-
-
-@dataclass
-class Network:
-    """A model with the share of active weights of its masked parameters."""
-
-    model: nn.Module
-    densities: Mapping[str, float]
-    channels: int
-
-    def profile(self, shape: Shape, auxiliary: bool = False) -> Profile:
-        """Its costs at a shape, see :func:`profile`."""
-        return profile(
-            self.model, shape, self.densities, self.channels, auxiliary
-        )
-
-    def training_forward(self, shape: Shape) -> tuple[float, float]:
-        """FLOPs of a forward pass in training, under masks and dense."""
-        total = self.profile(shape, auxiliary=True).total()
-        return total.flops_sparse, total.flops_dense
 
 
 def build_hook(cfg: Config) -> SparseTrainingHook | None:
@@ -120,30 +96,31 @@ def compare(here: Profile, dense: Profile) -> dict[str, Any]:
 
 
 def report_training(
-    network: Network,
-    dense: Network | None,
+    forward: Callable[..., tuple[float, float]],
+    model: nn.Module,
+    densities: Mapping[str, float],
+    dense: nn.Module | None,
     masks: dict[str, Any] | None,
-    shape: Shape,
 ) -> dict[str, float]:
     """FLOPs of training on one sample, by method.
 
-    'dense' is that of the dense network that it is compared with, if there
-    is one; 'unmasked' is of a network which is another, but has no masks.
+    ``forward`` gives those of a network's forward pass, under masks and
+    dense. 'dense' is that of the dense network that it is compared with, if
+    there is one; 'unmasked' is of a network which is another, but has no
+    masks.
     """
     methods = {}
     if dense is not None:
-        methods['dense'] = training_flops(
-            'dense', *dense.training_forward(shape)
-        )
-    sparse, full = network.training_forward(shape)
+        methods['dense'] = training_flops('dense', *forward(dense))
+    flops = forward(model, densities)
     if masks is not None:
         schedule = masks['interval'], masks['end']
         methods |= {
-            name: training_flops(name, sparse, full, *schedule)
+            name: training_flops(name, *flops, *schedule)
             for name in ALGORITHMS.names
         }
-    elif dense is None or dense.model is not network.model:
-        methods['unmasked'] = training_flops('dense', sparse, full)
+    elif dense is not model:
+        methods['unmasked'] = training_flops('dense', *flops)
     return methods
 
 
@@ -181,16 +158,21 @@ def make_report(
     masks = report_masks(hook, plan, model)
     if masks and masks['transferred'] == 'dense':
         plan = masks = None  # The run drops them.
-    channels = channels_of(cfg, model)
-    network = Network(model, plan.densities if plan else {}, channels)
-    costs = network.profile(test)
+    measure = partial(profile, in_channels=channels_of(cfg, model))
+    densities = plan.densities if plan else {}
+    costs = measure(model, test, densities)
     dense, comparison, why_not = None, None, None
     try:
-        dense = Network(dense_network(cfg, model), {}, channels)
-        comparison = compare(costs, dense.profile(test))
+        dense = dense_network(cfg, model)
+        comparison = compare(costs, measure(dense, test))
     except ValueError as error:
         dense, why_not = None, str(error)
-    methods = report_training(network, dense, masks, train)
+
+    def forward(network: nn.Module, *masked: Any) -> tuple[float, float]:
+        total = measure(network, train, *masked, auxiliary=True).total()
+        return total.flops_sparse, total.flops_dense
+
+    methods = report_training(forward, model, densities, dense, masks)
     samples, samples_source = schedule_samples(cfg, epoch_samples, batch)
     return dict(
         counts=COUNTS,

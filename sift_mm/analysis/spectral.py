@@ -13,11 +13,8 @@ from sift_mm.errors import Mistake
 class SpectralGap:
     """Largest singular values of a layer against the Ramanujan bound.
 
-    Args:
-        first (float): Largest singular value of the adjacency matrix.
-        second (float): Second largest.
-        bound (float): sqrt(d_l - 1) + sqrt(d_r - 1), for the mean degrees
-            d_l and d_r of the two sides.
+    They are of the adjacency matrix; the bound is sqrt(d_l - 1) +
+    sqrt(d_r - 1), for the mean degrees d_l and d_r of the two sides.
     """
 
     first: float
@@ -56,8 +53,6 @@ def spectral_gap(mask: Tensor, weight: Tensor | None = None) -> SpectralGap:
     bound = sum(sqrt(max(d - 1, 0.0)) for d in degrees)
     if weight is not None:
         # Selected, not multiplied: a NaN times 0 is a NaN.
-        adjacency = (
-            weight.flatten(1).abs().float().masked_fill(~mask.flatten(1), 0)
-        )
+        adjacency = weight.abs().float().masked_fill(~mask, 0).flatten(1)
     first, second = torch.linalg.svdvals(adjacency)[:2].tolist()
     return SpectralGap(first, second, bound)

@@ -42,8 +42,8 @@ def measure_speed(
     Args:
         cfg (Config): Config of the model, for its dense twin.
         model (nn.Module): The network, with zeros outside the masks.
-        masks (Mapping[str, Tensor]): Bool masks by parameter name; without
-            any, what is not zero counts as active.
+        masks (Mapping[str, Tensor]): Bool, by parameter name; without any,
+            what is not zero counts as active.
         shape (tuple[int, int]): Height and width of the images.
         batches (Sequence[int]): Numbers of images at a time.
         rounds (int): Turns that each of them has.
@@ -60,14 +60,10 @@ def measure_speed(
         RuntimeError: There are no kernels for this machine.
     """
     found = sparse_backbone(model)
-    name = found[0][:-1] if found else 'backbone'
-    twin = dense_network(cfg, model)
+    name = '' if whole else found[0][:-1] if found else 'backbone'
+    twin = dense_network(cfg, model).eval()
     fill(twin)
-    for network in (model, twin):
-        network.eval()
-    sparse = to_sparse(model, masks)
-    if whole:
-        name = ''
+    sparse = to_sparse(model.eval(), masks)
     ways = {
         'dense twin': twin.get_submodule(name),
         'executed densely': model.get_submodule(name),

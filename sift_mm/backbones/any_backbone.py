@@ -29,7 +29,7 @@ from sift_mm.backbones.base import (
 )
 from sift_mm.checkpoint import pretrained_cfg
 from sift_mm.errors import Mistake
-from sift_mm.flops import count_flops, image_channels
+from sift_mm.flops import count_flops, image_channels, meta_image
 from sift_mm.layers import (
     Composite,
     Member,
@@ -213,7 +213,7 @@ def _trial(
     network: Any, channels: int, shape: tuple[int, int]
 ) -> Tensor | None:
     """An image without numbers, if a network runs on one."""
-    image = torch.empty(1, channels, *shape, device='meta')
+    image = meta_image(shape, channels)
     runs = isinstance(output_shapes(network, (image,)), list)
     return image if runs else None
 

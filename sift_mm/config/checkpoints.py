@@ -7,11 +7,10 @@ from string import digits
 
 from mmengine.config import Config
 
-from sift_mm.checkpoint import named, pretrained_cfg
+from sift_mm.checkpoint import check_resumable, named, pretrained_cfg
 from sift_mm.config.nodes import walk
 from sift_mm.errors import Mistake
 from sift_mm.reading import read
-from sift_mm.resuming import check_resumable
 
 
 def check_checkpoint(path: str) -> None:

@@ -35,10 +35,7 @@ def restore_gradients(
 ) -> str:
     """Give parameters the gradients that they had when the run was broken.
 
-    Those of each process, by name, go to a model with its weights loaded.
-
-    Returns:
-        str: Why that was not possible, or ''.
+    Those of each process, by name. Returns why that was not possible, or ''.
     """
     if len(saved) != get_world_size():
         return (

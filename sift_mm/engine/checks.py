@@ -1,8 +1,6 @@
 """Mistakes of a config, found before the first iteration."""
 
 from collections.abc import Iterable
-from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 from mmengine.config import Config
@@ -12,7 +10,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from sift_mm.engine.plan import sparse_backbone
 from sift_mm.errors import Mistake
-from sift_mm.flops import on_meta, skip_norms
+from sift_mm.flops import meta_image, on_meta, skip_norms, watched
 from sift_mm.sparsity.parameters import only_pieces, refuse_pieces
 
 # Of the images of trial runs, where a config does not say.
@@ -68,13 +66,8 @@ def find_misfit(
 ) -> tuple[str, int, int] | None:
     """The layer that gets another number of channels than it reads.
 
-    Args:
-        model (nn.Module): With a ``backbone`` that fits itself.
-        cfg (Config, optional): Says the sizes of images.
-
-    Returns:
-        tuple[str, int, int], optional: Its name, what it reads, and what it
-        gets.
+    Of a model with a ``backbone`` that fits itself, at the sizes of images
+    that a config says: its name, what it reads, and what it gets.
     """
     trial: Any = on_meta(model)
     skip_norms(trial.backbone)  # They fit, and take most of the time.
@@ -108,7 +101,7 @@ def _misfit_at(
     None too where it fails in another way, which is no fault of the config.
     """
     # Reports are read by those who check nothing.
-    from sift_mm.analysis.model_forward import meta_image, run_once
+    from sift_mm.analysis.model_forward import run_once
 
     running: list[tuple[str, Any, Any]] = []
 
@@ -118,28 +111,22 @@ def _misfit_at(
     def leave(*_: Any) -> None:
         running.pop()
 
-    with ExitStack() as hooks:
-        for name, module in trial.named_modules():
-            hooks.enter_context(
-                module.register_forward_pre_hook(partial(enter, name))
-            )
-            hooks.enter_context(module.register_forward_hook(leave))
-        try:
+    try:
+        with watched(trial, enter, leave):
             run_once(trial, meta_image(shape, channels), auxiliary=True)
-        except Exception:
-            return _misfit(*running[-1]) if running else None
+    except Exception:
+        return _misfit(*running[-1]) if running else None
     return None
 
 
 def _misfit(name: str, module: Any, args: Any) -> tuple[str, int, int] | None:
     """A layer, the channels that it reads, and those that it gets."""
-    if not args or not isinstance(args[0], Tensor):
+    if not args or not isinstance(args[0], Tensor) or args[0].dim() < 2:
         return None
-    last = hasattr(module, 'in_features')
+    gets = args[0].shape[-1 if hasattr(module, 'in_features') else 1]
     for key in ('in_channels', 'in_features', 'num_features', 'num_channels'):
         reads = getattr(module, key, None)
-        if isinstance(reads, int) and args[0].dim() > 1:
-            gets = args[0].shape[-1 if last else 1]
+        if isinstance(reads, int):
             return (name, reads, gets) if reads != gets else None
     return None
 

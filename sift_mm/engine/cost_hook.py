@@ -10,8 +10,8 @@ from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from sift_mm.analysis.layer_costs import mask_densities
-from sift_mm.analysis.report import Network, compare, dense_network
+from sift_mm.analysis.layer_costs import mask_densities, profile
+from sift_mm.analysis.report import compare, dense_network
 from sift_mm.analysis.text import scaled, table
 from sift_mm.checkpoint import mask_training
 from sift_mm.config.images import channels_of, find_sizes
@@ -20,29 +20,31 @@ from sift_mm.engine.plan import sparse_backbone
 from sift_mm.errors import Mistake
 
 
-class CostHook(Hook):
-    """Measures a network under the masks of its checkpoint.
+class MasksHook(Hook):
+    """Keeps the masks of the checkpoint that is tested."""
 
-    Args:
-        cfg (Config): Config of the run, without test-time augmentation.
-
-    Attributes:
-        cost (dict[str, float]): Of :func:`measure_cost`, known before the
-            first image is tested; in the first process alone.
-    """
-
-    def __init__(self, cfg: Config) -> None:
-        self.cfg = cfg
-        self.masks: Mapping[str, Tensor] = {}
-        self.cost: dict[str, float] = {}
+    masks: Mapping[str, Tensor] = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Look at the checkpoint as it comes.
+        """Take them.
 
         Raises:
             ValueError: If its mask training cannot be read.
         """
         self.masks = (mask_training(checkpoint) or {}).get('masks', {})
+
+
+class CostHook(MasksHook):
+    """Measures a network under the masks of its checkpoint.
+
+    ``cost`` is that of :func:`measure_cost`, known before the first image is
+    tested, in the first process alone. The config is that of the run without
+    test-time augmentation.
+    """
+
+    def __init__(self, cfg: Config) -> None:
+        self.cfg = cfg
+        self.cost: dict[str, float] = {}
 
     def before_test(self, runner: Runner) -> None:
         """Measure."""
@@ -61,11 +63,10 @@ def measure_cost(
 ) -> dict[str, float]:
     """Counts parameters and FLOPs of a network under bool masks.
 
-    Returns:
-        dict[str, float]: 'parameters', 'active_parameters', 'density' (share
-        of active weights, of the masked ones) and, where the config says how
-        large the test images are, 'flops' (2 x MACs of one image) and
-        'flops_of_dense', those of the dense network.
+    'parameters', 'active_parameters', 'density' (share of active weights, of
+    the masked ones) and, where the config says how large the test images are,
+    'flops' (2 x MACs of one image) and 'flops_of_dense', those of the dense
+    network.
     """
     check_masks(model, masks)
     channels = channels_of(cfg, model)
@@ -80,8 +81,8 @@ def measure_cost(
     }
     try:
         (shape, _), _ = find_sizes(cfg, None)
-        here = Network(model, densities, channels).profile(shape)
-        dense = Network(dense_network(cfg, model), {}, channels).profile(shape)
+        here = profile(model, shape, densities, channels)
+        dense = profile(dense_network(cfg, model), shape, None, channels)
     except ValueError as error:
         print_log(f'No FLOPs: {error}.', logger='current')
         return cost
@@ -150,13 +151,9 @@ def to_text(metrics: Mapping[str, float], cost: Mapping[str, float]) -> str:
         ('density of masked layers', f'{cost["density"]:.4f}'),
     ]
     if 'flops' in cost:
-        rows += [
-            ('GFLOPs (2 x MACs)', f'{cost["flops"] / 1e9:.5g}'),
-            (
-                'GFLOPs of the dense network',
-                f'{cost["flops_of_dense"] / 1e9:.5g}',
-            ),
-        ]
+        here, dense = cost['flops'] / 1e9, cost['flops_of_dense'] / 1e9
+        rows.append(('GFLOPs (2 x MACs)', f'{here:.5g}'))
+        rows.append(('GFLOPs of the dense network', f'{dense:.5g}'))
     if 'seconds_per_image' in cost:
         rows.append(('seconds an image', f'{cost["seconds_per_image"]:.4f}'))
     return table(('', 'value'), rows)

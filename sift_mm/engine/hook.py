@@ -25,6 +25,7 @@ from sift_mm.checkpoint import (
     CHECKPOINT_KEY,
     check_finite,
     check_keys,
+    check_resumable,
     mask_training,
     named,
     sealed,
@@ -49,7 +50,6 @@ from sift_mm.engine.transfer import (
     pretrained_state,
 )
 from sift_mm.errors import Mistake
-from sift_mm.resuming import check_resumable
 from sift_mm.sparsity import (
     ALGORITHMS,
     DISTRIBUTIONS,

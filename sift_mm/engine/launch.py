@@ -62,13 +62,11 @@ def replace_sync_norms(node: Any) -> bool:
     """Turns synchronised norms of a model config into BN, in place."""
     found = False
     if isinstance(node, dict):
-        if node.get('type') in SYNC_NORMS:
+        if found := node.get('type') in SYNC_NORMS:
             node['type'] = 'BN'
-            found = True
         node = list(node.values())
     if isinstance(node, (list, tuple)):
-        for child in node:
-            found |= replace_sync_norms(child)
+        found = any([found, *map(replace_sync_norms, node)])
     return found
 
 
@@ -84,8 +82,7 @@ def fit_to_cpu(cfg: Config) -> None:
         _log('No accelerator found: the processes communicate by gloo.')
     wrapper = cfg.get('model_wrapper_cfg')
     if wrapper is None:
-        # What MMEngine takes when there is no wrapper config, device_ids
-        # aside.
+        # MMEngine's own, device_ids aside.
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel',
             device_ids=None,
@@ -104,13 +101,7 @@ def fit_to_cpu(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds the runner that the config asks for.
-
-    Args:
-        cfg (Config): Complete config of a run.
-
-    Returns:
-        Runner: MMEngine's runner, or that named by ``runner_type``.
+    """Builds MMEngine's runner, or that named by ``runner_type``.
 
     Raises:
         Mistake: If an argument of the model is misspelt.
@@ -120,8 +111,7 @@ def build_runner(cfg: Config) -> Runner:
     context: Any = nullcontext()
     if cfg.get('launcher', 'none') != 'none' and not has_accelerator():
         fit_to_cpu(cfg)
-        # MMEngine selects a CUDA device on its way into the process group,
-        # whatever the backend, which raises where there is none.
+        # MMEngine selects a CUDA device, whatever the backend.
         context = mock.patch.object(torch.cuda, 'set_device')
     with context:
         try:

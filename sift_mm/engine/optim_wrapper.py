@@ -16,12 +16,8 @@ class MaskedStep(OptimWrapper):
 
     ``step`` is the one place where the dense gradient is complete (backward,
     accumulation and averaging over ranks are done) and not yet clipped.
-
-    Attributes:
-        mask_trainer (MaskTrainer, optional): Set by
-            :class:`SparseTrainingHook`; without it the wrapper is its
-            parent.
-        has_hook (bool): Whether there is a hook to set it.
+    :class:`SparseTrainingHook` sets ``mask_trainer``, without which the
+    wrapper is its parent, and says by ``has_hook`` that it will.
     """
 
     mask_trainer: MaskTrainer | None = None
@@ -97,13 +93,7 @@ def make_maskable(optim_wrapper: Any) -> MaskedStep:
 
     The wrapper is built before hooks have a say, by a config or by a
     script's ``--amp``; all that it needs is another ``step``, so that its
-    class is what changes, and its state stays.
-
-    Args:
-        optim_wrapper (OptimWrapper): Of the run.
-
-    Returns:
-        MaskedStep: The same object.
+    class is what changes, and its state stays. The same object comes back.
 
     Raises:
         TypeError: If it has several optimizers, or a step of its own whose

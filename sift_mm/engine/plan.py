@@ -25,11 +25,8 @@ from sift_mm.sparsity import (
 class FlopBudget:
     """FLOPs of a network beside those of its dense twin, in 2 x MACs.
 
-    Args:
-        own (FlopCount): Of the network, with dense weights.
-        dense (float): Of the dense twin.
-        prefix (str): Of the names of ``own`` in the model.
-        classifier (float): Of a linear head that is not in ``own``.
+    ``own`` has dense weights, its names ``prefix`` in the model; it lacks the
+    linear head, ``classifier``.
     """
 
     own: FlopCount
@@ -52,29 +49,21 @@ class FlopBudget:
         return self.cost(densities) / self.dense
 
 
+@dataclass(eq=False)
 class MaskPlan:
     """The masks that a model asks for, each fact looked up once, when asked.
 
     A run that takes the masks of a checkpoint never asks for counts.
-    ``whole`` gives the FLOPs of the whole model beside the dense one, at the
-    size of the test images; it is None where no config is known.
+    ``count_whole`` gives the FLOPs of the whole model beside the dense one,
+    at the size of the test images; it is None where no config is known.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        distribution: Distribution,
-        sparsity: float | None = None,
-        include: Sequence[str] | None = None,
-        exclude: Sequence[str] = (),
-        whole: Callable[[], FlopBudget] | None = None,
-    ) -> None:
-        self.model = model
-        self.distribution = distribution
-        self.include = include
-        self.exclude = exclude
-        self._written = sparsity
-        self._whole = whole
+    model: nn.Module
+    distribution: Distribution
+    written: float | None = None
+    include: Sequence[str] | None = None
+    exclude: Sequence[str] = ()
+    count_whole: Callable[[], FlopBudget] | None = None
 
     @cached_property
     def found(self) -> tuple[str, SparseIFTBackbone] | None:
@@ -110,7 +99,7 @@ class MaskPlan:
         Raises:
             ValueError: If the two disagree or neither says it.
         """
-        sparsity = self._written
+        sparsity = self.written
         if self.backbone is not None:
             sizes = {self.backbone.sparsity}
         else:
@@ -159,9 +148,9 @@ class MaskPlan:
         Raises:
             ValueError: If they cannot be counted, with the reason.
         """
-        if self._whole is None:
+        if self.count_whole is None:
             raise Mistake('the run has no config to read the model from')
-        return self._whole()
+        return self.count_whole()
 
     @cached_property
     def sparsity(self) -> float:
@@ -264,11 +253,7 @@ class MaskPlan:
 def sparse_backbone(
     model: nn.Module,
 ) -> tuple[str, SparseIFTBackbone] | None:
-    """The Sparse-IFT backbone of a model and the prefix of its names.
-
-    Returns:
-        tuple, optional: ('backbone.', module), or None without a backbone of
-        a family.
+    """Prefix ('backbone.') and module of a model's backbone of a family.
 
     Raises:
         ValueError: If there are several: one sparsity cannot be matched for
@@ -314,14 +299,7 @@ def backbone_flops(backbone: SparseIFTBackbone) -> tuple[FlopCount, float]:
 
 
 def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
-    """FLOPs of a whole model and of its dense one, as one test image has it.
-
-    Args:
-        cfg (Config): Of the run.
-        model (nn.Module): The model.
-
-    Returns:
-        FlopBudget: In 2 x MACs.
+    """FLOPs of a whole model and of its dense one, for one test image.
 
     Raises:
         ValueError: If the config does not say how large the images are, or

@@ -18,12 +18,6 @@ AMP_OPTIONS = ('loss_scale', 'dtype', 'use_fsdp')
 def enable_amp(cfg: Config) -> None:
     """Replaces the optim wrapper by its mixed precision counterpart.
 
-    Each has a counterpart of its own, so that a config that names a sparse
-    wrapper still has one.
-
-    Args:
-        cfg (Config): Config, changed in place.
-
     Raises:
         Mistake: If the wrapper has no such counterpart.
     """

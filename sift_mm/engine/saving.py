@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import IO, Any
 from unittest import mock
@@ -76,13 +77,10 @@ class _LateRemoval:
         self.due: list[tuple[Callable[[str], None], str, int]] = []
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.backend, name)
-
-    def remove(self, path: str) -> None:
-        self.due.append((self.backend.remove, path, _inode(path)))
-
-    def rmtree(self, path: str) -> None:
-        self.due.append((self.backend.rmtree, path, _inode(path)))
+        method = getattr(self.backend, name)
+        if name not in ('remove', 'rmtree'):
+            return method
+        return lambda path: self.due.append((method, path, _inode(path)))
 
     def catch_up(self) -> None:
         for remove, path, inode in self.due:
@@ -93,10 +91,26 @@ class _LateRemoval:
 
 def _inode(path: str) -> int:
     """Of a local file; 0 for none, as elsewhere."""
-    try:
-        return os.stat(path).st_ino
-    except OSError:
-        return 0
+    return os.stat(path).st_ino if os.path.exists(path) else 0
+
+
+def _safely(saves: Callable[..., None]) -> Callable[..., None]:
+    """A method of MMEngine's hook that saves, removing at last."""
+
+    @wraps(saves)
+    def save(self: Any, *args: Any, **kwargs: Any) -> None:
+        late = _LateRemoval(self.file_backend)
+        with (
+            mock.patch.object(self, 'file_backend', late),
+            # The one file that MMEngine writes by hand.
+            mock.patch.object(
+                checkpoint_hook, 'open', written_whole, create=True
+            ),
+        ):
+            saves(self, *args, **kwargs)
+        late.catch_up()
+
+    return save
 
 
 class WholeCheckpointHook(CheckpointHook):
@@ -107,37 +121,9 @@ class WholeCheckpointHook(CheckpointHook):
     writes, is replaced too.
     """
 
-    file_backend: Any
-
-    def after_train_iter(self, *args: Any, **kwargs: Any) -> None:
-        """Save, if that is due."""
-        with self._safely():
-            super().after_train_iter(*args, **kwargs)
-
-    def after_train_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Save, if that is due."""
-        with self._safely():
-            super().after_train_epoch(*args, **kwargs)
-
-    def after_val_epoch(self, *args: Any, **kwargs: Any) -> None:
-        """Save, if it is the best."""
-        with self._safely():
-            super().after_val_epoch(*args, **kwargs)
-
-    @contextmanager
-    def _safely(self) -> Iterator[None]:
-        backend = self.file_backend
-        late = self.file_backend = _LateRemoval(backend)
-        with ExitStack() as stack:
-            stack.callback(setattr, self, 'file_backend', backend)
-            # The one file that MMEngine writes by hand.
-            stack.enter_context(
-                mock.patch.object(
-                    checkpoint_hook, 'open', written_whole, create=True
-                )
-            )
-            yield
-        late.catch_up()
+    after_train_iter = _safely(CheckpointHook.after_train_iter)
+    after_train_epoch = _safely(CheckpointHook.after_train_epoch)
+    after_val_epoch = _safely(CheckpointHook.after_val_epoch)
 
 
 def save_whole(runner: Runner) -> None:

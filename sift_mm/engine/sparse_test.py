@@ -1,45 +1,34 @@
 """Testing a network on sparse kernels, timed."""
 
 import time
-from collections.abc import Mapping
 from typing import Any
 
-from mmengine.hooks import Hook
 from mmengine.logging import print_log
 from mmengine.runner import Runner
-from torch import Tensor, nn
+from torch import nn
 
-from sift_mm.checkpoint import mask_training
 from sift_mm.deploy import to_sparse
+from sift_mm.engine.cost_hook import MasksHook
 
 
-class SparseTestHook(Hook):
+class SparseTestHook(MasksHook):
     """Puts the tested network on sparse kernels and times its steps.
 
     Register it behind hooks that look at the network as it was trained.
-
-    Attributes:
-        seconds (float): Wall-clock seconds an image, of preprocessing, the
-            network and its predictions, in this process; without loading.
     """
 
     # Behind the hook that counts, which has the usual priority.
     priority = 'VERY_LOW'
-
-    def __init__(self) -> None:
-        self.masks: Mapping[str, Tensor] = {}
-        self._total = 0.0
-        self._images = 0
-        self._started = 0.0
+    _total = _started = 0.0
+    _images = 0
 
     @property
     def seconds(self) -> float:
-        """Seconds an image so far."""
-        return self._total / max(1, self._images)
+        """Wall-clock seconds an image so far, in this process.
 
-    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Take the masks of the checkpoint."""
-        self.masks = (mask_training(checkpoint) or {}).get('masks', {})
+        Of preprocessing, the network and its predictions; not of loading.
+        """
+        return self._total / max(1, self._images)
 
     def before_test(self, runner: Runner) -> None:
         """Replace the network.

@@ -32,15 +32,13 @@ def pretrained_source(
 ) -> tuple[str, Mapping[str, Any]] | None:
     """The ``init_cfg`` that loads a checkpoint into sparse parameters.
 
-    With it, the prefix of the names of the module that has it. Parameters go
-    by full name.
+    Behind the prefix of the names of the module that has it. Parameters go by
+    full name.
     """
     for name, module in model.named_modules():
         config = pretrained_cfg(getattr(module, 'init_cfg', None))
         inside = f'{name}.' if name else ''
-        if config is not None and any(
-            n.startswith(inside) for n in parameters
-        ):
+        if config and any(n.startswith(inside) for n in parameters):
             return inside, config
     return None
 
@@ -51,12 +49,8 @@ def pretrained_state(
     """The mask training of the checkpoint that an ``init_cfg`` loads.
 
     A checkpoint that not the Sparse-IFT backbone, but what holds it, loads is
-    checked here; the backbone has checked its own.
-
-    Args:
-        model (nn.Module): As for :func:`pretrained_source`.
-        parameters (Mapping[str, nn.Parameter]): As for
-            :func:`pretrained_source`.
+    checked here; the backbone has checked its own. Parameters go by full
+    name.
 
     Returns:
         tuple: Whether a checkpoint is loaded into a sparse parameter, and
@@ -107,7 +101,7 @@ def mask_origin(
 
     Args:
         state (Mapping[str, Any], optional): What the checkpoint has under
-            ``sparse_training``; None without it.
+            ``sparse_training``.
         loaded (bool): Whether there is a checkpoint at all.
         resumed (bool): Whether the run goes on from it.
         transfer (str): One of ``Transfer``.
@@ -158,16 +152,10 @@ def mask_origin(
 
 
 def check_member(state: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuse the checkpoint of another member than the model's.
+    """Refuse mask training of another member than the model's, or a part.
 
     Sizes alone do not tell: Sparse Parallel has two branches at 0.5 and at
     0.55.
-
-    Args:
-        state (Mapping[str, Any]): What the checkpoint has under
-            ``sparse_training``.
-        here (Mapping[str, Any]): The model's member, or a part of what says
-            which it is.
 
     Raises:
         ValueError: If the two differ.
@@ -196,19 +184,19 @@ def masks_of(
     """The masks of a checkpoint, for a network that starts from it.
 
     They are taken as they are: solved for a classifier, their density is
-    another one than a detector's from scratch. Parameters go by name, their
-    weights loaded; active weights are expected as the config asks for them.
+    another one than a detector's from scratch. Weights are loaded;
+    ``expected`` are the active ones that the config asks for.
 
     Raises:
         ValueError: If they are of other parameters, not the masks of these
             weights, or no masks at all.
     """
-    if parameters.keys() != state['masks'].keys():
+    here, there = parameters.keys(), state['masks'].keys()
+    if here != there:
         raise Mistake(
             'The masks of the checkpoint are on other parameters than this '
-            "run's: they lack "
-            f'{_list(parameters.keys() - state["masks"].keys())} and have '
-            f'{_list(state["masks"].keys() - parameters.keys())} besides. '
+            f"run's: they lack {_list(here - there)} and have "
+            f'{_list(there - here)} besides. '
             'include and exclude of SparseTrainingHook have to be those of '
             'the run that the checkpoint is from.'
         )
@@ -238,58 +226,50 @@ def masks_of(
 def check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
     """Refuse masks of another sparsity than the config's.
 
-    Args:
-        masks (MaskSet): Those of the checkpoint.
-        expected (Mapping[str, int]): Active weights by name.
-
     Raises:
         ValueError: If the number of active weights differs in any layer, by
             more than masks read off weights may differ.
     """
     found = masks.counts()
-    wrong = {
-        n: (found[n], expected[n])
-        for n, mask in masks.items()
-        if abs(found[n] - expected[n]) > count_tolerance(mask.numel())
-    }
+    wrong = [
+        name
+        for name, mask in masks.items()
+        if abs(found[name] - expected[name]) > count_tolerance(mask.numel())
+    ]
     if wrong:
-        name, (has, wants) = next(iter(wrong.items()))
+        name = wrong[0]
         raise Mistake(
             'The masks of the checkpoint do not have the sparsity that the '
             f'config asks for: {len(wrong)} of {len(expected)} layers differ, '
-            f'{name!r} has {has} active weights and the config asks for '
-            f'{wants}. Use the sparsity and distribution of that run.'
+            f'{name!r} has {found[name]} active weights and the config asks '
+            f'for {expected[name]}. Use the sparsity and distribution of that '
+            'run.'
         )
 
 
 def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
-    """Refuse the optimizer of another network.
+    """Refuse the saved state of another network's optimizer.
 
     PyTorch compares the number of parameters alone, and says which groups
     differ in no way that helps.
 
-    Args:
-        saved (Mapping[str, Any]): State of the optimizer in the checkpoint.
-        optimizer (Optimizer): That of the run.
-
     Raises:
         ValueError: If it has other parameters, or slots of other shapes.
     """
-    groups, state = saved.get('param_groups', []), saved.get('state', {})
     here = [group['params'] for group in optimizer.param_groups]
-    there = [group['params'] for group in groups]
-    if [len(group) for group in here] != [len(group) for group in there]:
+    there = [group['params'] for group in saved.get('param_groups', [])]
+    own, other = ([*map(len, groups)] for groups in (here, there))
+    if own != other:
         raise Mistake(
-            'The optimizer of the checkpoint has groups of '
-            f'{[len(group) for group in there]} parameters, and that of this '
-            f'run of {[len(group) for group in here]}: resume with the '
+            f'The optimizer of the checkpoint has groups of {other} '
+            f'parameters, and that of this run of {own}: resume with the '
             'optimizer and the network of that run.'
         )
     slots = [
         (key, tuple(getattr(slot, 'shape', ())), tuple(parameter.shape))
         for parameters, indices in zip(here, there, strict=True)
         for parameter, index in zip(parameters, indices, strict=True)
-        for key, slot in state.get(index, {}).items()
+        for key, slot in saved.get('state', {}).get(index, {}).items()
         if slot is not None
     ]
     # Others have another shape on purpose: a step count, rows of Adafactor.

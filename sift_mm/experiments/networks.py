@@ -15,15 +15,11 @@ from sift_mm.layers.family import family_of
 
 @dataclass(frozen=True)
 class Network:
-    """A config, and the member of the family that is made of it.
+    """A config's path, and the member of the family that is made of it.
 
-    Args:
-        config (str): Path of the config.
-        family (str, optional): Member; None is the dense network.
-        sparsity (float, optional): Nominal.
-        algorithm (str, optional): How masks are trained; None without masks.
-        inner (str, optional): What follows an inner layer; None leaves it.
-        cfg_options (tuple[str, ...]): Settings of the config, 'KEY=VALUE'.
+    Without a family it is the dense network; the sparsity is nominal;
+    without an algorithm there are no masks; ``inner`` is what follows an
+    inner layer, if it is not as it was; ``cfg_options`` are 'KEY=VALUE'.
     """
 
     config: str

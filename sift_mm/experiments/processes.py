@@ -21,8 +21,7 @@ GRACE = 10.0
 class Tools:
     """Runs tools, from several threads at a time, until it is told to stop.
 
-    Args:
-        threads (int, optional): Of PyTorch, in each tool.
+    Each tool has so many ``threads`` of PyTorch.
     """
 
     def __init__(self, threads: int | None = None) -> None:
@@ -34,12 +33,9 @@ class Tools:
         self._stopped = False
 
     def run(self, name: str, log: Path, *words: str) -> None:
-        """Runs one, its log in a file, its progress on the screen.
+        """Runs Python with some words, its progress on the screen.
 
-        Args:
-            name (str): In what is printed.
-            log (Path): File that all it says is added to.
-            *words (str): What Python is to run.
+        All that it says is added to the log.
 
         Raises:
             Mistake: If it fails; the end of its log was printed then.

@@ -103,8 +103,8 @@ class Experiment:
         if not self.is_trained():
             self._train(tools)
         print(f'Testing {self.name}', flush=True)
-        arguments = str(self.last), f'--out={self.result}', *self.test_options
-        self._call(tools, TEST, self.folder / 'test', *arguments)
+        options = str(self.last), f'--out={self.result}', *self.test_options
+        self._call(tools, TEST, self.folder / 'test', *options)
 
     def _train(self, tools: Tools) -> None:
         if self.after is not None and not self.after.is_trained():
@@ -188,10 +188,7 @@ def config_files(config: str) -> Iterator[Path]:
 def last_checkpoint(config: str, changed: int, *cfg_options: str) -> str:
     """The name that MMEngine gives a training's last checkpoint.
 
-    Args:
-        config (str): Path of the config.
-        changed (int): When it was: one that was since is read again.
-        *cfg_options (str): Settings of it, 'KEY=VALUE'.
+    The config is read again when it was changed since.
 
     Raises:
         Mistake: If the config does not say how long to train.
@@ -217,14 +214,9 @@ def run_experiments(
 ) -> None:
     """Does what is not done, in order, and says what comes out.
 
-    One that fails stops no other. A signal that ends this process ends the
-    tools that run.
-
-    Args:
-        experiments (Sequence[Experiment]): With one job at a time, one may
-            start from another before it.
-        jobs (int): How many run at a time.
-        threads (int, optional): Of PyTorch, in each.
+    ``jobs`` run at a time, with so many threads of PyTorch each; with one,
+    an experiment may start from another before it. One that fails stops no
+    other. A signal that ends this process ends the tools that run.
 
     Raises:
         Mistake: If some failed.

@@ -20,10 +20,7 @@ BEGIN, END = '<!-- sweep {}: begin -->', '<!-- sweep {}: end -->'
 class Cell:
     """The runs of one network, which differ in their seed alone.
 
-    Args:
-        network (Network): The network.
-        values (Sequence[float]): The metric of each run.
-        costs (Mapping[str, float]): What one of them costs, see ``COSTS``.
+    ``values`` are the metric of each, ``costs`` what one of them costs.
     """
 
     network: Network
@@ -141,12 +138,8 @@ def write_report(
 ) -> None:
     """Puts the table into a Markdown file, and the figure beside it.
 
-    Args:
-        path (Path): File with the two marks, or none yet.
-        name (str): Of the sweep, in the marks and the name of the figure.
-        runs (Mapping[Network, Sequence[Experiment]]): Those of each network,
-            the dense one first.
-        metric (str): As in the logs, say 'accuracy/top1'.
+    The file has the two marks with the name of the sweep, or is none yet; of
+    the networks, the dense one is the first.
 
     Raises:
         Mistake: If no run of the dense network is done, a result lacks

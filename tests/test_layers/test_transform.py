@@ -692,7 +692,7 @@ def test_the_sparsity_is_written_once():
     sift_mm.transform(model, 'wide', 0.75)
     assert MaskPlan(model, Uniform()).nominal == 0.75
     with pytest.raises(ValueError, match='sparsity=0.75 and .*sparsity=0.5'):
-        _ = MaskPlan(model, Uniform(), sparsity=0.5).nominal
+        _ = MaskPlan(model, Uniform(), written=0.5).nominal
 
 
 def test_an_example_that_the_network_does_not_run_with_is_said():
