@@ -21,6 +21,7 @@ for folder in (TESTS, TESTS.parent):
 
 import minisets  # noqa: E402
 from minirun import TEXTS, Run, write_config  # noqa: E402
+from standins import standins  # noqa: E402, F401
 
 
 @pytest.fixture(scope='session')

@@ -31,15 +31,8 @@ def run_forked(
 ) -> subprocess.CompletedProcess[str]:
     """Runs a Python script as a command, or as the ranks of a launcher.
 
-    Args:
-        script (Path): The script.
-        *args: Its arguments.
-        ranks (int): Number of processes; several form a process group.
-        **env: Variables to add to the environment.
-
-    Returns:
-        CompletedProcess: The first exit code that is not 0, and all that was
-        written, that of each rank after another.
+    It has the first exit code that is not 0, and all that was written, that
+    of each rank after another.
     """
     argv = [str(script), *map(str, args)]
     if ranks > 1:

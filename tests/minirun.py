@@ -141,12 +141,7 @@ def free_port() -> str:
 
 
 def run_script(*args: object, **env: str) -> subprocess.CompletedProcess:
-    """Runs a command in a folder that is not the checkout's.
-
-    Args:
-        *args: The command.
-        **env: Variables to add to the environment.
-    """
+    """Runs a command in a folder that is not the checkout's."""
     return subprocess.run(
         [str(arg) for arg in args],
         cwd=ROOT / 'tests',
@@ -158,16 +153,7 @@ def run_script(*args: object, **env: str) -> subprocess.CompletedProcess:
 
 
 def write_config(folder: Path, scope: str, data_root: Path) -> str:
-    """Writes the small config of a library.
-
-    Args:
-        folder (Path): Folder to write it to.
-        scope (str): 'mmdet', 'mmseg' or 'mmpretrain'.
-        data_root (Path): The mini set that it reads.
-
-    Returns:
-        str: Path of the config file.
-    """
+    """Writes the small config of a library, for a mini set; its path."""
     path = folder / f'{scope}_mini.py'
     path.write_text(f'root = {str(data_root)!r}\n{TEXTS[scope]}{RUNTIME}')
     return str(path)

@@ -12,22 +12,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-COCO_CLASSES = (
-    'person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,'
-    'traffic light,fire hydrant,stop sign,parking meter,bench,bird,cat,dog,'
-    'horse,sheep,cow,elephant,bear,zebra,giraffe,backpack,umbrella,handbag,'
-    'tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,'
-    'baseball glove,skateboard,surfboard,tennis racket,bottle,wine glass,cup,'
-    'fork,knife,spoon,bowl,banana,apple,sandwich,orange,broccoli,carrot,'
-    'hot dog,pizza,donut,cake,chair,couch,potted plant,bed,dining table,'
-    'toilet,tv,laptop,mouse,remote,keyboard,cell phone,microwave,oven,'
-    'toaster,sink,refrigerator,book,clock,vase,scissors,teddy bear,'
-    'hair drier,toothbrush'
-).split(',')
-# The real ids leave gaps, which a reader has to cope with.
-COCO_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
-NUMBERS = [i for i in range(1, 91) if i not in COCO_GAPS]
-COCO_IDS = dict(zip(COCO_CLASSES, NUMBERS, strict=True))
 # The classes that occur, with their colours: nothing is easier to learn.
 COCO_USED = {
     'person': (220, 40, 40),
@@ -45,72 +29,6 @@ def _noise(
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def _polygon(box: tuple[int, int, int, int], is_round: bool) -> list[float]:
-    """Makes x, y, x, y ... of a rectangle or an ellipse in a box."""
-    x1, y1, x2, y2 = box
-    if not is_round:
-        return [x1, y1, x2, y1, x2, y2, x1, y2]
-    angles = 2 * np.pi * np.arange(16) / 16
-    x = (x1 + x2) / 2 + (x2 - x1) / 2 * np.cos(angles)
-    y = (y1 + y2) / 2 + (y2 - y1) / 2 * np.sin(angles)
-    return np.stack([x, y], 1).ravel().tolist()
-
-
-def _area(polygon: list[float]) -> float:
-    """Area of a polygon by the shoelace formula, in pixels."""
-    x, y = np.array(polygon[::2]), np.array(polygon[1::2])
-    return float(abs(x @ np.roll(y, 1) - y @ np.roll(x, 1)) / 2)
-
-
-def _coco_split(
-    root: Path,
-    split: str,
-    num_images: int,
-    size: tuple[int, int],
-    rng: np.random.Generator,
-) -> None:
-    """Writes images and annotation file of one split of COCO."""
-    folder = root / f'{split}2017'
-    folder.mkdir(parents=True, exist_ok=True)
-    images: list[dict] = []
-    annotations: list[dict] = []
-    for image_id in range(1, num_images + 1):
-        width, height = (int(v) for v in rng.integers(*size, 2, endpoint=True))
-        image = _noise(rng, height, width)
-        draw = ImageDraw.Draw(image)
-        for _ in range(rng.integers(1, 4)):
-            name = str(rng.choice(list(COCO_USED)))
-            w = int(rng.integers(width // 4, width // 2))
-            h = int(rng.integers(height // 4, height // 2))
-            x = int(rng.integers(0, width - w))
-            y = int(rng.integers(0, height - h))
-            polygon = _polygon((x, y, x + w, y + h), bool(rng.integers(2)))
-            draw.polygon(polygon, fill=COCO_USED[name])
-            annotations.append(
-                dict(
-                    id=len(annotations) + 1,
-                    image_id=image_id,
-                    category_id=COCO_IDS[name],
-                    bbox=[x, y, w, h],
-                    area=_area(polygon),
-                    segmentation=[polygon],
-                    iscrowd=0,
-                )
-            )
-        file_name = f'{image_id:012d}.jpg'
-        image.save(folder / file_name, quality=95)
-        images.append(
-            dict(id=image_id, file_name=file_name, width=width, height=height)
-        )
-    categories = [dict(id=i, name=name) for name, i in COCO_IDS.items()]
-    content = dict(
-        images=images, annotations=annotations, categories=categories
-    )
-    ann_file = root / 'annotations' / f'instances_{split}2017.json'
-    ann_file.parent.mkdir(exist_ok=True)
-    ann_file.write_text(json.dumps(content))
-
-
 def mini_coco(
     root: Path,
     num_train: int = 8,
@@ -119,15 +37,53 @@ def mini_coco(
 ) -> Path:
     """Makes a detection set in the layout of COCO 2017.
 
-    Rectangles and ellipses of three of the 80 classes, one colour a class,
-    with boxes and polygons, on images of sides from and to ``size`` pixels.
-    Later objects may cover earlier ones.
+    Rectangles of three of the 80 classes, one colour a class, with boxes and
+    polygons, on images of sides from and to ``size`` pixels. Later objects
+    may cover earlier ones.
     """
-    for index, (split, number) in enumerate(
-        (('train', num_train), ('val', num_val))
-    ):
-        rng = np.random.default_rng((0, index))
-        _coco_split(root, split, number, size, rng)
+    from mmdet.datasets import CocoDataset  # It takes seconds.
+
+    names = CocoDataset.METAINFO['classes']
+    (root / 'annotations').mkdir(parents=True)
+    for split, number in (('train', num_train), ('val', num_val)):
+        folder = root / f'{split}2017'
+        folder.mkdir()
+        rng = np.random.default_rng(len(split))
+        images: list[dict] = []
+        annotations: list[dict] = []
+        for image_id in range(1, number + 1):
+            width, height = map(int, rng.integers(*size, 2, endpoint=True))
+            image = _noise(rng, height, width)
+            for _ in range(rng.integers(1, 4)):
+                name = str(rng.choice(list(COCO_USED)))
+                w = int(rng.integers(width // 4, width // 2))
+                h = int(rng.integers(height // 4, height // 2))
+                x = int(rng.integers(0, width - w))
+                y = int(rng.integers(0, height - h))
+                corners = [x, y, x + w, y, x + w, y + h, x, y + h]
+                ImageDraw.Draw(image).polygon(corners, fill=COCO_USED[name])
+                annotations.append(
+                    dict(
+                        id=len(annotations) + 1,
+                        image_id=image_id,
+                        category_id=names.index(name) + 1,
+                        bbox=[x, y, w, h],
+                        area=w * h,
+                        segmentation=[corners],
+                        iscrowd=0,
+                    )
+                )
+            file_name = f'{image_id:012d}.jpg'
+            image.save(folder / file_name, quality=95)
+            one = dict(id=image_id, file_name=file_name)
+            images.append(one | dict(width=width, height=height))
+        content = dict(
+            images=images,
+            annotations=annotations,
+            categories=[dict(id=i, name=n) for i, n in enumerate(names, 1)],
+        )
+        path = root / 'annotations' / f'instances_{split}2017.json'
+        path.write_text(json.dumps(content))
     return root
 
 
@@ -145,8 +101,8 @@ def mini_cityscapes(root: Path, num_train: int = 4, num_val: int = 2) -> Path:
         rng = np.random.default_rng((0, len(city)))
         image_dir = root / 'leftImg8bit' / split / city
         label_dir = root / 'gtFine' / split / city
-        for folder in (image_dir, label_dir):
-            folder.mkdir(parents=True, exist_ok=True)
+        image_dir.mkdir(parents=True)
+        label_dir.mkdir(parents=True)
         for index in range(number):
             image = _noise(rng, height, width)
             label = Image.new('L', (width, height), 255)
@@ -181,15 +137,13 @@ def mini_imagenet(
     has the lists of images and labels by which ImageNet reads them as the
     first of its 1000 classes. Numbers are of images of each class.
     """
-    (root / 'meta').mkdir(parents=True, exist_ok=True)
-    for index, (split, number) in enumerate(
-        (('train', num_train), ('val', num_val))
-    ):
-        rng = np.random.default_rng((0, index))
+    (root / 'meta').mkdir(parents=True)
+    for split, number in (('train', num_train), ('val', num_val)):
+        rng = np.random.default_rng(len(split))
         lines = []
         for label, name in enumerate(IMAGENET_FOLDERS[:num_classes]):
             folder = root / split / name
-            folder.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True)
             for copy in range(number):
                 image = _noise(rng, 40, 40, level=40 + 60 * label)
                 file_name = f'{name}_{copy}.JPEG'
@@ -207,7 +161,7 @@ def mini_ade20k(root: Path) -> Path:
     rng = np.random.default_rng(0)
     for split, number in (('training', 2), ('validation', 1)):
         for kind in ('images', 'annotations'):
-            (root / kind / split).mkdir(parents=True, exist_ok=True)
+            (root / kind / split).mkdir(parents=True)
         for index in range(number):
             label = rng.integers(0, 5, (4, 6)).repeat(16, 0).repeat(16, 1)
             name = f'ADE_{split[:-3]}_{index + 1:08d}'

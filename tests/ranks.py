@@ -15,13 +15,9 @@ LIMIT = 60
 def run_ranks(
     function: Callable[..., Any], folder: Path, *args: object, ranks: int = 2
 ) -> list[Any]:
-    """What a function returns on each rank of a gloo group.
+    """What a module's function returns on each rank of a gloo group.
 
-    Args:
-        function (Callable): Of a module, called with the arguments.
-        folder (Path): An empty one, in which the processes meet.
-        *args: Its arguments.
-        ranks (int): Number of processes.
+    The processes meet in an empty folder.
     """
     multiprocessing.start_processes(
         _run,

@@ -57,18 +57,7 @@ def sparse_config(
     more: str = '',
     family: str = 'wide',
 ) -> str:
-    """Writes the small sparse config of a library.
-
-    Args:
-        folder (Path): Folder to write it to.
-        scope (str): 'mmdet', 'mmseg' or 'mmpretrain'.
-        data_root (Path): The mini set that it reads.
-        more (str): Code to add to the config.
-        family (str): Member of the family.
-
-    Returns:
-        str: Path of the config file.
-    """
+    """Writes the small sparse config of a library, with code added to it."""
     folder.mkdir(exist_ok=True)
     path = Path(write_config(folder, scope, data_root))
     with path.open('a') as stream:
@@ -116,12 +105,11 @@ class MaskProbe(Hook):
     def after_train_iter(
         self, runner, batch_idx, data_batch=None, outputs=None
     ):
-        """Write, and perhaps kill."""
-        digest = hashlib.sha256()
-        if runner.optim_wrapper.mask_trainer is None:
-            return  # A member without masks.
         trainer = runner.optim_wrapper.mask_trainer
+        if trainer is None:
+            return  # A member without masks.
         masks = trainer.masks
+        digest = hashlib.sha256()
         for mask in masks.values():
             digest.update(mask.numpy().tobytes())
         record = dict(

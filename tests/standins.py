@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from sift_mm.experiments import runner
-
 # An epoch of 10 steps of half a second and 20 of one and a half. The last
 # checkpoint is as the name of the config says: '..._5e_...'.
 TRAIN = """
@@ -58,6 +56,8 @@ def standins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_process: None
 ) -> None:
     """Has the runner call them, in a folder of its own."""
+    from sift_mm.experiments import runner
+
     for name, text in (('TRAIN', TRAIN), ('TEST', TEST)):
         path = tmp_path / f'{name}.py'
         path.write_text(text)

@@ -3,6 +3,7 @@ import torch
 from conftest import forget_instances
 from sparserun import sparse_config, train
 from torch import nn
+from toyrun import assert_same
 
 import sift_mm
 from sift_mm.cli.publish_model import main as publish
@@ -37,13 +38,6 @@ def checkpoint_of(cases, seed, dtype=torch.float32):
     }
 
 
-def check_equal(found, expected):
-    assert list(found) == list(expected)
-    for name, value in expected.items():
-        assert found[name].dtype == value.dtype
-        assert torch.equal(found[name], value)
-
-
 def save(checkpoint, path):
     torch.save(checkpoint, path)
     return torch.load(path, weights_only=True)
@@ -56,12 +50,12 @@ def test_round_trip(seed, dtype, tmp_path):
     given = checkpoint_of(CASES, seed, dtype)
     read = save(compact(given), tmp_path / 'small.pth')
     found = expand(read, 'small.pth')
-    check_equal(found['state_dict'], given['state_dict'])
+    assert_same(found['state_dict'], given['state_dict'])
     training = found['sparse_training']
-    check_equal(training['masks'], given['sparse_training']['masks'])
+    assert_same(training['masks'], given['sparse_training']['masks'])
     assert training['steps'] == 7 and training['version'] == 1
     assert found['meta']['epoch'] == 3 and COMPACT_KEY not in found
-    check_equal(
+    assert_same(
         sift_mm.load_compact(tmp_path / 'small.pth'), given['state_dict']
     )
 
@@ -82,7 +76,7 @@ def test_a_weight_that_is_not_zero_outside_its_mask_is_kept():
     given = checkpoint_of([((3, 5), 0.5)], 0)
     given['state_dict']['layer0'] += 1
     found = expand(compact(given), 'x')
-    check_equal(found['state_dict'], given['state_dict'])
+    assert_same(found['state_dict'], given['state_dict'])
 
 
 def test_what_is_not_compact_is_left_alone():
@@ -160,7 +154,7 @@ def test_a_training_starts_from_a_compact_file(data, tmp_path):
     options += ['randomness.seed=9', '--pretrained', str(path)]
     here = train(config, tmp_path / 'd', *options)
     masks = (c['sparse_training']['masks'] for c in (here, there))
-    check_equal(*masks)
+    assert_same(*masks)
     for name, mask in here['sparse_training']['masks'].items():
         weights = (c['state_dict'][name] for c in (here, there))
         assert torch.equal(*weights) and mask.any(), name
@@ -183,7 +177,7 @@ def test_published_twice_and_loaded_by_mmengine(tmp_path):
     )
     publish([str(first), str(tmp_path / 'b.pth')])
     (second,) = tmp_path.glob('b-*.pth')
-    check_equal(
+    assert_same(
         torch.load(second, weights_only=True)['state_dict'],
         given['state_dict'],
     )

@@ -41,51 +41,45 @@ class Toy(BaseModel):
         return y
 
 
+def loader(dataset=None, batch_size=4, **more):
+    """The config of a data loader."""
+    return (
+        dict(
+            dataset=dataset or Points(),
+            batch_size=batch_size,
+            collate_fn=dict(type='default_collate'),
+            sampler=dict(type='DefaultSampler', shuffle=True),
+        )
+        | more
+    )
+
+
 def toy_runner(work_dir, hook=None, wrapper=None, epochs=4, **kwargs):
     """A runner with four iterations an epoch.
 
-    Args:
-        work_dir (Path): For logs and checkpoints.
-        hook (dict, optional): Arguments of the SparseTrainingHook that are
-            not the test's standard ones; None for no such hook.
-        wrapper (dict, optional): Arguments of the optim wrapper.
-        epochs (int): Epochs.
-        **kwargs: Further arguments of the runner, or other ones.
+    ``hook`` and ``wrapper`` have arguments that are not the standard ones;
+    so have ``kwargs``, for the runner.
     """
     torch.manual_seed(0)
-    hooks = kwargs.pop('custom_hooks', [])
-    if hook is not None:
-        hooks = [
-            dict(
-                dict(
-                    type='SparseTrainingHook',
-                    sparsity=0.5,
-                    interval=2,
-                    include=['hidden.weight'],
-                ),
-                **hook,
-            ),
-            *hooks,
-        ]
+    standard = dict(
+        type='SparseTrainingHook',
+        sparsity=0.5,
+        interval=2,
+        include=['hidden.weight'],
+    )
+    hooks = [standard | (hook or {}), *kwargs.pop('custom_hooks', [])]
     arguments = dict(
         model=kwargs.pop('model', None) or Toy(),
         work_dir=str(work_dir),
-        train_dataloader=dict(
-            dataset=Points(),
-            batch_size=4,
-            collate_fn=dict(type='default_collate'),
-            sampler=dict(type='DefaultSampler', shuffle=True),
-        ),
+        train_dataloader=loader(),
         train_cfg=dict(by_epoch=True, max_epochs=epochs),
         optim_wrapper=dict(
-            dict(
-                type='OptimWrapper',
-                optimizer=dict(
-                    type='SGD', lr=0.1, momentum=0.9, weight_decay=0.01
-                ),
+            type='OptimWrapper',
+            optimizer=dict(
+                type='SGD', lr=0.1, momentum=0.9, weight_decay=0.01
             ),
-            **(wrapper or {}),
-        ),
+        )
+        | (wrapper or {}),
         param_scheduler=dict(type='CosineAnnealingLR', T_max=4),
         default_hooks=dict(
             logger=dict(type='LoggerHook', interval=1),
@@ -102,6 +96,13 @@ def toy_runner(work_dir, hook=None, wrapper=None, epochs=4, **kwargs):
         experiment_name=next(_names),
     )
     return Runner(**(arguments | kwargs))
+
+
+def toy_run(*args, **kwargs):
+    """The same, trained."""
+    runner = toy_runner(*args, **kwargs)
+    runner.train()
+    return runner
 
 
 def hook_of(runner):

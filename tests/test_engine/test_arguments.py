@@ -33,20 +33,13 @@ def cases(share):
 
 
 def number(low, high, open_low=False, open_high=False):
-    def means(v):
-        if isinstance(v, (bool, np.bool_)):
-            return False
-        if not isinstance(v, (int, float, np.integer, np.floating)):
-            return False
-        return not (
-            v != v
-            or v < low
-            or v > high
-            or (open_low and v == low)
-            or (open_high and v == high)
-        )
-
-    return means
+    return lambda v: (
+        isinstance(v, (int, float, np.integer, np.floating))
+        and not isinstance(v, bool)
+        and low <= v <= high
+        and not (open_low and v == low)
+        and not (open_high and v == high)
+    )
 
 
 def whole(least):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from torch import nn
-from toyrun import Points, Toy, assert_same, final_state, toy_runner
+from toyrun import Points, Toy, assert_same, final_state, loader, toy_run
 
 from sift_mm.engine.launch import end_workers
 
@@ -45,23 +45,21 @@ LOADERS = {
 }
 
 
-def run(work_dir, loop, loader, counts=1, seed=3, data=None, **kwargs):
+def run(work_dir, loop, workers, counts=1, seed=3, data=None, **kwargs):
     """Ten or twelve iterations; a checkpoint after each."""
     sampler = 'InfiniteSampler' if loop == 'endless' else 'DefaultSampler'
     torch.manual_seed(0)
     model = WithDropout()
-    runner = toy_runner(
+    runner = toy_run(
         work_dir,
         dict(end=1.0),
         wrapper=dict(accumulative_counts=counts),
         model=model,
         seed=seed,
-        train_dataloader=dict(
-            dataset=data or Augmented(),
-            batch_size=4,
-            collate_fn=dict(type='default_collate'),
+        train_dataloader=loader(
+            data or Augmented(),
             sampler=dict(type=sampler, shuffle=True),
-            **LOADERS[loader],
+            **LOADERS[workers],
         ),
         train_cfg=LOOPS[loop],
         default_hooks=dict(
@@ -69,7 +67,6 @@ def run(work_dir, loop, loader, counts=1, seed=3, data=None, **kwargs):
         ),
         **kwargs,
     )
-    runner.train()
     end_workers(runner)
     assert not multiprocessing.active_children()
     return runner
@@ -82,26 +79,26 @@ def quick(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'loop, loader, counts',
+    'loop, workers, counts',
     [
-        *((loop, loader, 1) for loop in LOOPS for loader in LOADERS),
+        *((loop, workers, 1) for loop in LOOPS for workers in LOADERS),
         # Neither the epoch's four iterations nor all are whole steps.
         ('epochs', 'alone', 3),
         ('endless', 'alone', 3),
     ],
 )
 def test_broken_after_any_iteration_it_ends_as_the_unbroken_one(
-    tmp_path, loop, loader, counts
+    tmp_path, loop, workers, counts
 ):
-    whole = run(tmp_path / 'whole', loop, loader, counts)
+    whole = run(tmp_path / 'whole', loop, workers, counts)
     state = final_state(whole)
     # With workers, each run takes a second.
-    places = range(1, whole.iter) if loader == 'alone' else (3, 4, 6)
+    places = range(1, whole.iter) if workers == 'alone' else (3, 4, 6)
     for place in places:
         resumed = run(
             tmp_path / f'{place}',
             loop,
-            loader,
+            workers,
             counts,
             seed=99 if counts == 1 else 3,
             resume=True,

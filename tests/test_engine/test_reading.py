@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
 from sparserun import sparse_config
-from toyrun import assert_same, pretrained_toy, toy_runner
+from toyrun import assert_same, pretrained_toy, toy_run, toy_runner
 
 from sift_mm import load_compact
 from sift_mm.cli import benchmark, publish_model, train
@@ -223,7 +223,7 @@ def test_code_in_a_file_from_the_net_is_not_run(tmp_path, monkeypatch):
 
 def test_a_checkpoint_of_a_run_is_read_whole(tmp_path):
     ema = dict(type='EMAHook', momentum=0.1)
-    toy_runner(tmp_path, dict(), epochs=1, custom_hooks=[ema]).train()
+    toy_run(tmp_path, dict(), epochs=1, custom_hooks=[ema])
     path = tmp_path / 'epoch_1.pth'
     with pytest.raises(pickle.UnpicklingError):
         torch.load(path, weights_only=True)

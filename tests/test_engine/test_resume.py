@@ -9,7 +9,7 @@ import pytest
 import torch
 from mmengine.config import Config
 from sparserun import load, sparse_config
-from toyrun import assert_same, hook_of, toy_runner
+from toyrun import assert_same, hook_of, toy_run, toy_runner
 
 from sift_mm.checkpoint import sealed
 from sift_mm.cli import train
@@ -26,7 +26,7 @@ KEY = 'sparse_training'
 def folder(tmp_path_factory):
     """The work dir of a run of four epochs."""
     path = tmp_path_factory.mktemp('run')
-    toy_runner(path, dict()).train()
+    toy_run(path, dict())
     return path
 
 
@@ -198,9 +198,8 @@ def test_a_run_goes_on_from_what_was_saved(change, folder, tmp_path):
 def test_a_run_that_ended_within_an_accumulation_goes_on(tmp_path):
     # 8 iterations in threes: the last step is of two. 16 end with one of one.
     wrapper = dict(accumulative_counts=3)
-    toy_runner(tmp_path, dict(), wrapper, epochs=2).train()
-    runner = toy_runner(tmp_path, dict(), wrapper, epochs=4, resume=True)
-    runner.train()
+    toy_run(tmp_path, dict(), wrapper, epochs=2)
+    runner = toy_run(tmp_path, dict(), wrapper, epochs=4, resume=True)
     assert hook_of(runner).trainer.steps == 3 + 4
 
 
@@ -400,5 +399,5 @@ def test_the_config_in_a_checkpoint_is_not_run(work_dir):
     ran = work_dir / 'ran'
     checkpoint['meta']['config'] = f'open({str(ran)!r}, "w").close()\n'
     torch.save(checkpoint, path)
-    toy_runner(work_dir, dict(), epochs=5, resume=True).train()
+    toy_run(work_dir, dict(), epochs=5, resume=True)
     assert (work_dir / 'epoch_5.pth').exists() and not ran.exists()

@@ -9,6 +9,7 @@ from toyrun import (
     final_state,
     hook_of,
     pretrained_toy,
+    toy_run,
     toy_runner,
 )
 
@@ -50,7 +51,7 @@ def test_where_masks_come_from(state, loaded, resumed, transfer, init, origin):
 @pytest.fixture
 def source(tmp_path):
     """The checkpoint of a run with masks that were trained."""
-    toy_runner(tmp_path / 'source', dict(), epochs=2).train()
+    toy_run(tmp_path / 'source', dict(), epochs=2)
     return tmp_path / 'source/epoch_2.pth'
 
 
@@ -77,6 +78,7 @@ def test_masks_stay_as_they_are_by_default(source, tmp_path, by):
     weights = load(source)['state_dict'][name]
     assert not torch.equal(runner.model.hidden.weight, weights)
     assert not runner.model.hidden.weight[~masks_of(source)[name]].any()
+    assert hook_of(runner).trainer.steps == 16  # A run of its own.
     saved = load(tmp_path / 'b/epoch_4.pth')['sparse_training']
     assert (saved['algorithm'], saved['transfer']) == ('Static', 'fixed')
 
@@ -116,13 +118,12 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
     source, tmp_path, transfer
 ):
     def run(folder, **more):
-        runner = toy_runner(
+        runner = toy_run(
             folder,
             dict(transfer=transfer),
             model=pretrained_toy(source),
             **more,
         )
-        runner.train()
         return runner
 
     whole = run(tmp_path / 'whole')
@@ -142,22 +143,13 @@ def test_a_resumed_run_goes_on_as_if_it_had_not_stopped(
 def test_a_run_with_nothing_to_resume_counts_from_its_own_start(
     source, tmp_path
 ):
-    runner = toy_runner(
+    runner = toy_run(
         tmp_path / 'b',
         dict(transfer='train'),
         model=pretrained_toy(source),
         resume=True,
     )
-    runner.train()
     assert hook_of(runner).trainer.steps == 16
-
-
-def test_a_run_may_start_dense_from_plain_weights(tmp_path):
-    path = tmp_path / 'plain.pth'
-    torch.save(pretrained_toy('').state_dict(), path)
-    runner = starts_from(path, tmp_path / 'b', 'init_cfg', transfer='dense')
-    runner.train()
-    assert hook_of(runner).trainer is None
 
 
 def test_masks_of_other_parameters_are_refused(source, tmp_path):
@@ -178,7 +170,5 @@ def test_masks_of_another_sparsity_are_refused(source, tmp_path, by):
 
 
 def test_contradictory_arguments_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="'fixed'.*got 'frozen'"):
-        toy_runner(tmp_path, dict(transfer='frozen'))
     with pytest.raises(ValueError, match="init='TopK'.*transfer='dense'"):
         toy_runner(tmp_path, dict(init='TopK', transfer='dense'))

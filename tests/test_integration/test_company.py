@@ -24,7 +24,7 @@ from torch import distributed
 from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from toyrun import Points, Toy, assert_same, final_state, hook_of, toy_runner
+from toyrun import Toy, assert_same, final_state, hook_of, loader, toy_runner
 
 from sift_mm.sparsity import MaskSet, SparseTraining
 from sift_mm.sparsity.packing import unpack
@@ -158,12 +158,7 @@ def test_accumulated_batches_train_the_masks_of_a_large_one(tmp_path):
             ),
             dict(accumulative_counts=accumulated),
             model=Exact().double(),
-            train_dataloader=dict(
-                dataset=Points(),
-                batch_size=batch,
-                collate_fn=dict(type='default_collate'),
-                sampler=dict(type='DefaultSampler', shuffle=True),
-            ),
+            train_dataloader=loader(batch_size=batch),
         )
         digests = []
         runner.register_hook(Watch(digests))
@@ -378,11 +373,7 @@ def test_deepspeed_is_refused_before_training(tmp_path):
         model=Toy(),
         work_dir=str(tmp_path),
         strategy=dict(type='LikeDeepSpeed'),
-        train_dataloader=dict(
-            dataset=Points(),
-            batch_size=4,
-            sampler=dict(type='DefaultSampler', shuffle=True),
-        ),
+        train_dataloader=loader(),
         train_cfg=dict(by_epoch=True, max_epochs=1),
         optim_wrapper=dict(optimizer=dict(type='SGD', lr=0.1)),
         custom_hooks=[dict(type='SparseTrainingHook', sparsity=0.5)],

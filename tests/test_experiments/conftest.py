@@ -1,5 +1,0 @@
-"""What tests of experiments share."""
-
-from standins import standins
-
-__all__ = ['standins']
