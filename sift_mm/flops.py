@@ -24,16 +24,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class FlopCount:
-    """FLOPs of one forward pass of one sample, in 2 x MACs.
+    """FLOPs of one forward pass of one sample, in 2 x MACs, all weights dense.
 
     Convolutions and matrix products are counted; norms, activations and
-    pooling are not. A shared module counts as often as it runs.
-
-    Args:
-        total (int): All of it, with every weight dense.
-        by_module (Mapping[str, int]): By module name, what it calls included.
-            A shared module goes by its first name, as its parameters do.
-        own (Mapping[str, int]): By module name, without what it calls.
+    pooling are not. A shared module counts as often as it runs, under its
+    first name, as its parameters do. ``by_module`` has what a module calls
+    too, ``own`` has not.
     """
 
     total: int

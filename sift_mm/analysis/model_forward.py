@@ -122,18 +122,11 @@ def _all_places(indices: list[Tensor | None]) -> list[Tensor | None]:
 def run_once(
     model: nn.Module, image: Tensor, auxiliary: bool = False
 ) -> tuple[str, ...]:
-    """Runs a model once.
+    """Runs a model of :func:`~sift_mm.flops.on_meta` once, on one image.
 
-    Args:
-        model (nn.Module): Backbone, detector, segmentor or classifier, as
-            :func:`~sift_mm.flops.on_meta` gives it.
-        image (Tensor): (1, channels, height, width), on the meta device.
-        auxiliary (bool): Whether the auxiliary heads of a segmentor run too,
-            as they do in training alone.
-
-    Returns:
-        tuple[str, ...]: What was taken from the config where it depends on
-        the image, such as '1000 proposals, as test_cfg.rpn.max_per_img'.
+    With the auxiliary heads of a segmentor, which run in training alone, if
+    so wanted. Returns what was taken from the config where it depends on the
+    image, such as '1000 proposals, as test_cfg.rpn.max_per_img'.
     """
     said: list[str] = []
     heads: Any = getattr(model, 'auxiliary_head', None) if auxiliary else None

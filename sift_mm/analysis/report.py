@@ -58,6 +58,7 @@ def report_masks(
     """What the report says about masks, None without any."""
     if hook is None or plan is None or not plan.parameters:
         return None
+    loaded = pretrained_source(model, plan.parameters)
     return dict(
         algorithm=type(hook.algorithm).__name__,
         parameters=len(plan.parameters),
@@ -67,7 +68,7 @@ def report_masks(
         interval=hook.interval,
         end=hook.end,
         transferred=hook.transfer
-        if not hook.init_is_given and pretrained_source(model, plan.parameters)
+        if loaded and not hook.init_is_given
         else None,
     )
 
@@ -130,17 +131,11 @@ def make_report(
     epoch_samples: int | None = None,
     batch: int | None = None,
 ) -> dict[str, Any]:
-    """Counts what the network of a config costs.
+    """What the network of a config costs, as ``--json`` writes it.
 
-    Args:
-        cfg (Config): Config of a run; it is left as it is.
-        shape (Sequence[int], optional): Height and width of the image, in
-            pixels; by default as the pipelines make them.
-        epoch_samples (int, optional): As for :func:`schedule_samples`.
-        batch (int, optional): As for :func:`schedule_samples`.
-
-    Returns:
-        dict[str, Any]: What ``--json`` writes; numbers are not rounded.
+    Height and width of the image, in pixels, are by default as the pipelines
+    make them; samples are as :func:`schedule_samples` has them. The config is
+    left as it is.
 
     Raises:
         ValueError: If the config contradicts itself, says too little, or its

@@ -442,13 +442,7 @@ class SparseTrainingHook(Hook):
                 or self._gradients
             )
 
-    def after_train_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Any = None,
-    ) -> None:
+    def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
         """Log a mask update, if there was one, and once the execution."""
         trainer = self.trainer
         if trainer is None:

@@ -54,11 +54,7 @@ class SparseTestHook(MasksHook):
         self._started = time.perf_counter()
 
     def after_test_iter(
-        self,
-        runner: Runner,
-        batch_idx: int,
-        data_batch: Any = None,
-        outputs: Any = None,
+        self, runner: Runner, batch_idx: int, *_: Any, outputs: Any, **__: Any
     ) -> None:
         """Stop the clock; the first step, which warms up, does not count."""
         if batch_idx or len(runner.test_dataloader) == 1:

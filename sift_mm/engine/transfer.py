@@ -99,13 +99,8 @@ def mask_origin(
 ) -> str:
     """Where the masks come from that a run starts with.
 
-    Args:
-        state (Mapping[str, Any], optional): What the checkpoint has under
-            ``sparse_training``.
-        loaded (bool): Whether there is a checkpoint at all.
-        resumed (bool): Whether the run goes on from it.
-        transfer (str): One of ``Transfer``.
-        init_is_given (bool): Whether new masks are asked for.
+    ``state`` is what its checkpoint has under ``sparse_training``, if one is
+    ``loaded`` or ``resumed`` from.
 
     Returns:
         str: 'restored', those of the run that is resumed; 'transferred',
