@@ -1,19 +1,10 @@
-from math import cos, pi, sqrt
+from math import sqrt
 
 import numpy as np
 import pytest
 import torch
 
 from sift_mm.analysis import spectral_gap
-
-
-def circulant(n, degree):
-    """Row i is joined to columns i, i + 1, ..., i + degree - 1."""
-    rows = torch.arange(n)
-    mask = torch.zeros(n, n, dtype=torch.bool)
-    for j in range(degree):
-        mask[rows, (rows + j) % n] = True
-    return mask
 
 
 # Every output to every input: rank one, sigma_1 = sqrt(m n). Outputs have
@@ -44,24 +35,6 @@ def test_identity_is_all_but_connected():
     assert gap.excess == pytest.approx(-1)
 
 
-def test_a_cycle():
-    # Each row to two columns: singular values 2 |cos(pi k / 5)|, the bound
-    # is 1 + 1. This one is a Ramanujan graph.
-    gap = spectral_gap(circulant(5, 2))
-    assert gap.first == pytest.approx(2)
-    assert gap.second == pytest.approx(2 * cos(pi / 5), rel=1e-5)
-    assert gap.bound == pytest.approx(2)
-    assert gap.excess > 0
-
-
-def test_two_separate_halves_show_in_the_second_value():
-    # Two complete 3 x 3 blocks: 3 twice, against 2 sqrt(2) = 2.83.
-    gap = spectral_gap(torch.block_diag(*2 * [torch.ones(3, 3)]).bool())
-    assert (gap.first, gap.second) == pytest.approx((3, 3))
-    assert gap.bound == pytest.approx(2 * sqrt(2))
-    assert gap.excess < 0
-
-
 def test_degrees_are_means_and_the_bound_takes_none_below_one():
     # Three edges in 2 x 6: rows have 1.5 on average, columns 0.5.
     mask = torch.zeros(2, 6, dtype=torch.bool)
@@ -69,22 +42,13 @@ def test_degrees_are_means_and_the_bound_takes_none_below_one():
     assert spectral_gap(mask).bound == pytest.approx(sqrt(0.5))
 
 
-def test_weights_on_the_edges():
-    # A diagonal's singular values are its magnitudes; what lies outside the
-    # mask plays no part.
-    weight = torch.full((3, 3), 50.0)
-    weight[range(3), range(3)] = torch.tensor([-3.0, 2.0, 5.0])
-    gap = spectral_gap(torch.eye(3).bool(), weight)
-    assert (gap.first, gap.second) == pytest.approx((5, 3))
-    # The bound stays that of the graph.
-    assert gap.bound == 0
-
-
 def test_a_nan_outside_the_mask_plays_no_part():
     weight = torch.diag(torch.tensor([3.0, 2.0]))
     weight[0, 1] = float('nan')
     gap = spectral_gap(torch.eye(2).bool(), weight)
     assert (gap.first, gap.second) == pytest.approx((3, 2))
+    # The bound stays that of the graph.
+    assert gap.bound == 0
 
 
 @pytest.mark.parametrize('seed', range(5))

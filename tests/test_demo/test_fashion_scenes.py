@@ -330,15 +330,6 @@ def test_sources_are_prepared_or_it_is_said_why_not(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    'numbers', [dict(train=0), dict(val=-1), dict(seed=-1)]
-)
-def test_numbers_without_sense_are_refused(sources, tmp_path, numbers):
-    with pytest.raises(tool.DataError, match='at least one scene'):
-        tool.prepare(tmp_path / 'scenes', *sources, **numbers)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_command_line(sources, made, tmp_path, monkeypatch, capsys):
     data = tmp_path / 'data'
     data.mkdir()

@@ -164,11 +164,6 @@ def test_an_explicit_init_wins_over_the_checkpoints_masks(tmp_path):
     assert hook_of(runner).trainer.masks.counts() == {'hidden.weight': 32}
 
 
-def test_resuming_before_there_is_a_checkpoint_starts_a_run(tmp_path):
-    runner = toy_run(tmp_path, dict(), resume=True)
-    assert hook_of(runner).trainer.masks.counts() == {'hidden.weight': 64}
-
-
 def test_two_hooks_are_refused(tmp_path):
     second = dict(type='SparseTrainingHook', sparsity=0.5, include=['out.*'])
     runner = toy_runner(tmp_path, dict(), custom_hooks=[second])
@@ -213,6 +208,7 @@ def test_a_skipped_update_is_said(tmp_path, monkeypatch):
         (dict(), 6, r'end=12; it goes on with 18'),
         (dict(drop_fraction=0.2), 4, 'drop_fraction=.*0.3.*0.2'),
         (dict(placement='replace_step'), 4, "placement='after_step'"),
+        (dict(execution='dense'), 4, "execution='auto'; .* with 'dense'"),
     ],
 )
 def test_a_change_of_the_schedule_on_resume_is_said(

@@ -49,14 +49,13 @@ def setting(value, *keys):
     return lambda c: reduce(getitem, path, c).update({last: value})
 
 
+def mask_in(checkpoint):
+    return checkpoint[KEY]['masks'][NAME]
+
+
 def flip(checkpoint, was):
-    mask = checkpoint[KEY]['masks'][NAME].view(-1)
+    mask = mask_in(checkpoint).view(-1)
     mask[int((mask == was).nonzero()[0])] = not was
-
-
-def move(checkpoint):
-    mask = checkpoint[KEY]['masks'][NAME]
-    mask.copy_(mask.flip(0))
 
 
 def empty_history(checkpoint):
@@ -64,37 +63,16 @@ def empty_history(checkpoint):
         kind[NAME].zero_()
 
 
-def full_always(checkpoint):
-    checkpoint[KEY]['history']['always'][NAME].fill_(255)
-
-
 def weights_outside(checkpoint):
-    mask = checkpoint[KEY]['masks'][NAME]
-    checkpoint['state_dict'][NAME][~mask] = 1
-
-
-def turned(checkpoint):
-    checkpoint[KEY]['masks'][NAME].logical_not_()
+    checkpoint['state_dict'][NAME][~mask_in(checkpoint)] = 1
 
 
 def all_true(checkpoint):
-    checkpoint[KEY]['masks'][NAME].fill_(True)
+    mask_in(checkpoint).fill_(True)
 
 
 def poison(value):
-    def spoil(checkpoint):
-        checkpoint['state_dict']['out.weight'].view(-1)[3] = value
-
-    return spoil
-
-
-def other_slot(checkpoint):
-    slots = checkpoint['optimizer']['state'][0]
-    slots['momentum_buffer'] = slots['momentum_buffer'].t().contiguous()
-
-
-def fewer_parameters(checkpoint):
-    checkpoint['optimizer']['param_groups'][0]['params'].pop()
+    return lambda c: c['state_dict']['out.weight'][0, 3].fill_(value)
 
 
 CHANGED = 'not what was saved'
@@ -108,7 +86,7 @@ BAD = {
     ),
     'a bit more': (lambda c: flip(c, False), CHANGED),
     'a bit less': (lambda c: flip(c, True), CHANGED),
-    'moved bits': (move, CHANGED),
+    'moved bits': (lambda c: mask_in(c).copy_(mask_in(c).flip(0)), CHANGED),
     'other steps': (setting(7, KEY, 'steps'), CHANGED),
     'empty history': (empty_history, CHANGED),
     'other member': (setting(0.75, KEY, 'budget', 'nominal'), CHANGED),
@@ -119,8 +97,14 @@ BAD = {
     'inf': (poison(float('inf')), "'out.weight'.*infinite"),
     '-inf': (poison(-float('inf')), "'out.weight'.*infinite"),
     'no optimizer': (without('optimizer'), 'has no optimizer'),
-    'other slot': (other_slot, r'momentum_buffer.*\(8, 16\).*\(16, 8\)'),
-    'fewer parameters': (fewer_parameters, r'\[3\].*\[4\]'),
+    'other slot': (
+        setting(torch.ones(8, 16), 'optimizer', 'state', 0, 'momentum_buffer'),
+        r'momentum_buffer.*\(8, 16\).*\(16, 8\)',
+    ),
+    'fewer parameters': (
+        without('optimizer', 'param_groups', 0, 'params', -1),
+        r'\[3\].*\[4\]',
+    ),
     'no schedule': (without('param_schedulers'), 'no param_schedulers'),
     'slots a number': (setting(3, 'optimizer', 'state', 0), 'is damaged'),
     'slot a number': (
@@ -143,7 +127,10 @@ SEALED = {
         setting(3, KEY, 'history', 'ever', NAME),
         'bad.pth: The checkpoint is damaged',
     ),
-    'full always': (full_always, 'always had'),
+    'full always': (
+        setting(torch.full((16,), 255).byte(), KEY, 'history', 'always', NAME),
+        'always had',
+    ),
     'other member': (
         setting(0.75, KEY, 'budget', 'nominal'),
         'sparsity=0.75 there and 0.5 here',
@@ -237,7 +224,7 @@ def test_slots_of_another_shape_may_be_meant(kind):
     'spoil, words',
     [
         (all_true, 'leave no weight out'),
-        (turned, f'would cut weights.*{NAME}'),
+        (lambda c: mask_in(c).logical_not_(), f'would cut weights.*{NAME}'),
         (poison(float('nan')), "a.pth: 'out.weight' .* NaN"),
     ],
 )

@@ -13,7 +13,6 @@ import mmengine
 import pytest
 import torch
 from conftest import forget_instances
-from mmengine.fileio import get_file_backend
 from mmengine.hooks import Hook
 from toyrun import assert_same, final_state, toy_runner
 
@@ -49,10 +48,6 @@ def no_file_above(size):
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-
-
-def test_the_backend_of_local_files_is_ours():
-    assert type(get_file_backend('/tmp/x.pth')) is WholeFileBackend
 
 
 @pytest.mark.parametrize('there', [True, False])

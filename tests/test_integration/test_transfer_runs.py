@@ -98,23 +98,6 @@ def test_masks_and_weights_arrive(scope, make_config, published, tmp_path):
         assert 0.5 < ratio < 0.7
 
 
-def test_masks_are_trained_further_in_a_detector(
-    make_config, pretrained, tmp_path
-):
-    config = make_config(
-        'mmdet',
-        start_from(pretrained) + "custom_hooks[0]['transfer'] = 'train'\n",
-    )
-    here = train(config, tmp_path / 'run')['sparse_training']
-    there = load(pretrained)['sparse_training']['masks']
-    moved = [
-        n for n, m in there.items() if not torch.equal(m, here['masks'][n])
-    ]
-    assert len(moved) > len(there) / 2
-    for name, mask in there.items():
-        assert here['masks'][name].sum() == mask.sum()
-
-
 def test_two_processes_start_from_the_same_masks(
     make_config, published, tmp_path
 ):
@@ -289,12 +272,6 @@ def test_a_slim_file_is_the_run_without_its_state(pretrained, published):
     assert not list(published.parent.glob('*.part'))
 
 
-def test_a_slim_file_cannot_be_resumed_from(make_config, published, tmp_path):
-    config = make_config('mmpretrain', STEM)
-    with pytest.raises(SystemExit, match='published checkpoint cannot'):
-        train(config, tmp_path / 'run', '--resume', str(published))
-
-
 def test_a_missing_checkpoint_is_named_before_work_starts(
     make_config, tmp_path
 ):
@@ -349,5 +326,3 @@ def test_what_is_no_checkpoint_is_not_published(tmp_path):
     torch.save({'conv.weight': torch.zeros(1)}, tmp_path / 'weights.pth')
     with pytest.raises(SystemExit, match='state_dict'):
         publish([str(tmp_path / 'weights.pth'), str(tmp_path / 'out.pth')])
-    with pytest.raises(SystemExit, match='There is no checkpoint'):
-        publish([str(tmp_path / 'none.pth'), str(tmp_path / 'out.pth')])
