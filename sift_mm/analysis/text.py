@@ -20,10 +20,10 @@ def table(
     )
 
 
-def scaled(number: float | None, unit: float, digits: int = 3) -> str:
+def scaled(number: float | None, unit: float) -> str:
     """A number in a unit, '-' for none."""
     # The z leaves no minus before a zero.
-    return '-' if number is None else f'{number / unit:z,.{digits}f}'
+    return '-' if number is None else f'{number / unit:z,.3f}'
 
 
 def to_text(report: dict[str, Any]) -> str:

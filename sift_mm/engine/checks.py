@@ -35,7 +35,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     return model
 
 
-def check_channels(model: nn.Module, cfg: Config | None = None) -> None:
+def check_channels(model: nn.Module, cfg: Config) -> None:
     """Sends an image without numbers through a model with a wide backbone.
 
     Of the size in testing, and in training. What fits at any size is no
@@ -49,8 +49,7 @@ def check_channels(model: nn.Module, cfg: Config | None = None) -> None:
     if found is None or found[0] != 'backbone.':
         return
     backbone: Any = found[1]
-    misfit = find_misfit(model, cfg)
-    if misfit is None:
+    if (misfit := find_misfit(model, cfg)) is None:
         return
     name, reads, gets = misfit
     raise Mistake(
@@ -61,9 +60,7 @@ def check_channels(model: nn.Module, cfg: Config | None = None) -> None:
     )
 
 
-def find_misfit(
-    model: nn.Module, cfg: Config | None = None
-) -> tuple[str, int, int] | None:
+def find_misfit(model: nn.Module, cfg: Config) -> tuple[str, int, int] | None:
     """The layer that gets another number of channels than it reads.
 
     Of a model with a ``backbone`` that fits itself, at the sizes of images
@@ -81,12 +78,10 @@ def find_misfit(
     return misfit
 
 
-def _shapes(cfg: Config | None) -> Iterable[tuple[int, int]]:
+def _shapes(cfg: Config) -> Iterable[tuple[int, int]]:
     """Sizes of images that the model is made for, or two of any."""
     from sift_mm.config.images import find_sizes
 
-    if cfg is None:
-        return TRIALS
     try:
         return dict.fromkeys(shape for shape, _ in find_sizes(cfg, None))
     except ValueError:
@@ -131,12 +126,12 @@ def _misfit(name: str, module: Any, args: Any) -> tuple[str, int, int] | None:
     return None
 
 
-def _advice(cfg: Config | None, backbone: Any, misfit: Any) -> str:
+def _advice(cfg: Config, backbone: Any, misfit: Any) -> str:
     """What to write in the config, where that is known."""
     # It builds what it checks.
     from sift_mm.config.channels import what_fits
 
-    if cfg is not None and (text := what_fits(cfg, backbone, misfit)):
+    if text := what_fits(cfg, backbone, misfit):
         return f'write {text}'
     return (
         'no in_channels of the config is known to be its width, so that it '

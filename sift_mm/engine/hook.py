@@ -265,21 +265,17 @@ class SparseTrainingHook(Hook):
         self._mask_averages(runner)
         runner.logger.info(self._describe(plan))
 
-    def plan(self, model: nn.Module, cfg: Config | None = None) -> MaskPlan:
-        """The masks that this hook gives a model.
-
-        With a config, the FLOPs of the whole model are known too.
-        """
-        whole = None
-        if cfg is not None and cfg.get('model') is not None:
-            whole = partial(whole_model_budget, cfg, model)
+    def plan(self, model: nn.Module, cfg: Config) -> MaskPlan:
+        """The masks that this hook gives the model of a run's config."""
         return MaskPlan(
             model,
             self.distribution,
             self.sparsity,
             self.include,
             self.exclude,
-            whole,
+            partial(whole_model_budget, cfg, model)
+            if cfg.get('model')
+            else None,
         )
 
     def _origin(self, plan: MaskPlan) -> str:

@@ -30,36 +30,6 @@ def test_one_layer_by_hand(layer, expected):
     assert count_flops(layer, (4, 5)).total == expected
 
 
-class Nested(nn.Module):
-    """A block that runs once and a head that runs on two scales."""
-
-    def __init__(self):
-        super().__init__()
-        self.block = nn.Sequential(
-            nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 4, 1)
-        )
-        self.head = nn.Conv2d(4, 5, 1)
-        self.unused = nn.Conv2d(4, 5, 1)
-
-    def forward(self, x, mode='loss'):
-        if mode != 'tensor':
-            raise RuntimeError('a detector counts in tensor mode')
-        x = self.block(x)
-        return self.head(x), self.head(x[..., ::2, ::2])
-
-
-def test_modules_are_counted_by_name_and_as_often_as_they_run():
-    # At 4 x 6: 2 * 2 * 24 = 96, 2 * 8 * 24 = 384 and, on 24 and on 6
-    # positions, 2 * 20 * 30 = 1200.
-    count = count_flops(Nested(), (4, 6), in_channels=1, mode='tensor')
-    assert count.total == 96 + 384 + 1200
-    assert count.of('block.0.weight') == 96
-    assert count.of('block.2.weight') == 384
-    assert count.of('head.weight') == 1200
-    assert count.of('unused.weight') == 0
-    assert count.by_module['block'] == 480
-
-
 def test_a_masked_layer_costs_its_share():
     count = FlopCount(1000, {'a': 400, 'b.c': 300})
     assert count.sparse({}) == 1000

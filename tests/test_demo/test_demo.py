@@ -13,7 +13,7 @@ pytestmark = pytest.mark.usefixtures('standins')
 
 @pytest.fixture(autouse=True)
 def no_download(monkeypatch):
-    monkeypatch.setattr(demo, 'prepare', lambda root: root)
+    monkeypatch.setattr(demo, 'prepare', lambda root: None)
 
 
 def test_both_are_trained_once_and_shown(capsys, tmp_path):

@@ -126,7 +126,8 @@ KEYS = ('id', 'image_id', 'category_id', 'bbox', 'area', 'iscrowd')
 
 
 def test_the_set_that_is_made(wheel, tmp_path):
-    root = tool.prepare(tmp_path / 'data' / 'crowns', wheel)
+    root = tmp_path / 'data' / 'crowns'
+    tool.prepare(root, wheel)
     val = json.loads((root / 'annotations' / 'val.json').read_text())
     assert val['categories'] == [{'id': 1, 'name': 'tree'}]
     assert val['images'] == [
@@ -150,10 +151,7 @@ def test_the_set_that_is_made(wheel, tmp_path):
     assert found == ['large_0_0.png', 'small_0_0.png']
     found = [(a['id'], a['image_id'], a['bbox']) for a in train['annotations']]
     assert found == [(1, 1, [10, 10, 40, 30]), (2, 2, [0, 0, 256, 256])]
-
-
-def test_a_tile_shows_its_own_place(wheel, tmp_path):
-    root = tool.prepare(tmp_path / 'crowns', wheel)
+    # A tile shows its own place.
     with Image.open(root / 'val' / 'large_44_444.png') as picture:
         assert picture.mode == 'RGB'
         pixels = np.asarray(picture)
@@ -165,7 +163,8 @@ def test_a_tile_shows_its_own_place(wheel, tmp_path):
 def test_it_is_made_once_and_anew_for_another_layout(
     wheel, tmp_path, monkeypatch
 ):
-    root = tool.prepare(tmp_path / 'crowns', wheel)
+    root = tmp_path / 'crowns'
+    tool.prepare(root, wheel)
     before = (root / 'LICENSE').stat().st_ino
     tool.prepare(root, tmp_path / 'no.whl')  # asks for no source
     monkeypatch.setattr(tool, 'LAYOUT', tool.LAYOUT + 1)
@@ -195,7 +194,8 @@ def test_a_wrong_wheel_is_one_sentence_and_leaves_nothing(
 
 def test_a_download_is_used(wheel, tmp_path, monkeypatch):
     calls = pip_that(monkeypatch, 0, wheel=wheel)
-    root = tool.prepare(tmp_path / 'data' / 'crowns')
+    root = tmp_path / 'data' / 'crowns'
+    tool.prepare(root)
     assert (root / 'val' / 'large_44_444.png').is_file()
     assert [p.name for p in root.parent.iterdir()] == ['crowns']
     assert calls[0][1:4] == ['-m', 'pip', 'download']

@@ -9,7 +9,7 @@ import torch
 from mmdet.registry import MODELS as DET
 from mmpretrain.registry import MODELS as CLS
 from mmseg.registry import MODELS as SEG
-from sparserun import probed, train
+from sparserun import assert_masked, probed, train
 
 from sift_mm.cli import test as test_tool
 from sift_mm.cli import train as train_tool
@@ -18,24 +18,6 @@ from sift_mm.layers import families
 
 SCOPES = ['mmdet', 'mmseg', 'mmpretrain']
 assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
-
-
-def assert_masked(checkpoint, records):
-    """Counts never change, and weights outside the masks are zero."""
-    masks = checkpoint['sparse_training']['masks']
-    counts = {name: int(mask.sum()) for name, mask in masks.items()}
-    assert len(records) > 1
-    for record in records:
-        assert record['counts'] == counts
-    for name, mask in masks.items():
-        weight = checkpoint['state_dict'][name]
-        assert weight[mask].any() and not weight[~mask].any()
-    budget = checkpoint['sparse_training']['budget']
-    assert budget['nominal'] == 0.75
-    # Narrow layers of few weights: a thousandth is one of them.
-    assert budget['flops_ratio'] == pytest.approx(1, abs=1e-3)
-    density = sum(counts.values()) / sum(m.numel() for m in masks.values())
-    assert density == pytest.approx(1 - budget['sparsity'], abs=1e-3)
 
 
 def backbone_state(checkpoint):
