@@ -70,7 +70,7 @@ def test_an_average_survives_a_resume(make_config, tmp_path):
 # So that predictions differ from place to place, and metrics are not 0.
 DET = """
 optim_wrapper['optimizer']['lr'] = 0.01
-train_cfg['max_epochs'] = 2
+train_cfg['max_epochs'] = 8
 """
 SEG = """
 optim_wrapper['optimizer']['lr'] = 0.03
