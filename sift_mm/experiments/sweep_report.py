@@ -41,17 +41,16 @@ def read_cell(
     Raises:
         Mistake: If a result lacks the metric, or a cost.
     """
-    done = [run for run in runs if run.is_done()]
-    for run in done:
+    values, costs = [], None
+    for run in (run for run in runs if run.is_done()):
+        costs = run.metrics()
         for key in (metric, *COSTS):
-            if key not in (found := run.metrics()):
+            if key not in costs:
                 raise Mistake(
-                    f'{run.result} has no {key}; there are {", ".join(found)}.'
+                    f'{run.result} has no {key}; there are {", ".join(costs)}.'
                 )
-    if not done:
-        return None
-    values = [run.metrics()[metric] for run in done]
-    return Cell(network, values, done[-1].metrics())
+        values.append(costs[metric])
+    return None if costs is None else Cell(network, values, costs)
 
 
 def to_markdown(cells: Sequence[Cell], metric: str) -> str:

@@ -121,10 +121,8 @@ def test_parts_are_cityscapes_classes_and_all_labels_play():
 
 
 @pytest.mark.parametrize('split', SCENES)
-def test_mmseg_reads_and_evaluates_it(made, split):
-    import torch
+def test_mmseg_reads_it(made, split):
     from mmseg.datasets import CityscapesDataset
-    from mmseg.evaluation import IoUMetric
 
     dataset = CityscapesDataset(
         data_root=str(made),
@@ -138,25 +136,12 @@ def test_mmseg_reads_and_evaluates_it(made, split):
         ],
     )
     assert len(dataset) == SCENES[split]
-    perfect, shifted = IoUMetric(), IoUMetric()
-    for metric in (perfect, shifted):
-        metric.dataset_meta = dataset.metainfo
     ids = np.array([p.train_id for p in tool.PARTS])
     for sample, (scene, label) in zip(
         dataset, pairs(made, split), strict=True
     ):
         np.testing.assert_array_equal(sample['img'], scene[..., ::-1])
-        read = sample['gt_seg_map']
-        np.testing.assert_array_equal(ids[read], label)
-        truth = torch.from_numpy(read)
-        for metric, step in ((perfect, 0), (shifted, 3)):
-            result = dict(
-                pred_sem_seg=dict(data=truth.roll(step, 1)[None]),
-                gt_sem_seg=dict(data=truth[None]),
-            )
-            metric.process({}, [result])
-    assert perfect.evaluate(len(dataset))['mIoU'] == 100
-    assert shifted.evaluate(len(dataset))['mIoU'] < 99
+        np.testing.assert_array_equal(ids[sample['gt_seg_map']], label)
 
 
 @pytest.mark.parametrize('split', SCENES)
