@@ -16,7 +16,7 @@ import mmdet.datasets  # noqa: F401
 import mmpretrain.datasets  # noqa: F401
 import mmseg.datasets  # noqa: F401
 import torch
-from minirun import free_port
+from minirun import ROOT, free_port
 
 # The first backward pass starts threads for the devices there are, and with
 # one a fork has none: torch.compile pretends that there is a device.
@@ -51,6 +51,18 @@ def run_forked(
     said = ''.join(log.read_text() for log in logs)
     code = next(filter(None, codes), 0)
     return subprocess.CompletedProcess(argv, code, said)
+
+
+def train_ranks(
+    config: str, work_dir: Path, *options: object, ranks: int = 2
+) -> str:
+    """What ranks say that train by the tool and end well."""
+    tool = ROOT / 'tools/train.py'
+    done = run_forked(
+        tool, config, '--work-dir', work_dir, *options, ranks=ranks
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
 
 
 def _run(argv: list[str], env: dict[str, str], log: Path) -> NoReturn:

@@ -1,10 +1,9 @@
 """Runs of the tool with augmentation, workers and ranks, broken anywhere."""
 
 import pytest
-import torch
-from forks import run_forked
-from minirun import ROOT
+from forks import train_ranks
 from sparserun import load, probed
+from toyrun import assert_same
 
 AUGMENTED = """
 train_dataloader['dataset']['pipeline'] = [
@@ -28,22 +27,17 @@ def test_a_run_broken_inside_a_step_and_an_epoch_ends_as_the_unbroken_one(
 ):
     # Each rank has summed other gradients by then.
     config = make_config('mmpretrain', AUGMENTED)
-    tool = [ROOT / 'tools/train.py', config, '--work-dir']
     states = []
     for name, more in (
         ('whole', []),
         ('resumed', ['--resume', tmp_path / f'whole/iter_{place}.pth']),
     ):
-        done = run_forked(*tool, tmp_path / name, *more, ranks=ranks)
-        assert done.returncode == 0, done.stdout
+        train_ranks(config, tmp_path / name, *more, ranks=ranks)
         last = (tmp_path / name / 'last_checkpoint').read_text()
         assert not last.endswith(f'iter_{place}.pth')
         states.append(load(last))
         assert probed(tmp_path / name, ranks - 1)[-1]['iter'] > place
     a, b = states
     assert a['meta']['iter'] == b['meta']['iter']
-    for key, value in a['state_dict'].items():
-        assert torch.equal(value, b['state_dict'][key]), key
-    masks = [state['sparse_training']['masks'] for state in states]
-    for key, mask in masks[0].items():
-        assert torch.equal(mask, masks[1][key]), key
+    assert_same(a['state_dict'], b['state_dict'])
+    assert_same(*(state['sparse_training']['masks'] for state in states))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import forget_instances
-from forks import run_forked
+from forks import run_forked, train_ranks
 from minirun import ROOT
 from mmengine._strategy import SingleDeviceStrategy
 from mmengine._strategy.deepspeed import (
@@ -255,21 +255,15 @@ def test_validation_in_between_changes_nothing(
     assert_same(*(state['state_dict'] for state in states))
 
 
-def two_ranks(config, work_dir, **environment):
-    tool = [ROOT / 'tools/train.py', config, '--work-dir', work_dir]
-    return run_forked(*tool, ranks=2, **environment)
-
-
 def test_two_processes_without_synchronised_norms(make_config, tmp_path):
     config = make_config(
         'mmpretrain',
         "model['backbone']['norm_cfg'] = dict(type='SyncBN')\n"
         "train_dataloader['batch_size'] = 2\n",
     )
-    done = two_ranks(config, tmp_path / 'run')
-    assert done.returncode == 0, done.stdout
+    text = train_ranks(config, tmp_path / 'run')
     said = 'SyncBN becomes BN, and every process keeps statistics of its own'
-    assert done.stdout.count(said) == 1
+    assert text.count(said) == 1
     assert assert_exact(tmp_path / 'run') == assert_exact(tmp_path / 'run', 1)
 
 
@@ -282,8 +276,7 @@ def test_parameters_without_a_part_in_two_processes(make_config, tmp_path):
         "train_dataloader['batch_size'] = 2\n"
         'find_unused_parameters = True\n',
     )
-    done = two_ranks(config, tmp_path / 'run')
-    assert done.returncode == 0, done.stdout
+    train_ranks(config, tmp_path / 'run')
     assert assert_exact(tmp_path / 'run') == assert_exact(tmp_path / 'run', 1)
     checkpoint = final(tmp_path / 'run')
     assert moved(checkpoint) == part(checkpoint, 1, 2)
@@ -291,7 +284,8 @@ def test_parameters_without_a_part_in_two_processes(make_config, tmp_path):
 
 def test_a_rank_that_dies_ends_the_other(make_config, tmp_path):
     config = make_config('mmpretrain', "train_dataloader['batch_size'] = 2\n")
-    done = two_ranks(config, tmp_path / 'run', KILL_AT='2', KILL_RANK='1')
+    tool = [ROOT / 'tools/train.py', config, '--work-dir', tmp_path / 'run']
+    done = run_forked(*tool, ranks=2, KILL_AT='2', KILL_RANK='1')
     # Of rank 0, which was neither killed nor ended by the clock.
     assert done.returncode == 2, done.stdout
     last = Path('forked_0.log').read_text().strip().splitlines()[-1]

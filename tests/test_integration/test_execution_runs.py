@@ -1,21 +1,18 @@
 """Sparse execution in runs: of several ranks, averaged, resumed, tested."""
 
 import os
-from functools import partial
 
 import mmengine
 import pytest
 import torch
 from conftest import forget_instances
-from forks import run_forked
-from minirun import ROOT
+from forks import train_ranks
 from sparserun import probed, train
+from toyrun import assert_same
 
 from sift_mm.cli import test as test_tool
 from sift_mm.kernels import timing as clock
 from sift_mm.sparsity import masked_layers
-
-assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
 def test_all_ranks_choose_as_rank_0_does(make_config, tmp_path, monkeypatch):
@@ -27,10 +24,7 @@ def test_all_ranks_choose_as_rank_0_does(make_config, tmp_path, monkeypatch):
     monkeypatch.setattr(masked_layers, 'time_products', told)
     monkeypatch.setattr(masked_layers, 'SMALLEST', 0)
     config = make_config('mmpretrain', "train_dataloader['batch_size'] = 2\n")
-    done = run_forked(
-        ROOT / 'tools/train.py', config, '--work-dir', tmp_path, ranks=2
-    )
-    assert done.returncode == 0, done.stdout
+    train_ranks(config, tmp_path)
     ranks = [probed(tmp_path, rank) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
     for record in ranks[0]:
@@ -57,9 +51,9 @@ def test_an_average_survives_a_resume(make_config, tmp_path):
     assert resumed['meta']['iter'] == whole['meta']['iter']
     # The first is the average, the second what is trained.
     for key in ('state_dict', 'ema_state_dict'):
-        assert_equal(whole[key], resumed[key])
+        assert_same(whole[key], resumed[key])
     masks = whole['sparse_training']['masks']
-    assert_equal(masks, resumed['sparse_training']['masks'])
+    assert_same(masks, resumed['sparse_training']['masks'])
     for name, mask in masks.items():
         average = whole['state_dict'][name]
         own = whole['ema_state_dict'][f'module.{name}']

@@ -2,7 +2,6 @@
 
 import re
 import sys
-from functools import partial
 
 import pytest
 import torch
@@ -10,6 +9,7 @@ from mmdet.registry import MODELS as DET
 from mmpretrain.registry import MODELS as CLS
 from mmseg.registry import MODELS as SEG
 from sparserun import assert_masked, probed, train
+from toyrun import assert_same
 
 from sift_mm.cli import test as test_tool
 from sift_mm.cli import train as train_tool
@@ -17,7 +17,6 @@ from sift_mm.config.reading import load_config
 from sift_mm.layers import families
 
 SCOPES = ['mmdet', 'mmseg', 'mmpretrain']
-assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
 
 
 def backbone_state(checkpoint):
@@ -83,7 +82,7 @@ def test_wide_factorized_trains_without_masks(scope, make_config, tmp_path):
         family='wide_factorized',
     )
     other = train(config, tmp_path / 'plain')
-    assert_equal(checkpoint['state_dict'], other['state_dict'])
+    assert_same(checkpoint['state_dict'], other['state_dict'])
 
 
 @pytest.mark.parametrize('family', families())
@@ -99,12 +98,12 @@ def test_members_resume_evaluate_and_load_downstream(
     whole = train(config, tmp_path / 'whole')
     first = str(tmp_path / 'whole/epoch_1.pth')
     resumed = train(config, tmp_path / 'resumed', '--resume', first)
-    assert_equal(whole['state_dict'], resumed['state_dict'])
+    assert_same(whole['state_dict'], resumed['state_dict'])
     if family != 'wide_factorized':
         masks, others = (
             r['sparse_training']['masks'] for r in (whole, resumed)
         )
-        assert_equal(masks, others)
+        assert_same(masks, others)
     last = (tmp_path / 'whole/last_checkpoint').read_text()
     metrics = test_tool.main(
         [config, last, '--work-dir', str(tmp_path / 'test')]
@@ -135,7 +134,7 @@ def test_members_resume_evaluate_and_load_downstream(
     for library, more in [(DET, {}), (SEG, dilated)]:
         backbone = library.build(dict(kwargs, **more))
         backbone.init_weights()
-        assert_equal(dict(backbone.state_dict()), backbone_state(whole))
+        assert_same(dict(backbone.state_dict()), backbone_state(whole))
 
 
 def test_any_network_that_a_function_transforms(

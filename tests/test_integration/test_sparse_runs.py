@@ -5,7 +5,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from forks import run_forked
+from forks import run_forked, train_ranks
 from minirun import ROOT, run_script
 from sparserun import assert_masked, final, probed, train
 
@@ -23,9 +23,7 @@ def test_two_processes_hold_equal_masks_after_every_update(
         f"custom_hooks[0]['algorithm'] = '{algorithm}'\n"
         "train_dataloader['batch_size'] = 2\n",
     )
-    run = [ROOT / 'tools/train.py', config, '--work-dir', tmp_path / 'run']
-    done = run_forked(*run, ranks=2)
-    assert done.returncode == 0, done.stdout
+    train_ranks(config, tmp_path / 'run')
     ranks = [probed(tmp_path / 'run', rank) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
     assert len({r['digest'] for r in ranks[0]}) == len(ranks[0]) > 5

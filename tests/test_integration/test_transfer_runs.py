@@ -2,24 +2,22 @@
 
 import hashlib
 import json
-from functools import partial
 from unittest import mock
 
 import pytest
 import torch
-from forks import run_forked
-from minirun import ROOT
+from forks import train_ranks
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.runner import CheckpointLoader
 from sparserun import load, probed, sparse_config, train
+from toyrun import assert_same
 
 from sift_mm.cli import test as test_tool
 from sift_mm.cli.publish_model import main as publish
 from sift_mm.config.checkpoints import check_pretrained, find_start
 from sift_mm.errors import Mistake
 
-assert_equal = partial(torch.testing.assert_close, rtol=0, atol=0)
 # The ordinary stem, which a detector has too.
 STEM = "model['backbone']['type'] = 'SparseIFTResNet'\n"
 BACKBONE = dict(
@@ -77,7 +75,7 @@ def test_masks_and_weights_arrive(scope, make_config, published, tmp_path):
         found, source = train(config, tmp_path / 'run'), load(published)
     read.assert_called_once()
     there, here = (s['sparse_training'] for s in (source, found))
-    assert_equal(here['masks'], there['masks'])
+    assert_same(here['masks'], there['masks'])
     assert (here['algorithm'], here['transfer']) == ('Static', 'fixed')
     weights = {
         k: v
@@ -85,7 +83,7 @@ def test_masks_and_weights_arrive(scope, make_config, published, tmp_path):
         if k.startswith('backbone.')
     }
     assert len(weights) > 100
-    assert_equal({n: found['state_dict'][n] for n in weights}, weights)
+    assert_same({n: found['state_dict'][n] for n in weights}, weights)
     # Of these masks, at this network's strides: the classifier's are sparser
     # than nominal to pay for its stem, which counts less where late stages
     # keep their resolution.
@@ -110,9 +108,7 @@ def test_two_processes_start_from_the_same_masks(
         'randomness = dict(seed=0, diff_rank_seed=True)\n'
         "train_dataloader['batch_size'] = 2\n",
     )
-    run = [ROOT / 'tools/train.py', config, '--work-dir', tmp_path / 'run']
-    done = run_forked(*run, ranks=2)
-    assert done.returncode == 0, done.stdout
+    train_ranks(config, tmp_path / 'run')
     records, other = (probed(tmp_path / 'run', rank) for rank in (0, 1))
     assert records == other
     there = load(published)['sparse_training']['masks']
@@ -184,7 +180,7 @@ def test_a_run_is_resumed_without_the_file_that_it_started_from(
     found = train(config, tmp_path / 'run', *options)['sparse_training']
     assert found['transfer'] == 'fixed'
     there = load(published)['sparse_training']['masks']
-    assert_equal(found['masks'], there)
+    assert_same(found['masks'], there)
 
 
 def test_augmented_testing_counts_the_network_inside(
@@ -264,7 +260,7 @@ def test_another_sparsity_of_the_same_width_is_refused(
 def test_a_slim_file_is_the_run_without_its_state(pretrained, published):
     whole, slim = load(pretrained), load(published)
     assert set(slim) == {'meta', 'state_dict', 'sparse_training'}
-    assert_equal(dict(slim['state_dict']), dict(whole['state_dict']))
+    assert_same(dict(slim['state_dict']), dict(whole['state_dict']))
     assert 'history' not in slim['sparse_training']
     digest = hashlib.sha256(published.read_bytes()).hexdigest()
     assert published.stem == f'slim-{digest[:8]}'
