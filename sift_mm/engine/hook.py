@@ -36,7 +36,7 @@ from sift_mm.engine.accumulation import (
     restore_gradients,
 )
 from sift_mm.engine.checks import check_channels, unwrap
-from sift_mm.engine.optim_wrapper import MaskedStep, make_maskable
+from sift_mm.engine.optim_wrapper import SparseOptimWrapper, make_maskable
 from sift_mm.engine.plan import MaskPlan, sparse_backbone, whole_model_budget
 from sift_mm.engine.randomness import SeededIterations
 from sift_mm.engine.saving import save_whole
@@ -224,7 +224,7 @@ class SparseTrainingHook(Hook):
 
     def before_run(self, runner: Runner) -> None:
         """Tell the wrapper that masks will come."""
-        if isinstance(runner.optim_wrapper, MaskedStep):
+        if isinstance(runner.optim_wrapper, SparseOptimWrapper):
             runner.optim_wrapper.has_hook = True
 
     def before_train(self, runner: Runner) -> None:

@@ -11,8 +11,9 @@ from sift_mm.errors import MistakenCall, MistakenType
 from sift_mm.sparsity import MaskTrainer, sparse_parameter_names
 
 
-class MaskedStep(OptimWrapper):
-    """Mixin: an optim wrapper that a mask trainer can be attached to.
+@OPTIM_WRAPPERS.register_module()
+class SparseOptimWrapper(OptimWrapper):
+    """MMEngine's OptimWrapper, which a mask trainer can be attached to.
 
     ``step`` is the one place where the dense gradient is complete (backward,
     accumulation and averaging over ranks are done) and not yet clipped.
@@ -41,10 +42,6 @@ class MaskedStep(OptimWrapper):
                 ' to custom_hooks (a config that sets the list replaces it).'
             )
 
-
-class PlainMaskedStep(MaskedStep):
-    """The masked step of a wrapper in single precision."""
-
     def step(self, **kwargs: Any) -> None:
         """Mask gradients, clip, step; update masks when that is due."""
         step = super().step
@@ -54,8 +51,9 @@ class PlainMaskedStep(MaskedStep):
             self.mask_trainer.step(self.optimizer, lambda: step(**kwargs))
 
 
-class AmpMaskedStep(MaskedStep, AmpOptimWrapper):
-    """The masked step of a wrapper in mixed precision.
+@OPTIM_WRAPPERS.register_module()
+class SparseAmpOptimWrapper(SparseOptimWrapper, AmpOptimWrapper):
+    """MMEngine's AmpOptimWrapper with mask training.
 
     A step whose gradients overflowed changes neither weights nor masks.
     """
@@ -78,17 +76,7 @@ class AmpMaskedStep(MaskedStep, AmpOptimWrapper):
         self.loss_scaler.update(self._scale_update_param)
 
 
-@OPTIM_WRAPPERS.register_module()
-class SparseOptimWrapper(PlainMaskedStep):
-    """MMEngine's OptimWrapper with mask training."""
-
-
-@OPTIM_WRAPPERS.register_module()
-class SparseAmpOptimWrapper(AmpMaskedStep):
-    """MMEngine's AmpOptimWrapper with mask training."""
-
-
-def make_maskable(optim_wrapper: Any) -> MaskedStep:
+def make_maskable(optim_wrapper: Any) -> SparseOptimWrapper:
     """Give a run's optim wrapper the masked step, in place.
 
     The wrapper is built before hooks have a say, by a config or by a
@@ -100,11 +88,11 @@ def make_maskable(optim_wrapper: Any) -> MaskedStep:
             order is not known.
     """
     kind: Any = type(optim_wrapper)
-    if isinstance(optim_wrapper, MaskedStep):
+    if isinstance(optim_wrapper, SparseOptimWrapper):
         return optim_wrapper
     mixin: Any = {
-        OptimWrapper.step: PlainMaskedStep,
-        AmpOptimWrapper.step: AmpMaskedStep,
+        OptimWrapper.step: SparseOptimWrapper,
+        AmpOptimWrapper.step: SparseAmpOptimWrapper,
     }.get(getattr(kind, 'step', None))
     if mixin is None or not isinstance(optim_wrapper, OptimWrapper):
         raise MistakenType(
