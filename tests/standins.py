@@ -58,10 +58,10 @@ def standins(
     """Has the runner call them, in a folder of its own."""
     from sift_mm.experiments import runner
 
-    for name, text in (('TRAIN', TRAIN), ('TEST', TEST)):
-        path = tmp_path / f'{name}.py'
+    for name, text in (('train', TRAIN), ('test', TEST)):
+        path = tmp_path / f'{name}_tool.py'
         path.write_text(text)
-        monkeypatch.setattr(runner, name, (str(path),))
+        monkeypatch.setitem(runner.TOOLS, name, (str(path),))
     (tmp_path / 'metrics.json').write_text(json.dumps(METRICS))
 
 

@@ -17,8 +17,7 @@ from sift_mm.config.reading import read_config
 from sift_mm.errors import Mistake
 from sift_mm.experiments.processes import Tools, signals_raised
 
-TRAIN = ('-m', 'sift_mm.cli.train')
-TEST = ('-m', 'sift_mm.cli.test')
+TOOLS = {what: ('-m', f'sift_mm.cli.{what}') for what in ('train', 'test')}
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ class Experiment:
             self._train(tools)
         print(f'Testing {self.name}', flush=True)
         options = str(self.last), f'--out={self.result}', *self.test_options
-        self._call(tools, TEST, self.folder / 'test', *options)
+        self._call(tools, 'test', self.folder / 'test', *options)
 
     def _train(self, tools: Tools) -> None:
         if self.after is not None and not self.after.is_trained():
@@ -122,7 +121,7 @@ class Experiment:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
         print(f'Training {self.name}', flush=True)
-        self._call(tools, TRAIN, self.folder, '--resume')
+        self._call(tools, 'train', self.folder, '--resume')
         if not self.is_trained():
             raise Mistake(
                 f'The training of {self.name} ended without {self.last}; its '
@@ -130,13 +129,12 @@ class Experiment:
             )
 
     def _call(
-        self, tools: Tools, tool: Sequence[str], work_dir: Path, *options: str
+        self, tools: Tools, what: str, work_dir: Path, *options: str
     ) -> None:
-        what = 'train' if tool is TRAIN else 'test'
         tools.run(
             f'{self.name}/{what}',
             self.folder / f'{what}.log',
-            *tool,
+            *TOOLS[what],
             self.config,
             *options,
             *self.options,
