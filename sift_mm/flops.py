@@ -24,12 +24,16 @@ from torch.utils.flop_counter import FlopCounterMode
 
 @dataclass(frozen=True)
 class FlopCount:
-    """FLOPs of one forward pass of one sample, in 2 x MACs, all weights dense.
+    """FLOPs of one forward pass of one sample, in 2 x MACs.
 
     Convolutions and matrix products are counted; norms, activations and
-    pooling are not. A shared module counts as often as it runs, under its
-    first name, as its parameters do. ``by_module`` has what a module calls
-    too, ``own`` has not.
+    pooling are not. A shared module counts as often as it runs.
+
+    Args:
+        total (int): All of it, with every weight dense.
+        by_module (Mapping[str, int]): By module name, what it calls included.
+            A shared module goes by its first name, as its parameters do.
+        own (Mapping[str, int]): By module name, without what it calls.
     """
 
     total: int
@@ -45,8 +49,10 @@ class FlopCount:
     ) -> float:
         """FLOPs (2 x MACs) where a masked layer costs its share of weights.
 
-        ``densities`` has the share of active weights by parameter name;
-        ``module`` is the name of a submodule to count alone.
+        Args:
+            densities (Mapping[str, float]): Share of active weights by
+                parameter name; dense where not named.
+            module (str): Name of the submodule to count, '' for the whole.
         """
         dense = self.by_module[module] if module else self.total
         prefix = f'{module}.' if module else ''
@@ -82,8 +88,12 @@ def meta_image(shape: tuple[int, int], channels: int = 3) -> Tensor:
 def image_channels(network: nn.Module) -> int:
     """Channels of the image that a network reads, by its first convolution.
 
-    3 where that reads more than an image has, as behind a layer that moves
-    pixels into channels.
+    Args:
+        network (nn.Module): The network.
+
+    Returns:
+        int: 3 where that reads more than an image has, as behind a layer that
+        moves pixels into channels.
     """
     for module in network.modules():
         if isinstance(module, _ConvNd):

@@ -89,10 +89,14 @@ def profile(
 
     This is what every report of a network's cost comes from.
 
-    The model, any of the libraries' or a plain network, is left as it is.
-    ``shape`` is height and width of the image, in pixels; ``densities`` are
-    of :func:`mask_densities`; with ``auxiliary`` the auxiliary heads of a
-    segmentor run too.
+    Args:
+        model (nn.Module): Any of the libraries' models, or a plain network;
+            it is left as it is.
+        shape (tuple[int, int]): Height and width of the image, in pixels.
+        densities (Mapping[str, float], optional): Share of active weights by
+            parameter name, as :func:`mask_densities` has them.
+        in_channels (int): Channels of the image.
+        auxiliary (bool): Whether the auxiliary heads of a segmentor run too.
 
     Raises:
         KeyError: If a density's name is no parameter of the model.

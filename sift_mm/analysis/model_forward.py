@@ -405,8 +405,18 @@ def count_model(
 ) -> tuple[FlopCount, tuple[str, ...]]:
     """Counts the FLOPs of any of the libraries' models on one image.
 
-    The model is left as it is; the shape is height and width in pixels.
-    Returns and raises what :func:`count_trial` does.
+    Args:
+        model (nn.Module): Detector, segmentor, classifier or backbone; it is
+            left as it is.
+        shape (tuple[int, int]): Height and width of the image, in pixels.
+        channels (int): Channels of the image.
+
+    Returns:
+        tuple[FlopCount, tuple[str, ...]]: In 2 x MACs; and what was taken
+        from the config, see :func:`run_once`.
+
+    Raises:
+        NotCountable: A ValueError, if the model cannot be run so.
     """
     trial = on_meta(model, norms=False)
     return count_trial(trial, meta_image(shape, channels))

@@ -131,11 +131,17 @@ def make_report(
     epoch_samples: int | None = None,
     batch: int | None = None,
 ) -> dict[str, Any]:
-    """What the network of a config costs, as ``--json`` writes it.
+    """Counts what the network of a config costs.
 
-    Height and width of the image, in pixels, are by default as the pipelines
-    make them; samples are as :func:`schedule_samples` has them. The config is
-    left as it is.
+    Args:
+        cfg (Config): Config of a run; it is left as it is.
+        shape (Sequence[int], optional): Height and width of the image, in
+            pixels; by default as the pipelines make them.
+        epoch_samples (int, optional): As for :func:`schedule_samples`.
+        batch (int, optional): As for :func:`schedule_samples`.
+
+    Returns:
+        dict[str, Any]: What ``--json`` writes; numbers are not rounded.
 
     Raises:
         ValueError: If the config contradicts itself, says too little, or its

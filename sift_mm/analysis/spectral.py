@@ -13,8 +13,11 @@ from sift_mm.errors import Mistake
 class SpectralGap:
     """Largest singular values of a layer against the Ramanujan bound.
 
-    They are of the adjacency matrix; the bound is sqrt(d_l - 1) +
-    sqrt(d_r - 1), for the mean degrees d_l and d_r of the two sides.
+    Args:
+        first (float): Largest singular value of the adjacency matrix.
+        second (float): Second largest.
+        bound (float): sqrt(d_l - 1) + sqrt(d_r - 1), for the mean degrees
+            d_l and d_r of the two sides.
     """
 
     first: float

@@ -63,10 +63,11 @@ def measure_cost(
 ) -> dict[str, float]:
     """Counts parameters and FLOPs of a network under bool masks.
 
-    'parameters', 'active_parameters', 'density' (share of active weights, of
-    the masked ones) and, where the config says how large the test images are,
-    'flops' (2 x MACs of one image) and 'flops_of_dense', those of the dense
-    network.
+    Returns:
+        dict[str, float]: 'parameters', 'active_parameters', 'density' (share
+        of active weights, of the masked ones) and, where the config says how
+        large the test images are, 'flops' (2 x MACs of one image) and
+        'flops_of_dense', those of the dense network.
     """
     check_masks(model, masks)
     channels = channels_of(cfg, model)

@@ -25,8 +25,11 @@ from sift_mm.sparsity import (
 class FlopBudget:
     """FLOPs of a network beside those of its dense twin, in 2 x MACs.
 
-    ``own`` has dense weights, its names ``prefix`` in the model; it lacks the
-    linear head, ``classifier``.
+    Args:
+        own (FlopCount): Of the network, with dense weights.
+        dense (float): Of the dense twin.
+        prefix (str): Of the names of ``own`` in the model.
+        classifier (float): Of a linear head that is not in ``own``.
     """
 
     own: FlopCount

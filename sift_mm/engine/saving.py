@@ -91,7 +91,10 @@ class _LateRemoval:
 
 def _inode(path: str) -> int:
     """Of a local file; 0 for none, as elsewhere."""
-    return os.stat(path).st_ino if os.path.exists(path) else 0
+    try:
+        return os.stat(path).st_ino
+    except OSError:
+        return 0
 
 
 def _safely(saves: Callable[..., None]) -> Callable[..., None]:
