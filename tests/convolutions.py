@@ -60,6 +60,8 @@ class Case:
             mask[:, torch.rand(self.channels, generator=source) < 0.5] = False
         elif self.mask == 'dense':
             mask.fill_(True)
+        elif self.mask == 'few':
+            mask = torch.rand(weight.shape, generator=source) < 0.04
         elif self.mask in ('one', 'none'):
             mask.zero_()
         if self.mask == 'one':

@@ -123,19 +123,20 @@ def _out_size(geometry: Geometry, height: int, width: int) -> tuple[int, int]:
 
 
 def _nonzeros(
-    found: Sequence[Tensor], layout: Layout, rows: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Take the tensors of a layout, if they were made for it."""
+    found: Sequence[Tensor], usual: Layout, rows: int
+) -> tuple[Layout, tuple[Tensor, Tensor, Tensor]]:
+    """Take the tensors of a layout or its larger one, and say of which."""
     kinds = [(t.dtype, t.is_contiguous() and t.is_cpu) for t in found]
     if kinds == [(kind, True) for kind in DTYPES]:
         row, position, index = found
-        end = [position.numel(), layout.signature(rows)]
-        if (
-            row.numel() == layout.blocks * rows + 2
-            and row[-2:].tolist() == end
-            and index.numel() == position.numel()
-        ):
-            return row, position, index
+        for layout in (usual, usual.larger):
+            end = [position.numel(), layout.signature(rows)]
+            if (
+                row.numel() == layout.blocks * rows + 2
+                and row[-2:].tolist() == end
+                and index.numel() == position.numel()
+            ):
+                return layout, (row, position, index)
     raise Mistake(
         'the pattern is not one that make_pattern made here for a weight of '
         'this shape and for this geometry'
@@ -274,8 +275,9 @@ def sparse_conv2d(
     weight = _check(weight, 'weight', None, None, *shape.kernel)
     filters, channels = weight.shape[:2]
     x = _check(x, 'input', None, channels, None, None)
-    layout = forward_layout(shape, channels)
-    nonzeros = _nonzeros(pattern[:3], layout, filters)
+    layout, nonzeros = _nonzeros(
+        pattern[:3], forward_layout(shape, channels), filters
+    )
     size = _out_size(shape, x.shape[2], x.shape[3])
     out = empty_output(x.shape[0], filters, *size)
     values = _gather(weight, nonzeros[2])
@@ -326,8 +328,9 @@ def sparse_conv2d_fused(
     """
     shape = _geometry(tuple(geometry))
     x = _check(x, 'input', None, None, None, None)
-    layout = forward_layout(shape, x.shape[1])
-    nonzeros = _nonzeros(pattern[:3], layout, filters)
+    layout, nonzeros = _nonzeros(
+        pattern[:3], forward_layout(shape, x.shape[1]), filters
+    )
     values = _check(values, 'values', nonzeros[2].numel())
     size = _out_size(shape, x.shape[2], x.shape[3])
     out = empty_output(x.shape[0], filters, *size)
@@ -382,17 +385,16 @@ def input_gradient(
         return out
     layouts = backward_layouts(shape, filters)
     parts = _of_gradient(pattern)
-    found: dict[int, tuple[Tensor, tuple[Tensor, Tensor, Tensor]]] = {}
+    found: dict[int, tuple[Any, ...]] = {}
     for row, column, walk in walks:
         if walk is None:
             continue
-        layout = layouts[row][column]
         at = row * len(layouts[0]) + column
         if at not in found:
             part = parts[at] if at < len(parts) else ()
-            nonzeros = _nonzeros(part, layout, channels)
-            found[at] = _gather(weight, nonzeros[2]), nonzeros
-        values, nonzeros = found[at]
+            layout, nonzeros = _nonzeros(part, layouts[row][column], channels)
+            found[at] = layout, nonzeros, _gather(weight, nonzeros[2])
+        layout, nonzeros, values = found[at]
         _convolve(grad, out, layout, walk, nonzeros, values)
     return out
 
@@ -435,8 +437,9 @@ def weight_gradient(
     x = _check(x, 'input', None, channels, None, None)
     size = _out_size(shape, x.shape[2], x.shape[3])
     grad = _check(grad, 'gradient', x.shape[0], filters, *size)
-    layout = forward_layout(shape, channels)
-    rows, positions, index = _nonzeros(pattern[:3], layout, filters)
+    layout, (rows, positions, index) = _nonzeros(
+        pattern[:3], forward_layout(shape, channels), filters
+    )
     values = x.new_zeros(index.numel())
     if grad.numel():
         for walk in _forward_walks(shape, x.shape[2], x.shape[3]):

@@ -7,7 +7,7 @@ operators, ``deepcopy`` and ``pickle`` can carry it.
 
 import ctypes
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from itertools import islice
 
@@ -22,6 +22,9 @@ from .geometry import PIXELS, ROWS, TILE_STRIDES, AxisWalk, Geometry
 
 #: Taps and residues are those of any input that is large enough.
 MANY = 1 << 20
+#: Nonzeros of a row in a block: with fewer, loading and storing the row's sums
+#: takes so long that a block which is larger than the L1 cache is faster.
+FEW = 10
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,19 @@ class Layout:
     def blocks(self) -> int:
         """Number of blocks of planes."""
         return -(-self.planes // self.block)
+
+    @cached_property
+    def larger(self) -> 'Layout':
+        """The same with blocks twice as large."""
+        return replace(self, block=_even(self.planes, self.block * 2))
+
+    def at(self, density: float) -> 'Layout':
+        """This one or the larger, for a mask of some share of nonzeros."""
+        taps = sum(t is not None for t in self.walk_h.taps)
+        taps *= sum(t is not None for t in self.walk_w.taps)
+        phases = len(self.walk_h.in_first) * len(self.walk_w.in_first)
+        nonzeros = density * self.block * taps / phases
+        return self.larger if nonzeros < FEW else self
 
     @cached_property
     def _digest(self) -> int:
@@ -88,6 +104,11 @@ class Reading(ctypes.Structure):
     ]
 
 
+def _even(planes: int, block: int) -> int:
+    """Blocks of like size, in place of a small last one."""
+    return -(-planes // -(-planes // block))
+
+
 def _layout(
     walk_h: AxisWalk,
     walk_w: AxisWalk,
@@ -99,14 +120,12 @@ def _layout(
     planes = channels * len(walk_h.in_first) * len(walk_w.in_first)
     vectors = build.library().sift_tile_vectors()
     block = max(1, vectors // ((ROWS + walk_h.reach) * stride))
-    # Blocks of like size, in place of a small last one.
-    block = -(-planes // -(-planes // block))
     return Layout(
         walk_h=walk_h,
         walk_w=walk_w,
         by_channel=by_channel,
         planes=planes,
-        block=block,
+        block=_even(planes, block),
         stride=PIXELS if pointwise else stride,
     )
 
@@ -180,7 +199,8 @@ def make_pattern(
     if gradients:
         backward = backward_layouts(geometry, filters)
         layouts += [layout for row in backward for layout in row]
-    forward, *parts = [_index(mask, layout) for layout in layouts]
+    density = int(mask.count_nonzero()) / max(1, mask.numel())
+    forward, *parts = [_index(mask, layout.at(density)) for layout in layouts]
     if not parts:
         return list(forward)
     rows, positions, places = zip(*parts, strict=True)

@@ -8,6 +8,7 @@ from convolutions import Case, pattern_of, random_case, within_rounding
 from torch import Tensor
 
 from sift_mm.kernels import sparse_conv2d, sparse_conv2d_fused
+from sift_mm.kernels.pattern import forward_layout
 
 CASES, AT_ONCE = 2000, 100
 
@@ -93,3 +94,22 @@ def test_random_convolutions_are_exact_to_rounding(part: int) -> None:
     source = random.Random(seed)
     for _ in range(AT_ONCE):
         check(random_case(source))
+
+
+@pytest.mark.parametrize('kernel, stride', [(1, 1), (3, 1), (3, 2)])
+def test_few_nonzeros_are_read_in_larger_blocks(kernel, stride):
+    case = Case(
+        kernel=(kernel, kernel),
+        stride=(stride, stride),
+        padding=(kernel // 2,) * 4,
+        channels=250,
+        filters=240,
+        mask='few',
+    )
+    check(case)
+    layout = forward_layout(case.geometry, case.channels)
+    rows = pattern_of(case, case.draw()[1])[0]
+    assert layout.larger.blocks < layout.blocks
+    assert len(rows) == layout.larger.blocks * case.filters + 2
+    dense = torch.ones(240, 250, kernel, kernel, dtype=torch.bool)
+    assert len(pattern_of(case, dense)[0]) == layout.blocks * case.filters + 2

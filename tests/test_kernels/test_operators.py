@@ -364,7 +364,7 @@ def test_a_pattern_of_another_cpu_is_refused(monkeypatch):
             return getattr(library, name)
 
         def sift_tile_vectors(self) -> int:
-            return library.sift_tile_vectors() // 2
+            return library.sift_tile_vectors() // 3
 
     def forget() -> None:
         pattern.forward_layout.cache_clear()
