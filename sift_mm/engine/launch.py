@@ -16,7 +16,7 @@ from mmengine.runner import Runner
 from torch import distributed
 
 from sift_mm.config.arguments import refuse_unknown
-from sift_mm.config.nodes import type_name
+from sift_mm.config.nodes import type_name, walk
 from sift_mm.config.reading import import_library
 
 T = TypeVar('T')
@@ -60,14 +60,14 @@ def _log(message: str) -> None:
 
 def replace_sync_norms(node: Any) -> bool:
     """Turns synchronised norms of a model config into BN, in place."""
-    found = False
-    if isinstance(node, dict):
-        if found := node.get('type') in SYNC_NORMS:
-            node['type'] = 'BN'
-        node = list(node.values())
-    if isinstance(node, (list, tuple)):
-        found = any([found, *map(replace_sync_norms, node)])
-    return found
+    norms = [
+        found
+        for _, found in walk(node, 'model')
+        if isinstance(found, dict) and found.get('type') in SYNC_NORMS
+    ]
+    for norm in norms:
+        norm['type'] = 'BN'
+    return bool(norms)
 
 
 def fit_to_cpu(cfg: Config) -> None:

@@ -57,6 +57,11 @@ class Layout:
         """Number of blocks of planes."""
         return -(-self.planes // self.block)
 
+    @property
+    def phases(self) -> int:
+        """Planes of a channel, or of a filter."""
+        return len(self.walk_h.in_first) * len(self.walk_w.in_first)
+
     @cached_property
     def larger(self) -> 'Layout':
         """The same with blocks twice as large."""
@@ -66,8 +71,7 @@ class Layout:
         """This one or the larger, for a mask of some share of nonzeros."""
         taps = sum(t is not None for t in self.walk_h.taps)
         taps *= sum(t is not None for t in self.walk_w.taps)
-        phases = len(self.walk_h.in_first) * len(self.walk_w.in_first)
-        nonzeros = density * self.block * taps / phases
+        nonzeros = density * self.block * taps / self.phases
         return self.larger if nonzeros < FEW else self
 
     @cached_property
@@ -215,7 +219,7 @@ def _index(mask: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         channels=channels,
         taps=height * width,
         by_channel=layout.by_channel,
-        phases=len(layout.walk_h.in_first) * len(layout.walk_w.in_first),
+        phases=layout.phases,
         block=layout.block,
         tile=layout.tile_rows * stride,
         threads=torch.get_num_threads(),

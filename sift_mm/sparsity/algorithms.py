@@ -46,7 +46,8 @@ def magnitude(of: str, sign: int) -> Callable[[Method], Method]:
     def mark(method: Method) -> Method:
         names = list(inspect.signature(method).parameters)
         # Of arguments without self, as `_scores` has them.
-        method.magnitude = names.index(of) - 1, sign  # type: ignore
+        place = names.index(of) - 1
+        method.magnitude = place, sign  # type: ignore[attr-defined]
         return elementwise(method)
 
     return mark

@@ -27,6 +27,13 @@ def _flat_pair(tensor: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:
     return None
 
 
+def _for_kernels(tensor: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Both as the kernels take them, None if they do not."""
+    if tensor.device.type != 'cpu' or why_unavailable() is not None:
+        return None
+    return _flat_pair(tensor, mask)
+
+
 @torch.no_grad()
 def keep_only_(tensors: Iterable[Tensor], masks: Iterable[Tensor]) -> None:
     """Set to zero, in place, what lies outside the masks.
@@ -42,7 +49,7 @@ def keep_only_(tensors: Iterable[Tensor], masks: Iterable[Tensor]) -> None:
         if bits.device.type != 'cpu':
             on_device[0].append(bits)
             on_device[1].append(mask)
-        elif (pair := _flat_pair(bits, mask)) and why_unavailable() is None:
+        elif pair := _for_kernels(bits, mask):
             kernels.keep(*pair)
         else:
             bits.mul_(mask)
@@ -58,8 +65,7 @@ def meet_(mask: Tensor, other: Tensor) -> tuple[int, int]:
     Returns:
         tuple[int, int]: How many are left, and how many the other one has.
     """
-    pair = _flat_pair(mask, other) if mask.device.type == 'cpu' else None
-    if pair and why_unavailable() is None:
+    if pair := _for_kernels(mask, other):
         return kernels.meet_(*pair)
     mask &= other
     return count(mask), count(other)
