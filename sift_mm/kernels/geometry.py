@@ -17,8 +17,8 @@ from typing import Any
 
 from torch import nn
 
-#: Rows of a patch, as in ``csrc/walk.h``.
-ROWS = 7
+#: Rows of a patch at most, as in ``csrc/walk.h``.
+MAX_ROWS = 7
 #: Row lengths of a packed tile that are compiled, in vectors; a row of a
 #: patch of two columns is two longer than the largest shift.
 TILE_STRIDES = (2, 3, 4, 6, 8)

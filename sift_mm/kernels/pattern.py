@@ -18,7 +18,7 @@ from sift_mm.errors import Mistake, MistakenType
 
 from . import build
 from .build import pointer
-from .geometry import PIXELS, ROWS, TILE_STRIDES, AxisWalk, Geometry
+from .geometry import MAX_ROWS, PIXELS, TILE_STRIDES, AxisWalk, Geometry
 
 #: Taps and residues are those of any input that is large enough.
 MANY = 1 << 20
@@ -50,7 +50,7 @@ class Layout:
     @property
     def tile_rows(self) -> int:
         """Rows of the packed tile."""
-        return ROWS + self.walk_h.reach
+        return MAX_ROWS + self.walk_h.reach
 
     @property
     def blocks(self) -> int:
@@ -123,7 +123,7 @@ def _layout(
     stride = min(s for s in TILE_STRIDES if s >= 2 + walk_w.reach)
     planes = channels * len(walk_h.in_first) * len(walk_w.in_first)
     vectors = build.library().sift_tile_vectors()
-    block = max(1, vectors // ((ROWS + walk_h.reach) * stride))
+    block = max(1, vectors // ((MAX_ROWS + walk_h.reach) * stride))
     return Layout(
         walk_h=walk_h,
         walk_w=walk_w,

@@ -96,6 +96,24 @@ def test_random_convolutions_are_exact_to_rounding(part: int) -> None:
         check(random_case(source))
 
 
+@pytest.mark.parametrize('images', [1, 8, 33])
+@pytest.mark.parametrize('stride', [1, 2])
+@pytest.mark.parametrize('kernel', [1, 3])
+def test_patches_of_all_sizes(kernel: int, stride: int, images: int) -> None:
+    for height, width in ((7, 7), (2, 3), (15, 5), (14, 14)):
+        case = Case(
+            kernel=(kernel, kernel),
+            stride=(stride, stride),
+            padding=(kernel // 2,) * 4,
+            images=images,
+            height=height,
+            width=width,
+            channels=12,
+            filters=11,
+        )
+        check(case)
+
+
 @pytest.mark.parametrize('kernel, stride', [(1, 1), (3, 1), (3, 2)])
 def test_few_nonzeros_are_read_in_larger_blocks(kernel, stride):
     case = Case(

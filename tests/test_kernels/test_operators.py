@@ -109,6 +109,32 @@ def test_the_number_of_threads_does_not_change_a_bit():
             assert same(found[count][:3], found[1][:3]), (case, count)
 
 
+@pytest.mark.parametrize('size', [(7, 7), (3, 5), (14, 14), (1, 9)])
+@pytest.mark.parametrize('kernel, stride', [(3, 1), (3, 2), (1, 1), (1, 2)])
+def test_an_image_has_the_same_outputs_in_any_batch(kernel, stride, size):
+    """Bit for bit, though few images are laid out in other patches."""
+    case = Case(
+        kernel=(kernel, kernel),
+        stride=(stride, stride),
+        padding=(kernel // 2,) * 4,
+        images=40,
+        height=size[0],
+        width=size[1],
+        channels=20,
+        filters=9,
+    )
+    layer = Layer(case)
+    with torch.no_grad():
+        together = layer(layer.x)
+        grad = torch.ones_like(together)
+        whole, _ = layer.gradients(layer.x, grad)
+        for first, count in ((0, 1), (3, 2), (10, 30)):
+            some = slice(first, first + count)
+            assert torch.equal(layer(layer.x[some]), together[some])
+            part, _ = layer.gradients(layer.x[some], grad[some])
+            assert torch.equal(part, whole[some])
+
+
 def test_more_threads_than_buffers_of_gradients():
     layer = Layer(Case(channels=8, filters=50, images=3))
     with torch.no_grad():

@@ -13,12 +13,12 @@
 
 namespace {
 
-// The 7 x COLS accumulators of a filter, over its nonzeros in a block.
+// The ROWS x COLS accumulators of a filter, over its nonzeros in a block.
 template <class View>
 inline void accumulate(const float* tile, const uint16_t* position,
                        const float* value, int64_t count, const float* bias,
                        float* sums) {
-  constexpr int T = ROWS * View::COLS;
+  constexpr int T = View::ROWS * View::COLS;
   if (!count && !bias) return;
   vec acc[T];
   if (bias) {
@@ -72,7 +72,7 @@ int64_t filters_at_once(const Sizes& s, int64_t groups, int64_t bytes) {
 
 struct Convolve {
   const Sizes& s;
-  const Walk& walk;
+  Walk walk;
   const float* x;
   const Nonzeros& a;
   const Epilogue& epilogue;
@@ -80,7 +80,8 @@ struct Convolve {
 
   template <class View>
   int run() const {
-    constexpr int64_t BYTES = ROWS * View::COLS * LANES * sizeof(float);
+    constexpr int64_t T = View::ROWS * View::COLS;
+    constexpr int64_t BYTES = T * LANES * sizeof(float);
     const int64_t groups = View::groups(s, walk), planes = s.planes(walk);
     const int64_t filters = filters_at_once(s, groups, BYTES);
     const int64_t parts = (s.filters + filters - 1) / filters;
@@ -106,7 +107,11 @@ struct Convolve {
             const int64_t next = end + (k - first) / pace;
             if ((k - first) % pace == 0 && next < planes)
               view.expect_inputs(x, next);
-            if (end == planes && k + 2 < last) view.expect_outputs(y, k + 2);
+            if (end == planes && k + 2 < last) {
+              view.expect_outputs(y, k + 2);
+              if (epilogue.residual)
+                view.expect_outputs(epilogue.residual, k + 2);
+            }
             static const float zero = 0;
             const float* bias = epilogue.bias ? epilogue.bias + k : &zero;
             float* out = sum + (k - first) * BYTES / sizeof(float);

@@ -1,6 +1,7 @@
 // From the sizes of a call to the code compiled for them.
 #pragma once
 
+#include <array>
 #include <cstdlib>
 
 #include "views.h"
@@ -20,39 +21,79 @@ struct Buffers {
 
 // The row length of the tile, in vectors, as compiled: host and kernels agree
 // on it (TILE_STRIDES of geometry.py). 0 stands for runs of pixels.
-template <int COLS, class Work>
+template <int ROWS, int COLS, class Work>
 static int dispatch_stride(int64_t stride, const Work& work) {
   switch (stride) {
     case 0:
-      return work.template run<Pixels<COLS>>();
+      return work.template run<Pixels<ROWS, COLS>>();
     case 2:
-      return work.template run<Patches<COLS, 2>>();
+      return work.template run<Patches<ROWS, COLS, 2>>();
     case 3:
-      return work.template run<Patches<COLS, 3>>();
+      return work.template run<Patches<ROWS, COLS, 3>>();
     case 4:
-      return work.template run<Patches<COLS, 4>>();
+      return work.template run<Patches<ROWS, COLS, 4>>();
     case 6:
-      return work.template run<Patches<COLS, 6>>();
+      return work.template run<Patches<ROWS, COLS, 6>>();
     case 8:
-      return work.template run<Patches<COLS, 8>>();
+      return work.template run<Patches<ROWS, COLS, 8>>();
     default:
       return -2;
   }
 }
 
-// Patches of two columns need less per output, those of one column waste
-// fewer lanes on few outputs.
+// What a nonzero costs by patches of one size, in multiplications.
+template <int ROWS, int COLS, class Work>
+static int64_t cost(const Work& work, bool pixels) {
+  constexpr int64_t OVERHEAD = 4;  // reading it
+  const int64_t groups = pixels ? Pixels<ROWS, COLS>::groups(work.s, work.walk)
+                                : count_groups<ROWS, COLS>(work.s, work.walk);
+  return groups * (ROWS * COLS + OVERHEAD);
+}
+
+// Large patches need less per output, small ones waste fewer lanes on few.
+template <class Work>
+static std::array<int64_t, 3> costs(const Work& work, bool pixels) {
+  return {cost<7, 2>(work, pixels), cost<7, 1>(work, pixels),
+          cost<2, 2>(work, pixels)};
+}
+
+template <class Work>
+static int64_t least_cost(const Work& work) {
+  const auto all = costs(work, false);
+  return *std::min_element(all.begin(), all.end());
+}
+
+// All but the last column of outputs, and that one.
+template <class Work>
+static std::array<Work, 2> without_last_column(const Work& whole) {
+  Work most = whole, last = whole;
+  const int64_t before = whole.walk.w.count - 1;
+  most.walk.w.count = before;
+  Axis& axis = last.walk.w;
+  axis.count = 1;
+  axis.out_first += before * axis.out_step;
+  for (int64_t& first : axis.in_first) first += before * axis.in_step;
+  return {most, last};
+}
+
 template <class Work>
 static int dispatch(int64_t stride, const Work& work) {
-  const Sizes& s = work.s;
-  const Walk& w = work.walk;
   const bool pixels = stride == 0;
-  const int64_t wide =
-      pixels ? Pixels<2>::groups(s, w) : count_groups<2>(s, w);
-  const int64_t slim =
-      pixels ? Pixels<1>::groups(s, w) : count_groups<1>(s, w);
-  constexpr int64_t OVERHEAD = 4;  // of a nonzero, in multiplications
-  return wide * (2 * ROWS + OVERHEAD) <= slim * (ROWS + OVERHEAD)
-             ? dispatch_stride<2>(stride, work)
-             : dispatch_stride<1>(stride, work);
+  if (!pixels && work.walk.w.count > 1 && work.walk.w.count % 2) {
+    // Of 7 columns, patches of two would waste an eighth of their lanes.
+    const auto [most, last] = without_last_column(work);
+    if (least_cost(most) + least_cost(last) < least_cost(work)) {
+      const int status = dispatch(stride, most);
+      return status ? status : dispatch(stride, last);
+    }
+  }
+  const auto all = costs(work, pixels);
+  switch (std::min_element(all.begin(), all.end()) - all.begin()) {
+    case 0:
+      return dispatch_stride<7, 2>(stride, work);
+    case 1:
+      return dispatch_stride<7, 1>(stride, work);
+    default:
+      return dispatch_stride<2, 2>(stride, work);
+  }
 }

@@ -96,7 +96,7 @@ struct Target {
   bool whole[LANES / 8], run[LANES / 8];
 };
 
-template <int COLS>
+template <int ROWS, int COLS>
 static Target target_of(const Sizes& s, const Walk& walk, const Group& group) {
   Target t;
   t.row_step = walk.h.out_step * s.out_w;
@@ -129,7 +129,7 @@ struct Epilogue {
 };
 
 // One filter's ROWS x COLS vectors -> its outputs, with the epilogue.
-template <int COLS>
+template <int ROWS, int COLS>
 static void unpack(const float* tile, const Target& t, int64_t filter,
                    const Epilogue& e, float* y) {
   y += filter * t.plane;

@@ -36,14 +36,16 @@ static inline void store(float* p, vec v) { *(vec*)p = v; }
 
 // Unaligned: activations are aligned to floats only.
 template <class V>
-static inline V load_any(const float* p) {
+struct __attribute__((packed)) Unaligned {
   V v;
-  memcpy(&v, p, sizeof v);
-  return v;
+};
+template <class V>
+static inline V load_any(const float* p) {
+  return ((const Unaligned<V>*)p)->v;
 }
 template <class V>
 static inline void store_any(float* p, V v) {
-  memcpy(p, &v, sizeof v);
+  ((Unaligned<V>*)p)->v = v;
 }
 
 // A bit for each of up to eight bools, the first the lowest.

@@ -6,9 +6,9 @@
 #include "pack.h"
 
 // STRIDE is the length of a row in the packed tile, in vectors.
-template <int COLS_, int STRIDE_>
+template <int ROWS_, int COLS_, int STRIDE_>
 struct Patches {
-  static constexpr int COLS = COLS_, STRIDE = STRIDE_;
+  static constexpr int ROWS = ROWS_, COLS = COLS_, STRIDE = STRIDE_;
   const Sizes& sizes;
   const Walk& walk;
   std::vector<Window> inputs;  // a phase each
@@ -19,22 +19,22 @@ struct Patches {
       : sizes(s), walk(w), inputs(w.h.phases * w.w.phases) {}
 
   static int64_t groups(const Sizes& s, const Walk& w) {
-    return count_groups<COLS>(s, w);
+    return count_groups<ROWS, COLS>(s, w);
   }
 
-  // Vectors of the tile of a plane.
+  // Vectors of the tile of a plane; patches of few rows fill a part of it.
   int64_t tile() const { return sizes.tile_rows * STRIDE; }
 
   void move(int64_t index) {
-    const Group group = group_at<COLS>(sizes, walk, index);
+    const Group group = group_at<ROWS, COLS>(sizes, walk, index);
     for (size_t i = 0; i < inputs.size(); ++i)
       look(inputs[i], group, sizes.inputs(),
            walk.h.in_first[i / walk.w.phases], walk.h.in_step,
-           walk.w.in_first[i % walk.w.phases], walk.w.in_step, sizes.tile_rows,
-           STRIDE);
+           walk.w.in_first[i % walk.w.phases], walk.w.in_step,
+           sizes.tile_rows - MAX_ROWS + ROWS, STRIDE);
     look(outputs, group, sizes.outputs(), walk.h.out_first, walk.h.out_step,
          walk.w.out_first, walk.w.out_step, ROWS, COLS);
-    target = target_of<COLS>(sizes, walk, group);
+    target = target_of<ROWS, COLS>(sizes, walk, group);
   }
 
   void pack_inputs(const float* x, int64_t plane, int64_t end,
@@ -71,13 +71,14 @@ struct Patches {
 
   void write(const float* tile_, int64_t filter, const Epilogue& e,
              float* y) const {
-    unpack<COLS>(tile_, target, filter, e, y);
+    unpack<ROWS, COLS>(tile_, target, filter, e, y);
   }
 };
 
-template <int COLS_>
+template <int ROWS_, int COLS_>
 struct Pixels {
-  static constexpr int COLS = COLS_, STRIDE = 2, T = ROWS * COLS;
+  static constexpr int ROWS = ROWS_, COLS = COLS_, STRIDE = 2;
+  static constexpr int T = ROWS * COLS;
   const Sizes& sizes;
   const int64_t pixels;  // of an image
   int64_t image[T], pixel[T], live[T];
@@ -89,7 +90,7 @@ struct Pixels {
     return (s.images * s.out_h * s.out_w + T * LANES - 1) / (T * LANES);
   }
 
-  int64_t tile() const { return ROWS * STRIDE; }
+  int64_t tile() const { return MAX_ROWS * STRIDE; }
 
   void move(int64_t index) {
     for (int t = 0; t < T; ++t) {

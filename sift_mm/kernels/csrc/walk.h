@@ -1,6 +1,6 @@
 // Where the lanes of a group read and write.
 //
-// A lane is a patch of 7 x COLS outputs of one image; LANES patches make a
+// A lane is a patch of ROWS x COLS outputs of one image; LANES patches make a
 // group, the unit of work. A walk is a set of outputs in regular steps, and
 // says for each which inputs its taps see. The host (geometry.py) turns a
 // convolution of any stride and dilation, or the gradient of its input, into
@@ -12,7 +12,7 @@
 
 #include "simd.h"
 
-constexpr int ROWS = 7;  // of a patch; 7, 14, 28 and 56 are multiples
+constexpr int MAX_ROWS = 7;  // of a patch; 7, 14, 28 and 56 are multiples
 constexpr int MAX_PHASES = 7;
 constexpr int MAX_COLUMNS = 8;  // of a packed tile
 
@@ -33,7 +33,7 @@ struct Shape {
 
 struct Sizes {
   int64_t images, channels, in_h, in_w, filters, out_h, out_w;
-  int64_t tile_rows;  // rows of inputs that a patch of 7 rows sees
+  int64_t tile_rows;  // rows of inputs that a patch of MAX_ROWS sees
   int64_t block;      // planes (channel x phase) that fit the L1 cache
   int64_t threads;
 
@@ -57,14 +57,14 @@ struct Group {
   bool live[LANES];  // the last group may have lanes to spare
 };
 
-template <int COLS>
+template <int ROWS, int COLS>
 static int64_t count_groups(const Sizes& s, const Walk& walk) {
   const int64_t down = (walk.h.count + ROWS - 1) / ROWS;
   const int64_t across = (walk.w.count + COLS - 1) / COLS;
   return (s.images * down * across + LANES - 1) / LANES;
 }
 
-template <int COLS>
+template <int ROWS, int COLS>
 static Group group_at(const Sizes& s, const Walk& walk, int64_t index) {
   const int64_t down = (walk.h.count + ROWS - 1) / ROWS;
   const int64_t across = (walk.w.count + COLS - 1) / COLS;

@@ -22,7 +22,7 @@ inline void dot(const float* tile, const float* dy, const uint16_t* position,
 #pragma GCC unroll 8
   for (int j = 0; j < Q; ++j) x[j] = tile + size_t(position[j]) * LANES;
 #pragma GCC unroll 16
-  for (int t = 0; t < ROWS * View::COLS; ++t) {
+  for (int t = 0; t < View::ROWS * View::COLS; ++t) {
     const vec d = load(dy + t * LANES);
 #pragma GCC unroll 8
     for (int j = 0; j < Q; ++j)
@@ -33,32 +33,36 @@ inline void dot(const float* tile, const float* dy, const uint16_t* position,
   add_sums(acc, sums, Q);
 }
 
+// The same for a number of them that the compiler does not know.
+template <class View, int Q>
+inline void dot_some(const float* tile, const float* dy,
+                     const uint16_t* position, int64_t count, float* sums) {
+  if constexpr (Q > 0) {
+    if (count == Q)
+      dot<View, Q>(tile, dy, position, sums);
+    else
+      dot_some<View, Q - 1>(tile, dy, position, count, sums);
+  }
+}
+
 template <class View>
 inline void dots(const float* tile, const float* dy, const uint16_t* position,
                  int64_t begin, int64_t end, float* sums) {
   int64_t i = begin;
   for (; i + 8 <= end; i += 8) dot<View, 8>(tile, dy, position + i, sums + i);
-  if (i + 4 <= end) {
-    dot<View, 4>(tile, dy, position + i, sums + i);
-    i += 4;
-  }
-  if (i + 2 <= end) {
-    dot<View, 2>(tile, dy, position + i, sums + i);
-    i += 2;
-  }
-  if (i < end) dot<View, 1>(tile, dy, position + i, sums + i);
+  dot_some<View, 7>(tile, dy, position + i, end - i, sums + i);
 }
 
 struct WeightGradient {
   const Sizes& s;
-  const Walk& walk;
+  Walk walk;
   const float *x, *dy;
   const Nonzeros& a;
   float* gradient;  // of the nonzeros, added to
 
   template <class View>
   int run() const {
-    constexpr int64_t T = ROWS * View::COLS;
+    constexpr int64_t T = View::ROWS * View::COLS;
     const int64_t groups = View::groups(s, walk), planes = s.planes(walk);
     const int64_t blocks = (planes + s.block - 1) / s.block;
     const int64_t nonzeros = a.row[blocks * s.filters];
