@@ -81,7 +81,9 @@ struct Pixels {
   static constexpr int T = ROWS * COLS;
   const Sizes& sizes;
   const int64_t pixels;  // of an image
-  int64_t image[T], pixel[T], live[T];
+  // Of every lane in the first plane: images end within vectors.
+  ptrdiff_t input[T][LANES], output[T][LANES];
+  int64_t live[T];
   bool together[T];  // the vector lies in one image
 
   Pixels(const Sizes& s, const Walk&) : sizes(s), pixels(s.out_h * s.out_w) {}
@@ -93,32 +95,27 @@ struct Pixels {
   int64_t tile() const { return MAX_ROWS * STRIDE; }
 
   void move(int64_t index) {
+    int64_t image = index * T * LANES / pixels;
+    int64_t pixel = index * T * LANES % pixels;
+    const int64_t left = (sizes.images - image) * pixels - pixel;
     for (int t = 0; t < T; ++t) {
-      const int64_t first = (index * T + t) * LANES;
-      image[t] = first / pixels;
-      pixel[t] = first % pixels;
-      live[t] = std::max<int64_t>(
-          0, std::min<int64_t>(LANES, sizes.images * pixels - first));
-      together[t] = live[t] == LANES && pixel[t] + LANES <= pixels;
+      live[t] = std::clamp<int64_t>(left - t * LANES, 0, LANES);
+      together[t] = live[t] == LANES && pixel + LANES <= pixels;
+      for (int i = 0; i < LANES; ++i) {
+        input[t][i] = image * sizes.channels * pixels + pixel;
+        output[t][i] = image * sizes.filters * pixels + pixel;
+        if (++pixel == pixels) ++image, pixel = 0;
+      }
     }
   }
 
-  ptrdiff_t at(int t, int64_t channels, int64_t channel) const {
-    return (image[t] * channels + channel) * pixels + pixel[t];
-  }
-
-  // Lane i of a vector that images share.
-  ptrdiff_t at_lane(int t, int i, int64_t channels, int64_t channel) const {
-    const int64_t p = pixel[t] + i;
-    return ((image[t] + p / pixels) * channels + channel) * pixels +
-           p % pixels;
-  }
-
-  vec gather(const float* x, int t, int64_t channels, int64_t channel) const {
-    if (together[t]) return load_any<vec>(x + at(t, channels, channel));
+  vec gather(const float* x, int t, const ptrdiff_t* places) const {
+    if (together[t]) return load_any<vec>(x + places[0]);
     vec v = {};
-    for (int i = 0; i < live[t]; ++i)
-      v[i] = x[at_lane(t, i, channels, channel)];
+    for (int i = 0; i < live[t]; ++i) {
+      v[i] = x[places[i]];
+      asm volatile("");  // Else compilers use gather instructions: slower.
+    }
     return v;
   }
 
@@ -127,37 +124,42 @@ struct Pixels {
     for (; plane < end; ++plane, tile_ += tile() * LANES)
       for (int t = 0; t < T; ++t)
         store(tile_ + (t / COLS * STRIDE + t % COLS) * LANES,
-              gather(x, t, sizes.channels, plane));
+              gather(x + plane * pixels, t, input[t]));
   }
 
   void expect_inputs(const float* x, int64_t plane) const {
     for (int t = 0; t < T; t += 64 / sizeof(vec))
-      __builtin_prefetch(x + at(t, sizes.channels, plane), 0, 2);
+      __builtin_prefetch(x + plane * pixels + input[t][0], 0, 2);
   }
 
   void expect_outputs(const float* y, int64_t filter) const {
     for (int t = 0; t < T; t += 64 / sizeof(vec))
-      __builtin_prefetch(y + at(t, sizes.filters, filter), 1, 2);
+      __builtin_prefetch(y + filter * pixels + output[t][0], 1, 2);
   }
 
   void pack_outputs(const float* y, int64_t filter, int64_t end,
                     float* tile_) const {
     for (; filter < end; ++filter, tile_ += T * LANES)
       for (int t = 0; t < T; ++t)
-        store(tile_ + t * LANES, gather(y, t, sizes.filters, filter));
+        store(tile_ + t * LANES, gather(y + filter * pixels, t, output[t]));
   }
 
   void write(const float* tile_, int64_t filter, const Epilogue& e,
              float* y) const {
+    y += filter * pixels;
+    const float* residual =
+        e.residual ? e.residual + filter * pixels : nullptr;
     for (int t = 0; t < T; ++t) {
       vec v = load(tile_ + t * LANES);
-      if (e.residual) v += gather(e.residual, t, sizes.filters, filter);
+      if (residual) v += gather(residual, t, output[t]);
       if (e.relu) v = relu(v);
       if (together[t])
-        store_any(y + at(t, sizes.filters, filter), v);
+        store_any(y + output[t][0], v);
       else
-        for (int i = 0; i < live[t]; ++i)
-          y[at_lane(t, i, sizes.filters, filter)] = v[i];
+        for (int i = 0; i < live[t]; ++i) {
+          y[output[t][i]] = v[i];
+          asm volatile("");
+        }
     }
   }
 };
