@@ -21,6 +21,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
+from sift_mm.errors import Mistake
+
 
 @dataclass(frozen=True)
 class FlopCount:
@@ -74,6 +76,9 @@ def count_flops(
     Runs a copy of the model on the meta device: no arithmetic, no memory
     for activations, the model untouched. The shape is height and width in
     pixels; a detector, segmentor or classifier wants ``mode='tensor'``.
+
+    Raises:
+        ValueError: If the shape is not two numbers.
     """
     image = meta_image(shape, in_channels)
     with plain_operators():
@@ -81,7 +86,16 @@ def count_flops(
 
 
 def meta_image(shape: tuple[int, int], channels: int = 3) -> Tensor:
-    """An image without numbers, (1, channels, height, width)."""
+    """An image without numbers, (1, channels, height, width).
+
+    Raises:
+        ValueError: If the shape is not two numbers.
+    """
+    if len(shape) != 2:
+        raise Mistake(
+            f'The shape is height and width in pixels, not {tuple(shape)}; '
+            'channels are a number of their own.'
+        )
     return torch.empty(1, channels, *shape, device='meta')
 
 

@@ -159,3 +159,8 @@ def test_tied_weights_stay_tied():
     model[1].weight = model[0].weight
     copy = on_meta(model)
     assert copy[0].weight is copy[1].weight
+
+
+def test_a_shape_with_channels_is_refused():
+    with pytest.raises(ValueError, match=r'not \(3, 32, 32\); channels'):
+        count_flops(nn.Conv2d(3, 4, 3), (3, 32, 32))
