@@ -18,7 +18,7 @@ template <class View>
 inline void accumulate(const float* tile, const uint16_t* position,
                        const float* value, int64_t count, const float* bias,
                        float* sums) {
-  constexpr int T = View::ROWS * View::COLS;
+  constexpr int T = View::T;
   if (!count && !bias) return;
   vec acc[T];
   if (bias) {
@@ -80,8 +80,7 @@ struct Convolve {
 
   template <class View>
   int run() const {
-    constexpr int64_t T = View::ROWS * View::COLS;
-    constexpr int64_t BYTES = T * LANES * sizeof(float);
+    constexpr int64_t BYTES = View::T * LANES * sizeof(float);
     const int64_t groups = View::groups(s, walk), planes = s.planes(walk);
     const int64_t filters = filters_at_once(s, groups, BYTES);
     const int64_t parts = (s.filters + filters - 1) / filters;

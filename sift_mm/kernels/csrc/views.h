@@ -9,6 +9,7 @@
 template <int ROWS_, int COLS_, int STRIDE_>
 struct Patches {
   static constexpr int ROWS = ROWS_, COLS = COLS_, STRIDE = STRIDE_;
+  static constexpr int T = ROWS * COLS;
   const Sizes& sizes;
   const Walk& walk;
   std::vector<Window> inputs;  // a phase each
@@ -65,7 +66,7 @@ struct Patches {
 
   void pack_outputs(const float* y, int64_t filter, int64_t end,
                     float* tile_) const {
-    for (; filter < end; ++filter, tile_ += ROWS * COLS * LANES)
+    for (; filter < end; ++filter, tile_ += T * LANES)
       pack<COLS>(y, filter, outputs, tile_);
   }
 

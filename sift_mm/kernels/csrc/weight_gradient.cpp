@@ -22,7 +22,7 @@ inline void dot(const float* tile, const float* dy, const uint16_t* position,
 #pragma GCC unroll 8
   for (int j = 0; j < Q; ++j) x[j] = tile + size_t(position[j]) * LANES;
 #pragma GCC unroll 16
-  for (int t = 0; t < View::ROWS * View::COLS; ++t) {
+  for (int t = 0; t < View::T; ++t) {
     const vec d = load(dy + t * LANES);
 #pragma GCC unroll 8
     for (int j = 0; j < Q; ++j)
@@ -62,7 +62,7 @@ struct WeightGradient {
 
   template <class View>
   int run() const {
-    constexpr int64_t T = View::ROWS * View::COLS;
+    constexpr int64_t T = View::T;
     const int64_t groups = View::groups(s, walk), planes = s.planes(walk);
     const int64_t blocks = (planes + s.block - 1) / s.block;
     const int64_t nonzeros = a.row[blocks * s.filters];
