@@ -26,7 +26,7 @@ GPU = torch.cuda.is_available() or os.environ.get('FORCE_CUDA') == '1'
 INSTALLED = Path(sys.prefix, 'mmcv.txt')  # cache folder of the installed one
 # gcc uses a header only under the flags it was compiled with, -O3 included.
 # CFLAGS replaces the flags of Python's own build.
-CFLAGS = '-Wsign-compare -DNDEBUG -fwrapv -O3 -Wall'
+CFLAGS = os.environ.get('CFLAGS', '-DNDEBUG -fwrapv -O3 -Wall')
 TORCH_FLAGS = '-DTORCH_API_INCLUDE_EXTENSION_H -DTORCH_EXTENSION_NAME=_ext'
 
 
@@ -70,12 +70,12 @@ def check() -> None:
             sys.exit(f'nms on {device} keeps {len(kept)} of two equal boxes.')
 
 
-def precompile_header(folder: Path) -> str:
-    """Compile PyTorch's header; return the flags under which gcc uses it."""
+def precompile_header(folder: Path) -> dict[str, str]:
+    """Compile PyTorch's header; return the setting with which gcc uses it."""
     compiler = (os.environ.get('CXX') or 'c++').split()
     named = subprocess.run([*compiler, '--version'], capture_output=True)
     if GPU or b'clang' in named.stdout:  # other flags, another form
-        return CFLAGS
+        return {}
     header = folder / 'pch.h'
     header.write_text('#include <torch/types.h>\n#include <vector>\n')
     include = Path(torch.__file__).parent / 'include'
@@ -88,8 +88,8 @@ def precompile_header(folder: Path) -> str:
     ]
     if subprocess.run(command).returncode:
         print('The header does not compile: mmcv takes some 20 minutes.')
-        return CFLAGS
-    return f'{CFLAGS} -include {header} -Winvalid-pch'
+        return {}
+    return {'CFLAGS': f'{CFLAGS} -include {header} -Winvalid-pch'}
 
 
 def build(kept: Path) -> None:
@@ -105,7 +105,7 @@ def build(kept: Path) -> None:
     with tempfile.TemporaryDirectory(dir=sys.prefix) as folder:
         defaults = {'MAX_JOBS': str(max(1, jobs))}
         settings = {
-            'CFLAGS': precompile_header(Path(folder)),
+            **precompile_header(Path(folder)),
             'MMCV_WITH_OPS': '1',
             'TMPDIR': folder,
             # ninja lies there; without it, files are compiled one by one

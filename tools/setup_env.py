@@ -106,11 +106,10 @@ def mmcv_works() -> bool:
 def set_up() -> None:
     """Bring `.venv` up to date."""
     # The editable install points at the checkout: a moved one needs another.
-    digest = hashlib.sha256(str(ROOT).encode())
-    for path in (*FILES, ROOT / 'pyproject.toml'):
-        digest.update(path.read_bytes())
+    sources = [path.read_bytes() for path in (*FILES, ROOT / 'pyproject.toml')]
+    digest = hashlib.sha256(b''.join([bytes(ROOT), *sources])).hexdigest()
     stamp = STAMP.read_text() if STAMP.exists() else ''
-    if stamp == digest.hexdigest() and PYTHON.exists() and mmcv_works():
+    if stamp == digest and PYTHON.exists() and mmcv_works():
         return say('.venv is up to date')
     check_prerequisites(3 if stamp else 12)  # torch's CUDA libraries, twice
     if not PYTHON.exists():
@@ -125,15 +124,14 @@ def set_up() -> None:
     run('mmcv', BUILD_MMCV)
     pip.append('--no-build-isolation')  # setuptools is there
     run('libraries', *pip, '-r', FILES[0], '-r', FILES[1], '-e', ROOT)
-    # mmdet brings OpenCV twice, in one folder: the build that opens no
-    # windows imports on every machine, so it comes last.
+    # mmdet brings OpenCV twice: the build that needs no desktop wins.
     opencv = next(p for p in PINS if p.startswith('opencv-python-headless'))
     run('OpenCV', *pip, '--no-deps', '--force-reinstall', opencv)
     if not mmcv_works():
         say('the mmcv of the cache does not work: building it anew')
         run('mmcv', BUILD_MMCV, '--fresh')
         run('trial', BUILD_MMCV, '--check')
-    STAMP.write_text(digest.hexdigest())
+    STAMP.write_text(digest)
     say('.venv is ready')
 
 
