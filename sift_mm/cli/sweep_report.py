@@ -1,26 +1,51 @@
-"""What a sweep found, as a table and a figure."""
+"""Report of a sweep: a table and a figure."""
 
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sift_mm.cli.experiments import Experiment
+from sift_mm.cli.sweep_networks import Network
 from sift_mm.errors import Mistake
-from sift_mm.experiments.networks import Network
-from sift_mm.experiments.report import markdown_table, mean_and_spread, spread
-from sift_mm.experiments.runner import Experiment
 
-# What tools/test.py says a network costs.
+# Costs in the result of tools/test.py.
 COSTS = ('flops', 'parameters', 'active_parameters')
-# The lines which the table of a sweep goes between.
+# Lines around the table of a sweep.
 BEGIN, END = '<!-- sweep {}: begin -->', '<!-- sweep {}: end -->'
+
+
+def spread(values: Sequence[float]) -> float:
+    """Return the standard deviation of the sample; 0 of a single value."""
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def mean_and_spread(values: Sequence[float], digits: int) -> str:
+    """Return the mean and, of several values, the :func:`spread`."""
+    mean = f'{statistics.mean(values):.{digits}f}'
+    if len(values) == 1:
+        return mean
+    return f'{mean} ± {spread(values):.{digits}f}'
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Return an aligned Markdown table of rows with the same columns."""
+    cells = [[*row.values()] for row in rows]
+    lines = [[*rows[0]], ['---'] * len(rows[0]), *cells]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return '\n'.join(
+        f'| {" | ".join(map(str.ljust, line, widths))} |' for line in lines
+    )
 
 
 @dataclass(frozen=True)
 class Cell:
-    """The runs of one network, which differ in their seed alone.
+    """Runs of one network, which differ in their seed.
 
-    ``values`` are the metric of each, ``costs`` what one of them costs.
+    Attributes:
+        network (Network): The network.
+        values (Sequence[float]): Metric of each run.
+        costs (Mapping[str, float]): Costs of one run.
     """
 
     network: Network
@@ -29,14 +54,14 @@ class Cell:
 
     @property
     def mean(self) -> float:
-        """Of the runs."""
+        """Mean of the metric."""
         return statistics.mean(self.values)
 
 
 def read_cell(
     network: Network, runs: Sequence[Experiment], metric: str
 ) -> Cell | None:
-    """Metric and costs of the runs of a network that are done, None of none.
+    """Return metric and costs of the finished runs, None without any.
 
     Raises:
         Mistake: If a result lacks the metric, or a cost.
@@ -54,10 +79,7 @@ def read_cell(
 
 
 def to_markdown(cells: Sequence[Cell], metric: str) -> str:
-    """The table, its first row the dense network.
-
-    It has a column of variants if there are any.
-    """
+    """Return the table; its first row is the dense network."""
     dense = cells[0]
     digits = 2 if dense.mean > 1 else 4  # Percent, or a share.
     rows = []
@@ -86,7 +108,7 @@ def to_markdown(cells: Sequence[Cell], metric: str) -> str:
 
 
 def draw(cells: Sequence[Cell], metric: str, path: Path) -> None:
-    """Draws the metric against the sparsity, one panel an algorithm."""
+    """Draw the metric against the sparsity, one panel an algorithm."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -108,7 +130,7 @@ def draw(cells: Sequence[Cell], metric: str, path: Path) -> None:
         axis.axhspan(low, high, color='black', alpha=0.12)
         lines: dict[str, list[Cell]] = {}
         for cell in others:
-            # What has no masks is drawn in every panel.
+            # A network without masks is drawn in every panel.
             if cell.network.algorithm in (algorithm, None):
                 label = f'{cell.network.family} {cell.network.variant}'
                 lines.setdefault(label, []).append(cell)
@@ -135,14 +157,17 @@ def write_report(
     runs: Mapping[Network, Sequence[Experiment]],
     metric: str,
 ) -> None:
-    """Puts the table into a Markdown file, and the figure beside it.
+    """Write the table into a Markdown file, and the figure beside it.
 
-    The file has the two marks with the name of the sweep, or is none yet; of
-    the networks, the dense one is the first.
+    Args:
+        path (Path): File with the two marks of the sweep, or a new one.
+        name (str): Name of the sweep.
+        runs (Mapping): Runs of each network, the dense one first.
+        metric (str): Key of the results.
 
     Raises:
-        Mistake: If no run of the dense network is done, a result lacks
-            what is compared, or the file lacks the marks.
+        Mistake: If no run of the dense network is done, a result lacks the
+            metric, or the file lacks the marks.
     """
     read = (read_cell(n, found, metric) for n, found in runs.items())
     cells = [cell for cell in read if cell is not None]

@@ -1,12 +1,13 @@
-"""Writes the table of backbones: what SparseIFT makes of each."""
+"""Write the table of backbones: layers that SparseIFT replaces in each."""
 
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from isoflop_table import ROOT, write_table
+
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.cli.isoflop_table import ROOT, write_table
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.layers import Composite, Wide
 from sift_mm.sparsity import Uniform
@@ -81,7 +82,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
         sr_ratios=[8, 4, 2, 1],
     ),
 }
-# Why, in words for a table.
+# Reasons, in words for a table.
 REFUSALS = {
     'Res2Net-50': 'its blocks split each width into parts of a fixed size',
     'STDC1': "the output of each of its layers is part of its block's",
@@ -89,7 +90,7 @@ REFUSALS = {
 
 
 def cell(network: str, family: str) -> str:
-    """What becomes of a network: layers and ratio, or why it is refused."""
+    """Return the number of layers and the ratio, or the refusal."""
     backbone = NETWORKS[network]
     library = backbone['type'].partition('.')[0]
     import_module(f'{library}.models')
@@ -109,14 +110,14 @@ def cell(network: str, family: str) -> str:
 
 
 def row(network: str) -> str:
-    """A line of the table."""
+    """Return a row of the table."""
     cells = [network, *(cell(network, family) for family in FAMILIES)]
     return f'| {" | ".join(cells)} |'
 
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes the table, row by row."""
+    """Write the table, row by row."""
     parser = Parser(description=__doc__)
     parser.add_argument('--out', type=Path, default=DOCS)
     args = parser.parse_args(argv)
@@ -125,3 +126,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         lines.append(row(network))
         print(lines[-1], flush=True)
     write_table(DOCS, args.out, lines)
+
+
+if __name__ == '__main__':
+    main()

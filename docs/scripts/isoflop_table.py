@@ -1,4 +1,4 @@
-"""Writes the iso-FLOP table: every member against the dense network."""
+"""Write the iso-FLOP table: every member against the dense network."""
 
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -28,7 +28,7 @@ DOCS = ROOT / 'docs' / 'isoflop.md'
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes the table, row by row."""
+    """Write the table, row by row."""
     parser = Parser(description=__doc__)
     add = parser.add_argument
     text = 'file to write; by default docs/isoflop.md, if the table is whole'
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_table(page: Path, out: Path, rows: Sequence[str]) -> None:
-    """Write a page of the docs anew, with these rows in its table."""
+    """Write a page of the docs anew, with new rows in its table."""
     head, mark, _ = page.read_text().partition('--- |\n')
     out.write_text('\n'.join([head + mark.strip(), *rows, '']))
 
@@ -59,7 +59,7 @@ def write_table(page: Path, out: Path, rows: Sequence[str]) -> None:
 def row(
     network: dict[str, Any], family: str, sparsity: float
 ) -> Iterator[str]:
-    """Cells of one line of the table, from the size on."""
+    """Yield the cells of one row, from the size on."""
     member = dict(network, family=family, sparsity=sparsity)
     nominal = MODELS.build(dict(member, flops='nominal'))
     plan = MaskPlan(nominal, Uniform())
@@ -74,7 +74,7 @@ def row(
 
 
 def words_for(model: Any) -> str:
-    """Width, branches or ranks of a backbone, in words."""
+    """Return the width, branches or ranks of a backbone as text."""
     layers = [m for m in model.modules() if isinstance(m, Composite)]
     width = f'width {model.base_channels}'
     if not layers:
@@ -91,10 +91,10 @@ def words_for(model: Any) -> str:
 def layers_ratio(
     model: Any, densities: dict[str, float]
 ) -> tuple[float, float, float]:
-    """FLOPs of the replaced layers over the dense ones, and their range.
+    """Return the FLOP ratio of the replaced layers, and its bounds.
 
-    The least and the most are what rounding widths down, ranks up ('doped':
-    down) and masks to whole weights can make of it.
+    The bounds follow from rounding: widths go down, ranks up ('doped': down),
+    masks to whole weights.
     """
     own, _ = backbone_flops(model)
     channels = next(model.parameters()).shape[1]
@@ -122,3 +122,7 @@ def layers_ratio(
     low = {'wide': ((exact - 1) / exact) ** 2, 'doped': 1 - rank}
     high = 1 if model.family == 'doped' else 1 + rank
     return (sparse / total, low.get(model.family, 1) - slack, high + slack)
+
+
+if __name__ == '__main__':
+    main()

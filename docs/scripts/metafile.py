@@ -1,4 +1,4 @@
-"""Writes metafile.yml of folders of configs, and model-index.yml above them.
+"""Write metafile.yml of folders of configs, and model-index.yml above them.
 
 FLOPs and parameters are counted from the configs, as get_flops.py does it.
 Results are measured elsewhere and handed over in a JSON file that maps the
@@ -26,7 +26,7 @@ from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.config.data import leaf_datasets
 from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import read_config
-from sift_mm.datasets import DATA_SETS, find_data_set
+from sift_mm.data import DATA_SETS, find_data_set
 from sift_mm.errors import Mistake
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -37,7 +37,7 @@ PAPER = {
     'URL': 'https://arxiv.org/abs/2303.11525',
 }
 HEADER = """\
-# Written by tools/misc/metafile.py.
+# Written by docs/scripts/metafile.py.
 # As in the metafiles of the OpenMMLab libraries, FLOPs are multiply-
 # accumulates of one image of Input Size (height, width): half of what
 # tools/analysis/get_flops.py prints. A masked layer costs its share of active
@@ -49,7 +49,7 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = Parser(description='Write metafile.yml of folders of configs')
     found = [path.parent for path in sorted(ROOT.glob(METAFILES))]
     parser.add_argument(
@@ -69,7 +69,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def batch_size(cfg: Config, name: str) -> int | None:
-    """Samples of an iteration, over all processes, None if nothing says."""
+    """Return the batch size over all processes, None if unknown."""
     found = re.search(r'_(\d+)xb(\d+)|-(\d+)xb(\d+)', name)
     if found is not None:
         processes, samples = filter(None, found.groups())
@@ -78,7 +78,7 @@ def batch_size(cfg: Config, name: str) -> int | None:
 
 
 def describe(path: Path) -> tuple[dict[str, Any], str]:
-    """What a metafile says of a config, without results, and its task.
+    """Return the metafile entry of a config without results, and its task.
 
     Raises:
         Mistake: If the data set is none that is known.
@@ -125,7 +125,7 @@ def describe(path: Path) -> tuple[dict[str, Any], str]:
 
 
 def write_metafile(folder: Path, results: Results) -> None:
-    """Writes the metafile of a folder, with results by name of the config."""
+    """Write the metafile of a folder, with results by config name."""
     metafile = folder / 'metafile.yml'
     old = yaml.safe_load(metafile.read_text()) if metafile.exists() else None
     kept = {
@@ -161,7 +161,7 @@ def write_metafile(folder: Path, results: Results) -> None:
 
 
 def write_index(root: Path) -> None:
-    """Writes model-index.yml, with every metafile below configs."""
+    """Write model-index.yml, with every metafile below configs."""
     found = sorted(
         path.relative_to(root).as_posix() for path in root.glob(METAFILES)
     )
@@ -169,13 +169,13 @@ def write_index(root: Path) -> None:
 
 
 def dump(content: dict[str, Any]) -> str:
-    """YAML in the order given."""
+    """Return YAML in the given order."""
     return yaml.safe_dump(content, sort_keys=False, width=1000)
 
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """Writes metafiles and index.
+    """Write metafiles and index.
 
     Raises:
         Mistake: If a folder has no configs, or results are of a config
@@ -205,3 +205,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_metafile(folder, results)
     for root in dict.fromkeys(folder.parents[1] for folder in folders):
         write_index(root)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,4 +1,4 @@
-"""The networks of a sweep, and how they differ."""
+"""Networks of a sweep, and their names."""
 
 import argparse
 import re
@@ -7,19 +7,24 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from sift_mm.cli.experiments import Experiment
 from sift_mm.config.member import MemberOptions
 from sift_mm.errors import Mistake
-from sift_mm.experiments.runner import Experiment
 from sift_mm.layers.family import family_of
 
 
 @dataclass(frozen=True)
 class Network:
-    """A config's path, and the member of the family that is made of it.
+    """Network of a sweep: a config and the member that is made of it.
 
-    Without a family it is the dense network; the sparsity is nominal;
-    without an algorithm there are no masks; ``inner`` is what follows an
-    inner layer, if it is not as it was; ``cfg_options`` are 'KEY=VALUE'.
+    Attributes:
+        config (str): Path of the config.
+        family (str, optional): Member; None for the dense network.
+        sparsity (float, optional): Nominal sparsity.
+        algorithm (str, optional): Mask training; None for no masks.
+        inner (str, optional): Layers behind an inner layer, if not the
+            default.
+        cfg_options (tuple[str, ...]): Settings of the config, 'KEY=VALUE'.
     """
 
     config: str
@@ -31,7 +36,7 @@ class Network:
 
     @property
     def variant(self) -> str:
-        """'norm_act-interval=50', a part of it, or ''."""
+        """Inner layers and settings, as 'norm_act-interval=50', or ''."""
         # The last part of a key and the value, safe as a folder's name.
         settings = (
             re.sub(r'[^\w.+=-]', '_', re.sub(r'^[^=]*\.', '', option))
@@ -41,12 +46,12 @@ class Network:
 
     @property
     def name(self) -> str:
-        """'dense', or as 'wide-s75-rigl-interval=50'."""
+        """Name of the folder: 'dense', or as 'wide-s75-rigl-interval=50'."""
         found = MemberOptions(self.family, self.sparsity, self.algorithm)
         return '-'.join(filter(None, (found.name, self.variant))) or 'dense'
 
     def experiment(self, root: Path, seed: int) -> Experiment:
-        """A run of it, in the folder of a sweep."""
+        """Return its run with a seed, in the folder of a sweep."""
         words = [
             word
             for key in ('family', 'sparsity', 'algorithm', 'inner')
@@ -64,7 +69,7 @@ class Network:
 
 
 def plan_networks(args: argparse.Namespace) -> list[Network]:
-    """All networks of a sweep, the dense one first and as its config says.
+    """Return the networks of a sweep, the unchanged dense one first.
 
     Raises:
         Mistake: If two networks have one name.
@@ -77,7 +82,7 @@ def plan_networks(args: argparse.Namespace) -> list[Network]:
         args.inner,
         args.cfg_options or [()],
     ):
-        # What a member lacks makes no other network of it.
+        # An option that a member lacks makes no other network.
         member = family_of(family)
         if member.default_factors == 'none':
             algorithm = None  # It has no masks.

@@ -7,23 +7,16 @@ from pathlib import Path
 import pytest
 from mmengine.config import Config
 
-from sift_mm import datasets
-from sift_mm.cli import prepare_data
+from sift_mm import data
+from sift_mm.config.data import check_data
 from sift_mm.config.images import image_size, schedule_samples
-from sift_mm.datasets import DATA_SETS, DataSet, find_data_set, register
+from sift_mm.data import DATA_SETS, DataSet, find_data_set, register
 from sift_mm.discovery import import_modules
+from sift_mm.errors import Mistake
 
 # As a user would write it.
 LETTERS = """
-from pathlib import Path
-
-from sift_mm.datasets import DataSet, register
-
-
-def prepare(root: Path) -> str:
-    root.mkdir()
-    return '26 images'
-
+from sift_mm.data import DataSet, register
 
 register(
     DataSet(
@@ -34,7 +27,7 @@ register(
         folder='data/letters',
         images=26,
         size=(12, 8),
-        prepare=prepare,
+        remedy='write 26 letters',
     )
 )
 """
@@ -44,27 +37,17 @@ register(
 def letters(tmp_path, monkeypatch):
     """A data set of which there is nothing but a file in the package."""
     (tmp_path / 'letters.py').write_text(LETTERS)
-    path = [*datasets.__path__, str(tmp_path)]
-    monkeypatch.setattr(datasets, '__path__', path)
+    path = [*data.__path__, str(tmp_path)]
+    monkeypatch.setattr(data, '__path__', path)
     before = dict(DATA_SETS)
-    import_modules('sift_mm.datasets')
+    import_modules('sift_mm.data')
     yield
-    sys.modules.pop('sift_mm.datasets.letters')
+    sys.modules.pop('sift_mm.data.letters')
     DATA_SETS.clear()
     DATA_SETS.update(before)
 
 
-def test_a_new_file_is_known_to_every_tool(
-    letters, tmp_path, capsys, fresh_process
-):
-    with pytest.raises(SystemExit):
-        prepare_data.parse_args(['--help'])
-    assert 'Letters' in capsys.readouterr().out
-    root = tmp_path / 'mine'
-    prepare_data.main(['letters', '--root', str(root)])
-    assert root.is_dir()
-    assert f'{root} is complete: 26 images' in capsys.readouterr().out
-
+def test_a_new_file_is_known_to_every_tool(letters):
     leaf = dict(type='LettersDataset', split='train', pipeline=[])
     cfg = Config(
         dict(
@@ -75,6 +58,11 @@ def test_a_new_file_is_known_to_every_tool(
     )
     assert image_size(cfg, 'train') == ((12, 8), 'LettersDataset images')
     assert schedule_samples(cfg)[0] == 3 * 26
+    leaf['data_root'] = 'nowhere'
+    with pytest.raises(Mistake, match='for Letters, write 26 letters'):
+        check_data(
+            Config(dict(train_dataloader=dict(dataset=leaf))), ['train']
+        )
 
 
 @pytest.mark.parametrize(
