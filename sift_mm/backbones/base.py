@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from sift_mm.arguments import Choice
-from sift_mm.checkpoint import (
+from sift_mm.checkpoint.reading import load_pretrained
+from sift_mm.checkpoint.state import (
     CHECKPOINT_KEY,
     check_keys,
-    load_pretrained,
     pretrained_cfg,
     without_prefix,
 )

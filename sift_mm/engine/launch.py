@@ -18,6 +18,7 @@ from torch import distributed
 from sift_mm.config.arguments import refuse_unknown
 from sift_mm.config.nodes import type_name, walk
 from sift_mm.config.reading import import_library
+from sift_mm.engine.saving import use_safe_files
 
 T = TypeVar('T')
 
@@ -129,6 +130,7 @@ def run(cfg: Config, task: Callable[[Runner], T]) -> T:
     be gone first, and with it the runner: neither a caller must keep it, nor
     the task return it or its model.
     """
+    use_safe_files()
     runner = build_runner(cfg)
     result = task(runner)
     end_workers(runner)
