@@ -1,13 +1,12 @@
 """Arguments of the modules that a config names; its library is imported."""
 
 import inspect
-import re
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, Registry
 
-from sift_mm.arguments import check_names, parameters, read_arguments
+from sift_mm.arguments import parameters, read_arguments
 from sift_mm.backbones.base import make_member
 from sift_mm.config.member import VARIANT
 from sift_mm.config.nodes import walk
@@ -42,14 +41,14 @@ def check_config(cfg: Config) -> None:
             a SparseTrainingHook.
     """
     from sift_mm.config.reading import import_library
-    from sift_mm.engine.hook import SparseTrainingHook
 
     import_library(cfg)
+    hook_class = HOOKS.get('SparseTrainingHook')
     for hook in cfg.get('custom_hooks') or ():
         if not isinstance(hook, dict):
             continue  # A hook that is built already.
         maker = _maker(cfg, HOOKS, hook.get('type'))
-        if inspect.isclass(maker) and issubclass(maker, SparseTrainingHook):
+        if inspect.isclass(maker) and issubclass(maker, hook_class):
             maker(**_without(hook, 'type', 'priority'))
     for key, node in walk(cfg.get('model'), 'model'):
         # Of all nodes, no others need be known to a registry of models.
@@ -63,18 +62,3 @@ def check_config(cfg: Config) -> None:
 
 def _without(node: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {k: v for k, v in node.items() if k not in (*keys, '_scope_')}
-
-
-def refuse_unknown(cfg: Config, error: Exception) -> None:
-    """Says which argument was misspelt, if building a model failed of that.
-
-    Raises:
-        Mistake: With the nearest name.
-    """
-    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    if found is None:
-        return
-    for key, node in walk(cfg.model, 'model'):
-        if isinstance(node, dict) and {found[1], 'type'} <= node.keys():
-            known = arguments(cfg, node['type'])
-            check_names(f'{key} has no argument', [found[1]], known)
