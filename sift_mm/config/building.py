@@ -6,20 +6,37 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from sift_mm.config.explain import describe
 from sift_mm.config.nodes import walk
 from sift_mm.errors import Mistake
 
+DRAWS = (
+    *(nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_),
+    *(Tensor.uniform_, Tensor.normal_),
+)
 SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'NaiveSyncBN', 'SyncBatchNorm')
+
+
+class _NoDraws(TorchFunctionMode):
+    """Mode that leaves random weights as allocated: drawing takes longest."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in DRAWS:
+            return args[0] if args else kwargs['tensor']
+        return func(*args, **kwargs)
 
 
 def build(cfg: Config, part: str | None = None) -> nn.Module:
     """Build the model of a config, or one module of it.
 
-    Weights of ``init_cfg`` are not loaded, and the random state of the run
-    does not change.
+    Weights are neither drawn nor loaded, and the random state of the run does
+    not change.
 
     Args:
         cfg (Config): Config with a ``model``.
@@ -34,6 +51,7 @@ def build(cfg: Config, part: str | None = None) -> nn.Module:
     with (
         DefaultScope.overwrite_default_scope(scope),
         torch.random.fork_rng(devices=[]),
+        _NoDraws(),
     ):
         try:
             return MODELS.build(cfg.model[part] if part else cfg.model)

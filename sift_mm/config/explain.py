@@ -199,7 +199,7 @@ def _registry_or_argument(
                 'custom_imports.'
             )
         )
-        return f'{scope} knows no {kind} {name}: {hint}'
+        return f'{name} is not in the {kind} registry of {scope}: {hint}'
     maker = local.get('obj_cls')
     if not isinstance(error, TypeError) or maker is None:
         return ''

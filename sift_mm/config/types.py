@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Mapping
-from types import NoneType, UnionType
+from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
 from mmengine.config import Config
@@ -47,19 +47,23 @@ def check_types(cfg: Config) -> None:
             node = model.get(key)
             several = key == 'neck' and isinstance(node, (list, tuple))
             for one in node if several else [node]:
-                check(
-                    isinstance(one, (dict, NoneType)),
-                    f'model.{key}',
-                    one,
-                    'a dict',
-                )
-    for hook in cfg.get('custom_hooks') or ():
-        check(isinstance(hook, (dict, Hook)), 'custom_hooks', hook, 'dicts')
+                check_node(one, f'model.{key}', key != 'data_preprocessor')
+    for i, hook in enumerate(cfg.get('custom_hooks') or ()):
+        fits = isinstance(hook, (dict, Hook))
+        check(fits, f'custom_hooks.{i}', hook, 'a dict')
     for phase in ('train', 'val', 'test'):
         loader = cfg.get(f'{phase}_dataloader')
         if isinstance(loader, dict):
             key = f'{phase}_dataloader.dataset'
             _check_dataset(loader.get('dataset'), key)
+
+
+def check_node(node: Any, key: str, typed: bool) -> None:
+    """Refuse a module that is no dict, or has no ``type`` if ``typed``."""
+    if node is not None:
+        check(isinstance(node, dict), key, node, 'a dict')
+        if typed:
+            check_type(node, key)
 
 
 def check_type(node: Mapping[str, Any], key: str) -> None:
