@@ -24,6 +24,13 @@ from sift_mm.errors import Mistake
 
 # Characters of a library's message that are printed.
 LONGEST = 400
+# Function of MMEngine that builds the module of a node.
+BUILDER = 'build_from_cfg'
+# Functions of MMEngine that read a config.
+READERS = (
+    *('_file2dict', '_parse_lazy_import'),
+    *('_validate_py_syntax', '_is_lazy_import'),
+)
 NO_ARGUMENT = re.compile(r"unexpected keyword argument '(\w+)'")
 NEEDED = re.compile(r'missing \d+ required [\w-]+ arguments?: (.*)')
 NOT_REGISTERED = re.compile(r'^(\S+) is not in the (\S+)::(.+?) registry')
@@ -60,9 +67,10 @@ def describe(error: BaseException, cfg: Config | None = None) -> str:
             MMEngine's builders.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
-    place = _place_in_file(error)
+    builds = any(frame.f_code.co_name == BUILDER for frame in frames)
+    place = '' if builds else _place_in_file(error)
     if place:
-        return f'{place}: {_reason(error)}.'
+        return f'{place}{_reason(error)}.'
     key, node = _place_in_config(frames, cfg, error)
     own = _registry_or_argument(error, frames, node)
     if own:
@@ -97,6 +105,8 @@ def _reason(error: BaseException) -> str:
         file = last[0].f_code.co_filename
         line = linecache.getline(file, last[1]).strip()
         return f'`{line}` does not hold ({osp.basename(file)}:{last[1]})'
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f'{error.strerror}: {error.filename}'
     if isinstance(error, KeyError):
         return text if ' ' in text else f'there is no {text}'
     if isinstance(error, (ImportError, Mistake)):
@@ -105,29 +115,28 @@ def _reason(error: BaseException) -> str:
 
 
 def _place_in_file(error: BaseException) -> str:
-    """Return file and line of a config that does not run, else ''."""
-    reading = ''
+    """Return file and line of a config that does not run, with a colon."""
+    files: list[str] = []
+    place = ''
     for frame, line in traceback.walk_tb(error.__traceback__):
         code = frame.f_code
-        if code.co_name == '<module>' and 'configs' in _owner(frame):
-            reading = f'{code.co_filename}, line {line}'
-        elif code.co_name in ('_file2dict', '_parse_lazy_import'):
-            reading = str(frame.f_locals.get('filename'))
-        elif code.co_name in ('_validate_py_syntax', '_is_lazy_import'):
-            reading = str(frame.f_locals.get('filename'))
-    if isinstance(error, SyntaxError) and reading and error.lineno:
-        reading = f'{reading.partition(",")[0]}, line {error.lineno}'
-    return reading
+        if code.co_name == '<module>' and _is_config(frame):
+            place = f'{code.co_filename}, line {line}'
+        elif code.co_name in READERS:
+            place = str(frame.f_locals.get('filename'))
+            files.append(place)
+    if isinstance(error, SyntaxError) and place and error.lineno:
+        place = f'{files[-1]}, line {error.lineno}'
+    named = [file for file in files if osp.isfile(file)]
+    if isinstance(error, FileNotFoundError) and named and named != files:
+        return f'{named[-1]}: a file of its _base_ is missing: '
+    return place and f'{place}: '
 
 
-def _owner(frame: FrameType) -> str:
-    """Return 'configs' for a config that MMEngine runs, else ''."""
+def _is_config(frame: FrameType) -> bool:
+    """Return whether a frame is that of a config that MMEngine runs."""
     caller = frame.f_back
-    reads = caller is not None and caller.f_code.co_name in (
-        '_file2dict',
-        '_parse_lazy_import',
-    )
-    return 'configs' if reads else ''
+    return caller is not None and caller.f_code.co_name in READERS
 
 
 def _place_in_config(
@@ -147,11 +156,24 @@ def _place_in_config(
         for key, node in walk(config._cfg_dict, ''):
             known[id(node)] = key.removeprefix('.'), node
     for frame in reversed(frames):
-        if frame.f_code.co_name == 'build_from_cfg':
+        if frame.f_code.co_name == BUILDER:
             node = frame.f_locals.get('cfg')
             if id(node) in known:
                 return known[id(node)]
+            # A copy: the class names it, where only one node has that.
+            alike = {k: n for k, n in known.values() if _alike(n, node)}
+            if len(alike) == 1:
+                return alike.popitem()
     return _place_by_name(configs, frames, error)
+
+
+def _alike(node: Any, built: Any) -> bool:
+    """Return whether a node of the config is that of which one is a copy."""
+    return (
+        isinstance(node, dict)
+        and isinstance(built, dict)
+        and type_name(node) == type_name(built) != ''
+    )
 
 
 def _place_by_name(
@@ -186,7 +208,7 @@ def _registry_or_argument(
 ) -> str:
     """Return the sentence on an unknown type or argument, else ''."""
     text = str(error.args[0]) if error.args else ''
-    built = [f for f in frames if f.f_code.co_name == 'build_from_cfg']
+    built = [f for f in frames if f.f_code.co_name == BUILDER]
     local = built[-1].f_locals if built else {}
     if isinstance(error, KeyError) and (hit := NOT_REGISTERED.match(text)):
         name, scope, kind = hit.groups()

@@ -55,7 +55,7 @@ def check_types(cfg: Config) -> None:
         loader = cfg.get(f'{phase}_dataloader')
         if isinstance(loader, dict):
             key = f'{phase}_dataloader.dataset'
-            _check_dataset(loader.get('dataset'), key)
+            _check_dataset(loader.get('dataset') or [], key)
 
 
 def check_node(node: Any, key: str, typed: bool) -> None:
