@@ -4,9 +4,9 @@ import inspect
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import HOOKS, MODELS, Registry
+from mmengine.registry import HOOKS, MODELS, OPTIMIZERS, Registry
 
-from sift_mm.arguments import parameters, read_arguments
+from sift_mm.arguments import check_names, parameters, read_arguments
 from sift_mm.backbones.base import make_member
 from sift_mm.config.member import VARIANT
 from sift_mm.config.nodes import walk
@@ -37,12 +37,13 @@ def check_config(cfg: Config) -> None:
     Nothing is built but the hooks, which are small.
 
     Raises:
-        Mistake: On the first wrong argument of a Sparse-IFT backbone, or of
-            a SparseTrainingHook.
+        Mistake: On the first wrong argument of a Sparse-IFT backbone or of a
+            SparseTrainingHook, and on an unknown optimizer.
     """
     from sift_mm.config.reading import import_library
 
     import_library(cfg)
+    _check_optimizer(cfg)
     hook_class = HOOKS.get('SparseTrainingHook')
     for hook in cfg.get('custom_hooks') or ():
         if not isinstance(hook, dict):
@@ -58,6 +59,15 @@ def check_config(cfg: Config) -> None:
                 found = read_arguments(maker, _without(node, 'type'), key)
                 member: Any = {name: found.get(name) for name in VARIANT}
                 make_member(**member)
+
+
+def _check_optimizer(cfg: Config) -> None:
+    """Refuse an optimizer that is not registered: MMEngine would call None."""
+    node = (cfg.get('optim_wrapper') or {}).get('optimizer')
+    kind = node.get('type') if isinstance(node, dict) else None
+    if isinstance(kind, str) and _maker(cfg, OPTIMIZERS, kind) is None:
+        what = 'optim_wrapper.optimizer: there is no optimizer'
+        check_names(what, [kind], OPTIMIZERS.module_dict)
 
 
 def _without(node: dict[str, Any], *keys: str) -> dict[str, Any]:

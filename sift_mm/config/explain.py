@@ -26,6 +26,23 @@ from sift_mm.errors import Mistake
 LONGEST = 400
 # Function of MMEngine that builds the module of a node.
 BUILDER = 'build_from_cfg'
+PHASES = ('train', 'val', 'test')
+# Methods of MMEngine's Runner, and the key of the config that they read.
+METHODS = {
+    'setup_env': 'env_cfg',
+    'set_randomness': 'randomness',
+    'build_logger': 'log_level',
+    'build_log_processor': 'log_processor',
+    'build_visualizer': 'visualizer',
+    'build_optim_wrapper': 'optim_wrapper',
+    'build_param_scheduler': 'param_scheduler',
+    'build_dataloader': '{phase}_dataloader',
+    'build_evaluator': '{phase}_evaluator',
+    'build_train_loop': 'train_cfg',
+    'build_val_loop': 'val_cfg',
+    'build_test_loop': 'test_cfg',
+    'wrap_model': 'model_wrapper_cfg',
+}
 # Functions of MMEngine that read a config.
 READERS = (
     *('_file2dict', '_parse_lazy_import'),
@@ -76,8 +93,10 @@ def describe(error: BaseException, cfg: Config | None = None) -> str:
     if own:
         return f'{key}: {own}' if key else own
     where = f'{key}: ' if key else ''
+    if isinstance(error, ImportError):
+        return f'{where}a package is missing or broken: {_reason(error)}.'
     kind = type_name(node) if isinstance(node, dict) else ''
-    what = f'{kind} cannot be built from this: ' if kind else ''
+    what = f'{kind} cannot be built: ' if kind else ''
     return (
         f'{where}{what}{_reason(error)}; correct it, or see by --traceback '
         'where it arose.'
@@ -164,6 +183,10 @@ def _place_in_config(
             alike = {k: n for k, n in known.values() if _alike(n, node)}
             if len(alike) == 1:
                 return alike.popitem()
+        elif frame.f_code.co_name in METHODS:
+            names = [frame.f_code.co_name for frame in frames]
+            phase = next((p for p in PHASES if f'build_{p}_loop' in names), '')
+            return METHODS[frame.f_code.co_name].format(phase=phase), None
     return _place_by_name(configs, frames, error)
 
 
@@ -223,9 +246,10 @@ def _registry_or_argument(
         )
         return f'{name} is not in the {kind} registry of {scope}: {hint}'
     maker = local.get('obj_cls')
-    if not isinstance(error, TypeError) or maker is None:
+    if not isinstance(error, TypeError):
         return ''
-    kind = getattr(maker, '__name__', str(maker))
+    called = text.partition('(')[0].removesuffix('.__init__')
+    kind = getattr(maker, '__name__', called)
     if hit := NO_ARGUMENT.search(text):
         near = nearest(hit[1], _names(maker))
         hint = f': did you mean {near}?' if near else '; leave it out.'
@@ -245,6 +269,7 @@ def _registered(registry: Registry | None) -> list[str]:
 
 
 def _names(maker: Any) -> list[str]:
+    """Return the arguments of a class or function; none of None."""
     try:
         found = parameters(maker).values()
     except (TypeError, ValueError):

@@ -15,8 +15,10 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import MODELS
 from mmengine.utils import is_installed
 
+from sift_mm.arguments import check_names
 from sift_mm.backbones import PACKAGES
 from sift_mm.config.explain import explained, one_line
 from sift_mm.config.member import MemberOptions
@@ -157,10 +159,14 @@ def import_library(cfg: Config) -> None:
     The registries would do it, but noisily.
 
     Raises:
-        Mistake: If it is one of OpenMMLab's and not installed.
+        Mistake: If it is unknown, or one of OpenMMLab's and not installed.
     """
     scope = cfg.get('default_scope', 'mmengine')
     if scope not in PACKAGES:
+        # Of a project of the user, imported by custom_imports.
+        if not (scope.isidentifier() and find_spec(scope)):
+            known = ['mmengine', *PACKAGES, *MODELS.children]
+            check_names('default_scope: there is no library', [scope], known)
         return
     if find_spec(scope) is None:
         raise Mistake(

@@ -8,7 +8,6 @@ from typing import Any, TextIO
 
 import mmengine
 from mmengine.config import Config
-from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
@@ -59,6 +58,11 @@ class StartHook(Hook):
         check_loader(runner.train_dataloader, 'train_dataloader.dataset')
         if runner.val_loop is not None:
             check_loader(runner.val_dataloader, 'val_dataloader.dataset')
+        if runner.max_iters < 1:
+            raise Mistake(
+                f'train_cfg: the run would have {runner.max_iters} iterations;'
+                ' set max_epochs or max_iters to at least 1.'
+            )
         if runner.iter >= runner.max_iters:
             runner.logger.warning(
                 f'Nothing is left to do: the run ends after {runner.max_iters}'
@@ -115,7 +119,7 @@ def _explain_data(error: Exception) -> None:
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         dataset = frame.f_locals.get('self')
-        if isinstance(dataset, BaseDataset) and not dataset.data_list:
+        if getattr(dataset, 'data_list', None) == []:
             if hasattr(dataset, 'cat_ids') or 'concatenate' in str(error):
                 check_dataset(dataset, 'dataset')
 

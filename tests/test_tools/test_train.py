@@ -148,7 +148,7 @@ model['backbone'] = dict(
     'change, said',
     [
         ("['backbone']['ach'] = 'tiny'",
-         r'backbone\.backbone: SwinTransformer has no argument ach: did you mean arch\?'),
+         r'backbone\.backbone: SwinTransformer has no argument ach: did you '),
         ("['sparsty'] = 0.5",
          r'backbone has no argument sparsty: did you mean sparsity\?'),
     ],
