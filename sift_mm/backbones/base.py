@@ -144,6 +144,29 @@ class SparseIFTBackbone(nn.Module):
         )
 
 
+def sparse_backbone(
+    model: nn.Module,
+) -> tuple[str, SparseIFTBackbone] | None:
+    """Return prefix ('backbone.') and module of the backbone with a family.
+
+    Raises:
+        ValueError: If there are several: one sparsity cannot be matched for
+            both.
+    """
+    found = [
+        ((f'{name}.' if name else ''), module)
+        for name, module in model.named_modules()
+        if isinstance(module, SparseIFTBackbone) and module.family
+    ]
+    if len(found) > 1:
+        raise Mistake(
+            'The model has several Sparse-IFT backbones with a '
+            f'family, {[name for name, _ in found]}; masks can '
+            'be trained for one.'
+        )
+    return found[0] if found else None
+
+
 def make_member(
     family: str | None,
     sparsity: float | None,
