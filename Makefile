@@ -27,9 +27,10 @@ attack: setup  ## 100,000 random cases of mask training, 100 kills of a run
 	  tests/test_engine/test_saving.py tests/test_engine/test_arguments.py \
 	  $(ARGS)
 
-lint: setup  ## ruff, mypy and, for the kernels, clang-format
+lint: setup  ## ruff, mypy, rules of style and, for the kernels, clang-format
 	@$(VENV) -m ruff check .
 	@$(VENV) -m ruff format --check .
+	@$(VENV) tests/style_check.py
 	@$(VENV) -m mypy
 	@$(dir $(VENV))clang-format --dry-run -Werror sift_mm/kernels/csrc/*
 
