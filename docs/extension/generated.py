@@ -1,212 +1,51 @@
-"""Directives that write reference pages from the code.
+"""Directives that put Markdown from the code into a page.
 
-* ``mask-options``: the options of mask training, from its dataclass or from
-  the signature of the hook, with the words of the docstring.
-* ``command-lines``: each command of pyproject.toml with its options, from its
-  argparse parser.
-* ``registered``: the names in a registry, with the summary of each class.
+* ``mask-options``: the options of mask training.
+* ``command-line NAME``: a command with its options.
+* ``registered MODULE.NAME``: the classes in a registry.
 """
 
-import argparse
-import dataclasses
-import importlib
-import inspect
 import re
-import tomllib
-from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
-from unittest import mock
+from typing import Any
 
 from docutils import nodes
+from reference import write_command, write_options, write_registry
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
-ROOT = Path(__file__).resolve().parents[2]
-# "    name (type): words", and deeper lines that continue it.
-ENTRY = re.compile(r'^(\w+)(?: \(([^)]*)\))?: (.*)$')
-# ":class:`Name`" and "``code``" of reStructuredText.
-ROLE = re.compile(r':\w+:`~?([^`]+)`')
 
-
-class Option(NamedTuple):
-    """One option: name, type and meaning as documented, default as code."""
-
-    name: str
-    type: str
-    meaning: str
-    default: str
-
-
-def read_arguments(docstring: str) -> dict[str, tuple[str, str]]:
-    """Return type and meaning of each argument in a Google docstring."""
-    parts = re.split(r'^(?:Args|Attributes):\n', docstring, flags=re.M)
-    lines = inspect.cleandoc('\n' + parts[1]).split('\n') if parts[1:] else []
-    found: dict[str, tuple[str, str]] = {}
-    for line in lines:
-        if match := ENTRY.match(line):
-            name = match[1]
-            found[name] = match[2] or '', match[3]
-        elif found and line.startswith('    '):
-            kind, meaning = found[name]
-            found[name] = kind, f'{meaning} {line.strip()}'
-        elif line.strip():
-            break
-    return found
-
-
-def find_defaults(owner: Any) -> dict[str, Any]:
-    """Return the default of each option of a dataclass or a function."""
-    if not dataclasses.is_dataclass(owner):
-        signature = inspect.signature(owner)
-        return {n: p.default for n, p in signature.parameters.items()}
-    defaults: dict[str, Any] = {}
-    for field in dataclasses.fields(owner):
-        defaults[field.name] = field.default
-        if field.default_factory is not dataclasses.MISSING:
-            defaults[field.name] = field.default_factory()
-    return defaults
-
-
-def read_options(*owners: Any) -> list[Option]:
-    """Return the options of dataclasses and signatures, the first ones first.
-
-    Raises:
-        KeyError: If an option is missing in its owner's docstring.
-    """
-    options: dict[str, Option] = {}
-    for owner in owners:
-        words = read_arguments(inspect.getdoc(owner) or '')
-        for name, default in find_defaults(owner).items():
-            required = default in (inspect._empty, dataclasses.MISSING)
-            shown = 'required' if required else f'`{default!r}`'
-            if name not in options and name in words:
-                options[name] = Option(name, *words[name], shown)
-    return list(options.values())
-
-
-def to_markdown(text: str) -> str:
-    """Return the text of a docstring with Markdown's marks for code."""
-    return ROLE.sub(r'`\1`', text).replace('``', '`')
-
-
-def find_options() -> list[Option]:
-    """Return the options of mask training."""
-    from sift_mm.engine import SparseTrainingHook
-
-    owners = [SparseTrainingHook]
-    try:
-        module = importlib.import_module('sift_mm.sparsity.options')
-        owners.insert(0, module.MaskOptions)
-    except ModuleNotFoundError:
-        pass
-    return read_options(*owners)
-
-
-def parser_of(command: Callable[..., Any]) -> argparse.ArgumentParser:
-    """Return the parser that a command reads its command line with."""
-
-    class Reached(BaseException):
-        """Signal that the parser is complete."""
-
-    found = []
-
-    def keep(parser: argparse.ArgumentParser, *_: Any) -> None:
-        found.append(parser)
-        raise Reached
-
-    with mock.patch.object(argparse.ArgumentParser, 'parse_args', keep):
-        try:
-            command([])
-        except Reached:
-            pass
-    return found[0]
-
-
-def find_commands() -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
-    """Yield each console script with its parser and its module's docstring."""
-    settings = tomllib.loads((ROOT / 'pyproject.toml').read_text())
-    for script, target in settings['project']['scripts'].items():
-        name, _, _ = target.partition(':')
-        module = importlib.import_module(name)
-        yield script, parser_of(module.main), inspect.getdoc(module) or ''
-
-
-def describe_action(action: argparse.Action) -> str:
-    """Return an option of a parser as an item of a definition list."""
-    flags = ', '.join(f'`{flag}`' for flag in action.option_strings)
-    value = action.metavar or (action.dest if not flags else '')
-    if action.choices is not None:
-        value = ' | '.join(map(str, action.choices))
-    elif flags and action.nargs != 0 and not value:
-        value = action.dest.upper()
-    if isinstance(value, tuple):
-        value = ' '.join(value)
-    term = f'{flags} `{value}`' if flags and value else flags or f'`{value}`'
-    text = (action.help or '').replace('%(default)s', str(action.default))
-    shown = action.default not in (None, False, argparse.SUPPRESS, [])
-    if shown and 'default' not in text and action.nargs != 0:
-        text = f'{text} (default: `{action.default}`)'
-    return f'{term}\n: {text.strip() or "see above"}\n'
-
-
-class Generated(SphinxDirective):
-    """Directive that parses the Markdown of :meth:`write`."""
+class MaskOptions(SphinxDirective):
+    """Options of mask training."""
 
     def run(self) -> list[nodes.Node]:
-        """Return the nodes of the generated Markdown."""
-        return self.parse_text_to_nodes(self.write())
-
-    def write(self) -> str:
-        """Return the Markdown that stands in place of the directive."""
-        raise NotImplementedError
+        """Return the nodes of the definition list."""
+        return self.parse_text_to_nodes(write_options())
 
 
-class MaskOptions(Generated):
-    """Definition list of the options of mask training."""
-
-    def write(self) -> str:
-        """Return a term of name, type and default for each option."""
-        return '\n'.join(
-            f'**`{option.name}`** ({option.type}), default {option.default}\n'
-            f': {to_markdown(option.meaning)}\n'
-            for option in find_options()
-        )
-
-
-class CommandLine(Generated):
-    """Definition list of the options of a command."""
+class CommandLine(SphinxDirective):
+    """Options of a command."""
 
     required_arguments = 1
 
-    def write(self) -> str:
-        """Return summary, usage and options of the command."""
-        name = self.arguments[0]
-        commands = {script: rest for script, *rest in find_commands()}
-        parser, text = commands[name]
-        parser.prog = name
-        shown = [
-            action
-            for action in parser._actions
-            if action.help is not argparse.SUPPRESS and action.dest != 'help'
-        ]
-        return '\n'.join([text, '', *map(describe_action, shown)])
+    def run(self) -> list[nodes.Node]:
+        """Return the nodes of the definition list."""
+        return self.parse_text_to_nodes(write_command(self.arguments[0]))
 
 
-class Registered(Generated):
-    """Table of the names in a registry, with their summaries."""
+class Registered(SphinxDirective):
+    """Table of the classes in a registry."""
 
     required_arguments = 1
 
-    def write(self) -> str:
-        """Return a row for each name."""
-        module, _, name = self.arguments[0].rpartition('.')
-        registry = getattr(importlib.import_module(module), name)
-        rows = ['| name | summary |', '| --- | --- |']
-        for known in registry.names:
-            summary = (inspect.getdoc(registry[known]) or '').split('\n\n')[0]
-            rows.append(f'| `{known}` | {to_markdown(summary)} |')
-        return '\n'.join(rows).replace('\n |', ' |')
+    def run(self) -> list[nodes.Node]:
+        """Return the nodes of the table."""
+        return self.parse_text_to_nodes(write_registry(self.arguments[0]))
+
+
+def escape_shapes(app: Sphinx, *arguments: Any) -> None:
+    """Escape the star in a shape such as "(out, in, *kernel)", in place."""
+    lines = arguments[-1]
+    lines[:] = [re.sub(r', \*(\w+)\)', r', \\*\1)', line) for line in lines]
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
@@ -214,4 +53,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
     app.add_directive('mask-options', MaskOptions)
     app.add_directive('command-line', CommandLine)
     app.add_directive('registered', Registered)
+    app.connect('autodoc-process-docstring', escape_shapes)
     return {'parallel_read_safe': True}
