@@ -122,6 +122,13 @@ def find_commands() -> Iterator[tuple[str, argparse.ArgumentParser, str]]:
         yield script, parser_of(module.main), inspect.getdoc(module) or ''
 
 
+def is_shown(action: argparse.Action) -> bool:
+    """Return True for an option that users set."""
+    if action.dest == 'help' or action.help is argparse.SUPPRESS:
+        return False
+    return bool(action.help or action.default)
+
+
 def describe_action(action: argparse.Action) -> str:
     """Return an option of a parser as an item of a definition list."""
     flags = ', '.join(f'`{flag}`' for flag in action.option_strings)
@@ -153,15 +160,9 @@ def write_command(name: str) -> str:
     """Return purpose and options of a command as a definition list."""
     commands = {script: rest for script, *rest in find_commands()}
     parser, text = commands[name]
-    actions = [
-        action
-        for action in parser._actions
-        if action.dest != 'help'
-        and (action.help or action.default) not in (0, argparse.SUPPRESS)
-    ]
-    return '\n'.join(
-        [text.split('\n\n')[0], '', *map(describe_action, actions)]
-    )
+    summary = text.split('\n\n')[0]
+    items = [describe_action(a) for a in parser._actions if is_shown(a)]
+    return '\n'.join([summary, '', *items])
 
 
 def write_registry(path: str) -> str:
