@@ -158,8 +158,11 @@ def write_options() -> str:
 
 def write_command(name: str) -> str:
     """Return purpose and options of a command as a definition list."""
-    commands = {script: rest for script, *rest in find_commands()}
-    parser, text = commands[name]
+    parser, text = next(
+        (parser, text)
+        for script, parser, text in find_commands()
+        if script == name
+    )
     summary = text.split('\n\n')[0]
     items = [describe_action(a) for a in parser._actions if is_shown(a)]
     return '\n'.join([summary, '', *items])
