@@ -20,7 +20,7 @@ extensions = [
     'generated',
 ]
 exclude_patterns = ['_build', 'scripts']
-myst_enable_extensions = ['attrs_inline', 'deflist']
+myst_enable_extensions = ['deflist']
 myst_heading_anchors = 3
 
 autodoc_typehints = 'none'  # The docstrings name the types.

@@ -6,6 +6,7 @@
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from docutils import nodes
@@ -14,32 +15,35 @@ from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
 
 
-class MaskOptions(SphinxDirective):
-    """Options of mask training."""
+class Generated(SphinxDirective):
+    """Directive with Markdown from the code, read anew in every build."""
+
+    write: Callable[..., str]
 
     def run(self) -> list[nodes.Node]:
-        """Return the nodes of the definition list."""
-        return self.parse_text_to_nodes(write_options())
+        """Return the nodes of the Markdown."""
+        self.env.note_reread()
+        return self.parse_text_to_nodes(self.write(*self.arguments))
 
 
-class CommandLine(SphinxDirective):
+class MaskOptions(Generated):
+    """Options of mask training."""
+
+    write = staticmethod(write_options)
+
+
+class CommandLine(Generated):
     """Options of a command."""
 
     required_arguments = 1
-
-    def run(self) -> list[nodes.Node]:
-        """Return the nodes of the definition list."""
-        return self.parse_text_to_nodes(write_command(self.arguments[0]))
+    write = staticmethod(write_command)
 
 
-class Registered(SphinxDirective):
+class Registered(Generated):
     """Table of the classes in a registry."""
 
     required_arguments = 1
-
-    def run(self) -> list[nodes.Node]:
-        """Return the nodes of the table."""
-        return self.parse_text_to_nodes(write_registry(self.arguments[0]))
+    write = staticmethod(write_registry)
 
 
 def escape_shapes(app: Sphinx, *arguments: Any) -> None:
