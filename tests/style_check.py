@@ -27,54 +27,54 @@ OPENINGS = frozenset(
 VERBS = frozenset(
     """
     abort accept accumulate adapt add adjust advance agree align allocate allow
-    answer append apply arrange ask assemble assert assign attach average
-    avoid backpropagate balance begin bind block bound break broadcast browse
-    build bypass cache calibrate call cap cast change check choose clamp clear
-    clip clone close collect combine compact compare compile complete compute
+    answer append apply arrange ask assemble assert assign attach average avoid
+    backpropagate balance begin bind block bound break broadcast browse build
+    bypass cache calibrate call cap cast change check choose clamp clear clip
+    clone close collect combine compact compare compile complete compute
     concatenate configure connect consume convert convolve copy correct count
     cover create cut deal debug decide decode decorate decrease delete derive
-    describe detach detect determine disable discard dispatch distribute
-    divide document double download draw drop dump duplicate emit empty enable
-    encode end ensure enter enumerate estimate evaluate exclude execute exit
+    describe detach detect determine disable discard dispatch distribute divide
+    document double download draw drop dump duplicate emit empty enable encode
+    end ensure enter enumerate escape estimate evaluate exclude execute exit
     expand expect explain export expose extend extract factorize fail feed
-    fetch fill filter find finish fit fix flatten flip flush fold follow
-    forbid force fork form format forward free freeze fuse gather generate get
-    give group grow guard halve handle hash hide hold ignore import include
-    increase index infer inherit initialize insert inspect install interpret
-    intersect invert iterate join keep kill label launch lay leave limit link
-    list load locate lock log look lower make map mark mask match measure
-    merge mirror mix modify move multiply name narrow negate normalize note
-    observe obtain omit open order overlay override pack pad parse partition
-    pass paste patch permute pick place plan plot point pool pop prefer prefix
-    prepare prevent print probe process produce profile project promise
-    propagate protect prove provide prune publish pull push put quantize query
-    raise rank read rebuild receive record rectify redirect reduce reflect
-    refresh refuse register reject release reload remove rename render repeat
-    replace report represent require reserve reset reshape resize resolve
-    restart restore restrict resume retry return reuse reverse rewrite rotate
-    round run sample save say scale scan schedule score search seed seek
-    select send separate serve set settle shape share shift shorten show
-    shuffle shut sign simulate skip slice smooth solve sort spawn specify
-    split stack start state step stop store stream strip subtract suggest sum
-    summarize suppress swap switch synchronize take teach tell terminate test
-    tie tile time total touch trace track train transfer transform translate
-    transpose traverse treat trim truncate try tune turn undo unfold unpack
-    unscale unwrap update upsample use validate verify view visit wait walk
-    warn watch weigh widen wrap write yield zero zip
+    fetch fill filter find finish fit fix flatten flip flush fold follow forbid
+    force fork form format forward free freeze fuse gather generate get give
+    group grow guard halve handle hash hide hold ignore import include increase
+    index infer inherit initialize insert inspect install interpret intersect
+    invert iterate join keep kill label launch lay leave limit link list load
+    locate lock log look lower make map mark mask match measure merge mirror
+    mix modify move multiply name narrow negate normalize note observe obtain
+    omit open order overlay override pack pad parse partition pass paste patch
+    permute pick place plan plot point pool pop prefer prefix prepare prevent
+    print probe process produce profile project promise propagate protect prove
+    provide prune publish pull push put quantize query raise rank read rebuild
+    receive record rectify redirect reduce reflect refresh refuse register
+    reject release reload remove rename render repeat replace report represent
+    require reserve reset reshape resize resolve restart restore restrict
+    resume retry return reuse reverse rewrite rotate round run sample save say
+    scale scan schedule score search seed seek select send separate serve set
+    settle shape share shift shorten show shuffle shut sign simulate skip slice
+    smooth solve sort spawn specify split stack start state step stop store
+    stream strip subtract suggest sum summarize suppress swap switch
+    synchronize take teach tell terminate test tie tile time total touch trace
+    track train transfer transform translate transpose traverse treat trim
+    truncate try tune turn undo unfold unpack unscale unwrap update upsample
+    use validate verify view visit wait walk warn watch weigh widen wrap write
+    yield zero zip
     """.split()
 )
 # Verbs above that are nouns too, with which a class may begin.
 NOUNS = frozenset(
     """
-    average bound block cache call cast change check copy count cut draw dump
+    average block bound cache call cast change check copy count cut draw dump
     end export file filter fit fix flip form format forward group guard hash
     hold import index label launch limit link list load lock log look map mark
     mask match measure merge mix name note order overlay pack patch place plan
     plot point pool prefix process profile project query rank record release
-    repeat report reset sample scale scan schedule score search seed sequence
-    set shape share shift sign slice split stack start state step stop store
-    stream sum switch test tie tile time total trace track train transfer
-    transform try turn update use view walk watch wrap zero zip run round
+    repeat report reset round run sample scale scan schedule score search seed
+    sequence set shape share shift sign slice split stack start state step stop
+    store stream sum switch test tie tile time total trace track train transfer
+    transform try turn update use view walk watch wrap zero zip
     """.split()
 )
 

@@ -47,7 +47,7 @@ def parsers():
 
 @cache
 def messages():
-    """All strings of the package, those of one expression joined."""
+    """Return all strings of the package, with … for what is inserted."""
     texts = []
     for path in (ROOT / 'sift_mm').rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):
