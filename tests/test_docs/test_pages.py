@@ -113,6 +113,17 @@ def test_paths_exist_and_code_compiles(page):
         compile(code, page.name, 'exec')
 
 
+@pytest.mark.parametrize('page', PAGES, ids=page_id)
+def test_paragraphs_are_short(page):
+    text = re.sub(r'^```.*?^```', '', page.read_text(), flags=re.S | re.M)
+    for block in re.split(r'\n\s*\n|\n(?=- |\d+\. |\|)', text):
+        lines = [line for line in block.splitlines() if line.strip()]
+        prose = lines and not lines[0].startswith(('|', '    ', '<'))
+        if prose:
+            assert len(lines) <= 3, block
+            assert max(map(len, lines)) <= 132, block
+
+
 def test_every_option_and_command_has_its_place():
     names = [option.name for option in reference.find_options()]
     assert {'algorithm', 'sparsity', 'seed', 'execution'} <= set(names)
