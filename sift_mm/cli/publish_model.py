@@ -28,7 +28,7 @@ from sift_mm.reading import read
 
 # Of the mask training; its history is needed only to go on with it.
 KEPT_OF_MASKS = (
-    *('version', 'algorithm', 'placement', 'seed', 'steps'),
+    *('version', 'algorithm', 'placement', 'structure', 'seed', 'steps'),
     *('masks', 'member', 'budget'),
 )
 

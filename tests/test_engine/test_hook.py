@@ -123,10 +123,9 @@ def test_load_from_without_masks_needs_a_choice(tmp_path):
 @pytest.mark.parametrize(
     'hook, words',
     [
-        (
-            dict(grown_steps='bounded'),
-            'for Adam and AdamW, and this is SGD',
-        ),
+        (dict(drop_fraction=0), 'Masks would never change'),
+        # 75 % of 16 steps are 12, and a cosine has ended by then.
+        (dict(interval=12), 'first update, at step 12 of 12, has the drop fr'),
         (
             dict(interval=13),
             'interval is 13 optimizer steps and the last update is due by '

@@ -4,6 +4,7 @@ import torch
 from sift_mm.sparsity import (
     STRUCTURES,
     Algorithm,
+    LayerState,
     MaskSet,
     Random,
     RigL,
@@ -24,30 +25,33 @@ class Flat(Algorithm):
         super().__init__()
         self.value = value
 
-    def growth_score(self, weight, gradient, generator):
-        return torch.full_like(weight, self.value)
+    def growth_score(self, layer):
+        return torch.full_like(layer.weight, self.value)
 
-    def drop_score(self, weight, generator):
-        return torch.full_like(weight, self.value)
+    drop_score = growth_score
+
+
+def update(algorithm, fraction, *tensors):
+    return algorithm.update(LayerState(*tensors), fraction)
 
 
 @pytest.mark.parametrize('value', BAD)
 @pytest.mark.parametrize('fraction', [0.3, 1.0])
 def test_counts_are_exact_whatever_the_scores_are(value, fraction):
     mask = torch.arange(20) < 8
-    new = Flat(value).update(mask, torch.ones(20), None, fraction, None)
+    new = update(Flat(value), fraction, mask, torch.ones(20))
     assert new.sum() == 8 and (new & mask).sum() >= 8 - int(fraction * 8)
 
 
 @pytest.mark.parametrize('value', BAD)
 def test_non_finite_weights_are_no_reason_to_lose_count(value):
     # All active ones go, and the two inactive ones of gradient come.
-    new = RigL().update(
+    new = update(
+        RigL(),
+        1.0,
         torch.tensor([1, 1, 0, 0]).bool(),
         torch.tensor([1.0, value, 0.0, 0.0]),
         torch.tensor([0.0, 0.0, 1.0, 2.0]),
-        1.0,
-        None,
     )
     assert new.int().tolist() == [0, 0, 1, 1]
 
@@ -55,25 +59,25 @@ def test_non_finite_weights_are_no_reason_to_lose_count(value):
 def test_negative_scores_are_ranked():
     # The 1 goes; of -9, -3 and -2 (its own), its own is best: it is back.
     class Scored(Algorithm):
-        def growth_score(self, weight, gradient, generator):
+        def growth_score(self, layer):
             return torch.tensor([-1.0, -2.0, -9.0, -3.0])
 
     mask = torch.tensor([1, 1, 0, 0]).bool()
-    new = Scored().update(mask, torch.tensor([5.0, 1, 0, 0]), None, 0.5, None)
+    new = update(Scored(), 0.5, mask, torch.tensor([5.0, 1, 0, 0]))
     assert new.int().tolist() == [1, 1, 0, 0]
 
 
 def test_a_drop_rule_is_one_method():
     class Largest(RigL):
-        def drop_score(self, weight, generator):
-            return weight.abs()
+        def drop_score(self, layer):
+            return layer.weight.abs()
 
-    new = Largest().update(
+    new = update(
+        Largest(),
+        0.4,
         torch.tensor([1, 1, 1, 0]).bool(),
         torch.tensor([1.0, -9.0, 3.0, 0.0]),
         torch.tensor([0.0, 0.0, 0.0, 1.0]),
-        0.4,
-        None,
     )
     assert new.int().tolist() == [1, 0, 1, 1]
 
@@ -90,14 +94,17 @@ def test_a_shortlist_gives_what_all_scores_give(seed, fraction, density):
     mask = mask.view(20, 20)
     gradient, after = torch.randn(2, 20, 20)
     growth = RigL().shortlist(
-        mask, torch.zeros(20, 20), gradient, fraction, None
+        LayerState(mask, torch.zeros(20, 20), gradient), fraction
     )
-    whole = RigL().update(mask, after, gradient, fraction, None)
+    whole = update(RigL(), fraction, mask, after, gradient)
     if growth is None:
         assert torch.equal(whole, mask)
         return
+    k = growth.k
+    assert k <= len(growth.scores.places) <= 2 * k + int(mask.sum())
     gradient.zero_()  # Nothing of it is held.
-    assert torch.equal(RigL().exchange(mask, after, growth, None), whole)
+    state = LayerState(mask, after)
+    assert torch.equal(RigL().exchange(state, growth), whole)
 
 
 class Rows(Structure):
