@@ -26,8 +26,8 @@ from sift_mm.sparsity import ALGORITHMS, Algorithm
 class Signed(Algorithm):
     needs_gradient = True
 
-    def growth_score(self, weight, gradient, generator):
-        return -gradient
+    def growth_score(self, layer):
+        return -layer.gradient
 """
 DROPPED = """
 import sys, {package}

@@ -88,7 +88,7 @@ def test_state_goes_through_a_checkpoint():
     other.load_state_dict(torch.load(file, weights_only=True))
     assert other.itop_rate() == pytest.approx(0.3)
     assert other.degree_of_constraint() == pytest.approx(0.1)
-    other.record('a', mask('0000000011'))
+    other = other.after({'a': mask('0000000011')})
     assert other.itop_rate() == history.itop_rate() == pytest.approx(0.5)
     assert other.degree_of_constraint() == 0
 
