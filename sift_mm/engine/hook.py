@@ -300,15 +300,17 @@ class SparseTrainingHook(Hook):
         seed = [runner.seed if self.seed is None else self.seed]
         broadcast_object_list(seed)
         state = self._checkpoint or {}
+        self._transferred = self.transfer if origin == 'transferred' else ''
+        algorithm = self.algorithm
         if origin == 'drawn':
             masks = plan.draw(self.initializer, seed[0])
         else:
+            algorithm = self._algorithm(state)
             check_member(state, {'sparsity': plan.nominal})
+            check_structure(state, algorithm.structure)
             masks = masks_of(state, plan.parameters, plan.counts)
             if origin == 'restored':
                 check_counts(masks, plan.counts)
-        self._transferred = self.transfer if origin == 'transferred' else ''
-        algorithm = self._algorithm(state)
         trainer = MaskTrainer(
             masks,
             algorithm,
@@ -336,8 +338,6 @@ class SparseTrainingHook(Hook):
             if isinstance(structure, Unstructured):
                 structure = state.get('structure', structure)
             algorithm = Static(structure)
-        if state:
-            check_structure(state, algorithm.structure)
         return algorithm
 
     def _go_on(self, runner: Runner) -> None:
