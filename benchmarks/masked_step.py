@@ -30,7 +30,7 @@ from sift_mm.sparsity import (
     RigL,
     Uniform,
     UpdateSchedule,
-    keep_only_,
+    apply_masks_,
     select_parameters,
 )
 
@@ -161,7 +161,9 @@ def main() -> None:
     variants: dict[str, Callable[[], object]] = {
         'unmasked step': bench.unmasked,
         'masked step': bench.masked,
-        'gradients: keep_only_': lambda: keep_only_(bench.gradients(), masks),
+        'gradients: apply_masks_': lambda: apply_masks_(
+            bench.gradients(), masks
+        ),
         'gradients: foreach mul, bool': lambda: torch._foreach_mul_(
             bench.gradients(), masks
         ),

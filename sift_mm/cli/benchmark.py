@@ -23,7 +23,6 @@ from sift_mm.config.images import find_sizes
 from sift_mm.config.reading import import_library, load_config
 from sift_mm.config.resume import check_checkpoint
 from sift_mm.errors import Mistake
-from sift_mm.sparsity import MaskSet
 
 
 def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
@@ -35,9 +34,8 @@ def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
             'network is sparse; --family and --sparsity make it so.'
         )
     fill(model)
-    plan = hook.plan(model, cfg)
-    masks = MaskSet.draw(plan.parameters, plan.counts, hook.initializer, 0)
-    masks.keep_weights_()
+    masks = hook.plan(model, cfg).draw(hook.initializer, 0)
+    masks.apply_()
     return dict(masks)
 
 

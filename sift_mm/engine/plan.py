@@ -1,4 +1,4 @@
-"""What the masks of a run follow from: on what, how many weights, and why."""
+"""Plan of a run's masks: parameters, active weights and FLOP budget."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +17,10 @@ from sift_mm.layers import Composite, Wide
 from sift_mm.sparsity import (
     Distribution,
     Explicit,
+    Initializer,
+    MaskSet,
+    Structure,
+    Unstructured,
     select_parameters,
     sparse_parameter_names,
 )
@@ -68,6 +72,7 @@ class MaskPlan:
     include: Sequence[str] | None = None
     exclude: Sequence[str] = ()
     count_whole: Callable[[], FlopBudget] | None = None
+    structure: Structure = Unstructured()  # noqa: RUF009, has no state
 
     @cached_property
     def found(self) -> tuple[str, SparseIFTBackbone] | None:
@@ -219,8 +224,34 @@ class MaskPlan:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Active weights of each parameter, by full name."""
+        """Active weights of each parameter, as the structure has them."""
+        return {
+            name: self.structure.fit(self.shapes[name], count)
+            for name, count in self._asked.items()
+        }
+
+    @cached_property
+    def _asked(self) -> dict[str, int]:
+        """Active weights of each parameter before the structure rounds."""
         return self.distribution.counts(self.shapes, self.sparsity)
+
+    @property
+    def rounds(self) -> str:
+        """Words on active weights that the structure rounds, or ''."""
+        asked, found = sum(self._asked.values()), sum(self.counts.values())
+        if asked == found:
+            return ''
+        size = sum(p.numel() for p in self.parameters.values())
+        return (
+            f'structure={type(self.structure).__name__!r} rounds density '
+            f'{asked / size:.6f} to {found / size:.6f}'
+        )
+
+    def draw(self, initializer: Initializer, seed: int) -> MaskSet:
+        """Draw the first masks of a run, the same on every rank."""
+        return MaskSet.draw(
+            self.parameters, self.counts, initializer, seed, self.structure
+        )
 
     @property
     def densities(self) -> dict[str, float]:
