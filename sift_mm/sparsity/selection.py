@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sift_mm.checkpoint.packing import count
 from sift_mm.kernels import masks as kernels
 from sift_mm.kernels import why_unavailable
 

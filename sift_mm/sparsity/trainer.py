@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sift_mm import arguments
+from sift_mm.checkpoint.packing import count
 from sift_mm.errors import Mistake, MistakenCall
 from sift_mm.sparsity.agreement import check_agreement
 from sift_mm.sparsity.algorithms import Algorithm, Growth, LayerState
@@ -23,7 +24,6 @@ from sift_mm.sparsity.optimizers import (
     slots_of,
     with_wrapped,
 )
-from sift_mm.checkpoint.packing import count
 from sift_mm.sparsity.random import generator_for
 from sift_mm.sparsity.schedules import DropFraction, UpdateSchedule
 from sift_mm.sparsity.watch import WeightWatch
