@@ -15,6 +15,7 @@ from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_run_options
 from sift_mm.config.arguments import check_config
 from sift_mm.config.data import check_data
+from sift_mm.config.explain import explained
 from sift_mm.config.reading import load_run_config
 from sift_mm.config.resume import check_pretrained, find_start
 from sift_mm.engine.launch import run, set_loader_defaults, switch_off
@@ -80,19 +81,22 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 def main(argv: Sequence[str] | None = None) -> None:
     """Trains as the command line says."""
     args = parse_args(argv)
-    cfg = merge_args(load_run_config(args), args)
-    check_amp(cfg)
-    check_config(cfg)
+    cfg = load_run_config(args)
+    with explained(args.config, cfg):
+        merge_args(cfg, args)
+        check_amp(cfg)
+        check_config(cfg)
     with lock_work_dir(cfg):
         train(cfg, args)
 
 
 def train(cfg: Config, args: argparse.Namespace) -> None:
-    """Trains the model of a config, in a work dir of its own."""
-    start = find_start(cfg, args.resume)
-    check_pretrained(cfg)
-    validates = cfg.get('val_cfg') is not None
-    check_data(cfg, ['train', 'val'] if validates else ['train'])
+    """Train the model of a config, in a work dir of its own."""
+    with explained(args.config, cfg):
+        start = find_start(cfg, args.resume)
+        check_pretrained(cfg)
+        validates = cfg.get('val_cfg') is not None
+        check_data(cfg, ['train', 'val'] if validates else ['train'])
 
     def task(runner: Runner) -> None:
         for line in start:

@@ -30,12 +30,13 @@ from sift_mm.checkpoint.state import (
     named,
     sealed,
 )
+from sift_mm.config.channels import check_channels
 from sift_mm.engine.accumulation import (
     Gradients,
     partial_gradients,
     restore_gradients,
 )
-from sift_mm.engine.checks import check_channels, unwrap
+from sift_mm.engine.checks import unwrap
 from sift_mm.engine.optim_wrapper import SparseOptimWrapper, make_maskable
 from sift_mm.engine.plan import MaskPlan, sparse_backbone, whole_model_budget
 from sift_mm.engine.randomness import SeededIterations
