@@ -1,4 +1,4 @@
-"""Random numbers that depend on where a run is, and on nothing before.
+"""Seed data and model by the iteration of a run, and by nothing before.
 
 MMEngine's checkpoints hold no random state, and the state of workers, which
 are some batches ahead, could not be saved at all. So every batch is drawn
@@ -17,7 +17,7 @@ from mmengine.logging import print_log
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch.utils.data import DataLoader, IterableDataset
 
-# What a seed is for.
+# Uses of a seed.
 _DATA, _MODEL = range(2)
 
 
@@ -31,16 +31,16 @@ def seed_generators(*key: int) -> None:
 
 
 class NumberedBatch(list[int]):
-    """Indices of a batch, and the iteration that is trained with it."""
+    """Indices of a batch, with the iteration that trains on it."""
 
     number: int
 
 
 class NumberedBatches:
-    """A batch sampler that says of each batch when it is trained with.
+    """Batch sampler that numbers each batch by its iteration.
 
-    What else it has is had from ``batches``. ``restarted`` is called with the
-    epoch when that is exhausted while batches of a resumed run are left out.
+    Other attributes are those of ``batches``. ``restarted`` is called with
+    the epoch when they end while a resumed run skips batches.
     """
 
     restarted: Callable[[int], None] | None = None
@@ -58,7 +58,7 @@ class NumberedBatches:
             yield batch
 
     def _remaining(self) -> Iterator[list[int]]:
-        """The batches after those that a resumed run was trained with."""
+        """Return the batches after those that a resumed run has seen."""
         skip, self.skip = self.skip, 0
         batches = iter(self.batches)
         epoch = 0
@@ -84,11 +84,10 @@ class NumberedBatches:
 
 
 class SeededFetch:
-    """Reads a batch of samples, its random numbers seeded by its number.
+    """Reader of a batch that seeds random numbers by the number of the batch.
 
-    In the instance of a data set as ``__getitems__``, which PyTorch's data
-    loader calls where there is one, in a worker or not. The key is what the
-    run's seeds have in common.
+    It becomes ``__getitems__`` of a dataset, which PyTorch's data loader
+    calls, in a worker or not. The key is the common part of a run's seeds.
     """
 
     def __init__(self, dataset: Any, key: tuple[int, ...]) -> None:
@@ -97,7 +96,7 @@ class SeededFetch:
         self.key = key
 
     def __call__(self, batch: list[int]) -> list[Any]:
-        """The samples of a batch."""
+        """Return the samples of a batch."""
         if isinstance(batch, NumberedBatch):
             seed_generators(*self.key, batch.number, _DATA)
         if self.read is not None:
@@ -106,12 +105,12 @@ class SeededFetch:
 
 
 class SeededIterations:
-    """Seeds data and model of a run, iteration by iteration.
+    """Seeds of data and model, for each iteration of a run.
 
     Args:
         runner (Runner): Its checkpoint loaded, its data not yet read.
-        sampler_seed (int, optional): That of the run that is resumed. A
-            config without a seed gives the sampler another one each time.
+        sampler_seed (int, optional): Seed of the sampler in the resumed run. A
+            config without a seed gives it another one each time.
     """
 
     def __init__(
@@ -127,7 +126,7 @@ class SeededIterations:
         self._number(runner, loader)
 
     def _number(self, runner: Runner, loader: Any) -> None:
-        """Number the batches of the loader, from where the run is."""
+        """Number the batches of the loader from the run's iteration on."""
         if (
             not isinstance(loader, DataLoader)
             or isinstance(loader.dataset, IterableDataset)
@@ -165,10 +164,10 @@ class SeededIterations:
             self.sampler.set_epoch(epoch)
 
     def begin(self, iteration: int) -> None:
-        """Seed what the model draws in an iteration, counted from 0."""
+        """Seed the model's draws in an iteration, counted from 0."""
         seed_generators(self.seed, iteration, _MODEL)
 
     @property
     def sampler_seed(self) -> int | None:
-        """What a resumed run has to be given."""
+        """Seed of the sampler, which a resumed run needs."""
         return getattr(self.sampler, 'seed', None)

@@ -1,4 +1,4 @@
-"""Masks of the checkpoint that a run starts from."""
+"""Take over masks from the checkpoint that a run starts from."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -21,19 +21,23 @@ from sift_mm.errors import Mistake
 from sift_mm.sparsity import MaskSet
 from sift_mm.sparsity.initializers import count_tolerance
 
-# What becomes of the masks that come with loaded weights.
+# Use of the masks that come with loaded weights.
 Transfer = Literal['fixed', 'train', 'dense']
-# Slots of optimizers that are of the shape of their weights in each of them.
+# Optimizer slots that have the shape of their weights in every optimizer.
 ELEMENTWISE = ('momentum_buffer', 'exp_avg')
 
 
 def pretrained_source(
     model: nn.Module, parameters: Mapping[str, nn.Parameter]
 ) -> tuple[str, Mapping[str, Any]] | None:
-    """The ``init_cfg`` that loads a checkpoint into sparse parameters.
+    """Find the ``init_cfg`` that loads a checkpoint into sparse parameters.
 
-    Behind the prefix of the names of the module that has it. Parameters go by
-    full name.
+    Args:
+        model: Model of a run.
+        parameters: Sparse parameters by full name.
+
+    Returns:
+        tuple: The prefix of names of its module, and the config; or None.
     """
     for name, module in model.named_modules():
         config = pretrained_cfg(getattr(module, 'init_cfg', None))
@@ -46,16 +50,14 @@ def pretrained_source(
 def pretrained_state(
     model: nn.Module, parameters: Mapping[str, nn.Parameter]
 ) -> tuple[bool, dict[str, Any] | None]:
-    """The mask training of the checkpoint that an ``init_cfg`` loads.
+    """Return the mask training of the checkpoint that an ``init_cfg`` loads.
 
-    A checkpoint that not the Sparse-IFT backbone, but what holds it, loads is
-    checked here; the backbone has checked its own. Parameters go by full
-    name.
+    The Sparse-IFT backbone has checked a checkpoint that it loads itself; one
+    that a module around it loads is checked here.
 
     Returns:
-        tuple: Whether a checkpoint is loaded into a sparse parameter, and
-        what it has under ``sparse_training``, the masks by their names in
-        this model; None if it has nothing.
+        tuple: True if a checkpoint is loaded into a sparse parameter, and its
+        mask training, with the masks by their names in this model, or None.
 
     Raises:
         ValueError: If the checkpoint is not of the Sparse-IFT backbone.
@@ -97,10 +99,10 @@ def mask_origin(
     transfer: str,
     init_is_given: bool,
 ) -> str:
-    """Where the masks come from that a run starts with.
+    """Return the origin of the first masks of a run.
 
-    ``state`` is what its checkpoint has under ``sparse_training``, if one is
-    ``loaded`` or ``resumed`` from.
+    ``state`` is the mask training of the checkpoint that is ``loaded`` or
+    ``resumed``.
 
     Returns:
         str: 'restored', those of the run that is resumed; 'transferred',
@@ -147,7 +149,7 @@ def mask_origin(
 
 
 def check_member(state: Mapping[str, Any], here: Mapping[str, Any]) -> None:
-    """Refuse mask training of another member than the model's, or a part.
+    """Refuse mask training of another member of the family.
 
     Sizes alone do not tell: Sparse Parallel has two branches at 0.5 and at
     0.55.
@@ -176,11 +178,11 @@ def masks_of(
     parameters: Mapping[str, nn.Parameter],
     expected: Mapping[str, int],
 ) -> MaskSet:
-    """The masks of a checkpoint, for a network that starts from it.
+    """Return the masks of a checkpoint, for a network that starts from it.
 
-    They are taken as they are: solved for a classifier, their density is
-    another one than a detector's from scratch. Weights are loaded;
-    ``expected`` are the active ones that the config asks for.
+    Their density stays: solved for a classifier, it is another one than a
+    detector's from scratch. Weights are loaded already; ``expected`` are the
+    numbers of active weights by the config.
 
     Raises:
         ValueError: If they are of other parameters, not the masks of these
@@ -245,8 +247,7 @@ def check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
 def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
     """Refuse the saved state of another network's optimizer.
 
-    PyTorch compares the number of parameters alone, and says which groups
-    differ in no way that helps.
+    PyTorch compares the number of parameters alone.
 
     Raises:
         ValueError: If it has other parameters, or slots of other shapes.
@@ -281,7 +282,7 @@ def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
 
 
 def _list(names: Iterable[str]) -> str:
-    """The first of some names, for a message."""
+    """List the first of some names, for a message."""
     first, *rest = sorted(names) or ['none']
     shown = ', '.join([first, *rest[:5]])
     return f'{shown}, ...' if len(rest) > 5 else shown

@@ -5,7 +5,8 @@ import sys
 from .build import KernelsUnavailable, build, library
 
 try:
+    path = build()
     library()
 except KernelsUnavailable as error:
     sys.exit(f'sparse execution is not available: {error}')
-print(build())
+print(path)

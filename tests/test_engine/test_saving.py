@@ -6,18 +6,26 @@ import resource
 import signal
 import time
 import traceback
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mmengine
 import pytest
 import torch
 from conftest import forget_instances
+from mmengine.config import Config
 from mmengine.hooks import Hook
+from sparserun import sparse_config
 from toyrun import assert_same, final_state, toy_runner
 
-from sift_mm.checkpoint.writing import written_whole
-from sift_mm.engine.saving import WholeFileBackend, use_safe_files
+from sift_mm.checkpoint import writing
+from sift_mm.checkpoint.writing import locked, written_whole
+from sift_mm.cli import train
+from sift_mm.engine.saving import (
+    WholeFileBackend,
+    lock_work_dir,
+    use_safe_files,
+)
 from sift_mm.errors import Mistake
 
 use_safe_files()
@@ -80,6 +88,117 @@ def test_a_file_has_the_rights_that_others_have(tmp_path):
         stream.write('x')
     (tmp_path / 'b').write_text('x')
     assert (tmp_path / 'a').stat().st_mode == (tmp_path / 'b').stat().st_mode
+
+
+def test_two_that_write_one_file_write_beside_each_other(tmp_path):
+    path = tmp_path / 'epoch_1.pth'
+    with written_whole(path) as first:
+        first.write(b'1' * 10)
+        with written_whole(path) as second:
+            second.write(b'2' * 5)
+            assert len(names(tmp_path)) == 2
+        assert path.read_bytes() == b'22222'
+        first.write(b'1' * 10)
+    assert path.read_bytes() == b'1' * 20
+    assert names(tmp_path) == ['epoch_1.pth']
+
+
+def test_a_link_that_waits_is_not_written_through(tmp_path, monkeypatch):
+    monkeypatch.setattr(writing.secrets, 'token_hex', lambda _: '0' * 16)
+    (tmp_path / f'a.pth.{"0" * 16}.part').symlink_to(tmp_path / 'other')
+    with pytest.raises(FileExistsError), written_whole(tmp_path / 'a.pth'):
+        pass
+    assert not (tmp_path / 'other').exists()
+    (tmp_path / '.lock').symlink_to(tmp_path / 'other')
+    with pytest.raises(Mistake, match='cannot be written'), locked(tmp_path):
+        pass
+    assert not (tmp_path / 'other').exists()
+
+
+@pytest.fixture
+def other_run(tmp_path):
+    """A process that is at work in a folder, and a worker that outlives it."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        with locked(tmp_path / 'run'):
+            worker = os.fork()
+            if worker:
+                os.write(writing, str(worker).encode())
+            signal.pause()
+    worker = int(os.read(reading, 20))
+    yield pid
+    for left in (worker, pid):
+        with suppress(ProcessLookupError):
+            os.kill(left, signal.SIGKILL)
+
+
+def test_a_work_dir_has_one_run_until_that_ends_or_is_killed(
+    tmp_path, other_run
+):
+    folder = tmp_path / 'run'
+    words = f'Another run is at work in {folder} .process {other_run} on '
+    for name in ('epoch_1.pth.part', f'last_checkpoint.{"0a" * 8}.part'):
+        (folder / name).write_text('of a run that was killed')
+    kept = ['a.part', 'epoch_1.pth']
+    for name in kept:
+        (folder / name).write_text('')
+    with pytest.raises(Mistake, match=words), locked(folder):
+        pass
+    with locked(tmp_path / 'elsewhere'):
+        pass
+    os.kill(other_run, signal.SIGKILL)
+    os.waitpid(other_run, 0)
+    with locked(folder), locked(folder):
+        assert sorted(p.name for p in folder.iterdir()) == ['.lock', *kept]
+        assert end_of(forked(locked(folder))) == 1
+    assert end_of(forked(locked(folder))) == 0
+
+
+def forked(context):
+    pid = os.fork()
+    if not pid:
+        try:
+            with context:
+                os._exit(0)
+        finally:
+            os._exit(1)
+    return pid
+
+
+@pytest.mark.parametrize(
+    'launcher, variable',
+    [('none', None), ('pytorch', 'RANK'), ('slurm', 'SLURM_PROCID')],
+)
+def test_the_first_process_holds_the_work_dir_for_all(
+    tmp_path, other_run, monkeypatch, launcher, variable
+):
+    cfg = Config(dict(launcher=launcher, work_dir=str(tmp_path / 'run')))
+    for name in ('RANK', 'SLURM_PROCID'):
+        monkeypatch.setenv(name, '1')
+    if variable:
+        with lock_work_dir(cfg):
+            pass
+        monkeypatch.setenv(variable, '0')
+    with pytest.raises(Mistake, match='Another run'), lock_work_dir(cfg):
+        pass
+
+
+def test_the_command_line_refuses_a_work_dir_at_work(
+    tmp_path, other_run, capsys
+):
+    config = sparse_config(tmp_path / 'c', 'mmpretrain', tmp_path / 'nowhere')
+    with pytest.raises(SystemExit) as stop:
+        train.main([config, '--work-dir', str(tmp_path / 'run')])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith('Another run is at work in ')
+    assert [p.name for p in (tmp_path / 'run').iterdir()] == ['.lock']
+
+
+def test_a_work_dir_that_cannot_be_made(tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(Mistake, match='file/run cannot be written: Not a dir'):
+        locked(tmp_path / 'file/run').__enter__()
 
 
 @pytest.mark.parametrize('saved', [{}, dict(max_keep_ckpts=1)])

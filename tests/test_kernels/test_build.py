@@ -1,8 +1,13 @@
 """Compiling, keeping and loading the kernels."""
 
+import ctypes
 import os
+import re
+import resource
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +16,6 @@ from minirun import ROOT
 from sift_mm.kernels import build
 
 PRINT = 'from sift_mm.kernels import build; print(build.build())'
-WHY = 'from sift_mm.kernels import why_unavailable; print(why_unavailable())'
 
 
 @pytest.fixture(autouse=True)
@@ -39,9 +43,54 @@ def finish(process: subprocess.Popen) -> str:
     return output.strip().splitlines()[-1]
 
 
-def test_no_compiler_is_said_in_a_sentence(tmp_path):
-    process = start('-c', WHY, PATH=str(tmp_path))
-    assert finish(process) == (
+def why(monkeypatch, **environ: str | None) -> str:
+    """The sentence that a process with these variables ends up with."""
+    for name, value in environ.items():
+        if value is None:
+            monkeypatch.delenv(name, raising=False)
+        else:
+            monkeypatch.setenv(name, value)
+    found = build._load.__wrapped__()
+    assert isinstance(found, str) and '\n' not in found
+    return found
+
+
+def script(path: Path, text: str) -> str:
+    path.write_text(f'#!/bin/sh\n{text}')
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def compiled(tmp_path_factory) -> Path:
+    """A library that makes a file when it is loaded, and one beside it."""
+    folder = tmp_path_factory.mktemp('compiled')
+    (folder / 'made.c').write_text(
+        '#include <stdio.h>\n__attribute__((constructor)) void f(void)'
+        f'{{ fclose(fopen("{folder}/ran", "w")); }}'
+    )
+    (folder / 'harmless.c').write_text('')
+    for name in ('made', 'harmless'):
+        command = ['cc', '-shared', '-fPIC', f'{name}.c', '-o', f'{name}.so']
+        subprocess.run(command, check=True, cwd=folder)
+    return folder / 'made.so'
+
+
+@pytest.fixture
+def quick(tmp_path, monkeypatch, compiled):
+    """A compiler that takes no time: it copies what it is to make."""
+    text = (
+        '[ "$1" = --version ] && exit\nwhile [ "$1" != -o ]; do shift; done\n'
+        f'cp "${{MADE:-{compiled}}}" "$2"'
+    )
+    monkeypatch.setenv('CXX', script(tmp_path / 'quick', text))
+    ran = compiled.parent / 'ran'
+    ran.unlink(missing_ok=True)
+    return ran
+
+
+def test_no_compiler_is_said_in_a_sentence(tmp_path, monkeypatch):
+    assert why(monkeypatch, PATH=str(tmp_path)) == (
         'no C++ compiler was found (looked for c++, g++, clang++); install '
         'g++ or set CXX'
     )
@@ -51,33 +100,200 @@ def test_no_compiler_is_said_in_a_sentence(tmp_path):
     'text, expected',
     [
         (
-            '#!/bin/sh\necho note >&2; echo x.cpp: error: no >&2; exit 1',
+            'echo note >&2; echo x.cpp: error: no >&2; exit 1',
             'the compiler failed: x.cpp: error: ',
         ),
-        ('#!/bin/sh\nexit 1', 'the compiler failed: no message'),
+        ('exit 1', 'the compiler failed: no message'),
         (
-            '#!/bin/sh\n[ $1 = --version ] || { echo killed; exit 9; }',
+            '[ $1 = --version ] || { echo killed; exit 9; }',
             'the compiler failed: killed',
         ),
-        ('\0\0\0\0', 'cannot be run'),
+        (
+            r"printf 'Fehler: \344\366\n'; exit 1",
+            'the compiler failed: Fehler',
+        ),
+        ('sleep 60', 'has not ended in 0.2 seconds'),
+        ('[ $1 = --version ] || sleep 60', 'has not ended in 0.2 seconds'),
+        ('sleep 60 & exit 0', 'has not ended in 0.2 seconds'),
+        ('exit 0', 'the compiler failed: it made no library'),
     ],
 )
 def test_a_compiler_that_fails(tmp_path, monkeypatch, text, expected):
-    compiler = tmp_path / 'cxx'
-    compiler.write_text(text)
-    compiler.chmod(0o755)
-    monkeypatch.setenv('CXX', str(compiler))
-    with pytest.raises(build.KernelsUnavailable, match=expected):
-        build.build()
+    monkeypatch.setattr(build, 'VERSION_LIMIT', 0.2)
+    monkeypatch.setattr(build, 'COMPILE_LIMIT', 0.2)
+    found = why(monkeypatch, CXX=script(tmp_path / 'cxx', text))
+    assert re.search(expected, found)
     assert not list(tmp_path.glob('cache/*'))
 
 
-def test_a_cache_that_cannot_be_written(tmp_path, monkeypatch):
-    (tmp_path / 'file').write_text('')
-    monkeypatch.setenv('SIFT_MM_CACHE', str(tmp_path / 'file' / 'cache'))
-    words = 'Not a directory.; set SIFT_MM_CACHE'
-    with pytest.raises(build.KernelsUnavailable, match=words):
+@pytest.mark.parametrize(
+    'name, value, expected',
+    [
+        ('CXX', "g++ '", 'CXX=.* cannot be read: No closing quotation'),
+        ('CXX', '/', "CXX names '/', which is no program"),
+        ('CXX', 'no-such-compiler -v', "CXX names 'no-such-compiler'"),
+        ('CXX', '{here}/text', 'CXX names .*text'),
+        ('CXX', '{here}/bytes', 'cannot be run: .*Exec format'),
+        ('CXX', '\udcff', 'CXX names'),
+        ('SIFT_MM_KERNEL_FLAGS', '"', 'SIFT_MM_KERNEL_FLAGS=.*cannot be read'),
+        ('SIFT_MM_CACHE', '{here}/text/in', 'Not a directory.; set SIFT_MM'),
+        ('SIFT_MM_CACHE', '/proc/sift_mm', 'could not be kept in /proc'),
+        ('SIFT_MM_CACHE', '~no-such-user/a', 'no home.*set SIFT_MM_CACHE'),
+        ('SIFT_MM_CACHE', 'x' * 300, 'name too long.*set SIFT_MM_CACHE'),
+        ('MADE', '{here}/text', 'could not be loaded .*set SIFT_MM_CACHE'),
+    ],
+)
+def test_odd_variables(tmp_path, monkeypatch, quick, name, value, expected):
+    (tmp_path / 'text').write_text('no program')
+    (tmp_path / 'bytes').write_bytes(b'\0\0\0\0')
+    (tmp_path / 'bytes').chmod(0o755)
+    found = why(monkeypatch, **{name: value.format(here=tmp_path)})
+    assert re.search(expected, found)
+    found.encode()
+
+
+def test_no_home(monkeypatch, quick):
+    def nobody(_):
+        raise KeyError('uid not found')
+
+    monkeypatch.setattr('pwd.getpwuid', nobody)
+    names = dict.fromkeys(['HOME', 'SIFT_MM_CACHE', 'XDG_CACHE_HOME'])
+    assert 'no home folder' in why(monkeypatch, **names)
+
+
+@pytest.mark.parametrize(
+    'variables, expected',
+    [
+        ({'CXX': ' '}, 'cache'),
+        ({'SIFT_MM_CACHE': '~/own'}, 'own'),
+        ({'SIFT_MM_CACHE': 'here'}, 'here'),
+        ({'SIFT_MM_CACHE': '', 'XDG_CACHE_HOME': '{here}'}, 'sift_mm'),
+        ({'SIFT_MM_CACHE': '', 'XDG_CACHE_HOME': 'odd'}, '.cache/sift_mm'),
+        ({'SIFT_MM_CACHE': '', 'XDG_CACHE_HOME': ''}, '.cache/sift_mm'),
+    ],
+)
+def test_where_kernels_are_kept(tmp_path, monkeypatch, variables, expected):
+    monkeypatch.setenv('HOME', str(tmp_path))
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value.format(here=tmp_path))
+    assert build.cache_folder() == tmp_path / expected
+    assert build._compiler()
+
+
+def test_a_full_disk(tmp_path, monkeypatch, quick):
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    made = tmp_path / 'made'
+    made.write_bytes(bytes(1000))
+    for size in (1000, 500):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+        try:
+            found = why(monkeypatch, MADE=str(made))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert re.search('could not be kept|the compiler failed', found)
+    assert not list((tmp_path / 'cache').iterdir())
+
+
+def give_away(path: Path, monkeypatch) -> None:
+    """Make a file another user's, or this process another user's."""
+    if os.geteuid() == 0:
+        os.chown(path, 12345, -1)
+    else:
+        monkeypatch.setattr(os, 'geteuid', lambda: 12345)
+
+
+# What others could do to the cache: to it, or to a folder above.
+OPEN = {
+    'written by all': lambda path, _: path.chmod(0o777),
+    'written by a group': lambda path, _: path.chmod(0o770),
+    'sticky, but of the cache itself': lambda path, _: path.chmod(0o1777),
+    "another's": give_away,
+}
+
+
+@pytest.mark.parametrize('name', OPEN)
+@pytest.mark.parametrize('place', ['cache', '.', 'link'])
+def test_no_file_of_others_is_loaded(
+    tmp_path, monkeypatch, quick, compiled, name, place
+):
+    above = tmp_path / 'above'
+    above.mkdir()
+    monkeypatch.setenv('SIFT_MM_CACHE', str(above / 'cache'))
+    planted = build.build()  # What another could plant: whole, by its digest.
+    monkeypatch.setenv('MADE', str(compiled.with_name('harmless.so')))
+    if place == 'link':
+        (tmp_path / 'link').symlink_to(above / 'cache')
+        monkeypatch.setenv('SIFT_MM_CACHE', str(tmp_path / 'link'))
+    OPEN[name](above if place == '.' else above / 'cache', monkeypatch)
+    if place == '.' and name.startswith('sticky'):
+        # Like /tmp: entries are their owners' there.
+        assert build.build() == planted
+        return
+    with pytest.warns(UserWarning, match='not kept in .*SIFT_MM_CACHE'):
+        loaded = build._load.__wrapped__()
+    # Without root, all is of another user in that test, and nothing loaded.
+    assert isinstance(loaded, str if os.geteuid() == 12345 else ctypes.CDLL)
+    assert not quick.exists()
+    with pytest.raises(build.FolderNotTrusted):
         build.build()
+
+
+@pytest.mark.parametrize('change', [OPEN['written by all'], give_away])
+def test_a_kept_file_of_others_is_built_anew(
+    tmp_path, monkeypatch, quick, change
+):
+    library = build.build()
+    with monkeypatch.context() as patch:
+        change(library, patch)
+        assert build._open_whole(library) is None
+    library.chmod(0o666)
+    assert build.build() == library
+    assert library.stat().st_mode & 0o022 == 0
+    library.unlink()
+    library.symlink_to(tmp_path / 'elsewhere.so')
+    assert build.build() == library and not library.is_symlink()
+
+
+def test_where_nothing_can_be_trusted_layers_run_dense(
+    tmp_path, monkeypatch, quick
+):
+    place = tmp_path / 'open'
+    place.mkdir()
+    place.chmod(0o777)
+    monkeypatch.setattr(tempfile, 'tempdir', str(place))
+    with pytest.warns(UserWarning, match='not kept in'):
+        found = why(monkeypatch, SIFT_MM_CACHE=str(place / 'cache'))
+    assert 'can be written by others (mode 777)' in found
+    assert [p.name for p in place.iterdir()] == ['cache']
+
+
+def test_what_was_checked_is_loaded(tmp_path, monkeypatch, quick, compiled):
+    # Another file takes the name between check and loading.
+    monkeypatch.setenv('MADE', str(compiled.with_name('harmless.so')))
+    library = build.build()
+    whole = build._open_whole
+
+    def exchanged(path):
+        found = whole(path)
+        shutil.copy(compiled, tmp_path / 'other')
+        os.replace(tmp_path / 'other', path)
+        return found
+
+    monkeypatch.setattr(build, '_open_whole', exchanged)
+    build._load_from(library)
+    assert not quick.exists()
+    build._load_from(build.build())
+    assert not quick.exists()
+
+
+def test_compilations_that_were_killed_are_removed(tmp_path, quick):
+    old, new = (tmp_path / 'cache' / f'building-{i}' for i in range(2))
+    for folder in (old, new):
+        (folder / 'a').mkdir(parents=True)
+    (tmp_path / 'cache').chmod(0o700)
+    os.utime(old, (0, 0))
+    library = build.build()
+    assert {*(tmp_path / 'cache').iterdir()} == {new, library}
 
 
 def test_two_processes_at_once_then_one_that_is_cut(tmp_path):
@@ -91,9 +307,9 @@ def test_two_processes_at_once_then_one_that_is_cut(tmp_path):
     assert build.build() == library  # without a compiler's time
     for damaged in (whole[: len(whole) // 2], whole[:-1], b''):
         library.write_bytes(damaged)
-        assert not build._whole(library)
+        assert build._open_whole(library) is None
     assert build.build() == library
-    assert build._whole(library)
+    assert library.read_bytes() == whole
     assert list((tmp_path / 'cache').iterdir()) == [library]
 
 
@@ -130,3 +346,50 @@ def test_one_thread_pool_with_torch():
         'for f in files))',
     )
     assert finish(process) == '1'
+
+
+def test_addresses_are_taken_as_needed_and_may_be_limited():
+    process = start(
+        '-c',
+        """
+import resource, torch
+import sift_mm
+from sift_mm.kernels import why_unavailable
+from torch import nn
+
+def addresses():
+    pages = int(open('/proc/self/statm').read().split()[0])
+    return pages * resource.getpagesize()
+
+def work():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(8, 32, 3, padding=1), nn.BatchNorm2d(32), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU())
+    sgd = torch.optim.SGD(model.parameters(), 0.1)
+    sparse = sift_mm.SparseTraining(
+        model, sgd, steps=9, interval=1, sparsity=0.9,
+        include=['4.weight'], execution='sparse')
+    images = torch.randn(8, 8, 64, 64)
+    for _ in range(3):
+        sgd.zero_grad()
+        model(images).square().mean().backward()
+        sparse.step()
+    with torch.no_grad():
+        expected = model.eval()(images)
+        found = sift_mm.deploy.to_sparse(model)(images)
+    assert torch.allclose(found, expected, atol=1e-5)
+
+assert why_unavailable() is None
+before = addresses()
+work()
+taken = addresses() - before
+most = addresses() + (1 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (most, most))  # As ulimit -v.
+work()
+print('GiB', taken >> 30)
+""",
+        SIFT_MM_CACHE='',
+        SIFT_MM_KERNEL_FLAGS='',
+    )
+    assert finish(process) == 'GiB 0'
