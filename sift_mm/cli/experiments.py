@@ -1,8 +1,7 @@
 """Plan of experiments: a pool of processes runs what is missing.
 
-A run leaves its state in its folder: ``plan.txt`` holds what it is trained
-from, ``trained.txt`` names the last checkpoint, ``result.json`` the metrics.
-A killed plan goes on from there.
+The folder of a run holds its state: ``plan.txt`` the config and options,
+``trained.txt`` the last checkpoint's name, ``result.json`` the metrics.
 """
 
 import fcntl
@@ -136,11 +135,10 @@ class Job:
 
     def __init__(self, experiment: Experiment, threads: int | None) -> None:
         self.experiment = experiment
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self._commands = experiment.commands()
         self._env = {**os.environ, 'PYTHONUNBUFFERED': '1'}
-        if threads is not None:
-            self._env['OMP_NUM_THREADS'] = str(threads)
+        self._env |= {'OMP_NUM_THREADS': str(threads)} if threads else {}
 
     def advance(self) -> bool:
         """Show progress, start the next command; return whether all is done.
@@ -154,13 +152,13 @@ class Job:
             if status is None:
                 return False
             if status:
-                lines = self._log.read_text().splitlines()[-20:]
-                print(*lines, sep='\n', file=sys.stderr)
+                lines = self._log.read_text(errors='replace').splitlines()
+                print(*lines[-20:], sep='\n', file=sys.stderr)
                 raise Mistake(f'{self._title} failed; its log is {self._log}.')
-        command = next(self._commands, None)
-        if command is not None:
+        for command in self._commands:
             self._start(*command)
-        return command is None
+            return False
+        return True
 
     def _start(self, tool: str, words: list[str]) -> None:
         self._title = f'{self.experiment.name}/{tool}'
@@ -170,11 +168,11 @@ class Job:
             try:
                 # The process inherits the lock and outlives a killed plan.
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise Mistake(
-                    f'Another process still runs {self._title}: wait for it, '
-                    'or end it.'
-                ) from error
+            except BlockingIOError:
+                text = f'Another process still runs {self._title}: wait for it'
+                raise Mistake(f'{text}, or end it.') from None
+            except OSError:
+                pass  # this file system has no locks
             self._shown = stream.tell()
             self.process = subprocess.Popen(
                 [sys.executable, *TOOLS[tool], *words],
