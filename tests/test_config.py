@@ -9,9 +9,9 @@ from torch import nn
 
 from sift_mm.cli.train import parse_args
 from sift_mm.config import classifier, detector, segmentor, sparsify
-from sift_mm.config.checkpoints import check_checkpoint
 from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import load_config, load_run_config
+from sift_mm.config.resume import check_checkpoint
 from sift_mm.errors import Mistake
 
 WIDE = '--family', 'wide', '--sparsity', '0.75'

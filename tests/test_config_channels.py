@@ -8,16 +8,15 @@ from mmengine.config import Config
 
 from sift_mm.analysis import count_model
 from sift_mm.config import channels, sparsify
+from sift_mm.config.building import build
 from sift_mm.config.channels import (
-    build,
-    build_dense,
-    dense_config,
+    check_channels,
     fit_channels,
     reader_channels,
 )
+from sift_mm.config.dense import build_dense, dense_config
 from sift_mm.config.nodes import put
 from sift_mm.config.reading import import_library, read_config
-from sift_mm.engine.checks import check_channels
 from sift_mm.engine.plan import whole_model_budget
 from sift_mm.errors import Mistake
 

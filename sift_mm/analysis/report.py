@@ -10,13 +10,15 @@ from mmengine.registry import HOOKS, init_default_scope
 from torch import nn
 
 from sift_mm.analysis.layer_costs import Profile, profile
-from sift_mm.config.channels import build, build_dense
+from sift_mm.backbones.base import sparse_backbone
+from sift_mm.config.building import build
+from sift_mm.config.channels import check_channels
+from sift_mm.config.dense import dense_network
 from sift_mm.config.images import channels_of, find_sizes, schedule_samples
 from sift_mm.config.nodes import hook_place
 from sift_mm.config.reading import import_library
 from sift_mm.engine import SparseTrainingHook
-from sift_mm.engine.checks import check_channels
-from sift_mm.engine.plan import MaskPlan, sparse_backbone
+from sift_mm.engine.plan import MaskPlan
 from sift_mm.engine.transfer import pretrained_source
 from sift_mm.errors import Mistake
 from sift_mm.sparsity import ALGORITHMS, training_flops
@@ -34,22 +36,6 @@ def build_hook(cfg: Config) -> SparseTrainingHook | None:
     """Builds the hook that trains masks, if the config has one."""
     place = hook_place(cfg)
     return None if place is None else HOOKS.build(cfg.custom_hooks[place])
-
-
-def dense_network(cfg: Config, model: nn.Module) -> nn.Module:
-    """The dense network that the model of a config is compared with.
-
-    It is the model itself, if no backbone of it has a family.
-
-    Raises:
-        Mistake: If that backbone is not ``model.backbone``.
-    """
-    found = sparse_backbone(model)
-    if found is None:
-        return model
-    if found[0] != 'backbone.':
-        raise Mistake(f'the Sparse-IFT backbone is model.{found[0][:-1]}')
-    return build_dense(cfg)
 
 
 def report_masks(

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import nn
 
-from sift_mm.arguments import OneOf
-from sift_mm.checkpoint import (
+from sift_mm.arguments import Choice
+from sift_mm.checkpoint.reading import load_pretrained
+from sift_mm.checkpoint.state import (
     CHECKPOINT_KEY,
     check_keys,
-    load_pretrained,
     pretrained_cfg,
     without_prefix,
 )
@@ -20,10 +20,10 @@ from sift_mm.errors import Mistake, MistakenCall
 from sift_mm.isoflop import INNER, SPARSE_FACTORS
 from sift_mm.layers import Composite, Member, Wide, families
 
-FamilyName = Annotated[str, OneOf(families)]
+FamilyName = Annotated[str, Choice(families)]
 Flops = Literal['match', 'match_model', 'nominal']
-Inner = Annotated[str, OneOf(lambda: INNER)]
-SparseFactors = Annotated[str, OneOf(lambda: SPARSE_FACTORS)]
+Inner = Annotated[str, Choice(lambda: INNER)]
+SparseFactors = Annotated[str, Choice(lambda: SPARSE_FACTORS)]
 
 
 class SparseIFTBackbone(nn.Module):
@@ -142,6 +142,29 @@ class SparseIFTBackbone(nn.Module):
             f'family={self.family!r}, sparsity={self.sparsity}, '
             f'flops={self.flops!r}'
         )
+
+
+def sparse_backbone(
+    model: nn.Module,
+) -> tuple[str, SparseIFTBackbone] | None:
+    """Return prefix ('backbone.') and module of the backbone with a family.
+
+    Raises:
+        ValueError: If there are several: one sparsity cannot be matched for
+            both.
+    """
+    found = [
+        ((f'{name}.' if name else ''), module)
+        for name, module in model.named_modules()
+        if isinstance(module, SparseIFTBackbone) and module.family
+    ]
+    if len(found) > 1:
+        raise Mistake(
+            'The model has several Sparse-IFT backbones with a '
+            f'family, {[name for name, _ in found]}; masks can '
+            'be trained for one.'
+        )
+    return found[0] if found else None
 
 
 def make_member(

@@ -14,13 +14,14 @@ from torch import Tensor, nn
 
 from sift_mm.analysis.report import build_hook
 from sift_mm.analysis.speed import fill, measure_speed, to_text
-from sift_mm.checkpoint import mask_training
+from sift_mm.checkpoint.state import mask_training
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_config_options, add_shape_option, positive
-from sift_mm.config.channels import build
-from sift_mm.config.checkpoints import check_checkpoint
+from sift_mm.config.building import build
+from sift_mm.config.explain import explained
 from sift_mm.config.images import find_sizes
 from sift_mm.config.reading import import_library, load_config
+from sift_mm.config.resume import check_checkpoint
 from sift_mm.errors import Mistake
 from sift_mm.sparsity import MaskSet
 
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.threads:
         torch.set_num_threads(args.threads)
     cfg = load_config(args)
-    try:
+    with explained(args.config, cfg):
         (shape, _), _ = find_sizes(cfg, args.shape)
         import_library(cfg)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
@@ -78,8 +79,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         report = measure_speed(
             cfg, model, masks, shape, args.batch, args.rounds, args.whole
         )
-    except (ValueError, RuntimeError) as error:
-        raise Mistake(f'{args.config}: {error}') from error
     print(to_text(report))
     if args.json:
         mmengine.dump(report, args.json, 'json', indent=2)

@@ -55,6 +55,9 @@ def entry_point(main: Callable[..., T]) -> Callable[..., T]:
     def run(argv: Sequence[str] | None = None) -> T:
         try:
             return main(argv)
+        except KeyboardInterrupt:
+            print('\nStopped by Ctrl-C.', file=sys.stderr, flush=True)
+            raise SystemExit(130) from None
         except Exception as error:
             sentence = explain(error)
             shown = FLAG in (sys.argv if argv is None else argv)

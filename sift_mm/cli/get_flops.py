@@ -16,8 +16,8 @@ from sift_mm.analysis.text import to_text
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_config_options, add_shape_option, positive
 from sift_mm.config.arguments import check_config
+from sift_mm.config.explain import explained
 from sift_mm.config.reading import load_config
-from sift_mm.errors import Mistake
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -59,15 +59,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     # What configs and libraries print would not be JSON.
     with redirect_stdout(sys.stderr):
         cfg = load_config(args)
-        check_config(cfg)
-        try:
+        with explained(args.config, cfg):
+            check_config(cfg)
             report = dict(config=args.config) | make_report(
                 cfg, args.shape, args.epoch_samples, args.batch_size
             )
-        except (ValueError, KeyError) as error:
-            # A KeyError as a string has quotation marks.
-            message = error.args[0] if isinstance(error, KeyError) else error
-            raise Mistake(f'{args.config}: {message}') from error
     if args.json == '-':
         print(json.dumps(report, indent=2))
         return

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_config_options
+from sift_mm.config.explain import explained
 from sift_mm.config.reading import load_config
 
 SUFFIXES = ('.py', '.json', '.yml')
@@ -24,7 +25,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if path is not None and not path.endswith(SUFFIXES):
         parser.error(f'--save-path has to end in {", ".join(SUFFIXES)}')
     cfg = load_config(args)
-    print(f'Config:\n{cfg.pretty_text}')
+    with explained(args.config, cfg):
+        text = cfg.pretty_text
+    print(f'Config:\n{text}')
     if path is not None:
         os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
         cfg.dump(path)

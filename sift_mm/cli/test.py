@@ -17,10 +17,11 @@ from mmengine.runner import Runner
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_run_options
 from sift_mm.config.arguments import check_config
-from sift_mm.config.checkpoints import check_checkpoint
 from sift_mm.config.data import check_data
 from sift_mm.config.drawing import enable_drawing
+from sift_mm.config.explain import explained
 from sift_mm.config.reading import load_run_config
+from sift_mm.config.resume import check_checkpoint
 from sift_mm.config.tta import enable_tta
 from sift_mm.engine.cost_hook import CostHook, to_text
 from sift_mm.engine.launch import run, set_loader_defaults, switch_off
@@ -134,14 +135,15 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """
     args = parse_args(argv)
     cfg = load_run_config(args)
-    check_config(cfg)
-    costs = CostHook(copy.deepcopy(cfg))
-    sparse = SparseTestHook()
-    check_checkpoint(args.checkpoint)
-    check_data(cfg, ['test'])
-    cfg = merge_args(cfg, args)
-    keeps_metrics = args.out_item == 'metrics'
-    dumps = args.out and not keeps_metrics and not keeps_label_maps(cfg, args)
+    with explained(args.config, cfg):
+        check_config(cfg)
+        costs = CostHook(copy.deepcopy(cfg))
+        sparse = SparseTestHook()
+        check_checkpoint(args.checkpoint)
+        check_data(cfg, ['test'])
+        cfg = merge_args(cfg, args)
+        keeps_metrics = args.out_item == 'metrics'
+        dumps = args.out and not (keeps_metrics or keeps_label_maps(cfg, args))
 
     def task(runner: Runner) -> tuple[dict[str, float], bool]:
         if dumps:

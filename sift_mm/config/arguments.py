@@ -1,11 +1,10 @@
 """Arguments of the modules that a config names; its library is imported."""
 
 import inspect
-import re
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.registry import HOOKS, MODELS, Registry
+from mmengine.registry import HOOKS, MODELS, OPTIMIZERS, Registry
 
 from sift_mm.arguments import check_names, parameters, read_arguments
 from sift_mm.backbones.base import make_member
@@ -38,18 +37,19 @@ def check_config(cfg: Config) -> None:
     Nothing is built but the hooks, which are small.
 
     Raises:
-        Mistake: On the first wrong argument of a Sparse-IFT backbone, or of
-            a SparseTrainingHook.
+        Mistake: On the first wrong argument of a Sparse-IFT backbone or of a
+            SparseTrainingHook, and on an unknown optimizer.
     """
     from sift_mm.config.reading import import_library
-    from sift_mm.engine.hook import SparseTrainingHook
 
     import_library(cfg)
+    _check_optimizer(cfg)
+    hook_class = HOOKS.get('SparseTrainingHook')
     for hook in cfg.get('custom_hooks') or ():
         if not isinstance(hook, dict):
             continue  # A hook that is built already.
         maker = _maker(cfg, HOOKS, hook.get('type'))
-        if inspect.isclass(maker) and issubclass(maker, SparseTrainingHook):
+        if inspect.isclass(maker) and issubclass(maker, hook_class):
             maker(**_without(hook, 'type', 'priority'))
     for key, node in walk(cfg.get('model'), 'model'):
         # Of all nodes, no others need be known to a registry of models.
@@ -61,20 +61,14 @@ def check_config(cfg: Config) -> None:
                 make_member(**member)
 
 
+def _check_optimizer(cfg: Config) -> None:
+    """Refuse an optimizer that is not registered: MMEngine would call None."""
+    node = (cfg.get('optim_wrapper') or {}).get('optimizer')
+    kind = node.get('type') if isinstance(node, dict) else None
+    if isinstance(kind, str) and _maker(cfg, OPTIMIZERS, kind) is None:
+        what = 'optim_wrapper.optimizer: there is no optimizer'
+        check_names(what, [kind], OPTIMIZERS.module_dict)
+
+
 def _without(node: dict[str, Any], *keys: str) -> dict[str, Any]:
     return {k: v for k, v in node.items() if k not in (*keys, '_scope_')}
-
-
-def refuse_unknown(cfg: Config, error: Exception) -> None:
-    """Says which argument was misspelt, if building a model failed of that.
-
-    Raises:
-        Mistake: With the nearest name.
-    """
-    found = re.search(r"unexpected keyword argument '(\w+)'", str(error))
-    if found is None:
-        return
-    for key, node in walk(cfg.model, 'model'):
-        if isinstance(node, dict) and {found[1], 'type'} <= node.keys():
-            known = arguments(cfg, node['type'])
-            check_names(f'{key} has no argument', [found[1]], known)

@@ -5,23 +5,28 @@ wide the features are that it reads. Those that read the backbone follow it.
 """
 
 import copy
-import inspect
 import re
+from collections.abc import Iterable
 from itertools import chain
 from os.path import commonprefix
 from typing import Any
 
-import torch
 from mmengine.config import Config
-from mmengine.registry import MODELS, DefaultScope
-from torch import nn
+from torch import Tensor, nn
 
+from sift_mm.analysis.model_forward import run_once
 from sift_mm.backbones import SparseIFTMixin
-from sift_mm.config.arguments import refuse_unknown
+from sift_mm.backbones.base import sparse_backbone
+from sift_mm.config.building import build, build_backbone
+from sift_mm.config.images import find_sizes
 from sift_mm.config.nodes import put, type_name, walk
-from sift_mm.engine.checks import KEY, check_channels, find_misfit
 from sift_mm.errors import Mistake
+from sift_mm.flops import meta_image, on_meta, skip_norms, watched
 
+# Sizes of the images of trial runs, where a config does not say.
+TRIALS = ((256, 256), (256, 128))
+# Suffix of the keys that hold the input channels of a module.
+KEY = 'in_channels'
 # What else a model has, beside its heads.
 NO_HEADS = ('backbone', 'neck', 'data_preprocessor')
 
@@ -86,46 +91,6 @@ def follow(model: Any, backbone: Any, dense: bool = False) -> dict[int, int]:
     return new
 
 
-def build_backbone(cfg: Config) -> Any:
-    """The backbone of a config, as :func:`build` builds it."""
-    return build(cfg, cfg.model.backbone)
-
-
-def build(cfg: Config, node: Any = None) -> nn.Module:
-    """Builds the model of a config, or a node of it.
-
-    Weights of ``init_cfg`` are not loaded, and the random state of the run is
-    left alone.
-
-    Raises:
-        Mistake: If a type or an argument of the config is unknown.
-    """
-    # Launching reads configs, and that makes them sparse.
-    from sift_mm.engine.launch import replace_sync_norms
-
-    node = copy.deepcopy(cfg.model if node is None else node)
-    replace_sync_norms(node)  # Some want a process group to be built.
-    scope = cfg.get('default_scope', 'mmengine')
-    with (
-        DefaultScope.overwrite_default_scope(scope),
-        torch.random.fork_rng(devices=[]),
-    ):
-        try:
-            return MODELS.build(node)
-        except ValueError:  # What sift_mm says is one.
-            raise
-        except Exception as error:
-            # A word is misspelt, a package or a file of the model is missing.
-            refuse_unknown(cfg, error)
-            # A KeyError as a string has quotation marks.
-            words = error.args[0] if isinstance(error, KeyError) else error
-            reason = str(words).partition('\n')[0] or type(error).__name__
-            raise Mistake(
-                f'the {node.get("type")} of the config cannot be built: '
-                f'{reason}'
-            ) from error
-
-
 def fit_channels(cfg: Config) -> None:
     """Let neck and heads read what the backbone gives, in place.
 
@@ -133,14 +98,14 @@ def fit_channels(cfg: Config) -> None:
         Mistake: If a layer cannot follow, see :func:`check_channels`.
     """
     # One of another type gives what its dense one does.
-    if 'SparseIFTResNet' not in str(cfg.model.get('backbone', {}).get('type')):
+    if 'SparseIFTResNet' not in type_name(cfg.model.get('backbone') or {}):
         return
-    unfit = _fit(cfg, build_backbone(cfg))
+    unfit = fit(cfg, build_backbone(cfg))
     if unfit is not None:
         check_channels(unfit, cfg)
 
 
-def _fit(cfg: Config, backbone: Any, dense: bool = False) -> nn.Module | None:
+def fit(cfg: Config, backbone: Any, dense: bool = False) -> nn.Module | None:
     """As :func:`follow`, for a whole config; the model if it does not fit.
 
     A trial run shows what numbers do not: a part of a head may read another
@@ -174,6 +139,102 @@ def _all_channels(model: Any) -> dict[str, int]:
     return reader_channels(model) | _head_channels(model)
 
 
+def check_channels(model: nn.Module, cfg: Config) -> None:
+    """Sends an image without numbers through a model with a wide backbone.
+
+    Of the size in testing, and in training. What fits at any size is no
+    fault: a layer may read channels and places together.
+
+    Raises:
+        ValueError: If a layer gets another number of channels than it reads,
+            with the values of the config that fit, where they are known.
+    """
+    found = sparse_backbone(model)
+    if found is None or found[0] != 'backbone.':
+        return
+    backbone: Any = found[1]
+    if (misfit := find_misfit(model, cfg)) is None:
+        return
+    name, reads, gets = misfit
+    raise Mistake(
+        f'model.{name} reads {reads} channels and gets {gets}: the backbone '
+        f'(family={backbone.family!r}, sparsity={backbone.sparsity}) gives '
+        f'{getattr(backbone, "out_channels", "other")} channels; '
+        f'{_advice(cfg, backbone, misfit)}.'
+    )
+
+
+def find_misfit(model: nn.Module, cfg: Config) -> tuple[str, int, int] | None:
+    """The layer that gets another number of channels than it reads.
+
+    Of a model with a ``backbone`` that fits itself, at the sizes of images
+    that a config says: its name, what it reads, and what it gets.
+    """
+    trial: Any = on_meta(model)
+    skip_norms(trial.backbone)  # They fit, and take most of the time.
+    misfit = None
+    for shape in _shapes(cfg):
+        channels = getattr(trial.backbone, 'image_channels', 3)
+        now = _misfit_at(trial, shape, channels)
+        if now is None or misfit not in (None, now):
+            return None
+        misfit = now
+    return misfit
+
+
+def _shapes(cfg: Config) -> Iterable[tuple[int, int]]:
+    """Sizes of images that the model is made for, or two of any."""
+    try:
+        return dict.fromkeys(shape for shape, _ in find_sizes(cfg, None))
+    except ValueError:
+        return TRIALS
+
+
+def _misfit_at(
+    trial: nn.Module, shape: tuple[int, int], channels: int
+) -> tuple[str, int, int] | None:
+    """What does not fit in a model that has no numbers, see :func:`_misfit`.
+
+    None too where it fails in another way, which is no fault of the config.
+    """
+    running: list[tuple[str, Any, Any]] = []
+
+    def enter(name: str, module: Any, args: Any) -> None:
+        running.append((name, module, args))
+
+    def leave(*_: Any) -> None:
+        running.pop()
+
+    try:
+        with watched(trial, enter, leave):
+            run_once(trial, meta_image(shape, channels), auxiliary=True)
+    except Exception:
+        return _misfit(*running[-1]) if running else None
+    return None
+
+
+def _misfit(name: str, module: Any, args: Any) -> tuple[str, int, int] | None:
+    """A layer, the channels that it reads, and those that it gets."""
+    if not args or not isinstance(args[0], Tensor) or args[0].dim() < 2:
+        return None
+    gets = args[0].shape[-1 if hasattr(module, 'in_features') else 1]
+    for key in ('in_channels', 'in_features', 'num_features', 'num_channels'):
+        reads = getattr(module, key, None)
+        if isinstance(reads, int):
+            return (name, reads, gets) if reads != gets else None
+    return None
+
+
+def _advice(cfg: Config, backbone: Any, misfit: tuple[str, int, int]) -> str:
+    """Return the values to write in the config, where they are known."""
+    if text := what_fits(cfg, backbone, misfit):
+        return f'write {text}'
+    return (
+        'no in_channels of the config is known to be its width, so that it '
+        "cannot follow; family='parallel' leaves features as wide as they are"
+    )
+
+
 def what_fits(cfg: Config, backbone: Any, misfit: tuple[str, int, int]) -> str:
     """What to write in a config that does not fit; '' if that is not known.
 
@@ -204,29 +265,3 @@ def _written(model: Any, key: str) -> str:
     if isinstance(nodes[owner], (list, tuple)):
         key = owner
     return f'{key}={nodes[key]}'
-
-
-def dense_config(cfg: Config) -> Config:
-    """The config of the dense network, in a copy.
-
-    A backbone of Sparse-IFT becomes the library's own, and neck and heads
-    read that.
-    """
-    cfg = copy.deepcopy(cfg)
-    backbone = cfg.model.get('backbone') or {}
-    kind = type_name(backbone)
-    if kind == 'SparseIFT':
-        cfg.model.backbone = backbone['backbone']
-    elif kind.startswith('SparseIFT'):
-        wide = build_backbone(cfg)
-        own = inspect.signature(SparseIFTMixin).parameters.items()
-        for name, argument in own:
-            if argument.kind is argument.KEYWORD_ONLY:
-                backbone.pop(name, None)
-        _fit(cfg, wide, dense=True)
-    return cfg
-
-
-def build_dense(cfg: Config) -> nn.Module:
-    """Builds the dense network of :func:`dense_config`."""
-    return build(dense_config(cfg))

@@ -1,13 +1,14 @@
 """The member of the family that options ask for."""
 
-import inspect
 import re
 from argparse import Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sift_mm.arguments import check_names
+from mmengine.registry import HOOKS
+
+from sift_mm.arguments import check_names, parameters
 from sift_mm.errors import Mistake
 
 # Arguments of every backbone that say which member of the family it is.
@@ -78,13 +79,11 @@ class MemberOptions:
         Raises:
             ValueError: If the hook has no such argument.
         """
-        from sift_mm.engine.hook import SparseTrainingHook
-
         found = dict(self.hook or {})
         check_names(
             'SparseTrainingHook has no argument',
             found,
-            inspect.signature(SparseTrainingHook).parameters,
+            parameters(HOOKS.get('SparseTrainingHook')),
         )
         if self.algorithm is not None:
             found['algorithm'] = self.algorithm

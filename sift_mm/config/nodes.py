@@ -29,7 +29,7 @@ def put(node: Any, key: str, value: Any) -> Any:
 def type_name(cfg: Mapping[str, Any]) -> str:
     """Name in a config's ``type``: without scope, of a class its name."""
     kind = cfg.get('type', '')
-    name = kind if isinstance(kind, str) else kind.__name__
+    name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
     return name.rpartition('.')[2]
 
 

@@ -6,6 +6,7 @@ import os
 import os.path as osp
 import re
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
@@ -14,13 +15,37 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
+from mmengine.registry import MODELS
 from mmengine.utils import is_installed
 
+from sift_mm.arguments import check_names
 from sift_mm.backbones import PACKAGES
+from sift_mm.config.explain import explained, one_line
 from sift_mm.config.member import MemberOptions
 from sift_mm.config.overrides import override
+from sift_mm.config.types import check, check_types
 from sift_mm.errors import Mistake
 
+# Environment variables that a launcher sets, and the command that starts it.
+LAUNCHERS = {
+    'pytorch': (
+        ('RANK', 'WORLD_SIZE', 'MASTER_ADDR', 'MASTER_PORT'),
+        'tools/dist_train.sh or torchrun',
+    ),
+    'slurm': (
+        ('SLURM_PROCID', 'SLURM_NTASKS', 'SLURM_NODELIST'),
+        'tools/slurm_train.sh or srun',
+    ),
+    'mpi': (
+        (
+            'OMPI_COMM_WORLD_LOCAL_RANK',
+            'OMPI_COMM_WORLD_RANK',
+            'OMPI_COMM_WORLD_SIZE',
+            'MASTER_ADDR',
+        ),
+        "Open MPI's mpirun, with MASTER_ADDR set to the first machine",
+    ),
+}
 # Of the files that MMEngine reads.
 SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 
@@ -81,22 +106,45 @@ def read_config(
             f'{config} is no config: the name of one ends in '
             f'{", ".join(SUFFIXES)}.'
         )
-    try:
-        with _without_noise():
-            cfg = Config.fromfile(path)
-    except (OSError, ImportError) as error:  # Of a base, or what it imports.
-        reason = str(error).partition('\n')[0]
-        raise Mistake(f'{config} cannot be read: {reason}') from error
-    if 'default_scope' not in cfg and (library := _library_of(path)):
-        cfg.default_scope = library  # As the library's own tools set it.
-    options = MemberOptions(**member)
-    if options:
-        import_library(cfg)
-    try:
+    with explained(config), _without_noise():
+        cfg = Config.fromfile(path, import_custom_modules=False)
+        _import_modules(cfg)
+    with explained(config, cfg):
+        check_types(cfg)
+        if 'default_scope' not in cfg and (library := _library_of(path)):
+            cfg.default_scope = library  # As the library's own tools set it.
+        options = MemberOptions(**member)
+        if options:
+            import_library(cfg)
         override(cfg, cfg_options or {}, options)
-    except ValueError as error:
-        raise Mistake(f'{config}: {error}') from error
+        check_types(cfg)
     return cfg
+
+
+def _import_modules(cfg: Config) -> None:
+    """Import the modules of ``custom_imports``.
+
+    Raises:
+        Mistake: If one cannot be imported, with its name and the reason.
+    """
+    custom = cfg.get('custom_imports') or {}
+    check(isinstance(custom, dict), 'custom_imports', custom, 'a dict')
+    names = custom.get('imports') or []
+    names = [names] if isinstance(names, str) else names
+    for name in names:
+        check(isinstance(name, str), 'custom_imports.imports', name, 'a name')
+        try:
+            import_module(name)
+        except Exception as error:
+            if custom.get('allow_failed_imports') and isinstance(
+                error, ImportError
+            ):
+                continue
+            raise Mistake(
+                f'custom_imports: the module {name} cannot be imported '
+                f'({one_line(error)}); install it, put its folder on '
+                'PYTHONPATH, or take the name out.'
+            ) from error
 
 
 def _library_of(path: str) -> str | None:
@@ -111,10 +159,14 @@ def import_library(cfg: Config) -> None:
     The registries would do it, but noisily.
 
     Raises:
-        Mistake: If it is one of OpenMMLab's and not installed.
+        Mistake: If it is unknown, or one of OpenMMLab's and not installed.
     """
     scope = cfg.get('default_scope', 'mmengine')
     if scope not in PACKAGES:
+        # Of a project of the user, imported by custom_imports.
+        if not (scope.isidentifier() and find_spec(scope)):
+            known = ['mmengine', *PACKAGES, *MODELS.children]
+            check_names('default_scope: there is no library', [scope], known)
         return
     if find_spec(scope) is None:
         raise Mistake(
@@ -137,6 +189,7 @@ def load_run_config(args: argparse.Namespace) -> Config:
         import torch._dynamo
 
         torch._dynamo.config.cache_size_limit = int(limit)
+    check_launcher(args.launcher)
     cfg = load_config(args)
     cfg.launcher = args.launcher
     if args.work_dir is not None:
@@ -146,4 +199,39 @@ def load_run_config(args: argparse.Namespace) -> Config:
         member = MemberOptions.of_args(args)
         name = '_'.join(filter(None, (name, member.name)))
         cfg.work_dir = osp.join('./work_dirs', name)
+    check_work_dir(cfg.work_dir)
     return cfg
+
+
+def check_launcher(launcher: str) -> None:
+    """Refuse a launcher whose environment variables are missing.
+
+    Raises:
+        Mistake: With the command that sets them.
+    """
+    wanted, command = LAUNCHERS.get(launcher, ((), ''))
+    missing = [name for name in wanted if name not in os.environ]
+    if missing:
+        raise Mistake(
+            f'--launcher {launcher} needs {", ".join(missing)} in the '
+            f'environment: start the run by {command}, or leave --launcher '
+            'out for a single process.'
+        )
+
+
+def check_work_dir(path: str) -> None:
+    """Make a work dir, and refuse one that cannot be written.
+
+    Raises:
+        Mistake: With the reason of the system.
+    """
+    try:
+        os.makedirs(path, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            pass
+    except (OSError, ValueError) as error:
+        reason = getattr(error, 'strerror', None) or error
+        raise Mistake(
+            f'The work dir {path} cannot be written ({reason}): name another '
+            'folder by --work-dir.'
+        ) from error

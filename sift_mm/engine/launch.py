@@ -15,13 +15,13 @@ from mmengine.registry import RUNNERS
 from mmengine.runner import Runner
 from torch import distributed
 
-from sift_mm.config.arguments import refuse_unknown
-from sift_mm.config.nodes import type_name, walk
+from sift_mm.config.building import replace_sync_norms
+from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import import_library
+from sift_mm.engine.saving import use_safe_files
+from sift_mm.engine.start import starting
 
 T = TypeVar('T')
-
-SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'NaiveSyncBN', 'SyncBatchNorm')
 
 
 def has_accelerator() -> bool:
@@ -58,18 +58,6 @@ def _log(message: str) -> None:
         print_log(message, logger='current')
 
 
-def replace_sync_norms(node: Any) -> bool:
-    """Turns synchronised norms of a model config into BN, in place."""
-    norms = [
-        found
-        for _, found in walk(node, 'model')
-        if isinstance(found, dict) and found.get('type') in SYNC_NORMS
-    ]
-    for norm in norms:
-        norm['type'] = 'BN'
-    return bool(norms)
-
-
 def fit_to_cpu(cfg: Config) -> None:
     """Lets the config of a distributed run work without an accelerator.
 
@@ -101,11 +89,7 @@ def fit_to_cpu(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds MMEngine's runner, or that named by ``runner_type``.
-
-    Raises:
-        Mistake: If an argument of the model is misspelt.
-    """
+    """Builds MMEngine's runner, or that named by ``runner_type``."""
     import_library(cfg)
     build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
     context: Any = nullcontext()
@@ -114,11 +98,7 @@ def build_runner(cfg: Config) -> Runner:
         # MMEngine selects a CUDA device, whatever the backend.
         context = mock.patch.object(torch.cuda, 'set_device')
     with context:
-        try:
-            return build(cfg)
-        except TypeError as error:
-            refuse_unknown(cfg, error)
-            raise
+        return build(cfg)
 
 
 def run(cfg: Config, task: Callable[[Runner], T]) -> T:
@@ -129,10 +109,13 @@ def run(cfg: Config, task: Callable[[Runner], T]) -> T:
     be gone first, and with it the runner: neither a caller must keep it, nor
     the task return it or its model.
     """
-    runner = build_runner(cfg)
-    result = task(runner)
-    end_workers(runner)
-    del runner
+    use_safe_files()
+    with starting(cfg) as hook:
+        runner = build_runner(cfg)
+        runner.register_hook(hook)
+        result = task(runner)
+        end_workers(runner)
+        del runner
     if distributed.is_available() and distributed.is_initialized():
         gc.collect()
         distributed.destroy_process_group()

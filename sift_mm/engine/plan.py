@@ -9,6 +9,7 @@ from mmengine.config import Config
 from torch import nn
 
 from sift_mm.backbones import SparseIFTBackbone
+from sift_mm.backbones.base import sparse_backbone
 from sift_mm.errors import Mistake
 from sift_mm.flops import FlopCount, count_flops
 from sift_mm.isoflop import solve_sparsity
@@ -253,29 +254,6 @@ class MaskPlan:
         return flops, flops / self.backbone.growth
 
 
-def sparse_backbone(
-    model: nn.Module,
-) -> tuple[str, SparseIFTBackbone] | None:
-    """Prefix ('backbone.') and module of a model's backbone of a family.
-
-    Raises:
-        ValueError: If there are several: one sparsity cannot be matched for
-            both.
-    """
-    found = [
-        ((f'{name}.' if name else ''), module)
-        for name, module in model.named_modules()
-        if isinstance(module, SparseIFTBackbone) and module.family
-    ]
-    if len(found) > 1:
-        raise Mistake(
-            'The model has several Sparse-IFT backbones with a '
-            f'family, {[name for name, _ in found]}; masks can '
-            'be trained for one.'
-        )
-    return found[0] if found else None
-
-
 def backbone_flops(backbone: SparseIFTBackbone) -> tuple[FlopCount, float]:
     """FLOPs of a backbone with dense weights, and of its dense twin.
 
@@ -309,7 +287,7 @@ def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
             the model cannot be counted.
     """
     from sift_mm.analysis.model_forward import count_model
-    from sift_mm.config.channels import build_dense
+    from sift_mm.config.dense import build_dense
     from sift_mm.config.images import channels_of, find_sizes
 
     (shape, _), _ = find_sizes(cfg, None)

@@ -10,7 +10,7 @@ from torch import nn
 
 from sift_mm.analysis import profile
 from sift_mm.analysis.model_forward import count_model
-from sift_mm.config.channels import build
+from sift_mm.config.building import build
 from sift_mm.config.reading import import_library, read_config
 
 R18 = {

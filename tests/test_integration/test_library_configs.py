@@ -19,13 +19,13 @@ from mmengine.runner import Runner
 from narrow import Watch, check_masks, in_float32, masks_of, narrow_data, small
 from sparserun import final, load
 
-from sift_mm.checkpoint import sealed
+from sift_mm.checkpoint.state import sealed
+from sift_mm.config.building import replace_sync_norms
 from sift_mm.config.data import check_data
 from sift_mm.config.reading import read_config
 from sift_mm.engine import SparseTrainingHook
 from sift_mm.engine.launch import (
     build_runner,
-    replace_sync_norms,
     set_loader_defaults,
 )
 from sift_mm.flops import count_flops

@@ -1,4 +1,4 @@
-"""Which checkpoint a run goes on from, and which cannot be used."""
+"""Find the checkpoint that a run resumes or starts from, and check it."""
 
 import os.path as osp
 import re
@@ -7,30 +7,26 @@ from string import digits
 
 from mmengine.config import Config
 
-from sift_mm.checkpoint import check_resumable, named, pretrained_cfg
+from sift_mm.checkpoint.reading import is_address, read
+from sift_mm.checkpoint.state import check_resumable, named, pretrained_cfg
 from sift_mm.config.nodes import walk
 from sift_mm.errors import Mistake
-from sift_mm.reading import read
 
 
 def check_checkpoint(path: str) -> None:
-    """Stops with a sentence if a local checkpoint cannot be read.
+    """Refuse a local checkpoint that cannot be read.
 
     An address such as ``torchvision://`` is left to MMEngine.
 
     Raises:
         Mistake: If there is no such file, or a bad one.
     """
-    if not _is_address(path):
-        read(path)
-
-
-def _is_address(path: str) -> bool:
-    return '://' in path
+    if not is_address(path):
+        read(path, keep=True)
 
 
 def find_start(cfg: Config, resume: str | None = None) -> list[str]:
-    """Settles which checkpoint a run goes on from, in ``cfg.load_from``.
+    """Set ``cfg.load_from`` to the checkpoint that a run resumes from.
 
     Args:
         cfg (Config): Config of a run, changed in place.
@@ -38,7 +34,7 @@ def find_start(cfg: Config, resume: str | None = None) -> list[str]:
             the work dir; None for what the config says.
 
     Returns:
-        list[str]: What the log has to say of it.
+        list[str]: Lines for the log.
 
     Raises:
         Mistake: If the checkpoint, or each in the work dir, is none that a
@@ -68,8 +64,8 @@ def find_start(cfg: Config, resume: str | None = None) -> list[str]:
 
 
 def _check_start(path: str) -> None:
-    """Refuse a file to resume from, and say which one would do."""
-    if _is_address(path):
+    """Refuse a bad file to resume from, and name a good one beside it."""
+    if is_address(path):
         return
     try:
         _progress(Path(path))
@@ -84,7 +80,7 @@ def _check_start(path: str) -> None:
 
 
 def _candidates(cfg: Config) -> list[Path]:
-    """What a run may have saved: in its folder, and where it says so."""
+    """List the checkpoints of a run, in its work dir and in ``out_dir``."""
     folder = Path(cfg.work_dir)
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     found = _numbered(folder)
@@ -93,14 +89,14 @@ def _candidates(cfg: Config) -> list[Path]:
         found += _numbered(Path(hook['out_dir'], folder.resolve().name))
     last = folder / 'last_checkpoint'
     text = last.read_text(errors='replace').strip() if last.is_file() else ''
-    if text and not _is_address(text):
+    if text and not is_address(text):
         known = [osp.abspath(path) for path in found]
         found += [Path(text)] if osp.abspath(text) not in known else []
     return found
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """The checkpoints in a folder, by the names that MMEngine gives them.
+    """List the checkpoints in a folder that have MMEngine's names.
 
     Best and published ones, which have longer names, go on with no run.
     """
@@ -112,10 +108,10 @@ def _numbered(folder: Path) -> list[Path]:
 
 
 def _newest_whole(paths: list[Path]) -> tuple[str | None, list[str]]:
-    """The checkpoint that is furthest in its run, None of no paths.
+    """Return the whole checkpoint that is furthest in its run, or None.
 
-    Those that are numbered alike are read from the last on, until one is
-    whole; beside it is returned what is wrong with those before.
+    Of one kind (epochs, iterations), files are read from the last one on
+    until one is whole; errors of those before are returned too.
 
     Raises:
         Mistake: If none is whole.
@@ -144,18 +140,18 @@ def _newest_whole(paths: list[Path]) -> tuple[str | None, list[str]]:
 
 
 def _progress(path: Path) -> int:
-    """Iterations after which a checkpoint was saved, if a run goes on so."""
-    checkpoint = read(path)
+    """Return the iteration of a checkpoint that a run can resume from."""
+    checkpoint = read(path, keep=True)
     with named(path):
         check_resumable(checkpoint)
     return checkpoint['meta']['iter']
 
 
 def check_pretrained(cfg: Config) -> None:
-    """Stops with a sentence if weights to start from cannot be read.
+    """Refuse a config whose weights to start from cannot be read.
 
-    A run that is resumed needs them no more, and is told, in its config, to
-    leave those that are gone.
+    A resumed run needs them no more: those that are gone are left out of its
+    config.
 
     Raises:
         Mistake: If a local file that the model or the run starts from does
@@ -174,7 +170,7 @@ def check_pretrained(cfg: Config) -> None:
             continue
         # MMEngine takes paths with a tilde.
         full = osp.abspath(osp.expanduser(path))
-        if _is_address(path) or osp.isfile(full):
+        if is_address(path) or osp.isfile(full):
             if not resumes:
                 check_checkpoint(path)
         elif not resumes:

@@ -1,4 +1,4 @@
-"""What is known about a checkpoint: mask training, weights, keys, resuming."""
+"""State of mask training in a checkpoint; checks of its weights and keys."""
 
 import hashlib
 import re
@@ -9,21 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sift_mm.checkpoint.packing import pack
 from sift_mm.errors import Mistake
-from sift_mm.sparsity.packing import pack
 
-# Where masks and all else of the mask training are in a checkpoint.
+#: Key of the masks and all else of the mask training in a checkpoint.
 CHECKPOINT_KEY = 'sparse_training'
-# Of what stands there: what a newer release writes may mean something else.
+#: Version of that state: a newer release may write it with another meaning.
 VERSION = 1
-# What stands there was saved with, to see that it is that.
+#: Key of the digest that the state was saved with.
 DIGEST = 'digest'
-# Keys that are named in a message, of each kind.
+#: Keys that a message names, of each kind.
 SHOWN = 6
 
 
 def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The mask training of a checkpoint, its masks under 'masks', or None.
+    """Return the mask training of a checkpoint, with its masks, or None.
 
     Raises:
         ValueError: If it is of a newer version, holds no masks, or is not
@@ -47,7 +47,7 @@ def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
         for mask in masks.values()
     ):
         wrong = 'a mask is no bool tensor'
-    elif DIGEST in state and state[DIGEST] != _digest(state):
+    elif not is_as_saved(state):
         wrong = 'it is not what was saved'
     if wrong:
         raise Mistake(
@@ -58,8 +58,13 @@ def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A state of the mask training with a digest of all of it."""
+    """Return a state with a digest of all of it."""
     return {**state, DIGEST: _digest(state)}
+
+
+def is_as_saved(state: Mapping[str, Any]) -> bool:
+    """Return whether a state has its digest; earlier ones have none."""
+    return DIGEST not in state or state[DIGEST] == _digest(state)
 
 
 def _digest(state: Mapping[str, Any]) -> str:
@@ -68,9 +73,17 @@ def _digest(state: Mapping[str, Any]) -> str:
             return sorted((repr(k), written(v)) for k, v in value.items())
         if isinstance(value, (list, tuple)):
             return [written(item) for item in value]
+        if isinstance(value, Tensor) and value.is_sparse:
+            value = value.coalesce()
+            return [
+                *value.shape,
+                *map(written, (value.indices(), value.values())),
+            ]
         if isinstance(value, Tensor):
-            data = value.detach().cpu().flatten().view(torch.uint8)
-            digest = hashlib.sha256(data.numpy().data).hexdigest()
+            data = value.detach().cpu().contiguous().flatten()
+            digest = hashlib.sha256(
+                data.view(torch.uint8).numpy().data
+            ).hexdigest()
             return f'{value.dtype} {tuple(value.shape)} {digest}'
         return repr(value)
 
@@ -80,7 +93,7 @@ def _digest(state: Mapping[str, Any]) -> str:
 
 @contextmanager
 def named(path: Any) -> Iterator[None]:
-    """Name a checkpoint, where its path is known, in what is wrong with it.
+    """Name the checkpoint, where its path is known, in errors.
 
     Raises:
         Mistake: In place of one, and of what Python raises where a value is
@@ -105,10 +118,9 @@ def named(path: Any) -> Iterator[None]:
 
 
 def check_finite(state: Mapping[str, Any]) -> None:
-    """Refuse weights of a ``state_dict`` that are no numbers.
+    """Refuse a ``state_dict`` with NaN or infinite weights.
 
-    A buffer of zeros and minus infinities, which masks attention, is let
-    through.
+    A buffer of zeros and minus infinities, which masks attention, passes.
 
     Raises:
         ValueError: If one is NaN or infinite.
@@ -127,7 +139,7 @@ def check_finite(state: Mapping[str, Any]) -> None:
 
 
 def check_masks(state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
-    """Refuse masks that are not those of the weights of a ``state_dict``.
+    """Refuse masks of other weights than those of a ``state_dict``.
 
     Raises:
         ValueError: If one is of no weight, of another shape, or of a weight
@@ -142,7 +154,7 @@ def check_masks(state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
 
 
 def weight_of(state: Mapping[str, Any], name: str, mask: Tensor) -> Tensor:
-    """The weight of a mask.
+    """Return the weight of a mask.
 
     Raises:
         ValueError: If there is none, or of another shape.
@@ -154,7 +166,7 @@ def weight_of(state: Mapping[str, Any], name: str, mask: Tensor) -> Tensor:
 
 
 def pretrained_cfg(init_cfg: Any) -> Mapping[str, Any] | None:
-    """The part of a module's ``init_cfg`` that loads weights from a file.
+    """Return the part of an ``init_cfg`` that loads weights from a file.
 
     Configs of PVT have a checkpoint without a type.
     """
@@ -170,27 +182,10 @@ def pretrained_cfg(init_cfg: Any) -> Mapping[str, Any] | None:
     return None
 
 
-def load_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Read the checkpoint of an ``init_cfg`` as MMEngine does.
-
-    Weights alone are put under the key ``state_dict``.
-    """
-    from mmengine.runner import CheckpointLoader
-
-    checkpoint = CheckpointLoader.load_checkpoint(
-        config['checkpoint'], map_location='cpu'
-    )
-    if 'state_dict' not in checkpoint:
-        checkpoint = {'state_dict': checkpoint}
-    with named(config['checkpoint']):
-        check_finite(checkpoint['state_dict'])
-    return checkpoint
-
-
 def without_prefix(
     named: Mapping[str, Any], prefix: str | None
 ) -> dict[str, Any]:
-    """What lies under a prefix, with or without its dot, by name below it."""
+    """Return the entries below a prefix, which may end in a dot."""
     if not (prefix or '').startswith('module.'):
         named = {re.sub(r'^module\.', '', k): v for k, v in named.items()}
     if not prefix:
@@ -206,11 +201,11 @@ def without_prefix(
 def check_keys(
     module: nn.Module, state: Mapping[str, Any], path: str, prefix: str | None
 ) -> None:
-    """Refuse the ``state_dict`` of a checkpoint that is not of this backbone.
+    """Refuse a ``state_dict`` of another backbone.
 
-    MMEngine only warns of keys that do not fit, and leaves what they should
-    have filled at random. The backbone's ``core_keys`` say which keys must be
-    there, all if it has none; in the checkpoint they have the prefix.
+    MMEngine only warns of keys that do not fit, and leaves random weights.
+    The backbone's ``core_keys`` are required, or all keys if it has none; in
+    the checkpoint they have the prefix.
 
     Raises:
         ValueError: If a weight is missing or of another shape, or the
@@ -265,7 +260,7 @@ def check_keys(
 
 
 def check_resumable(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The mask training of a checkpoint from which a run goes on as it was.
+    """Return the mask training of a checkpoint that a run can resume from.
 
     Raises:
         ValueError: If a part of the run or of its mask training is missing,
@@ -311,7 +306,7 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _faults(state: Mapping[str, Any], iteration: int) -> Iterator[str]:
-    """Why a run does not go on with its mask training as it was."""
+    """List reasons why the mask training cannot be resumed."""
     history: Any = state.get('history')
     history = history if isinstance(history, Mapping) else {}
     ever, always = history.get('ever'), history.get('always')
@@ -334,7 +329,7 @@ def _faults(state: Mapping[str, Any], iteration: int) -> Iterator[str]:
 
 
 def _within(part: Tensor | None, whole: Tensor | None) -> bool:
-    """Whether packed bits are among others."""
+    """Return whether packed bits are a subset of others."""
     if part is None or whole is None or part.shape != whole.shape:
         return False
     return torch.equal(part.cpu() & whole.cpu(), part.cpu())

@@ -1,0 +1,56 @@
+"""The dense network that a sparse one is compared with."""
+
+import copy
+import inspect
+
+from mmengine.config import Config
+from torch import nn
+
+from sift_mm.backbones import SparseIFTMixin
+from sift_mm.backbones.base import sparse_backbone
+from sift_mm.config.building import build, build_backbone
+from sift_mm.config.channels import fit
+from sift_mm.config.nodes import type_name
+from sift_mm.errors import Mistake
+
+
+def dense_config(cfg: Config) -> Config:
+    """The config of the dense network, in a copy.
+
+    A backbone of Sparse-IFT becomes the library's own, and neck and heads
+    read that.
+    """
+    cfg = copy.deepcopy(cfg)
+    backbone = cfg.model.get('backbone') or {}
+    kind = type_name(backbone)
+    if kind == 'SparseIFT':
+        cfg.model.backbone = backbone['backbone']
+    elif kind.startswith('SparseIFT'):
+        wide = build_backbone(cfg)
+        own = inspect.signature(SparseIFTMixin).parameters.items()
+        for name, argument in own:
+            if argument.kind is argument.KEYWORD_ONLY:
+                backbone.pop(name, None)
+        fit(cfg, wide, dense=True)
+    return cfg
+
+
+def build_dense(cfg: Config) -> nn.Module:
+    """Builds the dense network of :func:`dense_config`."""
+    return build(dense_config(cfg))
+
+
+def dense_network(cfg: Config, model: nn.Module) -> nn.Module:
+    """Return the dense network that the model of a config is compared with.
+
+    The model itself, if no backbone of it has a family.
+
+    Raises:
+        Mistake: If that backbone is not ``model.backbone``.
+    """
+    found = sparse_backbone(model)
+    if found is None:
+        return model
+    if found[0] != 'backbone.':
+        raise Mistake(f'the Sparse-IFT backbone is model.{found[0][:-1]}')
+    return build_dense(cfg)

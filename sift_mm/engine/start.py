@@ -1,0 +1,183 @@
+"""The start of a run: its errors are mistakes, its log waits for them."""
+
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO
+
+import mmengine
+from mmengine.config import Config
+from mmengine.hooks import Hook
+from mmengine.runner import Runner
+
+from sift_mm.config.explain import explained
+from sift_mm.errors import Mistake
+
+
+class HeldOutput:
+    """Stream that keeps what is written until :meth:`release`."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._kept: list[str] | None = []
+
+    def write(self, text: str) -> int:
+        """Write a text, or keep it."""
+        if self._kept is None:
+            return self._stream.write(text)
+        self._kept.append(text)
+        return len(text)
+
+    def release(self) -> None:
+        """Write what was kept, and keep nothing from now on."""
+        kept, self._kept = self._kept, None
+        self._stream.write(''.join(kept or ()))
+        self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+class StartHook(Hook):
+    """Hook that ends the start of a run, and checks its data.
+
+    Args:
+        output (HeldOutput): Standard output until then.
+    """
+
+    # After all others: what they refuse is refused at the start.
+    priority = 'LOWEST'
+
+    def __init__(self, output: HeldOutput) -> None:
+        self.output = output
+        self.started = False
+
+    def before_train(self, runner: Runner) -> None:
+        """Check the data; say so where no iteration is left."""
+        check_loader(runner.train_dataloader, 'train_dataloader.dataset')
+        if runner.val_loop is not None:
+            check_loader(runner.val_dataloader, 'val_dataloader.dataset')
+        if runner.max_iters < 1:
+            raise Mistake(
+                f'train_cfg: the run would have {runner.max_iters} iterations;'
+                ' set max_epochs or max_iters to at least 1.'
+            )
+        if runner.iter >= runner.max_iters:
+            runner.logger.warning(
+                f'Nothing is left to do: the run ends after {runner.max_iters}'
+                f' iterations, and {runner._load_from} has had {runner.iter}. '
+                'To train on, raise max_epochs or max_iters of train_cfg.'
+            )
+
+    def before_test(self, runner: Runner) -> None:
+        """Check the data."""
+        check_loader(runner.test_dataloader, 'test_dataloader.dataset')
+
+    def end_start(self, *_: Any, **__: Any) -> None:
+        """Let the log through; errors from now on are not the config's."""
+        if not self.started:
+            self.started = True
+            self.output.release()
+
+    before_train_epoch = before_val_epoch = before_test_epoch = end_start
+    after_train = end_start
+
+
+@contextmanager
+def starting(cfg: Config) -> Iterator[StartHook]:
+    """Hold back the log of a run until it started.
+
+    MMEngine's description of the machine would stand before each refusal.
+
+    Yields:
+        StartHook: Hook to register with the runner.
+
+    Raises:
+        Mistake: If anything is raised before the run started.
+    """
+    before = sys.stdout
+    hook = StartHook(HeldOutput(before))
+    sys.stdout = hook.output  # type: ignore[assignment]
+    try:
+        yield hook
+        hook.end_start()
+    except Exception as error:
+        if hook.started:
+            raise
+        with explained(cfg.filename or 'the config', cfg):
+            _explain_data(error)
+            raise
+    finally:
+        sys.stdout = before
+
+
+def _explain_data(error: Exception) -> None:
+    """Refuse the data set that was read when an error arose.
+
+    MMEngine fails on an empty one before a hook can look at it.
+    """
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        dataset = frame.f_locals.get('self')
+        if getattr(dataset, 'data_list', None) == []:
+            if hasattr(dataset, 'cat_ids') or 'concatenate' in str(error):
+                check_dataset(dataset, 'dataset')
+
+
+def check_loader(loader: Any, key: str) -> None:
+    """Refuse a loader one of whose data sets has nothing to learn from."""
+    for dataset in _leaves(loader.dataset):
+        if hasattr(dataset, 'get_data_info'):
+            check_dataset(dataset, key)
+
+
+def check_dataset(dataset: Any, key: str) -> None:
+    """Refuse a data set that has no sample, or no instance of its classes.
+
+    Args:
+        dataset (BaseDataset): Data set of MMEngine.
+        key (str): Its key in the config.
+
+    Raises:
+        Mistake: If there is nothing to learn from or to measure by.
+    """
+    place = f'{key} ({type(dataset).__name__})'
+    classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
+    file = getattr(dataset, 'ann_file', '') or dataset.data_root
+    advice = f'(classes: {_some(classes)}); set metainfo=dict(classes=...)'
+    if classes and getattr(dataset, 'cat_ids', None) == []:
+        found = [c['name'] for c in mmengine.load(file)['categories']]
+        raise Mistake(
+            f'{place}: no class of the config is a category of {file} '
+            f'{advice} to names of the file, which are {_some(found)}.'
+        )
+    if not (len(dataset) if dataset._fully_initialized else dataset.data_list):
+        raise Mistake(
+            f'{place}: {file} gives no sample {advice}, filter_cfg or the '
+            'paths to what the files have.'
+        )
+    infos = (dataset.get_data_info(i) for i in range(len(dataset)))
+    # The first instance ends the search, in most data sets at once.
+    if all(info.get('instances', True) == [] for info in infos):
+        raise Mistake(
+            f'{place}: no sample of {file} has an instance of a class '
+            f'{advice} to names of the file.'
+        )
+
+
+def _some(names: Any) -> str:
+    """Return the first ten names, and how many there are more."""
+    more = f' and {len(names) - 10} more' if len(names) > 10 else ''
+    return ', '.join(map(str, names[:10])) + more
+
+
+def _leaves(dataset: Any) -> Iterator[Any]:
+    """Yield the data sets inside all wrappers."""
+    inner = getattr(dataset, 'datasets', None)
+    if inner is None and getattr(dataset, 'dataset', None) is not None:
+        inner = [dataset.dataset]
+    if inner is None:
+        yield dataset
+    else:
+        for one in inner:
+            yield from _leaves(one)
