@@ -19,13 +19,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from sift_mm.config.reading import read_config
 from sift_mm.errors import Mistake
 
 TOOLS = {name: ('-m', f'sift_mm.cli.{name}') for name in ('train', 'test')}
-POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0  # for a process to end by itself
 
 
@@ -118,7 +116,7 @@ class Experiment:
         """Return the metrics by name, and the costs of the network."""
         return json.loads(self.result.read_text())
 
-    def logged(self) -> Iterator[dict[str, Any]]:
+    def logged(self) -> Iterator[dict]:
         """Yield the records of the training in order, resumed parts too."""
         for path in sorted(self.folder.glob('*/vis_data/scalars.json')):
             yield from map(json.loads, path.read_text().splitlines())
@@ -230,8 +228,7 @@ def run_experiments(
     errors = []
     with ExitStack() as stack:
         for number in (signal.SIGTERM, signal.SIGHUP):
-            before = signal.getsignal(number)
-            if before is not signal.SIG_IGN:  # as nohup has it
+            if (before := signal.getsignal(number)) is not signal.SIG_IGN:
                 stack.callback(signal.signal, number, before)
                 signal.signal(number, lambda *_: sys.exit(143))
         stack.callback(stop, running)
@@ -248,6 +245,6 @@ def run_experiments(
                     outcome = str(error)
                 print(f'{job.experiment.name}: {outcome}', flush=True)
                 running.remove(job)
-            time.sleep(POLL_SECONDS)
+            time.sleep(0.1)
     if errors:
         raise Mistake(f'{len(errors)} runs failed. {errors[0]}')

@@ -7,7 +7,9 @@ from forks import run_forked
 from minirun import ROOT
 
 SECTION = (ROOT / 'docs/transfer.md').read_text().partition('in small\n')[2]
-COMMANDS = re.findall(r'(?m)^    python tools/(\w+)\.py (.*)$', SECTION)
+COMMANDS = re.findall(
+    r'(?m)^ *(?:python tools/|sift-)(train|test)(?:\.py)? (.*)$', SECTION
+)
 LOADERS = {'train': ('train', 'val'), 'test': ('test',)}
 
 
