@@ -51,3 +51,27 @@ def test_without_the_libraries_the_engine_is_there():
         'except ImportError as e: assert "pip install" in str(e)\n'
         'else: raise AssertionError\n',
     )
+
+
+def test_a_library_that_is_broken_is_left_out_with_its_reason():
+    run(
+        set(),
+        'class Broken:\n'
+        '    def find_spec(self, name, path=None, target=None):\n'
+        '        if name == "mmpretrain":\n'
+        '            return importlib.util.spec_from_loader(name, self)\n'
+        '    def create_module(self, spec): pass\n'
+        '    def exec_module(self, module): raise TypeError("of its own")\n'
+        'sys.meta_path.insert(0, Broken())\n'
+        'import sift_mm\n'
+        'import sift_mm.backbones as b\n'
+        'assert b.mmdet.SparseIFTResNet\n'
+        'try: b.mmpretrain\n'
+        'except ImportError as e: assert "of its own (TypeError)" in str(e)\n'
+        'else: raise AssertionError\n'
+        'from mmengine.config import Config\n'
+        'from sift_mm.config.reading import import_library\n'
+        'try: import_library(Config(dict(default_scope="mmpretrain")))\n'
+        'except ValueError as e: assert "of its own (TypeError)" in str(e)\n'
+        'else: raise AssertionError\n',
+    )
