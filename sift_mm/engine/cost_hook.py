@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sift_mm.analysis.layer_costs import mask_densities, profile
 from sift_mm.analysis.report import compare
-from sift_mm.analysis.text import scaled, table
+from sift_mm.analysis.text import flops, scaled, table
 from sift_mm.checkpoint import mask_training
 from sift_mm.config.dense import dense_network
 from sift_mm.config.images import channels_of, find_sizes
@@ -153,9 +153,8 @@ def to_text(metrics: Mapping[str, float], cost: Mapping[str, float]) -> str:
         ('density of masked layers', f'{cost["density"]:.4f}'),
     ]
     if 'flops' in cost:
-        here, dense = cost['flops'] / 1e9, cost['flops_of_dense'] / 1e9
-        rows.append(('GFLOPs (2 x MACs)', f'{here:.5g}'))
-        rows.append(('GFLOPs of the dense network', f'{dense:.5g}'))
+        rows.append(('FLOPs (2 x MACs)', flops(cost['flops'])))
+        rows.append(('of the dense network', flops(cost['flops_of_dense'])))
     if 'seconds_per_image' in cost:
         rows.append(('seconds an image', f'{cost["seconds_per_image"]:.4f}'))
     return table(('', 'value'), rows)
