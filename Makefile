@@ -3,19 +3,16 @@ PYTHON ?= python3
 VENV := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo chain test attack sanitize lint clean
+.PHONY: help setup demo test attack sanitize lint clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-setup:  ## make .venv and install all that is needed (once, about half an hour)
+setup:  ## make .venv and install all that is needed (once, about five minutes)
 	@$(PYTHON) tools/setup_env.py
 
 demo: setup  ## train a Sparse Wide RetinaNet and its dense baseline, compare
 	@$(VENV) -m demo.demo
-
-chain: setup  ## pretrain, transfer masks, detect and segment, in small
-	@$(VENV) -m demo.chain $(ARGS)
 
 test: setup  ## run the tests; ARGS='-k rigl' picks some
 	@$(VENV) -m pytest $(ARGS)

@@ -13,8 +13,8 @@ from typing import Any
 
 from demo.tree_crowns import prepare
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.experiments.report import markdown_table
-from sift_mm.experiments.runner import Experiment, run_experiments
+from sift_mm.cli.experiments import Experiment, run_experiments
+from sift_mm.cli.sweep_report import markdown_table
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
 OUT = Path('work_dirs', 'demo')

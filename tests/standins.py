@@ -1,7 +1,6 @@
 """Stand-ins for the tools train and test, which leave what those leave."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -56,12 +55,12 @@ def standins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_process: None
 ) -> None:
     """Has the runner call them, in a folder of its own."""
-    from sift_mm.experiments import runner
+    from sift_mm.cli import experiments
 
     for name, text in (('train', TRAIN), ('test', TEST)):
         path = tmp_path / f'{name}_tool.py'
         path.write_text(text)
-        monkeypatch.setitem(runner.TOOLS, name, (str(path),))
+        monkeypatch.setitem(experiments.TOOLS, name, (str(path),))
     (tmp_path / 'metrics.json').write_text(json.dumps(METRICS))
 
 
@@ -73,11 +72,3 @@ def new_calls() -> list[list[str]]:
     calls = [json.loads(line) for line in path.read_text().splitlines()]
     path.unlink()
     return calls
-
-
-def change(path: Path) -> None:
-    """Makes a file newer than all others, which get older by a minute."""
-    for other in Path().rglob('*'):
-        if other != path:
-            time = other.stat().st_mtime_ns - 60 * 10**9
-            os.utime(other, ns=(time, time))

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sift_mm.checkpoint import check_finite, mask_training, sealed
+from sift_mm.checkpoint.state import check_finite, mask_training, sealed
 
 
 def leaves(value, path=()):

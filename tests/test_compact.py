@@ -6,8 +6,9 @@ from torch import nn
 from toyrun import assert_same
 
 import sift_mm
+from sift_mm.checkpoint.compact import COMPACT_KEY, compact, expand
 from sift_mm.cli.publish_model import main as publish
-from sift_mm.compact import COMPACT_KEY, compact, expand
+from sift_mm.engine import use_safe_files
 from sift_mm.errors import Mistake
 
 CASES = [
@@ -144,6 +145,7 @@ def test_a_training_starts_from_a_compact_file(data, tmp_path):
 def test_published_twice_and_loaded_by_mmengine(tmp_path):
     from mmengine.runner import load_checkpoint
 
+    use_safe_files()
     given = checkpoint_of([((3, 5), 0.5)], 0)
     module = nn.Module()
     module.layer0 = nn.Parameter(torch.ones(3, 5))

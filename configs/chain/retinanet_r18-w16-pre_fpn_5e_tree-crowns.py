@@ -7,7 +7,8 @@ model = dict(
         base_channels=16,
         init_cfg=dict(
             type='Pretrained',
-            checkpoint='work_dirs/chain/dense/seed0/classifier/epoch_1.pth',
+            checkpoint='work_dirs/resnet18-w16_1xb128-1e_fashion-mnist/'
+            'epoch_1.pth',
             prefix='backbone.',
         ),
     ),

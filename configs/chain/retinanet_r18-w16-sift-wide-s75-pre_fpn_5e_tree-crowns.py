@@ -7,7 +7,8 @@ from sift_mm.config import detector
 model = detector(
     'wide',
     sparsity=0.75,
-    checkpoint='work_dirs/chain/wide/seed0/classifier/epoch_1.pth',
+    checkpoint='work_dirs/resnet18-w16-sift-wide-s75_rigl-1xb128-1e_'
+    'fashion-mnist/epoch_1.pth',
     base_channels=16,
 )
 custom_hooks = [dict(type='SparseTrainingHook', algorithm='RigL', interval=10)]

@@ -27,7 +27,7 @@ from sift_mm.backbones.base import (
     SparseIFTBackbone,
     make_member,
 )
-from sift_mm.checkpoint import pretrained_cfg
+from sift_mm.checkpoint.state import pretrained_cfg
 from sift_mm.errors import Mistake
 from sift_mm.flops import count_flops, image_channels, meta_image
 from sift_mm.layers import (

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import nn
 
-from sift_mm.arguments import OneOf
-from sift_mm.checkpoint import (
+from sift_mm.arguments import Choice
+from sift_mm.checkpoint.reading import load_pretrained
+from sift_mm.checkpoint.state import (
     CHECKPOINT_KEY,
     check_keys,
-    load_pretrained,
     pretrained_cfg,
     without_prefix,
 )
@@ -20,10 +20,10 @@ from sift_mm.errors import Mistake, MistakenCall
 from sift_mm.isoflop import INNER, SPARSE_FACTORS
 from sift_mm.layers import Composite, Member, Wide, families
 
-FamilyName = Annotated[str, OneOf(families)]
+FamilyName = Annotated[str, Choice(families)]
 Flops = Literal['match', 'match_model', 'nominal']
-Inner = Annotated[str, OneOf(lambda: INNER)]
-SparseFactors = Annotated[str, OneOf(lambda: SPARSE_FACTORS)]
+Inner = Annotated[str, Choice(lambda: INNER)]
+SparseFactors = Annotated[str, Choice(lambda: SPARSE_FACTORS)]
 
 
 class SparseIFTBackbone(nn.Module):

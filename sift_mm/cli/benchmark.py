@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from sift_mm.analysis.report import build_hook
 from sift_mm.analysis.speed import fill, measure_speed, to_text
-from sift_mm.checkpoint import mask_training
+from sift_mm.checkpoint.state import mask_training
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_config_options, add_shape_option, positive
 from sift_mm.config.building import build
-from sift_mm.config.checkpoints import check_checkpoint
 from sift_mm.config.explain import explained
 from sift_mm.config.images import find_sizes
 from sift_mm.config.reading import import_library, load_config
+from sift_mm.config.resume import check_checkpoint
 from sift_mm.errors import Mistake
 from sift_mm.sparsity import MaskSet
 

@@ -1,11 +1,11 @@
-"""Writes the checkpoint of a run as a slim file that others can start from.
+"""Write the checkpoint of a run as a slim file that others can start from.
 
 Weights, masks and meta stay; optimizer, schedules and the history of the
 masks go. The file's hash is in its name.
 """
 
 import hashlib
-import os
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sift_mm.checkpoint import (
+from sift_mm.checkpoint.compact import compact, plain
+from sift_mm.checkpoint.reading import read
+from sift_mm.checkpoint.state import (
     CHECKPOINT_KEY,
     check_finite,
     check_masks,
@@ -21,12 +23,11 @@ from sift_mm.checkpoint import (
     named,
     sealed,
 )
+from sift_mm.checkpoint.writing import written_whole
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.compact import compact, plain
 from sift_mm.errors import Mistake
-from sift_mm.reading import read
 
-# Of the mask training; its history is needed only to go on with it.
+#: Keys of the mask training; its history is needed only to resume.
 KEPT_OF_MASKS = (
     *('version', 'algorithm', 'placement', 'seed', 'steps'),
     *('masks', 'member', 'budget'),
@@ -34,7 +35,7 @@ KEPT_OF_MASKS = (
 
 
 def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
-    """What of a checkpoint is worth publishing, under the same keys.
+    """Return the parts of a checkpoint to publish, under the same keys.
 
     Where an EMAHook kept averaged weights, ``state_dict`` has those, and they
     are kept. Tensors are copies, for a view would bring its whole storage
@@ -67,7 +68,7 @@ def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def publish(in_file: str, out_file: Path, small: bool = False) -> Path:
-    """Writes the slim file, and says where it lies.
+    """Write the slim file, and return its path.
 
     To the name given, with or without '.pth', '-' and the hash are added. In
     a ``small`` one masked weights are packed.
@@ -77,25 +78,21 @@ def publish(in_file: str, out_file: Path, small: bool = False) -> Path:
         kept = slim(checkpoint)
         if small:
             kept = compact(kept)
-    out_file.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = out_file.with_name(f'{out_file.name}.part')
-    try:
-        with unfinished.open('wb') as stream:
-            # Into a path, PyTorch would write the path's name too.
-            torch.save(kept, stream)
-        with unfinished.open('rb') as stream:
-            digest = hashlib.file_digest(stream, 'sha256').hexdigest()[:8]
-        name = out_file.name.removesuffix('.pth')
-        final = out_file.with_name(f'{name}-{digest}.pth')
-        os.replace(unfinished, final)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    content = io.BytesIO()
+    # Into a path, PyTorch would write the path's name too.
+    torch.save(kept, content)
+    digest = hashlib.sha256(content.getbuffer()).hexdigest()[:8]
+    name = out_file.name.removesuffix('.pth')
+    final = out_file.with_name(f'{name}-{digest}.pth')
+    final.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(final) as stream:
+        stream.write(content.getbuffer())
     return final
 
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """Publishes as the command line says."""
+    """Publish as the command line says."""
     parser = Parser(description='Write a slim checkpoint, with the masks')
     add = parser.add_argument
     add('in_file', help='checkpoint of a run')

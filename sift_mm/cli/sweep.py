@@ -1,9 +1,9 @@
-"""Trains a dense network and members of the Sparse-IFT family beside it.
+"""Train a dense network and members of the Sparse-IFT family beside it.
 
-Every combination of the options that take several values is a network; each
-is trained and tested with each seed, on the same schedule. What is done is
-not done again; a run that was interrupted is resumed. `--report` writes mean
-and spread as a table and a figure.
+Every combination of the options that take several values is a network. Each
+is trained and tested with each seed, on the same schedule. Finished runs are
+kept, interrupted ones resumed. `--report` writes mean and spread as a table
+and a figure.
 """
 
 import argparse
@@ -11,15 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sift_mm.cli.entry import Parser, entry_point
+from sift_mm.cli.experiments import run_experiments
 from sift_mm.cli.options import check_pairs, name_of, positive
-from sift_mm.experiments.networks import plan_networks
-from sift_mm.experiments.runner import run_experiments
-from sift_mm.experiments.sweep_report import write_report
+from sift_mm.cli.sweep_networks import plan_networks
+from sift_mm.cli.sweep_report import write_report
 from sift_mm.isoflop import INNER, check_sparsity
 from sift_mm.layers import families
 from sift_mm.sparsity import ALGORITHMS
 
-# What a network may differ in by name: all names, and those by default.
+# Options that take names: all names, and those by default.
 AXES = {
     '--family': (families(), families()),
     '--algorithm': (ALGORITHMS.names, ('Static', 'RigL')),
@@ -28,7 +28,7 @@ AXES = {
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Parse the command line."""
     parser = Parser(
         description='Train members of the family beside the dense network'
     )
@@ -87,10 +87,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains what is not trained yet, or reports.
+    """Train the missing runs, or write the report.
 
     Raises:
-        Mistake: If runs failed; the others were finished.
+        Mistake: If runs failed; the others are finished.
     """
     args = parse_args(argv)
     # Sweeps of other configs must not take these runs for theirs.
@@ -104,8 +104,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.report is not None:
         write_report(args.report, name, runs, args.metric)
         return
-    # Those of one seed first, for a table with few seeds; within a seed, the
-    # small networks.
+    # Seed by seed, for an early table; small networks first.
     by_size = sorted(networks, key=lambda network: network.sparsity or 0)
     plan = [runs[n][seed] for seed in range(args.seeds) for n in by_size]
     run_experiments(plan, args.jobs, args.threads)

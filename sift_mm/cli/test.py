@@ -17,11 +17,11 @@ from mmengine.runner import Runner
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_run_options
 from sift_mm.config.arguments import check_config
-from sift_mm.config.checkpoints import check_checkpoint
 from sift_mm.config.data import check_data
 from sift_mm.config.drawing import enable_drawing
 from sift_mm.config.explain import explained
 from sift_mm.config.reading import load_run_config
+from sift_mm.config.resume import check_checkpoint
 from sift_mm.config.tta import enable_tta
 from sift_mm.engine.cost_hook import CostHook, to_text
 from sift_mm.engine.launch import run, set_loader_defaults, switch_off

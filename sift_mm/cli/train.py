@@ -14,12 +14,13 @@ from mmengine.runner import Runner
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_run_options
 from sift_mm.config.arguments import check_config
-from sift_mm.config.checkpoints import check_pretrained, find_start
 from sift_mm.config.data import check_data
 from sift_mm.config.explain import explained
 from sift_mm.config.reading import load_run_config
+from sift_mm.config.resume import check_pretrained, find_start
 from sift_mm.engine.launch import run, set_loader_defaults, switch_off
 from sift_mm.engine.precision import check_amp, disable_amp, enable_amp
+from sift_mm.engine.saving import lock_work_dir
 from sift_mm.errors import Mistake
 
 
@@ -85,6 +86,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         merge_args(cfg, args)
         check_amp(cfg)
         check_config(cfg)
+    with lock_work_dir(cfg):
+        train(cfg, args)
+
+
+def train(cfg: Config, args: argparse.Namespace) -> None:
+    """Train the model of a config, in a work dir of its own."""
+    with explained(args.config, cfg):
         start = find_start(cfg, args.resume)
         check_pretrained(cfg)
         validates = cfg.get('val_cfg') is not None

@@ -6,7 +6,7 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
-from sift_mm.checkpoint import pretrained_cfg
+from sift_mm.checkpoint.state import pretrained_cfg
 from sift_mm.config.arguments import arguments
 from sift_mm.config.channels import fit_channels
 from sift_mm.config.helpers import pretrained_backbone

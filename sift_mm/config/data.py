@@ -8,7 +8,7 @@ from typing import Any
 from mmengine.config import Config
 
 from sift_mm.config.nodes import type_name
-from sift_mm.datasets import find_data_set
+from sift_mm.data import find_data_set
 from sift_mm.errors import Mistake
 
 LOCAL = dict(backend='local')
@@ -99,7 +99,7 @@ def check_data(cfg: Config, phases: Iterable[str]) -> None:
         Mistake: If something is missing.
     """
     missing: dict[str, dict[str, None]] = {}
-    prepared = set()
+    remedies: dict[str, None] = {}
     for phase in phases:
         loader = cfg.get(f'{phase}_dataloader')
         if not loader:
@@ -111,18 +111,14 @@ def check_data(cfg: Config, phases: Iterable[str]) -> None:
             # A dict, as a set that is in order.
             missing.setdefault(root, {})[_describe(leaf)] = None
             known = find_data_set(type_name(leaf))
-            if known is not None and known.prepare is not None:
-                prepared.add(known.name)
+            if known is not None and known.remedy:
+                remedies[f'for {known.title}, {known.remedy}'] = None
     if missing:
         places = '; '.join(
             f'looked in {root}, which should hold {", ".join(contents)}'
             for root, contents in missing.items()
         )
-        advice = ' and '.join(
-            f'`python tools/prepare_data.py {name}`'
-            for name in sorted(prepared)
-        )
-        advice = f'{advice} says how to get it, and ' if advice else ''
+        advice = ''.join(f'{remedy}; ' for remedy in remedies)
         raise Mistake(
             f'The data is missing: {places}; {advice}`make demo` fetches '
             'small data of its own.'

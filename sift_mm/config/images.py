@@ -9,7 +9,7 @@ from torch import nn
 
 from sift_mm.config.data import leaf_datasets
 from sift_mm.config.nodes import type_name
-from sift_mm.datasets import find_data_set
+from sift_mm.data import find_data_set
 from sift_mm.errors import Mistake
 from sift_mm.flops import image_channels
 

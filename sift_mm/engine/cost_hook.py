@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sift_mm.analysis.layer_costs import mask_densities, profile
 from sift_mm.analysis.report import compare
 from sift_mm.analysis.text import flops, scaled, table
-from sift_mm.checkpoint import mask_training
+from sift_mm.checkpoint.state import mask_training
 from sift_mm.config.dense import dense_network
 from sift_mm.config.images import channels_of, find_sizes
 from sift_mm.engine.checks import unwrap

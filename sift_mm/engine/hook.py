@@ -21,7 +21,7 @@ from sift_mm.arguments import (
     Sparsity,
     checked,
 )
-from sift_mm.checkpoint import (
+from sift_mm.checkpoint.state import (
     CHECKPOINT_KEY,
     check_finite,
     check_keys,
@@ -40,7 +40,7 @@ from sift_mm.engine.checks import unwrap
 from sift_mm.engine.optim_wrapper import SparseOptimWrapper, make_maskable
 from sift_mm.engine.plan import MaskPlan, sparse_backbone, whole_model_budget
 from sift_mm.engine.randomness import SeededIterations
-from sift_mm.engine.saving import save_whole
+from sift_mm.engine.saving import save_whole, use_safe_files
 from sift_mm.engine.transfer import (
     Transfer,
     check_counts,
@@ -202,9 +202,6 @@ class SparseTrainingHook(Hook):
         with named(runner._load_from):
             if runner._resume:
                 self._checkpoint = check_resumable(checkpoint)
-                # MMEngine would run this text, to look for a key that only
-                # the configs of before 2022 have.
-                checkpoint['meta'].pop('config', None)
                 if optimizer is not None:
                     check_optimizer(checkpoint['optimizer'], optimizer)
             else:
@@ -224,7 +221,8 @@ class SparseTrainingHook(Hook):
                 check_member(self._checkpoint or {}, member)
 
     def before_run(self, runner: Runner) -> None:
-        """Tell the wrapper that masks will come."""
+        """Make file access safe, and tell the wrapper that masks will come."""
+        use_safe_files()
         if isinstance(runner.optim_wrapper, SparseOptimWrapper):
             runner.optim_wrapper.has_hook = True
 

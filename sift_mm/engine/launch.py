@@ -18,6 +18,7 @@ from torch import distributed
 from sift_mm.config.building import replace_sync_norms
 from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import import_library
+from sift_mm.engine.saving import use_safe_files
 from sift_mm.engine.start import starting
 
 T = TypeVar('T')
@@ -108,6 +109,7 @@ def run(cfg: Config, task: Callable[[Runner], T]) -> T:
     be gone first, and with it the runner: neither a caller must keep it, nor
     the task return it or its model.
     """
+    use_safe_files()
     with starting(cfg) as hook:
         runner = build_runner(cfg)
         runner.register_hook(hook)

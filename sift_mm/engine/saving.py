@@ -1,53 +1,38 @@
-"""Checkpoints of which a whole one is left, whatever ends the run."""
+"""Save checkpoints so that a whole one is left, whatever ends the run."""
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import wraps
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from unittest import mock
 
-from mmengine.fileio import LocalBackend, register_backend
+from mmengine.config import Config
+from mmengine.fileio import LocalBackend, io, register_backend
 from mmengine.hooks import CheckpointHook, checkpoint_hook
 from mmengine.runner import Runner
 
+from sift_mm.checkpoint.reading import use_safe_loaders
+from sift_mm.checkpoint.writing import locked, written_whole
 from sift_mm.errors import Mistake
 
-
-@contextmanager
-def written_whole(path: str | Path, mode: str = 'wb') -> Iterator[IO[Any]]:
-    """A file that gets its name when all of it is on the disk.
-
-    A file that has the name stays until then; the new one is written under
-    the name with '.part' behind it.
-    """
-    path = Path(path)
-    unfinished = path.with_name(f'{path.name}.part')
-    try:
-        with unfinished.open(mode) as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    # The name too has to be on the disk.
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+#: Environment variable of a process's rank, by launcher.
+RANKS = {
+    'pytorch': 'RANK',
+    'slurm': 'SLURM_PROCID',
+    'mpi': 'OMPI_COMM_WORLD_RANK',
+}
 
 
 class WholeFileBackend(LocalBackend):
-    """MMEngine's backend of local files, which writes beside and renames.
+    """Backend of local files that writes beside the old file, then renames.
 
     A full disk or a kill leaves what was there before.
     """
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes to a file; its folder is made where there is none.
+        """Write bytes to a file, and make its folder.
 
         Raises:
             Mistake: If that is not possible, on a full disk say.
@@ -65,12 +50,12 @@ class WholeFileBackend(LocalBackend):
     def put_text(
         self, obj: str, filepath: str | Path, encoding: str = 'utf-8'
     ) -> None:
-        """Write a text to a file, as :meth:`put`."""
+        """Write a text to a file as :meth:`put` does."""
         self.put(obj.encode(encoding), filepath)
 
 
 class _LateRemoval:
-    """A backend of files that removes at last what it is to remove."""
+    """File backend that removes files when the new one is written."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
@@ -83,6 +68,7 @@ class _LateRemoval:
         return lambda path: self.due.append((method, path, _inode(path)))
 
     def catch_up(self) -> None:
+        """Remove the files that are due."""
         for remove, path, inode in self.due:
             # The new file may have taken the name of the old one.
             if _inode(path) == inode:
@@ -90,7 +76,7 @@ class _LateRemoval:
 
 
 def _inode(path: str) -> int:
-    """Of a local file; 0 for none, as elsewhere."""
+    """Return the inode of a local file, 0 without one."""
     try:
         return os.stat(path).st_ino
     except OSError:
@@ -98,7 +84,7 @@ def _inode(path: str) -> int:
 
 
 def _safely(saves: Callable[..., None]) -> Callable[..., None]:
-    """A method of MMEngine's hook that saves, removing at last."""
+    """Wrap a method that saves, so that it removes old files last."""
 
     @wraps(saves)
     def save(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -117,11 +103,10 @@ def _safely(saves: Callable[..., None]) -> Callable[..., None]:
 
 
 class WholeCheckpointHook(CheckpointHook):
-    """MMEngine's hook, which removes an old file when the new one is whole.
+    """Checkpoint hook that removes an old file when the new one is whole.
 
-    It removes first, and with ``max_keep_ckpts=1`` a full disk or a kill
-    leaves nothing. The file 'last_checkpoint', which it cuts and then
-    writes, is replaced too.
+    MMEngine's removes first: with ``max_keep_ckpts=1`` a full disk or a kill
+    leaves nothing. The file 'last_checkpoint' is replaced too.
     """
 
     after_train_iter = _safely(CheckpointHook.after_train_iter)
@@ -130,12 +115,31 @@ class WholeCheckpointHook(CheckpointHook):
 
 
 def save_whole(runner: Runner) -> None:
-    """Make the checkpoint hooks of a run leave a whole file at any time."""
+    """Make the checkpoint hooks of a run save as WholeCheckpointHook does."""
     for hook in runner.hooks:
         if type(hook) is CheckpointHook:
             hook.__class__ = WholeCheckpointHook
 
 
-def write_whole_files() -> None:
-    """Make MMEngine write local files beside their place, then rename."""
+def lock_work_dir(cfg: Config) -> AbstractContextManager[None]:
+    """Keep the work dir to one training, held by its first process.
+
+    Raises:
+        Mistake: If another training is at work there.
+    """
+    rank = RANKS.get(cfg.get('launcher') or 'none', '')
+    is_first = os.environ.get(rank, '0') == '0'
+    return locked(cfg.work_dir) if is_first else nullcontext()
+
+
+def use_safe_files() -> None:
+    """Make MMEngine read checkpoints safely and write whole files.
+
+    Runs of this package do so when they begin, for their process. Call it
+    where checkpoints are read or written without a run.
+    """
+    use_safe_loaders()
     register_backend('local', WholeFileBackend, force=True, prefixes='')
+    for key, backend in list(io.backend_instances.items()):
+        if type(backend) is LocalBackend:
+            del io.backend_instances[key]

@@ -7,10 +7,10 @@ from typing import Any, Literal
 from torch import nn
 from torch.optim import Optimizer
 
-from sift_mm.checkpoint import (
+from sift_mm.checkpoint.reading import load_pretrained
+from sift_mm.checkpoint.state import (
     CHECKPOINT_KEY,
     check_keys,
-    load_pretrained,
     mask_training,
     named,
     pretrained_cfg,

@@ -5,9 +5,9 @@ import zlib
 import torch
 from torch import distributed
 
+from sift_mm.checkpoint.packing import pack
 from sift_mm.errors import MistakenCall
 from sift_mm.sparsity.masks import MaskSet
-from sift_mm.sparsity.packing import pack
 
 
 def world_size() -> int:

@@ -13,7 +13,7 @@ from typing import Annotated, Any, TypeVar
 import torch
 from torch import Tensor
 
-from sift_mm.sparsity.packing import count
+from sift_mm.checkpoint.packing import count
 from sift_mm.sparsity.partition import Elementwise, Magnitude
 from sift_mm.sparsity.registry import Registry
 from sift_mm.sparsity.structures import STRUCTURES, Structure, Unstructured

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from sift_mm.checkpoint.packing import count, pack, unpack
 from sift_mm.errors import Mistake
 from sift_mm.sparsity.algorithms import ALGORITHMS, AlgorithmLike
-from sift_mm.sparsity.packing import count, pack, unpack
 
 
 def density(masks: Mapping[str, Tensor]) -> float:

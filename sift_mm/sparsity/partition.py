@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sift_mm.checkpoint.packing import count
 from sift_mm.kernels.masks import Divided, can_divide, divide, join
-from sift_mm.sparsity.packing import count
 
 # The size from which on a sample pays.
 _LARGE = 1 << 17

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from sift_mm.arguments import Kind, read_arguments
+from sift_mm.arguments import Choice, read_arguments
 from sift_mm.errors import Mistake
 
 T = TypeVar('T')
@@ -13,7 +13,7 @@ def _key(name: str) -> str:
     return name.lower().replace('+', 'plus').replace('_', '').replace('-', '')
 
 
-class Registry(Kind, Generic[T]):
+class Registry(Choice, Generic[T]):
     """Classes by name; upper and lower case, "-" and "_" do not matter.
 
     MMEngine's registry is not used, because this package needs only PyTorch.
@@ -45,12 +45,12 @@ class Registry(Kind, Generic[T]):
         return cls
 
     @property
-    def names(self) -> list[str]:  # type: ignore[override]
+    def names(self) -> list[str]:
         """The registered names."""
         return [cls.__name__ for cls in self._classes.values()]
 
     @property
-    def what(self) -> str:  # type: ignore[override]
+    def what(self) -> str:
         """The names, and how else one is given."""
         return (
             f'a {self.kind}, one of {", ".join(self.names)} or '

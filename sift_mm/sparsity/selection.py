@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from sift_mm.checkpoint.packing import count
 from sift_mm.kernels import masks as kernels
 from sift_mm.kernels import why_unavailable
-from sift_mm.sparsity.packing import count
 
 # Integers as wide as a floating-point type: a bit pattern times 0 or 1 is a
 # selection, so that a NaN outside the mask becomes 0 and not NaN.

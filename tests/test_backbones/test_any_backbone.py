@@ -6,6 +6,7 @@ import re
 
 import pytest
 import torch
+from backbones_table import FAMILIES, row
 from minirun import ROOT
 from mmdet.registry import MODELS as DET
 from mmengine.config import ConfigDict
@@ -14,7 +15,6 @@ from mmpretrain.registry import MODELS
 from mmseg.registry import MODELS as SEG
 from torch.utils._pytree import tree_leaves
 
-from sift_mm.cli.backbones_table import FAMILIES, row
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.flops import count_flops, on_meta
 from sift_mm.layers import Composite, Wide

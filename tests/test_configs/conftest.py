@@ -74,8 +74,7 @@ def checkout(tmp_path_factory):
         data / 'imagenet', num_train=2, num_val=1, num_classes=2
     )
     minisets.mini_coco(data / 'coco', num_train=4, num_val=2)
-    for name in ('cityscapes', 'fashion_scenes'):
-        minisets.mini_cityscapes(data / name)
+    minisets.mini_cityscapes(data / 'cityscapes')
     return root
 
 

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from demo import tree_crowns as tool
+from sift_mm.errors import Mistake
 
 
 def voc(boxes):
@@ -160,16 +161,13 @@ def test_the_set_that_is_made(wheel, tmp_path):
     assert pixels[-1, -1].tolist() == [299 % 256, 699 % 256, 16 + 699 // 256]
 
 
-def test_it_is_made_once_and_anew_for_another_layout(
-    wheel, tmp_path, monkeypatch
-):
+def test_it_is_made_once_and_replaces_no_other_files(wheel, tmp_path):
     root = tmp_path / 'crowns'
     tool.prepare(root, wheel)
-    before = (root / 'LICENSE').stat().st_ino
     tool.prepare(root, tmp_path / 'no.whl')  # asks for no source
-    monkeypatch.setattr(tool, 'LAYOUT', tool.LAYOUT + 1)
-    tool.prepare(root, wheel)
-    assert (root / 'LICENSE').stat().st_ino != before
+    (root / 'annotations' / 'val.json').unlink()
+    with pytest.raises(Mistake, match='holds other files'):
+        tool.prepare(root, wheel)
 
 
 @pytest.mark.parametrize(

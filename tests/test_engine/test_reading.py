@@ -4,6 +4,8 @@ import http.server
 import io
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import zipfile
 from functools import partial
@@ -19,12 +21,16 @@ from sparserun import sparse_config
 from toyrun import assert_same, pretrained_toy, toy_run, toy_runner
 
 from sift_mm import load_compact
+from sift_mm.checkpoint import reading
+from sift_mm.checkpoint.reading import TRUST, load_plain, read
 from sift_mm.cli import benchmark, publish_model, train
 from sift_mm.cli import test as tester
+from sift_mm.config.resume import check_checkpoint
+from sift_mm.engine import use_safe_files
 from sift_mm.errors import Mistake
-from sift_mm.reading import TRUST, read
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
+use_safe_files()
 WEIGHTS = {'a.weight': torch.arange(6.0).view(2, 3)}
 
 
@@ -137,6 +143,44 @@ def test_a_bad_file_is_named(name, tmp_path):
     for reader in (read, load_compact, CheckpointLoader.load_checkpoint):
         with pytest.raises(Mistake, match=f'{path} .*{words}'):
             reader(str(path))
+
+
+def test_the_import_changes_nothing_of_mmengine():
+    # In a process of its own: a run sets its readers and writers for good.
+    program = (
+        'from mmengine.fileio import file_client, io\n'
+        'from mmengine.fileio.backends import registry_utils as files\n'
+        'from mmengine.runner import CheckpointLoader\n'
+        'def state():\n'
+        '    return (dict(CheckpointLoader._schemes), dict(files.backends),\n'
+        '            dict(files.prefix_to_backends),\n'
+        '            dict(io.backend_instances))\n'
+        'before = state()\n'
+        'import sift_mm.engine\n'
+        'assert state() == before\n'
+        'sift_mm.engine.use_safe_files()\n'
+        'assert state() != before\n'
+    )
+    subprocess.run([sys.executable, '-c', program], check=True)
+
+
+def test_a_start_is_read_once(tmp_path, monkeypatch):
+    opened = []
+    monkeypatch.setattr(
+        reading, 'load_plain', lambda *a: opened.append(1) or load_plain(*a)
+    )
+    path = tmp_path / 'a.pth'
+    torch.save({'state_dict': WEIGHTS}, path)
+    check_checkpoint(str(path))
+    load = CheckpointLoader.load_checkpoint
+    assert_same(load(str(path), 'cpu')['state_dict'], WEIGHTS)
+    assert len(opened) == 1
+    load(str(path), 'cpu')  # Nothing is kept any longer.
+    assert len(opened) == 2
+    check_checkpoint(str(path))
+    other = {'a.weight': torch.ones(2, 3)}
+    torch.save({'state_dict': other, 'more': 'of it'}, path)
+    assert_same(load(str(path), 'cpu')['state_dict'], other)
 
 
 def test_what_is_no_file_is_named(tmp_path):

@@ -11,9 +11,9 @@ from mmengine.config import Config
 from sparserun import load, sparse_config
 from toyrun import assert_same, hook_of, toy_run, toy_runner
 
-from sift_mm.checkpoint import sealed
+from sift_mm.checkpoint.state import sealed
 from sift_mm.cli import train
-from sift_mm.config.checkpoints import find_start
+from sift_mm.config.resume import find_start
 from sift_mm.engine.transfer import check_optimizer
 from sift_mm.errors import Mistake
 

@@ -16,9 +16,11 @@ from conftest import forget_instances
 from mmengine.hooks import Hook
 from toyrun import assert_same, final_state, toy_runner
 
-from sift_mm.engine.saving import WholeFileBackend, written_whole
+from sift_mm.checkpoint.writing import written_whole
+from sift_mm.engine.saving import WholeFileBackend, use_safe_files
 from sift_mm.errors import Mistake
 
+use_safe_files()
 # Kills of the test at random moments; `make attack` has more of them.
 KILLS = int(os.environ.get('SIFT_MM_KILLS', 6))
 

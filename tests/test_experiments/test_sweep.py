@@ -2,20 +2,26 @@
 
 import json
 import re
+import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from forks import run_forked
 from minirun import ROOT, write_config
 from sparserun import sparse_config
-from standins import METRICS, change, new_calls
+from standins import METRICS, new_calls
 
-from sift_mm.cli import sweep
+from sift_mm.cli import experiments, sweep
+from sift_mm.cli.sweep_networks import Network, plan_networks
+from sift_mm.cli.sweep_report import (
+    COSTS,
+    Cell,
+    markdown_table,
+    mean_and_spread,
+    to_markdown,
+)
 from sift_mm.errors import Mistake
-from sift_mm.experiments.networks import Network, plan_networks
-from sift_mm.experiments.processes import Tools
-from sift_mm.experiments.report import markdown_table, mean_and_spread
-from sift_mm.experiments.sweep_report import COSTS, Cell, to_markdown
 from sift_mm.sparsity import ALGORITHMS
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
@@ -163,9 +169,9 @@ def test_a_report_is_of_runs_that_are_done(two):
     assert '| 40.00 ± 0.00 |' in text and '| SET   | norm ' in text
     assert Path('r-d_1e.png').stat().st_size > 5000
 
-    # One that is trained again is not of the table.
+    # A run of another config is not in the table.
     root = Path('work_dirs/sweep/d_1e')
-    change(root / 'dense/seed0/epoch_1.pth')
+    (root / 'dense/seed0/plan.txt').write_text('another')
     other = '<!-- sweep o: begin -->\nits own\n<!-- sweep o: end -->\n'
     Path('r.md').write_text(f'Before\n{other}{text}After\n')
     sweep.main([*report, 'mIoU'])
@@ -189,16 +195,24 @@ def test_a_report_is_of_runs_that_are_done(two):
         sweep.main([*report, 'mIoU'])
 
 
-def run_tool(_, name, log, option, module, *words):
-    """As :meth:`Tools.run`, without importing all libraries again."""
-    tool = ROOT / 'tools' / f'{module.rpartition(".")[2]}.py'
-    done = run_forked(tool, *words)
-    log.write_text(done.stdout)
-    assert (option, done.returncode) == ('-m', 0), done.stdout
+class ForkedTool:
+    """A process of a tool, without importing all libraries again."""
+
+    def __init__(self, command, stdout, **_):
+        _, option, module, *words = command
+        assert option == '-m'
+        tool = ROOT / 'tools' / f'{module.rpartition(".")[2]}.py'
+        done = run_forked(tool, *words)
+        stdout.write(done.stdout)
+        self.status = done.returncode
+
+    def poll(self):
+        return self.status
 
 
 def test_the_tools_do_what_a_sweep_asks(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(Tools, 'run', run_tool)
+    forking = SimpleNamespace(**vars(subprocess) | dict(Popen=ForkedTool))
+    monkeypatch.setattr(experiments, 'subprocess', forking)
     (tmp_path / 'dense').mkdir()
     dense = write_config(tmp_path / 'dense', 'mmseg', data['mmseg'])
     sparse = sparse_config(tmp_path / 'sparse', 'mmseg', data['mmseg'])
@@ -219,7 +233,7 @@ def test_the_tools_do_what_a_sweep_asks(data, tmp_path, capsys, monkeypatch):
             1 if name == 'dense' else pytest.approx(0.25, abs=0.06)
         )
         logged = (folder / 'train.log').read_text()
-        assert 'Iter(train) [' in logged  # As Tools shows progress.
+        assert 'Iter(train) [' in logged  # As progress shows.
         rate = '1.0000e-03' if name == 'dense' else '1.0000e-01'
         assert f'lr: {rate}' in logged
     sweep.main(args)

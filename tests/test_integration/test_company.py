@@ -26,8 +26,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from toyrun import Toy, assert_same, final_state, hook_of, loader, toy_runner
 
+from sift_mm.checkpoint.packing import unpack
 from sift_mm.sparsity import MaskSet, SparseTraining
-from sift_mm.sparsity.packing import unpack
 
 DENSE = "custom_hooks[0]['execution'] = 'dense'\n"
 SPARSE = "custom_hooks[0]['execution'] = 'sparse'\n"

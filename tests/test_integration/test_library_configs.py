@@ -19,7 +19,7 @@ from mmengine.runner import Runner
 from narrow import Watch, check_masks, in_float32, masks_of, narrow_data, small
 from sparserun import final, load
 
-from sift_mm.checkpoint import sealed
+from sift_mm.checkpoint.state import sealed
 from sift_mm.config.building import replace_sync_norms
 from sift_mm.config.data import check_data
 from sift_mm.config.reading import read_config

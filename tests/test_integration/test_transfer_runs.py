@@ -15,7 +15,7 @@ from toyrun import assert_same
 
 from sift_mm.cli import test as test_tool
 from sift_mm.cli.publish_model import main as publish
-from sift_mm.config.checkpoints import check_pretrained, find_start
+from sift_mm.config.resume import check_pretrained, find_start
 from sift_mm.errors import Mistake
 
 # The ordinary stem, which a detector has too.

@@ -6,6 +6,7 @@ import pytest
 from mmengine.config import Config
 
 from sift_mm.config.data import check_data, leaf_datasets
+from sift_mm.data import DATA_SETS
 from sift_mm.errors import Mistake
 
 COCO = dict(
@@ -63,10 +64,10 @@ def test_coco_sentence(tmp_path):
         f'The data is missing: looked in {tmp_path}/coco, which should hold '
         'annotations/instances_train2017.json and the images of train2017, '
         'annotations/instances_val2017.json and the images of val2017; '
-        '`python tools/prepare_data.py coco` says how to get it, and '
+        f'for COCO, {DATA_SETS["coco"].remedy}; '
         '`make demo` fetches small data of its own.'
     )
-    assert 'val2017' not in message(cfg, 'train')
+    assert 'instances_val2017' not in message(cfg, 'train')
 
 
 def test_empty_folder_is_missing(tmp_path):

@@ -1,5 +1,5 @@
 # Fashion-MNIST: 60,000 + 10,000 grey images of 28 x 28, ten classes.
-# `python tools/prepare_data.py fashion_mnist` puts it there.
+# `python -m demo.fashion_mnist` puts it there.
 data_preprocessor = dict(num_classes=10, mean=[72.94], std=[90.02])
 
 train_pipeline = [

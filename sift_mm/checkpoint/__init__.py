@@ -1,0 +1,1 @@
+"""Checkpoints: state of mask training, reading, writing, compact files."""

@@ -1,0 +1,330 @@
+"""Read checkpoints: whole files of plain data, which run no code."""
+
+import os
+import pickle
+import re
+import struct
+import zipfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from functools import wraps
+from pathlib import Path
+from typing import IO, Any
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from sift_mm.checkpoint.compact import expand
+from sift_mm.checkpoint.state import (
+    CHECKPOINT_KEY,
+    check_finite,
+    mask_training,
+    named,
+)
+from sift_mm.checkpoint.unpickling import plain_globals, resolve
+from sift_mm.errors import Mistake
+
+#: PyTorch's own variable, with which it loads what may run code.
+TRUST = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
+#: First bytes of every file that torch.save has written since PyTorch 1.6.
+_ZIP = b'PK\x03\x04'
+#: The checkpoint that a start was checked with, by identity of the file.
+_ahead: dict[tuple[int, ...], dict[str, Any]] = {}
+
+
+class _Damaged(Exception):
+    """Error of a member whose checksum is not that of its bytes."""
+
+
+def read(
+    path: str | Path, map_location: Any = 'cpu', keep: bool = False
+) -> dict[str, Any]:
+    """Read a local checkpoint, and expand a compact one.
+
+    Args:
+        path: Name of the file; ``~`` is the home folder.
+        map_location: Device of the tensors, as of ``torch.load``.
+        keep: Keep the checkpoint for the next call with this file, which
+            then reads nothing. For checks before a run; the caller does
+            not change the checkpoint.
+
+    Returns:
+        dict: The checkpoint, or weights by name alone.
+
+    Raises:
+        Mistake: If there is no such file, if it is no checkpoint, is cut or
+            has changed since it was written, or wants to run code.
+    """
+    path = os.path.expanduser(path)
+    with explained(path), open(path, 'rb') as stream:
+        file = os.fstat(stream.fileno())
+        identity = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns)
+        kept = _ahead.pop(identity, None)
+        if kept is None or str(map_location) not in ('cpu', 'None'):
+            kept = with_weights(load_plain(stream, map_location), path)
+    _ahead.clear()
+    if keep:
+        _ahead[identity] = kept
+    return kept
+
+
+def load_compact(path: str | Path) -> dict[str, Tensor]:
+    """Return the ``state_dict`` of a compact file or any other checkpoint.
+
+    Returns:
+        dict: Dense tensors by name, as the unmodified libraries load them.
+
+    Raises:
+        ValueError: As of :func:`read`.
+    """
+    checkpoint = read(path)
+    if 'state_dict' not in checkpoint:
+        raise Mistake(f'{path} is no checkpoint: it has no state_dict.')
+    return checkpoint['state_dict']
+
+
+def load(path: str, map_location: Any = 'cpu') -> dict[str, Any]:
+    """Load a checkpoint from a local file, or from an address by MMEngine.
+
+    Raises:
+        Mistake: As of :func:`read`.
+    """
+    if not is_address(path):
+        return read(path, map_location)
+    from mmengine.runner import CheckpointLoader
+
+    return _checked(CheckpointLoader._get_checkpoint_loader(path))(
+        path, map_location
+    )
+
+
+def load_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Load the checkpoint of an ``init_cfg``.
+
+    Weights alone are put under the key ``state_dict``.
+
+    Raises:
+        Mistake: If it cannot be read, or a weight is NaN or infinite.
+    """
+    checkpoint = load(config['checkpoint'])
+    if 'state_dict' not in checkpoint:
+        checkpoint = {'state_dict': checkpoint}
+    with named(config['checkpoint']):
+        check_finite(checkpoint['state_dict'])
+    return checkpoint
+
+
+def is_address(path: str) -> bool:
+    """Return whether MMEngine loads a path from elsewhere."""
+    return '://' in path
+
+
+def is_trusted() -> bool:
+    """Return whether files may run code, by PyTorch's own variable."""
+    return os.environ.get(TRUST, '0') in ('1', 'y', 'yes', 'true')
+
+
+def use_safe_loaders() -> None:
+    """Make MMEngine's loaders read as :func:`read` does, in this process.
+
+    Its own fall back to running a file's code, with a warning.
+    """
+    from mmengine.runner import CheckpointLoader
+
+    for prefix, loader in list(CheckpointLoader._schemes.items()):
+        if loader.__module__.startswith('mmengine'):
+            CheckpointLoader.register_scheme(
+                prefix,
+                loader=_checked(loader) if prefix else load_from_local,
+                force=True,
+            )
+
+
+def load_from_local(filename: str, map_location: Any = None) -> Any:
+    """Load a local file; MMEngine's log has this name."""
+    return read(filename, map_location)
+
+
+def _checked(loader: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a loader of addresses, which downloads and calls ``torch.load``."""
+
+    @wraps(loader)
+    def checked(filename: str, *args: Any, **kwargs: Any) -> Any:
+        with explained(filename):
+            with mock.patch.object(torch, 'load', load_plain):
+                checkpoint = loader(filename, *args, **kwargs)
+            return with_weights(checkpoint, filename)
+
+    return checked
+
+
+@contextmanager
+def explained(path: str) -> Iterator[None]:
+    """Explain any error of reading in one sentence.
+
+    Raises:
+        Mistake: In place of any error, with the path or address.
+    """
+    try:
+        yield
+    except Mistake:
+        raise
+    except FileNotFoundError as error:
+        if not path:
+            raise Mistake(
+                "A checkpoint is to be loaded, and its name is '': a place "
+                'that is left for a file of your own.'
+            ) from error
+        raise Mistake(
+            f'There is no checkpoint {os.path.abspath(path)}.'
+        ) from error
+    except _Damaged as error:
+        raise Mistake(
+            f"{path} is damaged: the bytes of '{error}' in it are not those "
+            'that were written. Take another copy of it.'
+        ) from error
+    # Bytes that are not what they should be raise errors of any kind.
+    except Exception as error:
+        raise Mistake(_why(path, error)) from error
+
+
+def load_plain(file: Any, map_location: Any = None, **_: Any) -> Any:
+    """Load plain data in place of ``torch.load``, from a file or stream.
+
+    Checks and reading share one open file, so that nobody can exchange it in
+    between.
+
+    Raises:
+        Exception: Of many types, if the bytes are not those of a checkpoint.
+    """
+    is_name = isinstance(file, (str, os.PathLike))
+    with open(file, 'rb') if is_name else nullcontext(file) as stream:
+        size = _check_bytes(stream)
+        trusted = is_trusted()
+        with nullcontext() if trusted else plain_globals():
+            loaded = torch.serialization.load(
+                stream, map_location, weights_only=not trusted
+            )
+    return loaded if trusted else resolve(loaded, size)
+
+
+def with_weights(checkpoint: Any, path: str) -> dict[str, Any]:
+    """Expand a checkpoint, and check its weights and digest.
+
+    Raises:
+        Mistake: If it holds no tensors by name, or a mask training that is
+            not what was saved.
+    """
+    checkpoint = expand(checkpoint, path)
+    is_named = isinstance(checkpoint, Mapping)
+    if is_named and isinstance(checkpoint.get('meta'), dict):
+        # MMEngine would run this text when it resumes, for a key that
+        # configs had before 2022.
+        checkpoint['meta'].pop('config', None)
+    weights = checkpoint.get('state_dict', checkpoint) if is_named else None
+    if not isinstance(weights, Mapping) or not any(
+        isinstance(value, Tensor) for value in weights.values()
+    ):
+        raise Mistake(
+            f'{path} is no checkpoint: it holds no weights by name, neither '
+            'under state_dict nor without it.'
+        )
+    foreign = [
+        name
+        for name, value in weights.items()
+        if not isinstance(name, str)
+        or not (isinstance(value, Tensor) or name.endswith('_extra_state'))
+    ]
+    if foreign and weights is not checkpoint:
+        raise Mistake(
+            f'{path} is no checkpoint: {foreign[0]!r} in its state_dict is '
+            'no tensor, or has no name.'
+        )
+    if CHECKPOINT_KEY in checkpoint:
+        with named(path):
+            mask_training(checkpoint)
+    return checkpoint
+
+
+def _check_bytes(stream: IO[bytes]) -> int:
+    """Check what torch.load does not, before it takes memory.
+
+    Returns:
+        int: Bytes of the file, which is at its beginning again.
+
+    Raises:
+        ValueError: If a member is compressed or there twice, or has other
+            bytes than were written.
+    """
+    size = stream.seek(0, os.SEEK_END)
+    stream.seek(0)
+    if stream.read(len(_ZIP)) == _ZIP:
+        with zipfile.ZipFile(stream) as file:
+            _check_directory(stream, file, size)
+            changed = file.testzip()
+        if changed is not None:
+            raise _Damaged(changed)
+    stream.seek(0)
+    return size
+
+
+def _check_directory(
+    stream: IO[bytes], file: zipfile.ZipFile, size: int
+) -> None:
+    """Check that PyTorch reads the same members, none larger than the file."""
+    members = file.infolist()
+    # PyTorch's reader takes names without regard to case.
+    names = Counter(member.filename.lower() for member in members)
+    if any(name.endswith('/constants.pkl') for name in names):
+        raise ValueError('TorchScript archives hold programs')
+    for member in members:
+        if names[member.filename.lower()] > 1:
+            raise ValueError(f'it has {member.filename!r} twice')
+        if (
+            member.compress_type != zipfile.ZIP_STORED
+            or member.compress_size != member.file_size
+        ):
+            raise ValueError(
+                f'{member.filename!r} in it is compressed, and torch.save '
+                'compresses nothing'
+            )
+    if sum(member.file_size for member in members) > size:
+        raise ValueError('its members overlap')
+    # Two readers may find different directories if one ends before the file.
+    stream.seek(max(size - 98, 0))
+    end = stream.read().rjust(98, b'\0')
+    (start,) = struct.unpack('<L', end[-6:-2])
+    if end[-42:-38] == b'PK\x06\x07':  # Of files above 4 GiB, say.
+        (start,) = struct.unpack('<Q', end[48:56])
+        (record,) = struct.unpack('<Q', end[-34:-26])
+    else:
+        record = size - 98
+    if (
+        end[-22:-18] != b'PK\x05\x06'
+        or end[-2:] != b'\0\0'
+        or (start, record) != (file.start_dir, size - 98)
+    ):
+        raise ValueError('its directory is not at its end')
+
+
+def _why(path: str, error: Exception) -> str:
+    """Return a sentence on why a file could not be read."""
+    wanted = re.search(r'GLOBAL (\S+) w', str(error))
+    if wanted:
+        return (
+            f'{path} is not loaded: it wants {wanted[1]}, which is no plain '
+            'data, and to build it may run code. If you trust whoever wrote '
+            f'the file, set the environment variable {TRUST}=1.'
+        )
+    # PyTorch's advice follows the first sentence.
+    reason = re.split(r'\. |\n', str(error).strip())[0].rstrip('.')
+    if isinstance(error, OSError):
+        return f'{path} cannot be read: {reason}.'
+    if isinstance(error, pickle.UnpicklingError):
+        reason = 'it is no pickle of tensors'
+    return (
+        f'{path} is no checkpoint, or is damaged: '
+        f'{reason or type(error).__name__}.'
+    )

@@ -1,0 +1,335 @@
+"""State of mask training in a checkpoint; checks of its weights and keys."""
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sift_mm.checkpoint.packing import pack
+from sift_mm.errors import Mistake
+
+#: Key of the masks and all else of the mask training in a checkpoint.
+CHECKPOINT_KEY = 'sparse_training'
+#: Version of that state: a newer release may write it with another meaning.
+VERSION = 1
+#: Key of the digest that the state was saved with.
+DIGEST = 'digest'
+#: Keys that a message names, of each kind.
+SHOWN = 6
+
+
+def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the mask training of a checkpoint, with its masks, or None.
+
+    Raises:
+        ValueError: If it is of a newer version, holds no masks, or is not
+            what was saved.
+    """
+    state = checkpoint.get(CHECKPOINT_KEY)
+    if state is None:
+        return None
+    state = state if isinstance(state, Mapping) else {}
+    masks, version = state.get('masks'), state.get('version', VERSION)
+    wrong = ''
+    if not isinstance(masks, Mapping) or not isinstance(version, int):
+        wrong = 'it holds no masks'
+    elif version > VERSION:
+        raise Mistake(
+            f"The checkpoint's mask training is of version {version}, and "
+            f'this sift_mm reads up to {VERSION}: install a newer one.'
+        )
+    elif not all(
+        isinstance(mask, Tensor) and mask.dtype == torch.bool
+        for mask in masks.values()
+    ):
+        wrong = 'a mask is no bool tensor'
+    elif not is_as_saved(state):
+        wrong = 'it is not what was saved'
+    if wrong:
+        raise Mistake(
+            f'What the checkpoint has under {CHECKPOINT_KEY!r} is damaged: '
+            f'{wrong}. Take another checkpoint of that run.'
+        )
+    return dict(state)
+
+
+def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a state with a digest of all of it."""
+    return {**state, DIGEST: _digest(state)}
+
+
+def is_as_saved(state: Mapping[str, Any]) -> bool:
+    """Return whether a state has its digest; earlier ones have none."""
+    return DIGEST not in state or state[DIGEST] == _digest(state)
+
+
+def _digest(state: Mapping[str, Any]) -> str:
+    def written(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return sorted((repr(k), written(v)) for k, v in value.items())
+        if isinstance(value, (list, tuple)):
+            return [written(item) for item in value]
+        if isinstance(value, Tensor) and value.is_sparse:
+            value = value.coalesce()
+            return [
+                *value.shape,
+                *map(written, (value.indices(), value.values())),
+            ]
+        if isinstance(value, Tensor):
+            data = value.detach().cpu().contiguous().flatten()
+            digest = hashlib.sha256(
+                data.view(torch.uint8).numpy().data
+            ).hexdigest()
+            return f'{value.dtype} {tuple(value.shape)} {digest}'
+        return repr(value)
+
+    named = {key: value for key, value in state.items() if key != DIGEST}
+    return hashlib.sha256(repr(written(named)).encode()).hexdigest()
+
+
+@contextmanager
+def named(path: Any) -> Iterator[None]:
+    """Name the checkpoint, where its path is known, in errors.
+
+    Raises:
+        Mistake: In place of one, and of what Python raises where a value is
+            of no type that it can be.
+    """
+    before = '' if path is None else f'{path}: '
+    try:
+        yield
+    except Mistake as error:
+        raise Mistake(f'{before}{error}') from error
+    except (
+        AttributeError,
+        IndexError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+    ) as error:
+        raise Mistake(
+            f'{before}The checkpoint is damaged, or of another program: '
+            f'{error!r}. Take another one of that run.'
+        ) from error
+
+
+def check_finite(state: Mapping[str, Any]) -> None:
+    """Refuse a ``state_dict`` with NaN or infinite weights.
+
+    A buffer of zeros and minus infinities, which masks attention, passes.
+
+    Raises:
+        ValueError: If one is NaN or infinite.
+    """
+    for name, value in state.items():
+        # PyTorch cannot say that of types of eight bits.
+        if not isinstance(value, Tensor) or value.dtype.itemsize == 1:
+            continue
+        if value.isfinite().all():
+            continue
+        if not ((value == 0) | value.isneginf()).all():
+            raise Mistake(
+                f'{name!r} of the checkpoint is NaN or infinite: its training '
+                'diverged. Take an earlier checkpoint.'
+            )
+
+
+def check_masks(state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
+    """Refuse masks of other weights than those of a ``state_dict``.
+
+    Raises:
+        ValueError: If one is of no weight, of another shape, or of a weight
+            that is not zero outside it.
+    """
+    for name, mask in masks.items():
+        if weight_of(state, name, mask).masked_fill(mask, 0).any():
+            raise Mistake(
+                f'The weight {name!r} is not zero outside its mask: they are '
+                'not of the same training.'
+            )
+
+
+def weight_of(state: Mapping[str, Any], name: str, mask: Tensor) -> Tensor:
+    """Return the weight of a mask.
+
+    Raises:
+        ValueError: If there is none, or of another shape.
+    """
+    weight = state.get(name)
+    if weight is None or weight.shape != mask.shape:
+        raise Mistake(f'The mask of {name!r} is of no weight.')
+    return weight
+
+
+def pretrained_cfg(init_cfg: Any) -> Mapping[str, Any] | None:
+    """Return the part of an ``init_cfg`` that loads weights from a file.
+
+    Configs of PVT have a checkpoint without a type.
+    """
+    configs = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
+    for config in configs:
+        kind = config.get('type')
+        if (
+            kind in ('Pretrained', 'PretrainedInit')
+            or (kind is None and 'checkpoint' in config)
+            or getattr(kind, '__name__', '') == 'PretrainedInit'
+        ):
+            return config
+    return None
+
+
+def without_prefix(
+    named: Mapping[str, Any], prefix: str | None
+) -> dict[str, Any]:
+    """Return the entries below a prefix, which may end in a dot."""
+    if not (prefix or '').startswith('module.'):
+        named = {re.sub(r'^module\.', '', k): v for k, v in named.items()}
+    if not prefix:
+        return dict(named)
+    prefix = prefix.removesuffix('.') + '.'
+    return {
+        name.removeprefix(prefix): value
+        for name, value in named.items()
+        if name.startswith(prefix)
+    }
+
+
+def check_keys(
+    module: nn.Module, state: Mapping[str, Any], path: str, prefix: str | None
+) -> None:
+    """Refuse a ``state_dict`` of another backbone.
+
+    MMEngine only warns of keys that do not fit, and leaves random weights.
+    The backbone's ``core_keys`` are required, or all keys if it has none; in
+    the checkpoint they have the prefix.
+
+    Raises:
+        ValueError: If a weight is missing or of another shape, or the
+            checkpoint has more layers, with the list.
+    """
+    found = without_prefix(state, prefix)
+    core = getattr(module, 'core_keys', None)
+    wanted = module.state_dict()
+    children = {name for name, _ in module.named_children()}
+    modules = {name for name, _ in module.named_modules()}
+    kinds = {
+        'missing in the checkpoint': [
+            k
+            for k in wanted
+            if k not in found
+            and (core is None or core.match(k))
+            and not k.endswith('num_batches_tracked')
+            and 'conv_offset' not in k
+        ],
+        'of another shape': [
+            f'{k} {tuple(found[k].shape)} instead of {tuple(v.shape)}'
+            for k, v in wanted.items()
+            if k in found and found[k].shape != v.shape
+        ],
+        # A classifier beside the network, say, is none of its layers, and a
+        # bias more (Caffe's) is no other layer.
+        'unknown to the network': [
+            k
+            for k in found
+            if k.partition('.')[0] in children
+            and (
+                k not in wanted
+                if core is None
+                else k.rpartition('.')[0] not in modules
+            )
+        ],
+    }
+    wrong = [
+        f'{len(keys)} {kind}: {", ".join(keys[:SHOWN])}'
+        + (', ...' if len(keys) > SHOWN else '')
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    if wrong:
+        raise Mistake(
+            f'The checkpoint {path} (prefix={prefix!r}) is not of this '
+            'network, '
+            f'{type(module).__name__}({module.extra_repr()}): '
+            f'{"; ".join(wrong)}. Give the checkpoint of a network of the '
+            'same depth, family and sparsity, or correct the prefix.'
+        )
+
+
+def check_resumable(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the mask training of a checkpoint that a run can resume from.
+
+    Raises:
+        ValueError: If a part of the run or of its mask training is missing,
+            damaged, or of another moment.
+    """
+    if not isinstance(checkpoint.get('message_hub'), Mapping):
+        raise Mistake(
+            'A published checkpoint cannot be resumed from: optimizer and '
+            'history of the masks were left out. Start a new run with '
+            'load_from.'
+        )
+    optimizer = checkpoint.get('optimizer')
+    if not isinstance(optimizer, Mapping):
+        raise Mistake(
+            'The checkpoint has no optimizer, without which no run goes on as '
+            'it was: let CheckpointHook save_optimizer, or start a new run '
+            'with load_from.'
+        )
+    if 'param_schedulers' not in checkpoint and any(
+        'initial_lr' in group for group in optimizer.get('param_groups', ())
+    ):
+        raise Mistake(
+            'The checkpoint has no param_schedulers, and the learning rate '
+            'would start anew: let CheckpointHook save_param_scheduler, or '
+            'start a new run with load_from.'
+        )
+    meta = checkpoint.get('meta')
+    if not isinstance(meta, Mapping) or not all(
+        isinstance(meta.get(key), int) for key in ('epoch', 'iter')
+    ):
+        raise Mistake(
+            'The checkpoint does not say in its meta after which epoch and '
+            'iteration it was saved: take another one of that run.'
+        )
+    check_finite(checkpoint.get('state_dict', {}))
+    state = mask_training(checkpoint)
+    if state is not None and (wrong := next(_faults(state, meta['iter']), '')):
+        raise Mistake(
+            f'The mask training of the checkpoint is not whole: {wrong}. '
+            'Take another checkpoint of that run.'
+        )
+    return state
+
+
+def _faults(state: Mapping[str, Any], iteration: int) -> Iterator[str]:
+    """List reasons why the mask training cannot be resumed."""
+    history: Any = state.get('history')
+    history = history if isinstance(history, Mapping) else {}
+    ever, always = history.get('ever'), history.get('always')
+    for key, what in (('steps', 'steps are'), ('seed', 'the seed is')):
+        if not isinstance(state.get(key), int):
+            yield f'{what} missing'
+    if not isinstance(ever, Mapping) or not isinstance(always, Mapping):
+        yield 'the history is missing'
+    if state.get('iter', iteration) != iteration:
+        yield (
+            f'it is of iteration {state["iter"]}, and the checkpoint of '
+            f'iteration {iteration}'
+        )
+    for name, mask in state['masks'].items():
+        bits = pack(mask)
+        if not _within(bits, ever.get(name)):
+            yield f'{name!r} has weights that the history does not have'
+        if not _within(always.get(name), bits):
+            yield f'{name!r} lacks weights that it always had'
+
+
+def _within(part: Tensor | None, whole: Tensor | None) -> bool:
+    """Return whether packed bits are a subset of others."""
+    if part is None or whole is None or part.shape != whole.shape:
+        return False
+    return torch.equal(part.cpu() & whole.cpu(), part.cpu())

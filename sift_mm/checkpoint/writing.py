@@ -1,0 +1,109 @@
+"""Write files that are whole or absent, and keep a folder to one run."""
+
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+from sift_mm.errors import Mistake
+
+#: File that a run holds a lock on, in its work dir.
+LOCK = '.lock'
+#: Unfinished files of runs that were killed; earlier releases had no number.
+_UNFINISHED = re.compile(r'(.+\.pth|last_checkpoint)(\.[0-9a-f]{16})?\.part')
+_held: set[tuple[int, Path]] = set()
+
+
+@contextmanager
+def written_whole(path: str | Path, mode: str = 'wb') -> Iterator[IO[Any]]:
+    """Open a file that gets its name when all of it is on the disk.
+
+    Until then a file of that name stays. The new one is written beside it,
+    under a name that no other process has.
+
+    Raises:
+        OSError: As of ``open`` and ``write``.
+    """
+    path = Path(path)
+    unfinished = path.with_name(f'{path.name}.{secrets.token_hex(8)}.part')
+    try:
+        with unfinished.open(mode.replace('w', 'x')) as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    # The name too has to be on the disk.
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Keep a folder to this process, and remove what dead ones left there.
+
+    A record lock, unlike ``flock``, is not inherited: it ends with this
+    process, though a data loader's workers may outlive it by seconds. Where
+    the file system has no locks, nothing is locked.
+
+    Raises:
+        Mistake: If another process holds the folder, or it cannot be made.
+    """
+    folder = Path(folder).absolute()
+    holder = os.getpid(), folder
+    if fcntl is None or holder in _held:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        descriptor = os.open(folder / LOCK, flags, 0o666)
+    except OSError as error:
+        raise Mistake(
+            f'The work dir {folder} cannot be written: {error.strerror}. '
+            'Name another one by --work-dir.'
+        ) from error
+    _held.add(holder)
+    try:
+        with open(descriptor, 'r+', errors='replace') as stream:
+            _lock(stream, folder)
+            remove_unfinished(folder)
+            yield
+    finally:
+        _held.remove(holder)
+
+
+def _lock(stream: IO[str], folder: Path) -> None:
+    try:
+        fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:
+        other = stream.read(200).strip() or 'another process'
+        raise Mistake(
+            f'Another run is at work in {folder} ({other}): wait for its '
+            'end, or give this run another --work-dir.'
+        ) from error
+    except OSError:  # No locks on this file system.
+        return
+    stream.truncate(0)
+    stream.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+    stream.flush()
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove the unfinished checkpoints of runs that were killed."""
+    for path in folder.glob('*.part'):
+        if _UNFINISHED.fullmatch(path.name):
+            path.unlink(missing_ok=True)

@@ -1,0 +1,255 @@
+"""Plan of experiments: a pool of processes runs what is missing.
+
+A run leaves its state in its folder: ``plan.txt`` holds what it is trained
+from, ``trained.txt`` names the last checkpoint, ``result.json`` the metrics.
+A killed plan goes on from there.
+"""
+
+import fcntl
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from sift_mm.config.reading import read_config
+from sift_mm.errors import Mistake
+
+TOOLS = {name: ('-m', f'sift_mm.cli.{name}') for name in ('train', 'test')}
+POLL_SECONDS = 0.1
+GRACE_SECONDS = 10.0  # for a process to end by itself
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Training and test of a config, in a folder of its own.
+
+    Args:
+        root (Path): Folder of all experiments of a plan.
+        name (str): Name in messages, and of the folder in ``root``.
+        config (str): Path of the config.
+        options (tuple[str, ...]): Options of both commands.
+        cfg_options (tuple[str, ...]): Settings of the config, 'KEY=VALUE'.
+        test_options (tuple[str, ...]): Options of the test alone.
+    """
+
+    root: Path
+    name: str
+    config: str
+    options: tuple[str, ...] = ()
+    cfg_options: tuple[str, ...] = ()
+    test_options: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Folder of logs, checkpoints and result."""
+        return self.root / self.name
+
+    @property
+    def result(self) -> Path:
+        """File of metrics and costs."""
+        return self.folder / 'result.json'
+
+    @cached_property
+    def plan(self) -> str:
+        """Text of the config, its bases and the options."""
+        content = read_config(self.config).to_dict()
+        content['options'] = self.options, self.cfg_options
+        return json.dumps(content, default=repr, indent=1)
+
+    def is_current(self) -> bool:
+        """Return whether the folder was made from the same plan."""
+        path = self.folder / 'plan.txt'
+        return not path.exists() or path.read_text() == self.plan
+
+    def is_done(self) -> bool:
+        """Return whether the network is trained and tested."""
+        return self.is_current() and self.result.exists()
+
+    def commands(self) -> Iterator[tuple[str, list[str]]]:
+        """Yield the missing commands, each when the one before is done.
+
+        Raises:
+            Mistake: If the training leaves no checkpoint.
+        """
+        if not self.is_current():
+            stamp = time.strftime('%Y%m%d_%H%M%S')
+            aside = self.folder.with_name(f'old-{self.folder.name}-{stamp}')
+            self.folder.rename(aside)
+            print(f'{self.name}: the config changed; the run is in {aside}.')
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / 'plan.txt').write_text(self.plan)
+        trained = self.folder / 'trained.txt'
+        if not trained.exists() or not self._named_in(trained).exists():
+            self.result.unlink(missing_ok=True)
+            yield 'train', self._words(self.folder, '--resume')
+            latest = self.folder / 'last_checkpoint'
+            if not latest.exists():
+                log = self.folder / 'train.log'
+                raise Mistake(f'{self.name} left no checkpoint; see {log}.')
+            trained.write_text(latest.read_text())
+        words = str(self._named_in(trained)), f'--out={self.result}'
+        work_dir = self.folder / 'test'
+        yield 'test', self._words(work_dir, *words, *self.test_options)
+
+    def _named_in(self, file: Path) -> Path:
+        """Return the checkpoint that a file names, also in a moved folder."""
+        return self.folder / Path(file.read_text().strip()).name
+
+    def _words(self, work_dir: Path, *options: str) -> list[str]:
+        return [
+            *(self.config, *options, *self.options),
+            *(f'--work-dir={work_dir}', '--cfg-options'),
+            # MMEngine deletes before it writes: another has to be left.
+            'default_hooks.checkpoint.max_keep_ckpts=2',
+            *self.cfg_options,
+        ]
+
+    def metrics(self) -> dict[str, float]:
+        """Return the metrics by name, and the costs of the network."""
+        return json.loads(self.result.read_text())
+
+    def logged(self) -> Iterator[dict[str, Any]]:
+        """Yield the records of the training in order, resumed parts too."""
+        for path in sorted(self.folder.glob('*/vis_data/scalars.json')):
+            yield from map(json.loads, path.read_text().splitlines())
+
+    def seconds(self) -> float:
+        """Return the seconds of the training's steps, lost steps left out."""
+        times = {s['step']: s['time'] for s in self.logged() if 'loss' in s}
+        steps = pairwise([0, *sorted(times)])
+        return sum(times[step] * (step - before) for before, step in steps)
+
+
+class Job:
+    """Running experiment: one process at a time, its output in a log."""
+
+    def __init__(self, experiment: Experiment, threads: int | None) -> None:
+        self.experiment = experiment
+        self.process: subprocess.Popen | None = None
+        self._commands = experiment.commands()
+        self._env = {**os.environ, 'PYTHONUNBUFFERED': '1'}
+        if threads is not None:
+            self._env['OMP_NUM_THREADS'] = str(threads)
+
+    def advance(self) -> bool:
+        """Show progress, start the next command; return whether all is done.
+
+        Raises:
+            Mistake: If a command fails; the end of its log is printed.
+        """
+        if self.process is not None:
+            status = self.process.poll()
+            self._show_progress()
+            if status is None:
+                return False
+            if status:
+                lines = self._log.read_text().splitlines()[-20:]
+                print(*lines, sep='\n', file=sys.stderr)
+                raise Mistake(f'{self._title} failed; its log is {self._log}.')
+        command = next(self._commands, None)
+        if command is not None:
+            self._start(*command)
+        return command is None
+
+    def _start(self, tool: str, words: list[str]) -> None:
+        self._title = f'{self.experiment.name}/{tool}'
+        self._log = self.experiment.folder / f'{tool}.log'
+        print(f'Starting {self._title}', flush=True)
+        with self._log.open('a') as stream:
+            try:
+                # The process inherits the lock and outlives a killed plan.
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise Mistake(
+                    f'Another process still runs {self._title}: wait for it, '
+                    'or end it.'
+                ) from error
+            self._shown = stream.tell()
+            self.process = subprocess.Popen(
+                [sys.executable, *TOOLS[tool], *words],
+                stdin=subprocess.DEVNULL,
+                stdout=stream,
+                stderr=subprocess.STDOUT,
+                env=self._env,
+                start_new_session=True,  # with its data loaders
+            )
+
+    def _show_progress(self) -> None:
+        with self._log.open('rb') as stream:
+            stream.seek(self._shown)
+            lines, _, _ = stream.read().rpartition(b'\n')  # whole lines
+        self._shown += len(lines)
+        for line in lines.decode(errors='replace').splitlines():
+            if found := re.search(r'(Epoch|Iter)\(.{,90}', line):
+                print(f'  {self._title}: {found[0]}', flush=True)
+
+
+def stop(jobs: Sequence[Job]) -> None:
+    """End the processes of jobs, and those that they started."""
+    processes = [job.process for job in jobs if job.process is not None]
+    end = time.monotonic() + GRACE_SECONDS
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in processes:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, number)
+        for process in processes:
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(max(0, end - time.monotonic()))
+
+
+def run_experiments(
+    experiments: Sequence[Experiment],
+    jobs: int = 1,
+    threads: int | None = None,
+) -> None:
+    """Run the experiments that are not done, in order, and print results.
+
+    One that fails stops no other. A signal that ends this process ends the
+    running commands.
+
+    Args:
+        experiments (Sequence[Experiment]): The plan.
+        jobs (int): Experiments at a time.
+        threads (int, optional): Threads of PyTorch in each.
+
+    Raises:
+        Mistake: If some failed.
+    """
+    todo = deque(e for e in experiments if not e.is_done())
+    print(f'{len(todo)} runs to do', flush=True)
+    running: list[Job] = []
+    errors = []
+    with ExitStack() as stack:
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            before = signal.getsignal(number)
+            if before is not signal.SIG_IGN:  # as nohup has it
+                stack.callback(signal.signal, number, before)
+                signal.signal(number, lambda *_: sys.exit(143))
+        stack.callback(stop, running)
+        while todo or running:
+            while todo and len(running) < jobs:
+                running.append(Job(todo.popleft(), threads))
+            for job in [*running]:
+                try:
+                    if not job.advance():
+                        continue
+                    outcome = job.experiment.result.read_text()
+                except Mistake as error:
+                    errors.append(error)
+                    outcome = str(error)
+                print(f'{job.experiment.name}: {outcome}', flush=True)
+                running.remove(job)
+            time.sleep(POLL_SECONDS)
+    if errors:
+        raise Mistake(f'{len(errors)} runs failed. {errors[0]}')

@@ -1,0 +1,102 @@
+"""Networks of a sweep, and their names."""
+
+import argparse
+import re
+from collections import Counter
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from sift_mm.cli.experiments import Experiment
+from sift_mm.config.member import MemberOptions
+from sift_mm.errors import Mistake
+from sift_mm.layers.family import family_of
+
+
+@dataclass(frozen=True)
+class Network:
+    """Network of a sweep: a config and the member that is made of it.
+
+    Attributes:
+        config (str): Path of the config.
+        family (str, optional): Member; None for the dense network.
+        sparsity (float, optional): Nominal sparsity.
+        algorithm (str, optional): Mask training; None for no masks.
+        inner (str, optional): Layers behind an inner layer, if not the
+            default.
+        cfg_options (tuple[str, ...]): Settings of the config, 'KEY=VALUE'.
+    """
+
+    config: str
+    family: str | None = None
+    sparsity: float | None = None
+    algorithm: str | None = None
+    inner: str | None = None
+    cfg_options: tuple[str, ...] = ()
+
+    @property
+    def variant(self) -> str:
+        """Inner layers and settings, as 'norm_act-interval=50', or ''."""
+        # The last part of a key and the value, safe as a folder's name.
+        settings = (
+            re.sub(r'[^\w.+=-]', '_', re.sub(r'^[^=]*\.', '', option))
+            for option in self.cfg_options
+        )
+        return '-'.join(filter(None, (self.inner, *settings)))
+
+    @property
+    def name(self) -> str:
+        """Name of the folder: 'dense', or as 'wide-s75-rigl-interval=50'."""
+        found = MemberOptions(self.family, self.sparsity, self.algorithm)
+        return '-'.join(filter(None, (found.name, self.variant))) or 'dense'
+
+    def experiment(self, root: Path, seed: int) -> Experiment:
+        """Return its run with a seed, in the folder of a sweep."""
+        words = [
+            word
+            for key in ('family', 'sparsity', 'algorithm', 'inner')
+            if (value := getattr(self, key)) is not None
+            for word in (f'--{key}', str(value))
+        ]
+        return Experiment(
+            root,
+            f'{self.name}/seed{seed}',
+            self.config,
+            tuple(words),
+            # Of weights, order of the data, and masks.
+            (*self.cfg_options, f'randomness.seed={seed}'),
+        )
+
+
+def plan_networks(args: argparse.Namespace) -> list[Network]:
+    """Return the networks of a sweep, the unchanged dense one first.
+
+    Raises:
+        Mistake: If two networks have one name.
+    """
+    found = [Network(args.dense)]
+    for family, sparsity, algorithm, inner, settings in product(
+        args.family,
+        args.sparsity,
+        args.algorithm,
+        args.inner,
+        args.cfg_options or [()],
+    ):
+        # An option that a member lacks makes no other network.
+        member = family_of(family)
+        if member.default_factors == 'none':
+            algorithm = None  # It has no masks.
+        if not member.composite:
+            inner = None
+        settings = tuple(settings)
+        found.append(
+            Network(args.sparse, family, sparsity, algorithm, inner, settings)
+        )
+    found = list(dict.fromkeys(found))
+    name, number = Counter(n.name for n in found).most_common(1)[0]
+    if number > 1:
+        raise Mistake(
+            f'{number} networks would have the folder {name}: let the sets of '
+            '--cfg-options differ in a value or the last part of a key.'
+        )
+    return found

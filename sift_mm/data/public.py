@@ -1,0 +1,106 @@
+"""Public data sets that the configs here and those of the libraries read."""
+
+from sift_mm.data.table import DataSet, register
+
+for data_set in (
+    DataSet(
+        name='ade20k',
+        title='ADE20K',
+        task='Semantic Segmentation',
+        types=('ADE20KDataset',),
+        folder='data/ade/ADEChallengeData2016',
+        images=20_210,
+        path='images/training',
+        remedy='unpack http://data.csail.mit.edu/places/ADEchallenge/'
+        'ADEChallengeData2016.zip into data/ade',
+    ),
+    DataSet(
+        name='cifar10',
+        title='CIFAR-10',
+        task='Image Classification',
+        types=('CIFAR10',),
+        folder='data/cifar10',
+        images=50_000,
+        size=(32, 32),
+        fetches_itself=True,
+        remedy="run `torchvision.datasets.CIFAR10('data/cifar10', "
+        'download=True)` in Python',
+    ),
+    DataSet(
+        name='cifar100',
+        title='CIFAR-100',
+        task='Image Classification',
+        types=('CIFAR100',),
+        folder='data/cifar100',
+        images=50_000,
+        size=(32, 32),
+        fetches_itself=True,
+        remedy="run `torchvision.datasets.CIFAR100('data/cifar100', "
+        'download=True)` in Python',
+    ),
+    DataSet(
+        name='cityscapes',
+        title='Cityscapes',
+        task='Semantic Segmentation',
+        types=('CityscapesDataset',),
+        folder='data/cityscapes',
+        images=2_975,
+        path='leftImg8bit/train',
+        contents=(
+            'leftImg8bit/ and gtFine/ of Cityscapes (the latter with '
+            '*_gtFine_labelTrainIds.png)'
+        ),
+        remedy='unpack gtFine_trainvaltest.zip and leftImg8bit_trainvaltest'
+        '.zip of https://www.cityscapes-dataset.com there, then run '
+        '`CITYSCAPES_DATASET=data/cityscapes csCreateTrainIdLabelImgs` of '
+        'cityscapesscripts',
+    ),
+    DataSet(
+        name='coco',
+        title='COCO',
+        task='Object Detection',
+        types=('CocoDataset',),
+        folder='data/coco',
+        images=118_287,
+        path='instances_train2017',
+        without_annotations=1_021,
+        remedy='run `mim download mmdet --dataset coco2017`, or unpack '
+        'train2017.zip, val2017.zip and annotations_trainval2017.zip of '
+        'https://cocodataset.org there',
+    ),
+    DataSet(
+        name='fashion_mnist',
+        title='Fashion-MNIST',
+        task='Image Classification',
+        types=('FashionMNIST',),
+        folder='data/fashion_mnist',
+        images=60_000,
+        size=(28, 28),
+        fetches_itself=True,
+        remedy='run `python -m demo.fashion_mnist`',
+    ),
+    DataSet(
+        name='imagenet',
+        title='ImageNet-1k',
+        task='Image Classification',
+        types=('ImageNet',),
+        folder='data/imagenet',
+        images=1_281_167,
+        remedy='put the two ILSVRC2012_img archives and the devkit of '
+        "https://image-net.org there, then run `ImageNet('data/imagenet', "
+        'split)` of torchvision.datasets in Python, for both splits',
+    ),
+    DataSet(
+        name='mnist',
+        title='MNIST',
+        task='Image Classification',
+        types=('MNIST',),
+        folder='data/mnist',
+        images=60_000,
+        size=(28, 28),
+        fetches_itself=True,
+        remedy="run `torchvision.datasets.MNIST('data/mnist', "
+        'download=True)` in Python',
+    ),
+):
+    register(data_set)
