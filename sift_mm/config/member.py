@@ -38,8 +38,10 @@ class MemberOptions:
     def of_args(cls, args: Namespace) -> 'MemberOptions':
         """Build from the options of a command line; ``--hook`` goes first."""
         flags = dict(algorithm=args.algorithm, interval=args.mask_interval)
-        given = {k: v for k, v in flags.items() if v is not None}
-        hook = given | dict(args.hook or {})
+        hook = dict(args.hook or {})
+        for name, value in flags.items():
+            if value is not None:
+                hook.setdefault(name, value)
         algorithm = hook.pop('algorithm', None)
         named = {key: getattr(args, key) for key in (*VARIANT, 'pretrained')}
         return cls(**named, algorithm=algorithm, hook=hook or None)

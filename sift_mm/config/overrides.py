@@ -73,7 +73,7 @@ def override(
 
 
 def _walk(cfg: Config, key: str) -> tuple[list[Any], list[str]]:
-    """Return the nodes on the way to a key, as far as they exist, and its parts.
+    """Return the existing nodes on the way to a key, and the key's parts.
 
     The config is the first node. In a wrapper a key of the backbone leads to
     where that is now.
