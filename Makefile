@@ -21,7 +21,8 @@ attack: export SIFT_MM_CASES ?= 100000
 attack: export SIFT_MM_KILLS ?= 100
 attack: setup  ## 100,000 random cases of mask training, 100 kills of a run
 	@$(VENV) -m pytest tests/test_sparsity/test_properties.py \
-	  tests/test_engine/test_saving.py tests/test_engine/test_arguments.py tests/test_config_fuzz.py \
+	  tests/test_engine/test_saving.py tests/test_engine/test_arguments.py \
+	  tests/test_config_fuzz.py \
 	  $(ARGS)
 
 lint: setup  ## ruff, mypy and, for the kernels, clang-format

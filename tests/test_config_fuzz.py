@@ -95,7 +95,7 @@ def ends_well(main, argv, capsys):
         said = capsys.readouterr().err.strip()
         assert stop.code == 2, said
         last = said.splitlines()[-1]
-        assert last == str(stop).strip() and last.endswith('.'), said
+        assert last == str(stop).strip() and last[-1] in '.?', said
         assert 'Traceback' not in said and len(last) < 900
     return True
 
@@ -114,5 +114,5 @@ def case(seed, capsys, folder):
 
 def test_a_broken_config_ends_in_a_sentence(capsys, tmp_path):
     first = int(os.environ.get('SIFT_MM_SEED', random.randrange(10**6)))
-    for seed in range(first, first + (CASES or 60)):
+    for seed in range(first, first + min(CASES or 60, 1000)):
         case(seed, capsys, tmp_path)
