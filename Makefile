@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test attack sanitize lint clean
+.PHONY: help setup demo test attack sanitize lint docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -25,11 +25,16 @@ attack: setup  ## 100,000 random cases of mask training, 100 kills of a run
 	  tests/test_config_fuzz.py \
 	  $(ARGS)
 
-lint: setup  ## ruff, mypy and, for the kernels, clang-format
+lint: setup  ## ruff, mypy, rules of style and, for the kernels, clang-format
 	@$(VENV) -m ruff check .
 	@$(VENV) -m ruff format --check .
+	@$(VENV) tests/style_check.py
 	@$(VENV) -m mypy
 	@$(dir $(VENV))clang-format --dry-run -Werror sift_mm/kernels/csrc/*
+
+docs: setup  ## build the pages into docs/_build/html; a warning is an error
+	@$(VENV) -m pip install -q -r requirements-docs.txt
+	@$(VENV) -m sphinx -W --keep-going -q -j auto docs docs/_build/html
 
 # Leaks are left out: Python itself has them. Memory that is not to be had is
 # an error to PyTorch, as it is without the sanitizer.
@@ -41,5 +46,5 @@ sanitize: setup  ## test the kernels under address and UB sanitizers
 	  $(VENV) -m pytest -n 0 tests/test_kernels -k 'not test_build' $(ARGS)
 
 clean:  ## remove what builds and tests leave; keeps .venv, data, work_dirs
-	rm -rf build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf build dist docs/_build *.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""What the page on extending promises: one new file, and it is there."""
+"""One new file in the folder of its kind is found, as the page says."""
 
 import re
 
@@ -18,17 +18,7 @@ from sift_mm.backbones.base import SparseIFTBackbone
 class MyVGG(SparseIFTBackbone, VGG):
     family = None
 """
-RULE = """
-from sift_mm.sparsity import ALGORITHMS, Algorithm
-
-
-@ALGORITHMS.register
-class Signed(Algorithm):
-    needs_gradient = True
-
-    def growth_score(self, weight, gradient, generator):
-        return -gradient
-"""
+RULE, MEMBER = re.findall('```python\n(.*?)```', PAGE, re.S)
 DROPPED = """
 import sys, {package}
 {package}.__path__.append(sys.argv[1])
@@ -47,11 +37,11 @@ parse_args(['--help'])
     [
         (
             'sift_mm.layers',
-            re.search('```python\n(.*?)```', PAGE, re.S)[1],
+            MEMBER,
             HELP,
             'twins',
         ),
-        ('sift_mm.sparsity', RULE, HELP, 'Signed'),
+        ('sift_mm.sparsity', RULE, HELP, 'Careful'),
         (
             'sift_mm.backbones',
             BACKBONE,
