@@ -42,7 +42,7 @@ def plan() -> list[Experiment]:
 
 def count_backbone(config: str) -> float:
     """FLOPs of the backbone of a config under its masks, in 2 x MACs."""
-    from sift_mm.analysis.report import make_report
+    from sift_mm.cli.reports.costs import make_report
     from sift_mm.config.reading import read_config
 
     parts = make_report(read_config(config))['comparison']['parts']

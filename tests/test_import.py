@@ -31,7 +31,7 @@ def run(absent, code):
 def test_mask_training_needs_only_pytorch():
     run(
         {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'},
-        'import sift_mm.sparsity, sift_mm.analysis, sift_mm.isoflop\n'
+        'import sift_mm.sparsity, sift_mm.flops, sift_mm.flops.isoflop\n'
         'assert sift_mm.transform and sift_mm.deploy.fold\n'
         'import sift_mm.data\n'  # The table alone: no library of theirs.
         'slow = {"torchvision", "pycocotools", "scipy"}\n'

@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
-from sift_mm.analysis import FlopCount, count_call, on_meta
 from sift_mm.errors import Mistake
-from sift_mm.isoflop import inner_expansion
+from sift_mm.flops import FlopCount, count_call, on_meta
+from sift_mm.flops.isoflop import inner_expansion
 from sift_mm.layers.composite import draw
 from sift_mm.layers.family import Family, register
 from sift_mm.layers.member import check_share

@@ -10,8 +10,8 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from sparserun import sparse_config
 
-from sift_mm.analysis import count_flops
 from sift_mm.cli import get_flops
+from sift_mm.flops import count_flops
 
 NOWHERE = Path('nowhere')
 

@@ -1,6 +1,6 @@
 """The report of get_flops.py as text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from io import StringIO
 from textwrap import fill
 from typing import Any
@@ -166,3 +166,24 @@ def _training(training: dict[str, Any], masks: dict[str, Any] | None) -> str:
     samples = training['samples']
     number = '' if samples is None else f'{samples:,}, '
     return f'{text}\nSamples in all: {number}{training["samples_source"]}.'
+
+
+def metrics_to_text(
+    metrics: Mapping[str, float], cost: Mapping[str, float]
+) -> str:
+    """Return metrics and cost of a tested network as a table."""
+    rows = [
+        (name, f'{value:.4f}' if isinstance(value, float) else str(value))
+        for name, value in metrics.items()
+    ]
+    rows += [
+        ('M parameters', scaled(cost['parameters'], 1e6)),
+        ('M active parameters', scaled(cost['active_parameters'], 1e6)),
+        ('density of masked layers', f'{cost["density"]:.4f}'),
+    ]
+    if 'flops' in cost:
+        rows.append(('FLOPs (2 x MACs)', flops(cost['flops'])))
+        rows.append(('of the dense network', flops(cost['flops_of_dense'])))
+    if 'seconds_per_image' in cost:
+        rows.append(('seconds an image', f'{cost["seconds_per_image"]:.4f}'))
+    return table(('', 'value'), rows)
