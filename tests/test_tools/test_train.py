@@ -181,7 +181,7 @@ def test_missing_data_stops_first(configs, monkeypatch):
     # Without validation its data is not asked for.
     with pytest.raises(SystemExit, match='train2017') as stop:
         train.main([*argv[:-1], '--no-validate'])
-    assert 'val2017' not in str(stop.value)
+    assert 'instances_val2017' not in str(stop.value)
 
 
 def test_replaces_sync_norms_only():

@@ -28,7 +28,8 @@ COUNTS = (
     'norms, activations, pooling, interpolation, losses and NMS are not '
     'counted. Sparse: a masked layer costs its share of active weights. '
     'Memory is that of the parameters, and of the output of each layer for '
-    'one image, without gradients and optimizer. M is 10^6, G 10^9, P 10^15.'
+    'one image, without gradients and optimizer. k is 10^3, M 10^6, '
+    'G 10^9, T 10^12, P 10^15, E 10^18.'
 )
 
 
