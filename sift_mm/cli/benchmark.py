@@ -12,11 +12,11 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
-from sift_mm.analysis.report import build_hook
-from sift_mm.analysis.speed import fill, measure_speed, to_text
 from sift_mm.checkpoint.state import mask_training
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_config_options, add_shape_option, positive
+from sift_mm.cli.reports.costs import build_hook
+from sift_mm.cli.reports.speed import fill, measure_speed, to_text
 from sift_mm.config.building import build
 from sift_mm.config.explain import explained
 from sift_mm.config.images import find_sizes

@@ -14,7 +14,6 @@ from typing import Any
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from sift_mm.analysis.model_forward import run_once
 from sift_mm.backbones import SparseIFTMixin
 from sift_mm.backbones.base import sparse_backbone
 from sift_mm.config.building import build, build_backbone
@@ -22,6 +21,7 @@ from sift_mm.config.images import find_sizes
 from sift_mm.config.nodes import put, type_name, walk
 from sift_mm.errors import Mistake
 from sift_mm.flops import meta_image, on_meta, skip_norms, watched
+from sift_mm.flops.model_forward import run_once
 
 # Sizes of the images of trial runs, where a config does not say.
 TRIALS = ((256, 256), (256, 128))

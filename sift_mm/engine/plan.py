@@ -12,7 +12,7 @@ from sift_mm.backbones import SparseIFTBackbone
 from sift_mm.backbones.base import sparse_backbone
 from sift_mm.errors import Mistake
 from sift_mm.flops import FlopCount, count_flops
-from sift_mm.isoflop import solve_sparsity
+from sift_mm.flops.isoflop import solve_sparsity
 from sift_mm.layers import Composite, Wide
 from sift_mm.sparsity import (
     Distribution,
@@ -317,9 +317,9 @@ def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
         ValueError: If the config does not say how large the images are, or
             the model cannot be counted.
     """
-    from sift_mm.analysis.model_forward import count_model
     from sift_mm.config.dense import build_dense
     from sift_mm.config.images import channels_of, find_sizes
+    from sift_mm.flops.model_forward import count_model
 
     (shape, _), _ = find_sizes(cfg, None)
     channels = channels_of(cfg, model)

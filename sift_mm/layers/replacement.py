@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sift_mm.analysis import on_meta
 from sift_mm.errors import Mistake
-from sift_mm.flops import plain_operators
+from sift_mm.flops import on_meta, plain_operators
 from sift_mm.layers.candidates import choose_layers
 from sift_mm.layers.member import Member, check_share, share_of_flops
 from sift_mm.layers.plain import Change, plain_type

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from sift_mm.analysis import FlopCount, count_call, on_meta
 from sift_mm.errors import Mistake
-from sift_mm.isoflop import inner_expansion
+from sift_mm.flops import FlopCount, count_call, on_meta
+from sift_mm.flops.isoflop import inner_expansion
 from sift_mm.layers.chains import (
     Link,
     chain_parts,

@@ -13,8 +13,8 @@ from torch.nn import functional as F
 from torchvision.models import resnet as resnets
 
 import sift_mm
-from sift_mm.analysis import count_flops
 from sift_mm.engine.plan import MaskPlan
+from sift_mm.flops import count_flops
 from sift_mm.layers import Member, Parallel, families
 from sift_mm.layers.wide import WideConv2d, WideLinear
 from sift_mm.sparsity import (
