@@ -10,7 +10,7 @@ from torch import Tensor
 
 from . import build
 from .build import pointer
-from .memory import empty_output
+from .convolution import new as empty_output
 
 
 def _threads(n: int) -> int:

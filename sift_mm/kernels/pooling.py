@@ -10,8 +10,8 @@ from torch.nn.functional import max_pool2d as dense_max_pool2d
 
 from . import build
 from .build import pointer
+from .convolution import new
 from .geometry import pair
-from .memory import empty_output
 
 
 class Pool(ctypes.Structure):
@@ -63,7 +63,7 @@ def _max_pool2d(
 ) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     size = _sizes(x, window[:2], window[2:4], window[4:])
-    out = empty_output(*x.shape[:2], *size)
+    out = new(*x.shape[:2], *size)
     winners = x.new_empty(
         out.shape if with_winners else (0,), dtype=torch.uint8
     )
@@ -96,7 +96,7 @@ def _gradient(
     width: int,
 ) -> Tensor:
     grad = grad.contiguous()
-    out = empty_output(*grad.shape[:2], height, width)
+    out = new(*grad.shape[:2], height, width)
     build.library().sift_max_pool_gradient(
         _pool(
             grad.shape[0] * grad.shape[1],

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 import sift_mm
-from sift_mm.kernels import Geometry, make_pattern, masked_layer
+from sift_mm.kernels import Geometry, make_pattern, sparse_conv2d
 from sift_mm.kernels import timing as clock
 from sift_mm.sparsity import SparseExecution, SparseTraining, masked_layers
 from sift_mm.sparsity import execution as execution_module
@@ -96,9 +96,9 @@ def calls(monkeypatch):
 
     def noting(x, weight, bias, pattern, numbers, ways, check):
         made.append(tuple(ways))
-        return masked_layer(x, weight, bias, pattern, numbers, ways, check)
+        return sparse_conv2d(x, weight, bias, pattern, numbers, ways, check)
 
-    monkeypatch.setattr(masked_layers, 'masked_layer', noting)
+    monkeypatch.setattr(masked_layers, 'sparse_conv2d', noting)
     return made
 
 
@@ -164,7 +164,7 @@ def test_every_mixture_of_products_has_the_gradients_of_float64():
         for ways in itertools.product([True, False], repeat=3):
             own = [t.clone().requires_grad_() for t in (x, weight, bias)]
             numbers = geometry.numbers()
-            out = masked_layer(*own, pattern, numbers, ways, False)
+            out = sparse_conv2d(*own, pattern, numbers, ways, False)
             torch.testing.assert_close(out.double(), wanted, **rounding)
             found = torch.autograd.grad(out, own, grad)
             for i, (one, other) in enumerate(
@@ -190,7 +190,7 @@ def test_the_operator_passes_opcheck():
         (True, True, False),
         True,
     )
-    torch.library.opcheck(masked_layer, arguments)
+    torch.library.opcheck(torch.ops.sift_mm.sparse_conv2d.default, arguments)
 
 
 def test_a_step_that_rigl_updates_on_has_the_dense_gradient(calls):
