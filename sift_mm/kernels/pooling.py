@@ -129,9 +129,26 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1])
 
 
+def _places(
+    winners: Tensor, window: Sequence[int], size: Sequence[int]
+) -> Tensor:
+    """Return the places of the maxima in their planes."""
+    _, across, down_step, across_step, top, left = window
+    winners = winners.long()
+    down = torch.arange(winners.shape[2], device='cpu')[:, None] * down_step - top
+    right = torch.arange(winners.shape[3], device='cpu') * across_step - left
+    return (down + winners // across) * size[1] + right + winners % across
+
+
 def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
     (winners,) = ctx.saved_tensors
-    return _gradient(grad, winners, ctx.window, *ctx.size), None, None
+    if not torch.is_grad_enabled():
+        return _gradient(grad, winners, ctx.window, *ctx.size), None, None
+    # create_graph: a sum over places can be differentiated again.
+    places = _places(winners, ctx.window, ctx.size).flatten(2)
+    planes = grad.new_zeros(*grad.shape[:2], ctx.size.numel())
+    out = planes.scatter_add(2, places, grad.flatten(2))
+    return out.view(*grad.shape[:2], *ctx.size), None, None
 
 
 _max_pool2d.register_autograd(_backward, setup_context=_save)

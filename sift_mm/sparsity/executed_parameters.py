@@ -44,7 +44,7 @@ class ExecutedParameter(nn.Parameter):
     ) -> Any:
         """Run a call sparse if it is one of those above, else as ever."""
         kwargs = kwargs or {}
-        if any(kind is not cls for kind in types):
+        if not all(issubclass(cls, kind) for kind in types):
             # Another subclass decides, on a plain tensor.
             args, kwargs = tree_map(_alias, (args, kwargs))
             return func(*args, **kwargs)
@@ -131,7 +131,7 @@ def _linear(
     if not isinstance(execution, Execution) or weight.ndim != 2:
         return None
     if not input.numel() or not input.ndim:
-        return execution.refuse('for an empty input')
+        return execution.refuse('')
     rows = input.reshape(-1, input.shape[-1])
     out = execution.run(rows, weight, bias, LINEAR)
     if out is None:

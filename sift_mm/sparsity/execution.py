@@ -63,7 +63,7 @@ class SparseExecution:
         self._stems: set[str] = set()
         self.reasons: dict[str, str] = {}
         self._others = UnmaskedExecution(sparse=mode == 'sparse')
-        self._chosen = False
+        self._chosen = self._begun = False
         self._on_cpu = any(m.device.type == 'cpu' for m in masks.values())
         if mode == 'dense':
             return
@@ -163,6 +163,7 @@ class SparseExecution:
             may_wait (bool): Whether ranks may wait for each other. They do
                 after the first step in any case.
         """
+        self._begun = True
         if self.mode != 'auto' or not self._on_cpu:
             return
         several = world_size() > 1
@@ -248,8 +249,7 @@ class SparseExecution:
 
     def _reason(self, layer: Execution) -> str:
         """Return why a layer ran dense whatever the clock says, or ''."""
-        begun = any(each.called for each in self.layers.values())
-        if begun and not layer.called:
+        if self._begun and not layer.called:
             return 'not used as the weight of conv2d or linear so far'
         return layer.reason
 

@@ -32,14 +32,20 @@ _is_exporting = getattr(
 )
 
 
+# Compiled code guards on both levels itself.
+@torch.compiler.assume_constant_result
+def _is_transformed() -> bool:
+    level = torch._C._functorch.maybe_current_level()
+    return level is not None or forward_ad._current_level >= 0
+
+
 def why_dense(*tensors: Tensor | None) -> str:
     """Return why a call with these tensors has to run dense, or ''."""
     if torch.is_autocast_enabled('cpu'):
         return 'under autocast'
     if torch.jit.is_tracing() or _is_exporting():
         return 'while traced'
-    functorch: Any = torch._C._functorch
-    if functorch.peek_interpreter_stack() or forward_ad._current_level >= 0:
+    if _is_transformed():
         return 'under torch.func or forward-mode derivatives'
     for tensor in tensors:
         if tensor is None:

@@ -76,8 +76,6 @@ class _ExecutedMaxPool2d(nn.MaxPool2d):
     A copy, and what is unpickled, is a plain pooling.
     """
 
-    execution: Any
-
     def forward(self, input: Tensor) -> Tensor:
         if torch.jit.is_scripting():
             return F.max_pool2d(
@@ -90,7 +88,8 @@ class _ExecutedMaxPool2d(nn.MaxPool2d):
                 self.return_indices,
             )
         else:  # Nothing here is compiled into a script.
-            if not self.execution.pools(self, input):
+            execution: Any = self.execution
+            if not execution.pools(self, input):
                 return super().forward(input)
             window = self.kernel_size, self.stride, self.padding
             return max_pool2d(input, *map(pair, window))
