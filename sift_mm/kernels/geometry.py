@@ -24,14 +24,15 @@ MAX_ROWS = 7
 #: Row lengths of a packed tile that are compiled, in vectors; a row of a
 #: patch of two columns is two longer than the largest shift.
 TILE_STRIDES = (2, 3, 4, 6, 8)
-MAX_PHASES = 7
+MAX_PHASES = MAX_KERNEL = 7
+MAX_STRIDE = 4
 #: Of images, at most.
 FEW_CHANNELS = 4
 #: The stride that stands for runs of pixels in place of patches.
 PIXELS = 0
-#: Classes of outputs along an axis, above which each tap is a phase of its own.
-#: Outputs of a class are as far apart, and gathered one by one.
-MOST_CLASSES = 2
+#: Steps from input to input that the packer loads as vectors; at larger ones
+#: it gathers one by one, which takes up to 1000 times as long as dense.
+MOST_STEP = 2
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,7 @@ class AxisGeometry:
     @property
     def apart(self) -> bool:
         """Whether each tap is a phase of its own, for all outputs."""
-        return self.classes > MOST_CLASSES
+        return self.classes > 1 and self.stride * self.classes > MOST_STEP
 
     @property
     def step(self) -> int:
@@ -290,8 +291,11 @@ class Geometry:
     def why_not(self) -> str | None:
         """Say what the kernels do not do, or None."""
         for axis in (self.h, self.w):
-            if axis.kernel > 7:
+            if axis.kernel > MAX_KERNEL:
                 return f'its kernel of {axis.kernel} is larger than 7'
+            # Packing then takes longer than the dense product.
+            if axis.stride > MAX_STRIDE:
+                return f'its stride of {axis.stride} is larger than 4'
         return None
 
 

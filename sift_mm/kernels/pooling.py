@@ -135,7 +135,9 @@ def _places(
     """Return the places of the maxima in their planes."""
     _, across, down_step, across_step, top, left = window
     winners = winners.long()
-    down = torch.arange(winners.shape[2], device='cpu')[:, None] * down_step - top
+    down = (
+        torch.arange(winners.shape[2], device='cpu')[:, None] * down_step - top
+    )
     right = torch.arange(winners.shape[3], device='cpu') * across_step - left
     return (down + winners // across) * size[1] + right + winners % across
 

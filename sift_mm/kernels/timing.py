@@ -88,15 +88,11 @@ def time_products(
             lambda: sparse_conv2d(x, weight, bias, pattern, numbers),
         ),
         (
-            lambda: dense_gradients(
-                grad, x, weight, geometry, True, False
-            ),
+            lambda: dense_gradients(grad, x, weight, geometry, True, False),
             lambda: input_gradient(grad, *layer),
         ),
         (
-            lambda: dense_gradients(
-                grad, x, weight, geometry, False, True
-            ),
+            lambda: dense_gradients(grad, x, weight, geometry, False, True),
             lambda: weight_gradient(grad, *layer),
         ),
     ]

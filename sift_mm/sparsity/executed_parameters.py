@@ -154,6 +154,4 @@ def _batch_norm(
         return None
     assert weight is not None
     statistics = running_mean, running_var
-    return execution.normalize(
-        input, *statistics, weight, bias, momentum, eps
-    )
+    return execution.normalize(input, *statistics, weight, bias, momentum, eps)

@@ -79,7 +79,7 @@ class SparseExecution:
             self.detach()
             raise Mistake(
                 "execution='sparse' is not available: the masked layers are "
-                f"{_listed(self.reasons) or 'in none of its modules'}; use "
+                f'{_listed(self.reasons) or "in none of its modules"}; use '
                 "'auto'."
             )
 

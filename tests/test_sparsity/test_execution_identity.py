@@ -138,9 +138,11 @@ def hook_output(module):
 
 def hook_gradient(module):
     module.register_full_backward_hook(
-        lambda _, grads, __: tuple(g and 3 * g for g in grads)
-        if not isinstance(grads[0], torch.Tensor)
-        else (3 * grads[0],)
+        lambda _, grads, __: (
+            tuple(g and 3 * g for g in grads)
+            if not isinstance(grads[0], torch.Tensor)
+            else (3 * grads[0],)
+        )
     )
 
 
@@ -277,7 +279,9 @@ def test_shared_weights_and_two_kinds_of_call():
                 x, weight=self.conv.weight, stride=[2, 2], padding=(1,)
             )
             one = F.conv2d(x[:1], self.conv.weight, None, 1, 'same', 2)
-            grouped = F.conv2d(x.repeat(1, 2, 1, 1), self.conv.weight, groups=2)
+            grouped = F.conv2d(
+                x.repeat(1, 2, 1, 1), self.conv.weight, groups=2
+            )
             return one.sum() + grouped.square().sum()
 
     sparse, dense = execute(model := Twice(), ['conv.weight'])
