@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from sift_mm.kernels import keep_freed_memory
 from sift_mm.sparsity import (
     SET,
     Constant,
@@ -155,6 +156,7 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--size', type=int, default=224)
     args = parser.parse_args()
+    keep_freed_memory()
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     bench = Bench(args.batch, args.size, 128, device)
     masks = list(bench.masks.values())
