@@ -18,8 +18,10 @@ import __future__
 
 import ast
 import copy
+import dis
 import inspect
 import textwrap
+from abc import ABCMeta
 from collections.abc import Iterator
 from functools import cache
 from types import CodeType, FunctionType
@@ -82,7 +84,7 @@ def fuse(module: nn.Module) -> dict[SparseLayer, str]:
         dict[SparseLayer, str]: For each fused layer what is fused into it.
     """
     plain = type(module)
-    if type(plain) is not type or 'forward' in vars(module):
+    if type(plain) not in (type, ABCMeta) or 'forward' in vars(module):
         return {}
     found: dict[SparseLayer, str] = {}
     windows: list[Window] = []
@@ -140,7 +142,7 @@ def _fused_class(plain: Any, windows: tuple[Window, ...]) -> Any:
         body['forward'] = _run_chain
     body |= dict(__module__=plain.__module__, __qualname__=plain.__qualname__)
     body |= dict(plain_class=plain, windows=windows)
-    return type(plain.__name__, (_Fused, plain), body)
+    return type(plain)(plain.__name__, (_Fused, plain), body)
 
 
 # Containers that call one module after the other.
@@ -244,24 +246,27 @@ def _source(method: FunctionType) -> ast.FunctionDef | None:
     # Defaults are those of the method; they are not evaluated anew.
     given.defaults = [ast.Constant(None) for _ in given.defaults]
     given.kw_defaults = [d and ast.Constant(None) for d in given.kw_defaults]
-    same = _alike(_compile(tree, method).__code__, method.__code__)
+    new = _compile(tree, method).__code__
+    same = _instructions(new) == _instructions(method.__code__)
     return tree if same else None
 
 
-def _alike(one: CodeType, other: CodeType) -> bool:
-    """Return whether two functions are the same instructions."""
-    names = 'co_code', 'co_names', 'co_varnames', 'co_cellvars'
-    return (
-        all(getattr(one, name) == getattr(other, name) for name in names)
-        and len(one.co_consts) == len(other.co_consts)
-        and all(map(_alike_constants, one.co_consts, other.co_consts))
-    )
+def _instructions(code: CodeType) -> list[tuple[str, Any]]:
+    """Return what a function does, however its source was compiled.
 
-
-def _alike_constants(one: Any, other: Any) -> bool:
-    if isinstance(one, CodeType) and isinstance(other, CodeType):
-        return _alike(one, other)
-    return repr(one) == repr(other)
+    A call of an imported module's function is compiled in another way than
+    the call of a method; the names and their order are the same.
+    """
+    found: list[tuple[str, Any]] = []
+    for step in dis.get_instructions(code):
+        value = step.argval
+        if isinstance(value, CodeType):
+            found += _instructions(value)
+        elif step.opname not in ('PUSH_NULL', 'PRECALL', 'EXTENDED_ARG'):
+            name = step.opname.replace('LOAD_METHOD', 'LOAD_ATTR')
+            jump = step.opcode in (*dis.hasjrel, *dis.hasjabs)
+            found.append((name, None if jump else repr(value)))
+    return found
 
 
 def _compile(tree: ast.FunctionDef, method: FunctionType) -> FunctionType:
