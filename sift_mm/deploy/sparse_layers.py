@@ -84,11 +84,9 @@ class SparseLayer(nn.Module):
         """Run sparse where the kernels take the input, else dense."""
         if not isinstance(self, SparseLayer):
             return self.forward(input)  # A pre-hook has read the weight.
-        if torch.compiler.is_compiling():
-            sparse = can_run(self, input)
-        else:
-            sparse = fits(self, input)
-        return run(self, input) if sparse else run_dense(self, input)
+        if fits(self, input):
+            return run(self, input)
+        return run_dense(self, input)
 
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, *args: Any
@@ -137,15 +135,14 @@ class FastMaxPool2d(nn.MaxPool2d):
             or input.ndim != 4
         ):
             return super().forward(input)
-        return _in_format_of(
-            input,
-            max_pool2d(
-                input,
-                pair(self.kernel_size),
-                pair(self.stride),
-                pair(self.padding),
-            ),
-        )
+        window = self.kernel_size, self.stride, self.padding
+        return _in_format_of(input, max_pool2d(input, *map(pair, window)))
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """Return PyTorch's layer, which TorchScript can compile."""
+        layer = nn.MaxPool2d(1)
+        layer.__dict__ = self.__dict__.copy()
+        return layer
 
 
 def sparsify(layer: Any, mask: Tensor, timed: bool) -> None:
@@ -218,14 +215,14 @@ def _settings(layer: Any) -> tuple:
 def is_plain(x: Any) -> bool:
     """Return whether only a plain forward pass without gradients sees x."""
     return (
-        type(x) is Tensor
+        not torch.compiler.is_compiling()
+        and type(x) is Tensor
         and x.layout is torch.strided
         and not (torch.is_grad_enabled() and x.requires_grad)
         and not torch._C._len_torch_dispatch_stack()
         and torch._C._functorch.maybe_current_level() is None
         and forward_ad._current_level < 0
         and not torch.jit.is_tracing()
-        and not torch.compiler.is_compiling()
     )
 
 
@@ -328,6 +325,8 @@ def fits(
         return False
     if not can_run(layer, x):
         return False
+    if torch.compiler.is_compiling():
+        return not fused  # A trace must not depend on values or timings.
     if fused and (
         isinstance(layer, nn.Linear)
         or not (norm is None or is_norm(norm, layer))
