@@ -17,13 +17,12 @@ tensor in between; everything else of the method stays as it is written.
 import __future__
 
 import ast
-import copy
 import dis
 import inspect
 import textwrap
 from abc import ABCMeta
 from collections.abc import Iterator
-from functools import cache
+from functools import lru_cache
 from types import CodeType, FunctionType
 from typing import Any, NamedTuple
 
@@ -131,7 +130,7 @@ def _make(plain: Any, windows: tuple[Window, ...]) -> Any:
     return fused.__new__(fused)
 
 
-@cache
+@lru_cache(maxsize=1024)
 def _fused_class(plain: Any, windows: tuple[Window, ...]) -> Any:
     """Return the subclass of a class with rewritten methods."""
     body: dict[str, Any] = {
@@ -229,16 +228,25 @@ def _names(code: CodeType) -> set[str]:
     return set(code.co_names).union(*map(_names, inner))
 
 
-@cache
-def _source(method: FunctionType) -> ast.FunctionDef | None:
+@lru_cache(maxsize=1024)
+def _source(method: FunctionType) -> str | None:
     """Return the source of a method if it is what runs, else None."""
     try:
         text = textwrap.dedent(inspect.getsource(method))
-        (tree,) = ast.parse(text).body
+        tree = ast.parse(text).body[0]
     except (OSError, TypeError, SyntaxError, ValueError):
         return None
     if not isinstance(tree, ast.FunctionDef) or tree.decorator_list:
         return None
+    new = _compile(_parse(text), method).__code__
+    same = _instructions(new) == _instructions(method.__code__)
+    return text if same else None
+
+
+def _parse(text: str) -> ast.FunctionDef:
+    """Parse a method, without annotations and defaults."""
+    (tree,) = ast.parse(text).body
+    assert isinstance(tree, ast.FunctionDef)
     given = tree.args
     for argument in (*given.posonlyargs, *given.args, *given.kwonlyargs):
         argument.annotation = None
@@ -246,9 +254,7 @@ def _source(method: FunctionType) -> ast.FunctionDef | None:
     # Defaults are those of the method; they are not evaluated anew.
     given.defaults = [ast.Constant(None) for _ in given.defaults]
     given.kw_defaults = [d and ast.Constant(None) for d in given.kw_defaults]
-    new = _compile(tree, method).__code__
-    same = _instructions(new) == _instructions(method.__code__)
-    return tree if same else None
+    return tree
 
 
 def _instructions(code: CodeType) -> list[tuple[str, Any]]:
@@ -271,7 +277,6 @@ def _instructions(code: CodeType) -> list[tuple[str, Any]]:
 
 def _compile(tree: ast.FunctionDef, method: FunctionType) -> FunctionType:
     """Compile a method in which the helpers are free variables."""
-    tree = copy.deepcopy(tree)
     (outer,) = ast.parse(f'def make({", ".join(_HELPERS)}): pass').body
     assert isinstance(outer, ast.FunctionDef)
     outer.body = [tree, ast.Return(ast.Name(tree.name, ast.Load()))]
@@ -292,9 +297,10 @@ def _compile(tree: ast.FunctionDef, method: FunctionType) -> FunctionType:
 
 def _rewrite(method: FunctionType, windows: tuple[Window, ...]) -> Any:
     """Return a method with a second way through each of its windows."""
-    tree = copy.deepcopy(_source(method))
-    if tree is None:
+    text = _source(method)
+    if text is None:
         return method
+    tree = _parse(text)
     places = {w.place: w for w in windows if w.method == tree.name}
     for block in list(_blocks(tree)):
         for i in reversed(range(len(block))):
@@ -320,8 +326,8 @@ def _find_windows(
 ) -> Iterator[tuple[Window, SparseLayer, str]]:
     """Yield the windows of a module's methods, with layer and description."""
     for name, method in _methods(module):
-        tree = _source(method)
-        for block in _blocks(tree) if tree else ():
+        text = _source(method)
+        for block in _blocks(_parse(text)) if text else ():
             start = 0
             while start < len(block):
                 reader = _Reader(module, method)
