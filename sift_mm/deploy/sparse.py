@@ -10,12 +10,11 @@ import copy
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from sift_mm import arguments
 from sift_mm.deploy.folding import altered
 from sift_mm.deploy.fusion import fuse
 from sift_mm.deploy.sparse_layers import (
@@ -111,7 +110,10 @@ def to_sparse(
             has another shape, or no layer of it can run sparse.
         RuntimeError: There are no kernels for this machine.
     """
-    arguments.read('execution', execution, SparseMode)
+    if execution not in get_args(SparseMode):
+        raise Mistake(
+            f"execution is {execution!r}; it has to be 'auto' or 'sparse'."
+        )
     reason = why_unavailable()
     if reason:
         raise MistakenCall(f'There is no sparse execution here: {reason}.')

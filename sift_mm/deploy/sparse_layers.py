@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from sift_mm.deploy.folding import altered
 from sift_mm.errors import MistakenCall
 from sift_mm.kernels import (
+    can_pool,
     geometry_of,
     make_pattern,
     max_pool2d,
@@ -127,13 +128,7 @@ class FastMaxPool2d(nn.MaxPool2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Pool."""
-        if (
-            self.return_indices
-            or self.ceil_mode
-            or pair(self.dilation) != (1, 1)
-            or not is_plain(input)
-            or input.ndim != 4
-        ):
+        if not (can_pool(self) and is_plain(input) and input.ndim == 4):
             return super().forward(input)
         window = self.kernel_size, self.stride, self.padding
         return _in_format_of(input, max_pool2d(input, *map(pair, window)))
