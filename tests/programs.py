@@ -11,6 +11,7 @@ from itertools import count
 from typing import Any
 
 import torch
+from equality import tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -287,14 +288,6 @@ def _halve(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
 def _change(module: nn.Module, inputs: Any, output: Tensor) -> None:
     with torch.no_grad():
         inputs[0].mul_(0.5)
-
-
-def tensors(found: Any) -> list[Tensor]:
-    """All tensors of nested containers."""
-    if isinstance(found, Tensor):
-        return [found]
-    parts = found.values() if isinstance(found, dict) else found
-    return [tensor for part in parts for tensor in tensors(part)]
 
 
 def inputs() -> tuple[Tensor, Tensor]:
