@@ -12,9 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map_only
 
-from sift_mm.flops import on_meta
 from sift_mm.errors import Mistake
-from sift_mm.flops import image_channels
+from sift_mm.flops import image_channels, on_meta
 from sift_mm.layers.chains import Link, find_chains
 from sift_mm.layers.doubling import Place
 from sift_mm.layers.member import Member, check_share, share_of_flops

@@ -28,8 +28,8 @@ class ExecutedParameter(nn.Parameter):
     """Parameter whose layer runs through an execution, until it is detached.
 
     Attributes:
-        execution (Execution | UnmaskedExecution): How it is run; None in what was
-            made by calling this class.
+        execution (Execution | UnmaskedExecution): The execution that runs
+            it; None in an object made by calling this class.
     """
 
     execution: Any = None
