@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import stat
 import struct
 import zipfile
 from collections import Counter
@@ -58,7 +59,7 @@ def read(
             has changed since it was written, or wants to run code.
     """
     path = os.path.expanduser(path)
-    with explained(path), open(path, 'rb') as stream:
+    with explained(path), _open(path) as stream:
         file = os.fstat(stream.fileno())
         identity = (file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns)
         kept = _ahead.pop(identity, None)
@@ -68,6 +69,13 @@ def read(
     if keep:
         _ahead[identity] = kept
     return kept
+
+
+def _open(path: str) -> IO[bytes]:
+    """Open a file; a pipe or device, which may have no end, is refused."""
+    if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
+        raise ValueError('it is no ordinary file')
+    return open(path, 'rb')
 
 
 def load_compact(path: str | Path) -> dict[str, Tensor]:

@@ -86,13 +86,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         merge_args(cfg, args)
         check_amp(cfg)
         check_config(cfg)
-    with lock_work_dir(cfg):
-        train(cfg, args)
-
-
-def train(cfg: Config, args: argparse.Namespace) -> None:
-    """Train the model of a config, in a work dir of its own."""
-    with explained(args.config, cfg):
         start = find_start(cfg, args.resume)
         check_pretrained(cfg)
         validates = cfg.get('val_cfg') is not None
@@ -103,7 +96,8 @@ def train(cfg: Config, args: argparse.Namespace) -> None:
             runner.logger.info(line)
         runner.train()  # The model, which it returns, is not kept.
 
-    run(cfg, task)
+    with lock_work_dir(cfg):
+        run(cfg, task)
 
 
 if __name__ == '__main__':

@@ -188,6 +188,10 @@ def test_what_is_no_file_is_named(tmp_path):
         read(tmp_path / 'a.pth')
     with pytest.raises(Mistake, match=f'{tmp_path} cannot be read:.*direct'):
         read(tmp_path)
+    os.mkfifo(tmp_path / 'pipe')
+    for path in (tmp_path / 'pipe', '/dev/zero'):
+        with pytest.raises(Mistake, match=f'{path} .*no ordinary file'):
+            read(path)
 
 
 @pytest.mark.parametrize('name', BAD | BAD_MASKS)

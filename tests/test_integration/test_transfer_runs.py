@@ -9,10 +9,10 @@ import torch
 from forks import train_ranks
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from mmengine.runner import CheckpointLoader
 from sparserun import load, probed, sparse_config, train
 from toyrun import assert_same
 
+from sift_mm.checkpoint import reading
 from sift_mm.cli import test as test_tool
 from sift_mm.cli.publish_model import main as publish
 from sift_mm.config.resume import check_pretrained, find_start
@@ -68,9 +68,7 @@ def test_masks_and_weights_arrive(scope, make_config, published, tmp_path):
         "optim_wrapper['optimizer']['lr'] = 0.\n",
     )
     with mock.patch.object(
-        CheckpointLoader,
-        'load_checkpoint',
-        wraps=CheckpointLoader.load_checkpoint,
+        reading, 'load_plain', wraps=reading.load_plain
     ) as read:
         found, source = train(config, tmp_path / 'run'), load(published)
     read.assert_called_once()
