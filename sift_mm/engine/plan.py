@@ -324,5 +324,7 @@ def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
     (shape, _), _ = find_sizes(cfg, None)
     channels = channels_of(cfg, model)
     own, _ = count_model(model, shape, channels)
-    dense, _ = count_model(build_dense(cfg), shape, channels)
+    found = sparse_backbone(model)
+    wide = found[1] if found and found[0] == 'backbone.' else None
+    dense, _ = count_model(build_dense(cfg, wide), shape, channels)
     return FlopBudget(own, dense.total)
