@@ -175,6 +175,10 @@ _BOUNDED = {
 
 @cache
 def _adapter(hint: Any) -> TypeAdapter:
+    for part in getattr(hint, '__metadata__', ()):
+        if isinstance(part, Choice):
+            # It validates alone; pydantic refuses settings for dataclasses.
+            hint = Annotated[Any, part]
     return TypeAdapter(_BOUNDED.get(hint, hint), config=_CONFIG)
 
 

@@ -156,6 +156,6 @@ def check_masks(
         assert active.any() and not (active & ~mask).any(), name
     if after:
         moved = any(not torch.equal(m, before[n]) for n, m in after.items())
-        assert moved == hook.algorithm.dynamic
+        assert moved == hook.options.algorithm.dynamic
     if runner.model.backbone.flops == 'match':
         assert abs(plan.ratio - 1) < tolerance

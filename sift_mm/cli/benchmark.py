@@ -34,7 +34,7 @@ def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
             'network is sparse; --family and --sparsity make it so.'
         )
     fill(model)
-    masks = hook.plan(model, cfg).draw(hook.initializer, 0)
+    masks = hook.plan(model, cfg).draw(hook.options.initializer, 0)
     masks.apply_()
     return dict(masks)
 

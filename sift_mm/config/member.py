@@ -3,12 +3,11 @@
 import re
 from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
-from mmengine.registry import HOOKS
-
-from sift_mm.arguments import check_names, parameters
+from sift_mm.arguments import check_names
+from sift_mm.sparsity import RunOptions
 
 # Arguments of every backbone that say which member of the family it is.
 VARIANT = ('family', 'sparsity', 'inner', 'sparse_factors')
@@ -68,11 +67,8 @@ class MemberOptions:
             ValueError: If the hook has no such argument.
         """
         found = dict(self.hook or {})
-        check_names(
-            'SparseTrainingHook has no argument',
-            found,
-            parameters(HOOKS.get('SparseTrainingHook')),
-        )
+        names = [option.name for option in fields(RunOptions)]
+        check_names('SparseTrainingHook has no argument', found, names)
         if self.algorithm is not None:
             found['algorithm'] = self.algorithm
         return found

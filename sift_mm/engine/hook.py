@@ -12,15 +12,6 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
-from sift_mm.arguments import (
-    AnyGlobs,
-    Count,
-    End,
-    Globs,
-    Seed,
-    Sparsity,
-    checked,
-)
 from sift_mm.checkpoint.state import (
     CHECKPOINT_KEY,
     check_finite,
@@ -42,146 +33,57 @@ from sift_mm.engine.plan import MaskPlan, sparse_backbone, whole_model_budget
 from sift_mm.engine.randomness import SeededIterations
 from sift_mm.engine.saving import save_whole, use_safe_files
 from sift_mm.engine.transfer import (
-    Transfer,
+    Origin,
+    Start,
     check_counts,
     check_member,
     check_optimizer,
-    mask_origin,
+    choose_algorithm,
     masks_of,
-    pretrained_state,
+    read_start,
 )
 from sift_mm.errors import Mistake
 from sift_mm.sparsity import (
-    ALGORITHMS,
-    DISTRIBUTIONS,
-    INITIALIZERS,
     Algorithm,
-    AlgorithmLike,
-    DistributionLike,
-    DropFractionLike,
-    ExecutionMode,
-    InitializerLike,
+    MaskSet,
     MaskTrainer,
+    RunOptions,
     SparseExecution,
-    Static,
-    Unstructured,
-    UpdateSchedule,
     density,
-    make_drop_fraction,
 )
+from sift_mm.sparsity.options import find_changes
 from sift_mm.sparsity.structures import check_structure
-from sift_mm.sparsity.trainer import Placement
-
-# What a resumed run may change, but not without a word.
-SCHEDULE = (
-    'algorithm',
-    'placement',
-    'interval',
-    'end',
-    'drop_fraction',
-    'execution',
-)
 
 
 @HOOKS.register_module()
 class SparseTrainingHook(Hook):
-    """Draws, trains, saves, restores and logs the masks of a run.
+    """Hook that draws, trains, saves, restores and logs the masks of a run.
 
-    Works with a plain ``OptimWrapper`` or ``AmpOptimWrapper``, which it gives
-    a masked step. At each update ``sparse/density``,
+    It works with a plain ``OptimWrapper`` or ``AmpOptimWrapper``, which it
+    gives a masked step. At each update ``sparse/density``,
     ``sparse/drop_fraction``, ``sparse/moved`` (share of the active weights
-    that moved) and ``sparse/itop_rate`` go to the run's visualizer. Masks are
-    in the checkpoint under the key ``sparse_training``.
+    that moved) and ``sparse/itop_rate`` go to the run's visualizer. The
+    checkpoint holds the masks under the key ``sparse_training``.
 
     Args:
-        algorithm (str | dict): 'Static', 'SET' or 'RigL'.
-        sparsity (float, optional): Share of zero weights. None follows the
-            Sparse-IFT backbone; to be given only for models without one.
-        distribution (str | dict): 'Uniform', 'UniformPlus', 'ER', 'ERK' or
-            ``dict(type='Explicit', sparsities={pattern: sparsity})``.
-        init (str | dict, optional): First masks: 'Random', 'TopK' or
-            'FromWeights'. None is 'Random' for a run from scratch; where
-            weights are loaded (an ``init_cfg`` of type Pretrained, or
-            ``load_from``), None takes the masks of that checkpoint, and it
-            is an error if there are none.
-        transfer (str): What becomes of masks taken so: 'fixed', they stay
-            as they are; 'train', the algorithm goes on from them; 'dense',
-            they are dropped, and the network is trained dense, at more
-            FLOPs.
-        drop_fraction (float | str | dict): Share of the active weights
-            dropped at an update. A number is the start of a cosine; else
-            'Constant', 'Linear', 'Cosine' or ``dict(type='Linear',
-            initial=0.3)``.
-        interval (int): Optimizer steps between two updates.
-        end (float): Share of all optimizer steps after which masks stay, in
-            (0, 1].
-        placement (str): 'after_step', the update follows the optimizer
-            step; 'replace_step', it takes its place.
-        include (Sequence[str], optional): Glob patterns of parameter names
-            to be sparse, in place of what the backbone says.
-        exclude (Sequence[str]): Glob patterns of parameter names to leave
-            dense.
-        seed (int, optional): Seed of the masks; None takes the run's.
-        log_layers (bool): Whether to log the density of each layer too.
-        execution (str): How masked layers run on a CPU: 'auto', each product
-            sparse where a timing in the first step says that it is faster;
-            'sparse'; 'dense'. See docs/mask_training.md.
+        **options: See :class:`sift_mm.sparsity.RunOptions`.
 
     Raises:
-        ValueError: If an argument is not among the above.
+        ValueError: If an option is unknown or its value is wrong.
     """
 
     # Before LoggerHook and CheckpointHook.
     priority = 'NORMAL'
 
-    @checked
-    def __init__(
-        self,
-        algorithm: AlgorithmLike = 'RigL',
-        sparsity: Sparsity | None = None,
-        distribution: DistributionLike = 'Uniform',
-        init: InitializerLike | None = None,
-        transfer: Transfer = 'fixed',
-        drop_fraction: DropFractionLike = 0.3,
-        interval: Count = 100,
-        end: End = 0.75,
-        placement: Placement = 'after_step',
-        include: Globs | None = None,
-        exclude: AnyGlobs = (),
-        seed: Seed | None = None,
-        log_layers: bool = False,
-        execution: ExecutionMode = 'auto',
-    ) -> None:
-        if init is not None and transfer != 'fixed':
-            raise Mistake(
-                f'init={type(init).__name__!r} draws new masks, and '
-                f'transfer={transfer!r} is about those that come with loaded '
-                'weights; leave one out.'
-            )
-        self.algorithm = ALGORITHMS.build(algorithm)
-        self.distribution = DISTRIBUTIONS.build(distribution)
-        self.initializer = INITIALIZERS.build(init or 'Random')
-        self.drop_fraction = make_drop_fraction(drop_fraction)
-        self.init_is_given = init is not None
-        self.transfer = transfer
-        self.sparsity = sparsity
-        self.interval = interval
-        self.end = end
-        self.placement = placement
-        self.include = include
-        self.exclude = exclude
-        self.seed = seed
-        self.log_layers = log_layers
-        self.execution = execution
+    def __init__(self, **options: Any) -> None:
+        self.options = RunOptions.of(type(self).__name__, options)
         self.trainer: MaskTrainer | None = None
         self.iterations: SeededIterations | None = None
+        self._start = Start()
         self._gradients: list[Gradients] | None = None
-        self._checkpoint: Mapping[str, Any] | None = None
-        self._loaded = self._resumed = False
-        self._execution_is_said = False
-        self._transferred = ''
-        self._budget: dict[str, float] = {}
-        self._member: dict[str, Any] = {}
+        self._execution_is_logged = False
+        #: FLOPs and origin of the masks, for the checkpoint.
+        self._record: dict[str, Any] = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the masks of a checkpoint until weights are loaded too.
@@ -191,29 +93,29 @@ class SparseTrainingHook(Hook):
                 would not go on as it was, or if it is not of the Sparse-IFT
                 backbone.
         """
-        self._loaded, self._resumed = True, runner._resume
-        state = checkpoint.get('state_dict', checkpoint)
+        resumed = runner._resume
+        weights = checkpoint.get('state_dict', checkpoint)
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
         with named(runner._load_from):
-            if runner._resume:
-                self._checkpoint = check_resumable(checkpoint)
+            if resumed:
+                state = check_resumable(checkpoint)
                 if optimizer is not None:
                     check_optimizer(checkpoint['optimizer'], optimizer)
             else:
-                check_finite(state)
-                self._checkpoint = mask_training(checkpoint)
+                check_finite(weights)
+                state = mask_training(checkpoint)
+        self._start = Start(state, True, resumed)
         found = sparse_backbone(unwrap(runner.model))
         if found is not None:
             prefix, backbone = found
             check_keys(
                 backbone,
-                state,
+                weights,
                 runner._load_from or 'that is loaded',
                 prefix.removeprefix('module.'),  # Of a TTA model.
             )
             with named(runner._load_from):
-                member = backbone.describe_member()
-                check_member(self._checkpoint or {}, member)
+                check_member(state or {}, backbone.describe_member())
 
     def before_run(self, runner: Runner) -> None:
         """Make file access safe, and tell the wrapper that masks will come."""
@@ -233,193 +135,191 @@ class SparseTrainingHook(Hook):
                 does not have the masks that it asks for.
         """
         model = unwrap(runner.model)  # Before the optimizer it came with.
+        wrapper = self._take_wrapper(runner)
+        if self.trainer is not None and self._start.state is None:
+            return  # Training goes on after an earlier call of train().
+        plan = self.plan(model, runner.cfg)
+        check_channels(model, runner.cfg)
+        start = read_start(self._start, plan)
+        self._start = Start()  # It holds masks, and is read once.
+        masks, algorithm = self._first_masks(runner, plan, start)
+        if masks is not None:
+            self._make_trainer(runner, masks, algorithm, start)
+            self._attach(runner, wrapper, start)
+        runner.logger.info(self._describe(plan))
+
+    def _take_wrapper(self, runner: Runner) -> SparseOptimWrapper:
+        """Return the run's optim wrapper, made to take masks."""
         wrapper = make_maskable(runner.optim_wrapper)
         if wrapper.mask_trainer is not self.trainer:
             raise Mistake(
                 'A run has one SparseTrainingHook; custom_hooks names several.'
             )
-        if self.trainer is not None and self._checkpoint is None:
-            return  # Training goes on after an earlier call of train().
-        plan = self.plan(model, runner.cfg)
-        check_channels(model, runner.cfg)
+        return wrapper
+
+    def plan(self, model: nn.Module, cfg: Config) -> MaskPlan:
+        """Return the masks that this hook gives the model of a config."""
+        options = self.options
+        return MaskPlan(
+            model,
+            options.distribution,
+            options.sparsity,
+            options.include,
+            options.exclude,
+            partial(whole_model_budget, cfg, model)
+            if cfg.get('model')
+            else None,
+            options.algorithm.structure,
+        )
+
+    def _first_masks(
+        self, runner: Runner, plan: MaskPlan, start: Start
+    ) -> tuple[MaskSet | None, Algorithm]:
+        """Return the first masks, None without any, and their algorithm."""
+        origin = (
+            start.find_origin(self.options)
+            if plan.parameters
+            else Origin.NEEDLESS
+        )
+        algorithm, state = self.options.algorithm, start.state or {}
+        self._record = {'origin': origin}
         if plan.backbone is not None:
             plan.backbone.masks_attached = True  # It may train.
-        origin = self._origin(plan)
-        if origin in ('needless', 'dropped'):
-            self._checkpoint = None
-            runner.logger.info(self._describe_dense(plan, origin))
+        if origin in (Origin.NEEDLESS, Origin.DROPPED):
+            return None, algorithm
+        if origin is Origin.DRAWN:
+            seed = self._shared_seed(runner)
+            return plan.draw(self.options.initializer, seed), algorithm
+        if origin is Origin.TRANSFERRED:
+            algorithm = choose_algorithm(self.options, start)
+        check_member(state, {'sparsity': plan.nominal})
+        check_structure(state, algorithm.structure)
+        masks = masks_of(state, plan.parameters, plan.counts)
+        if origin is Origin.RESTORED:
+            check_counts(masks, plan.counts)
+        return masks, algorithm
+
+    def _shared_seed(self, runner: Runner) -> int:
+        """Return the seed of the masks, the same on every rank."""
+        # runner.seed differs between ranks under diff_rank_seed.
+        given = self.options.seed
+        seed = [runner.seed if given is None else given]
+        broadcast_object_list(seed)
+        return seed[0]
+
+    def _make_trainer(
+        self,
+        runner: Runner,
+        masks: MaskSet,
+        algorithm: Algorithm,
+        start: Start,
+    ) -> None:
+        """Build the trainer and restore the state of a resumed run."""
+        accumulated = runner.optim_wrapper._accumulative_counts
+        steps = math.ceil(runner.max_iters / accumulated)
+        self.trainer = trainer = MaskTrainer(
+            masks,
+            algorithm,
+            self.options.schedule(steps, algorithm),
+            self.options.drop_fraction,
+            self._shared_seed(runner),
+            self.options.placement,
+        )
+        model = unwrap(runner.model)
+        trainer.execute(SparseExecution(model, masks, self.options.execution))
+        if not start.resumed:
+            trainer.check_updates()
             return
-        self.trainer = self._make_trainer(runner, plan, origin)
-        self._go_on(runner)
-        self._checkpoint = None
+        for key, then, now in find_changes(trainer.state_dict(), start.saved):
+            runner.logger.warning(
+                f'The resumed run had {key}={then!r}; it goes on with {now!r}.'
+            )
+        trainer.load_state_dict(start.saved)
+
+    def _attach(
+        self, runner: Runner, wrapper: SparseOptimWrapper, start: Start
+    ) -> None:
+        """Mask weights and steps; let the run be broken off and resumed."""
+        assert self.trainer is not None
+        model = unwrap(runner.model)
+        save_whole(runner)
+        seed = start.saved.get('sampler_seed')
+        self.iterations = SeededIterations(runner, seed)
+        if 'gradients' in start.saved:
+            lost = restore_gradients(start.saved['gradients'], model)
+            if lost:
+                runner.logger.warning(lost)
         wrapper.mask_trainer = self.trainer
         self.trainer.watch(model)
         self.trainer.enforce(wrapper.optimizer)
         # A train_step of one's own may step past the wrapper.
         self.trainer.guard(wrapper.optimizer)
         self._mask_averages(runner)
-        runner.logger.info(self._describe(plan))
 
-    def plan(self, model: nn.Module, cfg: Config) -> MaskPlan:
-        """The masks that this hook gives the model of a run's config."""
-        return MaskPlan(
-            model,
-            self.distribution,
-            self.sparsity,
-            self.include,
-            self.exclude,
-            partial(whole_model_budget, cfg, model)
-            if cfg.get('model')
-            else None,
-            self.algorithm.structure,
-        )
-
-    def _origin(self, plan: MaskPlan) -> str:
-        """See :func:`mask_origin`; 'needless' without any to be masked."""
-        loaded = self._loaded
-        if not loaded:
-            loaded, self._checkpoint = pretrained_state(
-                plan.model, plan.parameters
-            )
-        if not plan.parameters:
-            return 'needless'
-        return mask_origin(
-            self._checkpoint,
-            loaded,
-            self._resumed,
-            self.transfer,
-            self.init_is_given,
-        )
-
-    def _make_trainer(
-        self, runner: Runner, plan: MaskPlan, origin: str
-    ) -> MaskTrainer:
-        """The trainer, with its masks and, of a resumed run, its state."""
-        # runner.seed differs between ranks under diff_rank_seed.
-        seed = [runner.seed if self.seed is None else self.seed]
-        broadcast_object_list(seed)
-        state = self._checkpoint or {}
-        self._transferred = self.transfer if origin == 'transferred' else ''
-        algorithm = self.algorithm
-        if origin == 'drawn':
-            masks = plan.draw(self.initializer, seed[0])
-        else:
-            algorithm = self._algorithm(state)
-            check_member(state, {'sparsity': plan.nominal})
-            check_structure(state, algorithm.structure)
-            masks = masks_of(state, plan.parameters, plan.counts)
-            if origin == 'restored':
-                check_counts(masks, plan.counts)
-        trainer = MaskTrainer(
-            masks,
-            algorithm,
-            self._schedule(runner, algorithm),
-            self.drop_fraction,
-            seed[0],
-            self.placement,
-        )
-        if not self._resumed:
-            trainer.check_updates()
-        trainer.execute(
-            SparseExecution(unwrap(runner.model), masks, self.execution)
-        )
-        if self._resumed:
-            self._warn_of_changes(runner, trainer.state_dict(), state)
-            trainer.load_state_dict(state)
-        return trainer
-
-    def _algorithm(self, state: Mapping[str, Any]) -> Algorithm:
-        """Return the algorithm that goes on from a checkpoint's masks."""
-        algorithm = self.algorithm
-        if self._transferred == 'fixed':
-            # Masks that stay keep their structure; one that is given holds.
-            structure: Any = algorithm.structure
-            if isinstance(structure, Unstructured):
-                structure = state.get('structure', structure)
-            algorithm = Static(structure)
-        return algorithm
-
-    def _go_on(self, runner: Runner) -> None:
-        """Make the run one that can be broken anywhere, and resumed."""
-        save_whole(runner)
-        state = self._checkpoint if self._resumed and self._checkpoint else {}
-        self.iterations = SeededIterations(runner, state.get('sampler_seed'))
-        if 'gradients' in state:
-            lost = restore_gradients(state['gradients'], unwrap(runner.model))
-            if lost:
-                runner.logger.warning(lost)
-
-    def _describe_dense(self, plan: MaskPlan, origin: str) -> str:
-        """What the log says of a run without masks."""
-        if origin == 'needless':
+    def _describe(self, plan: MaskPlan) -> str:
+        """Return a line on masks and FLOPs; keep them for checkpoints."""
+        origin = self._record.pop('origin')
+        self._record |= {'budget': {}, 'member': {}, 'transfer': ''}
+        if origin is Origin.NEEDLESS:
             return (
                 'The backbone needs no masks: its FLOPs (with a classifier, '
                 f'if it has one) are {plan.ratio:.6f} of the dense one '
                 f'without them{self._whole_ratio(plan, {})}.'
             )
-        text = "transfer='dense': masks are dropped, and all weights train"
-        if plan.budget is not None:
-            text += (
-                f', at {plan.budget.ratio({}):.4f} times the FLOPs of the '
-                f"dense twin's backbone{self._whole_ratio(plan, {})}"
-            )
-        return f'{text}.'
-
-    def _describe(self, plan: MaskPlan) -> str:
-        """What the log says of the masks; kept for the checkpoint too."""
+        if origin is Origin.DROPPED:
+            text = "transfer='dense': masks are dropped, and all weights train"
+            if plan.budget is not None:
+                text += (
+                    f', at {plan.budget.ratio({}):.4f} times the FLOPs of the '
+                    f"dense twin's backbone{self._whole_ratio(plan, {})}"
+                )
+            return f'{text}.'
         assert self.trainer is not None
         masks = self.trainer.masks
-        densities = {
-            name: count / masks[name].numel()
-            for name, count in masks.counts().items()
-        }
-        self._budget = {
-            'nominal': plan.nominal,
-            'sparsity': 1 - density(masks),
-        }
         text = (
             f'{type(self.trainer.algorithm).__name__} on {len(masks)} '
             f'parameters: sparsity {plan.nominal} as written, masks at '
             f'density {density(masks):.6f}'
         )
-        if plan.rounds and not self._transferred:
+        if origin is Origin.TRANSFERRED:
+            transfer = self.options.transfer
+            self._record['transfer'] = transfer
+            text += f', taken from the loaded checkpoint ({transfer=})'
+        elif plan.rounds:
             text += f' ({plan.rounds})'
-        if self._transferred:
-            text += (
-                ', taken from the loaded checkpoint (transfer='
-                f'{self._transferred!r})'
-            )
-        if plan.budget is not None and plan.backbone is not None:
-            self._budget['flops_ratio'] = plan.budget.ratio(densities)
-            self._member = plan.backbone.describe_member()
-            text += (
-                ', FLOPs of the backbone (with a classifier, if it '
-                f'has one) {self._budget["flops_ratio"]:.6f} of the '
-                f'dense one{self._whole_ratio(plan, densities)}'
-            )
-        return text
+        self._record['budget'] = {
+            'nominal': plan.nominal,
+            'sparsity': 1 - density(masks),
+        }
+        return text + self._describe_flops(plan, masks)
+
+    def _describe_flops(self, plan: MaskPlan, masks: MaskSet) -> str:
+        """Return words on the FLOPs of a Sparse-IFT backbone, else ''."""
+        if plan.budget is None or plan.backbone is None:
+            return ''
+        densities = {
+            name: count / masks[name].numel()
+            for name, count in masks.counts().items()
+        }
+        ratio = plan.budget.ratio(densities)
+        self._record['budget']['flops_ratio'] = ratio
+        self._record['member'] = plan.backbone.describe_member()
+        return (
+            ', FLOPs of the backbone (with a classifier, if it has one) '
+            f'{ratio:.6f} of the dense one'
+            f'{self._whole_ratio(plan, densities)}'
+        )
 
     def _whole_ratio(
         self, plan: MaskPlan, densities: Mapping[str, float]
     ) -> str:
-        """Words on the FLOPs of the whole model, with neck and heads."""
+        """Return words on the FLOPs of the whole model, heads included."""
         try:
             ratio = plan.whole.ratio(densities)
         except ValueError as error:
             return f' (the whole model was not counted: {error})'
-        self._budget['model_flops_ratio'] = ratio
+        self._record['budget']['model_flops_ratio'] = ratio
         return f', of the whole model {ratio:.4f}'
-
-    def _warn_of_changes(
-        self, runner: Runner, now: Mapping[str, Any], then: Mapping[str, Any]
-    ) -> None:
-        """Say what a resumed run does in another way than before."""
-        for key in SCHEDULE:
-            if key in then and then[key] != now[key]:
-                runner.logger.warning(
-                    f'The resumed run had {key}={then[key]!r}; '
-                    f'it goes on with {now[key]!r}.'
-                )
 
     def _mask_averages(self, runner: Runner) -> None:
         """Make averaged networks as sparse as the one that is trained.
@@ -454,8 +354,8 @@ class SparseTrainingHook(Hook):
         self._gradients = partial_gradients(
             runner, unwrap(runner.model), False
         )
-        if trainer.steps and not self._execution_is_said:
-            self._execution_is_said = True
+        if trainer.steps and not self._execution_is_logged:
+            self._execution_is_logged = True
             assert trainer.execution is not None
             runner.logger.info(trainer.execution.describe())
         if trainer.report is None:
@@ -474,7 +374,7 @@ class SparseTrainingHook(Hook):
             'sparse/moved': report.moved,
             'sparse/itop_rate': trainer.history.itop_rate(),
         }
-        if self.log_layers:
+        if self.options.log_layers:
             scalars |= {
                 f'sparse/density/{name}': count / trainer.masks[name].numel()
                 for name, count in trainer.masks.counts().items()
@@ -484,26 +384,13 @@ class SparseTrainingHook(Hook):
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add masks and the rest of the trainer's state."""
         if self.trainer is not None:
-            state = self.trainer.state_dict() | {
-                'iter': checkpoint['meta']['iter'],
-                'budget': self._budget,
-                'member': self._member,
-                'transfer': self._transferred,
-            }
+            state = self.trainer.state_dict() | self._record
+            state['iter'] = checkpoint['meta']['iter']
             if self.iterations is not None:
                 state['sampler_seed'] = self.iterations.sampler_seed
             if self._gradients is not None:
                 state['gradients'] = self._gradients
             checkpoint[CHECKPOINT_KEY] = sealed(state)
-        elif self._checkpoint is not None:
+        elif self._start.state is not None:
             # Loaded and saved without training in between.
-            checkpoint[CHECKPOINT_KEY] = self._checkpoint
-
-    def _schedule(
-        self, runner: Runner, algorithm: Algorithm
-    ) -> UpdateSchedule | None:
-        if not algorithm.dynamic:
-            return None
-        accumulated = runner.optim_wrapper._accumulative_counts
-        steps = math.ceil(runner.max_iters / accumulated)
-        return UpdateSchedule(self.interval, int(self.end * steps + 1e-9))
+            checkpoint[CHECKPOINT_KEY] = self._start.state

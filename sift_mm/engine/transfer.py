@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import Any, Literal
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -16,13 +18,17 @@ from sift_mm.checkpoint.state import (
     pretrained_cfg,
     without_prefix,
 )
-from sift_mm.engine.plan import sparse_backbone
+from sift_mm.engine.plan import MaskPlan, sparse_backbone
 from sift_mm.errors import Mistake
-from sift_mm.sparsity import MaskSet
+from sift_mm.sparsity import (
+    Algorithm,
+    MaskSet,
+    RunOptions,
+    Static,
+    Unstructured,
+)
 from sift_mm.sparsity.initializers import count_tolerance
 
-# Use of the masks that come with loaded weights.
-Transfer = Literal['fixed', 'train', 'dense']
 # Optimizer slots that have the shape of their weights in every optimizer.
 ELEMENTWISE = ('momentum_buffer', 'exp_avg')
 
@@ -92,60 +98,108 @@ def pretrained_state(
     return True, dict(state, masks={inside + n: m for n, m in masks.items()})
 
 
-def mask_origin(
-    state: Mapping[str, Any] | None,
-    loaded: bool,
-    resumed: bool,
-    transfer: str,
-    init_is_given: bool,
-) -> str:
-    """Return the origin of the first masks of a run.
+class Origin(Enum):
+    """Origin of the first masks of a run."""
 
-    ``state`` is the mask training of the checkpoint that is ``loaded`` or
-    ``resumed``.
+    #: Of the run that is resumed.
+    RESTORED = 'restored'
+    #: Of loaded weights, at this run's start or its first one's.
+    TRANSFERRED = 'transferred'
+    #: New ones.
+    DRAWN = 'drawn'
+    #: None: they are dropped, and all weights train.
+    DROPPED = 'dropped'
+    #: None: the network has no sparse parameters.
+    NEEDLESS = 'needless'
 
-    Returns:
-        str: 'restored', those of the run that is resumed; 'transferred',
-        those that its first, or this, run found with loaded weights;
-        'drawn', new ones; 'dropped', none: all weights train.
 
-    Raises:
-        ValueError: If there are none where a run is resumed, if it would
-            lose them, or if loaded weights have none and nobody said how to
-            draw them.
+@dataclass(frozen=True)
+class Start:
+    """Start of a run, as far as masks depend on it.
+
+    Args:
+        state (Mapping, optional): Mask training of the checkpoint that is
+            loaded or resumed.
+        loaded (bool): Whether weights come from a checkpoint.
+        resumed (bool): Whether an earlier run goes on.
     """
-    if resumed:
-        if state is None:
+
+    state: Mapping[str, Any] | None = None
+    loaded: bool = False
+    resumed: bool = False
+
+    @property
+    def saved(self) -> Mapping[str, Any]:
+        """Mask training of the run that is resumed, else nothing."""
+        return (self.resumed and self.state) or {}
+
+    def find_origin(self, options: RunOptions) -> Origin:
+        """Return the origin of the masks, for a network that needs some.
+
+        Raises:
+            ValueError: If a resumed run has no masks or would lose them, or
+                if loaded weights have none and no option draws them.
+        """
+        if self.resumed:
+            return self._resumed_origin(options.transfer)
+        if options.init is not None or not self.loaded:
+            return Origin.DRAWN
+        if options.transfer == 'dense':
+            return Origin.DROPPED
+        if self.state is None:
+            raise Mistake(
+                'Weights come from a checkpoint without masks (load_from, or '
+                'an init_cfg of type Pretrained), and random masks would cut '
+                'them away; choose the first masks of SparseTrainingHook: '
+                "init='FromWeights', 'TopK' or 'Random'; or train all "
+                "weights, transfer='dense'."
+            )
+        return Origin.TRANSFERRED
+
+    def _resumed_origin(self, transfer: str) -> Origin:
+        if self.state is None:
             if transfer == 'dense':  # Such a run saves no masks.
-                return 'dropped'
+                return Origin.DROPPED
             raise Mistake(
                 'The checkpoint to resume from holds no masks (no key '
                 f'{CHECKPOINT_KEY!r}): masks are restored, never guessed. '
                 'Resume from a checkpoint that SparseTrainingHook saved, or '
                 'start a new run with load_from and an explicit init.'
             )
-        if not state.get('transfer'):
-            return 'restored'
+        if not self.state.get('transfer'):
+            return Origin.RESTORED
         if transfer == 'dense':
             raise Mistake(
                 "The run to be resumed has masks, and transfer='dense' would "
                 'drop them in the middle. Start a new run from its checkpoint '
                 'with load_from.'
             )
-        return 'transferred'
-    if init_is_given or not loaded:
-        return 'drawn'
-    if transfer == 'dense':
-        return 'dropped'
-    if state is None:
-        raise Mistake(
-            'Weights come from a checkpoint without masks (load_from, or an '
-            'init_cfg of type Pretrained), and random masks would cut them '
-            'away; choose the first masks of SparseTrainingHook: '
-            "init='FromWeights', 'TopK' or 'Random'; or train all weights, "
-            "transfer='dense'."
-        )
-    return 'transferred'
+        return Origin.TRANSFERRED
+
+
+def read_start(start: Start, plan: MaskPlan) -> Start:
+    """Return the start of a run, with what an ``init_cfg`` loads.
+
+    Args:
+        start (Start): Of the checkpoint that the runner loaded, if any.
+        plan (MaskPlan): Masks that the model asks for.
+    """
+    if start.loaded:
+        return start
+    loaded, state = pretrained_state(plan.model, plan.parameters)
+    return Start(state, loaded)
+
+
+def choose_algorithm(options: RunOptions, start: Start) -> Algorithm:
+    """Return the algorithm that trains masks which come with weights."""
+    algorithm = options.algorithm
+    if options.transfer != 'fixed':
+        return algorithm
+    # Masks that stay keep their structure; one that is given holds.
+    structure: Any = algorithm.structure
+    if isinstance(structure, Unstructured):
+        structure = (start.state or {}).get('structure', structure)
+    return Static(structure)
 
 
 def check_member(state: Mapping[str, Any], here: Mapping[str, Any]) -> None:

@@ -38,6 +38,7 @@ from sift_mm.sparsity.initializers import (
 )
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import MaskHistory, density, training_flops
+from sift_mm.sparsity.options import MaskOptions, RunOptions
 from sift_mm.sparsity.parameters import (
     select_parameters,
     sparse_parameter_names,
@@ -49,10 +50,8 @@ from sift_mm.sparsity.schedules import (
     Constant,
     Cosine,
     DropFraction,
-    DropFractionLike,
     Linear,
     UpdateSchedule,
-    make_drop_fraction,
 )
 from sift_mm.sparsity.selection import apply_masks_, top_mask
 from sift_mm.sparsity.sparse_training import SparseTraining
@@ -75,7 +74,6 @@ __all__ = [
     'Distribution',
     'DistributionLike',
     'DropFraction',
-    'DropFractionLike',
     'ExecutionMode',
     'Explicit',
     'FromWeights',
@@ -84,10 +82,12 @@ __all__ = [
     'LayerState',
     'Linear',
     'MaskHistory',
+    'MaskOptions',
     'MaskSet',
     'MaskTrainer',
     'Random',
     'RigL',
+    'RunOptions',
     'SparseExecution',
     'SparseTraining',
     'Static',
@@ -101,7 +101,6 @@ __all__ = [
     'apply_masks_',
     'density',
     'generator_for',
-    'make_drop_fraction',
     'select_parameters',
     'sparse_parameter_names',
     'sparsifiable_parameters',

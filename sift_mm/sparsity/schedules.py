@@ -1,11 +1,10 @@
 """When masks are updated, and how much of them."""
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Any
 
-from sift_mm.arguments import Count, Share, read_arguments
+from sift_mm.arguments import Count, Share, read, read_arguments
 from sift_mm.errors import Mistake
 from sift_mm.sparsity.registry import Registry
 
@@ -61,12 +60,29 @@ class DropFraction:
         raise NotImplementedError
 
 
-DROP_FRACTIONS: Registry[DropFraction] = Registry(
-    'drop-fraction schedule', DropFraction
-)
-DropFractionLike = (
-    Share | Annotated[str | Mapping[str, Any] | DropFraction, DROP_FRACTIONS]
-)
+class _DropFractions(Registry[DropFraction]):
+    """Registry that takes a number too: the start of a cosine."""
+
+    @property
+    def what(self) -> str:
+        """The schedules, and a number."""
+        return f'a share, a number in [0, 1], or {super().what}'
+
+    def accepts(self, value: Any) -> bool:
+        """Return whether it is a share or names a schedule."""
+        try:
+            read('share', value, Share)
+        except Mistake:
+            return super().accepts(value)
+        return True
+
+    def build(self, cfg: Any) -> DropFraction:
+        """Build a schedule; a number starts a cosine."""
+        is_number = isinstance(cfg, (int, float))
+        return Cosine(cfg) if is_number else super().build(cfg)
+
+
+DROP_FRACTIONS = _DropFractions('drop-fraction schedule', DropFraction)
 
 
 @DROP_FRACTIONS.register
@@ -97,14 +113,3 @@ class Cosine(DropFraction):
     def at(self, step: int, end: int) -> float:
         """Falls on half a cosine to 0."""
         return self.initial / 2 * (1 + math.cos(math.pi * step / end))
-
-
-def make_drop_fraction(value: DropFractionLike) -> DropFraction:
-    """A schedule as an argument says it: a number is the start of a cosine.
-
-    Raises:
-        ValueError: As of ``DROP_FRACTIONS.build``.
-    """
-    if isinstance(value, (int, float)):
-        return Cosine(value)
-    return DROP_FRACTIONS.build(value)

@@ -9,36 +9,16 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from sift_mm.arguments import (
-    AnyGlobs,
-    Count,
-    End,
-    Globs,
-    Seed,
-    Sparsity,
-    checked,
-)
+from sift_mm.arguments import Count, checked
 from sift_mm.errors import Mistake
-from sift_mm.sparsity.algorithms import ALGORITHMS, AlgorithmLike
-from sift_mm.sparsity.distributions import (
-    DISTRIBUTIONS,
-    Distribution,
-    DistributionLike,
-)
-from sift_mm.sparsity.execution import ExecutionMode, SparseExecution
-from sift_mm.sparsity.initializers import (
-    INITIALIZERS,
-    InitializerLike,
-    count_tolerance,
-)
+from sift_mm.sparsity.algorithms import AlgorithmLike
+from sift_mm.sparsity.distributions import Distribution
+from sift_mm.sparsity.execution import SparseExecution
+from sift_mm.sparsity.initializers import count_tolerance
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import density
+from sift_mm.sparsity.options import MaskOptions, find_changes
 from sift_mm.sparsity.parameters import select_parameters, sparse_weights
-from sift_mm.sparsity.schedules import (
-    DropFractionLike,
-    UpdateSchedule,
-    make_drop_fraction,
-)
 from sift_mm.sparsity.structures import (
     Structure,
     Unstructured,
@@ -61,21 +41,7 @@ class SparseTraining:
         algorithm (str | dict | Algorithm): 'Static', 'SET', 'RigL', or
             another that is registered.
         steps (int): Optimizer steps of the whole training.
-        sparsity (float, optional): Share of zero weights, in [0, 1). None
-            takes that of the layers that ``sift_mm.transform`` made.
-        distribution (str | dict | Distribution): How layers share it.
-        init (str | dict | Initializer, optional): First masks; random if
-            None.
-        drop_fraction (float | str | dict | DropFraction): Share of the active
-            weights dropped at an update; a number is the start of a cosine.
-        interval (int): Optimizer steps between two updates.
-        end (float): Share of the steps after which masks stay, in (0, 1].
-        include (Sequence[str], optional): Glob patterns of the parameters to
-            be sparse, in place of those that the layers name.
-        exclude (Sequence[str]): Glob patterns of parameters to leave dense.
-        seed (int): Seed of the masks.
-        execution (str): How masked layers run on a CPU: 'auto', 'sparse' or
-            'dense', see :class:`SparseExecution`.
+        **options: All others of :class:`MaskOptions`.
 
     Raises:
         ValueError: If an argument is wrong, layers and arguments do not say
@@ -90,49 +56,38 @@ class SparseTraining:
         algorithm: AlgorithmLike = 'RigL',
         *,
         steps: Count,
-        sparsity: Sparsity | None = None,
-        distribution: DistributionLike = 'Uniform',
-        init: InitializerLike | None = None,
-        drop_fraction: DropFractionLike = 0.3,
-        interval: Count = 100,
-        end: End = 0.75,
-        include: Globs | None = None,
-        exclude: AnyGlobs = (),
-        seed: Seed = 0,
-        execution: ExecutionMode = 'auto',
+        **options: Any,
     ) -> None:
-        parameters = select_parameters(model, include, exclude)
+        given = dict(algorithm=algorithm, **options)
+        chosen = MaskOptions.of(type(self).__name__, given)
+        parameters = select_parameters(model, chosen.include, chosen.exclude)
         layers = _layer_densities(model, parameters)
-        share = DISTRIBUTIONS.build(distribution)
-        wanted = _sparsity(sparsity, layers, share)
-        rule = ALGORITHMS.build(algorithm)
+        share = chosen.distribution
         counts = share.counts(
-            {n: tuple(p.shape) for n, p in parameters.items()}, wanted
+            {n: tuple(p.shape) for n, p in parameters.items()},
+            _sparsity(chosen.sparsity, layers, share),
         )
+        structure = chosen.algorithm.structure
+        seed = chosen.seed or 0
         masks = MaskSet.draw(
-            parameters,
-            counts,
-            INITIALIZERS.build(init or 'Random'),
-            seed,
-            rule.structure,
+            parameters, counts, chosen.initializer, seed, structure
         )
         _check_density(masks, layers)
-        _check_structure_fits(masks, counts, rule.structure)
+        _check_structure_fits(masks, counts, structure)
         self.optimizer = optimizer
         self.trainer = MaskTrainer(
             masks,
-            rule,
-            UpdateSchedule(interval, int(end * steps + 1e-9))
-            if rule.dynamic
-            else None,
-            make_drop_fraction(drop_fraction),
+            chosen.algorithm,
+            chosen.schedule(steps),
+            chosen.drop_fraction,
             seed,
+            chosen.placement,
         )
         self.trainer.check_updates()
         self.trainer.watch(model)
         self.trainer.enforce(optimizer)
         self.trainer.guard(optimizer)
-        self.trainer.execute(SparseExecution(model, masks, execution))
+        self.trainer.execute(SparseExecution(model, masks, chosen.execution))
         self._drawn = self._weight_versions()
 
     @property
@@ -279,19 +234,12 @@ class SparseTraining:
                 )
         self.trainer.load_state_dict(state)
         self.trainer.enforce(self.optimizer)
-        for key in (
-            'algorithm',
-            'interval',
-            'end',
-            'drop_fraction',
-            'execution',
-        ):
-            if key in state and state[key] != now[key]:
-                warnings.warn(
-                    f'The saved run had {key}={state[key]!r}; it goes on '
-                    f'with {now[key]!r}.',
-                    stacklevel=2,
-                )
+        for key, then, goes_on in find_changes(now, state):
+            warnings.warn(
+                f'The saved run had {key}={then!r}; it goes on with '
+                f'{goes_on!r}.',
+                stacklevel=2,
+            )
 
     def _weight_versions(self) -> list[int]:
         return [p._version for p in self.masks.parameters.values()]

@@ -10,7 +10,7 @@ from sparserun import load
 from toyrun import assert_same, final_state, hook_of, toy_run, toy_runner
 from two_of_four import holds_groups, register
 
-from sift_mm.checkpoint import sealed
+from sift_mm.checkpoint.state import sealed
 from sift_mm.errors import Mistake
 
 

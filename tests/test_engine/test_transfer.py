@@ -13,7 +13,8 @@ from toyrun import (
     toy_runner,
 )
 
-from sift_mm.engine.transfer import mask_origin
+from sift_mm.engine.transfer import Start
+from sift_mm.sparsity import RunOptions
 
 MASKS = dict(masks={}, transfer='')
 TAKEN = dict(masks={}, transfer='fixed')
@@ -41,11 +42,16 @@ TAKEN = dict(masks={}, transfer='fixed')
     ],
 )
 def test_where_masks_come_from(state, loaded, resumed, transfer, init, origin):
+    start = Start(state, loaded, resumed)
+    options = RunOptions(
+        init='Random' if init else None,
+        transfer='fixed' if init else transfer,
+    )
     if ' ' in origin:
         with pytest.raises(ValueError, match=origin):
-            mask_origin(state, loaded, resumed, transfer, init)
+            start.find_origin(options)
     else:
-        assert mask_origin(state, loaded, resumed, transfer, init) == origin
+        assert start.find_origin(options).value == origin
 
 
 @pytest.fixture

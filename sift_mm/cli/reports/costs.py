@@ -47,15 +47,15 @@ def report_masks(
         return None
     loaded = pretrained_source(model, plan.parameters)
     return dict(
-        algorithm=type(hook.algorithm).__name__,
+        algorithm=type(hook.options.algorithm).__name__,
         parameters=len(plan.parameters),
         nominal_sparsity=plan.nominal,
         sparsity=plan.sparsity,
         flops_ratio=plan.ratio,
-        interval=hook.interval,
-        end=hook.end,
-        transferred=hook.transfer
-        if loaded and not hook.init_is_given
+        interval=hook.options.interval,
+        end=hook.options.end,
+        transferred=hook.options.transfer
+        if loaded and hook.options.init is None
         else None,
     )
 

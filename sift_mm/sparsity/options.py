@@ -1,0 +1,180 @@
+"""Options of mask training: one checked dataclass for all that read them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, Self
+
+from sift_mm.arguments import (
+    AnyGlobs,
+    Count,
+    End,
+    Globs,
+    Seed,
+    Sparsity,
+    check_names,
+    read_arguments,
+)
+from sift_mm.errors import Mistake
+from sift_mm.sparsity.algorithms import ALGORITHMS, Algorithm, RigL
+from sift_mm.sparsity.distributions import (
+    DISTRIBUTIONS,
+    Distribution,
+    Uniform,
+)
+from sift_mm.sparsity.execution import ExecutionMode
+from sift_mm.sparsity.initializers import INITIALIZERS, Initializer
+from sift_mm.sparsity.schedules import (
+    DROP_FRACTIONS,
+    Cosine,
+    DropFraction,
+    UpdateSchedule,
+)
+from sift_mm.sparsity.trainer import Placement
+
+# Use of the masks that come with loaded weights.
+Transfer = Literal['fixed', 'train', 'dense']
+#: Options that a resumed run may change, with a word.
+MAY_CHANGE = (
+    'algorithm',
+    'placement',
+    'interval',
+    'end',
+    'drop_fraction',
+    'execution',
+)
+
+
+@dataclass(frozen=True)
+class MaskOptions:
+    """Options of mask training, as ``SparseTraining`` takes them.
+
+    A name, a ``dict(type=name, ...)`` or an object serves for each part.
+
+    Args:
+        algorithm (str | dict): 'Static', 'SET', 'RigL' or another registered
+            algorithm, with its structure: ``dict(type='RigL',
+            structure=...)``.
+        sparsity (float, optional): Share of zero weights, in [0, 1). None
+            takes the sparsity of the Sparse-IFT layers; give it only for
+            networks without them.
+        distribution (str | dict): Distribution of the sparsity over layers:
+            'Uniform', 'UniformPlus', 'ER', 'ERK' or ``dict(type='Explicit',
+            sparsities={pattern: sparsity})``.
+        init (str | dict, optional): First masks: 'Random', 'TopK' or
+            'FromWeights'. None draws them at random in a run from scratch;
+            where weights are loaded with masks, it takes those.
+        drop_fraction (float | str | dict): Share of the active weights to
+            drop at an update. A number starts a cosine; else 'Constant',
+            'Linear', 'Cosine' or ``dict(type='Linear', initial=0.3)``.
+        interval (int): Optimizer steps between two updates.
+        end (float): Share of all optimizer steps after which masks stay, in
+            (0, 1].
+        placement (str): 'after_step' updates masks after the optimizer step;
+            'replace_step' updates them in its place.
+        include (Sequence[str], optional): Glob patterns of the parameters to
+            mask. None masks those that the Sparse-IFT layers name.
+        exclude (Sequence[str]): Glob patterns of parameters to leave dense.
+        seed (int, optional): Seed of the masks. None takes the run's seed,
+            or 0 without a run.
+        execution (str): Execution of masked layers on a CPU: 'auto' runs
+            each product sparse where a timing in the first step finds it
+            faster; 'sparse' runs all of them sparse; 'dense' none.
+
+    Raises:
+        ValueError: If a value is not among the above.
+    """
+
+    algorithm: Annotated[Algorithm, ALGORITHMS] = field(default_factory=RigL)
+    sparsity: Sparsity | None = None
+    distribution: Annotated[Distribution, DISTRIBUTIONS] = Uniform()
+    init: Annotated[Initializer, INITIALIZERS] | None = None
+    drop_fraction: Annotated[DropFraction, DROP_FRACTIONS] = Cosine(0.3)
+    interval: Count = 100
+    end: End = 0.75
+    placement: Placement = 'after_step'
+    include: Globs | None = None
+    exclude: AnyGlobs = ()
+    seed: Seed | None = None
+    execution: ExecutionMode = 'auto'
+
+    def __post_init__(self) -> None:
+        for name, value in read_arguments(type(self), vars(self)).items():
+            object.__setattr__(self, name, value)
+
+    @classmethod
+    def of(cls, who: str, given: Mapping[str, Any]) -> Self:
+        """Return the options that ``who`` was given.
+
+        Raises:
+            ValueError: If there is no such option, or a value is wrong.
+        """
+        names = [option.name for option in fields(cls)]
+        check_names(f'{who} has no argument', given, names)
+        return cls(**given)
+
+    @property
+    def initializer(self) -> Initializer:
+        """Initializer of masks that are drawn."""
+        return self.init or INITIALIZERS.build('Random')
+
+    def schedule(
+        self, steps: int, algorithm: Algorithm | None = None
+    ) -> UpdateSchedule | None:
+        """Return the schedule of a training, None for masks that stay.
+
+        Args:
+            steps (int): Optimizer steps of the whole training.
+            algorithm (Algorithm, optional): In place of the option's.
+
+        Raises:
+            ValueError: If masks would never be updated.
+        """
+        if not (algorithm or self.algorithm).dynamic:
+            return None
+        return UpdateSchedule(self.interval, int(self.end * steps + 1e-9))
+
+
+@dataclass(frozen=True)
+class RunOptions(MaskOptions):
+    """Options of mask training in an MMEngine run: those of the hook.
+
+    Args:
+        transfer (str): Use of the masks that come with loaded weights:
+            'fixed' keeps them; 'train' goes on from them by the algorithm;
+            'dense' drops them and trains all weights, at more FLOPs.
+        log_layers (bool): Whether to log the density of each layer too.
+
+    Raises:
+        ValueError: If ``init`` and ``transfer`` contradict each other.
+    """
+
+    transfer: Transfer = 'fixed'
+    log_layers: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.init is not None and self.transfer != 'fixed':
+            raise Mistake(
+                f'init={type(self.init).__name__!r} draws new masks, and '
+                f'transfer={self.transfer!r} is about those that come with '
+                'loaded weights; leave one out.'
+            )
+
+
+def find_changes(
+    now: Mapping[str, Any], then: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """Return the options that a resumed run changes.
+
+    Args:
+        now: State of the trainer of the run.
+        then: Saved state that it goes on from.
+
+    Returns:
+        list: Name of the option, its value then, its value now.
+    """
+    return [
+        (key, then[key], now[key])
+        for key in MAY_CHANGE
+        if key in then and then[key] != now[key]
+    ]
