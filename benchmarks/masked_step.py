@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock, ResNet
 
+from sift_mm.kernels import keep_freed_memory
 from sift_mm.sparsity import (
     SET,
     Constant,
@@ -30,7 +31,7 @@ from sift_mm.sparsity import (
     RigL,
     Uniform,
     UpdateSchedule,
-    keep_only_,
+    apply_masks_,
     select_parameters,
 )
 
@@ -155,13 +156,16 @@ def main() -> None:
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--size', type=int, default=224)
     args = parser.parse_args()
+    keep_freed_memory()
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     bench = Bench(args.batch, args.size, 128, device)
     masks = list(bench.masks.values())
     variants: dict[str, Callable[[], object]] = {
         'unmasked step': bench.unmasked,
         'masked step': bench.masked,
-        'gradients: keep_only_': lambda: keep_only_(bench.gradients(), masks),
+        'gradients: apply_masks_': lambda: apply_masks_(
+            bench.gradients(), masks
+        ),
         'gradients: foreach mul, bool': lambda: torch._foreach_mul_(
             bench.gradients(), masks
         ),

@@ -29,7 +29,12 @@ from torch.nn import functional as F
 
 import sift_mm
 from sift_mm.deploy import to_sparse
-from sift_mm.kernels import Geometry, make_pattern, sparse_conv2d_fused
+from sift_mm.kernels import (
+    Geometry,
+    keep_freed_memory,
+    make_pattern,
+    sparse_conv2d_fused,
+)
 from sift_mm.kernels.ops import input_gradient, weight_gradient
 
 missing: set[str] = set()
@@ -133,9 +138,7 @@ def layers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
         products: dict[str, tuple[Callable, Callable]] = {
             'forward': (forward, forward_dense),
             'input gradient': (
-                partial(
-                    input_gradient, grad, weight, pattern, numbers, size, size
-                ),
+                partial(input_gradient, grad, x, weight, pattern, numbers),
                 partial(backward_dense, [True, False, False]),
             ),
             'weight gradient': (
@@ -390,6 +393,7 @@ def main() -> None:
     unknown = set(args.parts) - set(parts)
     if unknown:
         parser.error(f'{unknown.pop()!r} is none of {", ".join(parts)}')
+    keep_freed_memory()  # Of the dense network as of the sparse one.
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     rows = []

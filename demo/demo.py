@@ -1,9 +1,9 @@
-"""The demo: a Sparse Wide RetinaNet against its dense baseline.
+"""Demo: a Sparse Wide RetinaNet against its dense baseline.
 
-Trains both on aerial photographs of trees, at equal FLOPs of the backbone,
-tests them, and leaves a table, pictures and curves in work_dirs/demo. What
-is done already is not done again; a run that was interrupted is resumed. It
-runs in the checkout: `python -m demo.demo`.
+Train both on aerial photographs of trees, at equal FLOPs of the backbone,
+test them, and write a table, pictures and curves to work_dirs/demo. Finished
+runs are kept, interrupted ones resumed. Run `python -m demo.demo` in the
+checkout.
 """
 
 import json
@@ -26,7 +26,7 @@ EXPECTED_AP50 = 0.30
 
 
 def plan() -> list[Experiment]:
-    """The two runs, the dense one first."""
+    """Return the two runs, the dense one first."""
     # A path that is not absolute would be one in the folder of the test.
     pictures = OUT.absolute() / 'pictures'
     return [
@@ -41,8 +41,8 @@ def plan() -> list[Experiment]:
 
 
 def count_backbone(config: str) -> float:
-    """FLOPs of the backbone of a config under its masks, in 2 x MACs."""
-    from sift_mm.analysis.report import make_report
+    """Return the FLOPs (2 x MACs) of a config's backbone under its masks."""
+    from sift_mm.cli.reports.costs import make_report
     from sift_mm.config.reading import read_config
 
     parts = make_report(read_config(config))['comparison']['parts']
@@ -50,7 +50,7 @@ def count_backbone(config: str) -> float:
 
 
 def measure(run: Experiment) -> dict[str, float]:
-    """What a network costs and how well it finds trees."""
+    """Return the costs and the accuracy of a tested network."""
     found = run.metrics()
     return {
         'gflops': found['flops'] / 1e9,
@@ -65,7 +65,7 @@ def measure(run: Experiment) -> dict[str, float]:
 
 
 def table(results: dict[str, dict[str, float]]) -> str:
-    """The comparison as a Markdown table."""
+    """Return the comparison as a Markdown table."""
     rows = [
         {
             'network': name,
@@ -84,7 +84,7 @@ def table(results: dict[str, dict[str, float]]) -> str:
 
 
 def draw_curves(runs: Sequence[Experiment], path: Path) -> None:
-    """Draw what the runs logged: loss, AP50 and the masks' numbers."""
+    """Draw the logged loss, AP50 and mask statistics."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -112,7 +112,7 @@ def draw_curves(runs: Sequence[Experiment], path: Path) -> None:
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run what is not done yet, then print the table."""
+    """Run the missing parts, then print the table."""
     Parser(description=__doc__).parse_args(argv)
     prepare(Path('data', 'tree_crowns'))
     runs = plan()

@@ -62,6 +62,13 @@ def fetch_debian(name: str, root: Path, work: Path) -> Path:
     return folder / f'{name}.gz'
 
 
+SOURCES = {
+    'the folder': find_archive,
+    SERVER: fetch_official,
+    f'the package {PACKAGE}': fetch_debian,
+}
+
+
 def prepare(root: Path) -> None:
     """Fetch and check the parts that are missing.
 
@@ -71,16 +78,16 @@ def prepare(root: Path) -> None:
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root) as folder:
         work = Path(folder)
-        for source in (find_archive, fetch_official, fetch_debian):
+        for place, source in SOURCES.items():
             for name in [n for n in MD5 if not has_content(root / n, n)]:
                 try:
                     archive = source(name, root, work)
                     content = gzip.decompress(archive.read_bytes())
                 except (OSError, EOFError, zlib.error) as error:
-                    print(f'{source.__name__}: {error}', flush=True)
+                    print(f'not in {place}: {error}', flush=True)
                     break
                 except subprocess.CalledProcessError as error:
-                    print(f'{error}: {error.stderr.decode()[-200:]}')
+                    print(f'not in {place}: {error.stderr.decode()[-200:]}')
                     break
                 (work / name).write_bytes(content)
                 if has_content(work / name, name):

@@ -60,7 +60,7 @@ GAP = 128  # between the two regions of a photograph
 
 
 class Window(NamedTuple):
-    """A rectangle of a photograph, in pixels; right and bottom excluded."""
+    """Rectangle of a photograph, in pixels; right and bottom excluded."""
 
     left: int
     top: int
@@ -69,7 +69,7 @@ class Window(NamedTuple):
 
 
 class Photo(NamedTuple):
-    """A photograph of the wheel: the stem of its file in `deepforest/data`.
+    """Photograph of the wheel: the stem of its file in `deepforest/data`.
 
     So many rows of tiles at its bottom are for validation.
     """
@@ -86,7 +86,7 @@ PHOTOS = (
 
 
 def read_voc(xml: bytes) -> np.ndarray:
-    """Boxes of a Pascal VOC annotation, (N, 4): left, top, right, bottom."""
+    """Read Pascal VOC boxes, (N, 4): left, top, right, bottom."""
     sides = ('xmin', 'ymin', 'xmax', 'ymax')
     boxes = [
         [float(box.findtext(side, '')) for side in sides]

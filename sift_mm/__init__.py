@@ -2,7 +2,7 @@
 
 Importing this package registers backbones, optim wrappers and hooks;
 ``custom_imports = dict(imports=['sift_mm'])`` is all that a config needs.
-Without MMEngine, ``sift_mm.sparsity`` and ``sift_mm.analysis`` work on plain
+Without MMEngine, ``sift_mm.sparsity`` and ``sift_mm.flops`` work on plain
 PyTorch.
 """
 

@@ -84,17 +84,17 @@ def random_case(source: random.Random) -> Case:
         plain = source.random() < 0.3
         case = Case(
             kernel=(kernel[0], kernel[1]),
-            stride=tuple(1 if plain else _small(source, 9) for _ in range(2)),
+            stride=tuple(1 if plain else _small(source, 4) for _ in range(2)),
             padding=tuple(
                 0 if pointwise and plain else source.randint(-1, 4)
                 for _ in range(4)
             ),
-            dilation=tuple(_small(source, 6) for _ in range(2)),
+            dilation=tuple(_small(source, 12) for _ in range(2)),
             images=source.choice((1, 1, 2, 3, 9)),
             channels=source.choice((1, 2, 3, 5, 16, 40)),
             filters=source.choice((1, 2, 3, 7, 8, 33)),
-            height=source.randint(1, 24),
-            width=source.randint(1, 24),
+            height=source.randint(1, 30),
+            width=source.randint(1, 30),
             mask=source.choice(MASKS),
             seed=source.randrange(2**31),
         )

@@ -6,7 +6,6 @@ import pytest
 from minirun import write_config
 from mmengine.config import Config
 
-from sift_mm.analysis import count_model
 from sift_mm.config import channels, sparsify
 from sift_mm.config.building import build
 from sift_mm.config.channels import (
@@ -19,6 +18,7 @@ from sift_mm.config.nodes import put
 from sift_mm.config.reading import import_library, read_config
 from sift_mm.engine.plan import whole_model_budget
 from sift_mm.errors import Mistake
+from sift_mm.flops import count_model
 
 STAGES = [256, 512, 1024, 2048]
 DETR = '300 queries, as num_queries'

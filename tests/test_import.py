@@ -31,7 +31,7 @@ def run(absent, code):
 def test_mask_training_needs_only_pytorch():
     run(
         {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'},
-        'import sift_mm.sparsity, sift_mm.analysis, sift_mm.isoflop\n'
+        'import sift_mm.sparsity, sift_mm.flops, sift_mm.flops.isoflop\n'
         'assert sift_mm.transform and sift_mm.deploy.fold\n'
         'import sift_mm.data\n'  # The table alone: no library of theirs.
         'slow = {"torchvision", "pycocotools", "scipy"}\n'
@@ -49,5 +49,28 @@ def test_without_the_libraries_the_engine_is_there():
         'import sift_mm.backbones as b\n'
         'try: b.mmdet\n'
         'except ImportError as e: assert "pip install" in str(e)\n'
+        'else: raise AssertionError\n',
+    )
+
+
+def test_a_library_that_is_broken_is_left_out_with_its_reason():
+    run(
+        set(),
+        'class Broken:\n'
+        '    def find_spec(self, name, path=None, target=None):\n'
+        '        if name == "mmpretrain":\n'
+        '            return importlib.util.spec_from_loader(name, self)\n'
+        '    def create_module(self, spec): pass\n'
+        '    def exec_module(self, module): raise TypeError("of its own")\n'
+        'sys.meta_path.insert(0, Broken())\n'
+        'import sift_mm\n'
+        'import sift_mm.backbones as b\n'
+        'try: b.mmpretrain\n'
+        'except ImportError as e: assert "of its own (TypeError)" in str(e)\n'
+        'else: raise AssertionError\n'
+        'from mmengine.config import Config\n'
+        'from sift_mm.config.reading import import_library\n'
+        'try: import_library(Config(dict(default_scope="mmpretrain")))\n'
+        'except ValueError as e: assert "of its own (TypeError)" in str(e)\n'
         'else: raise AssertionError\n',
     )

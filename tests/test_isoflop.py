@@ -2,7 +2,7 @@ import random
 
 import pytest
 
-from sift_mm.isoflop import (
+from sift_mm.flops.isoflop import (
     check_sparsity,
     doped_rank,
     expansion,

@@ -23,7 +23,7 @@ import torch
 PINS = Path(__file__).resolve().parent.parent / 'requirements.txt'
 MMCV = re.findall(r'(?m)^onedl-mmcv==(\S+)', PINS.read_text())[0]
 GPU = torch.cuda.is_available() or os.environ.get('FORCE_CUDA') == '1'
-INSTALLED = Path(sys.prefix, 'mmcv.txt')  # cache folder of the installed one
+INSTALLED = Path(sys.prefix, 'mmcv.txt')  # key of the installed one
 # gcc uses a header only under the flags it was compiled with, -O3 included.
 # CFLAGS replaces the flags of Python's own build.
 CFLAGS = os.environ.get('CFLAGS', '-DNDEBUG -fwrapv -O3 -Wall')
@@ -33,21 +33,21 @@ TORCH_FLAGS = '-DTORCH_API_INCLUDE_EXTENSION_H -DTORCH_EXTENSION_NAME=_ext'
 def cache_folder(device: str = '') -> Path:
     """Return the cache folder of the wheel for this torch and `device`."""
     base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-    python = sys.implementation.cache_tag
+    python = 'cp{}{}'.format(*sys.version_info)
     key = f'mmcv-{MMCV}_torch-{torch.__version__}_{python}'
-    key += f'_{platform.machine()}_{device}'
+    key = re.sub(r'[^\w.+-]+', '-', f'{key}_{platform.machine()}_{device}')
     return Path(base, 'sift_mm', 'wheels', key).expanduser()
 
 
 def device_name() -> str:
-    """Return the device that the ops are built for."""
+    """Return the device that the ops are built for, with its capabilities."""
     if not GPU:
         return 'cpu'
     count = torch.cuda.device_count()
     archs = {torch.cuda.get_device_capability(i) for i in range(count)}
-    named = '-'.join(f'{major}.{minor}' for major, minor in sorted(archs))
-    chosen = os.environ.get('TORCH_CUDA_ARCH_LIST', named)
-    return f'cuda{torch.version.cuda}-{re.sub(r"[^0-9.+A-Z]+", "-", chosen)}'
+    named = ' '.join(sorted(f'{major}.{minor}' for major, minor in archs))
+    chosen = os.environ.get('TORCH_CUDA_ARCH_LIST') or named or 'all'
+    return f'cuda{torch.version.cuda}-sm{chosen}'
 
 
 def check() -> None:
@@ -56,9 +56,8 @@ def check() -> None:
     The device is tried, not compared: CUDA ops serve where the GPU is
     hidden, and CPU ops fail where it is visible.
     """
-    fits = INSTALLED.exists() and INSTALLED.read_text().startswith(
-        str(cache_folder())
-    )
+    name = INSTALLED.read_text() if INSTALLED.exists() else ''
+    fits = name.startswith(cache_folder().name)
     if not fits or version('onedl-mmcv') != MMCV:
         sys.exit('The installed mmcv is not the one for this torch.')
     from mmcv import _ext
@@ -143,7 +142,7 @@ def main() -> None:
     wheel = next(kept.glob('*.whl'))
     pip = [sys.executable, '-m', 'pip', 'install', '--no-deps']
     subprocess.run([*pip, '--force-reinstall', wheel], check=True)
-    INSTALLED.write_text(str(kept))
+    INSTALLED.write_text(kept.name)
 
 
 if __name__ == '__main__':

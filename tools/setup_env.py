@@ -104,7 +104,7 @@ def mmcv_works() -> bool:
 
 
 def set_up() -> None:
-    """Bring `.venv` up to date."""
+    """Update `.venv`."""
     # The editable install points at the checkout: a moved one needs another.
     sources = [path.read_bytes() for path in (*FILES, ROOT / 'pyproject.toml')]
     digest = hashlib.sha256(b''.join([bytes(ROOT), *sources])).hexdigest()

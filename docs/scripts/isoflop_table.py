@@ -7,10 +7,10 @@ from typing import Any
 
 from mmpretrain.registry import MODELS
 
-from sift_mm.analysis import count_flops
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.engine.plan import MaskPlan, backbone_flops
-from sift_mm.isoflop import expansion
+from sift_mm.flops import count_flops
+from sift_mm.flops.isoflop import expansion
 from sift_mm.layers import Composite, Factorized, Parallel, families
 from sift_mm.layers.plain import size_of
 from sift_mm.sparsity import Uniform

@@ -21,8 +21,8 @@ from typing import Any
 import yaml
 from mmengine.config import Config
 
-from sift_mm.analysis.report import make_report
 from sift_mm.cli.entry import Parser, entry_point
+from sift_mm.cli.reports.costs import make_report
 from sift_mm.config.data import leaf_datasets
 from sift_mm.config.nodes import type_name
 from sift_mm.config.reading import read_config

@@ -19,23 +19,36 @@ PACKAGES = {
     'mmseg': 'onedl-mmsegmentation',
     'mmpretrain': 'onedl-mmpretrain',
 }
+# Libraries that are installed and raise as they are imported.
+BROKEN: dict[str, Exception] = {}
 
 
 def register_backbones() -> None:
     """Import all files here, which register backbones.
 
-    Those of a library that is not installed are left out; one that is there
-    but broken says so.
+    Those of a library that is not installed or broken are left out.
     """
-    import_modules(__name__, optional=PACKAGES)
+    BROKEN.update(import_modules(__name__, optional=PACKAGES))
+
+
+def check_library(name: str) -> None:
+    """Raise an ImportError, with the reason, if a library cannot be used."""
+    if find_spec(name) is None:
+        raise ImportError(
+            f'{name} is not installed; install it with '
+            f'`pip install {PACKAGES[name]}`.'
+        )
+    if name in BROKEN:
+        reason = ' '.join(str(BROKEN[name]).split())
+        raise ImportError(
+            f'{name} is installed and cannot be imported: {reason} '
+            f'({type(BROKEN[name]).__name__}). Install versions of {name} '
+            'and its requirements that fit each other.'
+        ) from BROKEN[name]
 
 
 def __getattr__(name: str) -> object:
     if name in PACKAGES:
-        if find_spec(name) is None:
-            raise ImportError(
-                f'sift_mm.backbones.{name} needs the library {name}; install '
-                f'it with `pip install {PACKAGES[name]}`.'
-            )
+        check_library(name)
         return importlib.import_module(f'{__name__}.{name}')
     raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

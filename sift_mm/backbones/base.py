@@ -17,7 +17,7 @@ from sift_mm.checkpoint.state import (
     without_prefix,
 )
 from sift_mm.errors import Mistake, MistakenCall
-from sift_mm.isoflop import INNER, SPARSE_FACTORS
+from sift_mm.flops.isoflop import INNER, SPARSE_FACTORS
 from sift_mm.layers import Composite, Member, Wide, families
 
 FamilyName = Annotated[str, Choice(families)]

@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from sift_mm.analysis import FlopCount
 from sift_mm.errors import Mistake
-from sift_mm.isoflop import factor_densities, spread_ranks
+from sift_mm.flops import FlopCount
+from sift_mm.flops.isoflop import factor_densities, spread_ranks
 from sift_mm.layers import Member
 from sift_mm.layers.plain import size_of
 

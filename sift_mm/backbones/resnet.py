@@ -23,7 +23,7 @@ from sift_mm.backbones.base import (
 from sift_mm.backbones.ranks import ranks_for
 from sift_mm.errors import Mistake, MistakenKey
 from sift_mm.flops import FlopCount, count_flops
-from sift_mm.isoflop import wide_width
+from sift_mm.flops.isoflop import wide_width
 from sift_mm.layers import Composite, Member, Parallel
 from sift_mm.layers.plain import kaiming_scale, plain_type, put
 

@@ -12,18 +12,17 @@ from mmengine.registry import init_default_scope
 from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
-from sift_mm.analysis.report import build_hook
-from sift_mm.analysis.speed import fill, measure_speed, to_text
 from sift_mm.checkpoint.state import mask_training
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_config_options, add_shape_option, positive
+from sift_mm.cli.reports.costs import build_hook
+from sift_mm.cli.reports.speed import fill, measure_speed, to_text
 from sift_mm.config.building import build
 from sift_mm.config.explain import explained
 from sift_mm.config.images import find_sizes
 from sift_mm.config.reading import import_library, load_config
 from sift_mm.config.resume import check_checkpoint
 from sift_mm.errors import Mistake
-from sift_mm.sparsity import MaskSet
 
 
 def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
@@ -35,9 +34,8 @@ def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
             'network is sparse; --family and --sparsity make it so.'
         )
     fill(model)
-    plan = hook.plan(model, cfg)
-    masks = MaskSet.draw(plan.parameters, plan.counts, hook.initializer, 0)
-    masks.keep_weights_()
+    masks = hook.plan(model, cfg).draw(hook.initializer, 0)
+    masks.apply_()
     return dict(masks)
 
 

@@ -9,6 +9,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 from sift_mm.errors import Mistake
+from sift_mm.kernels.memory import keep_freed_memory
 
 T = TypeVar('T')
 
@@ -53,6 +54,7 @@ def entry_point(main: Callable[..., T]) -> Callable[..., T]:
 
     @wraps(main)
     def run(argv: Sequence[str] | None = None) -> T:
+        keep_freed_memory()
         try:
             return main(argv)
         except KeyboardInterrupt:

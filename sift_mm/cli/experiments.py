@@ -1,8 +1,7 @@
 """Plan of experiments: a pool of processes runs what is missing.
 
-A run leaves its state in its folder: ``plan.txt`` holds what it is trained
-from, ``trained.txt`` names the last checkpoint, ``result.json`` the metrics.
-A killed plan goes on from there.
+The folder of a run holds its state: ``plan.txt`` the config and options,
+``trained.txt`` the last checkpoint's name, ``result.json`` the metrics.
 """
 
 import fcntl
@@ -20,13 +19,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 from sift_mm.config.reading import read_config
 from sift_mm.errors import Mistake
 
 TOOLS = {name: ('-m', f'sift_mm.cli.{name}') for name in ('train', 'test')}
-POLL_SECONDS = 0.1
 GRACE_SECONDS = 10.0  # for a process to end by itself
 
 
@@ -119,7 +116,7 @@ class Experiment:
         """Return the metrics by name, and the costs of the network."""
         return json.loads(self.result.read_text())
 
-    def logged(self) -> Iterator[dict[str, Any]]:
+    def logged(self) -> Iterator[dict]:
         """Yield the records of the training in order, resumed parts too."""
         for path in sorted(self.folder.glob('*/vis_data/scalars.json')):
             yield from map(json.loads, path.read_text().splitlines())
@@ -136,11 +133,10 @@ class Job:
 
     def __init__(self, experiment: Experiment, threads: int | None) -> None:
         self.experiment = experiment
-        self.process: subprocess.Popen | None = None
+        self.process: subprocess.Popen[bytes] | None = None
         self._commands = experiment.commands()
         self._env = {**os.environ, 'PYTHONUNBUFFERED': '1'}
-        if threads is not None:
-            self._env['OMP_NUM_THREADS'] = str(threads)
+        self._env |= {'OMP_NUM_THREADS': str(threads)} if threads else {}
 
     def advance(self) -> bool:
         """Show progress, start the next command; return whether all is done.
@@ -154,13 +150,13 @@ class Job:
             if status is None:
                 return False
             if status:
-                lines = self._log.read_text().splitlines()[-20:]
-                print(*lines, sep='\n', file=sys.stderr)
+                lines = self._log.read_text(errors='replace').splitlines()
+                print(*lines[-20:], sep='\n', file=sys.stderr)
                 raise Mistake(f'{self._title} failed; its log is {self._log}.')
-        command = next(self._commands, None)
-        if command is not None:
+        for command in self._commands:
             self._start(*command)
-        return command is None
+            return False
+        return True
 
     def _start(self, tool: str, words: list[str]) -> None:
         self._title = f'{self.experiment.name}/{tool}'
@@ -170,11 +166,11 @@ class Job:
             try:
                 # The process inherits the lock and outlives a killed plan.
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise Mistake(
-                    f'Another process still runs {self._title}: wait for it, '
-                    'or end it.'
-                ) from error
+            except BlockingIOError:
+                text = f'Another process still runs {self._title}: wait for it'
+                raise Mistake(f'{text}, or end it.') from None
+            except OSError:
+                pass  # this file system has no locks
             self._shown = stream.tell()
             self.process = subprocess.Popen(
                 [sys.executable, *TOOLS[tool], *words],
@@ -232,8 +228,7 @@ def run_experiments(
     errors = []
     with ExitStack() as stack:
         for number in (signal.SIGTERM, signal.SIGHUP):
-            before = signal.getsignal(number)
-            if before is not signal.SIG_IGN:  # as nohup has it
+            if (before := signal.getsignal(number)) is not signal.SIG_IGN:
                 stack.callback(signal.signal, number, before)
                 signal.signal(number, lambda *_: sys.exit(143))
         stack.callback(stop, running)
@@ -250,6 +245,6 @@ def run_experiments(
                     outcome = str(error)
                 print(f'{job.experiment.name}: {outcome}', flush=True)
                 running.remove(job)
-            time.sleep(POLL_SECONDS)
+            time.sleep(0.1)
     if errors:
         raise Mistake(f'{len(errors)} runs failed. {errors[0]}')

@@ -6,7 +6,7 @@ from typing import Any
 
 from mmengine.config import DictAction
 
-from sift_mm.isoflop import INNER, SPARSE_FACTORS
+from sift_mm.flops.isoflop import INNER, SPARSE_FACTORS
 from sift_mm.layers import families
 from sift_mm.sparsity import ALGORITHMS
 

@@ -29,7 +29,7 @@ from sift_mm.errors import Mistake
 
 #: Keys of the mask training; its history is needed only to resume.
 KEPT_OF_MASKS = (
-    *('version', 'algorithm', 'placement', 'seed', 'steps'),
+    *('version', 'algorithm', 'placement', 'structure', 'seed', 'steps'),
     *('masks', 'member', 'budget'),
 )
 

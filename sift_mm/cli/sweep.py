@@ -15,7 +15,7 @@ from sift_mm.cli.experiments import run_experiments
 from sift_mm.cli.options import check_pairs, name_of, positive
 from sift_mm.cli.sweep_networks import plan_networks
 from sift_mm.cli.sweep_report import write_report
-from sift_mm.isoflop import INNER, check_sparsity
+from sift_mm.flops.isoflop import INNER, check_sparsity
 from sift_mm.layers import families
 from sift_mm.sparsity import ALGORITHMS
 

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.options import add_run_options
+from sift_mm.cli.reports.text import metrics_to_text
 from sift_mm.config.arguments import check_config
 from sift_mm.config.data import check_data
 from sift_mm.config.drawing import enable_drawing
@@ -23,7 +24,7 @@ from sift_mm.config.explain import explained
 from sift_mm.config.reading import load_run_config
 from sift_mm.config.resume import check_checkpoint
 from sift_mm.config.tta import enable_tta
-from sift_mm.engine.cost_hook import CostHook, to_text
+from sift_mm.engine.cost_hook import CostHook
 from sift_mm.engine.launch import run, set_loader_defaults, switch_off
 from sift_mm.engine.sparse_test import SparseTestHook
 from sift_mm.errors import Mistake
@@ -162,7 +163,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     if is_first:
         if args.sparse:
             costs.cost['seconds_per_image'] = sparse.seconds
-        print(f'\n{to_text(metrics, costs.cost)}')
+        print(f'\n{metrics_to_text(metrics, costs.cost)}')
         metrics = metrics | costs.cost
         if keeps_metrics:
             mmengine.dump(metrics, args.out)

@@ -14,7 +14,6 @@ from typing import Any
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from sift_mm.analysis.model_forward import run_once
 from sift_mm.backbones import SparseIFTMixin
 from sift_mm.backbones.base import sparse_backbone
 from sift_mm.config.building import build, build_backbone
@@ -22,6 +21,7 @@ from sift_mm.config.images import find_sizes
 from sift_mm.config.nodes import put, type_name, walk
 from sift_mm.errors import Mistake
 from sift_mm.flops import meta_image, on_meta, skip_norms, watched
+from sift_mm.flops.model_forward import run_once
 
 # Sizes of the images of trial runs, where a config does not say.
 TRIALS = ((256, 256), (256, 128))
@@ -100,13 +100,15 @@ def fit_channels(cfg: Config) -> None:
     # One of another type gives what its dense one does.
     if 'SparseIFTResNet' not in type_name(cfg.model.get('backbone') or {}):
         return
-    unfit = fit(cfg, build_backbone(cfg))
-    if unfit is not None:
-        check_channels(unfit, cfg)
+    model, fits = fit(cfg, build_backbone(cfg))
+    if not fits:
+        check_channels(model, cfg)
 
 
-def fit(cfg: Config, backbone: Any, dense: bool = False) -> nn.Module | None:
-    """As :func:`follow`, for a whole config; the model if it does not fit.
+def fit(
+    cfg: Config, backbone: Any, dense: bool = False
+) -> tuple[nn.Module, bool]:
+    """Apply :func:`follow` to a whole config; return its model, and success.
 
     A trial run shows what numbers do not: a part of a head may read another
     part, of a width that the backbone has too, and a neck may pass features
@@ -118,7 +120,7 @@ def fit(cfg: Config, backbone: Any, dense: bool = False) -> nn.Module | None:
         model = build(cfg)
         misfit = find_misfit(model, cfg)
         if misfit is None:
-            return None
+            return model, True
         name, reads, gets = misfit
         now = _all_channels(cfg.model)
         wrong = [
@@ -128,7 +130,7 @@ def fit(cfg: Config, backbone: Any, dense: bool = False) -> nn.Module | None:
             and gets == (new.get(reads) if was == reads else was)
         ]
         if not wrong:
-            return model
+            return model, False
         # The one whose key has the most of the layer's name.
         key = max(wrong, key=lambda key: len(commonprefix([key, name])))
         put(cfg.model, key, gets)

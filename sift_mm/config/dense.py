@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+from typing import Any
 
 from mmengine.config import Config
 from torch import nn
@@ -15,29 +16,42 @@ from sift_mm.errors import Mistake
 
 
 def dense_config(cfg: Config) -> Config:
-    """The config of the dense network, in a copy.
+    """Return the config of the dense network, in a copy.
 
     A backbone of Sparse-IFT becomes the library's own, and neck and heads
     read that.
     """
+    return _make_dense(cfg)[0]
+
+
+def build_dense(cfg: Config, wide: Any = None) -> nn.Module:
+    """Build the dense network of :func:`dense_config`.
+
+    Args:
+        cfg (Config): Config of the sparse network.
+        wide (nn.Module, optional): Its backbone, where that is built already.
+    """
+    cfg, model = _make_dense(cfg, wide)
+    return build(cfg) if model is None else model
+
+
+def _make_dense(
+    cfg: Config, wide: Any = None
+) -> tuple[Config, nn.Module | None]:
+    """Return the dense config, with its model where a trial run built it."""
     cfg = copy.deepcopy(cfg)
     backbone = cfg.model.get('backbone') or {}
     kind = type_name(backbone)
     if kind == 'SparseIFT':
         cfg.model.backbone = backbone['backbone']
     elif kind.startswith('SparseIFT'):
-        wide = build_backbone(cfg)
+        wide = build_backbone(cfg) if wide is None else wide
         own = inspect.signature(SparseIFTMixin).parameters.items()
         for name, argument in own:
             if argument.kind is argument.KEYWORD_ONLY:
                 backbone.pop(name, None)
-        fit(cfg, wide, dense=True)
-    return cfg
-
-
-def build_dense(cfg: Config) -> nn.Module:
-    """Builds the dense network of :func:`dense_config`."""
-    return build(dense_config(cfg))
+        return cfg, fit(cfg, wide, dense=True)[0]
+    return cfg, None
 
 
 def dense_network(cfg: Config, model: nn.Module) -> nn.Module:
@@ -53,4 +67,4 @@ def dense_network(cfg: Config, model: nn.Module) -> nn.Module:
         return model
     if found[0] != 'backbone.':
         raise Mistake(f'the Sparse-IFT backbone is model.{found[0][:-1]}')
-    return build_dense(cfg)
+    return build_dense(cfg, found[1])

@@ -70,7 +70,8 @@ def explained(path: str, cfg: Config | None = None) -> Iterator[None]:
         text = str(error)
         if text.startswith(path):
             raise
-        raise Mistake(f'{path}: {text}') from error
+        end = '' if text.endswith(('.', '?', '!')) else '.'
+        raise Mistake(f'{path}: {text}{end}') from error
     except Exception as error:
         raise Mistake(f'{path}: {describe(error, cfg)}') from error
 

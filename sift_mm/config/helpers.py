@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from sift_mm.isoflop import wide_width
+from sift_mm.flops.isoflop import wide_width
 from sift_mm.layers.family import family_of
 
 

@@ -9,7 +9,6 @@ from typing import Any
 from mmengine.registry import HOOKS
 
 from sift_mm.arguments import check_names, parameters
-from sift_mm.errors import Mistake
 
 # Arguments of every backbone that say which member of the family it is.
 VARIANT = ('family', 'sparsity', 'inner', 'sparse_factors')
@@ -37,23 +36,12 @@ class MemberOptions:
 
     @classmethod
     def of_args(cls, args: Namespace) -> 'MemberOptions':
-        """From the options of a command line.
-
-        Raises:
-            Mistake: If ``--hook`` and another option say different things.
-        """
+        """Build from the options of a command line; ``--hook`` goes first."""
+        flags = dict(algorithm=args.algorithm, interval=args.mask_interval)
         hook = dict(args.hook or {})
-        for key, flag, value in (
-            ('algorithm', '--algorithm', args.algorithm),
-            ('interval', '--interval', args.mask_interval),
-        ):
-            if value is None:
-                continue
-            if hook.setdefault(key, value) != value:
-                raise Mistake(
-                    f'{flag} {value} and --hook {key}={hook[key]} contradict '
-                    'each other; leave one out.'
-                )
+        for name, value in flags.items():
+            if value is not None:
+                hook.setdefault(name, value)
         algorithm = hook.pop('algorithm', None)
         named = {key: getattr(args, key) for key in (*VARIANT, 'pretrained')}
         return cls(**named, algorithm=algorithm, hook=hook or None)

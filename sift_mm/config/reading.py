@@ -19,7 +19,7 @@ from mmengine.registry import MODELS
 from mmengine.utils import is_installed
 
 from sift_mm.arguments import check_names
-from sift_mm.backbones import PACKAGES
+from sift_mm.backbones import PACKAGES, check_library
 from sift_mm.config.explain import explained, one_line
 from sift_mm.config.member import MemberOptions
 from sift_mm.config.overrides import override
@@ -168,11 +168,10 @@ def import_library(cfg: Config) -> None:
             known = ['mmengine', *PACKAGES, *MODELS.children]
             check_names('default_scope: there is no library', [scope], known)
         return
-    if find_spec(scope) is None:
-        raise Mistake(
-            f"The config's default_scope is {scope}: install "
-            f'{PACKAGES[scope]}.'
-        )
+    try:
+        check_library(scope)
+    except ImportError as error:
+        raise Mistake(f"The config's default_scope: {error}") from error
     with _without_noise():
         import_module(f'{scope}.datasets')
 

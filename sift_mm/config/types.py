@@ -44,7 +44,7 @@ def check_types(cfg: Config) -> None:
     if isinstance(model, dict):
         check_type(model, 'model')
         for key in MODULES:
-            node = model.get(key)
+            node: Any = model.get(key)
             several = key == 'neck' and isinstance(node, (list, tuple))
             for one in node if several else [node]:
                 check_node(one, f'model.{key}', key != 'data_preprocessor')
@@ -104,5 +104,8 @@ def _kinds(hint: Any) -> tuple[type, ...]:
     kind = get_origin(hint) or hint
     if kind is type(None) or not isinstance(kind, type):
         return ()
-    more = {dict: (dict, Config), list: (list, tuple)}
+    more: dict[Any, tuple[type, ...]] = {
+        dict: (dict, Config),
+        list: (list, tuple),
+    }
     return more.get(kind, (kind,))

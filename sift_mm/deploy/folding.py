@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
@@ -190,12 +191,13 @@ def _parents(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def altered(module: nn.Module) -> bool:
-    """Whether calling a module does more than its class says."""
+    """Return whether calling a module does more than its class says."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
         or 'forward' in vars(module)
         or is_parametrized(module)
+        or _has_any_global_hook()
     )
 
 

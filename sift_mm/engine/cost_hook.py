@@ -10,15 +10,13 @@ from mmengine.model import BaseTTAModel
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
-from sift_mm.analysis.layer_costs import mask_densities, profile
-from sift_mm.analysis.report import compare
-from sift_mm.analysis.text import scaled, table
 from sift_mm.checkpoint.state import mask_training
 from sift_mm.config.dense import dense_network
 from sift_mm.config.images import channels_of, find_sizes
 from sift_mm.engine.checks import unwrap
 from sift_mm.engine.plan import sparse_backbone
 from sift_mm.errors import Mistake
+from sift_mm.flops.layer_costs import compare, mask_densities, profile
 
 
 class MasksHook(Hook):
@@ -139,23 +137,3 @@ def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
             logger='current',
             level=logging.WARNING,
         )
-
-
-def to_text(metrics: Mapping[str, float], cost: Mapping[str, float]) -> str:
-    """Metrics and cost as a table."""
-    rows = [
-        (name, f'{value:.4f}' if isinstance(value, float) else str(value))
-        for name, value in metrics.items()
-    ]
-    rows += [
-        ('M parameters', scaled(cost['parameters'], 1e6)),
-        ('M active parameters', scaled(cost['active_parameters'], 1e6)),
-        ('density of masked layers', f'{cost["density"]:.4f}'),
-    ]
-    if 'flops' in cost:
-        here, dense = cost['flops'] / 1e9, cost['flops_of_dense'] / 1e9
-        rows.append(('GFLOPs (2 x MACs)', f'{here:.5g}'))
-        rows.append(('GFLOPs of the dense network', f'{dense:.5g}'))
-    if 'seconds_per_image' in cost:
-        rows.append(('seconds an image', f'{cost["seconds_per_image"]:.4f}'))
-    return table(('', 'value'), rows)

@@ -61,14 +61,15 @@ from sift_mm.sparsity import (
     DropFractionLike,
     ExecutionMode,
     InitializerLike,
-    MaskSet,
     MaskTrainer,
     SparseExecution,
+    Static,
+    Unstructured,
     UpdateSchedule,
     density,
     make_drop_fraction,
 )
-from sift_mm.sparsity.grown import GrownSteps
+from sift_mm.sparsity.structures import check_structure
 from sift_mm.sparsity.trainer import Placement
 
 # What a resumed run may change, but not without a word.
@@ -79,7 +80,6 @@ SCHEDULE = (
     'end',
     'drop_fraction',
     'execution',
-    'grown_steps',
 )
 
 
@@ -126,9 +126,6 @@ class SparseTrainingHook(Hook):
         execution (str): How masked layers run on a CPU: 'auto', each product
             sparse where a timing in the first step says that it is faster;
             'sparse'; 'dense'. See docs/mask_training.md.
-        grown_steps (str): Steps of weights that are grown late: 'free', as
-            the optimizer has them; 'bounded', no more than the learning
-            rate (Adam and AdamW only). See docs/mask_training.md.
 
     Raises:
         ValueError: If an argument is not among the above.
@@ -154,7 +151,6 @@ class SparseTrainingHook(Hook):
         seed: Seed | None = None,
         log_layers: bool = False,
         execution: ExecutionMode = 'auto',
-        grown_steps: GrownSteps = 'free',
     ) -> None:
         if init is not None and transfer != 'fixed':
             raise Mistake(
@@ -177,7 +173,6 @@ class SparseTrainingHook(Hook):
         self.seed = seed
         self.log_layers = log_layers
         self.execution = execution
-        self.grown_steps = grown_steps
         self.trainer: MaskTrainer | None = None
         self.iterations: SeededIterations | None = None
         self._gradients: list[Gradients] | None = None
@@ -258,6 +253,7 @@ class SparseTrainingHook(Hook):
         self._go_on(runner)
         self._checkpoint = None
         wrapper.mask_trainer = self.trainer
+        self.trainer.watch(model)
         self.trainer.enforce(wrapper.optimizer)
         # A train_step of one's own may step past the wrapper.
         self.trainer.guard(wrapper.optimizer)
@@ -275,6 +271,7 @@ class SparseTrainingHook(Hook):
             partial(whole_model_budget, cfg, model)
             if cfg.get('model')
             else None,
+            self.algorithm.structure,
         )
 
     def _origin(self, plan: MaskPlan) -> str:
@@ -302,19 +299,17 @@ class SparseTrainingHook(Hook):
         seed = [runner.seed if self.seed is None else self.seed]
         broadcast_object_list(seed)
         state = self._checkpoint or {}
+        self._transferred = self.transfer if origin == 'transferred' else ''
+        algorithm = self.algorithm
         if origin == 'drawn':
-            masks = MaskSet.draw(
-                plan.parameters, plan.counts, self.initializer, seed[0]
-            )
+            masks = plan.draw(self.initializer, seed[0])
         else:
+            algorithm = self._algorithm(state)
             check_member(state, {'sparsity': plan.nominal})
+            check_structure(state, algorithm.structure)
             masks = masks_of(state, plan.parameters, plan.counts)
             if origin == 'restored':
                 check_counts(masks, plan.counts)
-        self._transferred = self.transfer if origin == 'transferred' else ''
-        algorithm = self.algorithm
-        if self._transferred == 'fixed':
-            algorithm = ALGORITHMS.build('Static')
         trainer = MaskTrainer(
             masks,
             algorithm,
@@ -322,8 +317,9 @@ class SparseTrainingHook(Hook):
             self.drop_fraction,
             seed[0],
             self.placement,
-            self.grown_steps,
         )
+        if not self._resumed:
+            trainer.check_updates()
         trainer.execute(
             SparseExecution(unwrap(runner.model), masks, self.execution)
         )
@@ -331,6 +327,17 @@ class SparseTrainingHook(Hook):
             self._warn_of_changes(runner, trainer.state_dict(), state)
             trainer.load_state_dict(state)
         return trainer
+
+    def _algorithm(self, state: Mapping[str, Any]) -> Algorithm:
+        """Return the algorithm that goes on from a checkpoint's masks."""
+        algorithm = self.algorithm
+        if self._transferred == 'fixed':
+            # Masks that stay keep their structure; one that is given holds.
+            structure: Any = algorithm.structure
+            if isinstance(structure, Unstructured):
+                structure = state.get('structure', structure)
+            algorithm = Static(structure)
+        return algorithm
 
     def _go_on(self, runner: Runner) -> None:
         """Make the run one that can be broken anywhere, and resumed."""
@@ -375,6 +382,8 @@ class SparseTrainingHook(Hook):
             f'parameters: sparsity {plan.nominal} as written, masks at '
             f'density {density(masks):.6f}'
         )
+        if plan.rounds and not self._transferred:
+            text += f' ({plan.rounds})'
         if self._transferred:
             text += (
                 ', taken from the loaded checkpoint (transfer='
@@ -420,7 +429,7 @@ class SparseTrainingHook(Hook):
         assert self.trainer is not None
         for hook in runner.hooks:
             if isinstance(hook, EMAHook):
-                self.trainer.masks.keep_weights_(
+                self.trainer.masks.apply_(
                     dict(hook.ema_model.module.named_parameters())
                 )
 

@@ -1,4 +1,4 @@
-"""What the masks of a run follow from: on what, how many weights, and why."""
+"""Plan of a run's masks: parameters, active weights and FLOP budget."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,15 @@ from sift_mm.backbones import SparseIFTBackbone
 from sift_mm.backbones.base import sparse_backbone
 from sift_mm.errors import Mistake
 from sift_mm.flops import FlopCount, count_flops
-from sift_mm.isoflop import solve_sparsity
+from sift_mm.flops.isoflop import solve_sparsity
 from sift_mm.layers import Composite, Wide
 from sift_mm.sparsity import (
     Distribution,
     Explicit,
+    Initializer,
+    MaskSet,
+    Structure,
+    Unstructured,
     select_parameters,
     sparse_parameter_names,
 )
@@ -68,6 +72,7 @@ class MaskPlan:
     include: Sequence[str] | None = None
     exclude: Sequence[str] = ()
     count_whole: Callable[[], FlopBudget] | None = None
+    structure: Structure = Unstructured()  # noqa: RUF009, has no state
 
     @cached_property
     def found(self) -> tuple[str, SparseIFTBackbone] | None:
@@ -219,8 +224,34 @@ class MaskPlan:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Active weights of each parameter, by full name."""
+        """Active weights of each parameter, as the structure has them."""
+        return {
+            name: self.structure.fit(self.shapes[name], count)
+            for name, count in self._asked.items()
+        }
+
+    @cached_property
+    def _asked(self) -> dict[str, int]:
+        """Active weights of each parameter before the structure rounds."""
         return self.distribution.counts(self.shapes, self.sparsity)
+
+    @property
+    def rounds(self) -> str:
+        """Words on active weights that the structure rounds, or ''."""
+        asked, found = sum(self._asked.values()), sum(self.counts.values())
+        if asked == found:
+            return ''
+        size = sum(p.numel() for p in self.parameters.values())
+        return (
+            f'structure={type(self.structure).__name__!r} rounds density '
+            f'{asked / size:.6f} to {found / size:.6f}'
+        )
+
+    def draw(self, initializer: Initializer, seed: int) -> MaskSet:
+        """Draw the first masks of a run, the same on every rank."""
+        return MaskSet.draw(
+            self.parameters, self.counts, initializer, seed, self.structure
+        )
 
     @property
     def densities(self) -> dict[str, float]:
@@ -286,12 +317,14 @@ def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
         ValueError: If the config does not say how large the images are, or
             the model cannot be counted.
     """
-    from sift_mm.analysis.model_forward import count_model
     from sift_mm.config.dense import build_dense
     from sift_mm.config.images import channels_of, find_sizes
+    from sift_mm.flops.model_forward import count_model
 
     (shape, _), _ = find_sizes(cfg, None)
     channels = channels_of(cfg, model)
     own, _ = count_model(model, shape, channels)
-    dense, _ = count_model(build_dense(cfg), shape, channels)
+    found = sparse_backbone(model)
+    wide = found[1] if found and found[0] == 'backbone.' else None
+    dense, _ = count_model(build_dense(cfg, wide), shape, channels)
     return FlopBudget(own, dense.total)

@@ -98,7 +98,7 @@ def starting(cfg: Config) -> Iterator[StartHook]:
     """
     before = sys.stdout
     hook = StartHook(HeldOutput(before))
-    sys.stdout = hook.output  # type: ignore[assignment]
+    sys.stdout = hook.output
     try:
         yield hook
         hook.end_start()

@@ -5,8 +5,10 @@ convolution of stride ``s``, dilation ``d`` and padding ``p`` sees input
 ``s o + d i - p`` through tap ``i``. Taken in steps of ``d / gcd(s, d)``,
 outputs move over the input in steps of ``lcm(s, d)``, and so do the taps of
 one *phase*, ``i mod s / gcd(s, d)``: each phase is a plane of its own, in
-which taps are *shifts* by whole steps. The gradient of the input is the same
-product with the sides exchanged.
+which taps are *shifts* by whole steps. Large dilations have many such classes
+of few outputs each, far apart in memory: there each tap is a phase, which is
+packed as often as there are taps, from neighbouring inputs. The gradient of
+the input is the same product with the sides exchanged.
 """
 
 import math
@@ -22,11 +24,15 @@ MAX_ROWS = 7
 #: Row lengths of a packed tile that are compiled, in vectors; a row of a
 #: patch of two columns is two longer than the largest shift.
 TILE_STRIDES = (2, 3, 4, 6, 8)
-MAX_PHASES = 7
+MAX_PHASES = MAX_KERNEL = 7
+MAX_STRIDE = 4
 #: Of images, at most.
 FEW_CHANNELS = 4
 #: The stride that stands for runs of pixels in place of patches.
 PIXELS = 0
+#: Steps from input to input that the packer loads as vectors; at larger ones
+#: it gathers one by one, which takes up to 1000 times as long as dense.
+MOST_STEP = 2
 
 
 @dataclass(frozen=True)
@@ -98,15 +104,35 @@ class AxisGeometry:
         return (in_size + self.before + self.after - reach) // self.stride + 1
 
     @property
+    def classes(self) -> int:
+        """Number of classes of outputs whose inputs do not mix."""
+        return self.dilation // math.gcd(self.stride, self.dilation)
+
+    @property
+    def apart(self) -> bool:
+        """Whether each tap is a phase of its own, for all outputs."""
+        return self.classes > 1 and self.stride * self.classes > MOST_STEP
+
+    @property
+    def step(self) -> int:
+        """Step from one output to the next of a walk."""
+        return 1 if self.apart else self.classes
+
+    @property
+    def period(self) -> int:
+        """Step from one tap to the next of a phase."""
+        if self.apart:
+            return self.kernel
+        return self.stride // math.gcd(self.stride, self.dilation)
+
+    @property
     def phases(self) -> int:
         """Number of phases that taps fall into."""
-        period = self.stride // math.gcd(self.stride, self.dilation)
-        return min(period, self.kernel)
+        return min(self.period, self.kernel)
 
     def forward(self, in_size: int) -> Iterator[AxisWalk]:
         """Walk over all outputs, one class of steps after the other."""
-        common = math.gcd(self.stride, self.dilation)
-        period, step = self.stride // common, self.dilation // common
+        period, step = self.period, self.step
         out_size = self.out_size(in_size)
         for first in range(min(step, out_size)):
             yield AxisWalk(
@@ -125,25 +151,34 @@ class AxisGeometry:
 
     def backward(self, in_size: int) -> Iterator[AxisWalk]:
         """Walk over the gradients of all inputs, from those of outputs."""
-        common = math.gcd(self.stride, self.dilation)
-        step = self.dilation // common
-        period = self.stride * step
+        period = self.stride * self.step
         for first in range(min(period, in_size)):
             # The output that tap i brings to this input, where it is whole.
             sources = [
-                divmod(first + self.before - tap * self.dilation, self.stride)
-                for tap in range(self.kernel)
+                None if rest else source
+                for source, rest in (
+                    divmod(
+                        first + self.before - tap * self.dilation, self.stride
+                    )
+                    for tap in range(self.kernel)
+                )
             ]
-            lowest = min((s for s, rest in sources if not rest), default=0)
+            starts = sorted({s for s in sources if s is not None}) or [0]
+            if not self.apart:
+                starts = starts[:1]
             yield AxisWalk(
                 out_first=first,
                 out_step=period,
                 count=-(-(in_size - first) // period),
-                in_step=step,
-                in_first=(lowest,),
+                in_step=self.step,
+                in_first=tuple(starts),
                 taps=tuple(
-                    None if rest else (0, (source - lowest) // step)
-                    for source, rest in sources
+                    None
+                    if source is None
+                    else (starts.index(source), 0)
+                    if self.apart
+                    else (0, (source - starts[0]) // self.step)
+                    for source in sources
                 ),
             )
 
@@ -189,6 +224,35 @@ class Geometry:
         )
 
     @classmethod
+    def of_call(
+        cls,
+        kernel: tuple[int, int],
+        stride: tuple[int, int],
+        padding: Any,
+        dilation: tuple[int, int],
+    ) -> 'Geometry':
+        """Make it from the arguments of ``torch.nn.functional.conv2d``.
+
+        Args:
+            kernel: Height and width.
+            stride: Down and across.
+            padding: Zeros down and across, or their number for both, or
+                'same', or 'valid'.
+            dilation: Down and across.
+        """
+        top, left = bottom, right = pair(
+            0 if isinstance(padding, str) else padding
+        )
+        if padding == 'same':
+            down, across = (
+                d * (k - 1) for k, d in zip(kernel, dilation, strict=True)
+            )
+            top, left = down // 2, across // 2
+            bottom, right = down - top, across - left
+        around = left, right, top, bottom
+        return cls.of(kernel, stride, around, dilation)
+
+    @classmethod
     def from_numbers(cls, numbers: list[int]) -> 'Geometry':
         """Read what ``numbers`` wrote."""
         return cls(AxisGeometry(*numbers[:5]), AxisGeometry(*numbers[5:]))
@@ -227,33 +291,24 @@ class Geometry:
     def why_not(self) -> str | None:
         """Say what the kernels do not do, or None."""
         for axis in (self.h, self.w):
-            if axis.kernel > 7:
+            if axis.kernel > MAX_KERNEL:
                 return f'its kernel of {axis.kernel} is larger than 7'
+            # Packing then takes longer than the dense product.
+            if axis.stride > MAX_STRIDE:
+                return f'its stride of {axis.stride} is larger than 4'
         return None
 
 
 def geometry_of(layer: nn.Module) -> Geometry:
-    """The geometry of a convolution; a linear layer's is 1 x 1."""
+    """Return the geometry of a convolution; a linear layer's is 1 x 1."""
     if not isinstance(layer, nn.Conv2d):
         return Geometry.of((1, 1))
-    kernel, stride, padding, dilation = (
-        pair(value)
-        for value in (
-            layer.kernel_size,
-            layer.stride,
-            # 'valid' is none; 'same' is replaced below.
-            0 if isinstance(layer.padding, str) else layer.padding,
-            layer.dilation,
-        )
+    return Geometry.of_call(
+        pair(layer.kernel_size),
+        pair(layer.stride),
+        layer.padding,
+        pair(layer.dilation),
     )
-    top, left = bottom, right = padding
-    if layer.padding == 'same':
-        down, across = (
-            d * (k - 1) for k, d in zip(kernel, dilation, strict=True)
-        )
-        top, left = down // 2, across // 2
-        bottom, right = down - top, across - left
-    return Geometry.of(kernel, stride, (left, right, top, bottom), dilation)
 
 
 def reads_images(layer: nn.Module) -> bool:
@@ -267,6 +322,7 @@ def reads_images(layer: nn.Module) -> bool:
 
 
 def pair(value: Any) -> tuple[int, int]:
-    """Two numbers, also where a layer's attribute was set to one."""
-    height, width = value if isinstance(value, (tuple, list)) else [value] * 2
+    """Return two numbers, of one or two."""
+    values = value if isinstance(value, (tuple, list)) else [value]
+    height, width = values if len(values) == 2 else [*values] * 2
     return height, width

@@ -8,7 +8,7 @@ operators, ``deepcopy`` and ``pickle`` can carry it.
 import ctypes
 import zlib
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache, cached_property, partial
 from itertools import islice
 
 import torch
@@ -214,6 +214,7 @@ def make_pattern(
 def _index(mask: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
     filters, channels, height, width = mask.shape
     stride = layout.stride or 2
+    empty = partial(torch.empty, device='cpu')  # Whatever the default is.
     reading = Reading(
         filters=filters,
         channels=channels,
@@ -236,7 +237,7 @@ def _index(mask: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
                 offsets.append(down[1] * stride + across[1])
     taps = ctypes.c_int32 * reading.taps
     rows = channels if layout.by_channel else filters
-    row = torch.empty(layout.blocks * rows + 2, dtype=torch.int32)
+    row = empty(layout.blocks * rows + 2, dtype=torch.int32)
     row[-1] = layout.signature(rows)
     index = build.library().sift_pattern
     index.restype = ctypes.c_int64
@@ -249,8 +250,8 @@ def _index(mask: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         pointer(row),
     )
     count = index(*common, None, None)
-    position = torch.empty(count, dtype=torch.int16)
-    places = torch.empty(count, dtype=torch.int32)
+    position = empty(count, dtype=torch.int16)
+    places = empty(count, dtype=torch.int32)
     index(
         *common,
         pointer(position),

@@ -10,8 +10,8 @@ from torch.nn.functional import max_pool2d as dense_max_pool2d
 
 from . import build
 from .build import pointer
+from .convolution import new
 from .geometry import pair
-from .memory import empty_output
 
 
 class Pool(ctypes.Structure):
@@ -63,7 +63,7 @@ def _max_pool2d(
 ) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     size = _sizes(x, window[:2], window[2:4], window[4:])
-    out = empty_output(*x.shape[:2], *size)
+    out = new(*x.shape[:2], *size)
     winners = x.new_empty(
         out.shape if with_winners else (0,), dtype=torch.uint8
     )
@@ -96,7 +96,7 @@ def _gradient(
     width: int,
 ) -> Tensor:
     grad = grad.contiguous()
-    out = empty_output(*grad.shape[:2], height, width)
+    out = new(*grad.shape[:2], height, width)
     build.library().sift_max_pool_gradient(
         _pool(
             grad.shape[0] * grad.shape[1],
@@ -129,9 +129,28 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
     ctx.save_for_backward(output[1])
 
 
+def _places(
+    winners: Tensor, window: Sequence[int], size: Sequence[int]
+) -> Tensor:
+    """Return the places of the maxima in their planes."""
+    _, across, down_step, across_step, top, left = window
+    winners = winners.long()
+    down = (
+        torch.arange(winners.shape[2], device='cpu')[:, None] * down_step - top
+    )
+    right = torch.arange(winners.shape[3], device='cpu') * across_step - left
+    return (down + winners // across) * size[1] + right + winners % across
+
+
 def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
     (winners,) = ctx.saved_tensors
-    return _gradient(grad, winners, ctx.window, *ctx.size), None, None
+    if not torch.is_grad_enabled():
+        return _gradient(grad, winners, ctx.window, *ctx.size), None, None
+    # create_graph: a sum over places can be differentiated again.
+    places = _places(winners, ctx.window, ctx.size).flatten(2)
+    planes = grad.new_zeros(*grad.shape[:2], ctx.size.numel())
+    out = planes.scatter_add(2, places, grad.flatten(2))
+    return out.view(*grad.shape[:2], *ctx.size), None, None
 
 
 _max_pool2d.register_autograd(_backward, setup_context=_save)

@@ -7,8 +7,9 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from . import products
+from .dense import dense_forward, dense_gradients
 from .geometry import Geometry
+from .ops import input_gradient, sparse_conv2d, weight_gradient
 
 #: Of the dense time: what sparse execution has to come below.
 MARGIN = 0.95
@@ -79,24 +80,20 @@ def time_products(
     images = min(len(x), -(-len(x) * ENOUGH // work))
     share = len(x) / images
     x, numbers = x[:images], geometry.numbers()
-    grad = products.dense_forward(x, weight, bias, geometry)
+    grad = dense_forward(x, weight, bias, geometry)
     layer = x, weight, pattern, numbers
     pairs: list[tuple[Callable[[], object], Callable[[], object]]] = [
         (
-            lambda: products.dense_forward(x, weight, bias, geometry),
-            lambda: products.sparse_forward(x, weight, bias, pattern, numbers),
+            lambda: dense_forward(x, weight, bias, geometry),
+            lambda: sparse_conv2d(x, weight, bias, pattern, numbers),
         ),
         (
-            lambda: products.dense_gradients(
-                grad, x, weight, geometry, True, False
-            ),
-            lambda: products.sparse_input_gradient(grad, *layer),
+            lambda: dense_gradients(grad, x, weight, geometry, True, False),
+            lambda: input_gradient(grad, *layer),
         ),
         (
-            lambda: products.dense_gradients(
-                grad, x, weight, geometry, False, True
-            ),
-            lambda: products.sparse_weight_gradient(grad, *layer),
+            lambda: dense_gradients(grad, x, weight, geometry, False, True),
+            lambda: weight_gradient(grad, *layer),
         ),
     ]
     seconds = [_fastest(*pair) for pair in pairs]

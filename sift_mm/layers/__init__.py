@@ -7,11 +7,11 @@ from sift_mm.layers.factorized import Factorized
 from sift_mm.layers.family import Family, families, register
 from sift_mm.layers.member import Member
 from sift_mm.layers.parallel import Parallel
-from sift_mm.layers.replacement import (
+from sift_mm.layers.replacement import transform
+from sift_mm.layers.report import (
     NothingReplaced,
     Replacement,
     TransformReport,
-    transform,
 )
 from sift_mm.layers.wide import Wide
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sift_mm.errors import Mistake
-from sift_mm.isoflop import INNER
+from sift_mm.flops.isoflop import INNER
 from sift_mm.layers.plain import weight_scale
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sift_mm.isoflop import doped_rank
+from sift_mm.flops.isoflop import doped_rank
 from sift_mm.layers.composite import Composite, draw
 from sift_mm.layers.factorized import Factorized
 from sift_mm.layers.family import Family, register

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sift_mm.isoflop import factor_densities, factorized_rank
+from sift_mm.flops.isoflop import factor_densities, factorized_rank
 from sift_mm.layers.composite import Composite, draw, reset_norm
 from sift_mm.layers.family import Family, register
 from sift_mm.layers.member import Member

@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from sift_mm.errors import Mistake
-from sift_mm.isoflop import check_sparsity, factor_densities
+from sift_mm.flops.isoflop import check_sparsity, factor_densities
 from sift_mm.layers.composite import Composite, check_inner
 from sift_mm.layers.family import Family, families, family_of
 from sift_mm.layers.plain import Norm, size_of

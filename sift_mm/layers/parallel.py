@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sift_mm.isoflop import parallel_branches
+from sift_mm.flops.isoflop import parallel_branches
 from sift_mm.layers.composite import Composite, draw, reset_norm
 from sift_mm.layers.family import Family, register
 from sift_mm.layers.member import Member

@@ -1,89 +1,26 @@
 """Sparse-IFT for any built network."""
 
-import math
 import re
-from collections import Counter, defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sift_mm.analysis import on_meta
 from sift_mm.errors import Mistake
-from sift_mm.flops import plain_operators
+from sift_mm.flops import on_meta, plain_operators
 from sift_mm.layers.candidates import choose_layers
-from sift_mm.layers.composite import Composite
 from sift_mm.layers.member import Member, check_share, share_of_flops
-from sift_mm.layers.plain import Change, plain_type, size_of, weight_scale
-from sift_mm.layers.wide import Link, find_chains, widen
-
-
-@dataclass(frozen=True)
-class Replacement:
-    """A layer that was replaced.
-
-    Args:
-        before (str): The dense layer, with its sizes.
-        after (str): What stands in its place, with its sizes.
-        flops_ratio (float): FLOPs under masks at the nominal sparsity over
-            those of the dense layer, or, in a chain that was widened, of the
-            chain.
-        sparse_parameters (tuple[str, ...]): Full names of the weights that
-            masks go on.
-    """
-
-    before: str
-    after: str
-    flops_ratio: float
-    sparse_parameters: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class TransformReport:
-    """What :func:`transform` did to a network.
-
-    Args:
-        replaced (Mapping[str, Replacement]): By name of the layer.
-        skipped (Mapping[str, str]): Why a layer was left as it was, by name.
-    """
-
-    replaced: Mapping[str, Replacement]
-    skipped: Mapping[str, str]
-
-    @property
-    def sparse_parameters(self) -> list[str]:
-        """Full names of all weights that masks go on."""
-        return [
-            name
-            for one in self.replaced.values()
-            for name in one.sparse_parameters
-        ]
-
-    def __str__(self) -> str:
-        lines = [f'{len(self.replaced)} layers replaced:']
-        lines += [
-            f'  {name}: {one.before} -> {one.after}, FLOPs '
-            f'{one.flops_ratio:.4f} of the dense'
-            for name, one in self.replaced.items()
-        ]
-        lines += [f'{len(self.skipped)} left as they were:']
-        lines += [f'  {name}: {why}' for name, why in self.skipped.items()]
-        return '\n'.join(lines)
-
-
-class NothingReplaced(Mistake):
-    """A network has no layer that a member of the family can replace.
-
-    Args:
-        report (TransformReport): Why each was left.
-    """
-
-    def __init__(self, report: TransformReport) -> None:
-        super().__init__(f'No layer could be replaced. {report}')
-        self.report = report
+from sift_mm.layers.plain import Change, plain_type
+from sift_mm.layers.report import (
+    NothingReplaced,
+    Replacement,
+    TransformReport,
+    record,
+)
+from sift_mm.layers.widening import widen_chains
 
 
 def transform(
@@ -150,47 +87,14 @@ def transform(
     if getattr(module, 'is_init', True) is False:
         uninitialised.init_weights()
     layers, skipped = choose_layers(module, family, include, exclude)
-    inputs = example if isinstance(example, tuple) else (example,)
-    expected = None if example is None else output_shapes(module, inputs)
-    if isinstance(expected, str):
-        raise Mistake(f'The network does not run with the example: {expected}')
-    replaced: dict[str, Replacement] = {}
-    failed: set[tuple[str, ...]] = set()
-    while True:
-        left = {n: one for n, one in layers.items() if n not in replaced}
-        changes = (
-            _widen(module, member, left, skipped, failed)
-            if member.kind.widens
-            else _replace(module, member, left, skipped)
-        )
-        bad: set[tuple[str, ...]] = set()
-        if expected is not None:
-            bad = _undo_what_fails(module, changes, inputs, expected, skipped)
-        for change in changes:
-            if change.names not in bad:
-                replaced |= change.replaced
-        # In place of a chain, a part of it may do.
-        if not bad or not member.kind.widens:
-            break
-        failed |= bad
+    if member.kind.widens:
+        replaced = widen_chains(module, member, layers, skipped, example)
+    else:
+        replaced = _replace(module, member, layers, skipped, example)
     report = TransformReport(replaced, skipped)
     if not replaced:
         raise NothingReplaced(report)
     return report
-
-
-def _record(name: str, old: nn.Module, new: Any, ratio: float) -> Replacement:
-    weights = new.sparse_parameter_names()
-    names = tuple(f'{name}.{weight}' for weight in weights)
-    return Replacement(_describe(old), _describe(new), ratio, names)
-
-
-def _describe(layer: nn.Module) -> str:
-    if not isinstance(layer, Composite):
-        return repr(layer)
-    counts = Counter(repr(m) for m in layer.modules() if plain_type(m))
-    parts = [f'{n} x {part}' if n > 1 else part for part, n in counts.items()]
-    return f'{type(layer).__name__}({", ".join(parts)})'
 
 
 def output_shapes(
@@ -251,6 +155,29 @@ def _replace(
     member: Member,
     layers: Mapping[str, Any],
     skipped: dict[str, str],
+    example: Any,
+) -> dict[str, Replacement]:
+    """Replace layers one by one, save where the network does not run so."""
+    inputs = example if isinstance(example, tuple) else (example,)
+    expected = None if example is None else output_shapes(module, inputs)
+    if isinstance(expected, str):
+        raise Mistake(f'The network does not run with the example: {expected}')
+    changes = _put_composites(module, member, layers, skipped)
+    bad: set[tuple[str, ...]] = set()
+    if expected is not None:
+        bad = _undo_what_fails(module, changes, inputs, expected, skipped)
+    replaced: dict[str, Replacement] = {}
+    for change in changes:
+        if change.names not in bad:
+            replaced |= change.replaced
+    return replaced
+
+
+def _put_composites(
+    module: nn.Module,
+    member: Member,
+    layers: Mapping[str, Any],
+    skipped: dict[str, str],
 ) -> list[Change]:
     changes = []
     for name, layer in layers.items():
@@ -268,97 +195,6 @@ def _replace(
         holder = module.get_submodule(name.rpartition('.')[0])
         change = Change(module, type(holder).__name__)
         change.put(name, new)
-        change.replaced[name] = _record(name, layer, new, ratio)
+        change.replaced[name] = record(name, layer, new, ratio)
         changes.append(change)
     return changes
-
-
-def _widen(
-    module: nn.Module,
-    member: Member,
-    layers: Mapping[str, Any],
-    skipped: dict[str, str],
-    failed: Collection[tuple[str, ...]],
-) -> list[Change]:
-    """Widen all chains but some, the innermost blocks first."""
-    parents = Counter(
-        child for parent in module.modules() for child in parent.children()
-    )
-    names: dict[nn.Module, str] = {}
-    for name, layer in layers.items():
-        if parents[layer] > 1:
-            skipped[name] = 'it is used in several places'
-        elif member.kind.composite and size_of(layer)[2] > 1:
-            skipped[name] = 'grouped: its groups are too small to factorise'
-        else:
-            names[layer] = name
-    changes: list[Change] = []
-    done: set[str] = set()
-    for block in reversed(list(module.modules())):
-        # Who holds a Sequential may run it in parts, and keep what is
-        # between: only with its holder can it be told.
-        if isinstance(block, nn.Sequential) and block is not module:
-            continue
-        if isinstance(block, (nn.ModuleList, nn.ModuleDict)):
-            continue  # Never run themselves.
-        left = {one for one, name in names.items() if name not in done}
-        chains = find_chains(block, left)
-        tried = set()
-        while chains:
-            chain = chains.pop(0)
-            ours = tuple(names[link.layer] for link in chain)
-            if ours in tried:
-                continue
-            tried.add(ours)
-            if done.isdisjoint(ours) and ours not in failed:
-                try:
-                    changes.append(_widen_chain(block, chain, ours, member))
-                    done.update(ours)
-                    continue
-                except ValueError as error:
-                    for name in ours:
-                        skipped.setdefault(name, str(error))
-            # A part of it may be a chain: a feed-forward pair behind another
-            # layer of the same width.
-            chains += [
-                part for part in (chain[1:], chain[:-1]) if len(part) > 1
-            ]
-    for name in names.values():
-        if name in done:
-            skipped.pop(name, None)
-        else:
-            skipped.setdefault(
-                name,
-                'no width between it and another layer '
-                'belongs to its block alone',
-            )
-    return changes
-
-
-def _widen_chain(
-    block: nn.Module, chain: list[Link], names: Sequence[str], member: Member
-) -> Change:
-    change, ratio, left = widen(block, chain, member.sparsity)
-    for name, link in zip(names, chain, strict=True):
-        wide: Any = change.after[link.name]
-        if member.kind.composite:
-            bias = wide.bias
-            fan_in, fan_out, _ = size_of(link.layer)
-            scale = math.sqrt(fan_in / size_of(wide)[0])
-            wide = member.build(
-                wide,
-                scale=scale * weight_scale(link.layer),
-                cost=left * fan_in * fan_out,
-            )
-            wide.v.bias = bias
-            change.put(link.name, wide)
-            # With its part of what depthwise convolutions cost more.
-            ratio = share_of_flops(wide, link.layer, member.sparsity)
-            ratio += 1 - left
-            try:
-                check_share(ratio)
-            except ValueError:
-                change.undo()
-                raise
-        change.replaced[name] = _record(name, link.layer, wide, ratio)
-    return change

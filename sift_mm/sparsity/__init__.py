@@ -10,10 +10,9 @@ from sift_mm.sparsity.algorithms import (
     SET,
     Algorithm,
     AlgorithmLike,
+    LayerState,
     RigL,
     Static,
-    elementwise,
-    magnitude,
 )
 from sift_mm.sparsity.distributions import (
     DISTRIBUTIONS,
@@ -44,7 +43,6 @@ from sift_mm.sparsity.parameters import (
     sparse_parameter_names,
     sparsifiable_parameters,
 )
-from sift_mm.sparsity.partition import top_mask
 from sift_mm.sparsity.random import generator_for
 from sift_mm.sparsity.schedules import (
     DROP_FRACTIONS,
@@ -56,7 +54,7 @@ from sift_mm.sparsity.schedules import (
     UpdateSchedule,
     make_drop_fraction,
 )
-from sift_mm.sparsity.selection import keep_only_
+from sift_mm.sparsity.selection import apply_masks_, top_mask
 from sift_mm.sparsity.sparse_training import SparseTraining
 from sift_mm.sparsity.structures import STRUCTURES, Structure, Unstructured
 from sift_mm.sparsity.trainer import MaskTrainer, UpdateReport
@@ -83,6 +81,7 @@ __all__ = [
     'FromWeights',
     'Initializer',
     'InitializerLike',
+    'LayerState',
     'Linear',
     'MaskHistory',
     'MaskSet',
@@ -99,11 +98,9 @@ __all__ = [
     'Unstructured',
     'UpdateReport',
     'UpdateSchedule',
+    'apply_masks_',
     'density',
-    'elementwise',
     'generator_for',
-    'keep_only_',
-    'magnitude',
     'make_drop_fraction',
     'select_parameters',
     'sparse_parameter_names',

@@ -1,56 +1,45 @@
 """Mask-training algorithms: static, SET, RigL.
 
-An algorithm is two scores, which weights to drop and which to grow, and the
-structure that picks the highest. An update is a pure function: old mask,
-weight, gradient, fraction and generator in, new mask out.
+An algorithm is two scores, one to drop by and one to grow by; its structure
+picks the highest. An update is a pure function: state of a layer and
+fraction in, new mask out.
 """
 
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Annotated, Any, TypeVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from sift_mm.checkpoint.packing import count
-from sift_mm.sparsity.partition import Elementwise, Magnitude
 from sift_mm.sparsity.registry import Registry
 from sift_mm.sparsity.structures import STRUCTURES, Structure, Unstructured
 
-Method = TypeVar('Method', bound=Callable[..., Tensor])
 
-
-def elementwise(method: Method) -> Method:
-    """Mark a score of which each value depends on one weight alone.
-
-    It is then computed in pieces, of shape (n,), and where it is needed: a
-    score of a whole layer is written to memory and read back. A method that
-    overrides a marked one has to be marked anew.
-    """
-    method.elementwise = True  # type: ignore[attr-defined]
-    return method
-
-
-def magnitude(of: str, sign: int) -> Callable[[Method], Method]:
-    """Mark a score as the magnitude of one argument, or the negative of it.
-
-    It is then computed by the pass that compares it. Such a score is
-    elementwise too, see :func:`elementwise`.
+@dataclass(frozen=True)
+class LayerState:
+    """State of a masked layer that scores are computed from, to be read only.
 
     Args:
-        of (str): Name of the argument.
-        sign (int): 1 or -1.
+        mask (Tensor): Bool, the weight's shape.
+        weight (Tensor): Any shape.
+        gradient (Tensor, optional): Of the weight's shape, for an algorithm
+            that asks for it: dense for growth scores. Drop scores come after
+            the optimizer's step, where it is zero outside the mask.
+        slots (Mapping[str, Tensor]): The optimizer's tensors of the weight's
+            shape, by name ('momentum_buffer', 'exp_avg', ...).
+        step (int): Optimizer step, counted from 1.
+        generator (torch.Generator, optional): Source of randomness, on the
+            CPU, the same on every rank.
     """
 
-    def mark(method: Method) -> Method:
-        names = list(inspect.signature(method).parameters)
-        # Of arguments without self, as `_scores` has them.
-        place = names.index(of) - 1
-        method.magnitude = place, sign  # type: ignore[attr-defined]
-        return elementwise(method)
-
-    return mark
+    mask: Tensor
+    weight: Tensor
+    gradient: Tensor | None = None
+    slots: Mapping[str, Tensor] = field(default_factory=dict)
+    step: int = 1
+    generator: torch.Generator | None = None
 
 
 @dataclass(frozen=True)
@@ -59,7 +48,7 @@ class Growth:
 
     Args:
         k (int): Weights to drop and to grow.
-        scores (Any): As :meth:`Structure.grow` takes them.
+        scores (Any): Scores as :meth:`Structure.grow` takes them.
     """
 
     k: int
@@ -91,34 +80,26 @@ class Algorithm:
     ) -> None:
         self.structure = STRUCTURES.build(structure)
 
-    @magnitude('weight', -1)
-    def drop_score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
-        """How much each active weight deserves to be dropped.
+    def drop_score(self, layer: LayerState) -> Tensor:
+        """Return how much each active weight deserves to be dropped.
 
         Floating point, of the weight's shape; the negative magnitude, unless
-        overridden. The generator is on the CPU.
+        overridden.
         """
-        return weight.abs().neg_()
+        return layer.weight.abs().neg_()
 
-    def growth_score(
-        self,
-        weight: Tensor,
-        gradient: Tensor | None,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """How much each position deserves to be grown.
+    def growth_score(self, layer: LayerState) -> Tensor:
+        """Return how much each position deserves to be grown.
 
-        Floating point, of the weight's shape, and no view of the dense
-        gradient, which is masked before the score is used; it is None for an
-        algorithm that does not need it. One that does gets the weights that
-        it was taken at.
+        Floating point, of the weight's shape, and no view of the gradient,
+        which is masked before the score is used.
         """
         raise NotImplementedError
 
     def training_flops(
         self, sparse: float, dense: float, interval: int, end: float
     ) -> float:
-        """FLOPs of training on one sample, averaged over the schedule.
+        """Return the FLOPs of training on one sample, averaged over time.
 
         A backward pass costs two forward passes. An algorithm that reads the
         dense gradient runs one dense backward for the weights in every
@@ -137,15 +118,8 @@ class Algorithm:
         return end * updating / (interval + 1) + (1 - end) * 3 * sparse
 
     @torch.no_grad()
-    def update(
-        self,
-        mask: Tensor,
-        weight: Tensor,
-        gradient: Tensor | None,
-        fraction: float,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """One update of a layer's mask.
+    def update(self, layer: LayerState, fraction: float) -> Tensor:
+        """Return the new mask of a layer.
 
         Drops the ``k = floor(fraction * active)`` active weights of highest
         drop score, then grows the k positions of the highest growth score
@@ -153,66 +127,38 @@ class Algorithm:
         back (RigL, algorithm 1).
 
         Args:
-            mask (Tensor): Bool, the weight's shape.
-            weight (Tensor): Any shape.
-            gradient (Tensor, optional): Dense gradient, same shape.
+            layer (LayerState): Its gradient, if asked for, is dense.
             fraction (float): Share of the active weights to drop, in [0, 1].
-            generator (torch.Generator): Source of randomness, on the CPU.
         """
-        k = drop_count(mask, fraction)
+        k = drop_count(layer.mask, fraction)
         if k == 0:
-            return mask.clone()
-        scores = self._scores(self.growth_score, weight, gradient, generator)
-        return self.exchange(mask, weight, Growth(k, scores), generator)
+            return layer.mask.clone()
+        return self.exchange(layer, Growth(k, self.growth_score(layer)))
 
     @torch.no_grad()
-    def shortlist(
-        self,
-        mask: Tensor,
-        weight: Tensor,
-        gradient: Tensor | None,
-        fraction: float,
-        generator: torch.Generator,
-    ) -> Growth | None:
-        """First half of an update: all that it needs of the gradient.
+    def shortlist(self, layer: LayerState, fraction: float) -> Growth | None:
+        """Compute the growth scores that an update needs of the gradient.
 
-        It takes what :meth:`update` does, and gives what :meth:`exchange`
-        needs, None if nothing is to move.
+        First half of an update. It takes the arguments of :meth:`update` and
+        returns those of :meth:`exchange`, or None if nothing is to move.
         """
-        k = drop_count(mask, fraction)
+        k = drop_count(layer.mask, fraction)
         if k == 0:
             return None
-        scores = self._scores(self.growth_score, weight, gradient, generator)
-        return Growth(k, self.structure.shortlist(scores, mask, k))
+        scores = self.growth_score(layer)
+        return Growth(k, self.structure.shortlist(scores, layer.mask, k))
 
     @torch.no_grad()
-    def exchange(
-        self,
-        mask: Tensor,
-        weight: Tensor,
-        growth: Growth,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """Second half of an update: drop by the weights, grow by scores."""
-        drop = self._scores(self.drop_score, weight, generator)
-        kept = self.structure.drop(drop, mask, growth.k)
+    def exchange(self, layer: LayerState, growth: Growth) -> Tensor:
+        """Drop by the weights, grow by scores: second half of an update."""
+        kept = self.structure.drop(
+            self.drop_score(layer), layer.mask, growth.k
+        )
         return self.structure.grow(growth.scores, kept, growth.k)
-
-    def _scores(self, method: Callable[..., Tensor], *arguments: Any) -> Any:
-        """All scores, or what computes them where they are asked for."""
-        marked = getattr(method, 'elementwise', False)
-        if not (marked and self.structure.elementwise):
-            return method(*arguments)
-        if known := getattr(method, 'magnitude', None):
-            place, sign = known
-            return Magnitude(arguments[place], sign)
-        tensors = [a for a in arguments if isinstance(a, Tensor)]
-        others = [a for a in arguments if not isinstance(a, Tensor)]
-        return Elementwise(lambda *parts: method(*parts, *others), *tensors)
 
 
 def drop_count(mask: Tensor, fraction: float) -> int:
-    """How many of a mask's active weights a fraction is, rounded down."""
+    """Return a fraction of a mask's active weights, rounded down."""
     # The small term: 0.29 * 100 is 28.999999999999996.
     return int(fraction * count(mask) + 1e-9)
 
@@ -234,14 +180,11 @@ class Static(Algorithm):
 class SET(Algorithm):
     """Sparse Evolutionary Training: grow at random (Mocanu et al. 2018)."""
 
-    def growth_score(
-        self,
-        weight: Tensor,
-        gradient: Tensor | None,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """Uniform random numbers."""
-        return torch.rand(weight.shape, generator=generator).to(weight.device)
+    def growth_score(self, layer: LayerState) -> Tensor:
+        """Draw uniform random numbers."""
+        shape = layer.weight.shape
+        drawn = torch.rand(shape, generator=layer.generator)
+        return drawn.to(layer.weight.device)
 
 
 @ALGORITHMS.register
@@ -250,13 +193,7 @@ class RigL(Algorithm):
 
     needs_gradient = True
 
-    @magnitude('gradient', 1)
-    def growth_score(
-        self,
-        weight: Tensor,
-        gradient: Tensor | None,
-        generator: torch.Generator,
-    ) -> Tensor:
-        """Absolute value of the dense mean gradient."""
-        assert gradient is not None
-        return gradient.abs()
+    def growth_score(self, layer: LayerState) -> Tensor:
+        """Return the magnitudes of the dense mean gradient."""
+        assert layer.gradient is not None
+        return layer.gradient.abs()

@@ -2,7 +2,7 @@
 
 import weakref
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,24 +12,24 @@ from sift_mm import arguments
 from sift_mm.errors import Mistake
 from sift_mm.kernels import (
     PRODUCTS,
-    can_normalize,
-    can_pool,
-    can_rectify,
     geometry_of,
     reads_images,
     why_unavailable,
 )
 from sift_mm.sparsity.agreement import world_size
-from sift_mm.sparsity.masked_layers import (
-    SPARSE,
-    Company,
-    Execution,
-    Ways,
+from sift_mm.sparsity.executed_parameters import (
+    ExecutedParameter,
     attach,
     detach,
-    why_dense,
 )
+from sift_mm.sparsity.masked_layers import SPARSE, Execution, Ways
 from sift_mm.sparsity.masks import MaskSet
+from sift_mm.sparsity.unmasked_layers import (
+    UnmaskedExecution,
+    attach_pool,
+    detach_pool,
+    is_plain_pool,
+)
 
 ExecutionMode = Literal['auto', 'sparse', 'dense']
 
@@ -39,13 +39,12 @@ class SparseExecution:
 
     Until :meth:`detach`, or until this object is gone. A copy of the network
     runs as if there were no such thing. Where there are such layers, what is
-    wide beside them runs on kernels too: a convolution of images, max-pooling,
-    batch norm and ReLU.
+    wide beside them runs on kernels too: a convolution of images, max-pooling
+    and batch norm.
 
     Args:
         model (nn.Module): The network.
-        masks (MaskSet): Its masks. Weights outside them have to be zero
-            whenever a layer is in training mode.
+        masks (MaskSet): Its masks.
         mode (str): 'auto': each product of each layer runs sparse where a
             timing in the first training step says that this is faster;
             'sparse': all of them do; 'dense': none.
@@ -63,57 +62,77 @@ class SparseExecution:
         self.layers: dict[str, Execution] = {}
         self._stems: set[str] = set()
         self.reasons: dict[str, str] = {}
-        self._company = Company(sparse=mode == 'sparse')
-        self._chosen = False
+        self._others = UnmaskedExecution(sparse=mode == 'sparse')
+        self._chosen = self._begun = False
         self._on_cpu = any(m.device.type == 'cpu' for m in masks.values())
         if mode == 'dense':
             return
-        names = {id(masks.parameters[name]): name for name in masks}
-        self._attached: list[tuple[nn.Module, object]] = []
-        others = []
-        for prefix, module in model.named_modules():
-            name = names.get(id(getattr(module, 'weight', None)))
-            if name is None:
-                others.append((prefix, module))
-                continue
-            detach(module)
-            if reason := _why_dense(module, mode):
-                self.reasons[prefix] = reason
-            else:
-                self._attach_layer(prefix, module, masks[name])
-        if self._attached:
-            for prefix, module in others:
-                self._attach_other(prefix, module)
+        self._attached: list[tuple[Any, object]] = []
         self._detach = weakref.finalize(self, _detach_all, self._attached)
         self._detach.atexit = False
-        if mode == 'sparse' and not self._attached:
+        try:
+            self._attach(model, masks)
+        except BaseException:
+            self.detach()
+            raise
+        if mode == 'sparse' and not self._masked():
+            self.detach()
             raise Mistake(
-                "execution='sparse' is not to be had, all masked layers are "
-                f"{_listed(self.reasons) or 'of other kinds'}; use 'auto'."
+                "execution='sparse' is not available: the masked layers are "
+                f'{_listed(self.reasons) or "in none of its modules"}; use '
+                "'auto'."
             )
 
-    def _attach(self, module: nn.Module, execution: object) -> None:
-        attach(module, execution)
-        self._attached.append((module, execution))
+    def _attach(self, model: nn.Module, masks: MaskSet) -> None:
+        names = {id(masks.parameters[name]): name for name in masks}
+        seen: set[int] = set()
+        others = []
+        for prefix, module, key, parameter in _parameters(model):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            detach(parameter)
+            if id(parameter) not in names:
+                others.append((prefix, module, key, parameter))
+                continue
+            layer = prefix if key == 'weight' else f'{prefix}.{key}'
+            if reason := _why_dense(module, parameter, self.mode):
+                self.reasons[layer] = reason
+            else:
+                mask = masks[names[id(parameter)]]
+                self._execute(layer, module, parameter, mask)
+        if not self.layers:
+            return
+        for prefix, module, key, parameter in others:
+            if key != 'weight' or type(parameter) is not nn.Parameter:
+                continue
+            if isinstance(module, nn.BatchNorm2d):
+                attach(parameter, self._others)
+                self._attached.append((parameter, self._others))
+            elif reads_images(module) and not _why_dense(
+                module, parameter, self.mode
+            ):
+                self._stems.add(prefix)
+                full = torch.ones_like(parameter, dtype=torch.bool)
+                self._execute(prefix, module, parameter, full)
+        for module in model.modules():
+            if is_plain_pool(module):
+                attach_pool(module, self._others)
+                self._attached.append((module, self._others))
 
-    def _attach_layer(self, name: str, layer: Any, mask: Tensor) -> None:
-        self.layers[name] = Execution(
-            mask, geometry_of(layer), self.mode == 'auto'
-        )
-        self._attach(layer, self.layers[name])
-
-    def _attach_other(self, name: str, module: Any) -> None:
-        """Of wide activations these take as long as a few convolutions."""
-        detach(module)
-        if any(can(module) for can in (can_pool, can_normalize, can_rectify)):
-            self._attach(module, self._company)
-        elif reads_images(module) and not _why_dense(module, self.mode):
-            self._stems.add(name)
-            full = torch.ones_like(module.weight, dtype=torch.bool)
-            self._attach_layer(name, module, full)
+    def _execute(
+        self,
+        name: str,
+        module: nn.Module,
+        parameter: nn.Parameter,
+        mask: Tensor,
+    ) -> None:
+        self.layers[name] = Execution(module, mask, self.mode == 'auto')
+        attach(parameter, self.layers[name])
+        self._attached.append((parameter, self.layers[name]))
 
     def _masked(self) -> dict[str, Execution]:
-        """The layers that have a mask of their own."""
+        """Return the layers that have a mask of their own."""
         return {
             name: layer
             for name, layer in self.layers.items()
@@ -128,7 +147,7 @@ class SparseExecution:
     def follow_masks(self) -> None:
         """To be called when masks have changed."""
         for layer in self._masked().values():
-            layer.renew_pattern()
+            layer.refresh()
 
     def expect(self, dense_gradient: bool) -> None:
         """Say whether the next step reads gradients outside the masks."""
@@ -144,6 +163,7 @@ class SparseExecution:
             may_wait (bool): Whether ranks may wait for each other. They do
                 after the first step in any case.
         """
+        self._begun = True
         if self.mode != 'auto' or not self._on_cpu:
             return
         several = world_size() > 1
@@ -167,7 +187,7 @@ class SparseExecution:
     def _adopt(self, choices: Mapping[str, Mapping[int, Ways]]) -> None:
         for name, layer in self.layers.items():
             layer.adopt(choices.get(name, {}))
-        self._company.sparse = any(
+        self._others.sparse = any(
             any(ways)
             for layer in self.layers.values()
             for ways in layer.ways.values()
@@ -200,10 +220,11 @@ class SparseExecution:
         if self.mode == 'dense':
             return 'Masked layers run dense.'
         masked = self._masked()
+        dense = {name: self._reason(layer) for name, layer in masked.items()}
         ran = {
             name: self._ways(layer)
             for name, layer in masked.items()
-            if not layer.reason
+            if not dense[name]
         }
         sparse = [ways for ways in ran.values() if any(ways)]
         counts = [sum(w[i] for w in sparse) for i in range(len(PRODUCTS))]
@@ -220,11 +241,17 @@ class SparseExecution:
         text += self._seconds()
         reasons = dict(self.reasons)
         for name, layer in masked.items():
-            if layer.reason:
-                reasons[name] = layer.reason
+            if dense[name]:
+                reasons[name] = dense[name]
             elif not any(ran[name]):
                 reasons[name] = 'faster so' if layer.ways else 'not timed'
         return f'{text}; dense: {_listed(reasons)}.' if reasons else f'{text}.'
+
+    def _reason(self, layer: Execution) -> str:
+        """Return why a layer ran dense whatever the clock says, or ''."""
+        if self._begun and not layer.called:
+            return 'not used as the weight of conv2d or linear so far'
+        return layer.reason
 
     @staticmethod
     def _ways(layer: Execution) -> Ways:
@@ -253,24 +280,53 @@ class SparseExecution:
         )
 
 
-def _why_dense(module: nn.Module, mode: ExecutionMode) -> str | None:
-    if not isinstance(module, (nn.Conv2d, nn.Linear)):
-        return f'of the kind {type(module).__name__}'
-    # Nothing is compiled for a network that could not run sparse.
-    if reason := why_dense(module):
-        return reason
+def _parameters(
+    model: nn.Module,
+) -> Iterator[tuple[str, nn.Module, str, nn.Parameter]]:
+    """Yield name of the module, module, name and parameter."""
+    for prefix, module in model.named_modules():
+        for key, parameter in module.named_parameters(recurse=False):
+            yield prefix, module, key, parameter
+
+
+def _why_dense(
+    module: nn.Module, parameter: nn.Parameter, mode: ExecutionMode
+) -> str | None:
+    """Return why a module's parameter can never run sparse here, or None."""
+    kind = type(module)
+    layer = isinstance(module, (nn.Conv2d, nn.Linear))
+    if parameter.ndim not in (2, 4) or (
+        kind.__module__.startswith('torch.nn.modules') and not layer
+    ):
+        return f'of the kind {kind.__name__}'
+    if type(parameter) is not nn.Parameter:
+        return f'held by a {type(parameter).__name__}'
+    if parameter.device.type != 'cpu':
+        return 'on an accelerator, where sparse kernels do not pay'
+    if parameter.dtype != torch.float32:
+        return f'of {str(parameter.dtype).removeprefix("torch.")}'
+    if isinstance(module, nn.Conv2d):
+        if module.groups > 1:
+            return 'grouped'
+        if reason := geometry_of(module).why_not():
+            return f'not for the kernels: {reason}'
     if mode == 'auto' and torch.are_deterministic_algorithms_enabled():
         return 'since deterministic algorithms are asked for, and a clock not'
+    # Nothing is compiled for a network that could not run sparse.
     if reason := why_unavailable():
         return f'without kernels ({reason})'
     return None
 
 
-def _detach_all(attached: list[tuple[nn.Module, object]]) -> None:
-    for module, execution in attached:
+def _detach_all(attached: list[tuple[Any, object]]) -> None:
+    for one, execution in attached:
         # It may run through a later one by now.
-        if getattr(module, 'execution', None) is execution:
-            detach(module)
+        if getattr(one, 'execution', None) is not execution:
+            continue
+        if isinstance(one, ExecutedParameter):
+            detach(one)
+        else:
+            detach_pool(one)
 
 
 def _listed(reasons: Mapping[str, str]) -> str:

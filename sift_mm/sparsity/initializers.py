@@ -87,11 +87,12 @@ class FromWeights(Initializer):
         generator: torch.Generator,
         structure: Structure = Unstructured(),  # noqa: B008
     ) -> Tensor:
-        """The mask of the non-zero weights, whatever the structure.
+        """Return the mask of the non-zero weights.
 
         Raises:
             ValueError: If their number is not ``count``, up to one in a
-                thousand weights of the layer.
+                thousand weights of the layer, or they are not within the
+                structure.
         """
         mask = weight != 0
         found = int(mask.count_nonzero())
@@ -101,5 +102,12 @@ class FromWeights(Initializer):
                 f'non-zero entries where the sparsity asks for {count}; '
                 'load a network pruned to that sparsity, or choose the '
                 "initial mask 'TopK' or 'Random'."
+            )
+        if not structure.holds(mask, count):
+            raise Mistake(
+                f'The non-zero entries of a weight of shape '
+                f'{tuple(weight.shape)} are not of structure='
+                f'{type(structure).__name__!r}; load a network pruned so, or '
+                "choose the initial mask 'TopK' or 'Random'."
             )
         return mask

@@ -1,162 +1,212 @@
-"""Layers of a network that run through the sparse operators.
+"""How the products with a masked weight are run: sparse, dense, timed."""
 
-The dense weight with its zeros stays the layer's parameter: optimizers,
-checkpoints, averages and data-parallel wrappers see nothing of this.
-"""
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from sift_mm.kernels import (
-    DENSE,
     SMALLEST,
     Geometry,
     Timing,
-    batch_norm,
-    frozen_batch_norm,
-    geometry_of,
+    is_zero_outside,
     make_pattern,
-    masked_layer,
-    max_pool2d,
     multiplications,
     pair,
-    relu,
+    sparse_conv2d,
     time_products,
 )
 
 Ways = tuple[bool, ...]
 SPARSE: Ways = (True, True, True)
+DENSE: Ways = (False, False, False)
+#: Stride, padding and dilation as ``conv2d`` is given them; () for a linear
+#: layer.
+Call = tuple[Any, ...]
+LINEAR: Call = ()
+# Before torch 2.7 nothing tells an export from a compilation.
+_is_exporting = getattr(
+    torch.compiler, 'is_exporting', torch.compiler.is_compiling
+)
 
 
-def why_dense(layer: nn.Module) -> str | None:
-    """Say why a layer cannot run sparse here, or None if it can."""
-    weight = layer.weight
-    if not isinstance(weight, Tensor) or weight.device.type != 'cpu':
-        return 'on an accelerator, where sparse kernels do not pay'
-    if weight.dtype != torch.float32:
-        return f'of {str(weight.dtype).removeprefix("torch.")}'
-    kind: Any = type(layer)
-    if isinstance(layer, nn.Conv2d):
-        if kind._conv_forward is not nn.Conv2d._conv_forward:
-            return f'of a class of its own, {kind.__name__}'
-        if layer.groups > 1:
-            return 'grouped'
-        if layer.padding_mode != 'zeros':
-            return f'padded by {layer.padding_mode!r}'
-        reason = geometry_of(layer).why_not()
-        return reason and f'not for the kernels: {reason}'
-    if kind.forward is not nn.Linear.forward:
-        return f'of a class of its own, {kind.__name__}'
-    return None
+# Compiled code guards on both levels itself.
+@torch.compiler.assume_constant_result
+def _is_transformed() -> bool:
+    level = torch._C._functorch.maybe_current_level()
+    return level is not None or forward_ad._current_level >= 0
 
 
-class Execution:
-    """How one masked layer is run.
+def why_dense(*tensors: Tensor | None) -> str:
+    """Return why a call with these tensors has to run dense, or ''."""
+    if torch.is_autocast_enabled('cpu'):
+        return 'under autocast'
+    if torch.jit.is_tracing() or _is_exporting():
+        return 'while traced'
+    if _is_transformed():
+        return 'under torch.func or forward-mode derivatives'
+    for tensor in tensors:
+        if tensor is None:
+            continue
+        kind = type(tensor)
+        executed = getattr(tensor, 'execution', None) is not None
+        if not executed and kind not in (Tensor, nn.Parameter):
+            return f'for a {kind.__name__}'
+        if (
+            tensor.dtype != torch.float32
+            or tensor.device.type != 'cpu'
+            or tensor.layout != torch.strided
+        ):
+            return 'for tensors other than float32 on the CPU'
+    return ''
+
+
+class _Use:
+    """Pattern of a mask for one kind of call.
 
     Args:
-        mask: The layer's mask, changed in place by its owner, who calls
-            :meth:`renew_pattern` then.
-        geometry: Of the layer.
-        auto: Whether products are timed; else all of them run sparse.
-
-    Attributes:
-        ways: By size of the input (:func:`size_of_input`), which products
-            run sparse.
-        timings: Those taken, by the same key.
-        dense_gradient: Whether the gradient outside the mask is wanted.
-        reason: Why the layer ran dense, as far as that is known only then.
+        geometry: Of the convolution.
     """
 
-    def __init__(self, mask: Tensor, geometry: Geometry, auto: bool) -> None:
-        self.mask = mask
+    def __init__(self, geometry: Geometry) -> None:
         self.geometry = geometry
         self.numbers = geometry.numbers()
-        self.auto = auto
-        self.ways: dict[int, Ways] = {}
-        self.timings: dict[int, Timing] = {}
-        self.dense_gradient = False
-        self.reason = ''
         self.pattern: list[Tensor] | None = None
-        if not auto:
-            self.index()
 
-    def index(self) -> list[Tensor]:
-        """Read the mask as the kernels do."""
-        mask = self.mask
+    def index(self, mask: Tensor) -> list[Tensor]:
+        """Make the pattern."""
         if mask.ndim == 2:
             mask = mask[..., None, None]
         self.pattern = make_pattern(mask, self.geometry)
         return self.pattern
 
-    def renew_pattern(self) -> None:
-        """Follow the mask, which has changed."""
-        if self.pattern is not None:
-            self.index()
+
+class Execution:
+    """How the products with one masked weight are run.
+
+    Args:
+        module: The module that holds the weight. Gradients are sparse only
+            where it is in training mode.
+        mask: The mask, changed in place by its owner.
+        auto: Whether products are timed; else all of them run sparse.
+
+    Attributes:
+        ways: Whether each product runs sparse, by size of the input
+            (:func:`size_of_input`).
+        timings: Timings taken, by the same key.
+        dense_gradient: Whether the gradient outside the mask is wanted.
+        called: Whether the weight was used so far.
+        reason: Why it ran dense the last time, or ''.
+    """
+
+    def __init__(self, module: nn.Module, mask: Tensor, auto: bool) -> None:
+        self.module = module
+        self.mask = mask
+        self.auto = auto
+        self.ways: dict[int, Ways] = {}
+        self.timings: dict[int, Timing] = {}
+        self.dense_gradient = False
+        self.called = False
+        self.reason = ''
+        self._uses: dict[Call, _Use] = {}
+        self._version = mask._version
+        # A compiled network finds the module's own use made.
+        call = _call_of(module)
+        if call is not None and not _geometry_of(mask, call).why_not():
+            use = self._uses[call] = _Use(_geometry_of(mask, call))
+            if not auto:
+                use.index(mask)
+
+    def refuse(self, reason: str) -> None:
+        """Say why a call runs dense."""
+        self.called, self.reason = True, reason
+
+    def refresh(self) -> None:
+        """Follow the mask, if it has changed."""
+        if self._version == self.mask._version:
+            return
+        for use in self._uses.values():
+            if use.pattern is not None:
+                use.index(self.mask)
+        self._version = self.mask._version
 
     def adopt(self, ways: Mapping[int, Ways]) -> None:
         """Run inputs of these sizes so from now on."""
         self.ways |= ways
         wanted = any(map(any, self.ways.values()))
-        if not wanted:
-            self.pattern = None  # Of no use until another size is timed.
-        elif self.pattern is None:
-            self.index()
+        for use in self._uses.values():
+            if not wanted:
+                use.pattern = None  # Of no use until another size is timed.
+            elif use.pattern is None:
+                use.index(self.mask)
 
     def run(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        training: bool,
-        dense: Callable[[], Tensor],
-    ) -> Tensor:
-        """The layer's output.
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call
+    ) -> Tensor | None:
+        """Return the output of a call, or None if PyTorch is to run it.
 
         Args:
             x: Input of four dimensions, or rows of two.
             weight: The masked weight.
             bias: The bias, or None.
-            training: Whether the layer is in training mode.
-            dense: What the layer does of its own.
+            call: Arguments of the call.
         """
-        if not self._can(x, weight):
-            return dense()
-        # Only in training are weights outside the mask known to be zero: an
-        # average that EMAHook puts in their place has others, and changes
-        # neither address nor version of the tensor.
-        learns = training and torch.is_grad_enabled()
-        ways = self._choose(x, weight, bias, learns)
+        use = self._use(call)
+        reason = why_dense(x, weight, bias) or use.geometry.why_not()
+        self.refuse(reason or '')
+        if reason or not self._fits(x, weight, bias, use):
+            return None
+        learns = self.module.training and torch.is_grad_enabled()
+        ways = self._choose(use, x, weight, bias, learns)
         if not learns:
             ways = (ways[0], False, False)
-        elif self.dense_gradient:
+        elif self.dense_gradient or _has_listeners(weight):
             ways = (*ways[:2], False)
         if ways == DENSE:
-            return dense()
-        assert self.pattern is not None
-        return masked_layer(
-            x, weight, bias, self.pattern, self.numbers, ways, not learns
+            return None
+        compiled = torch.compiler.is_compiling()
+        if not compiled:
+            self.refresh()
+            # An average that EMAHook puts in place of the weights has others
+            # outside the mask, and changes neither address nor version.
+            if not is_zero_outside(weight, self.mask):
+                return self.refuse('with nonzeros outside the mask')
+        pattern = use.pattern or use.index(self.mask)
+        # A compiled network cannot branch on numbers: the operator does.
+        check = compiled and not learns
+        return sparse_conv2d(
+            x, weight, bias, pattern, use.numbers, ways, check
         )
 
-    def _can(self, x: Tensor, weight: Tensor) -> bool:
-        """Whether this input can run sparse."""
-        if torch.is_autocast_enabled(x.device.type):
-            self.reason = 'under autocast'
-            return False
+    def _use(self, call: Call) -> _Use:
+        if call not in self._uses:
+            self._uses[call] = _Use(_geometry_of(self.mask, call))
+        return self._uses[call]
+
+    def _fits(
+        self, x: Tensor, weight: Tensor, bias: Tensor | None, use: _Use
+    ) -> bool:
+        """Return whether shapes fit and leave an output.
+
+        PyTorch has the word on others: an error, or an empty tensor.
+        """
         return (
-            x.dtype == weight.dtype == torch.float32
-            and x.device.type == weight.device.type == 'cpu'
-            and x.ndim == self.mask.ndim
+            weight.shape == self.mask.shape
+            and x.shape[1] == weight.shape[1]
+            and (bias is None or bias.shape == weight.shape[:1])
             and x.numel() > 0
-            and not torch.jit.is_tracing()
+            and (x.ndim == 2 or min(use.geometry.out_size(*x.shape[2:])) > 0)
         )
 
     def _choose(
-        self, x: Tensor, weight: Tensor, bias: Tensor | None, learns: bool
+        self,
+        use: _Use,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        learns: bool,
     ) -> Ways:
         if not self.auto:
             return SPARSE
@@ -169,176 +219,48 @@ class Execution:
                 return DENSE
             return self.ways[min(self.ways, key=lambda s: abs(s - size))]
         if size not in self.timings and not torch.compiler.is_compiling():
-            self.timings[size] = self._time(x, weight, bias)
+            self.timings[size] = self._time(use, x, weight, bias)
         return DENSE
 
-    def _time(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Timing:
+    def _time(
+        self, use: _Use, x: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Timing:
         x, weight = x.detach(), weight.detach()
-        if multiplications(x, weight, self.geometry) < SMALLEST:
+        if multiplications(x, weight, use.geometry) < SMALLEST:
             return Timing((0.0,) * 3, (0.0,) * 3)
-        pattern = self.pattern or self.index()
-        return time_products(x, weight, bias, pattern, self.geometry)
+        self.refresh()
+        pattern = use.pattern or use.index(self.mask)
+        return time_products(x, weight, bias, pattern, use.geometry)
 
 
 def size_of_input(x: Tensor) -> int:
-    """A number that changes where an input grows by a factor of four."""
+    """Return a number that changes where an input grows fourfold."""
     return (x.numel() // x.shape[1]).bit_length() // 2
 
 
-class _MaskedLayer(nn.Module):
-    """Mixin of the class that an attached layer has for the time being.
-
-    A copy, and what is unpickled, is of the class that the layer had.
-    """
-
-    plain_class: Any
-    execution: Any
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        # Of all protocols the first alone lets a class stand for another.
-        reduced: Any = super().__reduce_ex__(0)
-        make, (_, *rest), state = reduced
-        state = {k: v for k, v in state.items() if k != 'execution'}
-        return make, (self.plain_class, *rest), state
+def _has_listeners(weight: Tensor) -> bool:
+    """Return whether hooks of the user's read the gradient of a weight."""
+    if torch.compiler.is_compiling():
+        return False
+    hooks = weight._backward_hooks, weight._post_accumulate_grad_hooks
+    return any(hooks)
 
 
-class _MaskedConv2d(_MaskedLayer, nn.Conv2d):
-    execution: Execution
-
-    def _conv_forward(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None
-    ) -> Tensor:
-        return self.execution.run(
-            input,
-            weight,
-            bias,
-            self.training,
-            lambda: nn.Conv2d._conv_forward(self, input, weight, bias),
-        )
+def _call_of(module: Any) -> Call | None:
+    """Return the call that a module makes of its own."""
+    if isinstance(module, nn.Linear):
+        return LINEAR
+    if isinstance(module, nn.Conv2d):
+        padding = module.padding
+        if module.padding_mode != 'zeros':
+            padding = (0, 0)  # It has padded before.
+        return module.stride, padding, module.dilation
+    return None
 
 
-class _MaskedLinear(_MaskedLayer, nn.Linear):
-    execution: Execution
-
-    def forward(self, input: Tensor) -> Tensor:
-        rows = input.reshape(-1, input.shape[-1])
-        out = self.execution.run(
-            rows,
-            self.weight,
-            self.bias,
-            self.training,
-            lambda: nn.functional.linear(rows, self.weight, self.bias),
-        )
-        return out.view(*input.shape[:-1], out.shape[-1])
-
-
-@dataclass
-class Company:
-    """How layers without masks are run, whose inputs are wide.
-
-    Attributes:
-        sparse: Whether any masked layer runs sparse; else the network does
-            what it does without an execution, bit for bit.
-    """
-
-    sparse: bool
-
-    def runs(self) -> bool:
-        """Whether they run on kernels now; a trace is of PyTorch alone."""
-        return self.sparse and not torch.jit.is_tracing()
-
-
-class _WideMaxPool2d(_MaskedLayer, nn.MaxPool2d):
-    execution: Company
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.execution.runs():
-            return super().forward(input)
-        return max_pool2d(
-            input,
-            pair(self.kernel_size),
-            pair(self.stride),
-            pair(self.padding),
-        )
-
-
-class _WideReLU(_MaskedLayer, nn.ReLU):
-    execution: Company
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.execution.runs():
-            return super().forward(input)
-        return relu(input, self.inplace)
-
-
-class _WideBatchNorm2d(_MaskedLayer, nn.BatchNorm2d):
-    execution: Company
-
-    def forward(self, input: Tensor) -> Tensor:
-        own: Any = self
-        out: Tensor | None = None
-        affine = own.weight, own.bias
-        if self.execution.runs() and self.training:
-            found = batch_norm(input, *affine, self.eps)
-            if found is not None:
-                out, mean, variance = found
-                if self.track_running_stats and own.running_mean is not None:
-                    self._follow(mean, variance, input.numel() / len(mean))
-        elif self.execution.runs() and own.running_mean is not None:
-            known = own.running_mean, own.running_var
-            out = frozen_batch_norm(input, *affine, *known, self.eps)
-        return super().forward(input) if out is None else out
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, count: float) -> None:
-        """Move the running statistics, as PyTorch's layer does."""
-        own: Any = self
-        if own.num_batches_tracked is not None:
-            own.num_batches_tracked.add_(1)
-        rate = self.momentum
-        if rate is None:  # The average of all batches.
-            rate = 1 / float(own.num_batches_tracked)
-        unbiased = variance * (count / (count - 1))
-        own.running_mean.mul_(1 - rate).add_(mean, alpha=rate)
-        own.running_var.mul_(1 - rate).add_(unbiased, alpha=rate)
-
-
-MIXINS: dict[type, type] = {
-    nn.Conv2d: _MaskedConv2d,
-    nn.Linear: _MaskedLinear,
-    nn.MaxPool2d: _WideMaxPool2d,
-    nn.BatchNorm2d: _WideBatchNorm2d,
-    nn.ReLU: _WideReLU,
-}
-
-
-@cache
-def _masked_class(plain: Any) -> Any:
-    """The class of an attached layer, in place of the one that it had."""
-    mixin = next(
-        mixin for kind, mixin in MIXINS.items() if issubclass(plain, kind)
-    )
-    # Printed, traced and initialised like the class that it stands for.
-    names = {'__module__': plain.__module__, 'plain_class': plain}
-    return type(plain.__name__, (mixin, plain), names)
-
-
-def attach(layer: Any, execution: Any) -> None:
-    """Let a layer run through an execution, in place of an earlier one.
-
-    Args:
-        layer (nn.Module): Of a kind in :data:`MIXINS`.
-        execution (Execution | Company): Of a layer without a mask, its
-            network's company.
-    """
-    detach(layer)
-    plain: Any = type(layer)
-    layer.__class__ = _masked_class(plain)
-    layer.execution = execution
-
-
-def detach(layer: Any) -> None:
-    """Make a layer again what it was."""
-    if isinstance(layer, _MaskedLayer):
-        layer.__class__ = layer.plain_class
-        del layer.execution
+def _geometry_of(mask: Tensor, call: Call) -> Geometry:
+    if call == LINEAR:
+        return Geometry.of((1, 1))
+    stride, padding, dilation = call
+    kernel = mask.shape[-2], mask.shape[-1]
+    return Geometry.of_call(kernel, pair(stride), padding, pair(dilation))

@@ -9,7 +9,7 @@ from sift_mm.errors import Mistake
 from sift_mm.sparsity.initializers import Initializer
 from sift_mm.sparsity.parameters import refuse_pieces
 from sift_mm.sparsity.random import generator_for
-from sift_mm.sparsity.selection import keep_only_
+from sift_mm.sparsity.selection import apply_masks_
 from sift_mm.sparsity.structures import Structure, Unstructured
 
 
@@ -68,10 +68,10 @@ class MaskSet(Mapping[str, Tensor]):
         seed: int,
         structure: Structure = Unstructured(),  # noqa: B008, has no state
     ) -> 'MaskSet':
-        """First masks of a run, the same on every rank.
+        """Draw the first masks of a run, the same on every rank.
 
         Weights are read, by some initializers, and not touched yet; ``counts``
-        are the active ones of each parameter.
+        are the active ones of each parameter, to which the structure rounds.
 
         Raises:
             TypeError: If a parameter is sharded over ranks.
@@ -103,23 +103,23 @@ class MaskSet(Mapping[str, Tensor]):
         """Active weights by name."""
         return {name: int(m.count_nonzero()) for name, m in self.items()}
 
-    def keep_weights_(
-        self, parameters: Mapping[str, Tensor] | None = None
-    ) -> None:
-        """Set to zero, in place, the weights outside the masks.
+    def apply_(self, parameters: Mapping[str, Tensor] | None = None) -> None:
+        """Set weights outside the masks to zero, in place.
 
-        They may be another network's of the same names, say a moving average.
+        Args:
+            parameters (Mapping[str, Tensor], optional): Weights of another
+                network by the same names, on any device, say of a moving
+                average; None for the masked parameters themselves.
         """
         parameters = self.parameters if parameters is None else parameters
         for name, mask in self.items():
-            # A moving average may be kept on another device.
             weight = parameters[name].detach()
-            keep_only_([weight], [mask.to(weight.device)])
+            apply_masks_([weight], [mask.to(weight.device)])
 
-    def keep_gradients_(self) -> None:
-        """Set to zero, in place, the gradients outside the masks."""
+    def mask_gradients_(self) -> None:
+        """Set gradients outside the masks to zero, in place."""
         live = [n for n, p in self.parameters.items() if p.grad is not None]
-        keep_only_(
+        apply_masks_(
             [self.parameters[n].grad for n in live],  # type: ignore
             [self[n] for n in live],
         )

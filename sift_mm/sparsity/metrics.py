@@ -30,11 +30,18 @@ class MaskHistory:
         self._ever = {name: pack(mask) for name, mask in masks.items()}
         self._always = copy.deepcopy(self._ever)
 
-    def record(self, name: str, mask: Tensor) -> None:
-        """Take note of a layer's new mask."""
-        bits = pack(mask)
-        self._ever[name] |= bits
-        self._always[name] &= bits
+    def after(self, masks: Mapping[str, Tensor]) -> 'MaskHistory':
+        """Return the history that new masks of some layers make of this one.
+
+        This one stays as it is, so that an update can be broken off.
+        """
+        found = copy.copy(self)
+        found._ever, found._always = dict(self._ever), dict(self._always)
+        for name, mask in masks.items():
+            bits = pack(mask)
+            found._ever[name] = self._ever[name] | bits
+            found._always[name] = self._always[name] & bits
+        return found
 
     def _share(self, packed: Mapping[str, Tensor]) -> float:
         ones = sum(

@@ -1,4 +1,4 @@
-"""Whether an optimizer leaves alone what is outside the masks."""
+"""Trial of an optimizer: does it leave weights outside masks alone?"""
 
 import copy
 import inspect
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from sift_mm.errors import MistakenType
 from sift_mm.sparsity.random import generator_for
-from sift_mm.sparsity.selection import keep_only_
+from sift_mm.sparsity.selection import apply_masks_
 
 # Adamax holds eps, in bfloat16 a bit more, where others hold 0. It does no
 # harm: a grown weight's slot restarts at 0, as in a new optimizer.
@@ -20,29 +20,42 @@ _HARMLESS = 1e-7
 _RATE = 0.1
 
 
+def with_wrapped(optimizer: Optimizer) -> list[Optimizer]:
+    """Return an optimizer and those that it wraps, the outermost first."""
+    found = [optimizer]
+    for each in found:
+        inner = [v for v in vars(each).values() if isinstance(v, Optimizer)]
+        found += [one for one in inner if all(one is not f for f in found)]
+    return found
+
+
 def slots_of(
     optimizer: Optimizer, parameter: nn.Parameter
 ) -> dict[str, Tensor]:
-    """The slots that hold a number for each weight of a parameter.
+    """Return the slots that hold a number for each weight of a parameter.
 
     Looked up afresh each time: load_state_dict replaces the tensors.
     """
-    return {
-        name: slot
-        for name, slot in optimizer.state.get(parameter, {}).items()
-        if isinstance(slot, Tensor)
-        and slot.is_floating_point()
-        and slot.shape == parameter.shape
-    }
+    slots: dict[str, Tensor] = {}
+    states = {id(o.state): o.state for o in with_wrapped(optimizer)}
+    for depth, state in enumerate(states.values()):
+        for name, slot in state.get(parameter, {}).items():
+            if (
+                isinstance(slot, Tensor)
+                and slot.is_floating_point()
+                and slot.shape == parameter.shape
+            ):
+                slots[f'{name}/{depth}' if name in slots else name] = slot
+    return slots
 
 
-def keep_only_with_slots_(
+def apply_mask_with_slots_(
     parameter: nn.Parameter, optimizer: Optimizer, mask: Tensor
 ) -> None:
     """Set a parameter and its slots to zero, in place, outside a mask."""
     slots = slots_of(optimizer, parameter).values()
     tensors = [parameter.detach(), *slots]
-    keep_only_(tensors, [mask] * len(tensors))
+    apply_masks_(tensors, [mask] * len(tensors))
 
 
 def check_optimizer(
@@ -52,12 +65,15 @@ def check_optimizer(
 
     A new one of its class and options takes some steps and a mask update on
     small parameters of its own. Nothing of the run is touched, nor is the
-    global random state of PyTorch. An optimizer that cannot be made from its
-    options, such as one that wraps another, passes.
+    global random state of PyTorch. If that cannot be done, as for one that
+    wraps another, the wrapped ones are tried. There is no other check:
+    looking at the run's own steps would come too late, as weights have moved
+    by then.
 
     Raises:
         TypeError: If weights outside the masks would move, their slots would
-            not stay zero, or steps read gradients that cannot be masked.
+            not stay zero, steps read gradients that cannot be masked, or the
+            optimizer cannot be tried.
     """
     kind = type(optimizer)
     closure = inspect.signature(kind.step).parameters.get('closure')
@@ -67,6 +83,23 @@ def check_optimizer(
             'cannot be masked; mask training needs an optimizer that goes by '
             'the gradients it is given, such as SGD or AdamW.'
         )
+    reason = _try(optimizer, parameters)
+    inner = with_wrapped(optimizer)[1:]
+    if reason and not inner:
+        raise MistakenType(
+            f'{kind.__name__} cannot be tried before the first step '
+            f'({reason}), so that nobody knows whether it leaves weights '
+            'outside the masks alone; use another optimizer, such as SGD or '
+            'AdamW.'
+        )
+    if reason:
+        for each in inner:
+            check_optimizer(each, parameters)
+
+
+def _try(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> str:
+    """Try an optimizer like this one; return why that failed, or ''."""
+    kind = type(optimizer)
     names = {id(parameter): name for name, parameter in parameters.items()}
     groups: list[dict[str, Any]] = []
     tried: dict[nn.Parameter, str] = {}
@@ -84,21 +117,26 @@ def check_optimizer(
         if stand_ins:
             groups.append({**_options(group), 'params': list(stand_ins)})
             tried |= stand_ins
+    if not tried:
+        return ''
     known = inspect.signature(kind).parameters
-    arguments = {
-        k: v for k, v in _options(optimizer.defaults).items() if k in known
-    }
+    defaults = _options(getattr(optimizer, 'defaults', {}))
+    arguments = {k: v for k, v in defaults.items() if k in known}
     cuda = {p.device for p in tried if p.device.type == 'cuda'}
     with torch.random.fork_rng(list(cuda)):
         try:
             trial = kind(groups, **arguments)
-        except Exception:
-            return
-        _try(trial, tried)
+            _train(trial, tried)
+        except MistakenType:
+            raise
+        except Exception as error:
+            line = str(error).partition(chr(10))[0]
+            return f'{type(error).__name__}: {line}'
+    return ''
 
 
 def _small(shape: torch.Size) -> tuple[int, ...]:
-    """A shape of the same kind, and enough for a vector unit's registers."""
+    """Return a shape of the same kind that still fills vector registers."""
     return tuple(
         min(side, 32 if dim < 2 else 3) for dim, side in enumerate(shape)
     )
@@ -114,7 +152,7 @@ def _options(group: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _try(trial: Optimizer, names: Mapping[nn.Parameter, str]) -> None:
+def _train(trial: Optimizer, names: Mapping[nn.Parameter, str]) -> None:
     generator = generator_for(0, 0, 'trial')
 
     def normal(parameter: Tensor) -> Tensor:
@@ -129,14 +167,11 @@ def _try(trial: Optimizer, names: Mapping[nn.Parameter, str]) -> None:
                 # The first mask, and an update as the trainer does it.
                 new = normal(parameter) > 0
                 kept = new & masks.get(parameter, new)
-                keep_only_with_slots_(parameter, trial, kept)
+                apply_mask_with_slots_(parameter, trial, kept)
                 masks[parameter] = new
             gradient = normal(parameter)
             parameter.grad = gradient.where(masks[parameter], 0)
-        try:
-            trial.step()
-        except Exception:
-            return  # The run's steps say so too, or are looked at there.
+        trial.step()
         for parameter, name in names.items():
             _check(trial, parameter, ~masks[parameter], name)
 

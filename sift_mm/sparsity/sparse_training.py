@@ -1,10 +1,11 @@
-"""Mask training of any network in a plain loop, with all that it takes."""
+"""Mask training of any network in a plain PyTorch loop."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
@@ -25,7 +26,6 @@ from sift_mm.sparsity.distributions import (
     DistributionLike,
 )
 from sift_mm.sparsity.execution import ExecutionMode, SparseExecution
-from sift_mm.sparsity.grown import GrownSteps
 from sift_mm.sparsity.initializers import (
     INITIALIZERS,
     InitializerLike,
@@ -39,11 +39,16 @@ from sift_mm.sparsity.schedules import (
     UpdateSchedule,
     make_drop_fraction,
 )
+from sift_mm.sparsity.structures import (
+    Structure,
+    Unstructured,
+    check_structure,
+)
 from sift_mm.sparsity.trainer import MaskTrainer, UpdateReport
 
 
 class SparseTraining:
-    """Masks on a network and their training, for a loop of one's own.
+    """Masks of a network and their training, for a plain PyTorch loop.
 
     Call :meth:`step` in place of ``optimizer.step()``, which is refused from
     then on. The order that matters: ``sift_mm.transform``, the optimizer,
@@ -71,8 +76,6 @@ class SparseTraining:
         seed (int): Seed of the masks.
         execution (str): How masked layers run on a CPU: 'auto', 'sparse' or
             'dense', see :class:`SparseExecution`.
-        grown_steps (str): Steps of weights that are grown late: 'free', as
-            the optimizer has them; 'bounded', see :class:`MaskTrainer`.
 
     Raises:
         ValueError: If an argument is wrong, layers and arguments do not say
@@ -97,24 +100,24 @@ class SparseTraining:
         exclude: AnyGlobs = (),
         seed: Seed = 0,
         execution: ExecutionMode = 'auto',
-        grown_steps: GrownSteps = 'free',
     ) -> None:
         parameters = select_parameters(model, include, exclude)
-        _check_held(parameters, optimizer)
         layers = _layer_densities(model, parameters)
         share = DISTRIBUTIONS.build(distribution)
         wanted = _sparsity(sparsity, layers, share)
         rule = ALGORITHMS.build(algorithm)
+        counts = share.counts(
+            {n: tuple(p.shape) for n, p in parameters.items()}, wanted
+        )
         masks = MaskSet.draw(
             parameters,
-            share.counts(
-                {n: tuple(p.shape) for n, p in parameters.items()}, wanted
-            ),
+            counts,
             INITIALIZERS.build(init or 'Random'),
             seed,
             rule.structure,
         )
         _check_density(masks, layers)
+        _check_structure_fits(masks, counts, rule.structure)
         self.optimizer = optimizer
         self.trainer = MaskTrainer(
             masks,
@@ -124,8 +127,9 @@ class SparseTraining:
             else None,
             make_drop_fraction(drop_fraction),
             seed,
-            grown_steps=grown_steps,
         )
+        self.trainer.check_updates()
+        self.trainer.watch(model)
         self.trainer.enforce(optimizer)
         self.trainer.guard(optimizer)
         self.trainer.execute(SparseExecution(model, masks, execution))
@@ -148,31 +152,54 @@ class SparseTraining:
         return self.trainer.execution.describe()
 
     def step(
-        self, scaler: GradScaler | None = None, clip: float | None = None
+        self,
+        scaler: GradScaler | None = None,
+        clip: float | None = None,
+        closure: Callable[[], Any] | None = None,
     ) -> UpdateReport | None:
-        """One optimizer step under the masks, after ``backward()``.
+        """Take one optimizer step under the masks, after ``backward()``.
 
         Args:
             scaler (GradScaler, optional): The one that scaled the loss; its
                 ``unscale_``, ``step`` and ``update`` are called here.
             clip (float, optional): Largest norm of all gradients together,
                 those outside the masks left out.
+            closure (Callable, optional): Clears gradients, runs forward and
+                backward pass and returns the loss, in place of ``backward()``
+                before. It runs once here, and again within the steps of an
+                optimizer that asks for that, such as SAM; gradients are
+                masked each time.
 
         Returns:
             UpdateReport, optional: None where no update was due.
 
         Raises:
-            TypeError: If the optimizer moves weights outside the masks.
+            ValueError: If scaler and closure are given together, or a masked
+                parameter was replaced since the last step.
         """
-        if scaler is not None:
+        if closure is not None:
+            if scaler is not None:
+                raise Mistake(
+                    'step(scaler, closure=...): a GradScaler steps without a '
+                    'closure; give one of the two.'
+                )
+            with torch.enable_grad():
+                closure()
+        elif scaler is not None:
             scaler.unscale_(self.optimizer)
 
+        def again() -> Any:
+            with torch.enable_grad():
+                loss = closure() if closure else None
+            self.masks.mask_gradients_()
+            self._clip(clip)
+            return loss
+
         def run() -> None:
-            if clip is not None:
-                groups = self.optimizer.param_groups
-                held = [p for group in groups for p in group['params']]
-                nn.utils.clip_grad_norm_(held, clip)
-            if scaler is None:
+            self._clip(clip)
+            if closure is not None:
+                self.optimizer.step(again)
+            elif scaler is None:
                 self.optimizer.step()
             else:
                 scaler.step(self.optimizer)
@@ -181,6 +208,43 @@ class SparseTraining:
         if scaler is not None:
             scaler.update()
         return self.trainer.report
+
+    def _clip(self, norm: float | None) -> None:
+        if norm is None:
+            return
+        gradients = [
+            p.grad
+            for group in self.optimizer.param_groups
+            for p in group['params']
+            if p.grad is not None
+        ]
+        _clip_gradients_(gradients, norm)
+
+    def apply_masks(self, model: nn.Module) -> None:
+        """Make another network as sparse as the one that is trained.
+
+        An average remembers weights that were dropped: call this for
+        ``torch.optim.swa_utils.AveragedModel`` after each of its updates, or
+        once before it is used.
+
+        Args:
+            model (nn.Module): A network of the same parameter names, or a
+                wrapper that holds it as ``module``.
+
+        Raises:
+            ValueError: If it lacks a masked parameter.
+        """
+        found = dict(model.named_parameters())
+        if not self.masks.keys() <= found.keys():
+            prefix = 'module.'
+            found = {n.removeprefix(prefix): p for n, p in found.items()}
+        if missing := [name for name in self.masks if name not in found]:
+            raise Mistake(
+                f'{type(model).__name__} has no parameter '
+                f'{", ".join(missing)}; give a copy or average of the network '
+                'that is trained.'
+            )
+        self.masks.apply_(found)
 
     def state_dict(self) -> dict[str, Any]:
         """Masks, history and schedule: tensors, ints, strings and dicts."""
@@ -202,6 +266,7 @@ class SparseTraining:
                 'The weights still are those that the first masks left over; '
                 'create SparseTraining, then load the network, then this.'
             )
+        check_structure(state, self.trainer.algorithm.structure)
         now, counts = self.state_dict(), self.masks.counts()
         for name, mask in state.get('masks', {}).items():
             count = int(mask.count_nonzero())
@@ -220,7 +285,6 @@ class SparseTraining:
             'end',
             'drop_fraction',
             'execution',
-            'grown_steps',
         ):
             if key in state and state[key] != now[key]:
                 warnings.warn(
@@ -233,22 +297,21 @@ class SparseTraining:
         return [p._version for p in self.masks.parameters.values()]
 
 
-def _check_held(
-    parameters: Mapping[str, nn.Parameter], optimizer: Optimizer
-) -> None:
-    held = {id(p) for group in optimizer.param_groups for p in group['params']}
-    missing = [n for n, p in parameters.items() if id(p) not in held]
-    if missing:
-        raise Mistake(
-            f'The optimizer does not hold {", ".join(missing)}; create it '
-            'after sift_mm.transform, from the parameters of the new network.'
-        )
+def _clip_gradients_(gradients: list[Tensor], norm: float) -> None:
+    """Scale gradients, in place, to a largest norm of all together."""
+    # PyTorch's takes no sparse ones, as nn.Embedding(sparse=True) has.
+    dense = [g.coalesce() if g.is_sparse else g for g in gradients]
+    values = [g._values() if g.is_sparse else g for g in dense]
+    total = nn.utils.get_total_norm(values)
+    scale = (norm / (total + 1e-6)).clamp(max=1.0)
+    for gradient in gradients:
+        gradient.mul_(scale.to(gradient.device))
 
 
 def _layer_densities(
     model: nn.Module, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, float]:
-    """What layers that name their sparse weights are built for, by weight."""
+    """Return the densities that layers are built for, by sparse weight."""
     return {
         name: share
         for name, module in sparse_weights(model)
@@ -262,7 +325,7 @@ def _sparsity(
     layers: Mapping[str, float],
     distribution: Distribution,
 ) -> float:
-    """The one sparsity of layers and arguments.
+    """Return the one sparsity of layers and arguments.
 
     Raises:
         ValueError: If there are several, or none where one is needed.
@@ -300,5 +363,21 @@ def _check_density(masks: MaskSet, layers: Mapping[str, float]) -> None:
             f'The masks have density {found / size:.4f} where the layers are '
             f'built for {wanted / size:.4f}: FLOPs will not be those of the '
             'dense network.',
+            stacklevel=3,
+        )
+
+
+def _check_structure_fits(
+    masks: MaskSet, wanted: Mapping[str, int], structure: Structure
+) -> None:
+    """Warn of active weights that the structure rounds."""
+    size = sum(mask.numel() for mask in masks.values())
+    asked, found = sum(wanted.values()), sum(masks.counts().values())
+    if abs(found - asked) > max(0.01 * asked, len(masks)) and not isinstance(
+        structure, Unstructured
+    ):
+        warnings.warn(
+            f'structure={type(structure).__name__!r} rounds density '
+            f'{asked / size:.4f} to {found / size:.4f}.',
             stacklevel=3,
         )

@@ -1,9 +1,9 @@
 """Mask training: what happens to masks at an optimizer step."""
 
+import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -11,31 +11,31 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sift_mm import arguments
-from sift_mm.errors import Mistake, MistakenCall, MistakenType
+from sift_mm.checkpoint.packing import count
+from sift_mm.errors import Mistake, MistakenCall
 from sift_mm.sparsity.agreement import check_agreement
-from sift_mm.sparsity.algorithms import Algorithm, Growth
+from sift_mm.sparsity.algorithms import Algorithm, Growth, LayerState
 from sift_mm.sparsity.execution import SparseExecution
-from sift_mm.sparsity.grown import GrownSteps, YoungWeights
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import MaskHistory
 from sift_mm.sparsity.optimizers import (
+    apply_mask_with_slots_,
     check_optimizer,
-    keep_only_with_slots_,
+    slots_of,
+    with_wrapped,
 )
 from sift_mm.sparsity.random import generator_for
 from sift_mm.sparsity.schedules import DropFraction, UpdateSchedule
-from sift_mm.sparsity.selection import meet_
+from sift_mm.sparsity.watch import WeightWatch
 
 Placement = Literal['after_step', 'replace_step']
 # Of the state; raised when an older reader would go wrong on it.
 STATE_VERSION = 1
-# Weights of a parameter that are looked at to see whether a step moved any.
-_SAMPLE = 4096
 
 
 @dataclass(frozen=True)
 class UpdateReport:
-    """What one mask update did.
+    """Report of one mask update.
 
     Args:
         step (int): Optimizer step, counted from 1.
@@ -50,12 +50,29 @@ class UpdateReport:
     skipped: str = ''
 
 
-class MaskTrainer:
-    """Trains the masks of a model along with its weights.
+@dataclass
+class _Change:
+    """New masks and all that follows from them, not yet written.
 
-    Call :meth:`step` in place of ``optimizer.step()``, once the gradients
-    are complete: after backward, accumulation, averaging over ranks and
-    unscaling, before clipping.
+    Args:
+        step (int): Optimizer step that is complete then.
+        history (MaskHistory): History with the new masks.
+        masks (dict): New masks, of the layers that may move.
+        report (UpdateReport, optional): Report, if an update was due.
+    """
+
+    step: int
+    history: MaskHistory
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    report: UpdateReport | None = None
+
+
+class MaskTrainer:
+    """Trainer of a model's masks along with its weights.
+
+    Call :meth:`enforce` once, then :meth:`step` in place of
+    ``optimizer.step()``, when the gradients are complete: after backward,
+    accumulation, averaging over ranks and unscaling, before clipping.
 
     Args:
         masks (MaskSet): The masks, changed in place.
@@ -67,22 +84,17 @@ class MaskTrainer:
             updated from the new weights and the gradient of this step (the
             Sparse-IFT code). 'replace_step': on an update the optimizer
             does not step (RigL, algorithm 1).
-        grown_steps (str): 'free': a weight that is grown late moves as
-            Adam has it, several times faster than a fresh one. 'bounded':
-            by no more than the learning rate a step, until the next update
-            (Adam and AdamW only, see :class:`YoungWeights`).
 
     The optimizer must leave a weight of value, gradient and slots zero where
-    it is, as SGD, Adam and all element-wise ones do. One that mixes weights,
-    Muon say, is found out by :meth:`enforce`, and one that cannot be tried
-    there at the first step that moves any weight.
+    it is, as SGD, Adam and all element-wise ones do. :meth:`enforce` tries
+    it.
 
     Between backward pass and update, which the optimizer's step lies between,
-    an update of RigL holds an eighth of a byte a weight, and 8 bytes for each
-    of the few weights that may or may not be grown.
+    an update of RigL holds 12 bytes for each of the few weights that may be
+    grown.
 
     Raises:
-        ValueError: If placement or grown_steps is unknown.
+        ValueError: If placement is unknown.
     """
 
     def __init__(
@@ -93,25 +105,20 @@ class MaskTrainer:
         drop_fraction: DropFraction,
         seed: int = 0,
         placement: Placement = 'after_step',
-        grown_steps: GrownSteps = 'free',
     ) -> None:
         arguments.read('placement', placement, Placement)
-        arguments.read('grown_steps', grown_steps, GrownSteps)
         self.masks = masks
         self.algorithm = algorithm
         self.schedule = schedule if algorithm.dynamic else None
         self.drop_fraction = drop_fraction
         self.seed = seed
         self.placement = placement
-        self.grown_steps = grown_steps
-        self._young: YoungWeights | None = None
-        if grown_steps == 'bounded':
-            self._young = YoungWeights(masks.parameters)
         self.history = MaskHistory(masks)
         self.steps = 0
         self.report: UpdateReport | None = None
         self.execution: SparseExecution | None = None
-        self._optimizer_is_checked = False
+        self._watch = WeightWatch(masks, masks.parameters)
+        self._ranks_agree = False
         self._in_step = False
 
     @property
@@ -122,8 +129,29 @@ class MaskTrainer:
     def _is_due(self, step: int) -> bool:
         return self.schedule is not None and self.schedule.is_due(step)
 
+    def check_updates(self) -> None:
+        """Refuse a schedule of updates that move no weight.
+
+        Raises:
+            ValueError: If the drop fraction is 0 at the first update, so
+                that it is 0 at all of them.
+        """
+        if self.schedule is None:
+            return
+        first, end = self.schedule.interval, self.schedule.end
+        if not self.drop_fraction.at(first, end) > 0:
+            raise Mistake(
+                f'Masks would never change: the first update, at step {first} '
+                f'of {end}, has the drop fraction 0. Choose a shorter '
+                "interval, a drop_fraction above 0 or the algorithm 'Static'."
+            )
+
+    def watch(self, model: nn.Module) -> None:
+        """Refuse steps after a masked parameter of a model was replaced."""
+        self._watch.model = model
+
     def execute(self, execution: SparseExecution) -> None:
-        """From now on, keep an execution of the network up to date."""
+        """Keep an execution of the network up to date from now on."""
         self.execution = execution
         self._tell_execution()
 
@@ -134,7 +162,7 @@ class MaskTrainer:
             self.execution.expect(self.needs_dense_gradient)
 
     def guard(self, optimizer: Optimizer) -> None:
-        """From now on, refuse steps of an optimizer that pass this trainer.
+        """Refuse steps of an optimizer that pass this trainer, from now on.
 
         For as long as the trainer exists. Without masks a plain step makes
         the network dense again.
@@ -150,31 +178,44 @@ class MaskTrainer:
                     'in its place.'
                 )
 
-        optimizer.register_step_pre_hook(refuse)
+        for each in with_wrapped(optimizer):
+            # A wrapper may do without what Optimizer makes for hooks.
+            if hasattr(each, '_optimizer_step_pre_hooks'):
+                each.register_step_pre_hook(refuse)
 
     def enforce(self, optimizer: Optimizer) -> None:
         """Set weights and optimizer slots outside the masks to zero.
 
         Raises:
+            ValueError: If the optimizer does not hold a masked parameter;
+                nothing has been touched then.
             TypeError: If the optimizer would not keep them there, see
-                :func:`check_optimizer`; nothing has been touched then.
+                :func:`check_optimizer`; nothing has been touched either.
         """
+        self._watch.check_objects(optimizer)
         check_optimizer(optimizer, self.masks.parameters)
-        if self._young is not None:
-            self._young.check(optimizer)
+        self._apply_masks(optimizer)
+
+    def _apply_masks(self, optimizer: Optimizer) -> None:
         for name, mask in self.masks.items():
-            keep_only_with_slots_(self.masks.parameters[name], optimizer, mask)
+            parameter = self.masks.parameters[name]
+            apply_mask_with_slots_(parameter, optimizer, mask)
+        self._watch.remember(optimizer)
 
     # A compiled train_step, as MMEngine's `compile` makes one, would trace
     # each update anew.
     @torch.compiler.disable
     def step(self, optimizer: Optimizer, run: Callable[[], Any]) -> None:
-        """One optimizer step under the masks.
+        """Take one optimizer step under the masks.
 
         Gradients are masked before ``run``, so that a clipping norm does not
         count weights that do not exist. Between two updates this is all that
         happens: weights and slots outside the masks are zero, and stay zero
         at gradient zero.
+
+        An update happens as a whole or not at all, also if an exception or
+        Ctrl-C breaks into it: masks, dropped weights and slots, history and
+        step count.
 
         Args:
             optimizer (Optimizer): Whose parameters hold the gradients.
@@ -182,133 +223,157 @@ class MaskTrainer:
                 replaces the step.
 
         Raises:
-            TypeError: If the optimizer moves weights outside the masks.
-            RuntimeError: If an update is due and the masks of the ranks
-                differ.
+            ValueError: If a masked parameter was replaced since the last
+                step, or the structure loses count.
+            RuntimeError: If the first step or an update is due and the masks
+                of the ranks differ.
         """
-        self.steps += 1
-        due = self._is_due(self.steps)
-        if due:
-            check_agreement(self.masks, self.steps)
-        self._step(optimizer, run, due)
-        self._tell_execution(masks_changed=due)
+        step = self.steps + 1
+        due = self._is_due(step)
+        self._check_ranks(step, due)
+        self._check_weights(optimizer)
+        change = _Change(step, self.history)
+        live = self._live_layers(optimizer, change) if due else None
+        growth: dict[str, Growth | None] = {}
+        if live is None or self.placement == 'after_step':
+            if live and self.algorithm.needs_gradient:
+                growth = self._shortlist(optimizer, step, live)
+            self.masks.mask_gradients_()
+            try:
+                self._in_step = True
+                run()
+            finally:
+                self._in_step = False
+        if live is not None:
+            self._plan(optimizer, change, live, growth)
+        _to_the_end(lambda: self._write(optimizer, change))
+        self._watch.remember(optimizer)
         if self.execution is not None:
             # Masks are trained by all ranks alike, and updated seldom.
             self.execution.adopt(may_wait=due)
 
-    def _step(
-        self, optimizer: Optimizer, run: Callable[[], Any], due: bool
-    ) -> None:
-        self.report = None
-        if due and (reason := _why_to_skip(optimizer)):
+    def _check_ranks(self, step: int, due: bool) -> None:
+        if due or not self._ranks_agree:
+            seed = self.seed if self.schedule else 0
+            check_agreement(self.masks, step, seed)
+            self._ranks_agree = True
+
+    def _check_weights(self, optimizer: Optimizer) -> None:
+        """Mask weights again that were written since the last step."""
+        self._watch.check_objects(optimizer)
+        strays = self._watch.find_strays()
+        if strays:
+            warnings.warn(
+                f'Weights outside the masks of {", ".join(strays)} were '
+                'written since the last step (load_state_dict, an '
+                'initialiser, an assignment); they are set to zero again.',
+                stacklevel=4,
+            )
+        if strays or self._watch.slots_replaced(optimizer):
+            self._apply_masks(optimizer)
+
+    def _live_layers(
+        self, optimizer: Optimizer, change: _Change
+    ) -> list[str] | None:
+        """Return the layers that an update may move, None if it is left out.
+
+        A parameter that is frozen or took no part keeps its mask.
+        """
+        if reason := _why_to_skip(optimizer):
             # Ranking by inf or nan would move masks at random; a loss
             # scaler skips such a step, so no mask may move either.
-            self.report = UpdateReport(self.steps, 0.0, 0.0, reason)
-            due = False
-        # A parameter that is frozen or took no part keeps its mask.
-        live = {
-            n: p
-            for n, p in self.masks.parameters.items()
-            if p.grad is not None and p.requires_grad
-        }
-        if due and self.placement == 'replace_step':
-            self._update(optimizer, live, {})
-            return
-        growth: dict[str, Growth | None] = {}
-        if due and self.algorithm.needs_gradient:
-            growth = {
-                n: self.algorithm.shortlist(
-                    self.masks[n],
-                    p.detach(),
-                    p.grad,
-                    self._fraction(),
-                    generator_for(self.seed, self.steps, n),
-                )
-                for n, p in live.items()
-            }
-        self.masks.keep_gradients_()
-        before = None if self._optimizer_is_checked else self._sample()
-        self._in_step = True
-        try:
-            young = self._young
-            with young.bounded(optimizer) if young else nullcontext():
-                run()
-        finally:
-            self._in_step = False
-        if before is not None and not torch.equal(before, self._sample()):
-            self._check_optimizer(optimizer)
-        if due:
-            self._update(optimizer, live, growth)
-
-    def _sample(self) -> Tensor:
-        """Some weights of each parameter, to see whether a step moved any."""
-        device = next(iter(self.masks.values())).device
-        samples = [
-            p.detach().flatten()[:: -(-p.numel() // _SAMPLE)].double()
-            for p in self.masks.parameters.values()
+            change.report = UpdateReport(change.step, 0.0, 0.0, reason)
+            return None
+        return [
+            name
+            for name, parameter in self.masks.parameters.items()
+            if parameter.grad is not None and parameter.requires_grad
         ]
-        return torch.cat([sample.to(device) for sample in samples])
 
-    def _check_optimizer(self, optimizer: Optimizer) -> None:
-        self._optimizer_is_checked = True
-        for name, mask in self.masks.items():
-            weight = self.masks.parameters[name].detach()
-            if weight.masked_fill(mask, 0).any():
-                raise MistakenType(
-                    f'{type(optimizer).__name__} moved weights of {name!r} '
-                    'outside the mask, where gradient and slots are zero; '
-                    'mask training needs an optimizer that works weight by '
-                    'weight, such as SGD or AdamW (and enforce() called once '
-                    'before the first step).'
-                )
-
-    def _fraction(self) -> float:
+    def _fraction(self, step: int) -> float:
         assert self.schedule is not None
-        return self.drop_fraction.at(self.steps, self.schedule.end)
+        return self.drop_fraction.at(step, self.schedule.end)
+
+    def _state(
+        self, optimizer: Optimizer, step: int, name: str, draw: str
+    ) -> LayerState:
+        parameter = self.masks.parameters[name]
+        return LayerState(
+            self.masks[name],
+            parameter.detach(),
+            parameter.grad if self.algorithm.needs_gradient else None,
+            slots_of(optimizer, parameter),
+            step,
+            generator_for(self.seed, step, f'{name}{draw}'),
+        )
+
+    def _shortlist(
+        self, optimizer: Optimizer, step: int, live: list[str]
+    ) -> dict[str, Growth | None]:
+        fraction = self._fraction(step)
+        return {
+            name: self.algorithm.shortlist(
+                self._state(optimizer, step, name, ''), fraction
+            )
+            for name in live
+        }
 
     @torch.no_grad()
-    def _update(
+    def _plan(
         self,
         optimizer: Optimizer,
-        live: Mapping[str, nn.Parameter],
+        change: _Change,
+        live: list[str],
         growth: dict[str, Growth | None],
     ) -> None:
-        fraction = self._fraction()
+        """Compute the new masks, and write nothing yet."""
+        step, fraction = change.step, self._fraction(change.step)
         kept_count = active_count = 0
-        for name, parameter in live.items():
+        for name in live:
             mask = self.masks[name]
-            weight = parameter.detach()
             if name not in growth:
-                new = self.algorithm.update(
-                    mask,
-                    weight,
-                    parameter.grad if self.algorithm.needs_gradient else None,
-                    fraction,
-                    generator_for(self.seed, self.steps, name),
-                )
+                layer = self._state(optimizer, step, name, '')
+                new = self.algorithm.update(layer, fraction)
             elif (scores := growth.pop(name)) is None:
-                new = mask
+                new = mask.clone()
             else:
                 # Other numbers than the growth score had.
-                generator = generator_for(
-                    self.seed, self.steps, f'{name}/drop'
+                layer = self._state(optimizer, step, name, '/drop')
+                new = self.algorithm.exchange(layer, scores)
+            active = count(new)
+            if active != count(mask):
+                structure = type(self.algorithm.structure).__name__
+                raise Mistake(
+                    f'The structure {structure} made {active} active weights '
+                    f'of {count(mask)} in {name!r}: its drop and grow have '
+                    'to move the same number.'
                 )
-                new = self.algorithm.exchange(mask, weight, scores, generator)
-            # Grown positions start at zero, dropped ones leave nothing
-            # behind; those dropped and grown at once keep value and slots.
-            kept, active = meet_(mask, new)
-            kept_count += kept
+            kept_count += count(mask & new)
             active_count += active
-            keep_only_with_slots_(parameter, optimizer, mask)
-            if self._young is not None:
-                self._young.replace(name, new & ~mask)
-            mask.copy_(new)
-            self.history.record(name, mask)
+            change.masks[name] = new
+        change.history = self.history.after(change.masks)
         moved = 1 - kept_count / active_count if active_count else 0.0
-        self.report = UpdateReport(self.steps, fraction, moved)
+        change.report = UpdateReport(step, fraction, moved)
+
+    @torch.no_grad()
+    def _write(self, optimizer: Optimizer, change: _Change) -> None:
+        """Write an update; doing it twice, or from the start again, is fine.
+
+        Grown positions start at zero, dropped ones leave nothing behind;
+        positions dropped and grown at once keep value and slots.
+        """
+        for name, new in change.masks.items():
+            mask = self.masks[name]
+            parameter = self.masks.parameters[name]
+            apply_mask_with_slots_(parameter, optimizer, mask & new)
+            mask.copy_(new)
+        self.history = change.history
+        self.steps = change.step
+        self.report = change.report
+        self._tell_execution(masks_changed=bool(change.masks))
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a resumed run needs: tensors, ints, strings and dicts.
+        """Return all that a resumed run needs, as plain values and tensors.
 
         Interval, end and drop fraction are there to be compared with those
         of the resumed run, which has its own; 0 and 0 for masks that are
@@ -319,8 +384,7 @@ class MaskTrainer:
             'version': STATE_VERSION,
             'algorithm': type(self.algorithm).__name__,
             'placement': self.placement,
-            'grown_steps': self.grown_steps,
-            'young': self._young.state_dict() if self._young else {},
+            'structure': self.algorithm.structure.describe(),
             'interval': schedule.interval if schedule else 0,
             'end': schedule.end if schedule else 0,
             'drop_fraction': {
@@ -336,7 +400,7 @@ class MaskTrainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore masks, history, step count and seed; all of it, or nothing.
+        """Restore masks, history, step count and seed: all or nothing.
 
         Raises:
             ValueError: If the state is of a newer version, lacks a part, or
@@ -355,26 +419,48 @@ class MaskTrainer:
                 f'{", ".join(sorted(missing))} missing.'
             )
         restored = MaskSet(self.masks.parameters, state['masks'])
-        self.history.load_state_dict(state['history'])
-        for name, mask in self.masks.items():
-            mask.copy_(restored[name])
-        self.steps = state['steps']
-        self.seed = state['seed']
-        if self._young is not None:
-            self._young.load_state_dict(state.get('young', {}))
-        if self.execution is not None:
-            self.execution.restore(state.get('choices', {}))
-        self._tell_execution()
+        history = MaskHistory(restored)
+        history.load_state_dict(state['history'])
+
+        def write() -> None:
+            for name, mask in self.masks.items():
+                mask.copy_(restored[name])
+            self.history = history
+            self.steps = state['steps']
+            self.seed = state['seed']
+            if self.execution is not None:
+                self.execution.restore(state.get('choices', {}))
+            self._tell_execution()
+
+        _to_the_end(write)
+        self._ranks_agree = False
+
+
+def _to_the_end(write: Callable[[], None]) -> None:
+    """Run a function to its end, again if an exception breaks into it.
+
+    Args:
+        write (Callable): May run several times, from the start.
+    """
+    try:
+        write()
+    except KeyboardInterrupt:
+        _to_the_end(write)  # Impatient users press Ctrl-C twice.
+        raise
+    except BaseException:
+        write()
+        raise
 
 
 def _why_to_skip(optimizer: Optimizer) -> str:
-    """Why no mask can be updated from these gradients, or ''."""
+    """Return why no mask can be updated from these gradients, or ''."""
     gradients = [
-        p.grad
+        p.grad._values() if p.grad.is_sparse else p.grad
         for group in optimizer.param_groups
         for p in group['params']
         if p.grad is not None and p.grad.numel()
     ]
+    gradients = [gradient for gradient in gradients if gradient.numel()]
     if not gradients:
         return 'no parameter had a gradient'
     # Several times faster on the CPU than norms, which it can not vectorise.

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import sift_mm.backbones
-from sift_mm.isoflop import factorized_rank
+from sift_mm.flops.isoflop import factorized_rank
 from sift_mm.layers import Composite, Doped, Factorized, Parallel
 
 LAYERS = dict(

@@ -35,7 +35,7 @@ register(
 
 @pytest.fixture
 def letters(tmp_path, monkeypatch):
-    """A data set of which there is nothing but a file in the package."""
+    """Add a data set by nothing but a file in the package."""
     (tmp_path / 'letters.py').write_text(LETTERS)
     path = [*data.__path__, str(tmp_path)]
     monkeypatch.setattr(data, '__path__', path)

@@ -20,7 +20,7 @@ LAST = 't10k-labels-idx1-ubyte'
 
 @pytest.fixture
 def sources(tmp_path, monkeypatch):
-    """A data set's folder, the server's and the package's; all are empty."""
+    """Return the folders of data set, server and package, all empty."""
     digests = {n: hashlib.md5(c).hexdigest() for n, c in CONTENTS.items()}
     monkeypatch.setattr(fashion_mnist, 'MD5', digests)
     found = {n: tmp_path / n for n in ('root', 'server', 'package')}

@@ -25,7 +25,7 @@ def voc(boxes):
 
 
 def png(width, height):
-    """A picture in which every pixel tells where it is."""
+    """Draw a picture in which every pixel tells its place."""
     y, x = np.mgrid[:height, :width]
     pixels = np.stack([x % 256, y % 256, x // 256 * 16 + y // 256], axis=-1)
     stream = io.BytesIO()

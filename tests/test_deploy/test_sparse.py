@@ -1,142 +1,542 @@
-"""Whole networks on sparse kernels against themselves executed densely."""
+"""Networks on sparse kernels against themselves executed densely."""
 
 import copy
+import io
 import pickle
-from collections.abc import Callable, Iterator
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
 import torchvision
 from blocks import make_block
-from mmdet.registry import MODELS as DET
-from mmengine.model import BaseModule
-from mmpretrain.registry import MODELS as PRE
-from mmseg.registry import MODELS as SEG
+from equality import assert_equal, sparsified, tensors
+from programs import Doubled
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
+from torch.nn.utils import spectral_norm as old_spectral_norm
+from torch.nn.utils import weight_norm as old_weight_norm
 
+from sift_mm.deploy import sparse_layers as kinds
 from sift_mm.deploy import to_sparse
+from sift_mm.errors import Mistake
 
 pytestmark = pytest.mark.usefixtures('seed')
-WIDE = dict(type='SparseIFTResNet', base_channels=16, sparsity=0.75)
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    'mmdet ResNet-50': lambda: DET.build(WIDE | dict(depth=50, family='wide')),
-    'mmseg ResNet-18, dilated': lambda: SEG.build(
-        WIDE
-        | dict(depth=18, family='wide', strides=(1, 2, 1, 1))
-        | dict(dilations=(1, 1, 2, 4))
-    ),
-    'Parallel': lambda: PRE.build(WIDE | dict(depth=18, family='parallel')),
-    'Factorized': lambda: PRE.build(
-        WIDE | dict(depth=18, family='factorized')
-    ),
-    'Doped': lambda: PRE.build(WIDE | dict(depth=18, family='doped')),
-    'MobileNetV2': lambda: PRE.build(dict(type='MobileNetV2')),
-    'Swin': lambda: PRE.build(
-        dict(type='SwinTransformer', img_size=64, pad_small_map=True)
-    ),
-    'ResNeXt': lambda: PRE.build(dict(type='ResNeXt', depth=50)),
-    'HRNet': lambda: PRE.build(dict(type='HRNet', arch='w18')),
-    'DenseNet': lambda: PRE.build(dict(type='DenseNet', arch='121')),
-    'torchvision VGG': lambda: torchvision.models.vgg11_bn(num_classes=7),
+to_all_sparse = partial(to_sparse, execution='sparse')
+
+
+class Block(nn.Module):
+    """A block with a layer of each kind that is changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU()
+        self.pool = nn.MaxPool2d(3, 1, 1)
+        self.linear = nn.Linear(8, 8)
+        self.branch = nn.Sequential(
+            OrderedDict(
+                conv=nn.Conv2d(4, 4, 3, padding=1),
+                norm=nn.BatchNorm2d(4),
+                relu=nn.ReLU(inplace=True),
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv(x)
+        out = self.norm(out)
+        out += x
+        out = self.relu(out)
+        return self.linear(self.pool(out)) + self.branch(x)
+
+
+LAYERS = ('conv', 'norm', 'relu', 'pool', 'linear', 'branch', 'branch.conv')
+LAYERS += ('branch.norm', 'branch.relu', '')
+
+
+def block() -> Any:
+    return sparsified(Block(), 0.4)
+
+
+def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+    return output * 3
+
+
+def hook_before(module: nn.Module, inputs: Any) -> Any:
+    return inputs[0] - 0.5
+
+
+def with_hook(layer: nn.Module) -> None:
+    layer.register_forward_hook(hook)
+
+
+def with_hook_before(layer: nn.Module) -> None:
+    layer.register_forward_pre_hook(hook_before)
+
+
+def with_own_forward(layer: Any) -> None:
+    layer.forward = torch.sin
+
+
+@pytest.mark.parametrize(
+    'change', [with_hook, with_hook_before, with_own_forward]
+)
+@pytest.mark.parametrize('when', ['before', 'after'])
+@torch.no_grad()
+def test_hooks_and_own_forwards_run(change: Callable, when: str) -> None:
+    for name in LAYERS:
+        model = block()
+        if when == 'before':
+            change(model.get_submodule(name))
+        sparse = to_all_sparse(model)
+        assert_equal(model, sparse)
+        if when == 'after':
+            for network in (model, sparse):
+                change(network.get_submodule(name))
+            assert_equal(model, sparse)
+
+
+def test_hooks_of_all_modules_run() -> None:
+    model = block()
+    sparse = to_all_sparse(model)
+    handle = nn.modules.module.register_module_forward_hook(
+        lambda module, inputs, output: output + 0.5
+    )
+    try:
+        assert_equal(model, sparse)
+    finally:
+        handle.remove()
+
+
+class SamePool(nn.MaxPool2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(F.pad(input, (1, 0, 1, 0)))[:, :, 1:, 1:]
+
+
+class ScaledNorm(nn.BatchNorm2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) * 2
+
+
+class Leaky(nn.ReLU):
+    def forward(self, input: Tensor) -> Tensor:
+        return F.leaky_relu(input)
+
+
+class Halved(nn.Linear):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input) / 2
+
+
+@pytest.mark.parametrize(
+    ('name', 'layer'),
+    [
+        ('pool', SamePool(3, 1, 1)),
+        ('norm', ScaledNorm(4)),
+        ('relu', Leaky()),
+        ('linear', Halved(8, 8)),
+        ('conv', Doubled(4, 4, 3, padding=1)),
+    ],
+)
+@torch.no_grad()
+def test_subclasses_run_their_own_forward(name: str, layer: nn.Module) -> None:
+    model = Block()
+    setattr(model, name, copy.deepcopy(layer))
+    model = sparsified(model, 0.4)
+    assert_equal(model, to_all_sparse(model))
+
+
+@pytest.mark.parametrize(
+    'change',
+    [
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        old_weight_norm,
+        old_spectral_norm,
+        partial(prune.random_unstructured, name='weight', amount=0.5),
+    ],
+)
+@torch.no_grad()
+def test_weights_that_are_computed(change: Callable) -> None:
+    model = block()
+    change(model.conv)
+    change(model.linear)
+    assert_equal(model, to_all_sparse(model.eval()))
+
+
+class Reader(nn.Module):
+    """Owner of layers whose weights it reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.conv2d(x, self.conv.weight.abs(), self.conv.bias)
+        return F.linear(F.pad(x, (1, 1)), self.linear.weight) + 1
+
+
+class Tied(nn.Module):
+    """Language model whose head is its embedding."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(16, 8)
+        self.hidden = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 16, bias=False)
+        self.head.weight = self.embedding.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        index = (x.flatten() > 0).long()
+        return self.head(self.hidden(self.embedding(index)))
+
+
+class Attention(nn.Module):
+    def __init__(self, fast: bool) -> None:
+        super().__init__()
+        layer: Any = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
+        self.fast = fast
+        self.layer = layer if fast else nn.MultiheadAttention(8, 2)
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.linear(x.flatten(1, 2))
+        return self.layer(x) if self.fast else self.layer(x, x, x)[0]
+
+
+@pytest.mark.parametrize(
+    'make', [Reader, Tied, partial(Attention, True), partial(Attention, False)]
+)
+@torch.no_grad()
+def test_owners_that_read_weights(make: Callable) -> None:
+    model = sparsified(make(), 0.4)
+    sparse = to_all_sparse(model)
+    assert_equal(model, sparse)
+    assert_equal(model, sparse)
+    # What they change counts from then on.
+    for network in (model, sparse):
+        for layer in network.modules():
+            if isinstance(layer, (nn.Linear, nn.Conv2d)):
+                layer.weight.data.mul_(2)
+    assert_equal(model, sparse)
+
+
+def test_a_layer_is_dense_once_its_weight_is_read() -> None:
+    model = block()
+    sparse = to_all_sparse(model)
+    assert torch.equal(sparse.conv.weight, model.conv.weight)
+    assert type(sparse.conv) is nn.Conv2d
+    assert sparse.sparse_report.dense == {'conv': 'its weight was read'}
+    sparse.linear.weight = nn.Parameter(torch.eye(8))
+    model.linear.weight = nn.Parameter(torch.eye(8))
+    assert_equal(model, sparse)
+
+
+@pytest.mark.parametrize(
+    ('name', 'value'),
+    [
+        ('conv.stride', (2, 2)),
+        ('conv.dilation', (2, 2)),
+        ('conv.padding', 'same'),
+        ('conv.bias', nn.Parameter(torch.ones(4))),
+        ('norm.running_mean', torch.ones(4)),
+        ('norm.weight', nn.Parameter(torch.ones(4))),
+        ('norm.eps', 0.5),
+        ('norm.running_var', None),
+        ('pool.kernel_size', 2),
+        ('pool.ceil_mode', True),
+        ('relu', nn.Identity()),
+        ('norm', nn.GroupNorm(2, 4)),
+    ],
+)
+@torch.no_grad()
+def test_attributes_that_change_later(name: str, value: Any) -> None:
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            for key, child in block().named_children():
+                self.add_module(key, child)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.conv(x)
+            x = self.norm(x)
+            x = self.relu(x)
+            return self.pool(x)
+
+    model = Plain().eval()
+    sparse = to_all_sparse(model)
+    assert 'norm, ReLU' in sparse.sparse_report.fused['conv']
+    owner, _, key = name.rpartition('.')
+    for network in (model, sparse):
+        network(torch.randn(2, 4, 6, 8))
+        setattr(network.get_submodule(owner), key, copy.deepcopy(value))
+        if value is None:
+            network.norm.running_mean = None
+    assert_equal(model, sparse)
+
+
+def noisy(self: Any, x: Tensor, times: int = 2, *, more: Any = ()) -> Any:
+    """Draws, Python numbers, and arguments of several kinds."""
+    for tensor in more:
+        x = x + tensor
+    x = self.conv(x) * torch.rand(1) * times
+    return [self.norm(x), dict(size=x * x.shape[-1])]
+
+
+def preactivation(self: Any, x: Tensor) -> Tensor:
+    """The convolution's input changes before its output is added."""
+    out = self.conv(x)
+    x = self.relu(x)
+    out = self.norm(out)
+    return out + x
+
+
+def aliased(self: Any, x: Tensor) -> Tensor:
+    """A sum in place changes what another name reads later."""
+    x = self.norm(x)
+    kept = x
+    x += self.conv(x)
+    return self.conv(kept).relu_() + kept
+
+
+def read(self: Any, x: Tensor) -> Tensor:
+    """The convolution's output is read beside the norm's."""
+    y = self.conv(x)
+    return self.norm(y).relu() + y
+
+
+def spread(self: Any, x: Tensor) -> Tensor:
+    """The sum is with a tensor of another shape."""
+    mean = x.mean((2, 3), keepdim=True)
+    return (self.conv(x) + mean).relu() + self.conv(mean)
+
+
+def joined(self: Any, parts: Any) -> Any:
+    """Takes a dict, and gives a tuple."""
+    out = self.conv(parts['a'][0])
+    out = self.norm(out)
+    out += parts['b']
+    return self.relu(out), parts
+
+
+CALLS: dict[Callable, Callable] = {
+    noisy: lambda m, x: [m(x), m(x, 3), m(x, times=4, more=[x, x])],
+    joined: lambda m, x: list(m(dict(a=(x,), b=x))[:1]),
 }
 
 
+@pytest.mark.parametrize(
+    'run', [noisy, preactivation, aliased, read, spread, joined]
+)
 @torch.no_grad()
-def sparsified(model: nn.Module, density: float = 0.1) -> nn.Module:
-    """A network as training could leave it, with zeros."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)
-            module.weight.uniform_(0.5, 1.5)
-            module.bias.normal_(0, 0.1)
-    for weight in model.parameters():
-        if weight.ndim in (2, 4) and min(weight.shape[:2]) > 1:
-            weight *= torch.rand_like(weight) < density
-    model.eval()  # OpenMMLab's backbones return nothing here.
-    return model
+def test_blocks_run_their_own_program(run: Callable) -> None:
+    layers = dict(conv=nn.Conv2d(4, 4, 3, padding=1), norm=nn.BatchNorm2d(4))
+    model = make_block(run.__name__, run, relu=nn.ReLU(inplace=True), **layers)
+    sparse = to_all_sparse(sparsified(model, 0.4))
+
+    def call(network: nn.Module, x: Tensor) -> Any:
+        torch.manual_seed(1)
+        given = CALLS.get(run, lambda m, x: [m(x)])(network, x)
+        return [*tensors(given), x]
+
+    assert_equal(partial(call, model), partial(call, sparse))
 
 
-def tensors(outputs: object) -> Iterator[Tensor]:
-    if isinstance(outputs, (tuple, list)):
-        for output in outputs:
-            yield from tensors(output)
+@pytest.mark.parametrize('shape', [(5, 8), (2, 3, 8), (8,), (0, 8), (2, 0, 8)])
+@torch.no_grad()
+def test_a_linear_layer_takes_any_leading_shape(shape: tuple) -> None:
+    model = sparsified(nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 3)))
+    assert_equal(model, to_all_sparse(model), torch.randn(shape))
+
+
+@torch.no_grad()
+def test_no_image_gives_no_output() -> None:
+    model = block()
+    sparse = to_all_sparse(model)
+    assert sparse(torch.randn(0, 4, 6, 8)).shape == (0, 4, 6, 8)
+    for x in (torch.randn(2, 3, 6, 8), torch.randn(2, 4, 6, 7)):
+        with pytest.raises(RuntimeError):  # As the dense network has it.
+            sparse(x)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    return x.to(memory_format=torch.channels_last)
+
+
+def strided(x: Tensor) -> Tensor:
+    return x.repeat_interleave(2, 3)[..., ::2]
+
+
+@pytest.mark.parametrize('layout', [channels_last, strided])
+@torch.no_grad()
+def test_layouts_are_those_of_the_dense_network(layout: Callable) -> None:
+    model = block()
+    sparse = to_all_sparse(model)
+    x = layout(torch.randn(2, 4, 6, 8))
+    for name in ('conv', 'pool', 'branch', 'linear'):
+        one, two = (n.get_submodule(name)(x) for n in (model, sparse))
+        torch.testing.assert_close(two, one, check_stride=True)
+
+
+@pytest.mark.parametrize(
+    'dtype', [torch.float64, torch.bfloat16, torch.float16, 'autocast', 'meta']
+)
+@torch.no_grad()
+def test_other_types_run_dense(dtype: Any) -> None:
+    model = block()
+    sparse = to_all_sparse(model)
+    x = torch.randn(2, 4, 6, 8)
+    if dtype == 'autocast':
+        with torch.autocast('cpu', dtype=torch.bfloat16):
+            expected, found = model(x), sparse(x)
     else:
-        yield outputs
+        expected = model.to(dtype)(x.to(dtype))
+        found = sparse.to(dtype)(x.to(dtype))
+    assert found.dtype == expected.dtype and found.shape == expected.shape
+    if dtype != 'meta':
+        off = 0.1 if found.dtype.itemsize == 2 else 1e-9
+        torch.testing.assert_close(found, expected, rtol=off, atol=off)
 
 
-def assert_equal(model: nn.Module, other: nn.Module, size: int = 64) -> None:
-    x = torch.randn(2, 3, size, size + 32)
-    with torch.inference_mode():
-        pairs = zip(tensors(model(x)), tensors(other(x)), strict=True)
-        for expected, found in pairs:
-            scale = float(expected.abs().max())
-            error = float((expected - found).abs().max())
-            # Of sums that are reordered and norms that are multiplied in.
-            assert error <= 2e-5 * scale, (error, scale)
+def test_gradients_of_inputs_are_right() -> None:
+    model = block()
+    sparse = to_all_sparse(model)
+    x = torch.randn(2, 4, 6, 8)
+    assert not sparse(x).requires_grad
+    found = []
+    for network in (model, sparse):
+        given = x.clone().requires_grad_()
+        network(given).square().sum().backward()
+        found.append(given.grad)
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+    ways: tuple[Callable, ...] = (
+        lambda n: torch.func.jvp(n, (x,), (x,))[1],
+        lambda n: torch.func.vmap(n)(x[:, None]),
+        lambda n: torch.func.grad(lambda x: n(x).sum())(x),
+        lambda n: torch.func.hessian(lambda x: n(x).square().sum())(x[:1]),
+    )
+    for way in ways:
+        torch.testing.assert_close(
+            way(sparse), way(model), rtol=1e-3, atol=1e-3
+        )
 
 
-@pytest.mark.parametrize('name', NETWORKS)
-def test_outputs_are_those_of_the_dense_execution(name: str) -> None:
-    model = sparsified(NETWORKS[name]())
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    sparse = to_sparse(model)
+def test_training_is_refused() -> None:
+    sparse = to_all_sparse(block())
+    with pytest.raises(RuntimeError, match='train the network that it was'):
+        sparse.train()
+    sparse.eval()
+
+
+def exported(model: nn.Module, x: Tensor) -> Any:
+    return torch.export.export(model, (x,)).module()
+
+
+def compiled(model: nn.Module, x: Tensor) -> Any:
+    return torch.compile(model, backend='eager')
+
+
+def traced(model: nn.Module, x: Tensor) -> Any:
+    return torch.jit.trace(model, x)
+
+
+def scripted(model: nn.Module, x: Tensor) -> Any:
+    return torch.jit.script(model)
+
+
+def saved(model: nn.Module, x: Tensor) -> Any:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def unpickled(model: nn.Module, x: Tensor) -> Any:
+    return pickle.loads(pickle.dumps(model))
+
+
+def copied(model: nn.Module, x: Tensor) -> Any:
+    return copy.deepcopy(model)
+
+
+def loaded(model: Any, x: Tensor) -> Any:
+    """The copy of another network, with this one's numbers."""
+    other = copy.deepcopy(model)
+    for tensor in other.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.zero_()
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+@pytest.mark.parametrize(
+    'make',
+    [exported, compiled, traced, scripted, saved, unpickled, copied, loaded],
+)
+@torch.no_grad()
+def test_what_is_made_of_a_copy_is_equal(make: Callable) -> None:
+    model = sparsified(torchvision.models.resnet18(num_classes=5))
+    x = torch.randn(2, 3, 32, 32)
+    sparse = to_all_sparse(model)
+    assert_equal(model, sparse, x)
+    other = make(sparse, x)
+    assert_equal(model, other, x)
+    if make in (saved, unpickled, copied, loaded):
+        # It runs in the same way, and a change of one is not the other's.
+        assert other.sparse_report.sparse == sparse.sparse_report.sparse
+        other.conv1.values.zero_()
+        assert_equal(model, sparse, x)
+    if make is exported:
+        assert 'sift_mm.sparse_conv2d_fused' in str(other.graph)
+
+
+@torch.no_grad()
+def test_onnx_export_sees_a_dense_network(monkeypatch: Any) -> None:
+    model = sparsified(Block(), 0.4)
+    sparse, x = to_all_sparse(model), torch.randn(2, 4, 6, 8)
+    monkeypatch.setattr(torch.onnx, 'is_in_onnx_export', lambda: True)
+    graph = exported(sparse, x)
+    assert 'sift_mm' not in str(graph.graph)
+    assert_equal(model, graph, x)
+
+
+@torch.no_grad()
+def test_weights_of_the_trained_network_can_be_loaded() -> None:
+    model, other = block(), block()
+    sparse = to_all_sparse(other)
+    sparse.load_state_dict(model.state_dict())
     assert_equal(model, sparse)
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key]), key
-    report = sparse.sparse_report
-    assert len(report.sparse) >= 8
-    if name == 'ResNeXt':
-        assert report.dense['layer1.0.conv2'] == 'it has 32 groups'
-    if name == 'Swin':
-        assert 'control flow' in report.by_layer['']
-        assert 'layer by layer' in str(report)
-    else:
-        assert any('norm' in how for how in report.sparse.values())
 
 
-def test_a_resnets_norms_sums_and_relus_are_fused() -> None:
-    model = sparsified(NETWORKS['mmdet ResNet-50']())
-    sparse = to_sparse(model)
-    report = sparse.sparse_report
-    assert 'norm, ReLU' in report.sparse['layer1.0.conv1']
-    assert 'norm, sum, ReLU' in report.sparse['layer1.0.conv3']
-    assert report.sparse['layer1.0.downsample.0'].endswith('with norm')
-    assert report.pools == ['maxpool']
-    assert not report.by_layer
-    kinds = {type(module) for module in sparse.modules()}
-    assert nn.BatchNorm2d not in kinds and nn.MaxPool2d not in kinds
+@pytest.mark.parametrize('cost', [1, 100])
+@torch.no_grad()
+def test_the_faster_way_is_kept(cost: int, monkeypatch: Any) -> None:
+    now = [0]
 
+    def slow(run: Callable, seconds: int) -> Callable:
+        def timed(*args: Any) -> Tensor:
+            now[0] += seconds
+            return run(*args)
 
-def test_a_convolution_of_images_runs_without_zeros_too() -> None:
-    model = torchvision.models.resnet18()
-    for weight in model.parameters():  # One of a million may be drawn so.
-        weight.data[weight == 0] = 1e-3
-    dense = copy.deepcopy(model).eval()
-    sparsified(model).conv1.weight.data = dense.conv1.weight.data.clone()
-    sparse = to_sparse(model)
+        return timed
+
+    monkeypatch.setattr(kinds, 'perf_counter', lambda: now[0])
+    monkeypatch.setattr(kinds, 'SMALLEST', 0)
+    monkeypatch.setattr(kinds, 'run', slow(kinds.run, cost))
+    monkeypatch.setattr(kinds, 'run_dense', slow(kinds.run_dense, 10))
+    model = block().conv
+    sparse: Any = to_sparse(nn.Sequential(model).eval())
     assert_equal(model, sparse)
-    how = sparse.sparse_report.sparse['conv1']
-    assert how == 'density 1.000, with norm, ReLU'
-    # Alone it is no reason to have a sparse network.
-    with pytest.raises(ValueError, match='have no zeros'):
-        to_sparse(dense)
-    wide = nn.Conv2d(3, 8, 9), nn.Conv2d(8, 8, 3)
-    wide[1].weight.data *= torch.rand(8, 8, 3, 3) < 0.2
-    report = to_sparse(nn.Sequential(*wide).eval()).sparse_report
-    assert list(report.sparse) == ['1'] and not report.dense
-
-
-def test_copies_and_pickles_run_alike() -> None:
-    sparse = to_sparse(sparsified(torchvision.models.resnet18()))
-    for other in (
-        copy.deepcopy(sparse),
-        pickle.loads(pickle.dumps(sparse)),
-    ):
-        assert_equal(sparse, other)
-    # What a copy does, the original does not see.
-    other.conv1.values.zero_()
-    assert sparse.conv1.values.any()
+    expected = {} if cost == 1 else {'0': 'faster so, as timed'}
+    assert sparse.sparse_report.dense == expected
+    began = now[0]
+    assert_equal(model, sparse)
+    assert now[0] - began == min(cost, 10)  # Nothing is timed again.
 
 
 def test_masks_say_what_is_kept() -> None:
@@ -144,84 +544,44 @@ def test_masks_say_what_is_kept() -> None:
     weight = model[0].weight.data
     mask = torch.rand_like(weight) < 0.3
     weight *= mask
-    weight.view(-1)[mask.view(-1).nonzero()[0]] = 0  # active, and zero
-    sparse = to_sparse(model, {'0.weight': mask})
+    weight.view(-1)[mask.view(-1).nonzero()[0]] = 0  # Active, and zero.
+    sparse: Any = to_all_sparse(model, {'0.weight': mask})
     assert sparse[0].values.numel() == int(mask.sum())
     x = torch.randn(1, 8, 9, 9)
     torch.testing.assert_close(sparse(x), model(x))
-
-
-@pytest.mark.parametrize('shape', [(5, 16), (2, 3, 16), (16,)])
-def test_a_linear_layer_takes_any_leading_shape(shape: tuple) -> None:
-    model = nn.Sequential(nn.Linear(16, 12)).eval()
-    model[0].weight.data *= torch.rand(12, 16) < 0.2
-    x = torch.randn(shape)
-    torch.testing.assert_close(to_sparse(model)(x), model(x))
-
-
-def shared(self, x: Tensor) -> Tensor:
-    """One convolution at two places, the second behind no norm."""
-    return self.conv(self.norm(self.conv(x)))
-
-
-def read(self, x: Tensor) -> Tensor:
-    """The convolution's output is read beside the norm's."""
-    y = self.conv(x)
-    return self.norm(y).relu() + y
-
-
-def spread(self, x: Tensor) -> Tensor:
-    """The sums are with tensors of other shapes."""
-    mean = x.mean((2, 3), keepdim=True)
-    return (self.conv(x) + mean).relu() + self.pointwise(mean)
-
-
-def view(self, x: Tensor) -> Tensor:
-    """The sum's order is the other one, and it is in place."""
-    y = x * 2
-    y += self.conv(x)
-    return y
-
-
-@pytest.mark.parametrize('run', [shared, read, spread, view])
-def test_what_must_not_be_fused_is_not(run: Callable) -> None:
-    layers = dict(
-        conv=nn.Conv2d(3, 3, 3, padding=1), pointwise=nn.Conv2d(3, 3, 1)
-    )
-    norm = nn.BatchNorm2d(3)
-    model = make_block(run.__name__, run, BaseModule, **layers, norm=norm)
-    assert_equal(sparsified(model, 0.4), to_sparse(model), 12)
-
-
-def test_a_hook_still_sees_its_layer() -> None:
-    model = sparsified(torchvision.models.resnet18())
-    seen: list[Tensor] = []
-    model.layer1.register_forward_hook(lambda *args: seen.append(args[2]))
-    sparse = to_sparse(model)
-    assert_equal(model, sparse)
-    assert len(seen) == 2
-    torch.testing.assert_close(seen[0], seen[1], rtol=1e-4, atol=1e-4)
+    # A mask that the weight does not obey would change the result.
+    both = nn.Sequential(*model, nn.Conv2d(8, 8, 3)).eval()
+    both[2].weight.data[:4] = 0
+    mask &= torch.rand_like(weight) < 0.5
+    report: Any = to_all_sparse(both, {'0.weight': mask}).sparse_report
+    assert report.dense['0'] == 'its weight is not zero outside its mask'
+    assert list(report.sparse) == ['2']
 
 
 @pytest.mark.parametrize(
-    ('masks', 'words'),
+    ('masks', 'execution', 'words'),
     [
-        (None, 'in training mode'),
-        ({}, 'have no zeros'),
-        ({'1.weight': torch.ones(1)}, "'1.weight', which the model lacks"),
-        ({'0.weight': torch.ones(3, 3)}, 'has shape'),
+        (None, 'sparse', 'in training mode'),
+        ({}, 'sparse', 'have no zeros'),
+        ({}, 'dense', "execution is 'dense'"),
+        ({'1.weight': torch.ones(1)}, 'auto', "'1.weight', which the model"),
+        ({'0.weight': torch.ones(3, 3)}, 'auto', 'has shape'),
     ],
 )
-def test_refusals(masks: dict | None, words: str) -> None:
+def test_refusals(masks: dict | None, execution: Any, words: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 3)).train(masks is None)
-    with pytest.raises(ValueError, match=words):
-        to_sparse(model, masks)
+    with pytest.raises(Mistake, match=words):
+        to_sparse(model, masks, execution)
 
 
-def test_dense_enough_layers_are_named() -> None:
-    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)).eval()
+def test_dense_layers_are_named() -> None:
+    layers = [nn.Conv2d(8, 8, 3) for _ in range(3)]
+    model = nn.Sequential(*layers, nn.Conv2d(8, 8, 3, groups=2)).eval()
     model[0].weight.data *= torch.rand(8, 8, 3, 3) < 0.8
     model[1].weight.data *= torch.rand(8, 8, 3, 3) < 0.2
-    report = to_sparse(model).sparse_report
+    model[3].weight.data *= torch.rand(8, 4, 3, 3) < 0.2
+    report: Any = to_sparse(model).sparse_report
     assert 'gains nothing' in report.dense['0']
+    assert report.dense['3'] == 'it has 2 groups'
     assert list(report.sparse) == ['1']
+    assert '  1: sparse, density 0.' in str(report)

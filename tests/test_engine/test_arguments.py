@@ -129,7 +129,6 @@ COMMON = dict(
     include=optional(lambda v: strings(v) and len(v) > 0),
     exclude=strings,
     execution=word('auto', 'sparse', 'dense'),
-    grown_steps=word('free', 'bounded'),
 )
 HOOK = dict(
     COMMON,

@@ -5,9 +5,12 @@ import re
 
 import pytest
 import torch
+from mmengine.hooks import Hook
 from sparserun import load
 from toyrun import assert_same, final_state, hook_of, toy_run, toy_runner
+from two_of_four import holds_groups, register
 
+from sift_mm.checkpoint import sealed
 from sift_mm.errors import Mistake
 
 
@@ -123,10 +126,9 @@ def test_load_from_without_masks_needs_a_choice(tmp_path):
 @pytest.mark.parametrize(
     'hook, words',
     [
-        (
-            dict(grown_steps='bounded'),
-            'for Adam and AdamW, and this is SGD',
-        ),
+        (dict(drop_fraction=0), 'Masks would never change'),
+        # 75 % of 16 steps are 12, and a cosine has ended by then.
+        (dict(interval=12), 'first update, at step 12 of 12, has the drop fr'),
         (
             dict(interval=13),
             'interval is 13 optimizer steps and the last update is due by '
@@ -221,3 +223,121 @@ def test_a_change_of_the_schedule_on_resume_is_said(
     monkeypatch.setattr(runner.logger, 'warning', said.append)
     runner.train()
     assert any(re.search(words, text) for text in said), said
+
+
+# A structure: first masks, drops, growth, resume and transfer ---------------
+
+
+def structured(algorithm='RigL', **options):
+    return dict(algorithm=dict(type=algorithm, structure=options or 'NofM'))
+
+
+@pytest.mark.parametrize('algorithm', ['Static', 'SET', 'RigL'])
+def test_a_structure_holds_for_the_whole_run_and_its_resume(
+    tmp_path, monkeypatch, algorithm
+):
+    register(monkeypatch)
+    hook = structured(algorithm)
+    runner = toy_run(tmp_path, hook)
+    mask = hook_of(runner).trainer.masks['hidden.weight']
+    assert holds_groups(mask)
+    state = load(tmp_path / 'epoch_4.pth')['sparse_training']
+    assert state['structure'] == dict(type='NofM', n=2, m=4)
+    assert state['budget']['sparsity'] == 0.5
+    resumed = toy_run(
+        tmp_path / 'resumed',
+        hook | dict(seed=99),
+        resume=True,
+        load_from=str(tmp_path / 'epoch_2.pth'),
+    )
+    assert_same(final_state(runner), final_state(resumed))
+    first = load(tmp_path / 'epoch_1.pth')['sparse_training']['masks']
+    assert torch.equal(first['hidden.weight'], mask) == (algorithm == 'Static')
+
+
+@pytest.mark.parametrize(
+    'hook, loaded, words',
+    [
+        (dict(), dict(resume=True), "'Unstructured'"),
+        (structured(type='NofM', n=4, m=8), dict(resume=True), 'n=4, m=8'),
+        (dict(transfer='train'), dict(), "'Unstructured'"),
+        (structured(type='NofM', n=4, m=8), dict(), 'n=4, m=8'),
+    ],
+)
+def test_masks_of_another_structure_are_refused(
+    tmp_path, monkeypatch, hook, loaded, words
+):
+    register(monkeypatch)
+    path = tmp_path / 'a/epoch_2.pth'
+    toy_run(path.parent, structured(), epochs=2)
+    runner = toy_runner(tmp_path / 'b', hook, load_from=str(path), **loaded)
+    with pytest.raises(
+        ValueError, match=f'saved masks have structure.*{words}'
+    ):
+        runner.train()
+    assert runner.iter in (0, 8)
+
+
+@pytest.mark.parametrize('transfer', ['fixed', 'train'])
+def test_a_structure_goes_along_with_transferred_masks(
+    tmp_path, monkeypatch, transfer
+):
+    register(monkeypatch)
+    toy_run(tmp_path / 'a', structured(), epochs=2)
+    # Masks that stay need not be told their structure; it is saved anew.
+    hook = structured() if transfer == 'train' else dict()
+    runner = toy_run(
+        tmp_path / 'b',
+        hook | dict(transfer=transfer),
+        load_from=str(tmp_path / 'a/epoch_2.pth'),
+    )
+    assert holds_groups(hook_of(runner).trainer.masks['hidden.weight'])
+    saved = load(tmp_path / 'b/epoch_4.pth')['sparse_training']
+    assert saved['structure'] == dict(type='NofM', n=2, m=4)
+    resumed = toy_run(
+        tmp_path / 'c',
+        hook | dict(transfer=transfer),
+        resume=True,
+        load_from=str(tmp_path / 'b/epoch_2.pth'),
+    )
+    assert_same(final_state(runner), final_state(resumed))
+
+
+def test_rounding_to_a_structure_is_counted_and_said(tmp_path, monkeypatch):
+    register(monkeypatch)
+    runner = toy_runner(tmp_path, structured() | dict(sparsity=0.75), epochs=1)
+    said = []
+    monkeypatch.setattr(runner.logger, 'info', said.append)
+    runner.train()
+    plan = hook_of(runner).plan(runner.model, runner.cfg)
+    assert plan.counts == {'hidden.weight': 64}
+    words = "structure='NofM' rounds density 0.250000 to 0.500000"
+    assert any(words in text for text in said), said
+
+
+def test_checkpoints_of_earlier_releases_resume(tmp_path):
+    whole = toy_run(tmp_path / 'whole', dict())
+    path = tmp_path / 'whole/epoch_2.pth'
+    checkpoint = load(path)
+    state = checkpoint['sparse_training']
+    del state['structure']
+    state |= dict(grown_steps='free', young={})
+    checkpoint['sparse_training'] = sealed(state)
+    torch.save(checkpoint, path)
+    resumed = toy_run(
+        tmp_path / 'resumed', dict(), resume=True, load_from=str(path)
+    )
+    assert_same(final_state(whole), final_state(resumed))
+
+
+def test_a_parameter_that_is_replaced_stops_the_run(tmp_path):
+    class Replacing(Hook):
+        def after_train_iter(self, runner, *_, **__):
+            weight = runner.model.hidden.weight
+            runner.model.hidden.weight = torch.nn.Parameter(weight.detach())
+
+    runner = toy_runner(tmp_path, dict())
+    runner.register_hook(Replacing())
+    with pytest.raises(ValueError, match="another parameter 'hidden.weight'"):
+        runner.train()
+    assert hook_of(runner).trainer.steps == 1

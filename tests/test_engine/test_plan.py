@@ -8,9 +8,9 @@ from mmpretrain.registry import MODELS
 from mmseg.registry import MODELS as SEG
 from torch import nn
 
-from sift_mm.analysis import count_flops
 from sift_mm.engine import SparseOptimWrapper
 from sift_mm.engine.plan import MaskPlan, sparse_backbone
+from sift_mm.flops import count_flops
 from sift_mm.sparsity import ERK, Explicit, Uniform, UniformPlus
 
 

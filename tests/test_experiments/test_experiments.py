@@ -34,7 +34,7 @@ def configs(standins):
 
 @pytest.fixture
 def run(configs):
-    """An experiment that is done."""
+    """Return an experiment that is done."""
     (found,) = plan('net')
     run_experiments([found])
     assert tools() == ['train', 'test'] and found.is_done()

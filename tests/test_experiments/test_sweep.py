@@ -1,4 +1,4 @@
-"""A sweep: what it consists of, and what it reports."""
+"""Sweep: its networks, its order and its report."""
 
 import json
 import re
@@ -84,7 +84,7 @@ def test_inner_layers_and_settings_are_axes():
 
 @pytest.fixture
 def two(standins):
-    """Configs of a dense and of a sparse network, for stand-ins."""
+    """Write configs of a dense and a sparse network, for stand-ins."""
     for name in ('d_1e.py', 's_1e.py'):
         Path(name).write_text('train_cfg = dict(max_epochs=1)')
     return ['d_1e.py', 's_1e.py', '--seeds', '2']

@@ -27,8 +27,16 @@ def test_pointwise(geometry, expected):
 
 
 def test_what_the_kernels_do_not_do():
-    assert Geometry.of((7, 7), (9, 9)).why_not() is None
+    assert Geometry.of((7, 7), (4, 4)).why_not() is None
     assert '8 is larger than 7' in Geometry.of((3, 8)).why_not()
+    assert '5 is larger than 4' in Geometry.of((3, 3), (1, 5)).why_not()
+
+
+def test_large_dilations_take_no_class_of_outputs_each():
+    for stride, dilation in ((1, 12), (1, 36), (2, 3), (3, 2)):
+        axis = AxisGeometry(3, stride, dilation, dilation, dilation)
+        assert len(list(axis.forward(64))) == 1
+        assert len(list(axis.backward(64))) == stride
 
 
 def seen(walk: AxisWalk) -> set[tuple[int, int, int]]:

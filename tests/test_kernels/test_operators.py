@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from sift_mm.kernels import (
     Geometry,
+    convolution,
     make_pattern,
     sparse_conv2d,
     sparse_conv2d_fused,
@@ -67,13 +68,8 @@ class Layer(nn.Module):
         return self.case.dense(x, weight) + self.bias[:, None, None]
 
     def gradients(self, x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
-        size = x.shape[2], x.shape[3]
-        fixed = self.pattern, self.numbers
-        weight = self.weight.detach()
-        return (
-            input_gradient(grad, weight, *fixed, *size),
-            weight_gradient(grad, x, weight, *fixed),
-        )
+        fixed = x, self.weight.detach(), self.pattern, self.numbers
+        return input_gradient(grad, *fixed), weight_gradient(grad, *fixed)
 
 
 def all_of(layer: Layer, x: Tensor) -> list[Tensor]:
@@ -170,15 +166,18 @@ def test_opcheck():
     fixed = layer.pattern, layer.numbers
     x = layer.x.requires_grad_()
     check = torch.library.opcheck
-    check(sparse_conv2d, (x, layer.weight, layer.bias, *fixed))
-    check(sparse_conv2d, (x, layer.weight, None, *fixed))
+    convolve = torch.ops.sift_mm.sparse_conv2d.default
+    for ways in ((True,) * 3, (True, True, False), (False, True, True)):
+        rest = *fixed, ways, ways[2]
+        check(convolve, (x, layer.weight, layer.bias, *rest))
+        check(convolve, (x, layer.weight, None, *rest))
     y = layer(x).detach()
     x, weight = x.detach(), layer.weight.detach()
     values = weight.view(-1)[layer.pattern[2]]
     for bias, residual in ((None, None), (layer.bias.detach(), y)):
         arguments = x, values, bias, residual, True, *fixed, len(weight)
         check(sparse_conv2d_fused, arguments)
-    check(input_gradient, (y, weight, *fixed, *x.shape[2:]))
+    check(input_gradient, (y, x, weight, *fixed))
     check(weight_gradient, (y, x, weight, *fixed))
 
 
@@ -267,9 +266,9 @@ def test_other_types_are_refused(what, dtype):
 
 def test_another_device_is_refused():
     layer = Layer(Case())
-    given = layer.weight, None, layer.pattern, layer.numbers
+    given = layer.weight, None, layer.pattern, layer.case.geometry
     with pytest.raises(TypeError, match='the input is torch.float32 on meta'):
-        sparse_conv2d._init_fn(layer.x.to('meta'), *given)
+        convolution.forward(layer.x.to('meta'), *given)
     for mask, words in (
         (layer.mask.to('meta'), 'torch.bool on meta'),
         (layer.weight, 'torch.float32 on cpu'),
@@ -306,7 +305,8 @@ def test_other_shapes_are_refused():
         fused,
         *(x, values, bias, y[..., 1:], *args),
     )
-    refused('the gradient', input_gradient, y, weight, *rest, 9, 9)
+    small = x[..., 1:]
+    refused('the gradient', input_gradient, y, small, weight, *rest)
     refused('the gradient', weight_gradient, y[:1], x, weight, *rest)
 
 
@@ -363,7 +363,7 @@ def test_another_pattern_is_refused(name):
     for operator, *arguments in (
         (sparse_conv2d, layer.x, weight, None, *rest),
         (sparse_conv2d_fused, layer.x, values, None, None, False, *rest, 4),
-        (input_gradient, y, weight, *rest, 9, 8),
+        (input_gradient, y, layer.x, weight, *rest),
         (weight_gradient, y, layer.x, weight, *rest),
     ):
         with pytest.raises(ValueError, match='the pattern is not one that'):

@@ -29,12 +29,18 @@ def test_outputs_and_gradients_are_pytorchs() -> None:
         x.requires_grad_()
         ours = max_pool2d(x, kernel, stride, pad)
         theirs = F.max_pool2d(x, kernel, stride, pad)
+        ours_again = max_pool2d(x, kernel, stride, pad)
         assert torch.equal(ours, theirs)
         grad = torch.randn_like(ours)
         (a,) = torch.autograd.grad(ours, x, grad)
         (b,) = torch.autograd.grad(theirs, x, grad)
         # Windows overlap: sums of at most 25 in another order.
         torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+        grad.requires_grad_()
+        (c,) = torch.autograd.grad(ours_again, x, grad, create_graph=True)
+        torch.testing.assert_close(c, b, rtol=0, atol=1e-5)
+        (d,) = torch.autograd.grad(c, grad, x)
+        assert torch.equal(d, theirs)  # The maxima's inputs.
 
 
 def test_nan_and_infinity_come_through() -> None:

@@ -133,7 +133,7 @@ def test_the_output_varies_as_the_dense_layers(
     masks = MaskSet.draw(
         parameters, Uniform().counts(shapes, sparsity), Random(), 0
     )
-    masks.keep_weights_(dict(layer.named_parameters()))
+    masks.apply_(dict(layer.named_parameters()))
     with torch.no_grad():
         x = torch.randn(shape)
         expected = apply(dense, dense.weight, x).var()

@@ -56,26 +56,23 @@ def step(model, sparse, rank=0, ranks=1):
     return sparse.step()
 
 
-def trained(optimizer, ranks, grown_steps):
+def trained(optimizer, ranks):
     """Masks and number of updates, and weights, after a run."""
     rank = distributed.get_rank() if ranks > 1 else 0
-    model, sparse = training(optimizer, ranks, grown_steps=grown_steps)
+    model, sparse = training(optimizer, ranks)
     reports = [step(model, sparse, rank, ranks) for _ in range(STEPS)]
     moved = [report.moved for report in reports if report is not None]
     masks = [mask.clone() for mask in sparse.masks.values()]
     return masks, moved, [p.detach() for p in model.parameters()]
 
 
-@pytest.mark.parametrize(
-    'optimizer, grown_steps',
-    [('sgd', 'free'), ('adamw', 'free'), ('adamw', 'bounded')],
-)
+@pytest.mark.parametrize('optimizer', OPTIMIZERS)
 def test_ranks_train_the_masks_of_one_rank_with_their_batches_together(
-    optimizer, grown_steps, tmp_path
+    optimizer, tmp_path
 ):
-    masks, moved, weights = trained(optimizer, 1, grown_steps)
+    masks, moved, weights = trained(optimizer, 1)
     assert len(moved) >= 3 and all(moved)
-    for found in run_ranks(trained, tmp_path, optimizer, 2, grown_steps):
+    for found in run_ranks(trained, tmp_path, optimizer, 2):
         for a, b in zip(masks, found[0], strict=True):
             assert torch.equal(a, b)
         for a, b in zip(weights, found[2], strict=True):
@@ -114,11 +111,38 @@ def test_a_mask_that_is_another_on_one_rank_stops_both_at_the_next_update(
     at, tmp_path
 ):
     for said, reduced, unchanged in run_ranks(broken, tmp_path, at):
-        assert said.startswith('At step 6 the masks of rank 1 are not those')
-        # No rank waits for another between two updates, and none has
+        assert said.startswith(
+            'At step 6 the masks of rank 1 are not those of'
+        )
+        # After the first step no rank waits for another between two
+        # updates, steps 3 and 6 (so many are complete), and none has
         # updated masks that are not those of all.
-        assert reduced == [3, 6]
+        assert reduced == [0, 2, 5]
         assert unchanged
+
+
+def seeded(algorithm, kwargs):
+    """Train with the rank as seed, as a careless script does."""
+    rank = distributed.get_rank()
+    model, sparse = training(ranks=2, algorithm=algorithm, seed=rank, **kwargs)
+    try:
+        step(model, sparse, rank, 2)
+    except RuntimeError as error:
+        return str(error), sparse.trainer.steps
+    return '', sparse.trainer.steps
+
+
+@pytest.mark.parametrize(
+    'algorithm, kwargs',
+    [('Static', {}), ('RigL', {}), ('SET', dict(init='TopK'))],
+)
+def test_ranks_of_several_seeds_stop_before_the_first_step(
+    algorithm, kwargs, tmp_path
+):
+    # Under SET with TopK the first masks agree, and the next would not.
+    for said, steps in run_ranks(seeded, tmp_path, algorithm, kwargs):
+        assert said.startswith('At step 1 the masks of rank 1 are not those')
+        assert 'one seed' in said and steps == 0
 
 
 def drawn(seed):

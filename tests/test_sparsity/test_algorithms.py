@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from sift_mm.sparsity import SET, RigL, generator_for
+from sift_mm.sparsity import SET, LayerState, RigL, generator_for
 
 SHAPES = [(40,), (8, 9), (6, 4, 1, 1), (6, 4, 3, 3)]
 DYNAMIC = [SET(), RigL()]
@@ -24,7 +24,8 @@ def layer(shape, seed, density=0.3, channels_last=False):
 
 def update(algorithm, mask, weight, gradient, fraction, step=1):
     generator = generator_for(0, step, 'a')
-    return algorithm.update(mask, weight, gradient, fraction, generator)
+    state = LayerState(mask, weight, gradient, {}, step, generator)
+    return algorithm.update(state, fraction)
 
 
 def reference(mask, weight, score, k):

@@ -86,33 +86,33 @@ def test_drawing_touches_no_weight_and_reads_it():
     assert params['a'].tolist() == [[1.0, -4.0], [3.0, 0.0]]
 
 
-def test_keep_weights_selects_in_place():
+def test_apply_selects_in_place():
     params = {'a': nn.Parameter(torch.tensor([1.0, NAN, -INF, -2.0, NAN]))}
     pointer = params['a'].data_ptr()
     masks = MaskSet(params, {'a': torch.tensor([1, 0, 0, 1, 0]).bool()})
-    masks.keep_weights_()
+    masks.apply_()
     assert params['a'].tolist() == [1.0, 0.0, 0.0, -2.0, 0.0]
     assert params['a'].data_ptr() == pointer and params['a'].requires_grad
 
 
-def test_keep_weights_of_another_network():
+def test_apply_of_another_network():
     params = parameters()
     masks = MaskSet(params, masks_for(params))
     kept = {n: p.detach().clone() for n, p in params.items()}
     average = {n: torch.ones(p.shape) for n, p in params.items()}
     average['norm.weight'] = torch.ones(3)
-    masks.keep_weights_(average)
+    masks.apply_(average)
     for name, mask in masks.items():
         assert torch.equal(average[name], mask.float())
         assert torch.equal(params[name], kept[name])
     assert torch.equal(average['norm.weight'], torch.ones(3))
 
 
-def test_keep_gradients_leaves_missing_ones_missing():
+def test_mask_gradients_leaves_missing_ones_missing():
     params = parameters()
     masks = MaskSet(params, masks_for(params))
     params['a'].grad = torch.full((4, 5), NAN)
     params['a'].grad[masks['a']] = 3.0
-    masks.keep_gradients_()
+    masks.mask_gradients_()
     assert torch.equal(params['a'].grad, 3.0 * masks['a'])
     assert params['b'].grad is None

@@ -22,15 +22,15 @@ def test_history_by_hand():
     history = MaskHistory({'a': mask('110000'), 'b': mask('1100')})
     assert history.itop_rate() == history.degree_of_constraint() == 0.4
     # a moves one: ever 1110 00, always 1000 00.
-    history.record('a', mask('101000'))
+    history = history.after({'a': mask('101000')})
     assert history.itop_rate() == pytest.approx(0.5)
     assert history.degree_of_constraint() == pytest.approx(0.3)
     # It comes back: a weight that was away is not always active any more.
-    history.record('a', mask('110000'))
+    history = history.after({'a': mask('110000')})
     assert history.itop_rate() == pytest.approx(0.5)
     assert history.degree_of_constraint() == pytest.approx(0.3)
     # b moves both, to the end: ever 1111, always 0000.
-    history.record('b', mask('0011'))
+    history = history.after({'b': mask('0011')})
     assert history.itop_rate() == pytest.approx(0.7)
     assert history.degree_of_constraint() == pytest.approx(0.1)
 
@@ -54,7 +54,7 @@ def test_history_against_plain_or_and_and(seed):
         for name, new in draw().items():
             ever[name] |= new
             always[name] &= new
-            history.record(name, new)
+            history = history.after({name: new})
         assert history.itop_rate() == pytest.approx(density(ever))
         assert history.degree_of_constraint() == pytest.approx(density(always))
 
@@ -63,7 +63,9 @@ def test_memory_order_does_not_matter():
     first = torch.rand(4, 3, 3, 3) < 0.5
     second = torch.rand(4, 3, 3, 3) < 0.5
     history = MaskHistory({'a': first})
-    history.record('a', second.to(memory_format=torch.channels_last))
+    history = history.after(
+        {'a': second.to(memory_format=torch.channels_last)}
+    )
     assert history.itop_rate() == pytest.approx(density({'a': first | second}))
 
 
@@ -76,17 +78,17 @@ def test_history_keeps_no_hold_of_the_masks():
 
 def test_state_goes_through_a_checkpoint():
     history = MaskHistory({'a': mask('1100000000')})
-    history.record('a', mask('0110000000'))
+    history = history.after({'a': mask('0110000000')})
     file = io.BytesIO()
     torch.save(history.state_dict(), file)
     # The state is a copy: what happens later is not in it.
-    history.record('a', mask('0000000011'))
+    history = history.after({'a': mask('0000000011')})
     file.seek(0)
     other = MaskHistory({'a': mask('1111100000')})
     other.load_state_dict(torch.load(file, weights_only=True))
     assert other.itop_rate() == pytest.approx(0.3)
     assert other.degree_of_constraint() == pytest.approx(0.1)
-    other.record('a', mask('0000000011'))
+    other = other.after({'a': mask('0000000011')})
     assert other.itop_rate() == history.itop_rate() == pytest.approx(0.5)
     assert other.degree_of_constraint() == 0
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from sift_mm.sparsity import keep_only_
+from sift_mm.sparsity import apply_masks_
 
 DEVICES = ['cpu'] + ['cuda'] * torch.cuda.is_available()
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -73,10 +73,10 @@ def awkward(layout, dtype, seed):
     return result.copy_(values)
 
 
-def check_keep_only(tensor, mask):
+def check_apply_masks(tensor, mask):
     expected = np.where(mask.cpu().numpy(), bits(tensor).numpy(), 0)
     pointer, stride, held = tensor.data_ptr(), tensor.stride(), mask.clone()
-    assert keep_only_([tensor], [mask]) is None
+    assert apply_masks_([tensor], [mask]) is None
     np.testing.assert_array_equal(bits(tensor).numpy(), expected)
     assert (tensor.data_ptr(), tensor.stride()) == (pointer, stride)
     assert torch.equal(mask, held)
@@ -101,14 +101,14 @@ def test_values_inside_keep_their_bits_and_zero_is_outside(
             .copy_(torch.rand(shape) < density)
             .to(device)
         )
-        check_keep_only(tensor, mask)
+        check_apply_masks(tensor, mask)
 
 
 @pytest.mark.parametrize('dtype', DTYPES)
 @pytest.mark.parametrize('size', [2 * PIECE + 4093, PIECE, PIECE + 1])
 def test_tensors_of_several_pieces(size, dtype):
     tensor = awkward(torch.empty(size), dtype, 0)
-    check_keep_only(tensor, torch.rand(size) < 0.25)
+    check_apply_masks(tensor, torch.rand(size) < 0.25)
 
 
 @pytest.mark.parametrize('layout', [plain, channels_last, transposed])
@@ -121,14 +121,14 @@ def test_several_tensors_of_several_types_at_once(layout):
         for seed, dtype in enumerate([*DTYPES, torch.float32])
     ]
     expected = [np.where(mask, bits(t), 0) for t in tensors]
-    keep_only_(iter(tensors), iter([mask] * len(tensors)))
+    apply_masks_(iter(tensors), iter([mask] * len(tensors)))
     for tensor, values in zip(tensors, expected, strict=True):
         np.testing.assert_array_equal(bits(tensor), values)
 
 
 def test_one_mask_too_few_is_an_error():
     with pytest.raises(ValueError, match='shorter'):
-        keep_only_([torch.zeros(2), torch.zeros(2)], [torch.ones(2).bool()])
+        apply_masks_([torch.zeros(2), torch.zeros(2)], [torch.ones(2).bool()])
 
 
 def allocated(function):
@@ -146,6 +146,6 @@ def test_memory_does_not_grow_with_the_tensors():
         torch.randn(96, 128, 16, 16).to(memory_format=torch.channels_last),
     ]
     masks = [torch.rand_like(t) < 0.5 for t in tensors]
-    assert allocated(lambda: keep_only_(tensors, masks)) == 0
+    assert allocated(lambda: apply_masks_(tensors, masks)) == 0
     # The yardstick measures something.
     assert allocated(lambda: tensors[0] * masks[0]) >= 12 * PIECE

@@ -119,6 +119,8 @@ def test_a_step_past_the_masks_is_refused():
         (None, dict(include=['0.*'], sparsity=1.0), r'in \[0, 1\).*; got 1.0'),
         ('parallel', dict(end=0), r'in \(0, 1\]; got 0'),
         ('parallel', dict(interval=50), 'never be updated'),
+        ('parallel', dict(interval=15), 'would never change.*step 15 of 15'),
+        ('parallel', dict(drop_fraction=0.0), 'would never change'),
     ],
 )
 def test_mistakes(family, kwargs, words):
@@ -155,7 +157,6 @@ def test_a_resume_says_what_it_changes_and_refuses_another_sparsity():
         end=1.0,
         drop_fraction=0.1,
         execution='dense',
-        grown_steps='bounded',
     )
     run(other, 1)
     with pytest.warns(UserWarning) as found:
@@ -169,7 +170,6 @@ def test_a_resume_says_what_it_changes_and_refuses_another_sparsity():
             ('end', 15, 20),
             ('drop_fraction', cosine(0.3), cosine(0.1)),
             ('execution', "'auto'", "'dense'"),
-            ('grown_steps', "'free'", "'bounded'"),
         ]
     ]
     plain = network()

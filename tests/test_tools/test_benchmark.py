@@ -8,9 +8,9 @@ from minirun import write_config
 from sparserun import sparse_config
 from torch.nn.modules.module import register_module_forward_hook
 
-from sift_mm.analysis import speed
-from sift_mm.analysis.model_forward import call_model
 from sift_mm.cli import benchmark
+from sift_mm.cli.reports import speed
+from sift_mm.flops.model_forward import call_model
 
 NOWHERE = Path('nowhere')
 FEW = ['--rounds', '2', '--shape', '32', '64']

@@ -10,8 +10,9 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from sparserun import sparse_config
 
-from sift_mm.analysis import count_flops
 from sift_mm.cli import get_flops
+from sift_mm.cli.reports.text import flops
+from sift_mm.flops import count_flops
 
 NOWHERE = Path('nowhere')
 
@@ -283,12 +284,12 @@ def test_the_text(tmp_path, capsys):
         f'{config} at 800 x 1344 (test pipeline, Resize (1333, 800), padded '
         'to multiples of 32)'
     )
-    assert 'FLOPs are 2 x MACs' in text and found['counts'].endswith('10^15.')
-    # A row of numbers, in the units of the header.
+    assert 'FLOPs are 2 x MACs' in text and found['counts'].endswith('10^18.')
+    # FLOPs have the prefix of their size, all else is in the header's unit.
     row = next(line for line in lines if line.startswith('backbone.conv1 '))
     assert row.split() == [
-        *('backbone.conv1', 'Conv2d', '10.115', '10.115', '0.019', '0.019'),
-        *('0.075', '0.075', '137.626'),
+        *('backbone.conv1', 'Conv2d', '10.115', 'G', '10.115', 'G', '0.019'),
+        *('0.019', '0.075', '0.075', '137.626'),
     ]
     header = next(line for line in lines if line.startswith('layer '))
     assert len(header) == len(row)  # Aligned to the right.
@@ -301,6 +302,18 @@ def test_the_text(tmp_path, capsys):
     assert 'add 0.65% to the dense network.' in text
     assert '1,407,192, 12 epochs of 117,266, CocoDataset as pub' in text
     assert '-0.000' not in text
+
+
+@pytest.mark.parametrize(
+    'number, text',
+    [
+        *((0, '0'), (12.0, '12'), (999.9996, '1.000 k'), (1728, '1.728 k')),
+        *((192_283, '192.283 k'), (1_728_000, '1.728 M'), (4.6e9, '4.600 G')),
+        *((-2.5e12, '-2.500 T'), (1.67e18, '1.670 E'), (None, '-')),
+    ],
+)
+def test_flops_have_the_prefix_of_their_size(number, text):
+    assert flops(number) == text
 
 
 def test_text_without_a_schedule(dense, capsys):
@@ -381,7 +394,7 @@ model['neck'].update(start_level=0, add_extra_convs=False)
             "custom_imports = dict(imports=['no_such_package'])",
             '^c.py: custom_imports: the module no_such_package cannot be ',
         ),
-        ('c.py', 'a = 1', '^c.py: the config has no model$'),
+        ('c.py', 'a = 1', r'^c.py: the config has no model\.$'),
     ],
 )
 def test_a_config_that_cannot_be_read(name, text, words):

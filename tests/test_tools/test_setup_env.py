@@ -35,7 +35,7 @@ ALL = 'pip torch mmcv rest opencv'
 
 @pytest.fixture
 def tool(tmp_path, monkeypatch):
-    """The tool of a checkout whose `.venv` is the stand-in."""
+    """Load the tool of a checkout whose `.venv` is the stand-in."""
     (tmp_path / 'tools').mkdir()
     for path in (*ROOT.glob('requirements*.txt'), ROOT / 'pyproject.toml'):
         shutil.copy(path, tmp_path)

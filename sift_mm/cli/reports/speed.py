@@ -10,12 +10,12 @@ import torch
 from mmengine.config import Config
 from torch import Tensor, nn
 
-from sift_mm.analysis.model_forward import call_model
-from sift_mm.analysis.report import dense_network
-from sift_mm.analysis.text import table
+from sift_mm.cli.reports.costs import dense_network
+from sift_mm.cli.reports.text import table
 from sift_mm.config.images import channels_of
 from sift_mm.deploy import to_sparse
 from sift_mm.engine.plan import sparse_backbone
+from sift_mm.flops.model_forward import call_model
 
 
 @torch.no_grad()

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
-from sift_mm.analysis.model_forward import count_trial
 from sift_mm.errors import MistakenKey
-from sift_mm.flops import meta_image, on_meta, watched
+from sift_mm.flops.counting import meta_image, on_meta, watched
+from sift_mm.flops.model_forward import count_trial
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Profile:
 
     There is a row for each module that costs something itself, in the order
     of ``named_modules``; they sum to the whole. What was ``assumed`` is said
-    as in :func:`~sift_mm.analysis.model_forward.run_once`.
+    as in :func:`~sift_mm.flops.model_forward.run_once`.
     """
 
     rows: tuple[Row, ...]
@@ -141,6 +141,34 @@ def profile(
         if any(row.numbers):
             rows.append(row)
     return Profile(tuple(rows), assumed)
+
+
+def compare(here: Profile, dense: Profile) -> dict[str, Any]:
+    """Return FLOPs by part of a network, beside those of the dense one.
+
+    Args:
+        here (Profile): Costs of the network.
+        dense (Profile): Costs of the dense network.
+    """
+    own, other = here.parts(), dense.parts()
+    parts = [
+        dict(
+            name=name or 'the model itself',
+            flops=own[name].flops_sparse if name in own else 0,
+            flops_of_dense=other[name].flops_dense if name in other else 0,
+        )
+        for name in dict.fromkeys([*own, *other])
+    ]
+    total, dense_total = here.total().flops_sparse, dense.total().flops_dense
+    backbone = here.total('backbone').flops_sparse
+    dense_backbone = dense.total('backbone').flops_dense
+    added = (total - backbone) - (dense_total - dense_backbone)
+    return dict(
+        parts=parts,
+        total=dict(flops=total, flops_of_dense=dense_total),
+        backbone_ratio=dense_backbone and backbone / dense_backbone,
+        added_share=added / max(dense_total, 1),
+    )
 
 
 def mask_densities(masks: Mapping[str, Tensor]) -> dict[str, float]:

@@ -9,7 +9,6 @@ from mmengine.config import Config
 from mmengine.registry import HOOKS, init_default_scope
 from torch import nn
 
-from sift_mm.analysis.layer_costs import Profile, profile
 from sift_mm.backbones.base import sparse_backbone
 from sift_mm.config.building import build
 from sift_mm.config.channels import check_channels
@@ -21,6 +20,7 @@ from sift_mm.engine import SparseTrainingHook
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.engine.transfer import pretrained_source
 from sift_mm.errors import Mistake
+from sift_mm.flops.layer_costs import compare, profile
 from sift_mm.sparsity import ALGORITHMS, training_flops
 
 COUNTS = (
@@ -28,7 +28,8 @@ COUNTS = (
     'norms, activations, pooling, interpolation, losses and NMS are not '
     'counted. Sparse: a masked layer costs its share of active weights. '
     'Memory is that of the parameters, and of the output of each layer for '
-    'one image, without gradients and optimizer. M is 10^6, G 10^9, P 10^15.'
+    'one image, without gradients and optimizer. k is 10^3, M 10^6, '
+    'G 10^9, T 10^12, P 10^15, E 10^18.'
 )
 
 
@@ -56,29 +57,6 @@ def report_masks(
         transferred=hook.transfer
         if loaded and not hook.init_is_given
         else None,
-    )
-
-
-def compare(here: Profile, dense: Profile) -> dict[str, Any]:
-    """FLOPs of backbone, neck and heads, and those of the dense network."""
-    own, other = here.parts(), dense.parts()
-    parts = [
-        dict(
-            name=name or 'the model itself',
-            flops=own[name].flops_sparse if name in own else 0,
-            flops_of_dense=other[name].flops_dense if name in other else 0,
-        )
-        for name in dict.fromkeys([*own, *other])
-    ]
-    total, dense_total = here.total().flops_sparse, dense.total().flops_dense
-    backbone = here.total('backbone').flops_sparse
-    dense_backbone = dense.total('backbone').flops_dense
-    added = (total - backbone) - (dense_total - dense_backbone)
-    return dict(
-        parts=parts,
-        total=dict(flops=total, flops_of_dense=dense_total),
-        backbone_ratio=dense_backbone and backbone / dense_backbone,
-        added_share=added / max(dense_total, 1),
     )
 
 

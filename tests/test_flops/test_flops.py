@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sift_mm.analysis import FlopCount, count_flops, on_meta
+from sift_mm.flops import FlopCount, count_flops, on_meta
 from sift_mm.sparsity import ERK, Uniform, sparsifiable_parameters
 
 

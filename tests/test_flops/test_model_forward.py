@@ -8,10 +8,10 @@ from mmcv.ops import CARAFEPack, MaskedConv2d, batched_nms, deform_conv2d
 from mmengine.config import Config
 from torch import nn
 
-from sift_mm.analysis import profile
-from sift_mm.analysis.model_forward import count_model
 from sift_mm.config.building import build
 from sift_mm.config.reading import import_library, read_config
+from sift_mm.flops import profile
+from sift_mm.flops.model_forward import count_model
 
 R18 = {
     'model.backbone.depth': 18,

@@ -1,29 +1,59 @@
 """The report of get_flops.py as text."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from io import StringIO
 from textwrap import fill
 from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+PREFIXES = dict(E=1e18, P=1e15, T=1e12, G=1e9, M=1e6, k=1e3)
 
 
 def table(
     header: Sequence[str], rows: Sequence[Sequence[str]], left: int = 1
 ) -> str:
-    """Aligns columns: first those of text, to the ``left``, then numbers."""
-    columns = zip(header, *rows, strict=True)
-    widths = [max(map(len, column)) for column in columns]
-    return '\n'.join(
-        '  '.join(
-            cell.ljust(width) if i < left else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in (header, *rows)
-    )
+    """Return a table as plain text.
+
+    Args:
+        header (Sequence[str]): Names of the columns.
+        rows (Sequence[Sequence[str]]): Cells.
+        left (int): Number of columns, from the first on, that are aligned to
+            the left; those of numbers follow.
+    """
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(header):
+        justify: Any = 'left' if i < left else 'right'
+        grid.add_column(Text(name), justify=justify, no_wrap=True)
+    for row in rows:
+        grid.add_row(*map(Text, row))
+    out = StringIO()
+    Console(file=out, width=10**4, color_system=None).print(grid)
+    lines = out.getvalue().splitlines()
+    return '\n'.join(line.rstrip() for line in lines)
 
 
 def scaled(number: float | None, unit: float) -> str:
-    """A number in a unit, '-' for none."""
+    """Return a number in a unit, '-' for None."""
     # The z leaves no minus before a zero.
     return '-' if number is None else f'{number / unit:z,.3f}'
+
+
+def flops(number: float | None) -> str:
+    """Return a number of FLOPs with the prefix of its size, '-' for None.
+
+    >>> flops(1_234_000), flops(5.6e9), flops(0)
+    ('1.234 M', '5.600 G', '0')
+    """
+    if number is None:
+        return '-'
+    for prefix, unit in PREFIXES.items():
+        # What is rounded up to 1000 has the next prefix.
+        if abs(number) >= 0.9999995 * unit:
+            return f'{number / unit:,.3f} {prefix}'
+    return f'{number:.3g}'
 
 
 def to_text(report: dict[str, Any]) -> str:
@@ -49,8 +79,6 @@ def _pixels(report: dict[str, Any]) -> str:
 
 def _layers(report: dict[str, Any]) -> str:
     columns = {
-        'GFLOPs dense': ('flops_dense', 1e9),
-        'GFLOPs sparse': ('flops_sparse', 1e9),
         'M params': ('parameters', 1e6),
         'M active': ('active', 1e6),
         'MB weights': ('weight_bytes', 1e6),
@@ -61,11 +89,14 @@ def _layers(report: dict[str, Any]) -> str:
         (
             row['name'] or 'the model itself',
             row['type'],
+            flops(row['flops_dense']),
+            flops(row['flops_sparse']),
             *(scaled(row[key], unit) for key, unit in columns.values()),
         )
         for row in (*report['layers'], report['total'] | dict(name='sum'))
     ]
-    return table(('layer', 'type', *columns), rows, left=2)
+    names = 'layer', 'type', 'FLOPs dense', 'FLOPs sparse', *columns
+    return table(names, rows, left=2)
 
 
 def _masks(masks: dict[str, Any] | None) -> str:
@@ -92,13 +123,13 @@ def _comparison(report: dict[str, Any]) -> str:
         return f'Not compared with a dense network: {report["not_compared"]}.'
     parts = [*found['parts'], found['total'] | dict(name='sum')]
     lines = table(
-        ('part', 'GFLOPs here', 'GFLOPs of dense network', 'difference'),
+        ('part', 'FLOPs here', 'FLOPs of dense network', 'difference'),
         [
             (
                 part['name'],
-                scaled(part['flops'], 1e9),
-                scaled(part['flops_of_dense'], 1e9),
-                scaled(part['flops'] - part['flops_of_dense'], 1e9),
+                flops(part['flops']),
+                flops(part['flops_of_dense']),
+                flops(part['flops'] - part['flops_of_dense']),
             )
             for part in parts
         ],
@@ -117,12 +148,12 @@ def _comparison(report: dict[str, Any]) -> str:
 
 def _training(training: dict[str, Any], masks: dict[str, Any] | None) -> str:
     """What a sample and the whole schedule cost, by method."""
-    flops, whole = training['flops_per_sample'], training['flops'] or {}
+    methods, whole = training['flops_per_sample'], training['flops'] or {}
     lines = table(
-        ('training', 'GFLOPs a sample', 'PFLOPs in all'),
+        ('training', 'FLOPs a sample', 'FLOPs in all'),
         [
-            (name, scaled(one, 1e9), scaled(whole.get(name), 1e15))
-            for name, one in flops.items()
+            (name, flops(one), flops(whole.get(name)))
+            for name, one in methods.items()
         ],
     )
     text = f'{lines}\nForward, with auxiliary heads, and backward at '
@@ -135,3 +166,24 @@ def _training(training: dict[str, Any], masks: dict[str, Any] | None) -> str:
     samples = training['samples']
     number = '' if samples is None else f'{samples:,}, '
     return f'{text}\nSamples in all: {number}{training["samples_source"]}.'
+
+
+def metrics_to_text(
+    metrics: Mapping[str, float], cost: Mapping[str, float]
+) -> str:
+    """Return metrics and cost of a tested network as a table."""
+    rows = [
+        (name, f'{value:.4f}' if isinstance(value, float) else str(value))
+        for name, value in metrics.items()
+    ]
+    rows += [
+        ('M parameters', scaled(cost['parameters'], 1e6)),
+        ('M active parameters', scaled(cost['active_parameters'], 1e6)),
+        ('density of masked layers', f'{cost["density"]:.4f}'),
+    ]
+    if 'flops' in cost:
+        rows.append(('FLOPs (2 x MACs)', flops(cost['flops'])))
+        rows.append(('of the dense network', flops(cost['flops_of_dense'])))
+    if 'seconds_per_image' in cost:
+        rows.append(('seconds an image', f'{cost["seconds_per_image"]:.4f}'))
+    return table(('', 'value'), rows)

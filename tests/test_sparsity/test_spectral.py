@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sift_mm.analysis import spectral_gap
+from sift_mm.sparsity.spectral import spectral_gap
 
 
 # Every output to every input: rank one, sigma_1 = sqrt(m n). Outputs have

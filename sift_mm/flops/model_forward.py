@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_map_only
 
 from sift_mm.errors import Mistake
-from sift_mm.flops import (
+from sift_mm.flops.counting import (
     FlopCount,
     count_while,
     meta_image,

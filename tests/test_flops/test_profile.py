@@ -10,7 +10,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
-from sift_mm.analysis import Row, count_flops, mask_densities, profile
+from sift_mm.flops import Row, count_flops, mask_densities, profile
 
 
 class Net(nn.Module):

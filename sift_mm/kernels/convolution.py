@@ -1,0 +1,439 @@
+"""Products of a sparse convolution: calls of the compiled kernels.
+
+Every function takes float32 tensors on the CPU of any memory order, returns
+a contiguous tensor, and reads ``torch.get_num_threads`` at each call. Outputs
+and input gradients are the same for every number of threads, bit for bit;
+weight gradients are the same for a given number.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sift_mm.errors import Mistake, MistakenType
+
+from . import build
+from .build import pointer
+from .geometry import AxisWalk, Geometry
+from .pattern import Layout, backward_layouts, forward_layout
+
+
+class Sizes(ctypes.Structure):
+    """Sizes of a call, as in ``csrc/walk.h``."""
+
+    _fields_ = [
+        (name, ctypes.c_int64)
+        for name in (
+            'images',
+            'channels',
+            'in_h',
+            'in_w',
+            'filters',
+            'out_h',
+            'out_w',
+            'tile_rows',
+            'block',
+            'threads',
+        )
+    ]
+
+
+_Walk = ctypes.c_int64 * 24
+
+#: Of row starts, positions and indices.
+DTYPES = (torch.int32, torch.int16, torch.int32)
+
+
+def forward(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    pattern: Sequence[Tensor],
+    geometry: Geometry,
+) -> Tensor:
+    """Convolve an input with the active weights.
+
+    Args:
+        x: Shape (images, channels, height, width).
+        weight: Dense, shape (filters, channels, h, w); only the active
+            weights are read.
+        bias: Shape (filters,), or None.
+        pattern: From ``make_pattern``.
+        geometry: Of the convolution.
+
+    Returns:
+        Shape (images, filters, out height, out width).
+
+    Raises:
+        TypeError: A tensor is not float32 on the CPU.
+        ValueError: Shapes or pattern do not fit.
+    """
+    weight = check(weight, 'weight', None, None, *geometry.kernel)
+    filters, channels = weight.shape[:2]
+    x = check(x, 'input', None, channels, None, None)
+    layout, nonzeros = _nonzeros(
+        pattern[:3], forward_layout(geometry, channels), filters
+    )
+    values = _gather(weight, nonzeros[2])
+    return _forward(x, values, bias, None, False, nonzeros, layout, geometry)
+
+
+def fused_forward(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    pattern: Sequence[Tensor],
+    geometry: Geometry,
+    filters: int,
+) -> Tensor:
+    """Convolve with gathered values; add a residual and rectify.
+
+    Args:
+        x: Shape (images, channels, height, width).
+        values: The active weights in the order of ``pattern[2]``.
+        bias: Shape (filters,), or None.
+        residual: Of the output's shape, or None.
+        relu: Whether negative sums become zero.
+        pattern: The forward part of ``make_pattern``.
+        geometry: Of the convolution.
+        filters: Number of filters.
+
+    Returns:
+        Shape (images, filters, out height, out width).
+
+    Raises:
+        TypeError: A tensor is not float32 on the CPU.
+        ValueError: Shapes or pattern do not fit.
+    """
+    x = check(x, 'input', None, None, None, None)
+    layout, nonzeros = _nonzeros(
+        pattern[:3], forward_layout(geometry, x.shape[1]), filters
+    )
+    values = check(values, 'values', nonzeros[2].numel())
+    return _forward(
+        x, values, bias, residual, relu, nonzeros, layout, geometry
+    )
+
+
+def input_gradient(
+    grad: Tensor,
+    weight: Tensor,
+    pattern: Sequence[Tensor],
+    geometry: Geometry,
+    height: int,
+    width: int,
+) -> Tensor:
+    """Return the gradient of the input.
+
+    Args:
+        grad: Gradient of the output.
+        weight: The weight of the forward pass.
+        pattern: From ``make_pattern``.
+        geometry: Of the convolution.
+        height: Height of the input.
+        width: Width of the input.
+
+    Raises:
+        TypeError: A tensor is not float32 on the CPU.
+        ValueError: Shapes or pattern do not fit.
+    """
+    weight = check(weight, 'weight', None, None, *geometry.kernel)
+    filters, channels = weight.shape[:2]
+    size = _out_size(geometry, height, width)
+    grad = check(grad, 'gradient', None, filters, *size)
+    out = new(grad.shape[0], channels, height, width)
+    walks = _backward_walks(geometry, height, width)
+    if not grad.numel() or any(walk is None for *_, walk in walks):
+        out.zero_()
+    if not grad.numel():
+        return out
+    layouts = backward_layouts(geometry, filters)
+    parts = _of_gradient(pattern)
+    found: dict[int, tuple[Any, ...]] = {}
+    for row, column, walk in walks:
+        if walk is None:
+            continue
+        at = row * len(layouts[0]) + column
+        if at not in found:
+            part = parts[at] if at < len(parts) else ()
+            layout, nonzeros = _nonzeros(part, layouts[row][column], channels)
+            found[at] = layout, nonzeros, _gather(weight, nonzeros[2])
+        layout, nonzeros, values = found[at]
+        _convolve(grad, out, layout, walk, nonzeros, values)
+    return out
+
+
+def weight_gradient(
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    pattern: Sequence[Tensor],
+    geometry: Geometry,
+) -> Tensor:
+    """Return the gradient of the active weights, zero elsewhere.
+
+    Args:
+        grad: Gradient of the output.
+        x: The input of the forward pass.
+        weight: Read for its shape alone.
+        pattern: From ``make_pattern``.
+        geometry: Of the convolution.
+
+    Raises:
+        TypeError: A tensor is not float32 on the CPU.
+        ValueError: Shapes or pattern do not fit.
+    """
+    weight = check(weight, 'weight', None, None, *geometry.kernel)
+    filters, channels = weight.shape[:2]
+    x = check(x, 'input', None, channels, None, None)
+    size = _out_size(geometry, x.shape[2], x.shape[3])
+    grad = check(grad, 'gradient', x.shape[0], filters, *size)
+    layout, (rows, positions, index) = _nonzeros(
+        pattern[:3], forward_layout(geometry, channels), filters
+    )
+    values = new(index.numel()).zero_()
+    if grad.numel():
+        for walk in _forward_walks(geometry, x.shape[2], x.shape[3]):
+            _call(
+                'sift_weight_gradient',
+                _sizes(x, grad, layout),
+                walk,
+                ctypes.c_int64(layout.stride),
+                pointer(x),
+                pointer(grad),
+                pointer(rows),
+                pointer(positions),
+                pointer(values),
+            )
+    out = new(*weight.shape).zero_()
+    build.library().sift_scatter(
+        pointer(values),
+        pointer(index),
+        ctypes.c_int64(values.numel()),
+        ctypes.c_int64(torch.get_num_threads()),
+        pointer(out),
+    )
+    return out
+
+
+def is_zero_outside(weight: Tensor, mask: Tensor) -> bool:
+    """Return whether a weight has no nonzero outside its mask.
+
+    Args:
+        weight: Float32 on the CPU.
+        mask: Bool on the CPU, of the weight's shape.
+    """
+    if weight.stride() != mask.stride() or not weight.is_contiguous():
+        weight, mask = weight.contiguous(), mask.contiguous()
+    count = build.library().sift_nonzeros_outside
+    count.restype = ctypes.c_int64
+    return not count(
+        pointer(weight),
+        pointer(mask),
+        ctypes.c_int64(weight.numel()),
+        ctypes.c_int64(torch.get_num_threads()),
+    )
+
+
+def new(*shape: int) -> Tensor:
+    """Return an empty float32 tensor on the CPU, whatever the default is."""
+    return torch.empty(shape, dtype=torch.float32, device='cpu')
+
+
+def check(x: Tensor, what: str, *shape: int | None) -> Tensor:
+    """Return a tensor contiguous if it is one that the kernels take.
+
+    Args:
+        x: The tensor.
+        what: Its name in a message.
+        *shape: Its sizes; None stands for any size.
+
+    Raises:
+        TypeError: It is not float32 on the CPU.
+        ValueError: It has another shape.
+    """
+    if x.dtype != torch.float32 or x.device.type != 'cpu':
+        raise MistakenType(
+            f'sparse execution takes float32 on the CPU; the {what} is '
+            f'{x.dtype} on {x.device}'
+        )
+    if x.ndim != len(shape) or any(
+        wanted not in (None, size)
+        for wanted, size in zip(shape, x.shape, strict=True)
+    ):
+        expected = ', '.join('any' if n is None else str(n) for n in shape)
+        raise Mistake(
+            f'the {what} has shape {tuple(x.shape)}; expected ({expected})'
+        )
+    return x.contiguous()
+
+
+def _walk(h: AxisWalk, w: AxisWalk) -> ctypes.Array:
+    return _Walk(*h.numbers(), *w.numbers())
+
+
+@lru_cache(maxsize=4096)
+def _forward_walks(
+    geometry: Geometry, height: int, width: int
+) -> list[ctypes.Array]:
+    return [
+        _walk(h, w)
+        for h, w in product(
+            geometry.h.forward(height), geometry.w.forward(width)
+        )
+    ]
+
+
+@lru_cache(maxsize=4096)
+def _backward_walks(
+    geometry: Geometry, height: int, width: int
+) -> list[tuple[int, int, ctypes.Array | None]]:
+    """Return row and column of the layout, and the walk (None if empty)."""
+    return [
+        (
+            h.out_first % geometry.h.stride,
+            w.out_first % geometry.w.stride,
+            _walk(h, w) if h.seen and w.seen else None,
+        )
+        for h, w in product(
+            geometry.h.backward(height), geometry.w.backward(width)
+        )
+    ]
+
+
+def _out_size(geometry: Geometry, height: int, width: int) -> tuple[int, int]:
+    sizes = geometry.out_size(height, width)
+    if min(sizes) < 1 and not geometry.pointwise:
+        raise Mistake(
+            f'an input of {height} x {width} is smaller than the kernel: no '
+            'output is left'
+        )
+    return sizes
+
+
+def _nonzeros(
+    found: Sequence[Tensor], usual: Layout, rows: int
+) -> tuple[Layout, tuple[Tensor, Tensor, Tensor]]:
+    """Return the layout of a pattern's tensors, and the tensors.
+
+    Raises:
+        ValueError: They are of neither the usual layout nor its larger one.
+    """
+    kinds = [(t.dtype, t.is_contiguous() and t.is_cpu) for t in found]
+    if kinds == [(kind, True) for kind in DTYPES]:
+        row, position, index = found
+        for layout in (usual, usual.larger):
+            end = [position.numel(), layout.signature(rows)]
+            if (
+                row.numel() == layout.blocks * rows + 2
+                and row[-2:].tolist() == end
+                and index.numel() == position.numel()
+            ):
+                return layout, (row, position, index)
+    raise Mistake(
+        'the pattern is not one that make_pattern made here for a weight of '
+        'this shape and for this geometry'
+    )
+
+
+def _of_gradient(pattern: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Split the pattern of the input gradient into its layouts."""
+    rows, shared = pattern[3:-2], pattern[-2:]
+    found, start = [], 0
+    for row in rows:
+        end = start + sum(row[-2:-1].tolist())
+        found.append((row, *(tensor[start:end] for tensor in shared)))
+        start = end
+    return found
+
+
+def _sizes(
+    source: Tensor, target: Tensor, layout: Layout
+) -> 'ctypes._CArgObject':
+    return ctypes.byref(
+        Sizes(
+            *source.shape,
+            *target.shape[1:],
+            layout.tile_rows,
+            layout.block,
+            torch.get_num_threads(),
+        )
+    )
+
+
+def _call(name: str, *arguments: object) -> None:
+    status = getattr(build.library(), name)(*arguments)
+    if status:
+        raise MemoryError(
+            'no memory for the packed tiles of a sparse convolution'
+        )
+
+
+def _gather(weight: Tensor, index: Tensor) -> Tensor:
+    values = new(index.numel())
+    build.library().sift_gather(
+        pointer(weight),
+        pointer(index),
+        ctypes.c_int64(index.numel()),
+        ctypes.c_int64(torch.get_num_threads()),
+        pointer(values),
+    )
+    return values
+
+
+def _convolve(
+    source: Tensor,
+    out: Tensor,
+    layout: Layout,
+    walk: ctypes.Array,
+    nonzeros: tuple[Tensor, Tensor, Tensor],
+    values: Tensor,
+    bias: Tensor | None = None,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> None:
+    """Write the outputs of one walk."""
+    _call(
+        'sift_convolve',
+        _sizes(source, out, layout),
+        walk,
+        ctypes.c_int64(layout.stride),
+        pointer(source),
+        pointer(nonzeros[0]),
+        pointer(nonzeros[1]),
+        pointer(values),
+        pointer(bias),
+        pointer(residual),
+        ctypes.c_int64(relu),
+        pointer(out),
+    )
+
+
+def _forward(
+    x: Tensor,
+    values: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    relu: bool,
+    nonzeros: tuple[Tensor, Tensor, Tensor],
+    layout: Layout,
+    geometry: Geometry,
+) -> Tensor:
+    filters = (nonzeros[0].numel() - 2) // layout.blocks
+    out = new(x.shape[0], filters, *_out_size(geometry, *x.shape[2:]))
+    if bias is not None:
+        bias = check(bias, 'bias', filters)
+    if residual is not None:
+        residual = check(residual, 'residual', *out.shape)
+    if not out.numel():
+        return out
+    for walk in _forward_walks(geometry, x.shape[2], x.shape[3]):
+        _convolve(x, out, layout, walk, nonzeros, values, bias, residual, relu)
+    return out

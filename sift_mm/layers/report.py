@@ -1,0 +1,92 @@
+"""Report of what a transformation did to a network."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from sift_mm.errors import Mistake
+from sift_mm.layers.composite import Composite
+from sift_mm.layers.plain import plain_type
+
+
+@dataclass(frozen=True)
+class Replacement:
+    """Layer that was replaced.
+
+    Args:
+        before (str): The dense layer, with its sizes.
+        after (str): The layer in its place, with its sizes.
+        flops_ratio (float): FLOPs under masks at the nominal sparsity over
+            those of the dense layer, or of the widened chain over those of
+            the dense chain.
+        sparse_parameters (tuple[str, ...]): Full names of the weights that
+            masks go on.
+    """
+
+    before: str
+    after: str
+    flops_ratio: float
+    sparse_parameters: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class TransformReport:
+    """Report of what :func:`transform` did to a network.
+
+    Args:
+        replaced (Mapping[str, Replacement]): By name of the layer.
+        skipped (Mapping[str, str]): Why a layer was left as it was, by name.
+    """
+
+    replaced: Mapping[str, Replacement]
+    skipped: Mapping[str, str]
+
+    @property
+    def sparse_parameters(self) -> list[str]:
+        """Return the full names of all weights that masks go on."""
+        return [
+            name
+            for one in self.replaced.values()
+            for name in one.sparse_parameters
+        ]
+
+    def __str__(self) -> str:
+        lines = [f'{len(self.replaced)} layers replaced:']
+        lines += [
+            f'  {name}: {one.before} -> {one.after}, FLOPs '
+            f'{one.flops_ratio:.4f} of the dense'
+            for name, one in self.replaced.items()
+        ]
+        lines += [f'{len(self.skipped)} left as they were:']
+        lines += [f'  {name}: {why}' for name, why in self.skipped.items()]
+        return '\n'.join(lines)
+
+
+class NothingReplaced(Mistake):
+    """Error of a network without a layer that the family can replace.
+
+    Args:
+        report (TransformReport): Report with the reason for each layer.
+    """
+
+    def __init__(self, report: TransformReport) -> None:
+        super().__init__(f'No layer could be replaced. {report}')
+        self.report = report
+
+
+def record(name: str, old: nn.Module, new: Any, ratio: float) -> Replacement:
+    """Record the replacement of a layer of a name, at a ratio of FLOPs."""
+    weights = new.sparse_parameter_names()
+    names = tuple(f'{name}.{weight}' for weight in weights)
+    return Replacement(_describe(old), _describe(new), ratio, names)
+
+
+def _describe(layer: nn.Module) -> str:
+    if not isinstance(layer, Composite):
+        return repr(layer)
+    counts = Counter(repr(m) for m in layer.modules() if plain_type(m))
+    parts = [f'{n} x {part}' if n > 1 else part for part, n in counts.items()]
+    return f'{type(layer).__name__}({", ".join(parts)})'

@@ -1,0 +1,312 @@
+"""Widening of all chains of a network that are shown to be ones."""
+
+import math
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_map_only
+
+from sift_mm.errors import Mistake
+from sift_mm.flops import image_channels, on_meta
+from sift_mm.layers.chains import Link, find_chains
+from sift_mm.layers.doubling import Place
+from sift_mm.layers.member import Member, check_share, share_of_flops
+from sift_mm.layers.plain import Change, size_of, weight_scale
+from sift_mm.layers.report import Replacement, record
+from sift_mm.layers.value_check import ValueCheck
+from sift_mm.layers.wide import Widening, plan_widening, put_wider
+
+Names = tuple[str, ...]
+# Parameters of a network that is run as a whole without being asked to.
+WHOLE_LIMIT = 200_000_000
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Widening of a chain at its place in the network."""
+
+    block: nn.Module
+    place: Place
+    widening: Widening
+
+    @property
+    def names(self) -> Names:
+        return self.place.names()
+
+
+def widen_chains(
+    module: nn.Module,
+    member: Member,
+    layers: Mapping[str, Any],
+    skipped: dict[str, str],
+    example: Any,
+) -> dict[str, Replacement]:
+    """Widen the inside of all chains that values show to be ones.
+
+    Args:
+        module (nn.Module): The network, changed in place.
+        member (Member): The member, 'wide' or 'wide_factorized'.
+        layers (Mapping[str, nn.Module]): Layers that may be widened.
+        skipped (dict[str, str]): Why a layer stays, by name; added to.
+        example (Tensor | tuple | Mapping, optional): As for ``transform``.
+
+    Raises:
+        ValueError: If the network does not run with the example.
+    """
+    names = _single_layers(module, member, layers, skipped)
+    whole = _check_of_network(module, example)
+    plans: list[_Plan] = []
+    failed: set[Names] = set()
+    while True:
+        done = {name for plan in plans for name in plan.names}
+        new = _plan(module, member, names, skipped, done, failed, whole)
+        refused = _refused_by_network(whole, new)
+        plans += [plan for plan in new if plan.names not in refused]
+        if not refused:
+            break
+        # In place of a chain, a part of it may do.
+        failed |= refused.keys()
+        for plan in new:
+            for name in plan.names if plan.names in refused else ():
+                skipped[name] = (
+                    f'{type(plan.block).__name__} is read from outside where '
+                    f'it would be another ({refused[plan.names]})'
+                )
+    replaced: dict[str, Replacement] = {}
+    for plan in plans:
+        replaced |= _put(plan.block, plan, member)
+    for name in names.values():
+        if name in replaced:
+            skipped.pop(name, None)
+        else:
+            skipped.setdefault(
+                name,
+                'no width between it and another layer '
+                'belongs to its block alone',
+            )
+    return replaced
+
+
+def _single_layers(
+    module: nn.Module,
+    member: Member,
+    layers: Mapping[str, Any],
+    skipped: dict[str, str],
+) -> dict[nn.Module, str]:
+    """Return the layers that may be part of a chain, with their names."""
+    parents = Counter(
+        child for parent in module.modules() for child in parent.children()
+    )
+    names: dict[nn.Module, str] = {}
+    for name, layer in layers.items():
+        if parents[layer] > 1:
+            skipped[name] = 'it is used in several places'
+        elif member.kind.composite and size_of(layer)[2] > 1:
+            skipped[name] = 'grouped: its groups are too small to factorise'
+        else:
+            names[layer] = name
+    return names
+
+
+def _check_of_network(module: nn.Module, example: Any) -> ValueCheck | None:
+    """Return the check of a whole network, None where it needs an example."""
+    if example is not None:
+        try:
+            return ValueCheck(module, example)
+        except Exception as error:  # Whatever a layer makes of it.
+            raise Mistake(
+                'The network does not run with the example: '
+                f'{_first_line(error)}'
+            ) from None
+    weights = list(module.parameters())
+    known = not any(weight.is_meta for weight in weights)
+    if known and sum(map(torch.numel, weights)) <= WHOLE_LIMIT:
+        for guess in _guess_examples(module):
+            try:
+                return ValueCheck(module, guess)
+            except Exception:
+                continue
+    return None
+
+
+def _guess_examples(module: nn.Module) -> Iterator[Tensor]:
+    """Yield token ids or images that a network may read."""
+    for one in module.modules():
+        if isinstance(one, nn.Embedding):
+            yield torch.arange(32).view(2, 16) % one.num_embeddings
+            return
+        if isinstance(one, _ConvNd):
+            for side in (64, 224, 32) if one.in_channels <= 4 else ():
+                channels = image_channels(module)
+                yield torch.empty(2, channels, side, side, device='meta')
+            return
+
+
+def _plan(
+    module: nn.Module,
+    member: Member,
+    names: Mapping[nn.Module, str],
+    skipped: dict[str, str],
+    done: set[str],
+    failed: Collection[Names],
+    whole: ValueCheck | None,
+) -> list[_Plan]:
+    """Plan all chains but those that failed, the innermost blocks first."""
+    plans: list[_Plan] = []
+    for block_name, block in reversed(list(module.named_modules())):
+        # The owner of a Sequential may run it in parts, and keep what is
+        # between: only with its owner can it be told.
+        if isinstance(block, nn.Sequential) and block is not module:
+            continue
+        if isinstance(block, (nn.ModuleList, nn.ModuleDict)):
+            continue  # Never run themselves.
+        left = {one for one, name in names.items() if name not in done}
+        chains = find_chains(block, left)
+        tried = set()
+        while chains:
+            place = Place(block_name, chains.pop(0))
+            ours = tuple(names[link.layer] for link in place.chain)
+            if ours in tried:
+                continue
+            tried.add(ours)
+            if done.isdisjoint(ours) and ours not in failed:
+                try:
+                    plans.append(_plan_chain(block, place, member, whole))
+                    done.update(ours)
+                    continue
+                except ValueError as error:
+                    for name in ours:
+                        skipped.setdefault(name, str(error))
+            # A part of it may be a chain: a feed-forward pair behind another
+            # layer of the same width.
+            chains += [
+                part
+                for part in (place.chain[1:], place.chain[:-1])
+                if len(part) > 1
+            ]
+    return plans
+
+
+def _plan_chain(
+    block: nn.Module, place: Place, member: Member, whole: ValueCheck | None
+) -> _Plan:
+    """Plan a chain; a ValueError says why it cannot be widened."""
+    widening = plan_widening(block, place.chain, member.sparsity)
+    plan = _Plan(block, place, widening)
+    if member.kind.composite:
+        _put(on_meta(block), plan, member)
+    if not _runs(whole, plan):
+        _check_block(block, widening)
+    return plan
+
+
+def _runs(whole: ValueCheck | None, plan: _Plan) -> bool:
+    """Tell whether the run of the whole network covers a chain."""
+    return whole is not None and whole.called.issuperset(plan.names)
+
+
+def _check_block(block: nn.Module, widening: Widening) -> None:
+    """Refuse a block that values show to be another with a wider inside."""
+    kind = type(block).__name__
+    check, why = None, ''
+    for inputs in (_cropped(widening.inputs), widening.inputs):
+        try:
+            check = ValueCheck(block, inputs)
+            break
+        except Exception as error:  # Whatever a layer makes of it.
+            why = _first_line(error)
+    if check is None:
+        raise Mistake(f'{kind} does not run on random numbers ({why})')
+    try:
+        why = check.objection([Place('', widening.chain)])
+    except Exception as error:
+        raise Mistake(
+            f'{kind} does not run with a wider inside, as something in it '
+            f'keeps its width ({_first_line(error)})'
+        ) from None
+    if why:
+        raise Mistake(f'a wider inside changes the output of {kind} ({why})')
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition('\n')[0]
+
+
+def _cropped(inputs: Any) -> Any:
+    """Return smaller images, on which a block takes less time."""
+
+    def crop(image: Tensor) -> Tensor:
+        side = image.shape[-1]
+        if image.dim() < 4 or image.shape[2] != side:
+            return image
+        return image[(..., *(slice(8),) * (image.dim() - 2))]
+
+    return tree_map_only(Tensor, crop, inputs)
+
+
+def _refused_by_network(
+    whole: ValueCheck | None, plans: Sequence[_Plan]
+) -> dict[Names, str]:
+    """Return the chains that the whole network refuses, with the reasons.
+
+    Those whose names differ in numbers alone stand or fall together.
+    """
+    plans = [plan for plan in plans if _runs(whole, plan)]
+    if whole is None or not plans:
+        return {}
+
+    def objection(some: Sequence[_Plan]) -> str:
+        try:
+            return whole.objection([plan.place for plan in some])
+        except Exception as error:  # Whatever a layer makes of it.
+            return _first_line(error)
+
+    reason = objection(plans)
+    if not reason:
+        return {}
+    kinds: dict[str, list[_Plan]] = defaultdict(list)
+    for plan in plans:
+        kinds[re.sub(r'\d+', '#', ' '.join(plan.names))].append(plan)
+    refused = {}
+    for alike in kinds.values():
+        why = objection(alike)
+        refused |= {plan.names: why for plan in alike if why}
+    return refused or {plan.names: reason for plan in plans}
+
+
+def _put(
+    block: nn.Module, plan: _Plan, member: Member
+) -> dict[str, Replacement]:
+    """Put a planned chain in a block; a ValueError if a rank is too small."""
+    widening = plan.widening
+    density = 1 - member.sparsity
+    change: Change = put_wider(block, widening.chain, widening.widths, density)
+    replaced = {}
+    for name, link in zip(plan.names, widening.chain, strict=True):
+        wide: Any = change.after[link.name]
+        ratio = widening.ratio
+        if member.kind.composite:
+            wide = _factorize(wide, link, widening.left, member)
+            change.put(link.name, wide)
+            # With its part of what depthwise convolutions cost more.
+            ratio = share_of_flops(wide, link.layer, member.sparsity)
+            ratio += 1 - widening.left
+            check_share(ratio)
+        replaced[name] = record(name, link.layer, wide, ratio)
+    return replaced
+
+
+def _factorize(wide: Any, link: Link, left: float, member: Member) -> Any:
+    """Build the factorized layer in place of a wide one."""
+    bias = wide.bias
+    fan_in, fan_out, _ = size_of(link.layer)
+    scale = math.sqrt(fan_in / size_of(wide)[0]) * weight_scale(link.layer)
+    new = member.build(wide, scale=scale, cost=left * fan_in * fan_out)
+    new.v.bias = bias
+    return new

@@ -1,0 +1,148 @@
+"""Watch over masked weights between two optimizer steps."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from sift_mm.errors import Mistake
+from sift_mm.sparsity.optimizers import with_wrapped
+
+# Weights of a layer that are looked at in each step, on a CPU.
+_SAMPLE = 256
+
+
+class WeightWatch:
+    """Notices masked weights that others write or replace between two steps.
+
+    A version counter, an address and the identity of each parameter are
+    compared, and a sample of weights on a CPU, since writes to
+    ``parameter.data`` are not counted. That reads no layer as a whole.
+
+    Args:
+        masks (Mapping[str, Tensor]): The masks, by parameter name.
+        parameters (Mapping[str, nn.Parameter]): The parameters.
+    """
+
+    def __init__(
+        self,
+        masks: Mapping[str, Tensor],
+        parameters: Mapping[str, nn.Parameter],
+    ) -> None:
+        self.masks = masks
+        self.parameters = parameters
+        self.model: nn.Module | None = None
+        self._seen: dict[str, tuple[int, int]] = {}
+        self._slots: list[Any] = []
+        # Random places: regular ones would see a single tap of a kernel.
+        generator = torch.Generator().manual_seed(0)
+        self._sample = {}
+        for name, parameter in parameters.items():
+            n = parameter.numel()
+            places = torch.arange(n)
+            if n > _SAMPLE:
+                places = torch.randint(n, (_SAMPLE,), generator=generator)
+            if parameter.device.type == 'cpu':
+                index = torch.unravel_index(places, parameter.shape)
+                self._sample[name] = index
+
+    def remember(self, optimizer: Optimizer) -> None:
+        """Take the weights and slots of now for masked."""
+        self._seen = {n: _mark(p) for n, p in self.parameters.items()}
+        self._slots = [each.state for each in with_wrapped(optimizer)]
+
+    def check_objects(self, optimizer: Optimizer) -> None:
+        """Refuse parameters that network or optimizer do not hold any more.
+
+        Raises:
+            ValueError: If a masked parameter is another object, of another
+                shape or on another device than the mask, or is missing in
+                the optimizer.
+        """
+        held = {
+            id(p) for group in optimizer.param_groups for p in group['params']
+        }
+        missing = [
+            name
+            for name, parameter in self.parameters.items()
+            if parameter.requires_grad and id(parameter) not in held
+        ]
+        for name, parameter in self.parameters.items():
+            mask = self.masks[name]
+            if not self._is_in_model(name):
+                raise Mistake(
+                    f'The network has another parameter {name!r} than the '
+                    'one that is masked: it was assigned, or replaced by '
+                    'load_state_dict(assign=True) or a parametrization. '
+                    'Write values in place (load_state_dict, copy_), or '
+                    'create optimizer and masks after that.'
+                )
+            if parameter.shape != mask.shape:
+                raise Mistake(
+                    f'The weight {name!r} has shape {tuple(parameter.shape)} '
+                    f'and its mask {tuple(mask.shape)}: another tensor was '
+                    'assigned to its data. Create optimizer and masks after '
+                    'that.'
+                )
+            if parameter.device != mask.device:
+                raise Mistake(
+                    f'The weight {name!r} is on {parameter.device} and its '
+                    f'mask on {mask.device}: move the network to its device '
+                    'before optimizer and masks are created.'
+                )
+        if missing:
+            raise Mistake(
+                f'The optimizer does not hold {", ".join(missing)}; create it '
+                'after sift_mm.transform, from the parameters of the new '
+                'network, and do not take masked parameters out of its '
+                'groups.'
+            )
+
+    def _is_in_model(self, name: str) -> bool:
+        if self.model is None:
+            return True
+        path, _, leaf = name.rpartition('.')
+        try:
+            owner = self.model.get_submodule(path)
+        except AttributeError:
+            return False
+        return owner._parameters.get(leaf) is self.parameters[name]
+
+    def find_strays(self) -> list[str]:
+        """Name the weights that were written since :meth:`remember`.
+
+        Only those that have a value outside the mask now.
+        """
+        return [
+            name
+            for name, parameter in self.parameters.items()
+            if (
+                self._seen.get(name, _mark(parameter)) != _mark(parameter)
+                or self._sample_strays(name)
+            )
+            and parameter.detach().masked_fill(self.masks[name], 0).any()
+        ]
+
+    def slots_replaced(self, optimizer: Optimizer) -> bool:
+        """Tell whether the optimizer's state was loaded since then."""
+        states = [each.state for each in with_wrapped(optimizer)]
+        return bool(self._slots) and (
+            len(states) != len(self._slots)
+            or any(
+                now is not then
+                for now, then in zip(states, self._slots, strict=True)
+            )
+        )
+
+    def _sample_strays(self, name: str) -> bool:
+        index = self._sample.get(name)
+        if index is None:
+            return False
+        mask = self.masks[name][index]
+        return bool(self.parameters[name].detach()[index][~mask].any())
+
+
+def _mark(parameter: nn.Parameter) -> tuple[int, int]:
+    return parameter._version, parameter.data_ptr()

@@ -1,0 +1,42 @@
+"""Networks with zeros, and comparing what two of them compute."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+def tensors(found: Any) -> list[Tensor]:
+    """All tensors of nested containers."""
+    if isinstance(found, Tensor):
+        return [found]
+    parts = found.values() if isinstance(found, dict) else found
+    return [tensor for part in parts for tensor in tensors(part)]
+
+
+@torch.no_grad()
+def sparsified(model: nn.Module, density: float = 0.2) -> nn.Module:
+    """A network as training could leave it, with zeros."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.normal_(0, 0.1)
+            module.running_var.uniform_(0.5, 2)
+            module.weight.uniform_(0.5, 1.5)
+            module.bias.normal_(0, 0.1)
+    for weight in model.parameters():
+        if weight.ndim in (2, 4) and min(weight.shape[:2]) > 1:
+            weight *= torch.rand_like(weight) < density
+    model.eval()  # OpenMMLab's backbones return nothing here.
+    return model
+
+
+def assert_equal(
+    model: Callable, other: Callable, x: Tensor | None = None
+) -> None:
+    x = torch.randn(2, 4, 6, 8) if x is None else x
+    expected, found = tensors(model(x.clone())), tensors(other(x.clone()))
+    for one, two in zip(expected, found, strict=True):
+        assert one.dtype == two.dtype and one.device == two.device
+        scale = float(one.abs().max()) if one.numel() else 0
+        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5 * scale)
