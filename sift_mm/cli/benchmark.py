@@ -1,4 +1,4 @@
-"""Times the network of a config: dense twin, executed densely, sparsely.
+"""Time the network of a config: dense twin, executed densely, sparsely.
 
 Without a checkpoint, masks are drawn at random as training would draw them.
 """
@@ -27,7 +27,7 @@ from sift_mm.sparsity import MaskSet
 
 
 def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
-    """Masks as the config's training would draw them, and weights for them."""
+    """Draw masks as the config's training would, and weights for them."""
     hook = build_hook(cfg)
     if hook is None:
         raise Mistake(
@@ -43,7 +43,7 @@ def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """Times and prints."""
+    """Time the network and print the report."""
     parser = Parser(
         description='Time a network on the CPU: its dense twin, executed '
         'densely, executed on sparse kernels'

@@ -13,7 +13,7 @@ from sift_mm.config.nodes import walk
 
 
 def arguments(cfg: Config, kind: Any) -> dict[str, Any]:
-    """Defaults of what a module of a ``type`` and its base classes take.
+    """Return the arguments of a module's ``type``, with their defaults.
 
     That of an argument without one is ``inspect.Parameter.empty``.
     """
@@ -23,7 +23,7 @@ def arguments(cfg: Config, kind: Any) -> dict[str, Any]:
 
 
 def _maker(cfg: Config, registry: Registry, kind: Any) -> Any:
-    """Class or function of a ``type``; None if it is not registered."""
+    """Return the class or function of a ``type``; None if not registered."""
     if not isinstance(kind, str):
         return kind
     scope = cfg.get('default_scope', 'mmengine')
@@ -32,7 +32,7 @@ def _maker(cfg: Config, registry: Registry, kind: Any) -> Any:
 
 
 def check_config(cfg: Config) -> None:
-    """Refuse arguments of sparse training that cannot be meant.
+    """Refuse invalid arguments of sparse training.
 
     Nothing is built but the hooks, which are small.
 

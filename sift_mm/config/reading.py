@@ -52,7 +52,7 @@ SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 
 @contextmanager
 def _without_noise() -> Iterator[None]:
-    """Holds back what the libraries print about an optional package."""
+    """Drop the libraries' lines about an optional package."""
     out = io.StringIO()
     try:
         with redirect_stdout(out):
@@ -64,7 +64,7 @@ def _without_noise() -> Iterator[None]:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """As :func:`read_config`, by the options of ``add_config_options``."""
+    """Call :func:`read_config` with the options of a command line."""
     member = MemberOptions.of_args(args)
     return read_config(args.config, args.cfg_options, **vars(member))
 
@@ -72,7 +72,7 @@ def load_config(args: argparse.Namespace) -> Config:
 def read_config(
     config: str, cfg_options: dict[str, Any] | None = None, **member: Any
 ) -> Config:
-    """Reads a config file and changes it as the options say.
+    """Read a config file and change it as the options say.
 
     Args:
         config (str): Path, or a name such as ``mmdet::...``.
@@ -148,13 +148,13 @@ def _import_modules(cfg: Config) -> None:
 
 
 def _library_of(path: str) -> str | None:
-    """The library that ships a config, by its folder of configs."""
+    """Return the library that ships a config, by its folder."""
     found = re.search(rf'/({"|".join(PACKAGES)})/\.mim/', osp.abspath(path))
     return found and found[1]
 
 
 def import_library(cfg: Config) -> None:
-    """Imports the library of the config's ``default_scope``, if installed.
+    """Import the library of the config's ``default_scope``, if installed.
 
     The registries would do it, but noisily.
 
@@ -177,7 +177,7 @@ def import_library(cfg: Config) -> None:
 
 
 def load_run_config(args: argparse.Namespace) -> Config:
-    """Reads the config of a run, by the options of ``add_run_options``.
+    """Read the config of a run, by the options of ``add_run_options``.
 
     ``launcher`` and ``work_dir`` are set in it.
     """
