@@ -20,7 +20,8 @@ from sift_mm.cli.reports.speed import fill, measure_speed, to_text
 from sift_mm.config.building import build
 from sift_mm.config.explain import explained
 from sift_mm.config.images import find_sizes
-from sift_mm.config.reading import import_library, load_config
+from sift_mm.config.libraries import import_library
+from sift_mm.config.reading import load_config
 from sift_mm.config.resume import check_checkpoint
 from sift_mm.errors import Mistake
 from sift_mm.sparsity import MaskSet

@@ -1,26 +1,22 @@
 """Reading configs, with the options of the command line applied."""
 
 import argparse
-import io
 import os
 import os.path as osp
-import re
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.registry import MODELS
 from mmengine.utils import is_installed
 
-from sift_mm.arguments import check_names
-from sift_mm.backbones import PACKAGES, check_library
 from sift_mm.config.explain import explained, one_line
+from sift_mm.config.libraries import (
+    import_library,
+    library_of,
+    without_noise,
+)
 from sift_mm.config.member import MemberOptions
 from sift_mm.config.overrides import override
 from sift_mm.config.types import check, check_types
@@ -48,19 +44,6 @@ LAUNCHERS = {
 }
 # Of the files that MMEngine reads.
 SUFFIXES = ('.py', '.yml', '.yaml', '.json')
-
-
-@contextmanager
-def _without_noise() -> Iterator[None]:
-    """Drop the libraries' lines about an optional package."""
-    out = io.StringIO()
-    try:
-        with redirect_stdout(out):
-            yield
-    finally:
-        for line in out.getvalue().splitlines(keepends=True):
-            if 'Could not import OneDL' not in line:
-                sys.stdout.write(line)
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -106,12 +89,12 @@ def read_config(
             f'{config} is no config: the name of one ends in '
             f'{", ".join(SUFFIXES)}.'
         )
-    with explained(config), _without_noise():
+    with explained(config), without_noise():
         cfg = Config.fromfile(path, import_custom_modules=False)
         _import_modules(cfg)
     with explained(config, cfg):
         check_types(cfg)
-        if 'default_scope' not in cfg and (library := _library_of(path)):
+        if 'default_scope' not in cfg and (library := library_of(path)):
             cfg.default_scope = library  # As the library's own tools set it.
         options = MemberOptions(**member)
         if options:
@@ -145,35 +128,6 @@ def _import_modules(cfg: Config) -> None:
                 f'({one_line(error)}); install it, put its folder on '
                 'PYTHONPATH, or take the name out.'
             ) from error
-
-
-def _library_of(path: str) -> str | None:
-    """Return the library that ships a config, by its folder."""
-    found = re.search(rf'/({"|".join(PACKAGES)})/\.mim/', osp.abspath(path))
-    return found and found[1]
-
-
-def import_library(cfg: Config) -> None:
-    """Import the library of the config's ``default_scope``, if installed.
-
-    The registries would do it, but noisily.
-
-    Raises:
-        Mistake: If it is unknown, or one of OpenMMLab's and not installed.
-    """
-    scope = cfg.get('default_scope', 'mmengine')
-    if scope not in PACKAGES:
-        # Of a project of the user, imported by custom_imports.
-        if not (scope.isidentifier() and find_spec(scope)):
-            known = ['mmengine', *PACKAGES, *MODELS.children]
-            check_names('default_scope: there is no library', [scope], known)
-        return
-    try:
-        check_library(scope)
-    except ImportError as error:
-        raise Mistake(f"The config's default_scope: {error}") from error
-    with _without_noise():
-        import_module(f'{scope}.datasets')
 
 
 def load_run_config(args: argparse.Namespace) -> Config:

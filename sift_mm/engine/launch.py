@@ -16,8 +16,8 @@ from mmengine.runner import Runner
 from torch import distributed
 
 from sift_mm.config.building import replace_sync_norms
+from sift_mm.config.libraries import import_library
 from sift_mm.config.nodes import type_name
-from sift_mm.config.reading import import_library
 from sift_mm.engine.saving import use_safe_files
 from sift_mm.engine.start import starting
 

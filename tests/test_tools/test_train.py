@@ -18,7 +18,7 @@ from torch import distributed
 from sift_mm import backbones
 from sift_mm.cli import get_flops, train
 from sift_mm.cli import test as tester
-from sift_mm.config import reading
+from sift_mm.config import libraries, reading
 from sift_mm.config.resume import find_start
 from sift_mm.engine import launch, precision
 from sift_mm.errors import Mistake
@@ -166,7 +166,7 @@ def test_a_misspelt_argument_is_named(tool, change, said, configs):
 def test_missing_library(monkeypatch):
     monkeypatch.setattr(backbones, 'find_spec', lambda name: None)
     with pytest.raises(Mistake, match='install onedl-mmdetection'):
-        reading.import_library(Config(dict(default_scope='mmdet')))
+        libraries.import_library(Config(dict(default_scope='mmdet')))
 
 
 def test_missing_data_stops_first(configs, monkeypatch):

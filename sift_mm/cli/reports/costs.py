@@ -14,8 +14,8 @@ from sift_mm.config.building import build
 from sift_mm.config.channels import check_channels
 from sift_mm.config.dense import dense_network
 from sift_mm.config.images import channels_of, find_sizes, schedule_samples
+from sift_mm.config.libraries import import_library
 from sift_mm.config.nodes import hook_place
-from sift_mm.config.reading import import_library
 from sift_mm.engine import SparseTrainingHook
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.engine.transfer import pretrained_source

@@ -117,7 +117,7 @@ def _masks(masks: dict[str, Any] | None) -> str:
 
 
 def _comparison(report: dict[str, Any]) -> str:
-    """Return the table of backbone, neck and heads beside the dense network."""
+    """Return the table of backbone, neck and heads beside the dense one."""
     found = report['comparison']
     if found is None:
         return f'Not compared with a dense network: {report["not_compared"]}.'
