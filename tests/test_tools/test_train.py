@@ -300,6 +300,6 @@ def test_console_scripts_are_the_command_lines(name, monkeypatch, capsys):
 
 def test_scripts_are_the_command_lines():
     for path in (ROOT / 'tools').rglob('*.py'):
-        if path.name != 'setup_env.py':
+        if path.name not in ('setup_env.py', 'build_mmcv.py'):
             main = runpy.run_path(str(path))['main']
             assert main.__module__ == f'sift_mm.cli.{path.stem}'
