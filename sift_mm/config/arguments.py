@@ -12,7 +12,7 @@ from sift_mm.arguments import check_names, parameters, read_arguments
 from sift_mm.backbones.base import make_member
 from sift_mm.config.libraries import import_library
 from sift_mm.config.member import VARIANT
-from sift_mm.config.nodes import walk
+from sift_mm.config.nodes import type_name, walk
 from sift_mm.errors import Mistake
 
 
@@ -60,7 +60,8 @@ def check_config(cfg: Config) -> None:
             maker = _maker(cfg, MODELS, node['type'])
             if maker is not None:
                 with _at(key):
-                    found = read_arguments(maker, _without(node, 'type'))
+                    given = _without(node, 'type')
+                    found = read_arguments(maker, given, type_name(node))
                     member: Any = {name: found.get(name) for name in VARIANT}
                     make_member(**member)
 

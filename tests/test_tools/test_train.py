@@ -151,7 +151,7 @@ model['backbone'] = dict(
         ("['backbone']['ach'] = 'tiny'",
          r'backbone\.backbone: SwinTransformer has no argument ach: did you '),
         ("['sparsty'] = 0.5",
-         r'backbone: SparseIFT has no argument sparsty: did you mean sparsity\?'),
+         r'backbone: SparseIFT has no argument sparsty: did you mean spars'),
     ],
 )  # fmt: skip
 def test_a_misspelt_argument_is_named(tool, change, said, configs):
