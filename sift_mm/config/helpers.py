@@ -1,4 +1,4 @@
-"""What family and sparsity change in a config that a person writes."""
+"""Parts of a hand-written config that follow from the sparsity."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def _backbone(
     expansion: int,
     checkpoint: str | None = None,
 ) -> tuple[dict[str, Any], list[int]]:
-    """Settings of a ResNet of the family, and channels of its four stages."""
+    """Return settings of a ResNet, and channels of its four stages."""
     changes: dict[str, Any] = dict(family=family, sparsity=sparsity)
     if checkpoint is not None:
         changes['init_cfg'] = pretrained_backbone(checkpoint)
@@ -23,14 +23,14 @@ def _backbone(
 
 
 def pretrained_backbone(checkpoint: str) -> dict[str, str]:
-    """The ``init_cfg`` of a backbone for the checkpoint of a model."""
+    """Return the ``init_cfg`` of a backbone for a model's checkpoint."""
     return dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
 
 
 def classifier(
     family: str, sparsity: float, base_channels: int = 64, expansion: int = 1
 ) -> dict[str, dict]:
-    """What to change in the config of MMPreTrain's ImageClassifier.
+    """Return the changes to a config of MMPreTrain's ImageClassifier.
 
     Args:
         family (str): Member of the Sparse-IFT family.
@@ -52,7 +52,7 @@ def detector(
     base_channels: int = 64,
     expansion: int = 1,
 ) -> dict[str, dict]:
-    """What to change in a config of MMDetection with an FPN on four stages.
+    """Return the changes to a config of MMDetection with an FPN.
 
     Arguments are those of :func:`classifier`; from a ``checkpoint`` of such
     a network backbone and masks are taken.
@@ -73,7 +73,7 @@ def segmentor(
     base_channels: int = 64,
     expansion: int = 1,
 ) -> dict[str, dict]:
-    """What to change in a config of MMSegmentation's DeepLabV3+.
+    """Return the changes to a config of MMSegmentation's DeepLabV3+.
 
     Arguments are those of :func:`detector`.
 

@@ -14,7 +14,7 @@ from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
 from narrow import in_float32
 from torch import nn
 
-from sift_mm.config.reading import import_library
+from sift_mm.config.libraries import import_library
 
 CIFAR = ROOT / 'configs/cifar100/resnet18_1xb128-200e_cifar100.py'
 IMAGENET = [
