@@ -301,15 +301,18 @@ def test_blocks_start_as_the_identity(registry, name):
     # Plain blocks do, as the authors' and the parent's; others if asked to.
     # Where a ReLU is behind the norms of the branches, they would be stuck.
     x = torch.rand(2, 32, 8, 8)
-    wide = build(registry, name, family='wide').train()
+    wide = build(registry, name, family='wide')
+    wide.train()
     assert torch.equal(wide.layer1[1](x), x)
     x = x[:, :16]
     for inner in ('none', 'norm', 'norm_act'):
         kwargs = dict(family='parallel', inner=inner)
-        model = build(registry, name, **kwargs).train()
+        model = build(registry, name, **kwargs)
+        model.train()
         assert not torch.equal(model.layer1[1](x), x)
         kwargs['zero_init_residual'] = True
-        model = build(registry, name, **kwargs).train()
+        model = build(registry, name, **kwargs)
+        model.train()
         assert torch.equal(model.layer1[1](x), x) == (inner != 'norm_act')
 
 
