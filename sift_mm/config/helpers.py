@@ -28,20 +28,27 @@ def pretrained_backbone(checkpoint: str) -> dict[str, str]:
 
 
 def classifier(
-    family: str, sparsity: float, base_channels: int = 64, expansion: int = 1
+    family: str,
+    sparsity: float,
+    base_channels: int = 64,
+    expansion: int = 1,
+    **backbone_options: Any,
 ) -> dict[str, dict]:
-    """Return the changes to a config of MMPreTrain's ImageClassifier.
+    """Return the changes to the config of MMPreTrain's ImageClassifier.
 
     Args:
         family (str): Member of the Sparse-IFT family.
         sparsity (float): Nominal share of zero weights.
         base_channels (int): Width of the dense network's first stage.
         expansion (int): Of the ResNet's blocks: 1 up to depth 34, then 4.
+        **backbone_options: Other options of the family: ``flops``, ``inner``,
+            ``sparse_factors``.
 
     Returns:
         dict: Backbone and head.
     """
     backbone, out = _backbone(family, sparsity, base_channels, expansion)
+    backbone |= backbone_options
     return dict(backbone=backbone, head=dict(in_channels=out[3]))
 
 
