@@ -25,6 +25,7 @@ attack: export SIFT_MM_KILLS ?= 100
 attack: setup  ## 100,000 random cases of mask training, 100 kills of a run
 	@$(VENV) -m pytest tests/test_sparsity/test_properties.py \
 	  tests/test_deploy/test_programs.py \
+	  tests/test_sparsity/test_random_training.py \
 	  tests/test_engine/test_saving.py tests/test_engine/test_arguments.py \
 	  $(ARGS)
 
