@@ -4,7 +4,6 @@ import copy
 import gc
 import io
 import itertools
-import pickle
 import re
 
 import pytest
@@ -17,7 +16,7 @@ from torchvision.models.resnet import BasicBlock
 import sift_mm
 from sift_mm.kernels import Geometry, make_pattern, sparse_conv2d
 from sift_mm.kernels import timing as clock
-from sift_mm.sparsity import SparseExecution, SparseTraining, masked_layers
+from sift_mm.sparsity import SparseTraining, masked_layers
 from sift_mm.sparsity import execution as execution_module
 
 BATCH, SIZE = 4, 10
