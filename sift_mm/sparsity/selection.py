@@ -98,7 +98,7 @@ def _kth_highest(values: Tensor, k: int) -> float:
     return float(np.partition(values.numpy(), len(values) - k)[-k])
 
 
-def _flat_pair(tensor: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:
+def flat_pair(tensor: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return both as 1-D views in one memory order, None if there is none."""
     if tensor.is_contiguous() and mask.is_contiguous():
         return tensor.view(-1), mask.view(-1)
@@ -129,7 +129,7 @@ def apply_masks_(tensors: Iterable[Tensor], masks: Iterable[Tensor]) -> None:
         if bits.device.type != 'cpu':
             on_device[0].append(bits)
             on_device[1].append(mask)
-        elif (pair := _flat_pair(bits, mask)) and not why_unavailable():
+        elif (pair := flat_pair(bits, mask)) and not why_unavailable():
             kernels.keep(*pair)
         else:
             bits.mul_(mask)

@@ -44,7 +44,8 @@ from sift_mm.sparsity.structures import (
     Unstructured,
     check_structure,
 )
-from sift_mm.sparsity.trainer import MaskTrainer, UpdateReport
+from sift_mm.sparsity.trainer import MaskTrainer
+from sift_mm.sparsity.updates import UpdateReport
 
 
 class SparseTraining:

@@ -3,11 +3,11 @@
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from sift_mm import arguments
@@ -26,45 +26,17 @@ from sift_mm.sparsity.optimizers import (
 from sift_mm.sparsity.packing import count
 from sift_mm.sparsity.random import generator_for
 from sift_mm.sparsity.schedules import DropFraction, UpdateSchedule
+from sift_mm.sparsity.updates import (
+    Change,
+    UpdateReport,
+    finish,
+    why_to_skip,
+)
 from sift_mm.sparsity.watch import WeightWatch
 
 Placement = Literal['after_step', 'replace_step']
 # Of the state; raised when an older reader would go wrong on it.
 STATE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class UpdateReport:
-    """Report of one mask update.
-
-    Args:
-        step (int): Optimizer step, counted from 1.
-        drop_fraction (float): Share of active weights that was dropped.
-        moved (float): Share of active weights that are elsewhere now.
-        skipped (str): Why nothing was done, or ''.
-    """
-
-    step: int
-    drop_fraction: float
-    moved: float
-    skipped: str = ''
-
-
-@dataclass
-class _Change:
-    """New masks and all that follows from them, not yet written.
-
-    Args:
-        step (int): Optimizer step that is complete then.
-        history (MaskHistory): History with the new masks.
-        masks (dict): New masks, of the layers that may move.
-        report (UpdateReport, optional): Report, if an update was due.
-    """
-
-    step: int
-    history: MaskHistory
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    report: UpdateReport | None = None
 
 
 class MaskTrainer:
@@ -232,7 +204,7 @@ class MaskTrainer:
         due = self._is_due(step)
         self._check_ranks(step, due)
         self._check_weights(optimizer)
-        change = _Change(step, self.history)
+        change = Change(step, self.history)
         live = self._live_layers(optimizer, change) if due else None
         growth: dict[str, Growth | None] = {}
         if live is None or self.placement == 'after_step':
@@ -246,7 +218,7 @@ class MaskTrainer:
                 self._in_step = False
         if live is not None:
             self._plan(optimizer, change, live, growth)
-        _to_the_end(lambda: self._write(optimizer, change))
+        finish(lambda: self._write(optimizer, change))
         self._watch.remember(optimizer)
         if self.execution is not None:
             # Masks are trained by all ranks alike, and updated seldom.
@@ -273,13 +245,13 @@ class MaskTrainer:
             self._apply_masks(optimizer)
 
     def _live_layers(
-        self, optimizer: Optimizer, change: _Change
+        self, optimizer: Optimizer, change: Change
     ) -> list[str] | None:
         """Return the layers that an update may move, None if it is left out.
 
         A parameter that is frozen or took no part keeps its mask.
         """
-        if reason := _why_to_skip(optimizer):
+        if reason := why_to_skip(optimizer):
             # Ranking by inf or nan would move masks at random; a loss
             # scaler skips such a step, so no mask may move either.
             change.report = UpdateReport(change.step, 0.0, 0.0, reason)
@@ -322,7 +294,7 @@ class MaskTrainer:
     def _plan(
         self,
         optimizer: Optimizer,
-        change: _Change,
+        change: Change,
         live: list[str],
         growth: dict[str, Growth | None],
     ) -> None:
@@ -356,7 +328,7 @@ class MaskTrainer:
         change.report = UpdateReport(step, fraction, moved)
 
     @torch.no_grad()
-    def _write(self, optimizer: Optimizer, change: _Change) -> None:
+    def _write(self, optimizer: Optimizer, change: Change) -> None:
         """Write an update; doing it twice, or from the start again, is fine.
 
         Grown positions start at zero, dropped ones leave nothing behind;
@@ -432,39 +404,5 @@ class MaskTrainer:
                 self.execution.restore(state.get('choices', {}))
             self._tell_execution()
 
-        _to_the_end(write)
+        finish(write)
         self._ranks_agree = False
-
-
-def _to_the_end(write: Callable[[], None]) -> None:
-    """Run a function to its end, again if an exception breaks into it.
-
-    Args:
-        write (Callable): May run several times, from the start.
-    """
-    try:
-        write()
-    except KeyboardInterrupt:
-        _to_the_end(write)  # Impatient users press Ctrl-C twice.
-        raise
-    except BaseException:
-        write()
-        raise
-
-
-def _why_to_skip(optimizer: Optimizer) -> str:
-    """Return why no mask can be updated from these gradients, or ''."""
-    gradients = [
-        p.grad._values() if p.grad.is_sparse else p.grad
-        for group in optimizer.param_groups
-        for p in group['params']
-        if p.grad is not None and p.grad.numel()
-    ]
-    gradients = [gradient for gradient in gradients if gradient.numel()]
-    if not gradients:
-        return 'no parameter had a gradient'
-    # Several times faster on the CPU than norms, which it can not vectorise.
-    extremes = [e for gradient in gradients for e in gradient.aminmax()]
-    device = extremes[0].device
-    finite = torch.stack([e.float().to(device) for e in extremes]).isfinite()
-    return '' if bool(finite.all()) else 'a gradient was not finite'
