@@ -58,12 +58,9 @@ class MaskTrainer:
             does not step (RigL, algorithm 1).
 
     The optimizer must leave a weight of value, gradient and slots zero where
-    it is, as SGD, Adam and all element-wise ones do. :meth:`enforce` tries
-    it.
-
-    Between backward pass and update, which the optimizer's step lies between,
-    an update of RigL holds 12 bytes for each of the few weights that may be
-    grown.
+    it is, as all element-wise ones do; :meth:`enforce` tries it. During the
+    optimizer's step, an update of RigL holds 12 bytes for each of the few
+    weights that may be grown.
 
     Raises:
         ValueError: If placement is unknown.
@@ -134,10 +131,9 @@ class MaskTrainer:
             self.execution.expect(self.needs_dense_gradient)
 
     def guard(self, optimizer: Optimizer) -> None:
-        """Refuse steps of an optimizer that pass this trainer, from now on.
+        """Refuse steps of an optimizer that pass this trainer.
 
-        For as long as the trainer exists. Without masks a plain step makes
-        the network dense again.
+        Without masks a plain step makes the network dense again.
         """
         reference = weakref.ref(self)  # An optimizer may outlive its masks.
 
@@ -312,16 +308,15 @@ class MaskTrainer:
                 # Other numbers than the growth score had.
                 layer = self._state(optimizer, step, name, '/drop')
                 new = self.algorithm.exchange(layer, scores)
-            active = count(new)
-            if active != count(mask):
+            if (after := count(new)) != (before := count(mask)):
                 structure = type(self.algorithm.structure).__name__
                 raise Mistake(
-                    f'The structure {structure} made {active} active weights '
-                    f'of {count(mask)} in {name!r}: its drop and grow have '
-                    'to move the same number.'
+                    f'The structure {structure} made {after} active weights '
+                    f'of {before} in {name!r}: its drop and grow have to move '
+                    'the same number.'
                 )
             kept_count += count(mask & new)
-            active_count += active
+            active_count += after
             change.masks[name] = new
         change.history = self.history.after(change.masks)
         moved = 1 - kept_count / active_count if active_count else 0.0
