@@ -129,7 +129,8 @@ class SparseTraining:
             make_drop_fraction(drop_fraction),
             seed,
         )
-        self.trainer.check_updates()
+        if still := self.trainer.why_still():
+            warnings.warn(still, stacklevel=3)
         self.trainer.watch(model)
         self.trainer.enforce(optimizer)
         self.trainer.guard(optimizer)

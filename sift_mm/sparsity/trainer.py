@@ -98,22 +98,18 @@ class MaskTrainer:
     def _is_due(self, step: int) -> bool:
         return self.schedule is not None and self.schedule.is_due(step)
 
-    def check_updates(self) -> None:
-        """Refuse a schedule of updates that move no weight.
-
-        Raises:
-            ValueError: If the drop fraction is 0 at the first update, so
-                that it is 0 at all of them.
-        """
+    def why_still(self) -> str:
+        """Say why no update will move a weight, or ''."""
         if self.schedule is None:
-            return
+            return ''
         first, end = self.schedule.interval, self.schedule.end
-        if not self.drop_fraction.at(first, end) > 0:
-            raise Mistake(
-                f'Masks would never change: the first update, at step {first} '
-                f'of {end}, has the drop fraction 0. Choose a shorter '
-                "interval, a drop_fraction above 0 or the algorithm 'Static'."
-            )
+        if self.drop_fraction.at(first, end) > 0:
+            return ''
+        return (
+            f'Masks will never change: the first update, at step {first} of '
+            f'{end}, has the drop fraction 0. Choose a shorter interval, a '
+            "drop_fraction above 0 or the algorithm 'Static'."
+        )
 
     def watch(self, model: nn.Module) -> None:
         """Refuse steps after a masked parameter of a model was replaced."""
