@@ -318,8 +318,8 @@ class SparseTrainingHook(Hook):
             seed[0],
             self.placement,
         )
-        if not self._resumed:
-            trainer.check_updates()
+        if still := trainer.why_still():
+            runner.logger.warning(still)
         trainer.execute(
             SparseExecution(unwrap(runner.model), masks, self.execution)
         )

@@ -44,7 +44,8 @@ from sift_mm.sparsity.structures import (
     Unstructured,
     check_structure,
 )
-from sift_mm.sparsity.trainer import MaskTrainer, UpdateReport
+from sift_mm.sparsity.trainer import MaskTrainer
+from sift_mm.sparsity.updates import UpdateReport
 
 
 class SparseTraining:
@@ -128,7 +129,8 @@ class SparseTraining:
             make_drop_fraction(drop_fraction),
             seed,
         )
-        self.trainer.check_updates()
+        if still := self.trainer.why_still():
+            warnings.warn(still, stacklevel=3)
         self.trainer.watch(model)
         self.trainer.enforce(optimizer)
         self.trainer.guard(optimizer)
