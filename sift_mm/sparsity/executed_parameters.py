@@ -28,9 +28,9 @@ class ExecutedParameter(nn.Parameter):
     """Parameter whose layer runs through an execution, until it is detached.
 
     Attributes:
-            execution (Execution | UnmaskedExecution): How its layer is run; None
-            in what was made by calling this class.
-        """
+        execution (Execution | UnmaskedExecution): Execution of its layer;
+            None in an object made by calling this class.
+    """
 
     execution: Any = None
 
