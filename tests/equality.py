@@ -1,5 +1,6 @@
 """Networks with zeros, and comparing what two of them compute."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -40,3 +41,33 @@ def assert_equal(
         assert one.dtype == two.dtype and one.device == two.device
         scale = float(one.abs().max()) if one.numel() else 0
         torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5 * scale)
+
+
+class Block(nn.Module):
+    """A block with a layer of each kind that is changed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.relu = nn.ReLU()
+        self.pool = nn.MaxPool2d(3, 1, 1)
+        self.linear = nn.Linear(8, 8)
+        self.branch = nn.Sequential(
+            OrderedDict(
+                conv=nn.Conv2d(4, 4, 3, padding=1),
+                norm=nn.BatchNorm2d(4),
+                relu=nn.ReLU(inplace=True),
+            )
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = self.conv(x)
+        out = self.norm(out)
+        out += x
+        out = self.relu(out)
+        return self.linear(self.pool(out)) + self.branch(x)
+
+
+def block() -> Any:
+    return sparsified(Block(), 0.4)

@@ -14,8 +14,9 @@ from sift_mm.config.channels import (
     reader_channels,
 )
 from sift_mm.config.dense import build_dense, dense_config
+from sift_mm.config.libraries import import_library
 from sift_mm.config.nodes import put
-from sift_mm.config.reading import import_library, read_config
+from sift_mm.config.reading import read_config
 from sift_mm.engine.plan import whole_model_budget
 from sift_mm.errors import Mistake
 from sift_mm.flops import count_model

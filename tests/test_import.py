@@ -69,7 +69,7 @@ def test_a_library_that_is_broken_is_left_out_with_its_reason():
         'except ImportError as e: assert "of its own (TypeError)" in str(e)\n'
         'else: raise AssertionError\n'
         'from mmengine.config import Config\n'
-        'from sift_mm.config.reading import import_library\n'
+        'from sift_mm.config.libraries import import_library\n'
         'try: import_library(Config(dict(default_scope="mmpretrain")))\n'
         'except ValueError as e: assert "of its own (TypeError)" in str(e)\n'
         'else: raise AssertionError\n',

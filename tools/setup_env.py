@@ -85,7 +85,7 @@ def run(step: str, *command: str | Path) -> None:
                 text = log.read_text(errors='replace')
                 for done, total in re.findall(r'\[(\d+)/(\d+)\] ', text)[-1:]:
                     own = spent * int(total) / int(done)  # ninja's files
-                left = (max(own - spent, 10) + later) / 60
+                left = (max(own - spent, spent / 4) + later) / 60
                 say(f'  {spent:.0f} s, about {left:.1f} minutes left')
     finally:
         if process.poll() is None:  # interrupted: end its compilers too

@@ -2,4 +2,4 @@ _base_ = './resnet18-sift-wide-s75_rigl-1xb128-200e_cifar100.py'
 
 from sift_mm.config import classifier
 
-model = classifier('doped', sparsity=0.75)
+model = classifier('doped', sparsity=0.75, flops='nominal')

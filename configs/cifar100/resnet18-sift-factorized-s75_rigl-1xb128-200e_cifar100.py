@@ -2,4 +2,6 @@ _base_ = './resnet18-sift-wide-s75_rigl-1xb128-200e_cifar100.py'
 
 from sift_mm.config import classifier
 
-model = classifier('factorized', sparsity=0.75)
+model = classifier(
+    'factorized', sparsity=0.75, flops='nominal', inner='norm_act'
+)

@@ -214,7 +214,7 @@ def _trial(
 ) -> Tensor | None:
     """An image without numbers, if a network runs on one."""
     image = meta_image(shape, channels)
-    runs = isinstance(output_shapes(network, (image,)), list)
+    runs = isinstance(output_shapes(network, image), list)
     return image if runs else None
 
 

@@ -142,6 +142,9 @@ class SparseIFTMixin(SparseIFTBackbone):
         if member is not None and member.kind.widens:
             kwargs = self._widened(kwargs, member.sparsity)
             _check_groups(kwargs.get('norm_cfg'), kwargs['base_channels'])
+        if member is not None and member.kind.composite:
+            # The authors start the last norm at zero in plain blocks alone.
+            kwargs.setdefault('zero_init_residual', False)
         super().__init__(**kwargs)
         self._become(member, flops, match_shape, unmasked)
         self._parent = parent

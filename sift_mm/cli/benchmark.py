@@ -1,4 +1,4 @@
-"""Times the network of a config: dense twin, executed densely, sparsely.
+"""Time the network of a config: dense twin, executed densely, sparsely.
 
 Without a checkpoint, masks are drawn at random as training would draw them.
 """
@@ -20,13 +20,14 @@ from sift_mm.cli.reports.speed import fill, measure_speed, to_text
 from sift_mm.config.building import build
 from sift_mm.config.explain import explained
 from sift_mm.config.images import find_sizes
-from sift_mm.config.reading import import_library, load_config
+from sift_mm.config.libraries import import_library
+from sift_mm.config.reading import load_config
 from sift_mm.config.resume import check_checkpoint
 from sift_mm.errors import Mistake
 
 
 def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
-    """Masks as the config's training would draw them, and weights for them."""
+    """Draw masks as the config's training would, and weights for them."""
     hook = build_hook(cfg)
     if hook is None:
         raise Mistake(
@@ -41,7 +42,7 @@ def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """Times and prints."""
+    """Time the network and print the report."""
     parser = Parser(
         description='Time a network on the CPU: its dense twin, executed '
         'densely, executed on sparse kernels'

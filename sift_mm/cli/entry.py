@@ -1,4 +1,4 @@
-"""How a command line ends: a mistake that is known, in its sentence."""
+"""End of a command: one sentence for a mistake that is known."""
 
 import argparse
 import errno
@@ -27,7 +27,7 @@ PEER = re.compile(
 
 
 class Parser(argparse.ArgumentParser):
-    """Reads a command line that can ask for tracebacks."""
+    """Command-line parser with the option ``--traceback``."""
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Refused(SystemExit):
-    """The end of a command that a known mistake was found in."""
+    """Exit of a command because of a mistake that is known."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(2)
@@ -50,7 +50,7 @@ class Refused(SystemExit):
 
 
 def entry_point(main: Callable[..., T]) -> Callable[..., T]:
-    """Decorator: ends with a sentence and exit code 2 where one is known."""
+    """Make a command end with one sentence and exit code 2 on a mistake."""
 
     @wraps(main)
     def run(argv: Sequence[str] | None = None) -> T:
@@ -72,7 +72,7 @@ def entry_point(main: Callable[..., T]) -> Callable[..., T]:
 
 
 def explain(error: BaseException) -> str | None:
-    """The sentence of a known mistake, without what was put around it.
+    """Return the sentence of a known mistake, without additions.
 
     MMEngine's call of a hook raises an error anew with words behind it. None
     for an error that is not known.

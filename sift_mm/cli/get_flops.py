@@ -1,4 +1,4 @@
-"""Prints what a network costs, layer by layer and for its whole training.
+"""Print what a network costs, layer by layer and for its whole training.
 
 Only the config is read: no data set, no checkpoint, no accelerator.
 """
@@ -21,7 +21,7 @@ from sift_mm.config.reading import load_config
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = Parser(
         description='Count FLOPs, parameters and memory of a config'
     )
@@ -54,7 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """Counts and prints."""
+    """Count and print."""
     args = parse_args(argv)
     # What configs and libraries print would not be JSON.
     with redirect_stdout(sys.stderr):

@@ -14,14 +14,14 @@ from sift_mm.sparsity import ALGORITHMS
 def check_pairs(
     parser: argparse.ArgumentParser, option: str, values: Iterable[str]
 ) -> None:
-    """Refuse what is no KEY=VALUE."""
+    """Refuse values that are not KEY=VALUE."""
     for value in values:
         if '=' not in value:
             parser.error(f'{option} takes KEY=VALUE, not {value}')
 
 
 class Settings(DictAction):
-    """MMEngine's pairs of keys and values; anything else is refused."""
+    """Action for pairs of keys and values, as MMEngine's; refuses others."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
         """Read the pairs that follow an option."""
@@ -31,7 +31,7 @@ class Settings(DictAction):
 
 
 def positive(text: str) -> int:
-    """A whole number above zero, from the command line."""
+    """Return a whole number above zero from the command line."""
     number = int(text) if text.isdecimal() else 0
     if number < 1:
         raise argparse.ArgumentTypeError(
@@ -41,7 +41,7 @@ def positive(text: str) -> int:
 
 
 def name_of(names: Iterable[str]) -> Callable[[str], str]:
-    """For argparse's ``type``: finds a name, its case and dashes aside.
+    """Return a ``type`` for argparse that ignores case and dashes of names.
 
     A text that is none of the names stays, for ``choices`` to refuse.
     """
@@ -56,7 +56,7 @@ def name_of(names: Iterable[str]) -> Callable[[str], str]:
 def add_config_options(
     parser: argparse.ArgumentParser, interval: bool = True
 ) -> None:
-    """Adds ``config`` and what changes it, which every tool has.
+    """Add ``config`` and what changes it, which every tool has.
 
     ``--interval`` is that of mask updates, but for a tool that has another.
     """
@@ -126,7 +126,7 @@ def add_config_options(
 def add_run_options(
     parser: argparse.ArgumentParser, interval: bool = True
 ) -> None:
-    """Adds the options that train and test have in common."""
+    """Add the options that train and test have in common."""
     add_config_options(parser, interval)
     parser.add_argument(
         '--work-dir',
@@ -151,7 +151,7 @@ def add_run_options(
 
 
 def add_shape_option(parser: argparse.ArgumentParser) -> None:
-    """Adds ``--shape``, the size of the image that a network is given."""
+    """Add ``--shape``, the size of the image that a network is given."""
     parser.add_argument(
         '--shape',
         nargs=2,

@@ -1,4 +1,4 @@
-"""Prints a config with its bases and overrides merged."""
+"""Print a config with its bases and overrides merged."""
 
 import os
 import os.path as osp
@@ -14,7 +14,7 @@ SUFFIXES = ('.py', '.json', '.yml')
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """Prints, and on request saves, the whole config."""
+    """Print, and on request save, the whole config."""
     parser = Parser(description='Print the whole config')
     add_config_options(parser)
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""Tests a checkpoint with an MMDetection, MMSegmentation or MMPreTrain config.
+"""Test a checkpoint with an MMDetection, MMSegmentation or MMPreTrain config.
 
 The config's ``default_scope`` says whose it is; its library is imported when
 the runner builds the first module.
@@ -34,7 +34,7 @@ FORMATS = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = Parser(description='Test a model')
     add_run_options(parser, interval=False)
     add = parser.add_argument
@@ -90,7 +90,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def keeps_label_maps(cfg: Config, args: argparse.Namespace) -> bool:
-    """Whether ``--out`` is a folder for MMSegmentation's label maps.
+    """Return whether ``--out`` is a folder for MMSegmentation's label maps.
 
     Raises:
         Mistake: If ``--out`` is neither that nor a pickle file.
@@ -105,7 +105,7 @@ def keeps_label_maps(cfg: Config, args: argparse.Namespace) -> bool:
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
-    """Applies the options of testing to the config."""
+    """Apply the options of testing to the config."""
     cfg.load_from = args.checkpoint
     cfg.resume = False  # Else the runner would restore a training.
     if args.amp:
@@ -128,7 +128,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
-    """Tests as the command line says.
+    """Test as the command line says.
 
     Returns:
         dict[str, float]: The metrics by name, and those of
@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def command() -> None:
-    """The console script; what ``main`` returns is no exit status."""
+    """Run ``main`` as a console script, whose result is no exit status."""
     main()
 
 

@@ -1,4 +1,4 @@
-"""Trains the model of an MMDetection, MMSegmentation or MMPreTrain config.
+"""Train the model of an MMDetection, MMSegmentation or MMPreTrain config.
 
 The config's ``default_scope`` says whose it is; its library is imported when
 the runner builds the first module.
@@ -25,7 +25,7 @@ from sift_mm.errors import Mistake
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads the command line."""
+    """Read the command line."""
     parser = Parser(description='Train a model')
     add_run_options(parser)
     parser.add_argument(
@@ -56,7 +56,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
-    """Applies the options of training to the config."""
+    """Apply the options of training to the config."""
     if args.amp is not None:
         (enable_amp if args.amp else disable_amp)(cfg)
     if args.auto_scale_lr:
@@ -79,7 +79,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
 
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
-    """Trains as the command line says."""
+    """Train as the command line says."""
     args = parse_args(argv)
     cfg = load_run_config(args)
     with explained(args.config, cfg):

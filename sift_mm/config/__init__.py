@@ -1,4 +1,4 @@
-"""Sparse-IFT in a config: all that follows from family and sparsity.
+"""Sparse-IFT in a config: everything follows from family and sparsity.
 
 In a config file, one line gives the network and the channels that its neck
 and heads read::

@@ -1,6 +1,8 @@
 """Arguments of the modules that a config names; its library is imported."""
 
 import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from mmengine.config import Config
@@ -8,12 +10,14 @@ from mmengine.registry import HOOKS, MODELS, OPTIMIZERS, Registry
 
 from sift_mm.arguments import check_names, parameters, read_arguments
 from sift_mm.backbones.base import make_member
+from sift_mm.config.libraries import import_library
 from sift_mm.config.member import VARIANT
-from sift_mm.config.nodes import walk
+from sift_mm.config.nodes import type_name, walk
+from sift_mm.errors import Mistake
 
 
 def arguments(cfg: Config, kind: Any) -> dict[str, Any]:
-    """Defaults of what a module of a ``type`` and its base classes take.
+    """Return the arguments of a module's ``type``, with their defaults.
 
     That of an argument without one is ``inspect.Parameter.empty``.
     """
@@ -23,7 +27,7 @@ def arguments(cfg: Config, kind: Any) -> dict[str, Any]:
 
 
 def _maker(cfg: Config, registry: Registry, kind: Any) -> Any:
-    """Class or function of a ``type``; None if it is not registered."""
+    """Return the class or function of a ``type``; None if not registered."""
     if not isinstance(kind, str):
         return kind
     scope = cfg.get('default_scope', 'mmengine')
@@ -32,7 +36,7 @@ def _maker(cfg: Config, registry: Registry, kind: Any) -> Any:
 
 
 def check_config(cfg: Config) -> None:
-    """Refuse arguments of sparse training that cannot be meant.
+    """Refuse invalid arguments of sparse training.
 
     Nothing is built but the hooks, which are small.
 
@@ -40,25 +44,35 @@ def check_config(cfg: Config) -> None:
         Mistake: On the first wrong argument of a Sparse-IFT backbone or of a
             SparseTrainingHook, and on an unknown optimizer.
     """
-    from sift_mm.config.reading import import_library
-
     import_library(cfg)
     _check_optimizer(cfg)
     hook_class = HOOKS.get('SparseTrainingHook')
-    for hook in cfg.get('custom_hooks') or ():
+    for i, hook in enumerate(cfg.get('custom_hooks') or ()):
         if not isinstance(hook, dict):
             continue  # A hook that is built already.
         maker = _maker(cfg, HOOKS, hook.get('type'))
         if inspect.isclass(maker) and issubclass(maker, hook_class):
-            maker(**_without(hook, 'type', 'priority'))
+            with _at(f'custom_hooks.{i}'):
+                maker(**_without(hook, 'type', 'priority'))
     for key, node in walk(cfg.get('model'), 'model'):
         # Of all nodes, no others need be known to a registry of models.
         if isinstance(node, dict) and 'SparseIFT' in str(node.get('type')):
             maker = _maker(cfg, MODELS, node['type'])
             if maker is not None:
-                found = read_arguments(maker, _without(node, 'type'), key)
-                member: Any = {name: found.get(name) for name in VARIANT}
-                make_member(**member)
+                with _at(key):
+                    given = _without(node, 'type')
+                    found = read_arguments(maker, given, type_name(node))
+                    member: Any = {name: found.get(name) for name in VARIANT}
+                    make_member(**member)
+
+
+@contextmanager
+def _at(key: str) -> Iterator[None]:
+    """Name a key of the config in mistakes that are found inside."""
+    try:
+        yield
+    except Mistake as error:
+        raise Mistake(f'{key}: {error}') from error
 
 
 def _check_optimizer(cfg: Config) -> None:

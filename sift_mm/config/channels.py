@@ -1,4 +1,4 @@
-"""The channels that neck and heads read, in a config.
+"""Input channels of neck and heads, in a config.
 
 Every module of the libraries says in a key that ends in ``in_channels`` how
 wide the features are that it reads. Those that read the backbone follow it.
@@ -35,7 +35,7 @@ READS = re.compile(rf'\.\w*{KEY}(\.|$)')
 
 
 def reader_channels(model: Any) -> dict[str, int]:
-    """How wide what is read of the backbone is, by keys of a ``model``."""
+    """Return the input channels of each neck and head, by config key."""
     necks = model.get('neck') or []
     several = isinstance(necks, (list, tuple))
     for i, neck in enumerate(necks if several else [necks]):
@@ -59,7 +59,7 @@ def _channels(node: Any, key: str) -> dict[str, int]:
 
 
 def follow(model: Any, backbone: Any, dense: bool = False) -> dict[int, int]:
-    """Let what reads a backbone follow its widths.
+    """Set the input channels of necks and heads to the backbone's outputs.
 
     Args:
         model (dict): ``model`` of a config, changed in place. It may be
@@ -92,7 +92,7 @@ def follow(model: Any, backbone: Any, dense: bool = False) -> dict[int, int]:
 
 
 def fit_channels(cfg: Config) -> None:
-    """Let neck and heads read what the backbone gives, in place.
+    """Set the channels of neck and heads in a config, in place.
 
     Raises:
         Mistake: If a layer cannot follow, see :func:`check_channels`.
@@ -142,7 +142,7 @@ def _all_channels(model: Any) -> dict[str, int]:
 
 
 def check_channels(model: nn.Module, cfg: Config) -> None:
-    """Sends an image without numbers through a model with a wide backbone.
+    """Check the channels of a model by an image without numbers.
 
     Of the size in testing, and in training. What fits at any size is no
     fault: a layer may read channels and places together.
@@ -167,7 +167,7 @@ def check_channels(model: nn.Module, cfg: Config) -> None:
 
 
 def find_misfit(model: nn.Module, cfg: Config) -> tuple[str, int, int] | None:
-    """The layer that gets another number of channels than it reads.
+    """Return the layer whose input has another number of channels.
 
     Of a model with a ``backbone`` that fits itself, at the sizes of images
     that a config says: its name, what it reads, and what it gets.
@@ -185,7 +185,7 @@ def find_misfit(model: nn.Module, cfg: Config) -> tuple[str, int, int] | None:
 
 
 def _shapes(cfg: Config) -> Iterable[tuple[int, int]]:
-    """Sizes of images that the model is made for, or two of any."""
+    """Return the image sizes of the config, or two default ones."""
     try:
         return dict.fromkeys(shape for shape, _ in find_sizes(cfg, None))
     except ValueError:
@@ -195,7 +195,7 @@ def _shapes(cfg: Config) -> Iterable[tuple[int, int]]:
 def _misfit_at(
     trial: nn.Module, shape: tuple[int, int], channels: int
 ) -> tuple[str, int, int] | None:
-    """What does not fit in a model that has no numbers, see :func:`_misfit`.
+    """Return the misfit of a model without numbers, see :func:`_misfit`.
 
     None too where it fails in another way, which is no fault of the config.
     """
@@ -216,7 +216,7 @@ def _misfit_at(
 
 
 def _misfit(name: str, module: Any, args: Any) -> tuple[str, int, int] | None:
-    """A layer, the channels that it reads, and those that it gets."""
+    """Return a layer, its input channels and those of its input."""
     if not args or not isinstance(args[0], Tensor) or args[0].dim() < 2:
         return None
     gets = args[0].shape[-1 if hasattr(module, 'in_features') else 1]
@@ -238,7 +238,7 @@ def _advice(cfg: Config, backbone: Any, misfit: tuple[str, int, int]) -> str:
 
 
 def what_fits(cfg: Config, backbone: Any, misfit: tuple[str, int, int]) -> str:
-    """What to write in a config that does not fit; '' if that is not known.
+    """Return the values that a config needs to fit; '' if unknown.
 
     The ``misfit`` is as :func:`find_misfit` has it.
     """
@@ -260,7 +260,7 @@ def what_fits(cfg: Config, backbone: Any, misfit: tuple[str, int, int]) -> str:
 
 
 def _written(model: Any, key: str) -> str:
-    """A number, or the list that it is in, as a config has it."""
+    """Return key and value of a number, or of the list that holds it."""
     nodes = dict(walk(model, 'model'))
     key = f'model.{key}'
     owner = key.rpartition('.')[0]

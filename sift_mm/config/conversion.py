@@ -1,4 +1,4 @@
-"""Turning the config of a run into one of Sparse-IFT."""
+"""Conversion of the config of a run into one of Sparse-IFT."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -68,13 +68,13 @@ def sparsify(
 
 
 def is_wrapped(cfg: Config) -> bool:
-    """Whether the backbone of a config is one in a wrapper."""
+    """Return whether the backbone of a config is wrapped."""
     backbone = cfg.get('model', {}).get('backbone') or {}
     return type_name(backbone) == WRAPPER
 
 
 def convert(cfg: Config, member: MemberOptions) -> None:
-    """As :func:`sparsify`, but neck and heads stay as they are."""
+    """Apply :func:`sparsify` without neck and heads."""
     backbone = cfg.get('model', {}).get('backbone') or {}
     kind = type_name(backbone)
     if not kind:
@@ -230,7 +230,7 @@ def _add_hook(cfg: Config, arguments: Mapping[str, Any]) -> None:
 
 
 def _loads_masks(cfg: Config, hook: Mapping[str, Any]) -> bool:
-    """Whether a run starts from the masks of a checkpoint."""
+    """Return whether a run starts from the masks of a checkpoint."""
     sources = [
         pretrained_cfg(module.get('init_cfg'))
         for module in (cfg.model, cfg.model.backbone)

@@ -1,4 +1,4 @@
-"""Says at once, and in one sentence, which data of a run is missing."""
+"""Check that the data of a run is there."""
 
 import os
 import os.path as osp
@@ -16,7 +16,7 @@ LOCAL_BACKENDS = ('local', 'disk', 'LocalBackend', 'HardDiskBackend')
 
 
 def leaf_datasets(cfg: Any) -> Iterator[dict]:
-    """Yields the configs of the datasets inside all wrappers.
+    """Yield the configs of the datasets inside all wrappers.
 
     RepeatDataset, say, holds its own under ``dataset``, ConcatDataset under
     ``datasets``.
@@ -33,7 +33,7 @@ def leaf_datasets(cfg: Any) -> Iterator[dict]:
 
 
 def _prefixes(cfg: dict) -> dict[str, str]:
-    """Folders of a dataset, by what they hold, relative to its root."""
+    """Return the folders of a dataset by content, relative to its root."""
     prefix = cfg.get('data_prefix') or {}
     if isinstance(prefix, str):
         prefix = dict(img_path=prefix)
@@ -44,13 +44,13 @@ def _prefixes(cfg: dict) -> dict[str, str]:
 
 
 def _annotations(cfg: dict) -> list[str]:
-    """The annotation file of a dataset, if it has one, relative as above."""
+    """Return the annotation file of a dataset, relative to its root."""
     ann_file = cfg.get('ann_file')
     return [ann_file] if ann_file and isinstance(ann_file, str) else []
 
 
 def _exists(path: str) -> bool:
-    """Whether there is such a file or a folder that is not empty."""
+    """Return whether a file, or a folder that is not empty, exists."""
     path = osp.expanduser(path)
     if osp.isdir(path):
         with os.scandir(path) as entries:
@@ -59,7 +59,7 @@ def _exists(path: str) -> bool:
 
 
 def _is_complete(cfg: dict) -> bool:
-    """Whether everything that a dataset reads locally is there."""
+    """Return whether all local files of a dataset exist."""
     root = cfg.get('data_root') or ''
     known = find_data_set(type_name(cfg))
     fetches = known is not None and known.fetches_itself
@@ -73,7 +73,7 @@ def _is_complete(cfg: dict) -> bool:
 
 
 def _describe(cfg: dict) -> str:
-    """What belongs into the root of a dataset."""
+    """Return the contents that the root of a dataset should have."""
     parts = _annotations(cfg)
     known = find_data_set(type_name(cfg))
     if known is not None and known.contents and not parts:
@@ -89,7 +89,7 @@ def _describe(cfg: dict) -> str:
 
 
 def check_data(cfg: Config, phases: Iterable[str]) -> None:
-    """Stops before anything is built if data of a run is missing.
+    """Refuse a run whose data is missing, before anything is built.
 
     Only local paths are looked at, of the data loaders of some of 'train',
     'val' and 'test'; a dataset that fetches itself or reads through a remote

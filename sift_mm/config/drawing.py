@@ -22,7 +22,7 @@ def enable_drawing(
     wait_time: float,
     interval: int,
 ) -> None:
-    """Switches the visualisation hook of the config's library on, in place.
+    """Switch the visualisation hook of the config's library on, in place.
 
     It shows windows, each for some seconds, or draws into a folder; every
     n-th sample, of classification only.

@@ -1,4 +1,4 @@
-"""What family and sparsity change in a config that a person writes."""
+"""Parts of a hand-written config that follow from the sparsity."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def _backbone(
     expansion: int,
     checkpoint: str | None = None,
 ) -> tuple[dict[str, Any], list[int]]:
-    """Settings of a ResNet of the family, and channels of its four stages."""
+    """Return settings of a ResNet, and channels of its four stages."""
     changes: dict[str, Any] = dict(family=family, sparsity=sparsity)
     if checkpoint is not None:
         changes['init_cfg'] = pretrained_backbone(checkpoint)
@@ -23,25 +23,32 @@ def _backbone(
 
 
 def pretrained_backbone(checkpoint: str) -> dict[str, str]:
-    """The ``init_cfg`` of a backbone for the checkpoint of a model."""
+    """Return the ``init_cfg`` of a backbone for a model's checkpoint."""
     return dict(type='Pretrained', checkpoint=checkpoint, prefix='backbone.')
 
 
 def classifier(
-    family: str, sparsity: float, base_channels: int = 64, expansion: int = 1
+    family: str,
+    sparsity: float,
+    base_channels: int = 64,
+    expansion: int = 1,
+    **backbone_options: Any,
 ) -> dict[str, dict]:
-    """What to change in the config of MMPreTrain's ImageClassifier.
+    """Return the changes to the config of MMPreTrain's ImageClassifier.
 
     Args:
         family (str): Member of the Sparse-IFT family.
         sparsity (float): Nominal share of zero weights.
         base_channels (int): Width of the dense network's first stage.
         expansion (int): Of the ResNet's blocks: 1 up to depth 34, then 4.
+        **backbone_options: Other options of the family: ``flops``, ``inner``,
+            ``sparse_factors``.
 
     Returns:
         dict: Backbone and head.
     """
     backbone, out = _backbone(family, sparsity, base_channels, expansion)
+    backbone |= backbone_options
     return dict(backbone=backbone, head=dict(in_channels=out[3]))
 
 
@@ -52,7 +59,7 @@ def detector(
     base_channels: int = 64,
     expansion: int = 1,
 ) -> dict[str, dict]:
-    """What to change in a config of MMDetection with an FPN on four stages.
+    """Return the changes to a config of MMDetection with an FPN.
 
     Arguments are those of :func:`classifier`; from a ``checkpoint`` of such
     a network backbone and masks are taken.
@@ -73,7 +80,7 @@ def segmentor(
     base_channels: int = 64,
     expansion: int = 1,
 ) -> dict[str, dict]:
-    """What to change in a config of MMSegmentation's DeepLabV3+.
+    """Return the changes to a config of MMSegmentation's DeepLabV3+.
 
     Arguments are those of :func:`detector`.
 

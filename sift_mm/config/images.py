@@ -1,4 +1,4 @@
-"""How large the images of a run are, and how many: from the config alone."""
+"""Size and number of the images of a run, from the config alone."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -30,7 +30,7 @@ VARY = ('Resize', 'Crop', 'Pad', 'Mosaic', 'MixUp', 'Affine')
 
 
 def _step_size(step: dict) -> Shape | None:
-    """Height and width after a transform of ``SIZES``, if it fixes them."""
+    """Return height and width after a transform, if it fixes them."""
     key, order = SIZES[type_name(step)]
     size = step.get(key)
     if size is None or step.get('crop_type', 'absolute') != 'absolute':
@@ -45,7 +45,7 @@ def _step_size(step: dict) -> Shape | None:
 
 
 def image_size(cfg: Config, phase: str) -> tuple[Shape, str] | None:
-    """The size of the images that the pipeline of a phase gives.
+    """Return the image size after the pipeline of a phase.
 
     Returns:
         tuple, optional: Height and width in pixels, as padded for the model,
@@ -81,7 +81,7 @@ def image_size(cfg: Config, phase: str) -> tuple[Shape, str] | None:
 def find_sizes(
     cfg: Config, given: Sequence[int] | None
 ) -> tuple[tuple[Shape, str], tuple[Shape, str]]:
-    """Sizes of the images in testing and in training.
+    """Return the image sizes in testing and in training.
 
     Each is as :func:`image_size` has it, or height and width as ``given``.
     Where only one of the two is fixed, the other is taken to be the same.
@@ -103,7 +103,7 @@ def find_sizes(
 
 
 def channels_of(cfg: Config, model: nn.Module) -> int:
-    """Channels of the images that the model of a config reads."""
+    """Return the image channels of the model of a config."""
     backbone = cfg.model.get('backbone') or {}
     # A wrapper leaves it to the one within.
     given = backbone.get('backbone', backbone).get('in_channels')
@@ -111,7 +111,7 @@ def channels_of(cfg: Config, model: nn.Module) -> int:
 
 
 def epoch_images(dataset: Any) -> int | None:
-    """Images of an epoch of a published set, in any wrappers.
+    """Return the images of an epoch of a published set, in any wrappers.
 
     None where only the data could tell.
     """
@@ -136,7 +136,7 @@ def epoch_images(dataset: Any) -> int | None:
 def schedule_samples(
     cfg: Config, epoch_samples: int | None = None, batch: int | None = None
 ) -> tuple[int | None, str]:
-    """Samples that a whole training sees.
+    """Return the number of samples of a whole training.
 
     ``epoch_samples``, the images of an epoch, are by default as published;
     the ``batch``, over all processes, is by default the config's.

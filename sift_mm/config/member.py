@@ -20,7 +20,7 @@ MEMBER_ARGUMENTS = (
 
 @dataclass(frozen=True)
 class MemberOptions:
-    """What is asked of the member and its masks.
+    """Options of the member and its masks.
 
     The arguments are those of :func:`sift_mm.config.sparsify`.
     """
@@ -46,22 +46,22 @@ class MemberOptions:
         return cls(**named, algorithm=algorithm, hook=hook or None)
 
     def __bool__(self) -> bool:
-        """Whether anything is asked for."""
+        """Return whether any option is given."""
         return bool(self.given)
 
     @property
     def given(self) -> dict[str, Any]:
-        """All that is asked for, by name."""
+        """Return the options that are given, by name."""
         return {k: v for k, v in vars(self).items() if v is not None}
 
     @property
     def of_backbone(self) -> dict[str, Any]:
-        """Arguments of the backbone that are given."""
+        """Return the backbone's arguments that are given."""
         return {k: v for k in VARIANT if (v := getattr(self, k)) is not None}
 
     @property
     def of_hook(self) -> dict[str, Any]:
-        """Arguments of SparseTrainingHook that are given.
+        """Return the arguments of SparseTrainingHook that are given.
 
         Raises:
             ValueError: If the hook has no such argument.
@@ -75,7 +75,7 @@ class MemberOptions:
 
     @property
     def name(self) -> str:
-        """For a folder: 'wide-s75-rigl-pre', a part of it, or ''."""
+        """Return a folder's suffix, such as 'wide-s75-rigl-pre', or ''."""
         parts = [self.family]
         if self.sparsity is not None:
             parts.append(f's{100 * self.sparsity:g}')

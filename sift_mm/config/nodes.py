@@ -5,7 +5,7 @@ from typing import Any
 
 
 def walk(node: Any, key: str) -> Iterator[tuple[str, Any]]:
-    """A node and all that it holds, by dotted keys."""
+    """Yield a node and all nodes below it, by dotted keys."""
     yield key, node
     items: Any = enumerate(node) if isinstance(node, (list, tuple)) else ()
     for name, value in node.items() if isinstance(node, dict) else items:
@@ -27,14 +27,14 @@ def put(node: Any, key: str, value: Any) -> Any:
 
 
 def type_name(cfg: Mapping[str, Any]) -> str:
-    """Name in a config's ``type``: without scope, of a class its name."""
+    """Return the class name in a config's ``type``, without scope."""
     kind = cfg.get('type', '')
     name = kind if isinstance(kind, str) else getattr(kind, '__name__', '')
     return name.rpartition('.')[2]
 
 
 def hook_place(cfg: Mapping[str, Any]) -> int | None:
-    """Index of SparseTrainingHook in ``custom_hooks``, None without one."""
+    """Return the index of SparseTrainingHook in ``custom_hooks``, or None."""
     for i, hook in enumerate(cfg.get('custom_hooks') or []):
         if isinstance(hook, Mapping):  # Others are built already.
             if type_name(hook) == 'SparseTrainingHook':

@@ -1,26 +1,22 @@
 """Reading configs, with the options of the command line applied."""
 
 import argparse
-import io
 import os
 import os.path as osp
-import re
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.registry import MODELS
 from mmengine.utils import is_installed
 
-from sift_mm.arguments import check_names
-from sift_mm.backbones import PACKAGES, check_library
 from sift_mm.config.explain import explained, one_line
+from sift_mm.config.libraries import (
+    import_library,
+    library_of,
+    without_noise,
+)
 from sift_mm.config.member import MemberOptions
 from sift_mm.config.overrides import override
 from sift_mm.config.types import check, check_types
@@ -50,21 +46,8 @@ LAUNCHERS = {
 SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 
 
-@contextmanager
-def _without_noise() -> Iterator[None]:
-    """Holds back what the libraries print about an optional package."""
-    out = io.StringIO()
-    try:
-        with redirect_stdout(out):
-            yield
-    finally:
-        for line in out.getvalue().splitlines(keepends=True):
-            if 'Could not import OneDL' not in line:
-                sys.stdout.write(line)
-
-
 def load_config(args: argparse.Namespace) -> Config:
-    """As :func:`read_config`, by the options of ``add_config_options``."""
+    """Call :func:`read_config` with the options of a command line."""
     member = MemberOptions.of_args(args)
     return read_config(args.config, args.cfg_options, **vars(member))
 
@@ -72,7 +55,7 @@ def load_config(args: argparse.Namespace) -> Config:
 def read_config(
     config: str, cfg_options: dict[str, Any] | None = None, **member: Any
 ) -> Config:
-    """Reads a config file and changes it as the options say.
+    """Read a config file and change it as the options say.
 
     Args:
         config (str): Path, or a name such as ``mmdet::...``.
@@ -106,12 +89,12 @@ def read_config(
             f'{config} is no config: the name of one ends in '
             f'{", ".join(SUFFIXES)}.'
         )
-    with explained(config), _without_noise():
+    with explained(config), without_noise():
         cfg = Config.fromfile(path, import_custom_modules=False)
         _import_modules(cfg)
     with explained(config, cfg):
         check_types(cfg)
-        if 'default_scope' not in cfg and (library := _library_of(path)):
+        if 'default_scope' not in cfg and (library := library_of(path)):
             cfg.default_scope = library  # As the library's own tools set it.
         options = MemberOptions(**member)
         if options:
@@ -147,37 +130,8 @@ def _import_modules(cfg: Config) -> None:
             ) from error
 
 
-def _library_of(path: str) -> str | None:
-    """The library that ships a config, by its folder of configs."""
-    found = re.search(rf'/({"|".join(PACKAGES)})/\.mim/', osp.abspath(path))
-    return found and found[1]
-
-
-def import_library(cfg: Config) -> None:
-    """Imports the library of the config's ``default_scope``, if installed.
-
-    The registries would do it, but noisily.
-
-    Raises:
-        Mistake: If it is unknown, or one of OpenMMLab's and not installed.
-    """
-    scope = cfg.get('default_scope', 'mmengine')
-    if scope not in PACKAGES:
-        # Of a project of the user, imported by custom_imports.
-        if not (scope.isidentifier() and find_spec(scope)):
-            known = ['mmengine', *PACKAGES, *MODELS.children]
-            check_names('default_scope: there is no library', [scope], known)
-        return
-    try:
-        check_library(scope)
-    except ImportError as error:
-        raise Mistake(f"The config's default_scope: {error}") from error
-    with _without_noise():
-        import_module(f'{scope}.datasets')
-
-
 def load_run_config(args: argparse.Namespace) -> Config:
-    """Reads the config of a run, by the options of ``add_run_options``.
+    """Read the config of a run, by the options of ``add_run_options``.
 
     ``launcher`` and ``work_dir`` are set in it.
     """

@@ -20,7 +20,7 @@ DEFAULT_MODELS = {
 
 
 def flip_pipeline(pipeline: list[dict]) -> list[dict]:
-    """A test pipeline of two views, as it is and mirrored; its end packs."""
+    """Return a test pipeline of two views, one of them mirrored."""
     *steps, pack = deepcopy(pipeline)
     if 'meta_keys' in pack:
         # Without them the views could not be mirrored back.
@@ -39,7 +39,7 @@ def flip_pipeline(pipeline: list[dict]) -> list[dict]:
 
 
 def enable_tta(cfg: Config) -> None:
-    """Wraps the model and replaces the pipelines of the test data, in place.
+    """Wrap the model and replace the pipelines of the test data, in place.
 
     The config's ``tta_model`` and ``tta_pipeline`` are taken if it has them.
 

@@ -1,4 +1,4 @@
-"""What a tested network costs under the masks of its checkpoint."""
+"""Costs of a tested network under the masks of its checkpoint."""
 
 import logging
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ from sift_mm.flops.layer_costs import compare, mask_densities, profile
 
 
 class MasksHook(Hook):
-    """Keeps the masks of the checkpoint that is tested."""
+    """Hook that keeps the masks of the tested checkpoint."""
 
     masks: Mapping[str, Tensor] = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Take them.
+        """Take the masks.
 
         Raises:
             ValueError: If its mask training cannot be read.
@@ -34,7 +34,7 @@ class MasksHook(Hook):
 
 
 class CostHook(MasksHook):
-    """Measures a network under the masks of its checkpoint.
+    """Hook that measures a network under the masks of its checkpoint.
 
     ``cost`` is that of :func:`measure_cost`, known before the first image is
     tested, in the first process alone. The config is that of the run without
@@ -46,7 +46,7 @@ class CostHook(MasksHook):
         self.cost: dict[str, float] = {}
 
     def before_test(self, runner: Runner) -> None:
-        """Measure."""
+        """Measure the network."""
         if runner.rank:
             return
         model = unwrap(runner.model)
@@ -60,7 +60,7 @@ class CostHook(MasksHook):
 def measure_cost(
     cfg: Config, model: nn.Module, masks: Mapping[str, Tensor]
 ) -> dict[str, float]:
-    """Counts parameters and FLOPs of a network under bool masks.
+    """Count parameters and FLOPs of a network under bool masks.
 
     Returns:
         dict[str, float]: 'parameters', 'active_parameters', 'density' (share
@@ -93,7 +93,7 @@ def measure_cost(
 
 
 def warn_without_masks(model: nn.Module) -> None:
-    """Says that a network which is built for masks has none."""
+    """Warn of a network that is built for masks and has none."""
     found = sparse_backbone(model)
     if found is None or not found[1].sparse_parameter_names():
         return
@@ -109,7 +109,7 @@ def warn_without_masks(model: nn.Module) -> None:
 
 
 def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Warns of weights that are there although their mask says otherwise.
+    """Warn of weights outside the masks that are not zero.
 
     Raises:
         Mistake: If the masks are not of this network.

@@ -227,8 +227,9 @@ class SparseTrainingHook(Hook):
         )
         model = unwrap(runner.model)
         trainer.execute(SparseExecution(model, masks, self.options.execution))
+        if still := trainer.why_still():
+            runner.logger.warning(still)
         if not start.resumed:
-            trainer.check_updates()
             return
         for key, then, now in find_changes(trainer.state_dict(), start.saved):
             runner.logger.warning(

@@ -1,4 +1,4 @@
-"""From a config to a runner, with and without accelerator."""
+"""Run of a config, with and without accelerator."""
 
 import gc
 import os
@@ -16,8 +16,8 @@ from mmengine.runner import Runner
 from torch import distributed
 
 from sift_mm.config.building import replace_sync_norms
+from sift_mm.config.libraries import import_library
 from sift_mm.config.nodes import type_name
-from sift_mm.config.reading import import_library
 from sift_mm.engine.saving import use_safe_files
 from sift_mm.engine.start import starting
 
@@ -25,12 +25,12 @@ T = TypeVar('T')
 
 
 def has_accelerator() -> bool:
-    """Whether there is a device for half precision and several processes."""
+    """Return whether there is a device for half precision."""
     return get_device() in ('cuda', 'npu', 'mlu', 'musa')
 
 
 def set_loader_defaults(cfg: Config, phase: str) -> None:
-    """Completes the data loader of an MMPreTrain config, in place.
+    """Complete the data loader of an MMPreTrain config, in place.
 
     Its configs leave out ``collate_fn``, ``pin_memory`` and
     ``persistent_workers``, since its own scripts add them. MMEngine's
@@ -46,20 +46,20 @@ def set_loader_defaults(cfg: Config, phase: str) -> None:
 
 
 def switch_off(cfg: Config, phase: str, option: str) -> None:
-    """Sets an option of a phase's data loader, if there is one, to False."""
+    """Set an option of a phase's data loader, if there is one, to False."""
     loader = cfg.get(f'{phase}_dataloader')
     if loader is not None:
         loader[option] = False
 
 
 def _log(message: str) -> None:
-    """Logs a line once, not once a process."""
+    """Log a line once, not once a process."""
     if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
         print_log(message, logger='current')
 
 
 def fit_to_cpu(cfg: Config) -> None:
-    """Lets the config of a distributed run work without an accelerator.
+    """Let the config of a distributed run work without an accelerator.
 
     NCCL, the device ids of DistributedDataParallel and synchronised batch
     norms all need one; they are replaced by gloo, none, and BN.
@@ -89,7 +89,7 @@ def fit_to_cpu(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Builds MMEngine's runner, or that named by ``runner_type``."""
+    """Build MMEngine's runner, or that named by ``runner_type``."""
     import_library(cfg)
     build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
     context: Any = nullcontext()
@@ -102,7 +102,7 @@ def build_runner(cfg: Config) -> Runner:
 
 
 def run(cfg: Config, task: Callable[[Runner], T]) -> T:
-    """Builds a runner, lets it do its task, and ends its process group.
+    """Build a runner, run its task, and end its process group.
 
     Nobody else ends the group, and gloo's thread aborts a process that
     finishes while it still holds the last broadcast. What DDP holds has to
@@ -123,7 +123,7 @@ def run(cfg: Config, task: Callable[[Runner], T]) -> T:
 
 
 def end_workers(runner: Runner) -> None:
-    """Ends the workers of a run's data loaders.
+    """End the workers of a run's data loaders.
 
     Where they are left to the garbage collector, PyTorch waits five seconds
     for each of them.

@@ -16,7 +16,7 @@ AMP_OPTIONS = ('loss_scale', 'dtype', 'use_fsdp')
 
 
 def enable_amp(cfg: Config) -> None:
-    """Replaces the optim wrapper by its mixed precision counterpart.
+    """Replace the optim wrapper by its mixed precision counterpart.
 
     Raises:
         Mistake: If the wrapper has no such counterpart.
@@ -38,7 +38,7 @@ def enable_amp(cfg: Config) -> None:
 
 
 def disable_amp(cfg: Config) -> None:
-    """Replaces an optim wrapper of mixed precision by that of float32."""
+    """Replace an optim wrapper of mixed precision by that of float32."""
     wrapper = cfg.get('optim_wrapper') or {}
     for plain, mixed in AMP_WRAPPERS.items():
         if type_name(wrapper) == mixed:
@@ -48,7 +48,7 @@ def disable_amp(cfg: Config) -> None:
 
 
 def check_amp(cfg: Config) -> None:
-    """Stops with a sentence if mixed precision lacks its accelerator.
+    """Refuse mixed precision without an accelerator.
 
     Raises:
         Mistake: If the config has an AMP wrapper and there is none.

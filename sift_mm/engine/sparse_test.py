@@ -21,6 +21,7 @@ class SparseTestHook(MasksHook):
     priority = 'VERY_LOW'
     _total = _started = 0.0
     _images = 0
+    _report: Any = None
 
     @property
     def seconds(self) -> float:
@@ -47,11 +48,15 @@ class SparseTestHook(MasksHook):
         model.eval()
         model = to_sparse(model, self.masks)
         setattr(holder, name, model)
-        print_log(str(model.sparse_report), logger='current')
+        self._report = model.sparse_report
 
     def before_test_iter(self, *args: Any, **kwargs: Any) -> None:
         """Start the clock."""
         self._started = time.perf_counter()
+
+    def after_test(self, *args: Any, **kwargs: Any) -> None:
+        """Log what was timed: which layers ran sparse."""
+        print_log(str(self._report), logger='current')
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, *_: Any, outputs: Any, **__: Any

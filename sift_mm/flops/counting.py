@@ -43,13 +43,13 @@ class FlopCount:
     own: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, parameter: str) -> int:
-        """FLOPs of the module of a parameter; 0 for one that is not called."""
+        """Return the FLOPs of a parameter's module; 0 if not called."""
         return self.by_module.get(parameter.rpartition('.')[0], 0)
 
     def sparse(
         self, densities: Mapping[str, float], module: str = ''
     ) -> float:
-        """FLOPs (2 x MACs) where a masked layer costs its share of weights.
+        """Return the FLOPs under masks: a layer costs its share of weights.
 
         Args:
             densities (Mapping[str, float]): Share of active weights by
@@ -86,7 +86,7 @@ def count_flops(
 
 
 def meta_image(shape: tuple[int, int], channels: int = 3) -> Tensor:
-    """An image without numbers, (1, channels, height, width).
+    """Return an image without numbers, (1, channels, height, width).
 
     Raises:
         ValueError: If the shape is not two numbers.
@@ -100,7 +100,7 @@ def meta_image(shape: tuple[int, int], channels: int = 3) -> Tensor:
 
 
 def image_channels(network: nn.Module) -> int:
-    """Channels of the image that a network reads, by its first convolution.
+    """Return the image channels of a network, by its first convolution.
 
     Args:
         network (nn.Module): The network.
@@ -116,7 +116,7 @@ def image_channels(network: nn.Module) -> int:
 
 
 def on_meta(model: nn.Module, norms: bool = True) -> nn.Module:
-    """A copy of a model in eval mode that has shapes, but no numbers.
+    """Return a copy of a model in eval mode, with shapes but no numbers.
 
     Without ``norms``, batch norms neither check their width nor do their
     steps, which take longer than all convolutions; see :func:`skip_norms`.
@@ -153,7 +153,7 @@ def skip_norms(model: nn.Module) -> None:
 
 @contextmanager
 def plain_operators() -> Iterator[None]:
-    """Lets mmcv's operators, if it is imported, run without numbers.
+    """Let mmcv's operators, if it is imported, run without numbers.
 
     Deformable convolutions count as plain ones, of as many MACs, and of boxes
     that overlap all are kept. The others write into what they are given.
@@ -196,7 +196,7 @@ def watched(
     enter: Callable[..., None],
     leave: Callable[..., None],
 ) -> Iterator[None]:
-    """Calls functions around each module's forward, the module's name first.
+    """Call functions around each module's forward, the module's name first.
 
     Then come the arguments of PyTorch's forward (pre-)hooks.
     """

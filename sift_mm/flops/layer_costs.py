@@ -1,4 +1,4 @@
-"""What each layer of a network costs, and all of them together."""
+"""Costs of each layer of a network, and their sum."""
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ from sift_mm.flops.model_forward import count_trial
 
 @dataclass(frozen=True)
 class Row:
-    """What one module costs itself, without the modules that it calls.
+    """Costs of one module, without the modules that it calls.
 
     Its name is '' for the whole network, its type that of its class. FLOPs
     are those of a forward pass, in 2 x MACs, with all weights dense and times
@@ -41,13 +41,13 @@ class Row:
 
     @property
     def numbers(self) -> tuple[float, ...]:
-        """All but name and type, in their order."""
+        """Return all values but name and type, in their order."""
         return astuple(self)[2:]
 
 
 @dataclass(frozen=True)
 class Profile:
-    """The costs of a network, dense and under masks, by layer.
+    """Costs of a network, dense and under masks, by layer.
 
     There is a row for each module that costs something itself, in the order
     of ``named_modules``; they sum to the whole. What was ``assumed`` is said
@@ -58,14 +58,14 @@ class Profile:
     assumed: tuple[str, ...] = ()
 
     def total(self, module: str = '') -> Row:
-        """The sum over a module and all within it, '' for the network."""
+        """Return the sum over a module and all within, '' for the network."""
         within = f'{module}.' if module else ''
         return _sum(
             module, [r for r in self.rows if f'{r.name}.'.startswith(within)]
         )
 
     def parts(self) -> dict[str, Row]:
-        """Sums by child, such as 'backbone'; what is in none goes by ''."""
+        """Return the sums by child, such as 'backbone'; '' for the rest."""
         rows: dict[str, list[Row]] = defaultdict(list)
         for row in self.rows:
             rows[row.name.partition('.')[0]].append(row)
@@ -172,7 +172,7 @@ def compare(here: Profile, dense: Profile) -> dict[str, Any]:
 
 
 def mask_densities(masks: Mapping[str, Tensor]) -> dict[str, float]:
-    """Share of active weights by parameter name, of bool masks."""
+    """Return the share of active weights by parameter name."""
     return {
         name: int(mask.count_nonzero()) / mask.numel()
         for name, mask in masks.items()
@@ -181,7 +181,7 @@ def mask_densities(masks: Mapping[str, Tensor]) -> dict[str, float]:
 
 @contextmanager
 def _recording(model: nn.Module, image: Tensor) -> Iterator[dict[str, int]]:
-    """Bytes of what each module gives, while the model runs."""
+    """Record the bytes of each module's output while the model runs."""
     bytes_of: dict[str, int] = defaultdict(int)
     # Weak references, which keep addresses from being used again.
     known = {

@@ -1,4 +1,4 @@
-"""One image through any of the libraries' models, without arithmetic.
+"""Forward pass of any of the libraries' models, without arithmetic.
 
 What a detector does depends on the numbers that it computes: how many regions
 it proposes, how many objects it finds. The meta device has no numbers, so
@@ -40,11 +40,11 @@ UNCOUNTED = {
 
 
 class NotCountable(Mistake):
-    """A model that does not run without numbers; one sentence says why."""
+    """Error of a model that does not run without numbers."""
 
 
 class _SmallOnHost(TorchFunctionMode):
-    """Makes tensors of literals on the CPU, where they have a value."""
+    """Mode that makes tensors of literals on the CPU, with values."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -56,7 +56,7 @@ class _SmallOnHost(TorchFunctionMode):
 
 
 class _ShapesKnown(TorchDispatchMode):
-    """Runs a model on the meta device whose shapes follow from tensors.
+    """Mode for models on the meta device whose shapes follow from tensors.
 
     Small whole numbers stay on the CPU, as transformers keep the sizes of
     their feature maps in them. Where they meet a tensor without numbers, the
@@ -108,7 +108,7 @@ def _is_small(tensor: Tensor) -> bool:
 
 
 def _all_places(indices: list[Tensor | None]) -> list[Tensor | None]:
-    """Indices in place of masks, of all that a mask may select."""
+    """Return indices in place of masks, of all that a mask may select."""
     places: list[Tensor | None] = []
     for index in indices:
         if index is None or index.dtype is not torch.bool:
@@ -122,7 +122,7 @@ def _all_places(indices: list[Tensor | None]) -> list[Tensor | None]:
 def run_once(
     model: nn.Module, image: Tensor, auxiliary: bool = False
 ) -> tuple[str, ...]:
-    """Runs a model of :func:`~sift_mm.flops.on_meta` once, on one image.
+    """Run a model of :func:`~sift_mm.flops.on_meta` once, on one image.
 
     With the auxiliary heads of a segmentor, which run in training alone, if
     so wanted. Returns what was taken from the config where it depends on the
@@ -205,7 +205,7 @@ def call_model(model: Any, image: Tensor) -> None:
 
 @contextmanager
 def _regions(model: Any, said: list[str]) -> Iterator[None]:
-    """Lets the second stage of a detector see as many regions as it may."""
+    """Let the second stage of a detector see as many regions as it may."""
     roi_head = getattr(model, 'roi_head', None)
     points = getattr(model, 'decode_head', None)
     if isinstance(points, nn.ModuleList):
@@ -279,7 +279,7 @@ def _second_stage(
     number: int,
     found: int,
 ) -> None:
-    """Boxes of all proposals, and masks of all objects, as in a test.
+    """Run the second stage on all proposals and objects, as in a test.
 
     Each head is given what it asks for, by name.
     """
@@ -333,7 +333,7 @@ def _second_stage(
 
 @contextmanager
 def _instances(model: Any, said: list[str]) -> Iterator[None]:
-    """Lets a detector of one stage make masks of as many objects as it may.
+    """Let a detector of one stage make masks of as many objects as it may.
 
     In tensor mode they would be those of the annotations.
     """
@@ -361,7 +361,7 @@ def _instances(model: Any, said: list[str]) -> Iterator[None]:
 
 
 def _objects(number: int, **shapes: tuple[int, ...]) -> list[Any]:
-    """Those of one image, each with tensors of these shapes."""
+    """Return the objects of one image, with tensors of these shapes."""
     from mmengine.structures import InstanceData
 
     return [
@@ -377,7 +377,7 @@ def _objects(number: int, **shapes: tuple[int, ...]) -> list[Any]:
 def count_trial(
     trial: nn.Module, image: Tensor, auxiliary: bool = False
 ) -> tuple[FlopCount, tuple[str, ...]]:
-    """Counts the FLOPs (2 x MACs) of :func:`run_once`; returns its words too.
+    """Count the FLOPs (2 x MACs) of :func:`run_once`; returns its words too.
 
     Raises:
         NotCountable: A ValueError, if the model does not run.
@@ -403,7 +403,7 @@ def count_trial(
 def count_model(
     model: nn.Module, shape: tuple[int, int], channels: int = 3
 ) -> tuple[FlopCount, tuple[str, ...]]:
-    """Counts the FLOPs of any of the libraries' models on one image.
+    """Count the FLOPs of any of the libraries' models on one image.
 
     Args:
         model (nn.Module): Detector, segmentor, classifier or backbone; it is

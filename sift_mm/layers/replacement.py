@@ -38,8 +38,7 @@ def transform(
     Convolutions and linear layers of PyTorch's own types (mmcv's wrappers of
     them too) are replaced by larger ones of the same FLOPs under masks. 'wide'
     and 'wide_factorized' widen the inside of feed-forward pairs and residual
-    blocks, so that the network's interface stays; a block is one if it runs,
-    with outputs of the same shape, after it was widened.
+    blocks, so that the network's interface stays.
 
     New layers have new weights (see their classes), drawn from PyTorch's
     random state, and the biases that were there. A network of MMEngine that is
@@ -49,10 +48,13 @@ def transform(
     ``MaskSet`` put them on the weights that the report, and
     ``sparse_parameter_names``, list.
 
-    The check of a block runs it on one tensor, in training and evaluation. It
-    does not see further inputs of a block, nor other modules that call parts
-    of it or read its attributes: give an ``example``, or run the whole network
-    once.
+    Widening is checked by values, with random weights: in training and in
+    evaluation, a network whose new channels are unread or zero must give what
+    the dense one gives, no channel may mix with others before the next layer
+    reads it (in attention heads, a softmax, a norm over channels), and no
+    output may depend on further tokens. The check runs the whole network with
+    the ``example``, or with images or token ids where it takes them; else each
+    block alone, which does not see modules that reach into it.
 
     Args:
         module (nn.Module): The network.
@@ -67,9 +69,10 @@ def transform(
         exclude (Sequence[str]): Glob patterns of layer names to leave.
         inner (str): What follows an inner layer: 'none', 'norm', 'norm_act'.
         sparse_factors (str, optional): As for :class:`Member`.
-        example (Tensor | tuple, optional): An input of the network, or all
-            of them, of which shapes and types count. Layers with whose
-            replacements the network does not run stay as they are.
+        example (Tensor | tuple | Mapping, optional): Input of the network,
+            its positional or its keyword arguments. Tensors on the meta
+            device stand for random ones. Layers whose replacement
+            fails the check stay as they are.
 
     Returns:
         TransformReport: What was replaced, with sizes, and what was not, with
@@ -97,17 +100,25 @@ def transform(
     return report
 
 
-def output_shapes(
-    module: nn.Module, inputs: tuple[Any, ...]
-) -> list[Any] | str:
-    """Shapes of what a network gives in evaluation, or why it does not run.
+def output_shapes(module: nn.Module, example: Any) -> list[Any] | str:
+    """Return the shapes of a network's outputs in evaluation.
 
     There is no arithmetic, and the network is left as it is.
+
+    Args:
+        module (nn.Module): The network.
+        example (Tensor | tuple | Mapping): As for :func:`transform`.
+
+    Returns:
+        list | str: Shapes; the reason why it does not run, if it does not.
     """
-    inputs = tree_map_only(Tensor, lambda t: t.to('meta'), inputs)
+    example = tree_map_only(Tensor, lambda t: t.to('meta'), example)
+    args, kwargs = example if isinstance(example, tuple) else (example,), {}
+    if isinstance(example, Mapping):
+        args, kwargs = (), dict(example)
     try:
         with torch.no_grad(), plain_operators():
-            out = on_meta(module, norms=False)(*inputs)
+            out = on_meta(module, norms=False)(*args, **kwargs)
     except Exception as error:  # Whatever a layer makes of it.
         return str(error).partition('\n')[0]
     return [getattr(leaf, 'shape', None) for leaf in tree_leaves(out)]
@@ -116,7 +127,7 @@ def output_shapes(
 def _undo_what_fails(
     module: nn.Module,
     changes: Sequence[Change],
-    inputs: tuple[Any, ...],
+    example: Any,
     expected: list[Any],
     skipped: dict[str, str],
 ) -> set[tuple[str, ...]]:
@@ -125,7 +136,7 @@ def _undo_what_fails(
     Those whose names differ in numbers alone stand or fall together. Returns
     the names of their layers.
     """
-    if output_shapes(module, inputs) == expected:
+    if output_shapes(module, example) == expected:
         return set()
     kinds: dict[str, list[Change]] = defaultdict(list)
     for change in changes:
@@ -135,7 +146,7 @@ def _undo_what_fails(
     for alike in kinds.values():
         for change in alike:
             change.redo()
-        found = output_shapes(module, inputs)
+        found = output_shapes(module, example)
         if found == expected:
             continue
         why = found if isinstance(found, str) else 'other outputs'
@@ -158,14 +169,13 @@ def _replace(
     example: Any,
 ) -> dict[str, Replacement]:
     """Replace layers one by one, save where the network does not run so."""
-    inputs = example if isinstance(example, tuple) else (example,)
-    expected = None if example is None else output_shapes(module, inputs)
+    expected = None if example is None else output_shapes(module, example)
     if isinstance(expected, str):
         raise Mistake(f'The network does not run with the example: {expected}')
     changes = _put_composites(module, member, layers, skipped)
     bad: set[tuple[str, ...]] = set()
     if expected is not None:
-        bad = _undo_what_fails(module, changes, inputs, expected, skipped)
+        bad = _undo_what_fails(module, changes, example, expected, skipped)
     replaced: dict[str, Replacement] = {}
     for change in changes:
         if change.names not in bad:

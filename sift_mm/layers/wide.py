@@ -153,7 +153,7 @@ def localize_norms(copied: nn.Module) -> None:
     """Let the synchronized batch norms of a copy run on any device."""
     for module in copied.modules():
         if type(module) is nn.SyncBatchNorm:
-            module.__class__ = _LocalBatchNorm
+            module.__class__ = _LocalBatchNorm  # type: ignore[assignment]
 
 
 def _find_inputs(

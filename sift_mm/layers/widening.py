@@ -245,7 +245,9 @@ def _cropped(inputs: Any) -> Any:
         side = image.shape[-1]
         if image.dim() < 4 or image.shape[2] != side:
             return image
-        return image[(..., *(slice(8),) * (image.dim() - 2))]
+        for axis in range(2, image.dim()):
+            image = image.narrow(axis, 0, min(side, 8))
+        return image
 
     return tree_map_only(Tensor, crop, inputs)
 
@@ -273,7 +275,7 @@ def _refused_by_network(
     kinds: dict[str, list[_Plan]] = defaultdict(list)
     for plan in plans:
         kinds[re.sub(r'\d+', '#', ' '.join(plan.names))].append(plan)
-    refused = {}
+    refused: dict[Names, str] = {}
     for alike in kinds.values():
         why = objection(alike)
         refused |= {plan.names: why for plan in alike if why}

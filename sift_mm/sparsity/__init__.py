@@ -56,7 +56,8 @@ from sift_mm.sparsity.schedules import (
 from sift_mm.sparsity.selection import apply_masks_, top_mask
 from sift_mm.sparsity.sparse_training import SparseTraining
 from sift_mm.sparsity.structures import STRUCTURES, Structure, Unstructured
-from sift_mm.sparsity.trainer import MaskTrainer, UpdateReport
+from sift_mm.sparsity.trainer import MaskTrainer
+from sift_mm.sparsity.updates import UpdateReport
 
 __all__ = [
     'ALGORITHMS',

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from sift_mm.sparsity.masked_layers import LINEAR, Execution
+from sift_mm.sparsity.masked_layers import LINEAR, Call, Execution
 from sift_mm.sparsity.unmasked_layers import UnmaskedExecution
 
 
@@ -28,8 +28,8 @@ class ExecutedParameter(nn.Parameter):
     """Parameter whose layer runs through an execution, until it is detached.
 
     Attributes:
-        execution (Execution | UnmaskedExecution): The execution that runs
-            it; None in an object made by calling this class.
+        execution (Execution | UnmaskedExecution): Execution of its layer;
+            None in an object made by calling this class.
     """
 
     execution: Any = None
@@ -95,7 +95,7 @@ def attach(parameter: Any, execution: Any) -> None:
 def detach(parameter: Any) -> None:
     """Make a parameter plain again."""
     if isinstance(parameter, ExecutedParameter):
-        parameter.__class__ = nn.Parameter
+        parameter.__class__ = nn.Parameter  # type: ignore[assignment]
         vars(parameter).pop('execution', None)
 
 
@@ -111,11 +111,10 @@ def _conv2d(
     execution = getattr(weight, 'execution', None)
     if not isinstance(execution, Execution) or weight.ndim != 4:
         return None
-    if groups != 1:
-        return execution.refuse('grouped')
-    if input.ndim != 4:
-        return execution.refuse('for an image without a batch')
-    call = stride, padding, dilation
+    if groups != 1 or input.ndim != 4:
+        execution.refuse('grouped' if groups != 1 else 'without a batch')
+        return None
+    call: Call = (stride, padding, dilation)
     if not all(isinstance(value, (int, str, tuple)) for value in call):
         call = tuple(
             tuple(value) if isinstance(value, list) else value
@@ -131,7 +130,8 @@ def _linear(
     if not isinstance(execution, Execution) or weight.ndim != 2:
         return None
     if not input.numel() or not input.ndim:
-        return execution.refuse('')
+        execution.refuse('')
+        return None
     rows = input.reshape(-1, input.shape[-1])
     out = execution.run(rows, weight, bias, LINEAR)
     if out is None:

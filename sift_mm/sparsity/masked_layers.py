@@ -172,7 +172,8 @@ class Execution:
             # An average that EMAHook puts in place of the weights has others
             # outside the mask, and changes neither address nor version.
             if not is_zero_outside(weight, self.mask):
-                return self.refuse('with nonzeros outside the mask')
+                self.refuse('with nonzeros outside the mask')
+                return None
         pattern = use.pattern or use.index(self.mask)
         # A compiled network cannot branch on numbers: the operator does.
         check = compiled and not learns

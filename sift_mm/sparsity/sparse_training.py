@@ -24,7 +24,8 @@ from sift_mm.sparsity.structures import (
     Unstructured,
     check_structure,
 )
-from sift_mm.sparsity.trainer import MaskTrainer, UpdateReport
+from sift_mm.sparsity.trainer import MaskTrainer
+from sift_mm.sparsity.updates import UpdateReport
 
 
 class SparseTraining:
@@ -83,7 +84,8 @@ class SparseTraining:
             seed,
             chosen.placement,
         )
-        self.trainer.check_updates()
+        if still := self.trainer.why_still():
+            warnings.warn(still, stacklevel=3)
         self.trainer.watch(model)
         self.trainer.enforce(optimizer)
         self.trainer.guard(optimizer)

@@ -1,4 +1,4 @@
-"""A mask as a bipartite graph, and how well it connects."""
+"""Spectrum of a mask as a bipartite graph."""
 
 from dataclasses import dataclass
 from math import sqrt

@@ -3,11 +3,11 @@
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from sift_mm import arguments
@@ -26,45 +26,17 @@ from sift_mm.sparsity.optimizers import (
 )
 from sift_mm.sparsity.random import generator_for
 from sift_mm.sparsity.schedules import DropFraction, UpdateSchedule
+from sift_mm.sparsity.updates import (
+    Change,
+    UpdateReport,
+    finish,
+    why_to_skip,
+)
 from sift_mm.sparsity.watch import WeightWatch
 
 Placement = Literal['after_step', 'replace_step']
 # Of the state; raised when an older reader would go wrong on it.
 STATE_VERSION = 1
-
-
-@dataclass(frozen=True)
-class UpdateReport:
-    """Report of one mask update.
-
-    Args:
-        step (int): Optimizer step, counted from 1.
-        drop_fraction (float): Share of active weights that was dropped.
-        moved (float): Share of active weights that are elsewhere now.
-        skipped (str): Why nothing was done, or ''.
-    """
-
-    step: int
-    drop_fraction: float
-    moved: float
-    skipped: str = ''
-
-
-@dataclass
-class _Change:
-    """New masks and all that follows from them, not yet written.
-
-    Args:
-        step (int): Optimizer step that is complete then.
-        history (MaskHistory): History with the new masks.
-        masks (dict): New masks, of the layers that may move.
-        report (UpdateReport, optional): Report, if an update was due.
-    """
-
-    step: int
-    history: MaskHistory
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    report: UpdateReport | None = None
 
 
 class MaskTrainer:
@@ -86,12 +58,9 @@ class MaskTrainer:
             does not step (RigL, algorithm 1).
 
     The optimizer must leave a weight of value, gradient and slots zero where
-    it is, as SGD, Adam and all element-wise ones do. :meth:`enforce` tries
-    it.
-
-    Between backward pass and update, which the optimizer's step lies between,
-    an update of RigL holds 12 bytes for each of the few weights that may be
-    grown.
+    it is, as all element-wise ones do; :meth:`enforce` tries it. During the
+    optimizer's step, an update of RigL holds 12 bytes for each of the few
+    weights that may be grown.
 
     Raises:
         ValueError: If placement is unknown.
@@ -129,22 +98,18 @@ class MaskTrainer:
     def _is_due(self, step: int) -> bool:
         return self.schedule is not None and self.schedule.is_due(step)
 
-    def check_updates(self) -> None:
-        """Refuse a schedule of updates that move no weight.
-
-        Raises:
-            ValueError: If the drop fraction is 0 at the first update, so
-                that it is 0 at all of them.
-        """
+    def why_still(self) -> str:
+        """Say why no update will move a weight, or ''."""
         if self.schedule is None:
-            return
+            return ''
         first, end = self.schedule.interval, self.schedule.end
-        if not self.drop_fraction.at(first, end) > 0:
-            raise Mistake(
-                f'Masks would never change: the first update, at step {first} '
-                f'of {end}, has the drop fraction 0. Choose a shorter '
-                "interval, a drop_fraction above 0 or the algorithm 'Static'."
-            )
+        if self.drop_fraction.at(first, end) > 0:
+            return ''
+        return (
+            f'Masks will never change: the first update, at step {first} of '
+            f'{end}, has the drop fraction 0. Choose a shorter interval, a '
+            "drop_fraction above 0 or the algorithm 'Static'."
+        )
 
     def watch(self, model: nn.Module) -> None:
         """Refuse steps after a masked parameter of a model was replaced."""
@@ -162,10 +127,9 @@ class MaskTrainer:
             self.execution.expect(self.needs_dense_gradient)
 
     def guard(self, optimizer: Optimizer) -> None:
-        """Refuse steps of an optimizer that pass this trainer, from now on.
+        """Refuse steps of an optimizer that pass this trainer.
 
-        For as long as the trainer exists. Without masks a plain step makes
-        the network dense again.
+        Without masks a plain step makes the network dense again.
         """
         reference = weakref.ref(self)  # An optimizer may outlive its masks.
 
@@ -232,7 +196,7 @@ class MaskTrainer:
         due = self._is_due(step)
         self._check_ranks(step, due)
         self._check_weights(optimizer)
-        change = _Change(step, self.history)
+        change = Change(step, self.history)
         live = self._live_layers(optimizer, change) if due else None
         growth: dict[str, Growth | None] = {}
         if live is None or self.placement == 'after_step':
@@ -246,7 +210,7 @@ class MaskTrainer:
                 self._in_step = False
         if live is not None:
             self._plan(optimizer, change, live, growth)
-        _to_the_end(lambda: self._write(optimizer, change))
+        finish(lambda: self._write(optimizer, change))
         self._watch.remember(optimizer)
         if self.execution is not None:
             # Masks are trained by all ranks alike, and updated seldom.
@@ -273,13 +237,13 @@ class MaskTrainer:
             self._apply_masks(optimizer)
 
     def _live_layers(
-        self, optimizer: Optimizer, change: _Change
+        self, optimizer: Optimizer, change: Change
     ) -> list[str] | None:
         """Return the layers that an update may move, None if it is left out.
 
         A parameter that is frozen or took no part keeps its mask.
         """
-        if reason := _why_to_skip(optimizer):
+        if reason := why_to_skip(optimizer):
             # Ranking by inf or nan would move masks at random; a loss
             # scaler skips such a step, so no mask may move either.
             change.report = UpdateReport(change.step, 0.0, 0.0, reason)
@@ -322,7 +286,7 @@ class MaskTrainer:
     def _plan(
         self,
         optimizer: Optimizer,
-        change: _Change,
+        change: Change,
         live: list[str],
         growth: dict[str, Growth | None],
     ) -> None:
@@ -340,23 +304,22 @@ class MaskTrainer:
                 # Other numbers than the growth score had.
                 layer = self._state(optimizer, step, name, '/drop')
                 new = self.algorithm.exchange(layer, scores)
-            active = count(new)
-            if active != count(mask):
+            if (after := count(new)) != (before := count(mask)):
                 structure = type(self.algorithm.structure).__name__
                 raise Mistake(
-                    f'The structure {structure} made {active} active weights '
-                    f'of {count(mask)} in {name!r}: its drop and grow have '
-                    'to move the same number.'
+                    f'The structure {structure} made {after} active weights '
+                    f'of {before} in {name!r}: its drop and grow have to move '
+                    'the same number.'
                 )
             kept_count += count(mask & new)
-            active_count += active
+            active_count += after
             change.masks[name] = new
         change.history = self.history.after(change.masks)
         moved = 1 - kept_count / active_count if active_count else 0.0
         change.report = UpdateReport(step, fraction, moved)
 
     @torch.no_grad()
-    def _write(self, optimizer: Optimizer, change: _Change) -> None:
+    def _write(self, optimizer: Optimizer, change: Change) -> None:
         """Write an update; doing it twice, or from the start again, is fine.
 
         Grown positions start at zero, dropped ones leave nothing behind;
@@ -432,39 +395,5 @@ class MaskTrainer:
                 self.execution.restore(state.get('choices', {}))
             self._tell_execution()
 
-        _to_the_end(write)
+        finish(write)
         self._ranks_agree = False
-
-
-def _to_the_end(write: Callable[[], None]) -> None:
-    """Run a function to its end, again if an exception breaks into it.
-
-    Args:
-        write (Callable): May run several times, from the start.
-    """
-    try:
-        write()
-    except KeyboardInterrupt:
-        _to_the_end(write)  # Impatient users press Ctrl-C twice.
-        raise
-    except BaseException:
-        write()
-        raise
-
-
-def _why_to_skip(optimizer: Optimizer) -> str:
-    """Return why no mask can be updated from these gradients, or ''."""
-    gradients = [
-        p.grad._values() if p.grad.is_sparse else p.grad
-        for group in optimizer.param_groups
-        for p in group['params']
-        if p.grad is not None and p.grad.numel()
-    ]
-    gradients = [gradient for gradient in gradients if gradient.numel()]
-    if not gradients:
-        return 'no parameter had a gradient'
-    # Several times faster on the CPU than norms, which it can not vectorise.
-    extremes = [e for gradient in gradients for e in gradient.aminmax()]
-    device = extremes[0].device
-    finite = torch.stack([e.float().to(device) for e in extremes]).isfinite()
-    return '' if bool(finite.all()) else 'a gradient was not finite'

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from sift_mm.errors import Mistake
 from sift_mm.sparsity.optimizers import with_wrapped
+from sift_mm.sparsity.selection import flat_pair
 
 # Weights of a layer that are looked at in each step, on a CPU.
 _SAMPLE = 256
@@ -36,17 +37,7 @@ class WeightWatch:
         self.model: nn.Module | None = None
         self._seen: dict[str, tuple[int, int]] = {}
         self._slots: list[Any] = []
-        # Random places: regular ones would see a single tap of a kernel.
-        generator = torch.Generator().manual_seed(0)
-        self._sample = {}
-        for name, parameter in parameters.items():
-            n = parameter.numel()
-            places = torch.arange(n)
-            if n > _SAMPLE:
-                places = torch.randint(n, (_SAMPLE,), generator=generator)
-            if parameter.device.type == 'cpu':
-                index = torch.unravel_index(places, parameter.shape)
-                self._sample[name] = index
+        self._outside: dict[str, tuple[int, Tensor]] = {}
 
     def remember(self, optimizer: Optimizer) -> None:
         """Take the weights and slots of now for masked."""
@@ -137,11 +128,21 @@ class WeightWatch:
         )
 
     def _sample_strays(self, name: str) -> bool:
-        index = self._sample.get(name)
-        if index is None:
+        """Look at some weights outside the mask, on a CPU."""
+        weight, mask = self.parameters[name].detach(), self.masks[name]
+        pair = flat_pair(weight, mask)
+        if weight.device.type != 'cpu' or pair is None:
             return False
-        mask = self.masks[name][index]
-        return bool(self.parameters[name].detach()[index][~mask].any())
+        version, places = self._outside.get(name, (-1, weight))
+        if version != mask._version:
+            # Random places: regular ones would see a single tap of a kernel.
+            generator = torch.Generator().manual_seed(0)
+            places = torch.randint(
+                weight.numel(), (_SAMPLE,), generator=generator
+            )
+            places = places[~pair[1][places]]
+            self._outside[name] = mask._version, places
+        return bool(pair[0].index_select(0, places).any())
 
 
 def _mark(parameter: nn.Parameter) -> tuple[int, int]:

@@ -298,16 +298,22 @@ def test_the_three_libraries_build_the_same_network(family):
 
 @pytest.mark.parametrize('registry, name', KINDS)
 def test_blocks_start_as_the_identity(registry, name):
-    # As the parent's do: its last norm starts at 0. Where a ReLU is behind
-    # the norms of the branches, they would be stuck there.
-    x = torch.rand(2, 16, 8, 8)
+    # Plain blocks do, as the authors' and the parent's; others if asked to.
+    # Where a ReLU is behind the norms of the branches, they would be stuck.
+    x = torch.rand(2, 32, 8, 8)
+    wide = build(registry, name, family='wide')
+    wide.train()
+    assert torch.equal(wide.layer1[1](x), x)
+    x = x[:, :16]
     for inner in ('none', 'norm', 'norm_act'):
-        model = build(registry, name, family='parallel', inner=inner)
+        kwargs = dict(family='parallel', inner=inner)
+        model = build(registry, name, **kwargs)
+        model.train()
+        assert not torch.equal(model.layer1[1](x), x)
+        kwargs['zero_init_residual'] = True
+        model = build(registry, name, **kwargs)
         model.train()
         assert torch.equal(model.layer1[1](x), x) == (inner != 'norm_act')
-        kwargs = dict(family='parallel', inner=inner, zero_init_residual=False)
-        model = build(registry, name, **kwargs)
-        assert not torch.equal(model.layer1[1](x), x)
 
 
 def test_inner_layers_are_not_drawn_by_the_librarys_rule():

@@ -42,7 +42,13 @@ def test_members_have_the_flops_of_the_dense_network(name):
     networks = {n.partition('_')[0]: m for n, m in counts.items()}
     for model, metadata in counts.items():
         dense = networks[model.partition('_')[0].partition('-sift')[0]]
-        assert metadata['FLOPs'] == pytest.approx(dense['FLOPs'], rel=1e-3)
+        # As the authors', the sparsity of Wide alone is solved; the shortcuts
+        # of the others are masked and not larger.
+        ratio = metadata['FLOPs'] / dense['FLOPs']
+        if metadata.get('Family', 'wide') == 'wide':
+            assert ratio == pytest.approx(1, rel=1e-3)
+        else:
+            assert 0.9 < ratio < 1
         if 'Family' in metadata:
             assert metadata['Active Parameters'] < metadata['Parameters']
 

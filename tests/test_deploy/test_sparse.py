@@ -1,18 +1,14 @@
 """Networks on sparse kernels against themselves executed densely."""
 
 import copy
-import io
-import pickle
-from collections import OrderedDict
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
-import torchvision
 from blocks import make_block
-from equality import assert_equal, sparsified, tensors
+from equality import Block, assert_equal, block, sparsified, tensors
 from programs import Doubled
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,7 +16,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
 
-from sift_mm.deploy import sparse_layers as kinds
+from sift_mm.deploy import sparse_calls as calls
 from sift_mm.deploy import to_sparse
 from sift_mm.errors import Mistake
 
@@ -28,38 +24,8 @@ pytestmark = pytest.mark.usefixtures('seed')
 to_all_sparse = partial(to_sparse, execution='sparse')
 
 
-class Block(nn.Module):
-    """A block with a layer of each kind that is changed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(4, 4, 3, padding=1)
-        self.norm = nn.BatchNorm2d(4)
-        self.relu = nn.ReLU()
-        self.pool = nn.MaxPool2d(3, 1, 1)
-        self.linear = nn.Linear(8, 8)
-        self.branch = nn.Sequential(
-            OrderedDict(
-                conv=nn.Conv2d(4, 4, 3, padding=1),
-                norm=nn.BatchNorm2d(4),
-                relu=nn.ReLU(inplace=True),
-            )
-        )
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = self.conv(x)
-        out = self.norm(out)
-        out += x
-        out = self.relu(out)
-        return self.linear(self.pool(out)) + self.branch(x)
-
-
 LAYERS = ('conv', 'norm', 'relu', 'pool', 'linear', 'branch', 'branch.conv')
 LAYERS += ('branch.norm', 'branch.relu', '')
-
-
-def block() -> Any:
-    return sparsified(Block(), 0.4)
 
 
 def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -347,172 +313,6 @@ def test_blocks_run_their_own_program(run: Callable) -> None:
     assert_equal(partial(call, model), partial(call, sparse))
 
 
-@pytest.mark.parametrize('shape', [(5, 8), (2, 3, 8), (8,), (0, 8), (2, 0, 8)])
-@torch.no_grad()
-def test_a_linear_layer_takes_any_leading_shape(shape: tuple) -> None:
-    model = sparsified(nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 3)))
-    assert_equal(model, to_all_sparse(model), torch.randn(shape))
-
-
-@torch.no_grad()
-def test_no_image_gives_no_output() -> None:
-    model = block()
-    sparse = to_all_sparse(model)
-    assert sparse(torch.randn(0, 4, 6, 8)).shape == (0, 4, 6, 8)
-    for x in (torch.randn(2, 3, 6, 8), torch.randn(2, 4, 6, 7)):
-        with pytest.raises(RuntimeError):  # As the dense network has it.
-            sparse(x)
-
-
-def channels_last(x: Tensor) -> Tensor:
-    return x.to(memory_format=torch.channels_last)
-
-
-def strided(x: Tensor) -> Tensor:
-    return x.repeat_interleave(2, 3)[..., ::2]
-
-
-@pytest.mark.parametrize('layout', [channels_last, strided])
-@torch.no_grad()
-def test_layouts_are_those_of_the_dense_network(layout: Callable) -> None:
-    model = block()
-    sparse = to_all_sparse(model)
-    x = layout(torch.randn(2, 4, 6, 8))
-    for name in ('conv', 'pool', 'branch', 'linear'):
-        one, two = (n.get_submodule(name)(x) for n in (model, sparse))
-        torch.testing.assert_close(two, one, check_stride=True)
-
-
-@pytest.mark.parametrize(
-    'dtype', [torch.float64, torch.bfloat16, torch.float16, 'autocast', 'meta']
-)
-@torch.no_grad()
-def test_other_types_run_dense(dtype: Any) -> None:
-    model = block()
-    sparse = to_all_sparse(model)
-    x = torch.randn(2, 4, 6, 8)
-    if dtype == 'autocast':
-        with torch.autocast('cpu', dtype=torch.bfloat16):
-            expected, found = model(x), sparse(x)
-    else:
-        expected = model.to(dtype)(x.to(dtype))
-        found = sparse.to(dtype)(x.to(dtype))
-    assert found.dtype == expected.dtype and found.shape == expected.shape
-    if dtype != 'meta':
-        off = 0.1 if found.dtype.itemsize == 2 else 1e-9
-        torch.testing.assert_close(found, expected, rtol=off, atol=off)
-
-
-def test_gradients_of_inputs_are_right() -> None:
-    model = block()
-    sparse = to_all_sparse(model)
-    x = torch.randn(2, 4, 6, 8)
-    assert not sparse(x).requires_grad
-    found = []
-    for network in (model, sparse):
-        given = x.clone().requires_grad_()
-        network(given).square().sum().backward()
-        found.append(given.grad)
-    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
-    ways: tuple[Callable, ...] = (
-        lambda n: torch.func.jvp(n, (x,), (x,))[1],
-        lambda n: torch.func.vmap(n)(x[:, None]),
-        lambda n: torch.func.grad(lambda x: n(x).sum())(x),
-        lambda n: torch.func.hessian(lambda x: n(x).square().sum())(x[:1]),
-    )
-    for way in ways:
-        torch.testing.assert_close(
-            way(sparse), way(model), rtol=1e-3, atol=1e-3
-        )
-
-
-def test_training_is_refused() -> None:
-    sparse = to_all_sparse(block())
-    with pytest.raises(RuntimeError, match='train the network that it was'):
-        sparse.train()
-    sparse.eval()
-
-
-def exported(model: nn.Module, x: Tensor) -> Any:
-    return torch.export.export(model, (x,)).module()
-
-
-def compiled(model: nn.Module, x: Tensor) -> Any:
-    return torch.compile(model, backend='eager')
-
-
-def traced(model: nn.Module, x: Tensor) -> Any:
-    return torch.jit.trace(model, x)
-
-
-def scripted(model: nn.Module, x: Tensor) -> Any:
-    return torch.jit.script(model)
-
-
-def saved(model: nn.Module, x: Tensor) -> Any:
-    file = io.BytesIO()
-    torch.save(model, file)
-    file.seek(0)
-    return torch.load(file, weights_only=False)
-
-
-def unpickled(model: nn.Module, x: Tensor) -> Any:
-    return pickle.loads(pickle.dumps(model))
-
-
-def copied(model: nn.Module, x: Tensor) -> Any:
-    return copy.deepcopy(model)
-
-
-def loaded(model: Any, x: Tensor) -> Any:
-    """The copy of another network, with this one's numbers."""
-    other = copy.deepcopy(model)
-    for tensor in other.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.zero_()
-    other.load_state_dict(model.state_dict())
-    return other
-
-
-@pytest.mark.parametrize(
-    'make',
-    [exported, compiled, traced, scripted, saved, unpickled, copied, loaded],
-)
-@torch.no_grad()
-def test_what_is_made_of_a_copy_is_equal(make: Callable) -> None:
-    model = sparsified(torchvision.models.resnet18(num_classes=5))
-    x = torch.randn(2, 3, 32, 32)
-    sparse = to_all_sparse(model)
-    assert_equal(model, sparse, x)
-    other = make(sparse, x)
-    assert_equal(model, other, x)
-    if make in (saved, unpickled, copied, loaded):
-        # It runs in the same way, and a change of one is not the other's.
-        assert other.sparse_report.sparse == sparse.sparse_report.sparse
-        other.conv1.values.zero_()
-        assert_equal(model, sparse, x)
-    if make is exported:
-        assert 'sift_mm.sparse_conv2d_fused' in str(other.graph)
-
-
-@torch.no_grad()
-def test_onnx_export_sees_a_dense_network(monkeypatch: Any) -> None:
-    model = sparsified(Block(), 0.4)
-    sparse, x = to_all_sparse(model), torch.randn(2, 4, 6, 8)
-    monkeypatch.setattr(torch.onnx, 'is_in_onnx_export', lambda: True)
-    graph = exported(sparse, x)
-    assert 'sift_mm' not in str(graph.graph)
-    assert_equal(model, graph, x)
-
-
-@torch.no_grad()
-def test_weights_of_the_trained_network_can_be_loaded() -> None:
-    model, other = block(), block()
-    sparse = to_all_sparse(other)
-    sparse.load_state_dict(model.state_dict())
-    assert_equal(model, sparse)
-
-
 @pytest.mark.parametrize('cost', [1, 100])
 @torch.no_grad()
 def test_the_faster_way_is_kept(cost: int, monkeypatch: Any) -> None:
@@ -525,10 +325,10 @@ def test_the_faster_way_is_kept(cost: int, monkeypatch: Any) -> None:
 
         return timed
 
-    monkeypatch.setattr(kinds, 'perf_counter', lambda: now[0])
-    monkeypatch.setattr(kinds, 'SMALLEST', 0)
-    monkeypatch.setattr(kinds, 'run', slow(kinds.run, cost))
-    monkeypatch.setattr(kinds, 'run_dense', slow(kinds.run_dense, 10))
+    monkeypatch.setattr(calls, 'perf_counter', lambda: now[0])
+    monkeypatch.setattr(calls, 'SMALLEST', 0)
+    monkeypatch.setattr(calls, 'run', slow(calls.run, cost))
+    monkeypatch.setattr(calls, 'run_dense', slow(calls.run_dense, 10))
     model = block().conv
     sparse: Any = to_sparse(nn.Sequential(model).eval())
     assert_equal(model, sparse)

@@ -8,7 +8,8 @@ from minirun import ROOT
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
-from sift_mm.config.reading import import_library, read_config
+from sift_mm.config.libraries import import_library
+from sift_mm.config.reading import read_config
 
 PAGE = (ROOT / 'docs/data.md').read_text()
 CONFIGS = [

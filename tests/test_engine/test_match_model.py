@@ -4,7 +4,8 @@ import pytest
 import torch
 from mmengine.registry import MODELS, init_default_scope
 
-from sift_mm.config.reading import import_library, read_config
+from sift_mm.config.libraries import import_library
+from sift_mm.config.reading import read_config
 from sift_mm.engine import SparseTrainingHook
 
 

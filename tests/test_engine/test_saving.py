@@ -185,9 +185,9 @@ def test_the_first_process_holds_the_work_dir_for_all(
 
 
 def test_the_command_line_refuses_a_work_dir_at_work(
-    tmp_path, other_run, capsys
+    tmp_path, other_run, capsys, data
 ):
-    config = sparse_config(tmp_path / 'c', 'mmpretrain', tmp_path / 'nowhere')
+    config = sparse_config(tmp_path / 'c', 'mmpretrain', data['mmpretrain'])
     with pytest.raises(SystemExit) as stop:
         train.main([config, '--work-dir', str(tmp_path / 'run')])
     assert stop.value.code == 2

@@ -3,7 +3,7 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from sift_mm.sparsity import apply_masks_
+from sift_mm.sparsity import apply_masks_, selection, top_mask
 
 DEVICES = ['cpu'] + ['cuda'] * torch.cuda.is_available()
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -104,33 +104,6 @@ def test_values_inside_keep_their_bits_and_zero_is_outside(
         check_apply_masks(tensor, mask)
 
 
-@pytest.mark.parametrize('dtype', DTYPES)
-@pytest.mark.parametrize('size', [2 * PIECE + 4093, PIECE, PIECE + 1])
-def test_tensors_of_several_pieces(size, dtype):
-    tensor = awkward(torch.empty(size), dtype, 0)
-    check_apply_masks(tensor, torch.rand(size) < 0.25)
-
-
-@pytest.mark.parametrize('layout', [plain, channels_last, transposed])
-def test_several_tensors_of_several_types_at_once(layout):
-    shape = (5, 7, 3, 11)
-    mask = torch.empty_like(layout(shape), dtype=torch.bool)
-    mask.copy_(torch.rand(shape) < 0.4)
-    tensors = [
-        awkward(layout(shape), dtype, seed)
-        for seed, dtype in enumerate([*DTYPES, torch.float32])
-    ]
-    expected = [np.where(mask, bits(t), 0) for t in tensors]
-    apply_masks_(iter(tensors), iter([mask] * len(tensors)))
-    for tensor, values in zip(tensors, expected, strict=True):
-        np.testing.assert_array_equal(bits(tensor), values)
-
-
-def test_one_mask_too_few_is_an_error():
-    with pytest.raises(ValueError, match='shorter'):
-        apply_masks_([torch.zeros(2), torch.zeros(2)], [torch.ones(2).bool()])
-
-
 def allocated(function):
     """Bytes that a function takes on the CPU, summed over its operators."""
     with profile(
@@ -149,3 +122,48 @@ def test_memory_does_not_grow_with_the_tensors():
     assert allocated(lambda: apply_masks_(tensors, masks)) == 0
     # The yardstick measures something.
     assert allocated(lambda: tensors[0] * masks[0]) >= 12 * PIECE
+
+
+# Selection by score ---------------------------------------------------------
+
+NAN, INF = float('nan'), float('inf')
+
+
+def sorted_mask(score, k, allowed):
+    """By a full sort: of equal scores the first, NaN and -inf last."""
+    values = score.double().numpy().ravel().copy()
+    values[np.isnan(values)] = -np.inf
+    places = np.flatnonzero(allowed.numpy())
+    order = np.argsort(-values[places], kind='stable')
+    mask = np.zeros(values.size, bool)
+    mask[places[order[:k]]] = True
+    return torch.from_numpy(mask).view(score.shape)
+
+
+def test_the_highest_by_hand():
+    # Highest 3; of the two 2's the first; 9 is not allowed.
+    score = torch.tensor([2.0, 9.0, 3.0, NAN, 2.0, -INF])
+    allowed = torch.tensor([1, 0, 1, 1, 1, 1]).bool()
+    order = [2, 0, 4, 3, 5]
+    for k in range(6):
+        chosen = top_mask(score, k, allowed).nonzero()[:, 0].tolist()
+        assert chosen == sorted(order[:k])
+
+
+@pytest.mark.parametrize('elsewhere', [False, True])
+@pytest.mark.parametrize('dtype', DTYPES)
+@pytest.mark.parametrize('layout', [plain, channels_last])
+def test_the_highest_against_a_sort(layout, dtype, elsewhere, monkeypatch):
+    if elsewhere:  # As on a GPU: without NumPy.
+        monkeypatch.setattr(selection, '_is_on_cpu', lambda tensor: False)
+    for seed in range(6):
+        print(f'seed {seed}')
+        score = awkward(layout((6, 5, 3, 3)), dtype, seed)
+        score[::2] = (2 * score[::2]).round()  # Many are equal.
+        allowed = torch.rand(score.shape) < (1.0, 0.4)[seed % 2]
+        before = bits(score).clone()
+        n = int(allowed.sum())
+        for k in {0, 1, n // 10, n // 2, n - 1, n}:
+            found = top_mask(score, k, allowed)
+            assert torch.equal(found, sorted_mask(score, k, allowed))
+        assert torch.equal(bits(score), before)

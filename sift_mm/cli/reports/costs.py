@@ -1,4 +1,4 @@
-"""What the network of a config costs, as numbers."""
+"""Costs of the network of a config, as numbers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,8 +14,8 @@ from sift_mm.config.building import build
 from sift_mm.config.channels import check_channels
 from sift_mm.config.dense import dense_network
 from sift_mm.config.images import channels_of, find_sizes, schedule_samples
+from sift_mm.config.libraries import import_library
 from sift_mm.config.nodes import hook_place
-from sift_mm.config.reading import import_library
 from sift_mm.engine import SparseTrainingHook
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.engine.transfer import pretrained_source
@@ -34,7 +34,7 @@ COUNTS = (
 
 
 def build_hook(cfg: Config) -> SparseTrainingHook | None:
-    """Builds the hook that trains masks, if the config has one."""
+    """Build the hook that trains masks, if the config has one."""
     place = hook_place(cfg)
     return None if place is None else HOOKS.build(cfg.custom_hooks[place])
 
@@ -42,7 +42,7 @@ def build_hook(cfg: Config) -> SparseTrainingHook | None:
 def report_masks(
     hook: SparseTrainingHook | None, plan: MaskPlan | None, model: nn.Module
 ) -> dict[str, Any] | None:
-    """What the report says about masks, None without any."""
+    """Return the report's entry on masks, None without any."""
     if hook is None or plan is None or not plan.parameters:
         return None
     loaded = pretrained_source(model, plan.parameters)
@@ -67,7 +67,7 @@ def report_training(
     dense: nn.Module | None,
     masks: dict[str, Any] | None,
 ) -> dict[str, float]:
-    """FLOPs of training on one sample, by method.
+    """Return the FLOPs of training on one sample, by method.
 
     ``forward`` gives those of a network's forward pass, under masks and
     dense. 'dense' is that of the dense network that it is compared with, if
@@ -95,7 +95,7 @@ def make_report(
     epoch_samples: int | None = None,
     batch: int | None = None,
 ) -> dict[str, Any]:
-    """Counts what the network of a config costs.
+    """Count what the network of a config costs.
 
     Args:
         cfg (Config): Config of a run; it is left as it is.

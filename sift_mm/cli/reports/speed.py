@@ -1,4 +1,4 @@
-"""Seconds of the network of a config: dense twin, executed dense, sparse."""
+"""Seconds of a network: dense twin, executed densely, executed sparsely."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -107,7 +107,7 @@ def measure_speed(
 
 
 def to_text(report: dict[str, Any]) -> str:
-    """The report as a table."""
+    """Return the report as a table."""
     rows = [
         (
             str(row['batch']),

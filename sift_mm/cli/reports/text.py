@@ -57,7 +57,7 @@ def flops(number: float | None) -> str:
 
 
 def to_text(report: dict[str, Any]) -> str:
-    """The tables of a report, with what is counted."""
+    """Return the tables of a report, with a note on what is counted."""
     said = '; '.join(report['assumed'])
     counts = report['counts'] + (f' Counted with {said}.' if said else '')
     return '\n\n'.join(
@@ -117,7 +117,7 @@ def _masks(masks: dict[str, Any] | None) -> str:
 
 
 def _comparison(report: dict[str, Any]) -> str:
-    """Backbone, neck and heads against those of the dense network."""
+    """Return the table of backbone, neck and heads beside the dense one."""
     found = report['comparison']
     if found is None:
         return f'Not compared with a dense network: {report["not_compared"]}.'
@@ -147,7 +147,7 @@ def _comparison(report: dict[str, Any]) -> str:
 
 
 def _training(training: dict[str, Any], masks: dict[str, Any] | None) -> str:
-    """What a sample and the whole schedule cost, by method."""
+    """Return the costs of one sample and of the whole schedule, by method."""
     methods, whole = training['flops_per_sample'], training['flops'] or {}
     lines = table(
         ('training', 'FLOPs a sample', 'FLOPs in all'),

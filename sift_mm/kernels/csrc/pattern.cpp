@@ -7,7 +7,7 @@
 #include "simd.h"
 
 // How one side of a product reads the dense (filters, channels, taps) mask:
-// forward its rows are filters and its planes (channel, phase); for the
+// forward its rows are filters and its planes (phase, channel); for the
 // gradient of the input its rows are channels and its planes filters.
 struct Reading {
   int64_t filters, channels, taps, by_channel, phases, block;
@@ -39,7 +39,8 @@ void each_nonzero(const Reading& r, const uint8_t* mask, const int32_t* phase,
           const uint32_t c = place / uint32_t(r.taps);
           const uint32_t t = place - c * uint32_t(r.taps);
           if (phase[t] < 0) continue;
-          const int64_t plane = (r.by_channel ? k : c) * r.phases + phase[t];
+          const int64_t of_phase = r.by_channel ? r.filters : r.channels;
+          const int64_t plane = phase[t] * of_phase + (r.by_channel ? k : c);
           visit(k * length + place, r.by_channel ? c : k, plane, t);
         }
       }

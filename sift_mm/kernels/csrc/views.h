@@ -38,20 +38,26 @@ struct Patches {
     target = target_of<ROWS, COLS>(sizes, walk, group);
   }
 
+  // Whether any lane sees an input, and not only padding, in these planes.
+  bool sees(int64_t plane, int64_t end) const {
+    bool any = false;
+    for (int64_t i = plane / sizes.channels; i * sizes.channels < end; ++i)
+      any |= inputs[i].any;
+    return any;
+  }
+
   void pack_inputs(const float* x, int64_t plane, int64_t end,
                    float* tile_) const {
-    const int64_t phases = inputs.size();
-    for (; plane < end; ++plane, tile_ += tile() * LANES) {
-      pack<STRIDE>(x, plane / phases, inputs[plane % phases], tile_);
-    }
+    for (; plane < end; ++plane, tile_ += tile() * LANES)
+      pack<STRIDE>(x, plane % sizes.channels, inputs[plane / sizes.channels],
+                   tile_);
   }
 
   // Lines of a plane that will be packed: they are far apart, and no hardware
   // prefetcher finds them. Neighbouring lanes share lines.
   void expect_inputs(const float* x, int64_t plane) const {
-    const int64_t phases = inputs.size();
-    const Window& window = inputs[plane % phases];
-    x += plane / phases * window.plane;
+    const Window& window = inputs[plane / sizes.channels];
+    x += plane % sizes.channels * window.plane;
     for (int64_t r = 0; r < window.rows; ++r, x += window.row_step)
       for (int l = 1; l < LANES; l += 2)
         __builtin_prefetch(x + window.first[l], 0, 2);
@@ -119,6 +125,8 @@ struct Pixels {
     }
     return v;
   }
+
+  bool sees(int64_t, int64_t) const { return true; }
 
   void pack_inputs(const float* x, int64_t plane, int64_t end,
                    float* tile_) const {

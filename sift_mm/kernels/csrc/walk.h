@@ -34,7 +34,7 @@ struct Shape {
 struct Sizes {
   int64_t images, channels, in_h, in_w, filters, out_h, out_w;
   int64_t tile_rows;  // rows of inputs that a patch of MAX_ROWS sees
-  int64_t block;      // planes (channel x phase) that fit the L1 cache
+  int64_t block;      // planes (phase x channel) that fit the L1 cache
   int64_t threads;
 
   Shape inputs() const { return {images, channels, in_h, in_w}; }
@@ -90,6 +90,7 @@ struct Window {
   lanes columns[MAX_COLUMNS];  // all bits of a lane: its column is inside
   std::vector<lanes> lines;    // its row is
   bool whole;                  // all of them are
+  bool any;                    // one of them is
   bool run[LANES / 8];         // eight lanes that are two columns apart
   ptrdiff_t lowest, highest;   // read of channel 0 by loads of 4 floats
   ptrdiff_t total;             // floats of the tensor
@@ -112,9 +113,11 @@ static void look(Window& window, const Group& group, const Shape& shape,
   window.lowest = window.total;
   window.highest = 0;
   window.whole = true;
+  window.any = false;
   window.lines.resize(rows);
   const int64_t loaded = (columns + 3) / 4 * 4 * step_w;
   for (int l = 0; l < LANES; ++l) {
+    bool column = false, line = false;
     const int64_t y = first_h + step_h * group.row[l];
     const int64_t x = first_w + step_w * group.col[l];
     window.first[l] =
@@ -128,13 +131,16 @@ static void look(Window& window, const Group& group, const Shape& shape,
       const bool inside = at >= 0 && at < shape.width;
       window.columns[c][l] = -inside;
       window.whole &= inside;
+      column |= inside;
     }
     for (int64_t r = 0; r < rows; ++r) {
       const int64_t at = y + step_h * r;
       const bool inside = group.live[l] && at >= 0 && at < shape.height;
       window.lines[r][l] = -inside;
       window.whole &= inside;
+      line |= inside;
     }
+    window.any |= column && line;
   }
   for (int l = 0; l < LANES; l += 8) {
     bool& run = window.run[l / 8];

@@ -97,8 +97,9 @@ struct WeightGradient {
             const int64_t k1 = std::min(stop, k0 + filters);
             view.pack_outputs(dy, k0, k1, dys);
             for (int64_t b = 0; b < blocks; ++b) {
-              view.pack_inputs(x, b * s.block,
-                               std::min(planes, (b + 1) * s.block), tile);
+              const int64_t end = std::min(planes, (b + 1) * s.block);
+              if (!view.sees(b * s.block, end)) continue;
+              view.pack_inputs(x, b * s.block, end, tile);
               const int32_t* row = a.row + b * s.filters;
               for (int64_t k = k0; k < k1; ++k)
                 dots<View>(tile, dys + (k - k0) * T * LANES, a.position,

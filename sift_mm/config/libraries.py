@@ -1,0 +1,59 @@
+"""The libraries whose modules a config names."""
+
+import io
+import os.path as osp
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from importlib import import_module
+from importlib.util import find_spec
+
+from mmengine.config import Config
+from mmengine.registry import MODELS
+
+from sift_mm.arguments import check_names
+from sift_mm.backbones import PACKAGES, check_library
+from sift_mm.errors import Mistake
+
+
+@contextmanager
+def without_noise() -> Iterator[None]:
+    """Drop the libraries' lines about an optional package."""
+    out = io.StringIO()
+    try:
+        with redirect_stdout(out):
+            yield
+    finally:
+        for line in out.getvalue().splitlines(keepends=True):
+            if 'Could not import OneDL' not in line:
+                sys.stdout.write(line)
+
+
+def library_of(path: str) -> str | None:
+    """Return the library that ships a config, by its folder."""
+    found = re.search(rf'/({"|".join(PACKAGES)})/\.mim/', osp.abspath(path))
+    return found and found[1]
+
+
+def import_library(cfg: Config) -> None:
+    """Import the library of the config's ``default_scope``, if installed.
+
+    The registries would do it, but noisily.
+
+    Raises:
+        Mistake: If it is unknown, or one of OpenMMLab's and not installed.
+    """
+    scope = cfg.get('default_scope', 'mmengine')
+    if scope not in PACKAGES:
+        # Of a project of the user, imported by custom_imports.
+        if not (scope.isidentifier() and find_spec(scope)):
+            known = ['mmengine', *PACKAGES, *MODELS.children]
+            check_names('default_scope: there is no library', [scope], known)
+        return
+    try:
+        check_library(scope)
+    except ImportError as error:
+        raise Mistake(f"The config's default_scope: {error}") from error
+    with without_noise():
+        import_module(f'{scope}.datasets')

@@ -1,0 +1,78 @@
+"""Random programs in training: sparse execution against dense."""
+
+import copy
+import os
+import random
+
+import torch
+from programs import inputs, random_network, run_program
+from torch import Tensor, nn
+
+from sift_mm.sparsity import MaskSet, SparseExecution
+
+CASES = int(os.environ.get('SIFT_MM_CASES', 10000)) // 10
+
+
+def masks_of(network: nn.Module) -> MaskSet:
+    """The masks of its layers: their nonzeros."""
+    weights = {
+        f'{name}.weight': layer.weight
+        for name, layer in network.named_modules()
+        if isinstance(layer, (nn.Conv2d, nn.Linear))
+    }
+    return MaskSet(weights, {n: w.detach() != 0 for n, w in weights.items()})
+
+
+def step(network: nn.Module, seed: int) -> list[dict[str, Tensor]] | None:
+    """Values and gradients of a step; None if PyTorch refuses it."""
+    torch.manual_seed(seed)
+    given = tuple(x.requires_grad_() for x in inputs())
+    network.zero_grad()
+    found = run_program(network, given)
+    if found is None:
+        return None
+    try:
+        sum(out.square().mean() for out in found).backward()
+    except RuntimeError:
+        return None
+    masks = masks_of(network)
+    values = {f'output {i}': out.detach() for i, out in enumerate(found)}
+    leaves = dict(network.named_parameters())
+    leaves |= {f'input {i}': x for i, x in enumerate(given)}
+    return [
+        values | dict(network.named_buffers()),
+        {
+            name: leaf.grad * masks[name] if name in masks else leaf.grad
+            for name, leaf in leaves.items()
+            if leaf.grad is not None
+        },
+    ]
+
+
+def off(expected: dict[str, Tensor], found: dict[str, Tensor]) -> float:
+    """The largest difference, in units of the largest value of them all."""
+    assert expected.keys() == found.keys()
+    largest = max(float(tensor.abs().max()) for tensor in expected.values())
+    return max(
+        float((tensor - found[name]).abs().max()) / (largest + 1e-6)
+        for name, tensor in expected.items()
+    )
+
+
+def test_random_programs_train_as_they_do_densely() -> None:
+    first, refused = random.SystemRandom().randrange(10**9), 0
+    for seed in range(first, first + CASES):
+        dense = random_network(seed, learns=True).train()
+        sparse = copy.deepcopy(dense)
+        execution = SparseExecution(sparse, masks_of(sparse), 'sparse')
+        what = f'random_network({seed}, learns=True)\n{dense.text}'
+        expected, found = step(dense, seed), step(sparse, seed)
+        execution.detach()
+        refused += expected is None
+        if expected is None or found is None:
+            assert expected is found, f'{what}: PyTorch refuses one of both'
+            continue
+        for one, other in zip(expected, found, strict=True):
+            error = off(one, other) if one else 0.0
+            assert error < 1e-3, f'{what}: {error}'
+    assert refused < CASES / 2  # Else little was tried.
