@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from sift_mm.arguments import Count, Share, read, read_arguments
+from sift_mm.arguments import Count, Share, read_arguments
 from sift_mm.errors import Mistake
 from sift_mm.sparsity.registry import Registry
 
@@ -70,11 +70,9 @@ class _DropFractions(Registry[DropFraction]):
 
     def accepts(self, value: Any) -> bool:
         """Return whether it is a share or names a schedule."""
-        try:
-            read('share', value, Share)
-        except Mistake:
-            return super().accepts(value)
-        return True
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            return 0 <= value <= 1
+        return super().accepts(value)
 
     def build(self, cfg: Any) -> DropFraction:
         """Build a schedule; a number starts a cosine."""

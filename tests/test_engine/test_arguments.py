@@ -129,15 +129,15 @@ COMMON = dict(
     include=optional(lambda v: strings(v) and len(v) > 0),
     exclude=strings,
     execution=word('auto', 'sparse', 'dense'),
+    placement=word('after_step', 'replace_step'),
+    seed=optional(whole(0)),
 )
 HOOK = dict(
     COMMON,
-    seed=optional(whole(0)),
     transfer=word('fixed', 'train', 'dense'),
-    placement=word('after_step', 'replace_step'),
     log_layers=flag,
 )
-LOOP = dict(COMMON, seed=whole(0), steps=whole(1))
+LOOP = dict(COMMON, steps=whole(1))
 BACKBONE = dict(
     family=word('wide', 'parallel', 'factorized', 'doped', 'wide_factorized'),
     sparsity=sparsity,
@@ -263,7 +263,7 @@ def test_an_argument_of_the_hook_means_something_or_is_refused(case):
     hook = settle(
         lambda: SparseTrainingHook(**{name: value}), name, value, HOOK[name]
     )
-    kept = vars(hook).get(name) if hook else None
+    kept = getattr(hook.options, name) if hook else None
     # Checkpoints hold them: no number of NumPy's.
     assert not isinstance(kept, np.generic)
 
@@ -341,7 +341,7 @@ def backbone(**arguments):
         ),
         (
             backbone(familly='wide'),
-            'model.backbone has no argument familly: did you mean family?',
+            'SparseIFTResNet has no argument familly: did you mean family?',
         ),
         (
             backbone(strides=2, out_indice=3),
@@ -380,7 +380,7 @@ def test_names_are_those_of_a_class_derived_from_the_hook():
         def __init__(self):
             super().__init__(interval=7)
 
-    assert Derived(temperature=2, end=0.5).interval == 7
-    assert Fixed().interval == 7
+    assert Derived(temperature=2, end=0.5).options.interval == 7
+    assert Fixed().options.interval == 7
     with pytest.raises(Mistake, match='intervall: did you mean interval'):
         Derived(intervall=3)
