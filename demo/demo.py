@@ -43,7 +43,7 @@ def plan() -> list[Experiment]:
 def count_backbone(config: str) -> float:
     """Return the FLOPs (2 x MACs) of a config's backbone under its masks."""
     from sift_mm.cli.reports.costs import make_report
-    from sift_mm.config.reading import read_config
+    from sift_mm.config.loading import read_config
 
     parts = make_report(read_config(config))['comparison']['parts']
     return next(p['flops'] for p in parts if p['name'] == 'backbone')

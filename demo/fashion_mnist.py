@@ -16,7 +16,7 @@ from pathlib import Path
 from urllib.request import urlopen
 
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 # Digests of the content: Debian has compressed it anew.
 MD5 = {
@@ -73,7 +73,7 @@ def prepare(root: Path) -> None:
     """Fetch and check the parts that are missing.
 
     Raises:
-        Mistake: If a part cannot be had, or has another content.
+        UserError: If a part cannot be had, or has another content.
     """
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root) as folder:
@@ -95,7 +95,7 @@ def prepare(root: Path) -> None:
     missing = [n for n in MD5 if not has_content(root / n, n)]
     if missing:
         names = ', '.join(f'{name}.gz' for name in missing)
-        raise Mistake(
+        raise UserError(
             f'Fashion-MNIST is not complete: get {names} from {PAGE}, put '
             f'them into {root} and call this again.'
         )

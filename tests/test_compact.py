@@ -9,7 +9,7 @@ import sift_mm
 from sift_mm.checkpoint.compact import COMPACT_KEY, compact, expand
 from sift_mm.cli.publish_model import main as publish
 from sift_mm.engine import use_safe_files
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 CASES = [
     ((), 1.0),
@@ -87,7 +87,7 @@ def test_what_is_not_compact_is_left_alone():
 
 def test_without_masks_there_is_nothing_to_pack(tmp_path):
     torch.save({'state_dict': {'a': torch.ones(1)}}, tmp_path / 'a.pth')
-    with pytest.raises((SystemExit, Mistake), match='a.pth: .* no masks'):
+    with pytest.raises((SystemExit, UserError), match='a.pth: .* no masks'):
         publish(
             [str(tmp_path / 'a.pth'), str(tmp_path / 'b.pth'), '--compact']
         )

@@ -9,10 +9,10 @@ from torch import nn
 
 from sift_mm.cli.train import parse_args
 from sift_mm.config import classifier, detector, segmentor, sparsify
+from sift_mm.config.loading import load_config, load_run_config
 from sift_mm.config.nodes import type_name
-from sift_mm.config.reading import load_config, load_run_config
 from sift_mm.config.resume import check_checkpoint
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 WIDE = '--family', 'wide', '--sparsity', '0.75'
 PRETRAINED = dict(type='Pretrained', checkpoint='mine.pth', prefix='backbone.')
@@ -369,7 +369,7 @@ def test_the_widths_follow_the_family_of_a_setting(mini):
     ],
 )
 def test_what_would_not_hold_is_said(argv, words, mini):
-    with pytest.raises(Mistake, match=words):
+    with pytest.raises(UserError, match=words):
         mini('mmdet', *argv.replace('WIDE', ' '.join(WIDE)).split())
 
 
@@ -382,5 +382,5 @@ def test_a_config_of_a_library_is_read_in_its_scope():
 
 
 def test_an_empty_name_of_a_checkpoint_is_named():
-    with pytest.raises(Mistake, match="its name is ''"):
+    with pytest.raises(UserError, match="its name is ''"):
         check_checkpoint('')

@@ -15,10 +15,10 @@ from sift_mm.config.channels import (
 )
 from sift_mm.config.dense import build_dense, dense_config
 from sift_mm.config.libraries import import_library
+from sift_mm.config.loading import read_config
 from sift_mm.config.nodes import put
-from sift_mm.config.reading import read_config
 from sift_mm.engine.plan import whole_model_budget
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.flops import count_model
 
 STAGES = [256, 512, 1024, 2048]
@@ -158,7 +158,7 @@ def test_a_neck_that_passes_features_on():
     assert dense.auxiliary_head.in_channels == 32
     cfg.model.neck.in_channels = (16, 32, 64)
     with pytest.raises(
-        Mistake, match=r'write model\.neck\.in_channels=\(32, 64, 128\)'
+        UserError, match=r'write model\.neck\.in_channels=\(32, 64, 128\)'
     ):
         check_channels(build(cfg), cfg)
 
@@ -193,7 +193,7 @@ def test_a_head_that_reads_channels_and_places_together():
     # Without pipelines sizes are not known.
     check_channels(build(cfg), Config(dict(model=cfg.model)))
     cfg.model.head.in_channels = 64
-    with pytest.raises(Mistake, match='write model.head.in_channels=128'):
+    with pytest.raises(UserError, match='write model.head.in_channels=128'):
         check_channels(build(cfg), cfg)
 
 
@@ -205,7 +205,7 @@ def test_layers_that_do_not_agree_on_a_number_are_named(tmp_path, monkeypatch):
         return 'neck.lateral_convs.0.conv', reads, 48 - reads
 
     monkeypatch.setattr(channels, 'find_misfit', contrary)
-    with pytest.raises(Mistake, match='reads 16 channels and gets 32'):
+    with pytest.raises(UserError, match='reads 16 channels and gets 32'):
         sparsify(cfg, 'wide', 0.75)
 
 

@@ -20,7 +20,7 @@ from sift_mm import load_compact
 from sift_mm.checkpoint.compact import COMPACT_KEY, compact, expand
 from sift_mm.checkpoint.reading import read
 from sift_mm.checkpoint.state import sealed
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 WEIGHTS = {'a.weight': torch.arange(6.0).view(2, 3)}
 OLD = dict(_use_new_zipfile_serialization=False)
@@ -142,7 +142,7 @@ def refused(tmp_path):
         path.write_bytes(content)
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         for reader in (read, load_compact):
-            with pytest.raises(Mistake, match=f'{path}:? .*{words}') as stop:
+            with pytest.raises(UserError, match=f'{path}:? .*{words}') as stop:
                 reader(path)
             assert '\n' not in str(stop.value)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -300,7 +300,7 @@ BY_DIGEST = {'transposed', 'values of another layer'}
 def test_a_spoiled_compact_file_is_refused(name, refused):
     checkpoint = packed_checkpoint()
     SPOILED[name](checkpoint[COMPACT_KEY])
-    with pytest.raises(Mistake, match='small.pth is damaged'):
+    with pytest.raises(UserError, match='small.pth is damaged'):
         expand(checkpoint, 'small.pth')
     refused(saved(checkpoint))
     # With a digest of its own, by what is in it.

@@ -13,15 +13,20 @@ import sift_mm
 
 PACKAGE = Path(sift_mm.__file__).parent
 
-#: Rooms from the ground up; a room may import those on lower floors.
+#: Single files, from the ground up, then the floors of rooms on top of them.
+#: A room imports what is below its floor, and nothing else.
 FLOORS = [
-    {'errors', 'registry', 'names', 'validation', 'data'},
-    {'flops', 'kernels', 'checkpoint'},
+    {'errors', 'discovery'},
+    {'names'},
+    {'validation'},
+    {'registry'},
+    {'flops', 'kernels', 'checkpoint', 'data'},
     {'layers', 'sparsity'},
     {'backbones', 'deploy'},
     {'config'},
     {'engine'},
-    {'cli', '__init__'},
+    {'cli'},
+    {'__init__'},
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 

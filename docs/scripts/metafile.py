@@ -24,10 +24,10 @@ from mmengine.config import Config
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.reports.costs import make_report
 from sift_mm.config.data import leaf_datasets
+from sift_mm.config.loading import read_config
 from sift_mm.config.nodes import type_name
-from sift_mm.config.reading import read_config
 from sift_mm.data import DATA_SETS, find_data_set
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 METAFILES = 'configs/*/metafile.yml'
@@ -81,7 +81,7 @@ def describe(path: Path) -> tuple[dict[str, Any], str]:
     """Return the metafile entry of a config without results, and its task.
 
     Raises:
-        Mistake: If the data set is none that is known.
+        UserError: If the data set is none that is known.
     """
     cfg = read_config(str(path))
     report = make_report(cfg)
@@ -89,7 +89,7 @@ def describe(path: Path) -> tuple[dict[str, Any], str]:
     data_set = find_data_set(type_name(leaf))
     if data_set is None or leaf.get('metainfo'):
         titles = ', '.join(known.title for known in DATA_SETS.values())
-        raise Mistake(
+        raise UserError(
             f'{path} trains on none of the data sets known here: {titles} '
             'with their own classes.'
         )
@@ -178,7 +178,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Write metafiles and index.
 
     Raises:
-        Mistake: If a folder has no configs, or results are of a config
+        UserError: If a folder has no configs, or results are of a config
             that is in none of the folders.
     """
     args = parse_args(argv)
@@ -188,16 +188,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         try:
             results = json.loads(args.results.read_text())
         except (OSError, ValueError) as error:
-            raise Mistake(f'{args.results} is no JSON: {error}.') from error
+            raise UserError(f'{args.results} is no JSON: {error}.') from error
     names = set()
     for folder in folders:
         here = {path.stem for path in folder.glob('*.py')}
         if not here:
-            raise Mistake(f'There are no configs in {folder}.')
+            raise UserError(f'There are no configs in {folder}.')
         names |= here
     unknown = sorted(set(results) - names)
     if unknown:
-        raise Mistake(
+        raise UserError(
             f'{args.results} has results of {unknown[0]}, which is no config '
             'of the folders.'
         )

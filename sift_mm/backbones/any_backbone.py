@@ -10,15 +10,6 @@ import torch
 from mmengine.registry import Registry
 from torch import Tensor, nn
 
-from sift_mm.arguments import (
-    AnyGlobs,
-    Globs,
-    Node,
-    Size,
-    Sparsity,
-    parameters,
-    read_arguments,
-)
 from sift_mm.backbones.base import (
     FamilyName,
     Flops,
@@ -28,7 +19,7 @@ from sift_mm.backbones.base import (
     make_member,
 )
 from sift_mm.checkpoint.state import pretrained_cfg
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.flops import count_flops, image_channels, meta_image
 from sift_mm.layers import (
     Composite,
@@ -39,6 +30,15 @@ from sift_mm.layers import (
 )
 from sift_mm.layers.candidates import choose_layers
 from sift_mm.layers.replacement import output_shapes
+from sift_mm.validation import (
+    AnyGlobs,
+    Globs,
+    Node,
+    Size,
+    Sparsity,
+    parameters,
+    read_arguments,
+)
 
 # By scope: what builds a dense twin.
 LIBRARIES: dict[str, Registry] = {}
@@ -130,14 +130,14 @@ def sparse_ift(
     """
     member = make_member(family, sparsity, inner, sparse_factors)
     if pretrained_cfg(backbone.get('init_cfg')) or backbone.get('pretrained'):
-        raise Mistake(
+        raise UserError(
             'The inner backbone of SparseIFT loads the weights of a dense '
             'network, which do not fit: take them out, and give a checkpoint '
             'of the sparse network by init_cfg of SparseIFT.'
         )
     if pretrained is not None:
         if init_cfg is not None:
-            raise Mistake(
+            raise UserError(
                 f'SparseIFT has init_cfg={init_cfg} and pretrained='
                 f'{pretrained!r}; leave one out.'
             )
@@ -201,7 +201,7 @@ def _transform(
         reasons = Counter(words).most_common(3)
         plain, _ = choose_layers(network, 'parallel', include, exclude)
         others = ' Take another family (docs/backbones.md).' if plain else ''
-        raise Mistake(
+        raise UserError(
             f'family={member.family!r} finds nothing to replace in '
             f'{type(network).__name__}: '
             + '; '.join(f'{n} layers: {why}' for why, n in reasons)
@@ -238,7 +238,7 @@ def _check_unmasked_flops(network: TransformedBackbone) -> None:
         for model in (network, network.dense_twin())
     )
     if abs(own / dense - 1) > TOLERANCE:
-        raise Mistake(
+        raise UserError(
             f'family={network.family!r} gives {network.kind.__name__} '
             f'{own / dense:.4f} of the dense FLOPs, and without masks nothing '
             "makes up for it: set sparse_factors='both', or flops='nominal'."

@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import nn
 
-from sift_mm.arguments import Choice
 from sift_mm.checkpoint.reading import load_pretrained
 from sift_mm.checkpoint.state import (
     CHECKPOINT_KEY,
@@ -16,9 +15,10 @@ from sift_mm.checkpoint.state import (
     pretrained_cfg,
     without_prefix,
 )
-from sift_mm.errors import Mistake, MistakenCall
+from sift_mm.errors import UserCallError, UserError
 from sift_mm.flops.isoflop import INNER, SPARSE_FACTORS
 from sift_mm.layers import Composite, Member, Wide, families
+from sift_mm.validation import Choice
 
 FamilyName = Annotated[str, Choice(families)]
 Flops = Literal['match', 'match_model', 'nominal']
@@ -159,7 +159,7 @@ def sparse_backbone(
         if isinstance(module, SparseIFTBackbone) and module.family
     ]
     if len(found) > 1:
-        raise Mistake(
+        raise UserError(
             'The model has several Sparse-IFT backbones with a '
             f'family, {[name for name, _ in found]}; masks can '
             'be trained for one.'
@@ -180,7 +180,7 @@ def make_member(
     """
     if family is None:
         if sparsity or inner or sparse_factors:
-            raise Mistake(
+            raise UserError(
                 f'sparsity={sparsity}, inner={inner!r} or sparse_factors='
                 f'{sparse_factors!r} without a family: the network would '
                 "be the dense one. Set family='wide' (or another), or "
@@ -188,7 +188,7 @@ def make_member(
             )
         return None
     if sparsity is None:
-        raise Mistake(
+        raise UserError(
             f'family={family!r} needs a sparsity, the one '
             'number that sizes and masks follow from.'
         )
@@ -213,7 +213,7 @@ def _refuse_unmasked_training(backbone: Any, _: Any) -> None:
         return
     names = backbone.sparse_parameter_names()
     if any(backbone.get_parameter(name).requires_grad for name in names):
-        raise MistakenCall(
+        raise UserCallError(
             f'The backbone (family={backbone.family!r}, sparsity='
             f'{backbone.sparsity}) is meant to be sparse, but no hook trains '
             'its masks, and it would train dense at up to 1 / (1 - s) times '

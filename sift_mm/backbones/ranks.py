@@ -5,7 +5,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.flops import FlopCount
 from sift_mm.flops.isoflop import factor_densities, spread_ranks
 from sift_mm.layers import Member
@@ -51,7 +51,7 @@ def ranks_for(
         dense.by_module[name] for name in layers
     )
     if share <= 0:
-        raise Mistake(
+        raise UserError(
             f'At sparsity {member.sparsity} the wider stem alone '
             f'costs {rest / dense.total:.3g} of the dense FLOPs.'
         )

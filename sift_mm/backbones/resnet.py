@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from sift_mm.arguments import Size, Sparsity, checked
 from sift_mm.backbones.base import (
     FamilyName,
     Flops,
@@ -21,11 +20,12 @@ from sift_mm.backbones.base import (
     make_member,
 )
 from sift_mm.backbones.ranks import ranks_for
-from sift_mm.errors import Mistake, MistakenKey
+from sift_mm.errors import UserError, UserKeyError
 from sift_mm.flops import FlopCount, count_flops
 from sift_mm.flops.isoflop import wide_width
 from sift_mm.layers import Composite, Member, Parallel
 from sift_mm.layers.plain import kaiming_scale, plain_type, put
+from sift_mm.validation import Size, Sparsity, checked
 
 # Convolutions of the residual blocks and their shortcuts. The stem, norms
 # and what plugins bring along stay dense.
@@ -121,12 +121,12 @@ class SparseIFTMixin(SparseIFTBackbone):
             family, sparsity, inner, sparse_factors, self.parallel_inner
         )
         if member is not None and kwargs.get('dcn') is not None:
-            raise Mistake(
+            raise UserError(
                 'Deformable convolutions (dcn) cannot be masked '
                 'yet; leave dcn out or set family=None.'
             )
         if depth not in self.arch_settings:
-            raise MistakenKey(
+            raise UserKeyError(
                 f'There is no ResNet-{depth} in this library; the depths are '
                 f'{list(self.arch_settings)}.'
             )
@@ -167,7 +167,7 @@ class SparseIFTMixin(SparseIFTBackbone):
         }
         for name, layer in layers.items():
             if plain_type(layer) is None:
-                raise Mistake(
+                raise UserError(
                     f'{name} is a {type(layer).__name__}, which is not known '
                     'to work under masks; set conv_cfg=None.'
                 )
@@ -185,7 +185,7 @@ class SparseIFTMixin(SparseIFTBackbone):
                     rank=ranks.get(name),
                 )
             except ValueError as error:
-                raise Mistake(f'{name}: {error}') from None
+                raise UserError(f'{name}: {error}') from None
             put(self, name, new)
             if isinstance(new, Parallel) and new.norms:
                 # No norm behind the sum of normed branches.
@@ -229,7 +229,7 @@ class SparseIFTMixin(SparseIFTBackbone):
         try:
             return ranks_for(layers, member, wide, dense, match, multiple)
         except ValueError as error:
-            raise Mistake(f'{error} {self.advice(**usual)}') from None
+            raise UserError(f'{error} {self.advice(**usual)}') from None
 
     def _build(self, kwargs: Mapping[str, Any]) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -341,7 +341,7 @@ def _check_groups(norm_cfg: Mapping[str, Any] | None, width: int) -> None:
     """Refuse, by a ValueError, a group norm that does not divide a width."""
     groups = (norm_cfg or {}).get('num_groups', 1)
     if width % groups:
-        raise Mistake(
+        raise UserError(
             f"norm_cfg's {groups} groups do not divide the width of {width} "
             'channels that follows from the sparsity; choose num_groups that '
             'divides it, or another sparsity.'

@@ -20,7 +20,7 @@ from sift_mm.checkpoint.state import (
     sealed,
     weight_of,
 )
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 #: Key of the packed weights in a checkpoint, and their version.
 COMPACT_KEY = 'compact'
@@ -38,7 +38,7 @@ def compact(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     """
     training = mask_training(checkpoint)
     if training is None:
-        raise Mistake('The checkpoint has no masks to pack its weights by.')
+        raise UserError('The checkpoint has no masks to pack its weights by.')
     masks = training.pop('masks')
     state = dict(checkpoint['state_dict'])
     layers = {}
@@ -72,15 +72,15 @@ def expand(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
     try:
         packed = checkpoint[COMPACT_KEY]
         if packed['version'] != VERSION:
-            raise Mistake(f'it is of version {packed["version"]}')
+            raise UserError(f'it is of version {packed["version"]}')
         state = dict(checkpoint['state_dict'])
         training = dict(checkpoint[CHECKPOINT_KEY])
         if 'masks' in training:
-            raise Mistake('its masks are there twice')
+            raise UserError('its masks are there twice')
         # Before any memory is taken.
         _check_layers(packed['layers'], state)
         if not is_as_saved(packed):
-            raise Mistake('they are not what was saved')
+            raise UserError('they are not what was saved')
         training['masks'] = masks = {}
         for name, layer in packed['layers'].items():
             masks[name] = _mask(layer)
@@ -93,7 +93,7 @@ def expand(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
         TypeError,
         ValueError,
     ) as error:
-        raise Mistake(
+        raise UserError(
             f'{path} is damaged, or of a newer sift_mm, which then has to be '
             f'installed: its packed weights cannot be read ({error}).'
         ) from error
@@ -110,39 +110,39 @@ def _check_layers(
         shape, bits = layer['shape'], layer['bits']
         values, kept = layer.get('values'), state[name]
         if not all(type(size) is int and size >= 0 for size in shape):
-            raise Mistake(f'the shape of {name!r} is {shape}')
+            raise UserError(f'the shape of {name!r} is {shape}')
         size = math.prod(shape)
         if (
             bits.dtype != torch.uint8
             or bits.shape != (-(-size // 8),)
             or not bits.is_contiguous()
         ):
-            raise Mistake(f'the mask of {name!r} is not of its shape')
+            raise UserError(f'the mask of {name!r} is not of its shape')
         if size:
             storages.append(bits.untyped_storage().data_ptr())
         if (kept is None) == (values is None):
-            raise Mistake(f'{name!r} has no weight, or two')
+            raise UserError(f'{name!r} has no weight, or two')
         if kept is not None and list(kept.shape) != list(shape):
-            raise Mistake(f'the mask of {name!r} is not of its shape')
+            raise UserError(f'the mask of {name!r} is not of its shape')
         if values is not None and not (
             values.dim() == 1 and values.is_contiguous()
         ):
-            raise Mistake(f'the values of {name!r} are no list')
+            raise UserError(f'the values of {name!r} are no list')
     if len({*storages}) != len(storages):
-        raise Mistake('two layers share their bits')
+        raise UserError('two layers share their bits')
 
 
 def _mask(layer: Mapping[str, Any]) -> Tensor:
     shape, bits = layer['shape'], layer['bits'].cpu()
     size = math.prod(shape)
     if size % 8 and int(bits[-1]) & (0xFF >> size % 8):
-        raise Mistake('a mask has more bits than its shape')
+        raise UserError('a mask has more bits than its shape')
     return unpack(bits, size).view(shape).to(layer['bits'].device)
 
 
 def _weight(mask: Tensor, values: Tensor) -> Tensor:
     if values.shape != (count(mask),):
-        raise Mistake('a weight has other values than its mask')
+        raise UserError('a weight has other values than its mask')
     return values.new_zeros(mask.shape).masked_scatter_(mask, values)
 
 

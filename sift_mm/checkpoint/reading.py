@@ -25,7 +25,7 @@ from sift_mm.checkpoint.state import (
     named,
 )
 from sift_mm.checkpoint.unpickling import plain_globals, resolve
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 #: PyTorch's own variable, with which it loads what may run code.
 TRUST = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
@@ -55,7 +55,7 @@ def read(
         dict: The checkpoint, or weights by name alone.
 
     Raises:
-        Mistake: If there is no such file, if it is no checkpoint, is cut or
+        UserError: If there is no such file, if it is no checkpoint, is cut or
             has changed since it was written, or wants to run code.
     """
     path = os.path.expanduser(path)
@@ -89,7 +89,7 @@ def load_compact(path: str | Path) -> dict[str, Tensor]:
     """
     checkpoint = read(path)
     if 'state_dict' not in checkpoint:
-        raise Mistake(f'{path} is no checkpoint: it has no state_dict.')
+        raise UserError(f'{path} is no checkpoint: it has no state_dict.')
     return checkpoint['state_dict']
 
 
@@ -97,7 +97,7 @@ def load(path: str, map_location: Any = 'cpu') -> dict[str, Any]:
     """Load a checkpoint from a local file, or from an address by MMEngine.
 
     Raises:
-        Mistake: As of :func:`read`.
+        UserError: As of :func:`read`.
     """
     if not is_address(path):
         return read(path, map_location)
@@ -114,7 +114,7 @@ def load_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
     Weights alone are put under the key ``state_dict``.
 
     Raises:
-        Mistake: If it cannot be read, or a weight is NaN or infinite.
+        UserError: If it cannot be read, or a weight is NaN or infinite.
     """
     checkpoint = load(config['checkpoint'])
     if 'state_dict' not in checkpoint:
@@ -173,29 +173,29 @@ def explained(path: str) -> Iterator[None]:
     """Explain any error of reading in one sentence.
 
     Raises:
-        Mistake: In place of any error, with the path or address.
+        UserError: In place of any error, with the path or address.
     """
     try:
         yield
-    except Mistake:
+    except UserError:
         raise
     except FileNotFoundError as error:
         if not path:
-            raise Mistake(
+            raise UserError(
                 "A checkpoint is to be loaded, and its name is '': a place "
                 'that is left for a file of your own.'
             ) from error
-        raise Mistake(
+        raise UserError(
             f'There is no checkpoint {os.path.abspath(path)}.'
         ) from error
     except _Damaged as error:
-        raise Mistake(
+        raise UserError(
             f"{path} is damaged: the bytes of '{error}' in it are not those "
             'that were written. Take another copy of it.'
         ) from error
     # Bytes that are not what they should be raise errors of any kind.
     except Exception as error:
-        raise Mistake(_why(path, error)) from error
+        raise UserError(_why(path, error)) from error
 
 
 def load_plain(file: Any, map_location: Any = None, **_: Any) -> Any:
@@ -222,7 +222,7 @@ def with_weights(checkpoint: Any, path: str) -> dict[str, Any]:
     """Expand a checkpoint, and check its weights and digest.
 
     Raises:
-        Mistake: If it holds no tensors by name, or a mask training that is
+        UserError: If it holds no tensors by name, or a mask training that is
             not what was saved.
     """
     checkpoint = expand(checkpoint, path)
@@ -235,7 +235,7 @@ def with_weights(checkpoint: Any, path: str) -> dict[str, Any]:
     if not isinstance(weights, Mapping) or not any(
         isinstance(value, Tensor) for value in weights.values()
     ):
-        raise Mistake(
+        raise UserError(
             f'{path} is no checkpoint: it holds no weights by name, neither '
             'under state_dict nor without it.'
         )
@@ -246,7 +246,7 @@ def with_weights(checkpoint: Any, path: str) -> dict[str, Any]:
         or not (isinstance(value, Tensor) or name.endswith('_extra_state'))
     ]
     if foreign and weights is not checkpoint:
-        raise Mistake(
+        raise UserError(
             f'{path} is no checkpoint: {foreign[0]!r} in its state_dict is '
             'no tensor, or has no name.'
         )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sift_mm.checkpoint.packing import pack
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 #: Key of the masks and all else of the mask training in a checkpoint.
 CHECKPOINT_KEY = 'sparse_training'
@@ -38,7 +38,7 @@ def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     if not isinstance(masks, Mapping) or not isinstance(version, int):
         wrong = 'it holds no masks'
     elif version > VERSION:
-        raise Mistake(
+        raise UserError(
             f"The checkpoint's mask training is of version {version}, and "
             f'this sift_mm reads up to {VERSION}: install a newer one.'
         )
@@ -50,7 +50,7 @@ def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     elif not is_as_saved(state):
         wrong = 'it is not what was saved'
     if wrong:
-        raise Mistake(
+        raise UserError(
             f'What the checkpoint has under {CHECKPOINT_KEY!r} is damaged: '
             f'{wrong}. Take another checkpoint of that run.'
         )
@@ -96,14 +96,14 @@ def named(path: Any) -> Iterator[None]:
     """Name the checkpoint, where its path is known, in errors.
 
     Raises:
-        Mistake: In place of one, and of what Python raises where a value is
+        UserError: In place of one, and of what Python raises where a value is
             of no type that it can be.
     """
     before = '' if path is None else f'{path}: '
     try:
         yield
-    except Mistake as error:
-        raise Mistake(f'{before}{error}') from error
+    except UserError as error:
+        raise UserError(f'{before}{error}') from error
     except (
         AttributeError,
         IndexError,
@@ -111,7 +111,7 @@ def named(path: Any) -> Iterator[None]:
         RuntimeError,
         TypeError,
     ) as error:
-        raise Mistake(
+        raise UserError(
             f'{before}The checkpoint is damaged, or of another program: '
             f'{error!r}. Take another one of that run.'
         ) from error
@@ -132,7 +132,7 @@ def check_finite(state: Mapping[str, Any]) -> None:
         if value.isfinite().all():
             continue
         if not ((value == 0) | value.isneginf()).all():
-            raise Mistake(
+            raise UserError(
                 f'{name!r} of the checkpoint is NaN or infinite: its training '
                 'diverged. Take an earlier checkpoint.'
             )
@@ -147,7 +147,7 @@ def check_masks(state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
     """
     for name, mask in masks.items():
         if weight_of(state, name, mask).masked_fill(mask, 0).any():
-            raise Mistake(
+            raise UserError(
                 f'The weight {name!r} is not zero outside its mask: they are '
                 'not of the same training.'
             )
@@ -161,7 +161,7 @@ def weight_of(state: Mapping[str, Any], name: str, mask: Tensor) -> Tensor:
     """
     weight = state.get(name)
     if weight is None or weight.shape != mask.shape:
-        raise Mistake(f'The mask of {name!r} is of no weight.')
+        raise UserError(f'The mask of {name!r} is of no weight.')
     return weight
 
 
@@ -250,7 +250,7 @@ def check_keys(
         if keys
     ]
     if wrong:
-        raise Mistake(
+        raise UserError(
             f'The checkpoint {path} (prefix={prefix!r}) is not of this '
             'network, '
             f'{type(module).__name__}({module.extra_repr()}): '
@@ -267,14 +267,14 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
             damaged, or of another moment.
     """
     if not isinstance(checkpoint.get('message_hub'), Mapping):
-        raise Mistake(
+        raise UserError(
             'A published checkpoint cannot be resumed from: optimizer and '
             'history of the masks were left out. Start a new run with '
             'load_from.'
         )
     optimizer = checkpoint.get('optimizer')
     if not isinstance(optimizer, Mapping):
-        raise Mistake(
+        raise UserError(
             'The checkpoint has no optimizer, without which no run goes on as '
             'it was: let CheckpointHook save_optimizer, or start a new run '
             'with load_from.'
@@ -282,7 +282,7 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     if 'param_schedulers' not in checkpoint and any(
         'initial_lr' in group for group in optimizer.get('param_groups', ())
     ):
-        raise Mistake(
+        raise UserError(
             'The checkpoint has no param_schedulers, and the learning rate '
             'would start anew: let CheckpointHook save_param_scheduler, or '
             'start a new run with load_from.'
@@ -291,14 +291,14 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     if not isinstance(meta, Mapping) or not all(
         isinstance(meta.get(key), int) for key in ('epoch', 'iter')
     ):
-        raise Mistake(
+        raise UserError(
             'The checkpoint does not say in its meta after which epoch and '
             'iteration it was saved: take another one of that run.'
         )
     check_finite(checkpoint.get('state_dict', {}))
     state = mask_training(checkpoint)
     if state is not None and (wrong := next(_faults(state, meta['iter']), '')):
-        raise Mistake(
+        raise UserError(
             f'The mask training of the checkpoint is not whole: {wrong}. '
             'Take another checkpoint of that run.'
         )

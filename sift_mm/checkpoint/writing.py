@@ -14,7 +14,7 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 #: File that a run holds a lock on, in its work dir.
 LOCK = '.lock'
@@ -60,7 +60,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     the file system has no locks, nothing is locked.
 
     Raises:
-        Mistake: If another process holds the folder, or it cannot be made.
+        UserError: If another process holds the folder, or it cannot be made.
     """
     folder = Path(folder).absolute()
     holder = os.getpid(), folder
@@ -72,7 +72,7 @@ def locked(folder: str | Path) -> Iterator[None]:
         flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
         descriptor = os.open(folder / LOCK, flags, 0o666)
     except OSError as error:
-        raise Mistake(
+        raise UserError(
             f'The work dir {folder} cannot be written: {error.strerror}. '
             'Name another one by --work-dir.'
         ) from error
@@ -91,7 +91,7 @@ def _lock(stream: IO[str], folder: Path) -> None:
         fcntl.lockf(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:
         other = stream.read(200).strip() or 'another process'
-        raise Mistake(
+        raise UserError(
             f'Another run is at work in {folder} ({other}): wait for its '
             'end, or give this run another --work-dir.'
         ) from error

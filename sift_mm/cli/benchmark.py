@@ -13,24 +13,28 @@ from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from sift_mm.checkpoint.state import mask_training
+from sift_mm.cli.arguments import (
+    add_config_options,
+    add_shape_option,
+    positive,
+)
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.cli.options import add_config_options, add_shape_option, positive
 from sift_mm.cli.reports.costs import build_hook
 from sift_mm.cli.reports.speed import fill, measure_speed, to_text
 from sift_mm.config.building import build
 from sift_mm.config.explain import explained
 from sift_mm.config.images import find_sizes
 from sift_mm.config.libraries import import_library
-from sift_mm.config.reading import load_config
+from sift_mm.config.loading import load_config
 from sift_mm.config.resume import check_checkpoint
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 
 def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
     """Draw masks as the config's training would, and weights for them."""
     hook = build_hook(cfg)
     if hook is None:
-        raise Mistake(
+        raise UserError(
             'The config has no SparseTrainingHook, so that nothing of its '
             'network is sparse; --family and --sparsity make it so.'
         )

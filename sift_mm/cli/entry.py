@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, TypeVar
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.kernels.memory import keep_freed_memory
 
 T = TypeVar('T')
@@ -80,7 +80,7 @@ def explain(error: BaseException) -> str | None:
     text = str(error)
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, Mistake) and str(cause) in text:
+        if isinstance(cause, UserError) and str(cause) in text:
             return str(cause)
         cause = cause.__cause__ or cause.__context__
     if isinstance(error, OSError) and error.errno in NO_PLACE:

@@ -20,8 +20,8 @@ from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 
-from sift_mm.config.reading import read_config
-from sift_mm.errors import Mistake
+from sift_mm.config.loading import read_config
+from sift_mm.errors import UserError
 
 TOOLS = {name: ('-m', f'sift_mm.cli.{name}') for name in ('train', 'test')}
 GRACE_SECONDS = 10.0  # for a process to end by itself
@@ -77,7 +77,7 @@ class Experiment:
         """Yield the missing commands, each when the one before is done.
 
         Raises:
-            Mistake: If the training leaves no checkpoint.
+            UserError: If the training leaves no checkpoint.
         """
         if not self.is_current():
             stamp = time.strftime('%Y%m%d_%H%M%S')
@@ -93,7 +93,7 @@ class Experiment:
             latest = self.folder / 'last_checkpoint'
             if not latest.exists():
                 log = self.folder / 'train.log'
-                raise Mistake(f'{self.name} left no checkpoint; see {log}.')
+                raise UserError(f'{self.name} left no checkpoint; see {log}.')
             trained.write_text(latest.read_text())
         words = str(self._named_in(trained)), f'--out={self.result}'
         work_dir = self.folder / 'test'
@@ -142,7 +142,7 @@ class Job:
         """Show progress, start the next command; return whether all is done.
 
         Raises:
-            Mistake: If a command fails; the end of its log is printed.
+            UserError: If a command fails; the end of its log is printed.
         """
         if self.process is not None:
             status = self.process.poll()
@@ -152,7 +152,9 @@ class Job:
             if status:
                 lines = self._log.read_text(errors='replace').splitlines()
                 print(*lines[-20:], sep='\n', file=sys.stderr)
-                raise Mistake(f'{self._title} failed; its log is {self._log}.')
+                raise UserError(
+                    f'{self._title} failed; its log is {self._log}.'
+                )
         for command in self._commands:
             self._start(*command)
             return False
@@ -168,7 +170,7 @@ class Job:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 text = f'Another process still runs {self._title}: wait for it'
-                raise Mistake(f'{text}, or end it.') from None
+                raise UserError(f'{text}, or end it.') from None
             except OSError:
                 pass  # this file system has no locks
             self._shown = stream.tell()
@@ -220,7 +222,7 @@ def run_experiments(
         threads (int, optional): Threads of PyTorch in each.
 
     Raises:
-        Mistake: If some failed.
+        UserError: If some failed.
     """
     todo = deque(e for e in experiments if not e.is_done())
     print(f'{len(todo)} runs to do', flush=True)
@@ -240,11 +242,11 @@ def run_experiments(
                     if not job.advance():
                         continue
                     outcome = job.experiment.result.read_text()
-                except Mistake as error:
+                except UserError as error:
                     errors.append(error)
                     outcome = str(error)
                 print(f'{job.experiment.name}: {outcome}', flush=True)
                 running.remove(job)
             time.sleep(0.1)
     if errors:
-        raise Mistake(f'{len(errors)} runs failed. {errors[0]}')
+        raise UserError(f'{len(errors)} runs failed. {errors[0]}')

@@ -11,13 +11,17 @@ from contextlib import redirect_stdout
 
 import mmengine
 
+from sift_mm.cli.arguments import (
+    add_config_options,
+    add_shape_option,
+    positive,
+)
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.cli.options import add_config_options, add_shape_option, positive
 from sift_mm.cli.reports.costs import make_report
 from sift_mm.cli.reports.text import to_text
-from sift_mm.config.arguments import check_config
+from sift_mm.config.checks import check_config
 from sift_mm.config.explain import explained
-from sift_mm.config.reading import load_config
+from sift_mm.config.loading import load_config
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

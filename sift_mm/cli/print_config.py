@@ -4,10 +4,10 @@ import os
 import os.path as osp
 from collections.abc import Sequence
 
+from sift_mm.cli.arguments import add_config_options
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.cli.options import add_config_options
 from sift_mm.config.explain import explained
-from sift_mm.config.reading import load_config
+from sift_mm.config.loading import load_config
 
 SUFFIXES = ('.py', '.json', '.yml')
 

@@ -25,7 +25,7 @@ from sift_mm.checkpoint.state import (
 )
 from sift_mm.checkpoint.writing import written_whole
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 #: Keys of the mask training; its history is needed only to resume.
 KEPT_OF_MASKS = (
@@ -42,12 +42,12 @@ def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
     along.
 
     Raises:
-        Mistake: If there are no weights under ``state_dict``, if they are
+        UserError: If there are no weights under ``state_dict``, if they are
             not finite or not those of the masks, or if the mask training
             cannot be read.
     """
     if 'state_dict' not in checkpoint:
-        raise Mistake(
+        raise UserError(
             'The file has no key state_dict: it is no checkpoint of a run.'
         )
     check_finite(checkpoint['state_dict'])

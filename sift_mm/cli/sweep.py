@@ -10,9 +10,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from sift_mm.cli.arguments import check_pairs, name_of, positive
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.experiments import run_experiments
-from sift_mm.cli.options import check_pairs, name_of, positive
 from sift_mm.cli.sweep_networks import plan_networks
 from sift_mm.cli.sweep_report import write_report
 from sift_mm.flops.isoflop import INNER, check_sparsity
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train the missing runs, or write the report.
 
     Raises:
-        Mistake: If runs failed; the others are finished.
+        UserError: If runs failed; the others are finished.
     """
     args = parse_args(argv)
     # Sweeps of other configs must not take these runs for theirs.

@@ -8,8 +8,8 @@ from itertools import product
 from pathlib import Path
 
 from sift_mm.cli.experiments import Experiment
-from sift_mm.config.member import MemberOptions
-from sift_mm.errors import Mistake
+from sift_mm.config.family_options import MemberOptions
+from sift_mm.errors import UserError
 from sift_mm.layers.family import family_of
 
 
@@ -72,7 +72,7 @@ def plan_networks(args: argparse.Namespace) -> list[Network]:
     """Return the networks of a sweep, the unchanged dense one first.
 
     Raises:
-        Mistake: If two networks have one name.
+        UserError: If two networks have one name.
     """
     found = [Network(args.dense)]
     for family, sparsity, algorithm, inner, settings in product(
@@ -95,7 +95,7 @@ def plan_networks(args: argparse.Namespace) -> list[Network]:
     found = list(dict.fromkeys(found))
     name, number = Counter(n.name for n in found).most_common(1)[0]
     if number > 1:
-        raise Mistake(
+        raise UserError(
             f'{number} networks would have the folder {name}: let the sets of '
             '--cfg-options differ in a value or the last part of a key.'
         )

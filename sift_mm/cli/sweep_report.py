@@ -7,7 +7,7 @@ from pathlib import Path
 
 from sift_mm.cli.experiments import Experiment
 from sift_mm.cli.sweep_networks import Network
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 # Costs in the result of tools/test.py.
 COSTS = ('flops', 'parameters', 'active_parameters')
@@ -64,14 +64,14 @@ def read_cell(
     """Return metric and costs of the finished runs, None without any.
 
     Raises:
-        Mistake: If a result lacks the metric, or a cost.
+        UserError: If a result lacks the metric, or a cost.
     """
     values, costs = [], None
     for run in (run for run in runs if run.is_done()):
         costs = run.metrics()
         for key in (metric, *COSTS):
             if key not in costs:
-                raise Mistake(
+                raise UserError(
                     f'{run.result} has no {key}; there are {", ".join(costs)}.'
                 )
         values.append(costs[metric])
@@ -166,13 +166,13 @@ def write_report(
         metric (str): Key of the results.
 
     Raises:
-        Mistake: If no run of the dense network is done, a result lacks the
+        UserError: If no run of the dense network is done, a result lacks the
             metric, or the file lacks the marks.
     """
     read = (read_cell(n, found, metric) for n, found in runs.items())
     cells = [cell for cell in read if cell is not None]
     if not cells or cells[0].network.family is not None:
-        raise Mistake(
+        raise UserError(
             'No run of the dense network is done: without one there is '
             'nothing to compare with.'
         )
@@ -181,7 +181,7 @@ def write_report(
     head, opened, rest = text.partition(begin)
     _, closed, tail = rest.partition(end)
     if not (opened and closed):
-        raise Mistake(
+        raise UserError(
             f'{path} lacks the lines "{begin}" and "{end}", which the table '
             'goes between: add them.'
         )

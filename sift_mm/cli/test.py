@@ -14,20 +14,20 @@ from mmengine.config import Config
 from mmengine.registry import METRICS
 from mmengine.runner import Runner
 
+from sift_mm.cli.arguments import add_run_options
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.cli.options import add_run_options
 from sift_mm.cli.reports.text import metrics_to_text
-from sift_mm.config.arguments import check_config
+from sift_mm.config.checks import check_config
 from sift_mm.config.data import check_data
 from sift_mm.config.drawing import enable_drawing
 from sift_mm.config.explain import explained
-from sift_mm.config.reading import load_run_config
+from sift_mm.config.loading import load_run_config
 from sift_mm.config.resume import check_checkpoint
 from sift_mm.config.tta import enable_tta
 from sift_mm.engine.cost_hook import CostHook
 from sift_mm.engine.launch import run, set_loader_defaults, switch_off
 from sift_mm.engine.sparse_test import SparseTestHook
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 # That mmengine.dump writes.
 FORMATS = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
@@ -93,14 +93,14 @@ def keeps_label_maps(cfg: Config, args: argparse.Namespace) -> bool:
     """Return whether ``--out`` is a folder for MMSegmentation's label maps.
 
     Raises:
-        Mistake: If ``--out`` is neither that nor a pickle file.
+        UserError: If ``--out`` is neither that nor a pickle file.
     """
     if not args.out or args.out_item == 'metrics':
         return False
     if args.out.endswith(('.pkl', '.pickle')):
         return False
     if cfg.get('default_scope') != 'mmseg':
-        raise Mistake(f'--out has to be a .pkl file, not {args.out}.')
+        raise UserError(f'--out has to be a .pkl file, not {args.out}.')
     return True
 
 

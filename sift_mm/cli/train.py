@@ -11,17 +11,17 @@ from functools import partial
 from mmengine.config import Config
 from mmengine.runner import Runner
 
+from sift_mm.cli.arguments import add_run_options
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.cli.options import add_run_options
-from sift_mm.config.arguments import check_config
+from sift_mm.config.checks import check_config
 from sift_mm.config.data import check_data
 from sift_mm.config.explain import explained
-from sift_mm.config.reading import load_run_config
+from sift_mm.config.loading import load_run_config
 from sift_mm.config.resume import check_pretrained, find_start
 from sift_mm.engine.launch import run, set_loader_defaults, switch_off
 from sift_mm.engine.precision import check_amp, disable_amp, enable_amp
 from sift_mm.engine.saving import lock_work_dir
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -61,7 +61,7 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
         (enable_amp if args.amp else disable_amp)(cfg)
     if args.auto_scale_lr:
         if 'base_batch_size' not in (cfg.get('auto_scale_lr') or {}):
-            raise Mistake(
+            raise UserError(
                 '--auto-scale-lr needs auto_scale_lr = '
                 'dict(base_batch_size=...) in the config.'
             )

@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 from sift_mm.config.explain import describe
 from sift_mm.config.nodes import walk
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 DRAWS = (
     *(nn.init.kaiming_uniform_, nn.init.uniform_, nn.init.normal_),
@@ -43,7 +43,7 @@ def build(cfg: Config, part: str | None = None) -> nn.Module:
         part (str, optional): Key of the module in the model.
 
     Raises:
-        Mistake: If the module cannot be built, with its key and the reason.
+        UserError: If the module cannot be built, with its key and the reason.
     """
     cfg = copy.deepcopy(cfg)
     replace_sync_norms(cfg.model)  # Some want a process group to be built.
@@ -55,10 +55,10 @@ def build(cfg: Config, part: str | None = None) -> nn.Module:
     ):
         try:
             return MODELS.build(cfg.model[part] if part else cfg.model)
-        except Mistake:
+        except UserError:
             raise
         except Exception as error:
-            raise Mistake(describe(error, cfg)) from error
+            raise UserError(describe(error, cfg)) from error
 
 
 def build_backbone(cfg: Config) -> Any:

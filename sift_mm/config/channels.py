@@ -19,7 +19,7 @@ from sift_mm.backbones.base import sparse_backbone
 from sift_mm.config.building import build, build_backbone
 from sift_mm.config.images import find_sizes
 from sift_mm.config.nodes import put, type_name, walk
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.flops import meta_image, on_meta, skip_norms, watched
 from sift_mm.flops.model_forward import run_once
 
@@ -95,7 +95,7 @@ def fit_channels(cfg: Config) -> None:
     """Set the channels of neck and heads in a config, in place.
 
     Raises:
-        Mistake: If a layer cannot follow, see :func:`check_channels`.
+        UserError: If a layer cannot follow, see :func:`check_channels`.
     """
     # One of another type gives what its dense one does.
     if 'SparseIFTResNet' not in type_name(cfg.model.get('backbone') or {}):
@@ -158,7 +158,7 @@ def check_channels(model: nn.Module, cfg: Config) -> None:
     if (misfit := find_misfit(model, cfg)) is None:
         return
     name, reads, gets = misfit
-    raise Mistake(
+    raise UserError(
         f'model.{name} reads {reads} channels and gets {gets}: the backbone '
         f'(family={backbone.family!r}, sparsity={backbone.sparsity}) gives '
         f'{getattr(backbone, "out_channels", "other")} channels; '

@@ -7,12 +7,12 @@ from mmengine.config import Config, ConfigDict
 from mmengine.logging import print_log
 
 from sift_mm.checkpoint.state import pretrained_cfg
-from sift_mm.config.arguments import arguments
 from sift_mm.config.channels import fit_channels
+from sift_mm.config.checks import arguments
+from sift_mm.config.family_options import MemberOptions
 from sift_mm.config.helpers import pretrained_backbone
-from sift_mm.config.member import MemberOptions
 from sift_mm.config.nodes import hook_place, set_type, type_name
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.layers import families
 
 # Of the libraries' ResNets, the class that takes a family, and what else it
@@ -59,7 +59,7 @@ def sparsify(
             SparseTrainingHook.
 
     Raises:
-        Mistake: If the config has no backbone, a member is left without its
+        UserError: If the config has no backbone, a member is left without its
             sparsity, or the algorithm would not count.
     """
     given = family, sparsity, algorithm, pretrained, inner, sparse_factors
@@ -78,7 +78,7 @@ def convert(cfg: Config, member: MemberOptions) -> None:
     backbone = cfg.get('model', {}).get('backbone') or {}
     kind = type_name(backbone)
     if not kind:
-        raise Mistake(
+        raise UserError(
             'The config has no model.backbone with a type: only backbones '
             'become members of the Sparse-IFT family.'
         )
@@ -103,7 +103,7 @@ def convert(cfg: Config, member: MemberOptions) -> None:
         backbone['init_cfg'] = pretrained_backbone(member.pretrained)
     if member.family is not None:
         if member.family not in families():
-            raise Mistake(
+            raise UserError(
                 f'Unknown family {member.family!r}; choose one of '
                 f'{", ".join(families())}.'
             )
@@ -113,7 +113,7 @@ def convert(cfg: Config, member: MemberOptions) -> None:
             backbone.pop('sparse_factors', None)
     backbone.update(member.of_backbone)
     if backbone.get('family') is None or backbone.get('sparsity') is None:
-        raise Mistake(
+        raise UserError(
             f'The backbone would have family={backbone.get("family")!r} and '
             f'sparsity={backbone.get("sparsity")}; give both.'
         )
@@ -121,7 +121,7 @@ def convert(cfg: Config, member: MemberOptions) -> None:
     if cfg.get('optim_wrapper') is not None:
         _add_hook(cfg, for_hook)
     elif for_hook:
-        raise Mistake(
+        raise UserError(
             'The config trains nothing (it has no optim_wrapper), so that '
             f'{", ".join(for_hook)} of the hook would not count.'
         )
@@ -220,7 +220,7 @@ def _add_hook(cfg: Config, arguments: Mapping[str, Any]) -> None:
     if algorithm not in (None, 'Static') and _loads_masks(cfg, hook):
         # It is asked for, and by default masks of a checkpoint stay.
         if hook.setdefault('transfer', 'train') != 'train':
-            raise Mistake(
+            raise UserError(
                 'Masks come with the loaded weights, and with transfer='
                 f'{hook["transfer"]!r} of SparseTrainingHook the algorithm '
                 f'{algorithm} would not count; to train them on, add '

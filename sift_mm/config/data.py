@@ -9,7 +9,7 @@ from mmengine.config import Config
 
 from sift_mm.config.nodes import type_name
 from sift_mm.data import find_data_set
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 LOCAL = dict(backend='local')
 LOCAL_BACKENDS = ('local', 'disk', 'LocalBackend', 'HardDiskBackend')
@@ -96,14 +96,14 @@ def check_data(cfg: Config, phases: Iterable[str]) -> None:
     backend passes.
 
     Raises:
-        Mistake: If something is missing.
+        UserError: If something is missing.
     """
     missing: dict[str, dict[str, None]] = {}
     remedies: dict[str, None] = {}
     for phase in phases:
         loader = cfg.get(f'{phase}_dataloader')
         if not loader:
-            raise Mistake(f'The config has no {phase}_dataloader.')
+            raise UserError(f'The config has no {phase}_dataloader.')
         for leaf in leaf_datasets(loader.get('dataset', [])):
             if _is_complete(leaf):
                 continue
@@ -119,7 +119,7 @@ def check_data(cfg: Config, phases: Iterable[str]) -> None:
             for root, contents in missing.items()
         )
         advice = ''.join(f'{remedy}; ' for remedy in remedies)
-        raise Mistake(
+        raise UserError(
             f'The data is missing: {places}; {advice}`make demo` fetches '
             'small data of its own.'
         )

@@ -12,7 +12,7 @@ from sift_mm.backbones.base import sparse_backbone
 from sift_mm.config.building import build, build_backbone
 from sift_mm.config.channels import fit
 from sift_mm.config.nodes import type_name
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 
 def dense_config(cfg: Config) -> Config:
@@ -60,11 +60,11 @@ def dense_network(cfg: Config, model: nn.Module) -> nn.Module:
     The model itself, if no backbone of it has a family.
 
     Raises:
-        Mistake: If that backbone is not ``model.backbone``.
+        UserError: If that backbone is not ``model.backbone``.
     """
     found = sparse_backbone(model)
     if found is None:
         return model
     if found[0] != 'backbone.':
-        raise Mistake(f'the Sparse-IFT backbone is model.{found[0][:-1]}')
+        raise UserError(f'the Sparse-IFT backbone is model.{found[0][:-1]}')
     return build_dense(cfg, found[1])

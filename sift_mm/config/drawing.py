@@ -4,7 +4,7 @@ from typing import Any
 
 from mmengine.config import Config
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 # How the libraries name their visualisation hook, its switch, and its folder;
 # MMSegmentation's has none and draws into that of the visualizer.
@@ -28,11 +28,11 @@ def enable_drawing(
     n-th sample, of classification only.
 
     Raises:
-        Mistake: If it is none of the three libraries.
+        UserError: If it is none of the three libraries.
     """
     scope = cfg.get('default_scope')
     if scope not in DRAWING_HOOKS:
-        raise Mistake(
+        raise UserError(
             '--show and --show-dir work for the scopes '
             f'{", ".join(DRAWING_HOOKS)}, not for {scope}.'
         )

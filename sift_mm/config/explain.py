@@ -18,9 +18,10 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import Registry
 
-from sift_mm.arguments import nearest, parameters
 from sift_mm.config.nodes import type_name, walk
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
+from sift_mm.names import nearest
+from sift_mm.validation import parameters
 
 # Characters of a library's message that are printed.
 LONGEST = 400
@@ -55,25 +56,25 @@ NOT_REGISTERED = re.compile(r'^(\S+) is not in the (\S+)::(.+?) registry')
 
 @contextmanager
 def explained(path: str, cfg: Config | None = None) -> Iterator[None]:
-    """Turn any error inside into a :class:`Mistake` of one sentence.
+    """Turn any error inside into a :class:`UserError` of one sentence.
 
     Args:
         path (str): Config file, named first in the sentence.
         cfg (Config, optional): Config that is checked or built.
 
     Raises:
-        Mistake: If anything is raised inside.
+        UserError: If anything is raised inside.
     """
     try:
         yield
-    except Mistake as error:
+    except UserError as error:
         text = str(error)
         if text.startswith(path):
             raise
         end = '' if text.endswith(('.', '?', '!')) else '.'
-        raise Mistake(f'{path}: {text}{end}') from error
+        raise UserError(f'{path}: {text}{end}') from error
     except Exception as error:
-        raise Mistake(f'{path}: {describe(error, cfg)}') from error
+        raise UserError(f'{path}: {describe(error, cfg)}') from error
 
 
 def describe(error: BaseException, cfg: Config | None = None) -> str:
@@ -129,7 +130,7 @@ def _reason(error: BaseException) -> str:
         return f'{error.strerror}: {error.filename}'
     if isinstance(error, KeyError):
         return text if ' ' in text else f'there is no {text}'
-    if isinstance(error, (ImportError, Mistake)):
+    if isinstance(error, (ImportError, UserError)):
         return text
     return f'{text} ({kind})' if text else kind
 

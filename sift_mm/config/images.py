@@ -10,7 +10,7 @@ from torch import nn
 from sift_mm.config.data import leaf_datasets
 from sift_mm.config.nodes import type_name
 from sift_mm.data import find_data_set
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.flops import image_channels
 
 Shape = tuple[int, int]  # Height and width, in pixels.
@@ -95,7 +95,7 @@ def find_sizes(
     test, train = (image_size(cfg, phase) for phase in ('test', 'train'))
     first, second = test or train, train or test
     if first is None or second is None:
-        raise Mistake(
+        raise UserError(
             'neither test nor train pipeline fixes a size of the images; '
             'give it by --shape H W'
         )

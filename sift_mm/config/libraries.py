@@ -12,9 +12,9 @@ from importlib.util import find_spec
 from mmengine.config import Config
 from mmengine.registry import MODELS
 
-from sift_mm.arguments import check_names
 from sift_mm.backbones import PACKAGES, check_library
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
+from sift_mm.names import check_names
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def import_library(cfg: Config) -> None:
     The registries would do it, but noisily.
 
     Raises:
-        Mistake: If it is unknown, or one of OpenMMLab's and not installed.
+        UserError: If it is unknown, or one of OpenMMLab's and not installed.
     """
     scope = cfg.get('default_scope', 'mmengine')
     if scope not in PACKAGES:
@@ -54,6 +54,6 @@ def import_library(cfg: Config) -> None:
     try:
         check_library(scope)
     except ImportError as error:
-        raise Mistake(f"The config's default_scope: {error}") from error
+        raise UserError(f"The config's default_scope: {error}") from error
     with without_noise():
         import_module(f'{scope}.datasets')

@@ -9,11 +9,15 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.runner import Runner
 
-from sift_mm.arguments import check_names
 from sift_mm.config.channels import fit_channels
 from sift_mm.config.conversion import convert, is_wrapped
-from sift_mm.config.member import MEMBER_ARGUMENTS, VARIANT, MemberOptions
-from sift_mm.errors import Mistake
+from sift_mm.config.family_options import (
+    MEMBER_ARGUMENTS,
+    VARIANT,
+    MemberOptions,
+)
+from sift_mm.errors import UserError
+from sift_mm.names import check_names
 
 # Keys that a run reads, with the arguments of MMEngine's Runner.
 TOP_LEVEL = (
@@ -48,7 +52,7 @@ def override(
         member (MemberOptions): Member that the options ask for.
 
     Raises:
-        Mistake: If there is no place for a key, or no such member.
+        UserError: If there is no place for a key, or no such member.
     """
     # A dense backbone has none of the arguments of a member.
     before = [
@@ -108,7 +112,7 @@ def _fits(cfg: Config, key: str) -> bool:
 
 
 def _set(cfg: Config, key: str, value: Any) -> None:
-    """Set one key, or raise a Mistake if there is no place for it."""
+    """Set one key, or raise a UserError if there is no place for it."""
     option = f'--cfg-options {key}={value}'
     nodes, parts = _walk(cfg, key)
     if len(parts) > 1 and parts[0] not in cfg:
@@ -121,9 +125,9 @@ def _set(cfg: Config, key: str, value: Any) -> None:
             why = f'{there} is {here!r} and has no {parts[len(nodes) - 1]}'
         else:
             why = f'the config has no {parts[0]}'
-        raise Mistake(f'{option}: {why}.')
+        raise UserError(f'{option}: {why}.')
     try:
         # MMEngine takes `_delete_` out of what it is given.
         cfg.merge_from_dict({'.'.join(parts): copy.deepcopy(value)})
     except (TypeError, KeyError, AttributeError) as error:
-        raise Mistake(f'{option}: {error}') from error
+        raise UserError(f'{option}: {error}') from error

@@ -10,7 +10,7 @@ from mmengine.config import Config
 from sift_mm.checkpoint.reading import is_address, read
 from sift_mm.checkpoint.state import check_resumable, named, pretrained_cfg
 from sift_mm.config.nodes import walk
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 
 def check_checkpoint(path: str) -> None:
@@ -19,7 +19,7 @@ def check_checkpoint(path: str) -> None:
     An address such as ``torchvision://`` is left to MMEngine.
 
     Raises:
-        Mistake: If there is no such file, or a bad one.
+        UserError: If there is no such file, or a bad one.
     """
     if not is_address(path):
         read(path, keep=True)
@@ -37,7 +37,7 @@ def find_start(cfg: Config, resume: str | None = None) -> list[str]:
         list[str]: Lines for the log.
 
     Raises:
-        Mistake: If the checkpoint, or each in the work dir, is none that a
+        UserError: If the checkpoint, or each in the work dir, is none that a
             run can go on from.
     """
     if resume is None:
@@ -69,14 +69,14 @@ def _check_start(path: str) -> None:
         return
     try:
         _progress(Path(path))
-    except Mistake as error:
+    except UserError as error:
         beside = _numbered(Path(path).expanduser().parent)
         try:
             found, _ = _newest_whole(beside)
-        except Mistake:
+        except UserError:
             found = None
         other = f' The newest whole one beside it is {found}.' if found else ''
-        raise Mistake(f'{error}{other}') from error
+        raise UserError(f'{error}{other}') from error
 
 
 def _candidates(cfg: Config) -> list[Path]:
@@ -114,7 +114,7 @@ def _newest_whole(paths: list[Path]) -> tuple[str | None, list[str]]:
     until one is whole; errors of those before are returned too.
 
     Raises:
-        Mistake: If none is whole.
+        UserError: If none is whole.
     """
     kinds: dict[str, list[tuple[int, Path]]] = {}
     for path in paths:
@@ -127,12 +127,12 @@ def _newest_whole(paths: list[Path]) -> tuple[str | None, list[str]]:
             try:
                 found.append((_progress(path), path))
                 break
-            except Mistake as error:
+            except UserError as error:
                 wrong.append(str(error))
     if found:
         return str(max(found)[1]), wrong
     if wrong:
-        raise Mistake(
+        raise UserError(
             'There are checkpoints, and none to resume from; remove them to '
             f'start at the beginning. {" ".join(wrong)}'
         )
@@ -154,7 +154,7 @@ def check_pretrained(cfg: Config) -> None:
     config.
 
     Raises:
-        Mistake: If a local file that the model or the run starts from does
+        UserError: If a local file that the model or the run starts from does
             not exist, or is a bad one.
     """
     resumes = bool(cfg.get('resume') and cfg.get('load_from'))
@@ -174,7 +174,7 @@ def check_pretrained(cfg: Config) -> None:
             if not resumes:
                 check_checkpoint(path)
         elif not resumes:
-            raise Mistake(
+            raise UserError(
                 f'There is no checkpoint {full} to start from: train that '
                 'network first, or name another file by --pretrained FILE or '
                 f'--cfg-options {where}=FILE.'

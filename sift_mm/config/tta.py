@@ -7,7 +7,7 @@ from mmengine.config import Config, ConfigDict
 
 from sift_mm.config.data import leaf_datasets
 from sift_mm.config.nodes import type_name
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 DEFAULT_MODELS = {
     'mmdet': dict(
@@ -44,13 +44,13 @@ def enable_tta(cfg: Config) -> None:
     The config's ``tta_model`` and ``tta_pipeline`` are taken if it has them.
 
     Raises:
-        Mistake: If the config has no ``tta_model`` and its scope no
+        UserError: If the config has no ``tta_model`` and its scope no
             default.
     """
     scope = cfg.get('default_scope')
     model: Any = cfg.get('tta_model') or DEFAULT_MODELS.get(scope)
     if model is None:
-        raise Mistake(f'--tta needs a tta_model in a config of {scope}.')
+        raise UserError(f'--tta needs a tta_model in a config of {scope}.')
     cfg.model = ConfigDict(**deepcopy(model), module=cfg.model)
     for leaf in leaf_datasets(cfg.test_dataloader.dataset):
         leaf['pipeline'] = cfg.get('tta_pipeline') or flip_pipeline(

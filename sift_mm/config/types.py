@@ -9,7 +9,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 # Keys of a model that hold the config of one module; a neck may be a list.
 MODULES = ('backbone', 'neck', 'head', 'data_preprocessor')
@@ -19,11 +19,11 @@ NAMES = {dict: 'a dict', list: 'a list', str: 'a string', bool: 'a bool'}
 
 
 def check(fits: bool, key: str, value: object, what: str) -> None:
-    """Raise a :class:`Mistake` unless a value fits, with key and value."""
+    """Raise a :class:`UserError` unless a value fits, with key and value."""
     if not fits:
         text = repr(value)
         text = text if len(text) < 80 else f'{text[:70]}...'
-        raise Mistake(
+        raise UserError(
             f'{key} has to be {what}, not {text} ({type(value).__name__}).'
         )
 
@@ -32,7 +32,7 @@ def check_types(cfg: Config) -> None:
     """Refuse a value whose type MMEngine's Runner does not take.
 
     Raises:
-        Mistake: On the first wrong one, with its key.
+        UserError: On the first wrong one, with its key.
     """
     for name, parameter in inspect.signature(Runner).parameters.items():
         kinds = _kinds(parameter.annotation)
@@ -70,7 +70,7 @@ def check_type(node: Mapping[str, Any], key: str) -> None:
     """Refuse a module whose ``type`` is no name and no class."""
     kind = node.get('type')
     if kind is None:
-        raise Mistake(f'{key} has no type; add the name of its class.')
+        raise UserError(f'{key} has no type; add the name of its class.')
     named = isinstance(kind, str) or callable(kind)
     check(named, f'{key}.type', kind, 'the name of a class')
 

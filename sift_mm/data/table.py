@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -51,12 +51,12 @@ def register(data_set: DataSet) -> None:
     """Add a data set to the table.
 
     Raises:
-        Mistake: If another data set has its name or one of its classes.
+        UserError: If another data set has its name or one of its classes.
     """
     for other in DATA_SETS.values():
         taken = {other.name, *other.types} & {data_set.name, *data_set.types}
         if taken and other.title != data_set.title:
-            raise Mistake(
+            raise UserError(
                 f'The data set {data_set.title} cannot have {min(taken)}, '
                 f'which is that of {other.title}: choose another one.'
             )

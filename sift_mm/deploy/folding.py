@@ -17,7 +17,7 @@ from torch.nn.modules.module import _has_any_global_hook
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.layers import Composite, Doped, Factorized, Parallel
 from sift_mm.layers.plain import BATCH_NORMS, make_like, plain_type
 
@@ -101,13 +101,13 @@ def fold(model: nn.Module, norms: bool = True) -> FoldReport:
             batch norm of it is in training mode. The model is left alone.
     """
     if isinstance(model, Composite):
-        raise Mistake(
+        raise UserError(
             f'The model is a {type(model).__name__} itself, which cannot be '
             'replaced in place; fold the module that holds it.'
         )
     for name, module in model.named_modules():
         if module.training and isinstance(module, (Composite, _BatchNorm)):
-            raise Mistake(
+            raise UserError(
                 f'{type(module).__name__} {name!r} is in training mode, and '
                 'folding is for inference; call model.eval() first.'
             )

@@ -22,7 +22,7 @@ from sift_mm.deploy.sparse_layers import (
     SparseLayer,
     sparsify,
 )
-from sift_mm.errors import Mistake, MistakenCall
+from sift_mm.errors import UserCallError, UserError
 from sift_mm.kernels import geometry_of, reads_images, why_unavailable
 from sift_mm.layers.plain import plain_type
 
@@ -111,14 +111,14 @@ def to_sparse(
         RuntimeError: There are no kernels for this machine.
     """
     if execution not in get_args(SparseMode):
-        raise Mistake(
+        raise UserError(
             f"execution is {execution!r}; it has to be 'auto' or 'sparse'."
         )
     reason = why_unavailable()
     if reason:
-        raise MistakenCall(f'There is no sparse execution here: {reason}.')
+        raise UserCallError(f'There is no sparse execution here: {reason}.')
     if any(module.training for module in model.modules()):
-        raise Mistake(
+        raise UserError(
             'The model is in training mode, and sparse execution of a whole '
             'network is for inference; call model.eval() first.'
         )
@@ -129,7 +129,7 @@ def to_sparse(
         report = SparseReport()
         chosen = _choose(model, masks or {}, report)
         if all(bool(mask.all()) for _, mask in chosen.values()):
-            raise Mistake(_nothing(report))
+            raise UserError(_nothing(report))
         for name, (layer, mask) in chosen.items():
             sparsify(layer, mask, timed=execution == 'auto')
             report.layers[name] = layer
@@ -142,9 +142,9 @@ def _check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     weights = dict(model.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
         if name not in weights:
-            raise Mistake(f'A mask is for {name!r}, which the model lacks.')
+            raise UserError(f'A mask is for {name!r}, which the model lacks.')
         if mask.shape != weights[name].shape:
-            raise Mistake(
+            raise UserError(
                 f'The mask of {name!r} has shape {tuple(mask.shape)}, the '
                 f'weight {tuple(weights[name].shape)}.'
             )

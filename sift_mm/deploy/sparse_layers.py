@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sift_mm.deploy import sparse_calls as calls
 from sift_mm.deploy.sparse_calls import PATTERN, dense_weight
-from sift_mm.errors import MistakenCall
+from sift_mm.errors import UserCallError
 from sift_mm.kernels import (
     can_pool,
     geometry_of,
@@ -60,7 +60,7 @@ class SparseLayer(nn.Module):
             RuntimeError: If ``mode`` is true.
         """
         if mode:
-            raise MistakenCall(
+            raise UserCallError(
                 'A network from to_sparse is for inference; train the '
                 'network that it was made from, and convert it again.'
             )

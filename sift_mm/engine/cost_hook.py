@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from sift_mm.checkpoint.state import mask_training
 from sift_mm.config.dense import dense_network
 from sift_mm.config.images import channels_of, find_sizes
-from sift_mm.engine.checks import unwrap
 from sift_mm.engine.plan import sparse_backbone
-from sift_mm.errors import Mistake
+from sift_mm.engine.wrappers import unwrap
+from sift_mm.errors import UserError
 from sift_mm.flops.layer_costs import compare, mask_densities, profile
 
 
@@ -112,7 +112,7 @@ def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     """Warn of weights outside the masks that are not zero.
 
     Raises:
-        Mistake: If the masks are not of this network.
+        UserError: If the masks are not of this network.
     """
     parameters = dict(model.named_parameters())
     unknown = [
@@ -121,7 +121,7 @@ def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         if name not in parameters or parameters[name].shape != mask.shape
     ]
     if unknown:
-        raise Mistake(
+        raise UserError(
             'The masks of the checkpoint are not of the network of the '
             f'config: {", ".join(unknown[:6])}.'
         )

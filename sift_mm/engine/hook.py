@@ -27,7 +27,6 @@ from sift_mm.engine.accumulation import (
     partial_gradients,
     restore_gradients,
 )
-from sift_mm.engine.checks import unwrap
 from sift_mm.engine.optim_wrapper import SparseOptimWrapper, make_maskable
 from sift_mm.engine.plan import MaskPlan, sparse_backbone, whole_model_budget
 from sift_mm.engine.randomness import SeededIterations
@@ -42,7 +41,8 @@ from sift_mm.engine.transfer import (
     masks_of,
     read_start,
 )
-from sift_mm.errors import Mistake
+from sift_mm.engine.wrappers import unwrap
+from sift_mm.errors import UserError
 from sift_mm.sparsity import (
     Algorithm,
     MaskSet,
@@ -152,7 +152,7 @@ class SparseTrainingHook(Hook):
         """Return the run's optim wrapper, made to take masks."""
         wrapper = make_maskable(runner.optim_wrapper)
         if wrapper.mask_trainer is not self.trainer:
-            raise Mistake(
+            raise UserError(
                 'A run has one SparseTrainingHook; custom_hooks names several.'
             )
         return wrapper
@@ -192,7 +192,7 @@ class SparseTrainingHook(Hook):
             return plan.draw(self.options.initializer, seed), algorithm
         if origin is Origin.TRANSFERRED:
             algorithm = choose_algorithm(self.options, start)
-        check_member(state, {'sparsity': plan.nominal})
+        check_member(state, {'sparsity': plan.nominal_sparsity})
         check_structure(state, algorithm.structure)
         masks = masks_of(state, plan.parameters, plan.counts)
         if origin is Origin.RESTORED:
@@ -279,7 +279,7 @@ class SparseTrainingHook(Hook):
         masks = self.trainer.masks
         text = (
             f'{type(self.trainer.algorithm).__name__} on {len(masks)} '
-            f'parameters: sparsity {plan.nominal} as written, masks at '
+            f'parameters: sparsity {plan.nominal_sparsity} as written, masks at '
             f'density {density(masks):.6f}'
         )
         if origin is Origin.TRANSFERRED:
@@ -289,7 +289,7 @@ class SparseTrainingHook(Hook):
         elif plan.rounds:
             text += f' ({plan.rounds})'
         self._record['budget'] = {
-            'nominal': plan.nominal,
+            'nominal': plan.nominal_sparsity,
             'sparsity': 1 - density(masks),
         }
         return text + self._describe_flops(plan, masks)

@@ -7,7 +7,7 @@ from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from mmengine.registry import OPTIM_WRAPPERS
 from torch import nn
 
-from sift_mm.errors import MistakenCall, MistakenType
+from sift_mm.errors import UserCallError, UserTypeError
 from sift_mm.sparsity import MaskTrainer, sparse_parameter_names
 
 
@@ -36,7 +36,7 @@ class SparseOptimWrapper(OptimWrapper):
         super().initialize_count_status(model, init_counts, max_counts)
         meant = any(getattr(m, 'unmasked', False) for m in model.modules())
         if not (self.has_hook or meant) and sparse_parameter_names(model):
-            raise MistakenCall(
+            raise UserCallError(
                 'The network has layers that are meant to be sparse, but no '
                 "hook trains their masks: add dict(type='SparseTrainingHook')"
                 ' to custom_hooks (a config that sets the list replaces it).'
@@ -95,7 +95,7 @@ def make_maskable(optim_wrapper: Any) -> SparseOptimWrapper:
         AmpOptimWrapper.step: SparseAmpOptimWrapper,
     }.get(getattr(kind, 'step', None))
     if mixin is None or not isinstance(optim_wrapper, OptimWrapper):
-        raise MistakenType(
+        raise UserTypeError(
             f'SparseTrainingHook trains masks in one OptimWrapper or '
             f'AmpOptimWrapper; this run has {kind.__name__}, whose step is '
             'another: set optim_wrapper.type to one of the two.'

@@ -10,7 +10,7 @@ from torch import nn
 
 from sift_mm.backbones import SparseIFTBackbone
 from sift_mm.backbones.base import sparse_backbone
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.flops import FlopCount, count_flops
 from sift_mm.flops.isoflop import solve_sparsity
 from sift_mm.layers import Composite, Wide
@@ -68,7 +68,7 @@ class MaskPlan:
 
     model: nn.Module
     distribution: Distribution
-    written: float | None = None
+    hook_sparsity: float | None = None
     include: Sequence[str] | None = None
     exclude: Sequence[str] = ()
     count_whole: Callable[[], FlopBudget] | None = None
@@ -102,13 +102,13 @@ class MaskPlan:
         return select_parameters(self.model, self.include, self.exclude)
 
     @cached_property
-    def nominal(self) -> float:
+    def nominal_sparsity(self) -> float:
         """The one sparsity of a run, written in the backbone or the hook.
 
         Raises:
             ValueError: If the two disagree or neither says it.
         """
-        sparsity = self.written
+        sparsity = self.hook_sparsity
         if self.backbone is not None:
             sizes = {self.backbone.sparsity}
         else:
@@ -120,7 +120,7 @@ class MaskPlan:
                 and module.sparse_parameter_names()
             }
         if len(sizes) > 1:
-            raise Mistake(
+            raise UserError(
                 f'The layers of the model have several sparsities, '
                 f'{sorted(sizes)}; masks are drawn at one.'
             )
@@ -128,12 +128,12 @@ class MaskPlan:
         if written is None and isinstance(self.distribution, Explicit):
             return 0.0  # Each layer has its own, and this one plays no part.
         if written is None:
-            raise Mistake(
+            raise UserError(
                 'No sparsity is given: the model has no Sparse-IFT layers, so '
                 'SparseTrainingHook needs sparsity=... and include=[...].'
             )
         if sparsity is not None and not math.isclose(sparsity, written):
-            raise Mistake(
+            raise UserError(
                 f'The layers of the model have sparsity={written} and '
                 f'SparseTrainingHook sparsity={sparsity}. Write it once, in '
                 'the model: the hook follows where it has none.'
@@ -158,11 +158,11 @@ class MaskPlan:
             ValueError: If they cannot be counted, with the reason.
         """
         if self.count_whole is None:
-            raise Mistake('the run has no config to read the model from')
+            raise UserError('the run has no config to read the model from')
         return self.count_whole()
 
     @cached_property
-    def sparsity(self) -> float:
+    def solved_sparsity(self) -> float:
         """The sparsity that masks are drawn at, as ``flops`` asks for it.
 
         Raises:
@@ -176,23 +176,23 @@ class MaskPlan:
             or backbone.flops == 'nominal'
             or isinstance(self.distribution, Explicit)
         ):
-            return self.nominal
+            return self.nominal_sparsity
         if backbone.flops == 'match_model':
             try:
                 budget = self.whole
             except ValueError as error:
-                raise Mistake(
+                raise UserError(
                     f"flops='match_model' cannot be had: {error}; set "
                     "flops='match', which matches the backbone alone."
                 ) from None
             if not self.parameters:
-                raise Mistake(
+                raise UserError(
                     "flops='match_model' solves for the density of masks, "
                     f'and family={backbone.family!r} has none; set '
                     "flops='match'."
                 )
         if not self.parameters:
-            return self.nominal
+            return self.nominal_sparsity
         shapes = self.shapes
         target = budget
         try:
@@ -201,7 +201,7 @@ class MaskPlan:
                 target.dense,
             )
         except ValueError as error:
-            raise Mistake(f'{error} {self._advice}') from None
+            raise UserError(f'{error} {self._advice}') from None
 
     @property
     def _advice(self) -> str:
@@ -233,7 +233,7 @@ class MaskPlan:
     @cached_property
     def _asked(self) -> dict[str, int]:
         """Active weights of each parameter before the structure rounds."""
-        return self.distribution.counts(self.shapes, self.sparsity)
+        return self.distribution.counts(self.shapes, self.solved_sparsity)
 
     @property
     def rounds(self) -> str:
@@ -301,7 +301,7 @@ def backbone_flops(backbone: SparseIFTBackbone) -> tuple[FlopCount, float]:
         )
     except Exception as error:  # Whatever a layer makes of the image.
         kind = getattr(backbone, 'kind', type(backbone))
-        raise Mistake(
+        raise UserError(
             f'The FLOPs of {kind.__name__} cannot be matched: it '
             f'does not run on an image of {shape[0]} x {shape[1]} pixels '
             f'alone ({type(error).__name__}: '

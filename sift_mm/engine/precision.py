@@ -5,7 +5,7 @@ from mmengine.logging import print_log
 
 from sift_mm.config.nodes import set_type, type_name
 from sift_mm.engine.launch import has_accelerator
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 AMP_WRAPPERS = {
     'OptimWrapper': 'AmpOptimWrapper',
@@ -19,18 +19,18 @@ def enable_amp(cfg: Config) -> None:
     """Replace the optim wrapper by its mixed precision counterpart.
 
     Raises:
-        Mistake: If the wrapper has no such counterpart.
+        UserError: If the wrapper has no such counterpart.
     """
     wrapper = cfg.get('optim_wrapper')
     if wrapper is None:
-        raise Mistake('--amp needs a config with an optim_wrapper.')
+        raise UserError('--amp needs a config with an optim_wrapper.')
     name = type_name(wrapper) or 'OptimWrapper'
     if name in AMP_WRAPPERS.values():
         print_log(f'--amp: the config already has {name}.', logger='current')
     elif name in AMP_WRAPPERS:
         set_type(wrapper, AMP_WRAPPERS[name])
     else:
-        raise Mistake(
+        raise UserError(
             f'--amp knows {" and ".join(AMP_WRAPPERS)}, but the '
             f"config's optim_wrapper is a {name}."
         )
@@ -51,11 +51,11 @@ def check_amp(cfg: Config) -> None:
     """Refuse mixed precision without an accelerator.
 
     Raises:
-        Mistake: If the config has an AMP wrapper and there is none.
+        UserError: If the config has an AMP wrapper and there is none.
     """
     name = type_name(cfg.get('optim_wrapper') or {})
     if name in AMP_WRAPPERS.values() and not has_accelerator():
-        raise Mistake(
+        raise UserError(
             f'Mixed precision ({name}) needs an accelerator, '
             'and there is none: train with --no-amp.'
         )

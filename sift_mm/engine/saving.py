@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 
 from sift_mm.checkpoint.reading import use_safe_loaders
 from sift_mm.checkpoint.writing import locked, written_whole
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 #: Environment variable of a process's rank, by launcher.
 RANKS = {
@@ -35,14 +35,14 @@ class WholeFileBackend(LocalBackend):
         """Write bytes to a file, and make its folder.
 
         Raises:
-            Mistake: If that is not possible, on a full disk say.
+            UserError: If that is not possible, on a full disk say.
         """
         try:
             Path(filepath).parent.mkdir(parents=True, exist_ok=True)
             with written_whole(filepath) as stream:
                 stream.write(obj)
         except OSError as error:
-            raise Mistake(
+            raise UserError(
                 f'{filepath} could not be written: {error.strerror}. What '
                 'was written before is whole: make room, and go on from that.'
             ) from error
@@ -125,7 +125,7 @@ def lock_work_dir(cfg: Config) -> AbstractContextManager[None]:
     """Keep the work dir to one training, held by its first process.
 
     Raises:
-        Mistake: If another training is at work there.
+        UserError: If another training is at work there.
     """
     rank = RANKS.get(cfg.get('launcher') or 'none', '')
     is_first = os.environ.get(rank, '0') == '0'

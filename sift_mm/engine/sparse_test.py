@@ -35,7 +35,7 @@ class SparseTestHook(MasksHook):
         """Replace the network.
 
         Raises:
-            Mistake: No layer can run sparse, or there are no kernels.
+            UserError: No layer can run sparse, or there are no kernels.
         """
         # Inside wrappers: of several processes, of test-time augmentation.
         holder: Any = runner

@@ -12,7 +12,7 @@ from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
 from sift_mm.config.explain import explained
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 
 class HeldOutput:
@@ -59,7 +59,7 @@ class StartHook(Hook):
         if runner.val_loop is not None:
             check_loader(runner.val_dataloader, 'val_dataloader.dataset')
         if runner.max_iters < 1:
-            raise Mistake(
+            raise UserError(
                 f'train_cfg: the run would have {runner.max_iters} iterations;'
                 ' set max_epochs or max_iters to at least 1.'
             )
@@ -94,7 +94,7 @@ def starting(cfg: Config) -> Iterator[StartHook]:
         StartHook: Hook to register with the runner.
 
     Raises:
-        Mistake: If anything is raised before the run started.
+        UserError: If anything is raised before the run started.
     """
     before = sys.stdout
     hook = StartHook(HeldOutput(before))
@@ -139,7 +139,7 @@ def check_dataset(dataset: Any, key: str) -> None:
         key (str): Its key in the config.
 
     Raises:
-        Mistake: If there is nothing to learn from or to measure by.
+        UserError: If there is nothing to learn from or to measure by.
     """
     place = f'{key} ({type(dataset).__name__})'
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
@@ -147,19 +147,19 @@ def check_dataset(dataset: Any, key: str) -> None:
     advice = f'(classes: {_some(classes)}); set metainfo=dict(classes=...)'
     if classes and getattr(dataset, 'cat_ids', None) == []:
         found = [c['name'] for c in mmengine.load(file)['categories']]
-        raise Mistake(
+        raise UserError(
             f'{place}: no class of the config is a category of {file} '
             f'{advice} to names of the file, which are {_some(found)}.'
         )
     if not (len(dataset) if dataset._fully_initialized else dataset.data_list):
-        raise Mistake(
+        raise UserError(
             f'{place}: {file} gives no sample {advice}, filter_cfg or the '
             'paths to what the files have.'
         )
     infos = (dataset.get_data_info(i) for i in range(len(dataset)))
     # The first instance ends the search, in most data sets at once.
     if all(info.get('instances', True) == [] for info in infos):
-        raise Mistake(
+        raise UserError(
             f'{place}: no sample of {file} has an instance of a class '
             f'{advice} to names of the file.'
         )

@@ -19,7 +19,7 @@ from sift_mm.checkpoint.state import (
     without_prefix,
 )
 from sift_mm.engine.plan import MaskPlan, sparse_backbone
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.sparsity import (
     Algorithm,
     MaskSet,
@@ -147,7 +147,7 @@ class Start:
         if options.transfer == 'dense':
             return Origin.DROPPED
         if self.state is None:
-            raise Mistake(
+            raise UserError(
                 'Weights come from a checkpoint without masks (load_from, or '
                 'an init_cfg of type Pretrained), and random masks would cut '
                 'them away; choose the first masks of SparseTrainingHook: '
@@ -160,7 +160,7 @@ class Start:
         if self.state is None:
             if transfer == 'dense':  # Such a run saves no masks.
                 return Origin.DROPPED
-            raise Mistake(
+            raise UserError(
                 'The checkpoint to resume from holds no masks (no key '
                 f'{CHECKPOINT_KEY!r}): masks are restored, never guessed. '
                 'Resume from a checkpoint that SparseTrainingHook saved, or '
@@ -169,7 +169,7 @@ class Start:
         if not self.state.get('transfer'):
             return Origin.RESTORED
         if transfer == 'dense':
-            raise Mistake(
+            raise UserError(
                 "The run to be resumed has masks, and transfer='dense' would "
                 'drop them in the middle. Start a new run from its checkpoint '
                 'with load_from.'
@@ -221,7 +221,7 @@ def check_member(state: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         if key in there and there[key] != value
     ]
     if wrong:
-        raise Mistake(
+        raise UserError(
             'The checkpoint is of another member of the family '
             f'than the model: {", ".join(wrong)}.'
         )
@@ -244,7 +244,7 @@ def masks_of(
     """
     here, there = parameters.keys(), state['masks'].keys()
     if here != there:
-        raise Mistake(
+        raise UserError(
             'The masks of the checkpoint are on other parameters than this '
             f"run's: they lack {_list(here - there)} and have "
             f'{_list(there - here)} besides. '
@@ -254,7 +254,7 @@ def masks_of(
     masks = MaskSet(parameters, state['masks'])
     size = sum(mask.numel() for mask in masks.values())
     if sum(masks.counts().values()) == size > sum(expected.values()):
-        raise Mistake(
+        raise UserError(
             'The masks of the checkpoint leave no weight out, and the network '
             'is to be sparse: they are not the masks that it was trained '
             "with. Choose first masks by the hook's init."
@@ -265,7 +265,7 @@ def masks_of(
         if parameters[name].detach().masked_fill(mask, 0).any()
     ]
     if cut:
-        raise Mistake(
+        raise UserError(
             'The masks of the checkpoint would cut weights of it in '
             f'{_list(cut)}: they are not the masks that it was trained with. '
             "Choose first masks by the hook's init, or train dense with "
@@ -289,7 +289,7 @@ def check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
     ]
     if wrong:
         name = wrong[0]
-        raise Mistake(
+        raise UserError(
             'The masks of the checkpoint do not have the sparsity that the '
             f'config asks for: {len(wrong)} of {len(expected)} layers differ, '
             f'{name!r} has {found[name]} active weights and the config asks '
@@ -310,7 +310,7 @@ def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
     there = [group['params'] for group in saved.get('param_groups', [])]
     own, other = ([*map(len, groups)] for groups in (here, there))
     if own != other:
-        raise Mistake(
+        raise UserError(
             f'The optimizer of the checkpoint has groups of {other} '
             f'parameters, and that of this run of {own}: resume with the '
             'optimizer and the network of that run.'
@@ -328,7 +328,7 @@ def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
         fits[key] += (1 if shape == wanted else -1) if wanted else 0
     for key, shape, wanted in slots:
         if (key in ELEMENTWISE or fits[key] > 0) and shape != wanted:
-            raise Mistake(
+            raise UserError(
                 f'{key!r} of the optimizer of the checkpoint has the shape '
                 f'{shape} for a parameter of {wanted}: resume '
                 'with the optimizer and the network of that run.'

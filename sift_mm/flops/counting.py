@@ -21,7 +21,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils.flop_counter import FlopCounterMode
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def meta_image(shape: tuple[int, int], channels: int = 3) -> Tensor:
         ValueError: If the shape is not two numbers.
     """
     if len(shape) != 2:
-        raise Mistake(
+        raise UserError(
             f'The shape is height and width in pixels, not {tuple(shape)}; '
             'channels are a number of their own.'
         )

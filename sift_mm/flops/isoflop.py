@@ -7,8 +7,8 @@ number, the sparsity ``s`` (Sparse-IFT, section 3). No network is needed.
 import math
 from collections.abc import Callable, Mapping
 
-from sift_mm.arguments import Sparsity, read
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
+from sift_mm.validation import Sparsity, read
 
 # What stands between the two inner layers, or behind each branch.
 INNER = ('none', 'norm', 'norm_act')
@@ -64,7 +64,7 @@ def parallel_branches(sparsity: float) -> int:
     """
     branches = math.floor(expansion(sparsity) + 0.5)
     if branches < 2:
-        raise Mistake(
+        raise UserError(
             f'At sparsity {sparsity} a Sparse Parallel layer has 1 / (1 - s) '
             f'= {expansion(sparsity):.3g} branches, rounded to one, which is '
             'the dense layer; choose a sparsity of 1/3 or more.'
@@ -131,7 +131,7 @@ def factor_densities(sparsity: float, sparse: str) -> tuple[float, float]:
         ValueError: If there are no such factors.
     """
     if sparse not in SPARSE_FACTORS:
-        raise Mistake(
+        raise UserError(
             'sparse_factors says which factors carry masks, one '
             f'of {SPARSE_FACTORS}; got {sparse!r}.'
         )
@@ -156,7 +156,7 @@ def doped_rank(
     exact = sparsity * fan_in * fan_out / (fan_in + fan_out)
     rank = math.floor(exact / multiple + 1e-9) * multiple
     if not rank:
-        raise Mistake(
+        raise UserError(
             f'A Sparse Doped layer of {fan_in} inputs and {fan_out} outputs '
             f'has rank {exact:.3g} at sparsity {sparsity}, less than '
             f'{multiple}; choose a larger sparsity or leave the layer out.'
@@ -207,7 +207,7 @@ def solve_sparsity(cost: Callable[[float], float], budget: float) -> float:
         return low
     if not below < budget < above:
         nearest = below if budget <= below else above
-        raise Mistake(
+        raise UserError(
             f'With its masks this network has between {below:.4g} and '
             f'{above:.4g} FLOPs; the budget is {budget:.4g}. The nearest '
             f'that it can have is {nearest / budget:.4f} of the budget.'
@@ -229,7 +229,7 @@ def solve_sparsity(cost: Callable[[float], float], budget: float) -> float:
             high, under = middle, found
             over *= 0.5 if side < 0 else 1
             side = -1
-    raise Mistake(
+    raise UserError(
         f'No sparsity was found that meets {budget:.4g} FLOPs: '
         'the cost has to fall steadily with the sparsity.'
     )

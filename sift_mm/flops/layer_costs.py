@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._pytree import tree_leaves
 
-from sift_mm.errors import MistakenKey
+from sift_mm.errors import UserKeyError
 from sift_mm.flops.counting import meta_image, on_meta, watched
 from sift_mm.flops.model_forward import count_trial
 
@@ -107,7 +107,7 @@ def profile(
     parameters = dict(model.named_parameters())
     unknown = [name for name in densities if name not in parameters]
     if unknown:
-        raise MistakenKey(
+        raise UserKeyError(
             'The densities are not of this model: it has no '
             f'parameters {unknown}.'
         )

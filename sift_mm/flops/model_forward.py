@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_any, tree_map_only
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.flops.counting import (
     FlopCount,
     count_while,
@@ -39,7 +39,7 @@ UNCOUNTED = {
 }
 
 
-class NotCountable(Mistake):
+class NotCountable(UserError):
     """Error of a model that does not run without numbers."""
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sift_mm.errors import Mistake, MistakenType
+from sift_mm.errors import UserError, UserTypeError
 
 from . import build
 from .build import pointer
@@ -260,7 +260,7 @@ def check(x: Tensor, what: str, *shape: int | None) -> Tensor:
         ValueError: It has another shape.
     """
     if x.dtype != torch.float32 or x.device.type != 'cpu':
-        raise MistakenType(
+        raise UserTypeError(
             f'sparse execution takes float32 on the CPU; the {what} is '
             f'{x.dtype} on {x.device}'
         )
@@ -269,7 +269,7 @@ def check(x: Tensor, what: str, *shape: int | None) -> Tensor:
         for wanted, size in zip(shape, x.shape, strict=True)
     ):
         expected = ', '.join('any' if n is None else str(n) for n in shape)
-        raise Mistake(
+        raise UserError(
             f'the {what} has shape {tuple(x.shape)}; expected ({expected})'
         )
     return x.contiguous()
@@ -311,7 +311,7 @@ def _backward_walks(
 def _out_size(geometry: Geometry, height: int, width: int) -> tuple[int, int]:
     sizes = geometry.out_size(height, width)
     if min(sizes) < 1 and not geometry.pointwise:
-        raise Mistake(
+        raise UserError(
             f'an input of {height} x {width} is smaller than the kernel: no '
             'output is left'
         )
@@ -337,7 +337,7 @@ def _nonzeros(
                 and index.numel() == position.numel()
             ):
                 return layout, (row, position, index)
-    raise Mistake(
+    raise UserError(
         'the pattern is not one that make_pattern made here for a weight of '
         'this shape and for this geometry'
     )

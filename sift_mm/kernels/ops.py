@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 from . import convolution
-from .dense import dense_forward, dense_gradients
+from .dense_products import dense_forward, dense_gradients
 from .geometry import Geometry
 
 #: Names of the products, in the order of ``ways``.
@@ -27,7 +27,7 @@ def _geometry(numbers: tuple[int, ...]) -> Geometry:
     geometry = Geometry.from_numbers(list(numbers))
     reason = geometry.why_not()
     if reason:
-        raise Mistake(f'a convolution is not executed sparsely: {reason}')
+        raise UserError(f'a convolution is not executed sparsely: {reason}')
     return geometry
 
 

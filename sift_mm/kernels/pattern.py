@@ -14,7 +14,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from sift_mm.errors import Mistake, MistakenType
+from sift_mm.errors import UserError, UserTypeError
 
 from . import build
 from .build import pointer
@@ -179,22 +179,22 @@ def make_pattern(
         ValueError: A mask of another kernel, or what the kernels do not do.
     """
     if mask.dtype != torch.bool or mask.device.type != 'cpu':
-        raise MistakenType(
+        raise UserTypeError(
             f'a pattern is made of bool on the CPU; the mask is {mask.dtype} '
             f'on {mask.device}'
         )
     kernel = geometry.kernel
     if mask.ndim != 4 or mask.shape[2:] != kernel:
-        raise Mistake(
+        raise UserError(
             f'the mask has shape {tuple(mask.shape)}; expected (filters, '
             f'channels, {kernel[0]}, {kernel[1]})'
         )
     reason = geometry.why_not()
     if reason:
-        raise Mistake(f'a convolution is not executed sparsely: {reason}')
+        raise UserError(f'a convolution is not executed sparsely: {reason}')
     filters, channels = mask.shape[:2]
     if mask.numel() >= 2**31:
-        raise Mistake(
+        raise UserError(
             f'a weight of {mask.numel()} elements is too large for sparse '
             'execution, which counts to 2^31'
         )

@@ -7,7 +7,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from .dense import dense_forward, dense_gradients
+from .dense_products import dense_forward, dense_gradients
 from .geometry import Geometry
 from .ops import input_gradient, sparse_conv2d, weight_gradient
 

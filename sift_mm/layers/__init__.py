@@ -4,8 +4,7 @@ from sift_mm.discovery import import_modules
 from sift_mm.layers.composite import Composite
 from sift_mm.layers.doped import Doped
 from sift_mm.layers.factorized import Factorized
-from sift_mm.layers.family import Family, families, register
-from sift_mm.layers.member import Member
+from sift_mm.layers.family import Family, Member, families, register
 from sift_mm.layers.parallel import Parallel
 from sift_mm.layers.replacement import transform
 from sift_mm.layers.report import (

@@ -9,12 +9,12 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.parameter import is_lazy
 
-from sift_mm.arguments import matching
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.layers.composite import Composite
 from sift_mm.layers.family import family_of
 from sift_mm.layers.plain import channels_in, is_depthwise, plain_type
 from sift_mm.layers.wide import Wide
+from sift_mm.names import matching
 
 # Parts of the names that a linear classifier goes by, of stems, and what the
 # names of layers that give predictions end in.
@@ -36,7 +36,7 @@ def choose_layers(
         reasons why others cannot or should not be replaced.
     """
     if plain_type(module) or isinstance(module, Composite):
-        raise Mistake(
+        raise UserError(
             'The module is itself a layer, which cannot be '
             'replaced in place; give the one that holds it.'
         )

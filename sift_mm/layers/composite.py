@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.flops.isoflop import INNER
 from sift_mm.layers.plain import weight_scale
 
@@ -64,7 +64,7 @@ class Composite(nn.Module):
 def check_inner(inner: str) -> None:
     """Refuse, by a ValueError, an unknown inner non-linearity."""
     if inner not in INNER:
-        raise Mistake(
+        raise UserError(
             f'inner is what follows an inner layer, one of '
             f'{INNER}; got {inner!r}.'
         )

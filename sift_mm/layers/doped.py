@@ -7,8 +7,7 @@ from torch import Tensor, nn
 from sift_mm.flops.isoflop import doped_rank
 from sift_mm.layers.composite import Composite, draw
 from sift_mm.layers.factorized import Factorized
-from sift_mm.layers.family import Family, register
-from sift_mm.layers.member import Member
+from sift_mm.layers.family import Family, Member, register
 from sift_mm.layers.plain import Norm, make_like, size_of
 
 

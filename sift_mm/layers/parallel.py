@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from sift_mm.flops.isoflop import parallel_branches
 from sift_mm.layers.composite import Composite, draw, reset_norm
-from sift_mm.layers.family import Family, register
-from sift_mm.layers.member import Member
+from sift_mm.layers.family import Family, Member, register
 from sift_mm.layers.plain import Norm, default_norm, make_like, size_of
 
 

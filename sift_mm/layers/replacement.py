@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.flops import on_meta, plain_operators
 from sift_mm.layers.candidates import choose_layers
-from sift_mm.layers.member import Member, check_share, share_of_flops
+from sift_mm.layers.family import Member, check_share, share_of_flops
 from sift_mm.layers.plain import Change, plain_type
 from sift_mm.layers.report import (
     NothingReplaced,
@@ -171,7 +171,9 @@ def _replace(
     """Replace layers one by one, save where the network does not run so."""
     expected = None if example is None else output_shapes(module, example)
     if isinstance(expected, str):
-        raise Mistake(f'The network does not run with the example: {expected}')
+        raise UserError(
+            f'The network does not run with the example: {expected}'
+        )
     changes = _put_composites(module, member, layers, skipped)
     bad: set[tuple[str, ...]] = set()
     if expected is not None:

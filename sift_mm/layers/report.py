@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.layers.composite import Composite
 from sift_mm.layers.plain import plain_type
 
@@ -65,7 +65,7 @@ class TransformReport:
         return '\n'.join(lines)
 
 
-class NothingReplaced(Mistake):
+class NothingReplaced(UserError):
     """Error of a network without a layer that the family can replace.
 
     Args:

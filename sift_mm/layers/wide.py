@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.flops import FlopCount, count_call, on_meta
 from sift_mm.flops.isoflop import inner_expansion
 from sift_mm.layers.chains import (
@@ -17,8 +17,7 @@ from sift_mm.layers.chains import (
     wider_follower,
 )
 from sift_mm.layers.composite import draw
-from sift_mm.layers.family import Family, register
-from sift_mm.layers.member import check_share
+from sift_mm.layers.family import Family, check_share, register
 from sift_mm.layers.plain import (
     Change,
     channels_in,
@@ -129,7 +128,7 @@ def plan_widening(
     try:
         after = count_call(trial, *inputs)
     except Exception as error:
-        raise Mistake(
+        raise UserError(
             f'{kind} does not run with a wider inside, as something in it '
             f'keeps its width ({error})'
         ) from None
@@ -195,7 +194,7 @@ def _find_inputs(
                 continue
             if all(count.of(f'{link.name}.weight') for link in chain):
                 return inputs, count
-    raise Mistake(
+    raise UserError(
         f'{type(block).__name__} does not run on a tensor alone, '
         'so that it cannot be told whether its interface would '
         f'stay ({reason})'
@@ -217,7 +216,7 @@ def _widths(
     for link in chain[:-1]:
         width = round(factor * link.width / step) * step
         if width <= link.width:
-            raise Mistake(
+            raise UserError(
                 f'{factor:.3g} times its {link.width} channels is no wider '
                 f'multiple of the groups, {step}'
             )

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_map_only
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.flops import image_channels, on_meta
 from sift_mm.layers.chains import Link, find_chains
 from sift_mm.layers.doubling import Place
-from sift_mm.layers.member import Member, check_share, share_of_flops
+from sift_mm.layers.family import Member, check_share, share_of_flops
 from sift_mm.layers.plain import Change, size_of, weight_scale
 from sift_mm.layers.report import Replacement, record
 from sift_mm.layers.value_check import ValueCheck
@@ -120,7 +120,7 @@ def _check_of_network(module: nn.Module, example: Any) -> ValueCheck | None:
         try:
             return ValueCheck(module, example)
         except Exception as error:  # Whatever a layer makes of it.
-            raise Mistake(
+            raise UserError(
                 'The network does not run with the example: '
                 f'{_first_line(error)}'
             ) from None
@@ -222,16 +222,16 @@ def _check_block(block: nn.Module, widening: Widening) -> None:
         except Exception as error:  # Whatever a layer makes of it.
             why = _first_line(error)
     if check is None:
-        raise Mistake(f'{kind} does not run on random numbers ({why})')
+        raise UserError(f'{kind} does not run on random numbers ({why})')
     try:
         why = check.objection([Place('', widening.chain)])
     except Exception as error:
-        raise Mistake(
+        raise UserError(
             f'{kind} does not run with a wider inside, as something in it '
             f'keeps its width ({_first_line(error)})'
         ) from None
     if why:
-        raise Mistake(f'a wider inside changes the output of {kind} ({why})')
+        raise UserError(f'a wider inside changes the output of {kind} ({why})')
 
 
 def _first_line(error: Exception) -> str:

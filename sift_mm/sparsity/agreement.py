@@ -6,7 +6,7 @@ import torch
 from torch import distributed
 
 from sift_mm.checkpoint.packing import pack
-from sift_mm.errors import MistakenCall
+from sift_mm.errors import UserCallError
 from sift_mm.sparsity.masks import MaskSet
 
 
@@ -51,7 +51,7 @@ def check_agreement(masks: MaskSet, step: int, seed: int = 0) -> None:
     values = found.tolist()
     others = [rank for rank in range(ranks) if values[rank] != values[0]]
     if others:
-        raise MistakenCall(
+        raise UserCallError(
             f'At step {step} the masks of rank {", ".join(map(str, others))} '
             'are not those of rank 0: give all ranks one seed and the same '
             'weights before masks are drawn. If they agreed before, resume '

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sift_mm.checkpoint.packing import count
-from sift_mm.sparsity.registry import Registry
+from sift_mm.registry import Registry
 from sift_mm.sparsity.structures import STRUCTURES, Structure, Unstructured
 
 

@@ -6,9 +6,9 @@ from fnmatch import fnmatchcase
 from math import prod
 from typing import Annotated, Any, ClassVar
 
-from sift_mm.arguments import Share, Sparsities, read_arguments
-from sift_mm.errors import Mistake
-from sift_mm.sparsity.registry import Registry
+from sift_mm.errors import UserError
+from sift_mm.registry import Registry
+from sift_mm.validation import Share, Sparsities, read_arguments
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -160,12 +160,12 @@ class Explicit(Distribution):
                     used.add(pattern)
                     break
             else:
-                raise Mistake(
+                raise UserError(
                     f'The explicit distribution gives no sparsity for '
                     f'{name!r}; its patterns are {list(self.sparsities)}.'
                 )
         if unused := [p for p in self.sparsities if p not in used]:
-            raise Mistake(
+            raise UserError(
                 f'No sparse parameter is left for the patterns '
                 f'{unused}; there are {list(shapes)}.'
             )

@@ -8,8 +8,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, distributed, nn
 
-from sift_mm import arguments
-from sift_mm.errors import Mistake
+from sift_mm import validation
+from sift_mm.errors import UserError
 from sift_mm.kernels import (
     PRODUCTS,
     geometry_of,
@@ -57,7 +57,7 @@ class SparseExecution:
     def __init__(
         self, model: nn.Module, masks: MaskSet, mode: ExecutionMode = 'auto'
     ) -> None:
-        arguments.read('execution', mode, ExecutionMode)
+        validation.read('execution', mode, ExecutionMode)
         self.mode = mode
         self.layers: dict[str, Execution] = {}
         self._stems: set[str] = set()
@@ -77,7 +77,7 @@ class SparseExecution:
             raise
         if mode == 'sparse' and not self._masked():
             self.detach()
-            raise Mistake(
+            raise UserError(
                 "execution='sparse' is not available: the masked layers are "
                 f'{_listed(self.reasons) or "in none of its modules"}; use '
                 "'auto'."

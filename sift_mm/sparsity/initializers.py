@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from sift_mm.errors import Mistake
-from sift_mm.sparsity.registry import Registry
+from sift_mm.errors import UserError
+from sift_mm.registry import Registry
 from sift_mm.sparsity.structures import Structure, Unstructured
 
 
@@ -97,14 +97,14 @@ class FromWeights(Initializer):
         mask = weight != 0
         found = int(mask.count_nonzero())
         if abs(found - count) > count_tolerance(weight.numel()):
-            raise Mistake(
+            raise UserError(
                 f'A weight of shape {tuple(weight.shape)} has {found} '
                 f'non-zero entries where the sparsity asks for {count}; '
                 'load a network pruned to that sparsity, or choose the '
                 "initial mask 'TopK' or 'Random'."
             )
         if not structure.holds(mask, count):
-            raise Mistake(
+            raise UserError(
                 f'The non-zero entries of a weight of shape '
                 f'{tuple(weight.shape)} are not of structure='
                 f'{type(structure).__name__!r}; load a network pruned so, or '

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.sparsity.initializers import Initializer
 from sift_mm.sparsity.parameters import refuse_pieces
 from sift_mm.sparsity.random import generator_for
@@ -40,7 +40,7 @@ class MaskSet(Mapping[str, Tensor]):
         missing = [name for name in parameters if name not in masks]
         unknown = [name for name in masks if name not in parameters]
         if missing or unknown:
-            raise Mistake(
+            raise UserError(
                 'The masks are not those of this network: no mask for '
                 f'{missing or "none"}, no sparse parameter for '
                 f'{unknown or "none"}.'
@@ -50,7 +50,7 @@ class MaskSet(Mapping[str, Tensor]):
         for name, parameter in parameters.items():
             mask = masks[name]
             if mask.dtype != torch.bool or mask.shape != parameter.shape:
-                raise Mistake(
+                raise UserError(
                     f'The mask of {name!r} is {mask.dtype} of shape '
                     f'{tuple(mask.shape)}; the parameter needs a bool mask '
                     f'of shape {tuple(parameter.shape)}.'

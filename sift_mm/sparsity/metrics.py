@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from sift_mm.checkpoint.packing import count, pack, unpack
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.sparsity.algorithms import ALGORITHMS, AlgorithmLike
 
 
@@ -78,7 +78,7 @@ class MaskHistory:
         for key in ('ever', 'always'):
             bits = {n: b.cpu().clone() for n, b in state[key].items()}
             if {n: b.numel() for n, b in bits.items()} != sizes:
-                raise Mistake(
+                raise UserError(
                     'The history of the masks is not that of these '
                     f'parameters: {key!r} does not have their names and '
                     'sizes.'

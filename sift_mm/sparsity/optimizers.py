@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sift_mm.errors import MistakenType
+from sift_mm.errors import UserTypeError
 from sift_mm.sparsity.random import generator_for
 from sift_mm.sparsity.selection import apply_masks_
 
@@ -78,7 +78,7 @@ def check_optimizer(
     kind = type(optimizer)
     closure = inspect.signature(kind.step).parameters.get('closure')
     if closure is not None and closure.default is closure.empty:
-        raise MistakenType(
+        raise UserTypeError(
             f'{kind.__name__} computes gradients within its steps, where they '
             'cannot be masked; mask training needs an optimizer that goes by '
             'the gradients it is given, such as SGD or AdamW.'
@@ -86,7 +86,7 @@ def check_optimizer(
     reason = _try(optimizer, parameters)
     inner = with_wrapped(optimizer)[1:]
     if reason and not inner:
-        raise MistakenType(
+        raise UserTypeError(
             f'{kind.__name__} cannot be tried before the first step '
             f'({reason}), so that nobody knows whether it leaves weights '
             'outside the masks alone; use another optimizer, such as SGD or '
@@ -127,7 +127,7 @@ def _try(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> str:
         try:
             trial = kind(groups, **arguments)
             _train(trial, tried)
-        except MistakenType:
+        except UserTypeError:
             raise
         except Exception as error:
             line = str(error).partition(chr(10))[0]
@@ -181,7 +181,7 @@ def _check(
 ) -> None:
     kind = f'{type(trial).__name__}, with the options and the type of {name!r}'
     if parameter.detach()[outside].any():
-        raise MistakenType(
+        raise UserTypeError(
             f'{kind}, moves weights outside the mask, where gradient and '
             'slots are zero, or makes NaN of them; mask training needs an '
             'optimizer that works weight by weight, such as SGD or AdamW, '
@@ -189,7 +189,7 @@ def _check(
         )
     for key, slot in slots_of(trial, parameter).items():
         if not (slot[outside].abs() <= _HARMLESS).all():
-            raise MistakenType(
+            raise UserTypeError(
                 f'{kind}, does not keep its {key!r} at zero outside the mask, '
                 'where grown weights restart it from, so that they would '
                 'train unlike all others; use another optimizer, such as SGD '

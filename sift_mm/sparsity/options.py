@@ -4,17 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, Self
 
-from sift_mm.arguments import (
-    AnyGlobs,
-    Count,
-    End,
-    Globs,
-    Seed,
-    Sparsity,
-    check_names,
-    read_arguments,
-)
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
+from sift_mm.names import check_names
 from sift_mm.sparsity.algorithms import ALGORITHMS, Algorithm, RigL
 from sift_mm.sparsity.distributions import (
     DISTRIBUTIONS,
@@ -30,6 +21,15 @@ from sift_mm.sparsity.schedules import (
     UpdateSchedule,
 )
 from sift_mm.sparsity.trainer import Placement
+from sift_mm.validation import (
+    AnyGlobs,
+    Count,
+    End,
+    Globs,
+    Seed,
+    Sparsity,
+    read_arguments,
+)
 
 # Use of the masks that come with loaded weights.
 Transfer = Literal['fixed', 'train', 'dense']
@@ -154,7 +154,7 @@ class RunOptions(MaskOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.init is not None and self.transfer != 'fixed':
-            raise Mistake(
+            raise UserError(
                 f'init={type(self.init).__name__!r} draws new masks, and '
                 f'transfer={self.transfer!r} is about those that come with '
                 'loaded weights; leave one out.'

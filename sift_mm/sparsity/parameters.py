@@ -5,16 +5,16 @@ from collections.abc import Iterable, Iterator, Sequence
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from sift_mm.arguments import matching
-from sift_mm.errors import Mistake, MistakenType
+from sift_mm.errors import UserError, UserTypeError
+from sift_mm.names import matching
 
 # Classes of modules and parameters, by name: most are not installed.
 SHARDING = {'DTensor', 'FullyShardedDataParallel', 'DeepSpeedEngine'}
 
 
-def only_pieces(kind: str) -> MistakenType:
+def only_pieces(kind: str) -> UserTypeError:
     """The mistake of masks where ``kind`` leaves a rank no whole weights."""
-    return MistakenType(
+    return UserTypeError(
         f'Masks cannot be trained under {kind}: a rank holds pieces of '
         'weights there, and exact counts and the ranking of weights need '
         'whole ones; use DistributedDataParallel (MMDistributedDataParallel, '
@@ -102,7 +102,7 @@ def select_parameters(
     else:
         names = sparse_parameter_names(model)
         if unknown := names - candidates.keys():
-            raise Mistake(
+            raise UserError(
                 'sparse_parameter_names() names what no mask can be put on: '
                 f'{", ".join(sorted(unknown))}. There are: '
                 f'{", ".join(candidates)}.'
@@ -110,7 +110,7 @@ def select_parameters(
     could = [name for name in candidates if name in names]
     names -= matching(exclude, could, nothing)
     if not names:
-        raise Mistake(
+        raise UserError(
             'No parameter is selected to be sparse: the model has no '
             'Sparse-IFT backbone with a family, and include/exclude leave '
             'nothing. Give include=[patterns] of: '

@@ -4,9 +4,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from sift_mm.arguments import Count, Share, read_arguments
-from sift_mm.errors import Mistake
-from sift_mm.sparsity.registry import Registry
+from sift_mm.errors import UserError
+from sift_mm.registry import Registry
+from sift_mm.validation import Count, Share, read_arguments
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class UpdateSchedule:
     def __post_init__(self) -> None:
         read_arguments(type(self), vars(self))
         if self.interval > self.end:
-            raise Mistake(
+            raise UserError(
                 f'Masks would never be updated: the update interval is '
                 f'{self.interval} optimizer steps and the last update is due '
                 f'by step {self.end}. Choose a shorter interval or the '

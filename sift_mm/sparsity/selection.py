@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sift_mm.kernels import masks as kernels
+from sift_mm.kernels import masking as kernels
 from sift_mm.kernels import why_unavailable
 
 # Integers as wide as a floating-point type: a bit pattern times 0 or 1 is a

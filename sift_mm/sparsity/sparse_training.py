@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from sift_mm.arguments import Count, checked
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.sparsity.algorithms import AlgorithmLike
 from sift_mm.sparsity.distributions import Distribution
 from sift_mm.sparsity.execution import SparseExecution
@@ -26,6 +25,7 @@ from sift_mm.sparsity.structures import (
 )
 from sift_mm.sparsity.trainer import MaskTrainer
 from sift_mm.sparsity.updates import UpdateReport
+from sift_mm.validation import Count, checked
 
 
 class SparseTraining:
@@ -136,7 +136,7 @@ class SparseTraining:
         """
         if closure is not None:
             if scaler is not None:
-                raise Mistake(
+                raise UserError(
                     'step(scaler, closure=...): a GradScaler steps without a '
                     'closure; give one of the two.'
                 )
@@ -196,7 +196,7 @@ class SparseTraining:
             prefix = 'module.'
             found = {n.removeprefix(prefix): p for n, p in found.items()}
         if missing := [name for name in self.masks if name not in found]:
-            raise Mistake(
+            raise UserError(
                 f'{type(model).__name__} has no parameter '
                 f'{", ".join(missing)}; give a copy or average of the network '
                 'that is trained.'
@@ -219,7 +219,7 @@ class SparseTraining:
                 before.
         """
         if self._weight_versions() == self._drawn:
-            raise Mistake(
+            raise UserError(
                 'The weights still are those that the first masks left over; '
                 'create SparseTraining, then load the network, then this.'
             )
@@ -229,7 +229,7 @@ class SparseTraining:
             count = int(mask.count_nonzero())
             miss = abs(count - counts.get(name, count))
             if miss > count_tolerance(mask.numel()):
-                raise Mistake(
+                raise UserError(
                     f'The mask of {name!r} has {count} active weights and '
                     f'{counts[name]} are asked for; use the sparsity and '
                     'distribution that it was trained with.'
@@ -285,13 +285,13 @@ def _sparsity(
         return 0.0
     if sparsity is not None:
         if any(abs(sparsity - one) > 1e-6 for one in found):
-            raise Mistake(
+            raise UserError(
                 f'sparsity={sparsity}, but the layers are built for '
                 f'{", ".join(map(str, sorted(found)))}; leave it out.'
             )
         return sparsity
     if len(found) != 1:
-        raise Mistake(
+        raise UserError(
             f'The layers are built for the sparsities {sorted(found)}; masks '
             'are drawn at one.'
             if found

@@ -6,7 +6,7 @@ from math import sqrt
 import torch
 from torch import Tensor
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -43,11 +43,11 @@ def spectral_gap(mask: Tensor, weight: Tensor | None = None) -> SpectralGap:
             the bound stays that of the unweighted graph.
 
     Raises:
-        Mistake: If the mask has fewer than two rows or columns.
+        UserError: If the mask has fewer than two rows or columns.
     """
     adjacency = mask.flatten(1).float()
     if min(adjacency.shape) < 2:
-        raise Mistake(
+        raise UserError(
             'A second singular value needs a layer of at least '
             f'2 x 2; got {tuple(adjacency.shape)}.'
         )

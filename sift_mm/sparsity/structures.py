@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sift_mm.errors import Mistake
-from sift_mm.sparsity.registry import Registry
+from sift_mm.errors import UserError
+from sift_mm.registry import Registry
 from sift_mm.sparsity.selection import Candidates
 
 
@@ -121,7 +121,7 @@ def check_structure(saved: Mapping[str, Any], structure: Structure) -> None:
     there = saved.get('structure', Unstructured().describe())
     here = structure.describe()
     if dict(there) != here:
-        raise Mistake(
+        raise UserError(
             f'The saved masks have structure={_written(there)} and the '
             f'algorithm of this run has {_written(here)}; set '
             f'algorithm=dict(type=..., structure={_written(there)}).'

@@ -10,9 +10,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
-from sift_mm import arguments
+from sift_mm import validation
 from sift_mm.checkpoint.packing import count
-from sift_mm.errors import Mistake, MistakenCall
+from sift_mm.errors import UserCallError, UserError
 from sift_mm.sparsity.agreement import check_agreement
 from sift_mm.sparsity.algorithms import Algorithm, Growth, LayerState
 from sift_mm.sparsity.execution import SparseExecution
@@ -75,7 +75,7 @@ class MaskTrainer:
         seed: int = 0,
         placement: Placement = 'after_step',
     ) -> None:
-        arguments.read('placement', placement, Placement)
+        validation.read('placement', placement, Placement)
         self.masks = masks
         self.algorithm = algorithm
         self.schedule = schedule if algorithm.dynamic else None
@@ -136,7 +136,7 @@ class MaskTrainer:
         def refuse(*_: Any) -> None:
             trainer = reference()
             if trainer is not None and not trainer._in_step:
-                raise MistakenCall(
+                raise UserCallError(
                     'optimizer.step() would move weights outside the masks; '
                     'call the step() of SparseTraining (or of MaskTrainer) '
                     'in its place.'
@@ -306,7 +306,7 @@ class MaskTrainer:
                 new = self.algorithm.exchange(layer, scores)
             if (after := count(new)) != (before := count(mask)):
                 structure = type(self.algorithm.structure).__name__
-                raise Mistake(
+                raise UserError(
                     f'The structure {structure} made {after} active weights '
                     f'of {before} in {name!r}: its drop and grow have to move '
                     'the same number.'
@@ -370,14 +370,14 @@ class MaskTrainer:
                 is of another network.
         """
         if state.get('version', STATE_VERSION) > STATE_VERSION:
-            raise Mistake(
+            raise UserError(
                 f'The state of the masks is of version {state["version"]} and '
                 f'this release reads up to {STATE_VERSION}; update sift_mm.'
             )
         missing = {'masks', 'history', 'steps', 'seed'} - state.keys()
         missing |= {'ever', 'always'} - state.get('history', {}).keys()
         if missing:
-            raise Mistake(
+            raise UserError(
                 'This is not the whole state of a mask trainer: '
                 f'{", ".join(sorted(missing))} missing.'
             )

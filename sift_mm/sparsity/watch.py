@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.sparsity.optimizers import with_wrapped
 from sift_mm.sparsity.selection import flat_pair
 
@@ -63,7 +63,7 @@ class WeightWatch:
         for name, parameter in self.parameters.items():
             mask = self.masks[name]
             if not self._is_in_model(name):
-                raise Mistake(
+                raise UserError(
                     f'The network has another parameter {name!r} than the '
                     'one that is masked: it was assigned, or replaced by '
                     'load_state_dict(assign=True) or a parametrization. '
@@ -71,20 +71,20 @@ class WeightWatch:
                     'create optimizer and masks after that.'
                 )
             if parameter.shape != mask.shape:
-                raise Mistake(
+                raise UserError(
                     f'The weight {name!r} has shape {tuple(parameter.shape)} '
                     f'and its mask {tuple(mask.shape)}: another tensor was '
                     'assigned to its data. Create optimizer and masks after '
                     'that.'
                 )
             if parameter.device != mask.device:
-                raise Mistake(
+                raise UserError(
                     f'The weight {name!r} is on {parameter.device} and its '
                     f'mask on {mask.device}: move the network to its device '
                     'before optimizer and masks are created.'
                 )
         if missing:
-            raise Mistake(
+            raise UserError(
                 f'The optimizer does not hold {", ".join(missing)}; create it '
                 'after sift_mm.transform, from the parameters of the new '
                 'network, and do not take masked parameters out of its '

@@ -19,7 +19,7 @@ from sift_mm.cli import train
 from sift_mm.config.building import build_backbone, replace_sync_norms
 from sift_mm.config.channels import follow
 from sift_mm.config.data import check_data
-from sift_mm.config.reading import import_library, load_run_config
+from sift_mm.config.loading import import_library, load_run_config
 from sift_mm.engine import SparseTrainingHook
 from sift_mm.engine.launch import build_runner
 from sift_mm.engine.plan import sparse_backbone

@@ -17,7 +17,7 @@ from narrow import in_float32
 from torch import nn
 
 from sift_mm.config.channels import build_backbone
-from sift_mm.config.reading import import_library, read_config
+from sift_mm.config.loading import import_library, read_config
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.sparsity import Uniform
 

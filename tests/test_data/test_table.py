@@ -12,7 +12,7 @@ from sift_mm.config.data import check_data
 from sift_mm.config.images import image_size, schedule_samples
 from sift_mm.data import DATA_SETS, DataSet, find_data_set, register
 from sift_mm.discovery import import_modules
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 # As a user would write it.
 LETTERS = """
@@ -59,7 +59,7 @@ def test_a_new_file_is_known_to_every_tool(letters):
     assert image_size(cfg, 'train') == ((12, 8), 'LettersDataset images')
     assert schedule_samples(cfg)[0] == 3 * 26
     leaf['data_root'] = 'nowhere'
-    with pytest.raises(Mistake, match='for Letters, write 26 letters'):
+    with pytest.raises(UserError, match='for Letters, write 26 letters'):
         check_data(
             Config(dict(train_dataloader=dict(dataset=leaf))), ['train']
         )

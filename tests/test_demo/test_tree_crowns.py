@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from demo import tree_crowns as tool
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 
 def voc(boxes):
@@ -166,7 +166,7 @@ def test_it_is_made_once_and_replaces_no_other_files(wheel, tmp_path):
     tool.prepare(root, wheel)
     tool.prepare(root, tmp_path / 'no.whl')  # asks for no source
     (root / 'annotations' / 'val.json').unlink()
-    with pytest.raises(Mistake, match='holds other files'):
+    with pytest.raises(UserError, match='holds other files'):
         tool.prepare(root, wheel)
 
 

@@ -18,7 +18,7 @@ from torch.nn.utils import weight_norm as old_weight_norm
 
 from sift_mm.deploy import sparse_calls as calls
 from sift_mm.deploy import to_sparse
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('seed')
 to_all_sparse = partial(to_sparse, execution='sparse')
@@ -370,7 +370,7 @@ def test_masks_say_what_is_kept() -> None:
 )
 def test_refusals(masks: dict | None, execution: Any, words: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 3)).train(masks is None)
-    with pytest.raises(Mistake, match=words):
+    with pytest.raises(UserError, match=words):
         to_sparse(model, masks, execution)
 
 

@@ -9,7 +9,7 @@ from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
 from sift_mm.config.libraries import import_library
-from sift_mm.config.reading import read_config
+from sift_mm.config.loading import read_config
 
 PAGE = (ROOT / 'docs/data.md').read_text()
 CONFIGS = [

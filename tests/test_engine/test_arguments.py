@@ -16,9 +16,9 @@ from mmengine.config import Config, ConfigDict
 from torch import nn
 
 from sift_mm import SparseTraining
-from sift_mm.config.arguments import check_config
+from sift_mm.config.checks import check_config
 from sift_mm.engine.hook import SparseTrainingHook
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 CASES = int(os.environ.get('SIFT_MM_CASES', 10000))
 
@@ -240,12 +240,12 @@ def named_values(table):
 
 
 def settle(build, name, value, means):
-    """Builds; or the Mistake says of what argument and value."""
+    """Builds; or the UserError says of what argument and value."""
     meant = bool(means(value))
     event('sensible' if meant else 'nonsense')
     try:
         built = build()
-    except Mistake as error:
+    except UserError as error:
         assert not meant, f'{name}={value!r} is refused: {error}'
         text = str(error)
         assert name in text
@@ -281,7 +281,7 @@ def test_an_argument_of_a_plain_loop_is_one_or_is_refused(case):
         given = dict(steps=200, sparsity=0.5, include=['*']) | {name: value}
         try:
             return SparseTraining(model, optimizer, **given)
-        except Mistake as error:
+        except UserError as error:
             if means(value):
                 return SimpleNamespace(why=error)
             raise
@@ -366,7 +366,7 @@ def test_a_config_is_checked_before_anything_is_built(scope, change, words):
     )
     check_config(cfg)
     cfg.merge_from_dict(change)
-    with pytest.raises(Mistake) as error:
+    with pytest.raises(UserError) as error:
         check_config(cfg)
     assert words in str(error.value)
 
@@ -382,5 +382,5 @@ def test_names_are_those_of_a_class_derived_from_the_hook():
 
     assert Derived(temperature=2, end=0.5).options.interval == 7
     assert Fixed().options.interval == 7
-    with pytest.raises(Mistake, match='intervall: did you mean interval'):
+    with pytest.raises(UserError, match='intervall: did you mean interval'):
         Derived(intervall=3)

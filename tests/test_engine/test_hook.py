@@ -11,7 +11,7 @@ from toyrun import assert_same, final_state, hook_of, toy_run, toy_runner
 from two_of_four import holds_groups, register
 
 from sift_mm.checkpoint.state import sealed
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 
 def scalars(work_dir):
@@ -147,7 +147,7 @@ def test_load_from_without_masks_needs_a_choice(tmp_path):
 def test_mistakes_stop_before_the_first_iteration(tmp_path, hook, words):
     runner = toy_runner(tmp_path, hook)
     # MMEngine raises a TypeError of a hook anew.
-    with pytest.raises((Mistake, TypeError), match=words):
+    with pytest.raises((UserError, TypeError), match=words):
         runner.train()
     assert runner.iter == 0
     assert not list(tmp_path.glob('*.pth'))

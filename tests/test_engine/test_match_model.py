@@ -5,7 +5,7 @@ import torch
 from mmengine.registry import MODELS, init_default_scope
 
 from sift_mm.config.libraries import import_library
-from sift_mm.config.reading import read_config
+from sift_mm.config.loading import read_config
 from sift_mm.engine import SparseTrainingHook
 
 

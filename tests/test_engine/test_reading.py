@@ -27,7 +27,7 @@ from sift_mm.cli import benchmark, publish_model, train
 from sift_mm.cli import test as tester
 from sift_mm.config.resume import check_checkpoint
 from sift_mm.engine import use_safe_files
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
 use_safe_files()
@@ -130,7 +130,7 @@ BAD_MASKS = {
 
 def said(main, argv, capsys):
     """What a command line ends with."""
-    with pytest.raises((Mistake, SystemExit)) as stop:
+    with pytest.raises((UserError, SystemExit)) as stop:
         main([str(arg) for arg in argv])
     return f'{stop.value} {capsys.readouterr()}'
 
@@ -141,7 +141,7 @@ def test_a_bad_file_is_named(name, tmp_path):
     path = tmp_path / 'bad.pth'
     path.write_bytes(content)
     for reader in (read, load_compact, CheckpointLoader.load_checkpoint):
-        with pytest.raises(Mistake, match=f'{path} .*{words}'):
+        with pytest.raises(UserError, match=f'{path} .*{words}'):
             reader(str(path))
 
 
@@ -184,13 +184,15 @@ def test_a_start_is_read_once(tmp_path, monkeypatch):
 
 
 def test_what_is_no_file_is_named(tmp_path):
-    with pytest.raises(Mistake, match=f'There is no checkpoint {tmp_path}/a'):
+    with pytest.raises(
+        UserError, match=f'There is no checkpoint {tmp_path}/a'
+    ):
         read(tmp_path / 'a.pth')
-    with pytest.raises(Mistake, match=f'{tmp_path} cannot be read:.*direct'):
+    with pytest.raises(UserError, match=f'{tmp_path} cannot be read:.*direct'):
         read(tmp_path)
     os.mkfifo(tmp_path / 'pipe')
     for path in (tmp_path / 'pipe', '/dev/zero'):
-        with pytest.raises(Mistake, match=f'{path} .*no ordinary file'):
+        with pytest.raises(UserError, match=f'{path} .*no ordinary file'):
             read(path)
 
 
@@ -200,8 +202,8 @@ def test_a_bad_file_is_not_published(name, tmp_path, capsys):
     path = tmp_path / 'bad.pth'
     path.write_bytes(content)
     text = said(publish_model.main, [path, tmp_path / 'out.pth'], capsys)
-    with pytest.raises(Mistake, match=f'{path}:? .*{words}'):
-        raise Mistake(text)
+    with pytest.raises(UserError, match=f'{path}:? .*{words}'):
+        raise UserError(text)
     assert list(tmp_path.iterdir()) == [path]
 
 
@@ -229,9 +231,9 @@ def test_code_in_a_file_is_not_run(options, tmp_path, capsys):
         dict(model=pretrained_toy(path)),
     ):
         runner = toy_runner(tmp_path / 'run', dict(), **options)
-        with pytest.raises(Mistake, match=f'{path} is not loaded'):
+        with pytest.raises(UserError, match=f'{path} is not loaded'):
             runner.train()
-    with pytest.raises(Mistake, match=f'{path} is not loaded'):
+    with pytest.raises(UserError, match=f'{path} is not loaded'):
         load_compact(path)
     assert not made.exists()
 
@@ -262,7 +264,9 @@ def test_code_in_a_file_from_the_net_is_not_run(tmp_path, monkeypatch):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f'http://127.0.0.1:{server.server_port}'
         good = CheckpointLoader.load_checkpoint(f'{address}/good.pth')
-        with pytest.raises(Mistake, match=f'{address}/bad.pth is not loaded'):
+        with pytest.raises(
+            UserError, match=f'{address}/bad.pth is not loaded'
+        ):
             CheckpointLoader.load_checkpoint(f'{address}/bad.pth')
         server.shutdown()
     assert_same(good['state_dict'], WEIGHTS)
@@ -364,7 +368,7 @@ def test_damage_is_found_or_does_no_harm(published, data):
     path.write_bytes(content)
     try:
         found = load_compact(path)
-    except Mistake as error:
+    except UserError as error:
         assert str(path) in str(error)
     else:
         assert_same(found, state)

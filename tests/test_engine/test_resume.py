@@ -15,7 +15,7 @@ from sift_mm.checkpoint.state import sealed
 from sift_mm.cli import train
 from sift_mm.config.resume import find_start
 from sift_mm.engine.transfer import check_optimizer
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
 NAME = 'hidden.weight'
@@ -155,7 +155,7 @@ def test_a_run_does_not_go_on_from(name, folder, tmp_path):
     path = tmp_path / 'bad.pth'
     torch.save(checkpoint, path)
     runner = resume(path, tmp_path)
-    with pytest.raises(Mistake, match=words):
+    with pytest.raises(UserError, match=words):
         runner.train()
     # Nothing was trained or written.
     assert not list((tmp_path / 'new').glob('*.pth'))
@@ -216,7 +216,7 @@ def test_slots_of_another_shape_may_be_meant(kind):
     saved = Scaled().optimized(kind).state_dict()
     check_optimizer(saved, Scaled().optimized(kind))
     if kind in ('AdamW', 'RMSprop', 'Rprop', 'NAdam'):
-        with pytest.raises(Mistake, match=r'shape \(3, 4\).* of \(5, 4\)'):
+        with pytest.raises(UserError, match=r'shape \(3, 4\).* of \(5, 4\)'):
             check_optimizer(saved, Scaled(rows=5).optimized(kind))
 
 
@@ -236,7 +236,7 @@ def test_what_a_run_starts_from(spoil, words, folder, tmp_path):
     runner = toy_runner(
         tmp_path / 'b', dict(), load_from=str(tmp_path / 'a.pth')
     )
-    with pytest.raises(Mistake, match=words):
+    with pytest.raises(UserError, match=words):
         runner.train()
 
 
@@ -296,7 +296,7 @@ def test_what_is_not_whole_is_passed_over(work_dir, damage, words):
     assert re.search(f'passed over.*{words}', said)
     assert 'epoch_2.pth' not in said
     # Named, it is refused.
-    with pytest.raises(Mistake, match=f'{words}.* is .*epoch_3.pth.$'):
+    with pytest.raises(UserError, match=f'{words}.* is .*epoch_3.pth.$'):
         start(work_dir, str(work_dir / 'epoch_4.pth'))
     # As the config may say.
     cfg, said = start(work_dir, None, resume=True)
@@ -345,10 +345,10 @@ def test_nothing_is_started_over_checkpoints_that_are_not_whole(work_dir):
         cut(path)
     (work_dir / 'last_checkpoint').unlink()
     for option, options in (('auto', {}), (None, dict(resume=True))):
-        with pytest.raises(Mistake, match='none to resume from') as stop:
+        with pytest.raises(UserError, match='none to resume from') as stop:
             start(work_dir, option, **options)
         assert all(f'epoch_{i}.pth' in str(stop.value) for i in range(1, 5))
-    with pytest.raises(Mistake, match='epoch_4.pth is no.*damaged[^.]*.$'):
+    with pytest.raises(UserError, match='epoch_4.pth is no.*damaged[^.]*.$'):
         start(work_dir, str(work_dir / 'epoch_4.pth'))
 
 

@@ -26,7 +26,7 @@ from sift_mm.engine.saving import (
     lock_work_dir,
     use_safe_files,
 )
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 use_safe_files()
 # Kills of the test at random moments; `make attack` has more of them.
@@ -66,7 +66,7 @@ def test_what_fails_while_it_is_written_leaves_what_was_there(tmp_path, there):
     backend = WholeFileBackend()
     if there:
         backend.put(b'old', path)
-    with no_file_above(1000), pytest.raises(Mistake, match='file.pth could'):
+    with no_file_above(1000), pytest.raises(UserError, match='file.pth could'):
         backend.put(bytes(2000), path)
     assert [p.name for p in tmp_path.iterdir()] == ['file.pth'] * there
     assert not there or path.read_bytes() == b'old'
@@ -77,7 +77,7 @@ def test_what_mmengine_dumps_is_there_wholly_or_not_at_all(tmp_path, name):
     path = tmp_path / name
     mmengine.dump({'mIoU': 40.0}, str(path))
     many = {f'mIoU {i}': 50.0 for i in range(1000)}
-    with no_file_above(1000), pytest.raises(Mistake, match=name):
+    with no_file_above(1000), pytest.raises(UserError, match=name):
         mmengine.dump(many, str(path))
     assert mmengine.load(str(path)) == {'mIoU': 40.0}
     assert list(tmp_path.iterdir()) == [path]
@@ -110,7 +110,7 @@ def test_a_link_that_waits_is_not_written_through(tmp_path, monkeypatch):
         pass
     assert not (tmp_path / 'other').exists()
     (tmp_path / '.lock').symlink_to(tmp_path / 'other')
-    with pytest.raises(Mistake, match='cannot be written'), locked(tmp_path):
+    with pytest.raises(UserError, match='cannot be written'), locked(tmp_path):
         pass
     assert not (tmp_path / 'other').exists()
 
@@ -143,7 +143,7 @@ def test_a_work_dir_has_one_run_until_that_ends_or_is_killed(
     kept = ['a.part', 'epoch_1.pth']
     for name in kept:
         (folder / name).write_text('')
-    with pytest.raises(Mistake, match=words), locked(folder):
+    with pytest.raises(UserError, match=words), locked(folder):
         pass
     with locked(tmp_path / 'elsewhere'):
         pass
@@ -180,7 +180,7 @@ def test_the_first_process_holds_the_work_dir_for_all(
         with lock_work_dir(cfg):
             pass
         monkeypatch.setenv(variable, '0')
-    with pytest.raises(Mistake, match='Another run'), lock_work_dir(cfg):
+    with pytest.raises(UserError, match='Another run'), lock_work_dir(cfg):
         pass
 
 
@@ -197,7 +197,9 @@ def test_the_command_line_refuses_a_work_dir_at_work(
 
 def test_a_work_dir_that_cannot_be_made(tmp_path):
     (tmp_path / 'file').write_text('')
-    with pytest.raises(Mistake, match='file/run cannot be written: Not a dir'):
+    with pytest.raises(
+        UserError, match='file/run cannot be written: Not a dir'
+    ):
         locked(tmp_path / 'file/run').__enter__()
 
 
@@ -213,7 +215,7 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, saved):
     whole = runner_of(tmp_path / 'whole', saved)
     whole.train()
     runner = runner_of(tmp_path / 'a', saved, custom_hooks=[Fill()])
-    with no_file_above(resource.RLIM_INFINITY), pytest.raises(Mistake):
+    with no_file_above(resource.RLIM_INFINITY), pytest.raises(UserError):
         runner.train()
     assert names(tmp_path / 'a')[-1] == 'epoch_2.pth'
     assert (tmp_path / 'a/last_checkpoint').read_text().endswith('epoch_2.pth')

@@ -13,7 +13,7 @@ from standins import new_calls
 
 from sift_mm.cli import experiments
 from sift_mm.cli.experiments import Experiment, run_experiments
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('standins')
 
@@ -66,14 +66,16 @@ def test_an_unfinished_training_is_resumed(run):
     (run.folder / 'trained.txt').unlink()
     run.result.unlink()
     Path('misbehave.py').write_text('sys.exit(1)')
-    with pytest.raises(Mistake, match='^1 runs failed. net/train failed'):
+    with pytest.raises(UserError, match='^1 runs failed. net/train failed'):
         run_experiments([run])
     assert tools() == ['train'] and not run.is_done()
 
 
 def test_a_training_without_a_checkpoint_is_said():
     Path('misbehave.py').write_text('sys.exit(0)')
-    with pytest.raises(Mistake, match='net left no checkpoint; see runs/net/'):
+    with pytest.raises(
+        UserError, match='net left no checkpoint; see runs/net/'
+    ):
         run_experiments(plan('net'))
     assert tools() == ['train']
 
@@ -104,7 +106,7 @@ def test_one_that_is_killed_stops_no_other_and_goes_on(capsys):
         '    os.kill(os.getpid(), signal.SIGKILL)'
     )
     log = Path('runs/b/seed0/train.log')
-    with pytest.raises(Mistake, match=f'^1 runs failed. .*{log}'):
+    with pytest.raises(UserError, match=f'^1 runs failed. .*{log}'):
         run_experiments(runs, jobs=2, threads=3)
     said = capsys.readouterr()
     assert said.out.startswith('3 runs to do')
@@ -185,7 +187,7 @@ def test_a_killed_plan_leaves_a_run_that_no_other_touches():
     os.waitpid(forked, 0)
     pids = [int(pid) for pid in Path('runs/a/pids').read_text().split()]
     try:
-        with pytest.raises(Mistake, match='still runs a/train: wait for it'):
+        with pytest.raises(UserError, match='still runs a/train: wait for it'):
             run_experiments(plan('a'))
     finally:
         for pid in pids:
@@ -210,5 +212,5 @@ def test_seconds_are_those_of_the_steps_that_count(run):
 
 
 def test_a_config_that_is_not_there_is_said():
-    with pytest.raises(Mistake, match='no config file none.py'):
+    with pytest.raises(UserError, match='no config file none.py'):
         run_experiments([Experiment(Path('runs'), 'net', 'none.py')])

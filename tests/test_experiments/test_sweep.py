@@ -21,7 +21,7 @@ from sift_mm.cli.sweep_report import (
     mean_and_spread,
     to_markdown,
 )
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.sparsity import ALGORITHMS
 
 pytestmark = pytest.mark.usefixtures('fresh_process')
@@ -78,7 +78,7 @@ def test_inner_layers_and_settings_are_axes():
     )
     # The dense network stays as its config says.
     assert networks[0] == Network('d.py')
-    with pytest.raises(Mistake, match='folder wide-s75-rigl-lr=1: '):
+    with pytest.raises(UserError, match='folder wide-s75-rigl-lr=1: '):
         plan(*argv, '--cfg-options', 'a.lr=1', '--cfg-options', 'b.lr=1')
 
 

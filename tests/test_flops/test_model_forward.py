@@ -10,7 +10,7 @@ from torch import nn
 
 from sift_mm.config.building import build
 from sift_mm.config.libraries import import_library
-from sift_mm.config.reading import read_config
+from sift_mm.config.loading import read_config
 from sift_mm.flops import profile
 from sift_mm.flops.model_forward import count_model
 

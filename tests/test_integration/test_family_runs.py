@@ -13,7 +13,7 @@ from toyrun import assert_same
 
 from sift_mm.cli import test as test_tool
 from sift_mm.cli import train as train_tool
-from sift_mm.config.reading import load_config
+from sift_mm.config.loading import load_config
 from sift_mm.layers import families
 
 SCOPES = ['mmdet', 'mmseg', 'mmpretrain']

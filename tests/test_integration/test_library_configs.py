@@ -22,7 +22,7 @@ from sparserun import final, load
 from sift_mm.checkpoint.state import sealed
 from sift_mm.config.building import replace_sync_norms
 from sift_mm.config.data import check_data
-from sift_mm.config.reading import read_config
+from sift_mm.config.loading import read_config
 from sift_mm.engine import SparseTrainingHook
 from sift_mm.engine.launch import (
     build_runner,

@@ -16,7 +16,7 @@ from sift_mm.checkpoint import reading
 from sift_mm.cli import test as test_tool
 from sift_mm.cli.publish_model import main as publish
 from sift_mm.config.resume import check_pretrained, find_start
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 # The ordinary stem, which a detector has too.
 STEM = "model['backbone']['type'] = 'SparseIFTResNet'\n"
@@ -295,7 +295,7 @@ def test_without_a_run_to_resume_the_checkpoint_is_needed(tmp_path):
     # The run starts anew where there is nothing to resume.
     cfg = pretrained_part('nowhere.pth', tmp_path, resume=True)
     assert find_start(cfg)
-    with pytest.raises(Mistake, match=r'model.backbone.init_cfg.1.check'):
+    with pytest.raises(UserError, match=r'model.backbone.init_cfg.1.check'):
         check_pretrained(cfg)
     cfg.merge_from_dict(dict(resume=True, load_from='epoch_1.pth'))
     check_pretrained(cfg)
@@ -312,7 +312,7 @@ def test_a_path_may_begin_with_a_tilde(tmp_path, monkeypatch):
     before = cfg.to_dict()
     check_pretrained(cfg)
     assert cfg.to_dict() == before
-    with pytest.raises(Mistake, match=f'{tmp_path}/b.pth'):
+    with pytest.raises(UserError, match=f'{tmp_path}/b.pth'):
         check_pretrained(pretrained_part('~/b.pth', tmp_path))
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sift_mm.kernels.masks import keep
+from sift_mm.kernels.masking import keep
 
 INF = float('inf')
 SIZES = [1, 7, 8, 63, 64, 65, 1000, (1 << 16) + 4093]

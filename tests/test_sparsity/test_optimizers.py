@@ -11,7 +11,7 @@ from mmpretrain.registry import OPTIMIZERS as MMPRETRAIN
 from torch import nn
 from toyrun import assert_same, toy_runner
 
-from sift_mm.errors import MistakenType
+from sift_mm.errors import UserTypeError
 from sift_mm.sparsity import (
     Constant,
     MaskSet,
@@ -101,7 +101,7 @@ def test_accepted_and_zero_outside_or_refused(name, switch, dtype, device):
             reason = "does not keep its 'momentum_buffer' at zero"
     try:
         trainer.enforce(optimizer)
-    except MistakenType as error:
+    except UserTypeError as error:
         assert torch.equal(weight, before)
         if reason is None:
             # Its eps is zero in float16, so that 0 / 0 is added to a weight.

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 import pytest
 
 from sift_mm.discovery import import_modules
+from sift_mm.registry import Registry
 from sift_mm.sparsity import (
     ALGORITHMS,
     DISTRIBUTIONS,
@@ -17,7 +18,6 @@ from sift_mm.sparsity import (
     TopK,
     UniformPlus,
 )
-from sift_mm.sparsity.registry import Registry
 
 
 @pytest.mark.parametrize(

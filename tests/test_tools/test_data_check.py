@@ -7,7 +7,7 @@ from mmengine.config import Config
 
 from sift_mm.config.data import check_data, leaf_datasets
 from sift_mm.data import DATA_SETS
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 COCO = dict(
     type='CocoDataset',
@@ -23,7 +23,7 @@ def loaders(**datasets):
 
 
 def message(cfg, *phases):
-    with pytest.raises(Mistake) as stop:
+    with pytest.raises(UserError) as stop:
         check_data(cfg, phases)
     return str(stop.value)
 

@@ -9,7 +9,7 @@ from minirun import ROOT, write_config
 
 from sift_mm.cli import train
 from sift_mm.cli.entry import Parser, entry_point, explain
-from sift_mm.errors import Mistake, MistakenKey, MistakenType
+from sift_mm.errors import UserError, UserKeyError, UserTypeError
 
 SENTENCE = 'The left is right: turn it.'
 
@@ -30,15 +30,15 @@ def raised(error, *outer):
 @pytest.mark.parametrize(
     'error',
     [
-        raised(Mistake(SENTENCE)),
-        raised(MistakenKey(SENTENCE)),
+        raised(UserError(SENTENCE)),
+        raised(UserKeyError(SENTENCE)),
         # Of a hook's call.
         raised(
-            MistakenType(SENTENCE),
+            UserTypeError(SENTENCE),
             TypeError(f'{SENTENCE} in <x.Hook object at 0x7f01>'),
         ),
         # One that says more than the first.
-        raised(Mistake('left'), Mistake(SENTENCE)),
+        raised(UserError('left'), UserError(SENTENCE)),
     ],
 )
 def test_the_sentence_stands_alone(error):
@@ -50,7 +50,7 @@ def test_the_sentence_stands_alone(error):
     [
         raised(ValueError('any')),
         # An error in what deals with a mistake is another error.
-        raised(Mistake(SENTENCE), KeyError('any')),
+        raised(UserError(SENTENCE), KeyError('any')),
         raised(OSError(errno.EIO, 'Input/output error')),
         raised(RuntimeError('Connection closed by peer')),  # Of no group.
     ],
@@ -61,7 +61,7 @@ def test_an_error_is_no_mistake(error):
 
 def command(argv):
     Parser(description='x').parse_args(argv)
-    raise Mistake(SENTENCE)
+    raise UserError(SENTENCE)
 
 
 def test_a_mistake_ends_with_its_sentence_and_code_2(capsys):
@@ -72,7 +72,7 @@ def test_a_mistake_ends_with_its_sentence_and_code_2(capsys):
 
 
 def test_where_it_was_found_is_shown_if_wanted():
-    with pytest.raises(Mistake, match=SENTENCE):
+    with pytest.raises(UserError, match=SENTENCE):
         entry_point(command)(['--traceback'])
 
 

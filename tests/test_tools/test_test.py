@@ -16,7 +16,7 @@ from sift_mm.cli import publish_model, train
 from sift_mm.cli import test as tester
 from sift_mm.config.tta import flip_pipeline
 from sift_mm.engine.cost_hook import CostHook
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 
 def test_mmdet(runs, tmp_path):
@@ -107,7 +107,7 @@ def test_show():
     assert hook.type == 'DetVisualizationHook'
     assert hook.draw and hook.show and hook.wait_time == 3
     assert 'test_out_dir' not in hook
-    with pytest.raises(Mistake, match='not for mmagic'):
+    with pytest.raises(UserError, match='not for mmagic'):
         options('mmagic', '--show')
 
 
@@ -116,7 +116,7 @@ def test_amp():
 
 
 def test_out_of_the_wrong_kind():
-    with pytest.raises(Mistake, match='has to be a .pkl file, not maps'):
+    with pytest.raises(UserError, match='has to be a .pkl file, not maps'):
         options('mmdet', '--out', 'maps')
     with pytest.raises(SystemExit):
         tester.parse_args(['c', 'ckpt', '--out-item', 'metrics'])

@@ -21,7 +21,7 @@ from sift_mm.cli import test as tester
 from sift_mm.config import libraries, reading
 from sift_mm.config.resume import find_start
 from sift_mm.engine import launch, precision
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 
 def merged(text, *options):
@@ -80,7 +80,7 @@ def test_no_amp_leaves_what_float32_takes(before, after):
     ],
 )
 def test_amp_refuses_what_it_cannot_map(text, words):
-    with pytest.raises(Mistake, match=words):
+    with pytest.raises(UserError, match=words):
         merged(text, '--amp')
 
 
@@ -98,14 +98,14 @@ def test_work_dir_priority():
 
 def test_a_checkpoint_that_was_named_and_is_lost(tmp_path):
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'c.pth'))
-    with pytest.raises(Mistake, match='There is no checkpoint .*c.pth'):
+    with pytest.raises(UserError, match='There is no checkpoint .*c.pth'):
         find_start(Config(dict(work_dir=str(tmp_path))), 'auto')
 
 
 def test_auto_scale_lr():
     cfg = merged('auto_scale_lr = dict(base_batch_size=8)', '--auto-scale-lr')
     assert cfg.auto_scale_lr.enable
-    with pytest.raises(Mistake, match='base_batch_size'):
+    with pytest.raises(UserError, match='base_batch_size'):
         merged('auto_scale_lr = dict(enable=False)', '--auto-scale-lr')
 
 
@@ -165,7 +165,7 @@ def test_a_misspelt_argument_is_named(tool, change, said, configs):
 
 def test_missing_library(monkeypatch):
     monkeypatch.setattr(backbones, 'find_spec', lambda name: None)
-    with pytest.raises(Mistake, match='install onedl-mmdetection'):
+    with pytest.raises(UserError, match='install onedl-mmdetection'):
         libraries.import_library(Config(dict(default_scope='mmdet')))
 
 

@@ -19,7 +19,7 @@ from sift_mm.config.nodes import hook_place
 from sift_mm.engine import SparseTrainingHook
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.engine.transfer import pretrained_source
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 from sift_mm.flops.layer_costs import compare, profile
 from sift_mm.sparsity import ALGORITHMS, training_flops
 
@@ -49,8 +49,8 @@ def report_masks(
     return dict(
         algorithm=type(hook.options.algorithm).__name__,
         parameters=len(plan.parameters),
-        nominal_sparsity=plan.nominal,
-        sparsity=plan.sparsity,
+        nominal_sparsity=plan.nominal_sparsity,
+        sparsity=plan.solved_sparsity,
         flops_ratio=plan.ratio,
         interval=hook.options.interval,
         end=hook.options.end,
@@ -112,7 +112,7 @@ def make_report(
             model does not run at the shape.
     """
     if 'model' not in cfg:
-        raise Mistake('the config has no model')
+        raise UserError('the config has no model')
     (test, source), (train, train_source) = find_sizes(cfg, shape)
     import_library(cfg)
     init_default_scope(cfg.get('default_scope', 'mmengine'))

@@ -12,15 +12,15 @@ from mmengine.config.utils import MODULE2PACKAGE
 from mmengine.utils import is_installed
 
 from sift_mm.config.explain import explained, one_line
+from sift_mm.config.family_options import MemberOptions
 from sift_mm.config.libraries import (
     import_library,
     library_of,
     without_noise,
 )
-from sift_mm.config.member import MemberOptions
 from sift_mm.config.overrides import override
 from sift_mm.config.types import check, check_types
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 # Environment variables that a launcher sets, and the command that starts it.
 LAUNCHERS = {
@@ -64,7 +64,7 @@ def read_config(
             None, it is not called.
 
     Raises:
-        Mistake: If there is no such file, or no base of it, no such member
+        UserError: If there is no such file, or no base of it, no such member
             of it, or an option that would not hold.
     """
     if not is_installed('mmsegmentation'):
@@ -77,15 +77,15 @@ def read_config(
     except (FileNotFoundError, AssertionError):  # Or no such library.
         path = ''
     except ValueError:  # A '+' in it, or no path behind the library.
-        raise Mistake(
+        raise UserError(
             f'{config} is no name that MMEngine reads: behind one :: it wants '
             'a folder of letters, digits and underscores, and a file; give '
             'the path of the config file.'
         ) from None
     if not osp.isfile(path):
-        raise Mistake(f'There is no config file {config}.')
+        raise UserError(f'There is no config file {config}.')
     if not path.endswith(SUFFIXES):
-        raise Mistake(
+        raise UserError(
             f'{config} is no config: the name of one ends in '
             f'{", ".join(SUFFIXES)}.'
         )
@@ -108,7 +108,7 @@ def _import_modules(cfg: Config) -> None:
     """Import the modules of ``custom_imports``.
 
     Raises:
-        Mistake: If one cannot be imported, with its name and the reason.
+        UserError: If one cannot be imported, with its name and the reason.
     """
     custom = cfg.get('custom_imports') or {}
     check(isinstance(custom, dict), 'custom_imports', custom, 'a dict')
@@ -123,7 +123,7 @@ def _import_modules(cfg: Config) -> None:
                 error, ImportError
             ):
                 continue
-            raise Mistake(
+            raise UserError(
                 f'custom_imports: the module {name} cannot be imported '
                 f'({one_line(error)}); install it, put its folder on '
                 'PYTHONPATH, or take the name out.'
@@ -160,12 +160,12 @@ def check_launcher(launcher: str) -> None:
     """Refuse a launcher whose environment variables are missing.
 
     Raises:
-        Mistake: With the command that sets them.
+        UserError: With the command that sets them.
     """
     wanted, command = LAUNCHERS.get(launcher, ((), ''))
     missing = [name for name in wanted if name not in os.environ]
     if missing:
-        raise Mistake(
+        raise UserError(
             f'--launcher {launcher} needs {", ".join(missing)} in the '
             f'environment: start the run by {command}, or leave --launcher '
             'out for a single process.'
@@ -176,7 +176,7 @@ def check_work_dir(path: str) -> None:
     """Make a work dir, and refuse one that cannot be written.
 
     Raises:
-        Mistake: With the reason of the system.
+        UserError: With the reason of the system.
     """
     try:
         os.makedirs(path, exist_ok=True)
@@ -184,7 +184,7 @@ def check_work_dir(path: str) -> None:
             pass
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or error
-        raise Mistake(
+        raise UserError(
             f'The work dir {path} cannot be written ({reason}): name another '
             'folder by --work-dir.'
         ) from error

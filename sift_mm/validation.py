@@ -4,10 +4,8 @@ A hint of a signature is a plain type, a ``Literal`` or one of the types here.
 Their ``description`` completes the sentence "<argument> is ...".
 """
 
-import difflib
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Iterable, Mapping
 from functools import cache, wraps
 from types import NoneType, UnionType
 from typing import (
@@ -35,7 +33,8 @@ from pydantic_core import CoreSchema, core_schema
 from torch import nn
 from torch.optim import Optimizer
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
+from sift_mm.names import check_names, nearest
 
 F = TypeVar('F', bound=Callable[..., Any])
 
@@ -223,11 +222,11 @@ def read(name: str, value: Any, hint: Any) -> Any:
     except ValidationError as error:
         causes = [e.get('ctx', {}).get('error') for e in error.errors()]
     for cause in causes:
-        if isinstance(cause, Mistake):
-            raise Mistake(f'{name}={value!r}: {cause}')
+        if isinstance(cause, UserError):
+            raise UserError(f'{name}={value!r}: {cause}')
     words, names = described
     near = nearest(value, names)
-    raise Mistake(
+    raise UserError(
         f'{name} is {words}; got {value!r}'
         + (f': did you mean {near!r}?' if near else '.')
     )
@@ -290,7 +289,7 @@ def _read_all(
         check_names(f'{who} has no argument', given, named)
     for name, p in named.items():
         if p.default is p.empty and name not in given:
-            raise Mistake(f'{who} needs the argument {name}.')
+            raise UserError(f'{who} needs the argument {name}.')
     return {
         name: read(name, value, named[name].annotation)
         if name in named
@@ -317,46 +316,3 @@ def checked(init: F) -> F:
         init(self, *placed.values(), *args[len(placed) :], **given)
 
     return cast(F, wrapper)
-
-
-def nearest(name: object, known: Iterable[str]) -> str | None:
-    """Return the known name that is most like another, or None."""
-    folded = {one.casefold(): one for one in known}
-    found = difflib.get_close_matches(str(name).casefold(), folded, 1)
-    return folded[found[0]] if found else None
-
-
-def matching(
-    patterns: Sequence[str], names: Iterable[str], nothing: str
-) -> set[str]:
-    """Return the names that glob patterns match.
-
-    Raises:
-        ValueError: If a pattern matches no name, but ``nothing``.
-    """
-    if isinstance(patterns, str):
-        raise Mistake(
-            'include and exclude take lists of patterns; write '
-            f'[{patterns!r}].'
-        )
-    found = set()
-    for pattern in patterns:
-        hits = {name for name in names if fnmatchcase(name, pattern)}
-        if not hits:
-            raise Mistake(
-                f'The pattern {pattern!r} matches {nothing}: '
-                f'{", ".join(names)}.'
-            )
-        found |= hits
-    return found
-
-
-def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
-    """Raise ValueError at an unknown name, and name the nearest."""
-    known = list(known)
-    for name in names:
-        if name not in known:
-            near = nearest(name, known)
-            others = f'there are {", ".join(known)}.'
-            hint = f'did you mean {near}?' if near else others
-            raise Mistake(f'{what} {name}: {hint}')

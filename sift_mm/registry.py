@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from sift_mm.arguments import Choice, read_arguments
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
+from sift_mm.validation import Choice, read_arguments
 
 T = TypeVar('T')
 
@@ -37,7 +37,7 @@ class Registry(Choice, Generic[T]):
         old = self._classes.get(_key(cls.__name__), cls)
         # A module that is imported again makes its classes anew.
         if _origin(old) != _origin(cls):
-            raise Mistake(
+            raise UserError(
                 f'The name of the {self.kind} {_origin(cls)} is taken by '
                 f'{_origin(old)}; choose another one.'
             )
@@ -75,7 +75,7 @@ class Registry(Choice, Generic[T]):
         name = kwargs.pop('type', None)
         cls = self._classes.get(_key(str(name)))
         if cls is None:
-            raise Mistake(
+            raise UserError(
                 f'Unknown {self.kind} {name!r}; choose one of '
                 f'{", ".join(self.names)}.'
             )

@@ -8,12 +8,13 @@ from typing import Any
 from mmengine.config import Config
 from mmengine.registry import HOOKS, MODELS, OPTIMIZERS, Registry
 
-from sift_mm.arguments import check_names, parameters, read_arguments
 from sift_mm.backbones.base import make_member
+from sift_mm.config.family_options import VARIANT
 from sift_mm.config.libraries import import_library
-from sift_mm.config.member import VARIANT
 from sift_mm.config.nodes import type_name, walk
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
+from sift_mm.names import check_names
+from sift_mm.validation import parameters, read_arguments
 
 
 def arguments(cfg: Config, kind: Any) -> dict[str, Any]:
@@ -41,7 +42,7 @@ def check_config(cfg: Config) -> None:
     Nothing is built but the hooks, which are small.
 
     Raises:
-        Mistake: On the first wrong argument of a Sparse-IFT backbone or of a
+        UserError: On the first wrong argument of a Sparse-IFT backbone or of a
             SparseTrainingHook, and on an unknown optimizer.
     """
     import_library(cfg)
@@ -71,8 +72,8 @@ def _at(key: str) -> Iterator[None]:
     """Name a key of the config in mistakes that are found inside."""
     try:
         yield
-    except Mistake as error:
-        raise Mistake(f'{key}: {error}') from error
+    except UserError as error:
+        raise UserError(f'{key}: {error}') from error
 
 
 def _check_optimizer(cfg: Config) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sift_mm.arguments import check_names
+from sift_mm.names import check_names
 from sift_mm.sparsity import RunOptions
 
 # Arguments of every backbone that say which member of the family it is.

@@ -1,0 +1,50 @@
+"""Names that users write: the nearest known one, glob patterns, refusals."""
+
+import difflib
+from collections.abc import Iterable, Sequence
+from fnmatch import fnmatchcase
+
+from sift_mm.errors import Mistake
+
+
+def nearest(name: object, known: Iterable[str]) -> str | None:
+    """Return the known name that is most like another, or None."""
+    folded = {one.casefold(): one for one in known}
+    found = difflib.get_close_matches(str(name).casefold(), folded, 1)
+    return folded[found[0]] if found else None
+
+
+def matching(
+    patterns: Sequence[str], names: Iterable[str], nothing: str
+) -> set[str]:
+    """Return the names that glob patterns match.
+
+    Raises:
+        ValueError: If a pattern matches no name, but ``nothing``.
+    """
+    if isinstance(patterns, str):
+        raise Mistake(
+            'include and exclude take lists of patterns; write '
+            f'[{patterns!r}].'
+        )
+    found = set()
+    for pattern in patterns:
+        hits = {name for name in names if fnmatchcase(name, pattern)}
+        if not hits:
+            raise Mistake(
+                f'The pattern {pattern!r} matches {nothing}: '
+                f'{", ".join(names)}.'
+            )
+        found |= hits
+    return found
+
+
+def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raise ValueError at an unknown name, and name the nearest."""
+    known = list(known)
+    for name in names:
+        if name not in known:
+            near = nearest(name, known)
+            others = f'there are {", ".join(known)}.'
+            hint = f'did you mean {near}?' if near else others
+            raise Mistake(f'{what} {name}: {hint}')
