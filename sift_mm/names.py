@@ -4,7 +4,7 @@ import difflib
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 
-from sift_mm.errors import Mistake
+from sift_mm.errors import UserError
 
 
 def nearest(name: object, known: Iterable[str]) -> str | None:
@@ -23,7 +23,7 @@ def matching(
         ValueError: If a pattern matches no name, but ``nothing``.
     """
     if isinstance(patterns, str):
-        raise Mistake(
+        raise UserError(
             'include and exclude take lists of patterns; write '
             f'[{patterns!r}].'
         )
@@ -31,7 +31,7 @@ def matching(
     for pattern in patterns:
         hits = {name for name in names if fnmatchcase(name, pattern)}
         if not hits:
-            raise Mistake(
+            raise UserError(
                 f'The pattern {pattern!r} matches {nothing}: '
                 f'{", ".join(names)}.'
             )
@@ -47,4 +47,4 @@ def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
             near = nearest(name, known)
             others = f'there are {", ".join(known)}.'
             hint = f'did you mean {near}?' if near else others
-            raise Mistake(f'{what} {name}: {hint}')
+            raise UserError(f'{what} {name}: {hint}')

@@ -68,7 +68,7 @@ def row(
     ratio, low, high = layers_ratio(nominal, plan.densities)
     yield f'{ratio:.4f}'
     yield f'{low:.4f} to {high:.4f}'
-    yield f'{match.sparsity:.4f}' if match.parameters else 'ranks'
+    yield f'{match.solved_sparsity:.4f}' if match.parameters else 'ranks'
     yield f'{plan.ratio:.5f}'
     yield f'{match.ratio:.5f}'
 

@@ -279,8 +279,8 @@ class SparseTrainingHook(Hook):
         masks = self.trainer.masks
         text = (
             f'{type(self.trainer.algorithm).__name__} on {len(masks)} '
-            f'parameters: sparsity {plan.nominal_sparsity} as written, masks at '
-            f'density {density(masks):.6f}'
+            f'parameters: sparsity {plan.nominal_sparsity} as written, masks '
+            f'at density {density(masks):.6f}'
         )
         if origin is Origin.TRANSFERRED:
             transfer = self.options.transfer

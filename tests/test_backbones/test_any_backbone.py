@@ -325,7 +325,7 @@ def test_a_network_that_reads_more_than_an_image_is_named():
     with pytest.raises(
         ValueError, match="of MaskFeatViT cannot.*argument: 'mask'"
     ):
-        _ = MaskPlan(model, Uniform()).sparsity
+        _ = MaskPlan(model, Uniform()).solved_sparsity
 
 
 def test_a_block_that_another_looks_into_keeps_what_that_reads():

@@ -188,7 +188,7 @@ def test_networks_and_masks(name):
     for family, backbone in networks.items():
         # The last norm of a block starts at zero in plain blocks alone.
         assert backbone.zero_init_residual is (family == 'wide')
-        solved = MaskPlan(backbone, Uniform()).sparsity
+        solved = MaskPlan(backbone, Uniform()).solved_sparsity
         assert (solved == 0.75) is (family != 'wide')
 
 

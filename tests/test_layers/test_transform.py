@@ -691,9 +691,9 @@ def test_a_runner_does_not_draw_the_layers_anew(family):
 def test_the_sparsity_is_written_once():
     model = GPT()
     sift_mm.transform(model, 'wide', 0.75)
-    assert MaskPlan(model, Uniform()).nominal == 0.75
+    assert MaskPlan(model, Uniform()).nominal_sparsity == 0.75
     with pytest.raises(ValueError, match='sparsity=0.75 and .*sparsity=0.5'):
-        _ = MaskPlan(model, Uniform(), written=0.5).nominal
+        _ = MaskPlan(model, Uniform(), hook_sparsity=0.5).nominal_sparsity
 
 
 def test_an_example_that_the_network_does_not_run_with_is_said():
