@@ -122,4 +122,4 @@ def detach_pool(pool: Any) -> None:
     """Make a max-pooling plain again."""
     if type(pool) is _ExecutedMaxPool2d:
         vars(pool).pop('execution', None)
-        pool.__class__ = nn.MaxPool2d
+        pool.__class__ = nn.MaxPool2d  # type: ignore[assignment]

@@ -18,7 +18,7 @@ from torch import distributed
 from sift_mm import backbones
 from sift_mm.cli import get_flops, train
 from sift_mm.cli import test as tester
-from sift_mm.config import libraries, reading
+from sift_mm.config import libraries
 from sift_mm.config.resume import find_start
 from sift_mm.engine import launch, precision
 from sift_mm.errors import UserError
@@ -28,7 +28,7 @@ def merged(text, *options):
     """Config of a file with this text and these options."""
     Path('some_config.py').write_text(text)
     args = train.parse_args(['some_config.py', *options])
-    return train.merge_args(reading.load_run_config(args), args)
+    return train.merge_args(loading.load_run_config(args), args)
 
 
 @pytest.mark.parametrize(
