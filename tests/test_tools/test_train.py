@@ -18,7 +18,7 @@ from torch import distributed
 from sift_mm import backbones
 from sift_mm.cli import get_flops, train
 from sift_mm.cli import test as tester
-from sift_mm.config import libraries
+from sift_mm.config import libraries, loading
 from sift_mm.config.resume import find_start
 from sift_mm.engine import launch, precision
 from sift_mm.errors import UserError
