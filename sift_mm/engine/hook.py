@@ -18,8 +18,8 @@ from sift_mm.checkpoint.state import (
     check_keys,
     check_resumable,
     mask_training,
-    named,
-    sealed,
+    with_context,
+    with_digest,
 )
 from sift_mm.config.channels import check_channels
 from sift_mm.engine.accumulation import (
@@ -96,7 +96,7 @@ class SparseTrainingHook(Hook):
         resumed = runner._resume
         weights = checkpoint.get('state_dict', checkpoint)
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
-        with named(runner._load_from):
+        with with_context(runner._load_from):
             if resumed:
                 state = check_resumable(checkpoint)
                 if optimizer is not None:
@@ -114,7 +114,7 @@ class SparseTrainingHook(Hook):
                 runner._load_from or 'that is loaded',
                 prefix.removeprefix('module.'),  # Of a TTA model.
             )
-            with named(runner._load_from):
+            with with_context(runner._load_from):
                 check_member(state or {}, backbone.describe_member())
 
     def before_run(self, runner: Runner) -> None:
@@ -391,7 +391,7 @@ class SparseTrainingHook(Hook):
                 state['sampler_seed'] = self.iterations.sampler_seed
             if self._gradients is not None:
                 state['gradients'] = self._gradients
-            checkpoint[CHECKPOINT_KEY] = sealed(state)
+            checkpoint[CHECKPOINT_KEY] = with_digest(state)
         elif self._start.state is not None:
             # Loaded and saved without training in between.
             checkpoint[CHECKPOINT_KEY] = self._start.state

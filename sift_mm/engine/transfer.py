@@ -14,7 +14,7 @@ from sift_mm.checkpoint.state import (
     CHECKPOINT_KEY,
     check_keys,
     mask_training,
-    named,
+    with_context,
     pretrained_cfg,
     without_prefix,
 )
@@ -90,7 +90,7 @@ def pretrained_state(
                 config['checkpoint'],
                 found[0].removeprefix(inside),
             )
-    with named(config['checkpoint']):
+    with with_context(config['checkpoint']):
         state = mask_training(checkpoint)
     if state is None:
         return True, None

@@ -16,20 +16,20 @@ from sift_mm.kernels import (
     reads_images,
     why_unavailable,
 )
-from sift_mm.sparsity.agreement import world_size
-from sift_mm.sparsity.executed_parameters import (
+from sift_mm.kernels.executed_parameters import (
     ExecutedParameter,
     attach,
     detach,
 )
-from sift_mm.sparsity.masked_layers import SPARSE, Execution, Ways
-from sift_mm.sparsity.masks import MaskSet
-from sift_mm.sparsity.unmasked_layers import (
+from sift_mm.kernels.masked_layers import SPARSE, Choice, Execution
+from sift_mm.kernels.unmasked_layers import (
     UnmaskedExecution,
     attach_pool,
     detach_pool,
     is_plain_pool,
 )
+from sift_mm.sparsity.agreement import world_size
+from sift_mm.sparsity.masks import MaskSet
 
 ExecutionMode = Literal['auto', 'sparse', 'dense']
 
@@ -144,17 +144,17 @@ class SparseExecution:
         if self.mode != 'dense':
             self._detach()
 
-    def follow_masks(self) -> None:
+    def refresh_patterns(self) -> None:
         """To be called when masks have changed."""
         for layer in self._masked().values():
             layer.refresh()
 
-    def expect(self, dense_gradient: bool) -> None:
+    def expect_dense_gradient(self, needed: bool) -> None:
         """Say whether the next step reads gradients outside the masks."""
         for layer in self._masked().values():
-            layer.dense_gradient = dense_gradient
+            layer.dense_gradient = needed
 
-    def adopt(self, may_wait: bool) -> None:
+    def update_choices(self, may_wait: bool) -> None:
         """Run from now on as new timings say; on all ranks those of rank 0.
 
         To be called after each optimizer step, by all ranks.
@@ -172,33 +172,37 @@ class SparseExecution:
         found = [
             {
                 name: {
-                    size: timing.ways
+                    size: timing.choice
                     for size, timing in layer.timings.items()
-                    if size not in layer.ways
+                    if size not in layer.choices
                 }
                 for name, layer in self.layers.items()
             }
         ]
         if several:
             distributed.broadcast_object_list(found)
-        self._adopt(found[0])
+        self._set_choices(found[0])
         self._chosen = True
 
-    def _adopt(self, choices: Mapping[str, Mapping[int, Ways]]) -> None:
+    def _set_choices(
+        self, choices: Mapping[str, Mapping[int, Choice]]
+    ) -> None:
         for name, layer in self.layers.items():
-            layer.adopt(choices.get(name, {}))
+            layer.set_choices(choices.get(name, {}))
         self._others.sparse = any(
-            any(ways)
+            any(choice)
             for layer in self.layers.values()
-            for ways in layer.ways.values()
+            for choice in layer.choices.values()
         )
 
     def choices(self) -> dict[str, dict[int, list[bool]]]:
         """What was chosen, for a checkpoint: by layer and size of input."""
         return {
-            name: {size: list(ways) for size, ways in layer.ways.items()}
+            name: {
+                size: list(choice) for size, choice in layer.choices.items()
+            }
             for name, layer in self.layers.items()
-            if layer.ways
+            if layer.choices
         }
 
     def restore(self, choices: Mapping[str, Mapping[int, Any]]) -> None:
@@ -206,14 +210,14 @@ class SparseExecution:
         if self.mode != 'auto':
             return
         for layer in self.layers.values():
-            layer.ways = {}
-        self._adopt(
+            layer.choices = {}
+        self._set_choices(
             {
-                name: {size: tuple(each) for size, each in ways.items()}
-                for name, ways in choices.items()
+                name: {size: tuple(each) for size, each in choice.items()}
+                for name, choice in choices.items()
             }
         )
-        self._chosen = any(layer.ways for layer in self.layers.values())
+        self._chosen = any(layer.choices for layer in self.layers.values())
 
     def describe(self) -> str:
         """One line: how many layers and products run sparse, and why not."""
@@ -222,11 +226,11 @@ class SparseExecution:
         masked = self._masked()
         dense = {name: self._reason(layer) for name, layer in masked.items()}
         ran = {
-            name: self._ways(layer)
+            name: self._choice(layer)
             for name, layer in masked.items()
             if not dense[name]
         }
-        sparse = [ways for ways in ran.values() if any(ways)]
+        sparse = [choice for choice in ran.values() if any(choice)]
         counts = [sum(w[i] for w in sparse) for i in range(len(PRODUCTS))]
         text = (
             f'Sparse execution ({self.mode}): '
@@ -236,7 +240,7 @@ class SparseExecution:
             products = zip(PRODUCTS, counts, strict=True)
             text += f' ({", ".join(f"{name} {n}" for name, n in products)})'
         for name in sorted(self._stems):
-            if any(self._ways(self.layers[name])):
+            if any(self._choice(self.layers[name])):
                 text += f', and {name}, which reads images'
         text += self._seconds()
         reasons = dict(self.reasons)
@@ -244,7 +248,7 @@ class SparseExecution:
             if dense[name]:
                 reasons[name] = dense[name]
             elif not any(ran[name]):
-                reasons[name] = 'faster so' if layer.ways else 'not timed'
+                reasons[name] = 'faster so' if layer.choices else 'not timed'
         return f'{text}; dense: {_listed(reasons)}.' if reasons else f'{text}.'
 
     def _reason(self, layer: Execution) -> str:
@@ -254,11 +258,11 @@ class SparseExecution:
         return layer.reason
 
     @staticmethod
-    def _ways(layer: Execution) -> Ways:
+    def _choice(layer: Execution) -> Choice:
         """Products that run sparse at any size of input."""
         if not layer.auto:
             return SPARSE
-        found = zip(*layer.ways.values(), strict=True)
+        found = zip(*layer.choices.values(), strict=True)
         return tuple(map(any, found)) or (False,) * len(PRODUCTS)
 
     def _seconds(self) -> str:
@@ -266,9 +270,9 @@ class SparseExecution:
         dense = chosen = 0.0
         for layer in self.layers.values():
             for size, timing in layer.timings.items():
-                ways = layer.ways.get(size, ())
+                choice = layer.choices.get(size, ())
                 for way, *both in zip(
-                    ways, timing.dense, timing.sparse, strict=False
+                    choice, timing.dense, timing.sparse, strict=False
                 ):
                     dense += both[0]
                     chosen += both[way]

@@ -123,8 +123,8 @@ class MaskTrainer:
     def _tell_execution(self, masks_changed: bool = True) -> None:
         if self.execution is not None:
             if masks_changed:
-                self.execution.follow_masks()
-            self.execution.expect(self.needs_dense_gradient)
+                self.execution.refresh_patterns()
+            self.execution.expect_dense_gradient(self.needs_dense_gradient)
 
     def guard(self, optimizer: Optimizer) -> None:
         """Refuse steps of an optimizer that pass this trainer.
@@ -214,7 +214,7 @@ class MaskTrainer:
         self._watch.remember(optimizer)
         if self.execution is not None:
             # Masks are trained by all ranks alike, and updated seldom.
-            self.execution.adopt(may_wait=due)
+            self.execution.update_choices(may_wait=due)
 
     def _check_ranks(self, step: int, due: bool) -> None:
         if due or not self._ranks_agree:
