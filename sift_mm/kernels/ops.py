@@ -253,8 +253,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     grad_bias = None
     if ctx.with_bias and needs_bias:
         grad_bias = grad.sum(0 if x.ndim == 2 else (0, 2, 3))
-    nothing = [None] * len(pattern)
-    return grad_x, grad_weight, grad_bias, nothing, None, None, None
+    # An argument left to its default has no place in the result.
+    others = [None] * (len(ctx.needs_input_grad) - 4)
+    return grad_x, grad_weight, grad_bias, [None] * len(pattern), *others
 
 
 sparse_conv2d.register_autograd(_backward, setup_context=_save)
