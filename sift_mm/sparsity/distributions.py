@@ -77,7 +77,7 @@ class UniformPlus(Distribution):
         read_arguments(type(self), vars(self))
 
     def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
-        """Return the density 1 - s, at least 1 - ``last`` for the last layer."""
+        """Return 1 - s for each layer, at least 1 - ``last`` for the last."""
         densities = dict.fromkeys(shapes, 1 - sparsity)
         if densities:
             densities[list(shapes)[-1]] = 1 - min(sparsity, self.last)

@@ -31,7 +31,7 @@ class Initializer:
         generator: torch.Generator,
         structure: Structure = Unstructured(),  # noqa: B008, has no state
     ) -> Tensor:
-        """Return a mask with ``count`` active weights, in the weight's order."""
+        """Return a mask of ``count`` active weights in the weight's order."""
         first = structure.first(self.score(weight, generator), count)
         return torch.empty_like(weight, dtype=torch.bool).copy_(first)
 
@@ -57,7 +57,7 @@ class Random(Initializer):
     """Initializer with uniformly random positions."""
 
     def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw uniform random numbers on the CPU, the same for every device."""
+        """Draw uniform random numbers on the CPU, the same for any device."""
         return torch.rand(weight.shape, generator=generator)
 
 
