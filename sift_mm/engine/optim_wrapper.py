@@ -95,8 +95,8 @@ def make_maskable(optim_wrapper: Any) -> SparseOptimWrapper:
     if mixin is None or not isinstance(optim_wrapper, OptimWrapper):
         raise UserTypeError(
             f'SparseTrainingHook trains masks in one OptimWrapper or '
-            f'AmpOptimWrapper; this run has {kind.__name__} with another '
-            'step: set optim_wrapper.type to one of the two.'
+            f'AmpOptimWrapper; this run has {kind.__name__}, whose step is '
+            'another: set optim_wrapper.type to one of the two.'
         )
     optim_wrapper.__class__ = type(f'Sparse{kind.__name__}', (mixin, kind), {})
     if vars(optim_wrapper).pop('step', None) is not None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
@@ -66,10 +65,8 @@ class _Use:
     geometry: Geometry
     pattern: list[Tensor] | None = None
 
-    @cached_property
-    def numbers(self) -> list[int]:
-        """Geometry as numbers, for the operator."""
-        return self.geometry.numbers()
+    def __post_init__(self) -> None:
+        self.numbers = self.geometry.numbers()
 
     def index(self, mask: Tensor) -> list[Tensor]:
         """Build the pattern of a mask."""

@@ -223,7 +223,7 @@ def test_slots_of_another_shape_may_be_meant(kind):
 @pytest.mark.parametrize(
     'spoil, words',
     [
-        (all_true, 'leave no weight out'),
+        (all_true, 'have no zeros'),
         (lambda c: mask_in(c).logical_not_(), f'would cut weights.*{NAME}'),
         (poison(float('nan')), "a.pth: 'out.weight' .* NaN"),
     ],
