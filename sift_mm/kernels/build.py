@@ -292,11 +292,10 @@ def _load_from(path: Path) -> ctypes.CDLL:
     descriptor = _open_whole(path)
     if descriptor is None:
         raise KernelsUnavailable(f'{path} was changed after it was compiled')
-    try:
-        opened = f'/proc/self/fd/{descriptor}'
-        return ctypes.CDLL(opened if os.path.exists(opened) else str(path))
-    finally:
-        os.close(descriptor)
+    # It stays open: the loader knows a library by its name, and a number that
+    # is free again would name another one.
+    opened = f'/proc/self/fd/{descriptor}'
+    return ctypes.CDLL(opened if os.path.exists(opened) else str(path))
 
 
 def _printable(error: Exception) -> str:
