@@ -1,7 +1,6 @@
-"""What tests share: import paths, mini sets, a trained run of each library."""
+"""Fixtures for all tests: data sets, configs and trained runs."""
 
 import os
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -9,19 +8,18 @@ from unittest import mock
 
 import pytest
 
-# Files are tested side by side: each process, and what it starts, keeps to a
+# Test files run side by side: each process, and what it starts, keeps to one
 # core. PyTorch reads this when it is imported.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-TESTS = Path(__file__).resolve().parent
-
-for folder in (TESTS, TESTS.parent):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-import minisets  # noqa: E402
-from minirun import TEXTS, Run, write_config  # noqa: E402
-from standins import standins  # noqa: E402, F401
+from helpers import datasets  # noqa: E402
+from helpers.fake_tools import standins  # noqa: E402, F401
+from helpers.runs import (  # noqa: E402
+    TEXTS,
+    Run,
+    forget_instances,
+    write_config,
+)
 
 
 @pytest.fixture(scope='session')
@@ -29,9 +27,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The mini set of each library, by its scope."""
     root = tmp_path_factory.mktemp('data')
     return {
-        'mmdet': minisets.mini_coco(root / 'coco', num_train=4, num_val=2),
-        'mmseg': minisets.mini_cityscapes(root / 'cityscapes'),
-        'mmpretrain': minisets.mini_imagenet(root / 'imagenet'),
+        'mmdet': datasets.mini_coco(root / 'coco', num_train=4, num_val=2),
+        'mmseg': datasets.mini_cityscapes(root / 'cityscapes'),
+        'mmpretrain': datasets.mini_imagenet(root / 'imagenet'),
     }
 
 
@@ -63,21 +61,6 @@ def quick_configs() -> Iterator[None]:
         mock.patch('mmengine.dataset.base_dataset.gc'),
     ):
         yield
-
-
-def forget_instances() -> None:
-    """Drops MMEngine's named singletons.
-
-    A visualizer of the run before would be taken for that of the next.
-    """
-    from mmengine.logging import MessageHub, MMLogger
-    from mmengine.registry import DefaultScope
-    from mmengine.visualization import Visualizer
-
-    kinds = [MessageHub, MMLogger, DefaultScope, Visualizer]
-    for kind in kinds:
-        kind._instance_dict.clear()
-        kinds += kind.__subclasses__()  # Each has a list of its own.
 
 
 @pytest.fixture(autouse=True)

@@ -4,12 +4,13 @@ import json
 import pickle
 from unittest import mock
 
-import minisets
 import numpy as np
 import pytest
-from datafiles import idx
-from narrow import shallow
 from PIL import Image
+
+from helpers import datasets
+from helpers.archives import idx
+from helpers.small_configs import shallow
 
 
 def mini_cifar100(root, train=4, test=2):
@@ -70,11 +71,11 @@ def checkout(tmp_path_factory):
     mini_cifar100(data / 'cifar100')
     mini_fashion_mnist(data / 'fashion_mnist')
     mini_tree_crowns(data / 'tree_crowns')
-    minisets.mini_imagenet(
+    datasets.mini_imagenet(
         data / 'imagenet', num_train=2, num_val=1, num_classes=2
     )
-    minisets.mini_coco(data / 'coco', num_train=4, num_val=2)
-    minisets.mini_cityscapes(data / 'cityscapes')
+    datasets.mini_coco(data / 'coco', num_train=4, num_val=2)
+    datasets.mini_cityscapes(data / 'cityscapes')
     return root
 
 

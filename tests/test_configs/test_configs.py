@@ -4,8 +4,9 @@ import math
 import re
 
 import pytest
-from minirun import ROOT
-from narrow import (
+
+from helpers.runs import ROOT
+from helpers.small_configs import (
     Watch,
     check_masks,
     narrow_data,
@@ -13,7 +14,6 @@ from narrow import (
     shrink,
     without_pretrained,
 )
-
 from sift_mm.backbones import SparseIFTMixin
 from sift_mm.cli import train
 from sift_mm.config.building import build_backbone, replace_sync_norms

@@ -4,12 +4,12 @@ import re
 import pytest
 import torch
 import torchvision
-from blocks import make_block
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks import wrappers
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from helpers.networks import make_block
 from sift_mm.deploy import FoldReport, fold
 from sift_mm.layers import Composite, Doped, Factorized, Parallel
 from sift_mm.layers.wide import WideConv2d

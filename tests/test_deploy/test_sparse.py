@@ -7,15 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import make_block
-from equality import Block, assert_equal, block, sparsified, tensors
-from programs import Doubled
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
 
+from helpers.networks import (
+    Block,
+    assert_equal,
+    block,
+    make_block,
+    sparsified,
+    tensors,
+)
+from helpers.random_programs import Doubled
 from sift_mm.deploy import sparse_calls as calls
 from sift_mm.deploy import to_sparse
 from sift_mm.errors import UserError

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from equality import Block, assert_equal, block, sparsified
 from torch import Tensor, nn
 
+from helpers.networks import Block, assert_equal, block, sparsified
 from sift_mm.deploy import to_sparse
 
 pytestmark = pytest.mark.usefixtures('seed')

@@ -6,10 +6,16 @@ import re
 import pytest
 import torch
 from mmengine.hooks import Hook
-from sparserun import load
-from toyrun import assert_same, final_state, hook_of, toy_run, toy_runner
-from two_of_four import holds_groups, register
 
+from helpers.sparse_runs import load
+from helpers.structures import holds_groups, register
+from helpers.toy_runs import (
+    assert_same,
+    final_state,
+    hook_of,
+    toy_run,
+    toy_runner,
+)
 from sift_mm.checkpoint.state import sealed
 from sift_mm.errors import UserError
 

@@ -8,8 +8,15 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from torch import nn
-from toyrun import Points, Toy, assert_same, final_state, loader, toy_run
 
+from helpers.toy_runs import (
+    Points,
+    Toy,
+    assert_same,
+    final_state,
+    loader,
+    toy_run,
+)
 from sift_mm.engine.launch import end_workers
 
 LAST = 10

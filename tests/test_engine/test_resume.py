@@ -8,9 +8,9 @@ from operator import getitem
 import pytest
 import torch
 from mmengine.config import Config
-from sparserun import load, sparse_config
-from toyrun import assert_same, hook_of, toy_run, toy_runner
 
+from helpers.sparse_runs import load, sparse_config
+from helpers.toy_runs import assert_same, hook_of, toy_run, toy_runner
 from sift_mm.checkpoint.state import sealed
 from sift_mm.cli import train
 from sift_mm.config.resume import find_start

@@ -12,12 +12,12 @@ from pathlib import Path
 import mmengine
 import pytest
 import torch
-from conftest import forget_instances
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from sparserun import sparse_config
-from toyrun import assert_same, final_state, toy_runner
 
+from helpers.runs import forget_instances
+from helpers.sparse_runs import sparse_config
+from helpers.toy_runs import assert_same, final_state, toy_runner
 from sift_mm.checkpoint import writing
 from sift_mm.checkpoint.writing import locked, written_whole
 from sift_mm.cli import train

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from mmengine.hooks import Hook
-from sparserun import load
-from toyrun import (
+
+from helpers.sparse_runs import load
+from helpers.toy_runs import (
     assert_same,
     final_state,
     hook_of,
@@ -12,7 +13,6 @@ from toyrun import (
     toy_run,
     toy_runner,
 )
-
 from sift_mm.engine.transfer import Start
 from sift_mm.sparsity import RunOptions
 

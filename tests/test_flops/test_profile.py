@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from minirun import write_config
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from helpers.runs import write_config
 from sift_mm.flops import Row, count_flops, mask_densities, profile
 
 

@@ -4,7 +4,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sparserun import sparse_config
+
+from helpers.sparse_runs import sparse_config
 
 
 @pytest.fixture

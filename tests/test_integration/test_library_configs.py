@@ -9,16 +9,23 @@ import math
 from pathlib import Path
 from typing import Any
 
-import minisets
 import pytest
-from conftest import forget_instances
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
-from narrow import Watch, check_masks, in_float32, masks_of, narrow_data, small
-from sparserun import final, load
 
+from helpers import datasets
+from helpers.runs import forget_instances
+from helpers.small_configs import (
+    Watch,
+    check_masks,
+    in_float32,
+    masks_of,
+    narrow_data,
+    small,
+)
+from helpers.sparse_runs import final, load
 from sift_mm.checkpoint.state import sealed
 from sift_mm.config.building import replace_sync_norms
 from sift_mm.config.data import check_data
@@ -204,12 +211,12 @@ def library_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder whose ``data`` holds what the libraries' configs read."""
     root = tmp_path_factory.mktemp('libraries')
     data = root / 'data'
-    minisets.mini_imagenet(
+    datasets.mini_imagenet(
         data / 'imagenet', num_train=1, num_val=1, num_classes=2
     )
-    minisets.mini_coco(data / 'coco', num_train=2, num_val=1, size=(64, 64))
-    minisets.mini_cityscapes(data / 'cityscapes', num_train=2, num_val=1)
-    minisets.mini_ade20k(data / 'ade/ADEChallengeData2016')
+    datasets.mini_coco(data / 'coco', num_train=2, num_val=1, size=(64, 64))
+    datasets.mini_cityscapes(data / 'cityscapes', num_train=2, num_val=1)
+    datasets.mini_ade20k(data / 'ade/ADEChallengeData2016')
     return root
 
 

@@ -6,12 +6,12 @@ from unittest import mock
 
 import pytest
 import torch
-from forks import train_ranks
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from sparserun import load, probed, sparse_config, train
-from toyrun import assert_same
 
+from helpers.forked_scripts import train_ranks
+from helpers.sparse_runs import load, probed, sparse_config, train
+from helpers.toy_runs import assert_same
 from sift_mm.checkpoint import reading
 from sift_mm.cli import test as test_tool
 from sift_mm.cli.publish_model import main as publish

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from minirun import ROOT
 
+from helpers.runs import ROOT
 from sift_mm.kernels import build
 
 PRINT = 'from sift_mm.kernels import build; print(build.build())'

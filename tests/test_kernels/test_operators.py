@@ -8,10 +8,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolutions import Case, pattern_of, random_case, within_rounding
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from helpers.random_convolutions import (
+    Case,
+    pattern_of,
+    random_case,
+    within_rounding,
+)
 from sift_mm.kernels import (
     Geometry,
     convolution,

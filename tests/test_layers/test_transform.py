@@ -6,13 +6,13 @@ from itertools import accumulate
 import pytest
 import torch
 import torchvision
-from blocks import make_block
 from mmpretrain.registry import MODELS
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models import resnet as resnets
 
 import sift_mm
+from helpers.networks import make_block
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.flops import count_flops
 from sift_mm.layers import Member, Parallel, families

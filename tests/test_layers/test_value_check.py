@@ -6,13 +6,13 @@ from itertools import count
 import pytest
 import torch
 import torchvision
-from blocks import make_block
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.ops import SqueezeExcitation
 
 import sift_mm
+from helpers.networks import make_block
 from sift_mm.layers import NothingReplaced, Wide
 
 pytestmark = pytest.mark.usefixtures('seed')

@@ -4,11 +4,11 @@ from unittest import mock
 
 import pytest
 import torch
-from ranks import run_ranks
 from torch import distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from helpers.process_groups import run_ranks
 from sift_mm.sparsity import MaskSet, SparseTraining
 from sift_mm.sparsity.agreement import check_agreement, fingerprint
 

@@ -9,8 +9,8 @@ import torch
 from mmengine.registry import OPTIMIZERS as MMENGINE
 from mmpretrain.registry import OPTIMIZERS as MMPRETRAIN
 from torch import nn
-from toyrun import assert_same, toy_runner
 
+from helpers.toy_runs import assert_same, toy_runner
 from sift_mm.errors import UserTypeError
 from sift_mm.sparsity import (
     Constant,

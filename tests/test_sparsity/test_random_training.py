@@ -5,9 +5,9 @@ import os
 import random
 
 import torch
-from programs import inputs, random_network, run_program
 from torch import Tensor, nn
 
+from helpers.random_programs import inputs, random_network, run_program
 from sift_mm.sparsity import MaskSet, SparseExecution
 
 CASES = int(os.environ.get('SIFT_MM_CASES', 10000)) // 10

@@ -3,8 +3,8 @@ import copy
 import pytest
 import torch
 from torch import nn
-from two_of_four import NofM, holds_groups, register
 
+from helpers.structures import NofM, holds_groups, register
 from sift_mm.sparsity import (
     SET,
     STRUCTURES,

@@ -4,7 +4,8 @@ import os
 
 import pytest
 import torch
-from minirun import ROOT, free_port, run_script
+
+from helpers.runs import ROOT, free_port, run_script
 
 TOOLS = ROOT / 'tools'
 

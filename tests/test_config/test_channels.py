@@ -3,9 +3,9 @@
 import copy
 
 import pytest
-from minirun import write_config
 from mmengine.config import Config
 
+from helpers.runs import write_config
 from sift_mm.config import channels, sparsify
 from sift_mm.config.building import build
 from sift_mm.config.channels import (

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from standins import new_calls
 
+from helpers.fake_tools import new_calls
 from sift_mm.cli import experiments
 from sift_mm.cli.experiments import Experiment, run_experiments
 from sift_mm.errors import UserError

@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-from minirun import ROOT, write_config
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
-from sparserun import sparse_config
 
+from helpers.runs import ROOT, write_config
+from helpers.sparse_runs import sparse_config
 from sift_mm.cli import get_flops
 from sift_mm.cli.reports.text import flops
 from sift_mm.flops import count_flops

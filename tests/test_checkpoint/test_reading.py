@@ -17,9 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from mmengine.logging import HistoryBuffer
 from mmengine.runner import CheckpointLoader
-from sparserun import sparse_config
-from toyrun import assert_same, pretrained_toy, toy_run, toy_runner
 
+from helpers.sparse_runs import sparse_config
+from helpers.toy_runs import assert_same, pretrained_toy, toy_run, toy_runner
 from sift_mm import load_compact
 from sift_mm.checkpoint import reading
 from sift_mm.checkpoint.reading import TRUST, load_plain, read

@@ -43,6 +43,19 @@ def assert_equal(
         torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-5 * scale)
 
 
+def make_block(
+    name: str,
+    run: Callable[..., Any],
+    kind: type[nn.Module] = nn.Module,
+    **layers: nn.Module,
+) -> Any:
+    """A module of a new class that runs what it holds."""
+    made: Any = type(name, (kind,), dict(forward=run))()
+    for key, layer in layers.items():
+        made.add_module(key, layer)
+    return made
+
+
 class Block(nn.Module):
     """A block with a layer of each kind that is changed."""
 

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-from minirun import write_config
-from sparserun import sparse_config
 from torch.nn.modules.module import register_module_forward_hook
 
+from helpers.runs import write_config
+from helpers.sparse_runs import sparse_config
 from sift_mm.cli import benchmark
 from sift_mm.cli.reports import speed
 from sift_mm.flops.model_forward import call_model

@@ -8,13 +8,12 @@ import weakref
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
-import conftest
 import pytest
 import torch
-from minirun import ROOT, free_port
 from mmengine.config import Config
 from torch import distributed
 
+from helpers.runs import ROOT, forget_instances, free_port
 from sift_mm import backbones
 from sift_mm.cli import get_flops, train
 from sift_mm.cli import test as tester
@@ -223,7 +222,7 @@ def member(configs, tmp_path_factory):
     folder = tmp_path_factory.mktemp('member')
     argv = [configs['mmpretrain'], '--family', 'parallel', '--no-validate']
     argv += ['--interval', '1']
-    conftest.forget_instances()
+    forget_instances()
     train.main([*argv, '--sparsity', '0.5', '--work-dir', str(folder)])
     return argv, folder
 
@@ -235,7 +234,7 @@ def test_resume_refuses_another_sparsity(member, tmp_path):
     checkpoint = str(folder / 'epoch_1.pth')
     with pytest.raises(SystemExit, match='sparsity=0.5 there and 0.55 here'):
         train.main([*argv, *options, '--resume', checkpoint])
-    conftest.forget_instances()
+    forget_instances()
     with pytest.raises(SystemExit, match='sparsity=0.5 there and 0.55 here'):
         tester.main([argv[0], checkpoint, *argv[1:3], *options])
 
@@ -279,7 +278,7 @@ def test_a_process_group_is_ended_once_nobody_needs_it(
     train.main(argv)
     assert left == [None, None]
     assert not distributed.is_initialized()
-    conftest.forget_instances()
+    forget_instances()
     checkpoint = (tmp_path / 'last_checkpoint').read_text()
     tester.main([argv[0], checkpoint, *argv[1:]])
     assert left == [None] * 6

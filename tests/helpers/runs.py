@@ -1,7 +1,7 @@
 """Small configs of the three libraries, and how to run the tools on them.
 
 The models are the libraries' own, as narrow as they get; the data is that of
-minisets. A training takes two or three iterations, each some milliseconds.
+datasets. A training takes two or three iterations, each some milliseconds.
 """
 
 import os
@@ -11,7 +11,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 RUNTIME = """
 optim_wrapper = dict(
@@ -157,3 +157,18 @@ def write_config(folder: Path, scope: str, data_root: Path) -> str:
     path = folder / f'{scope}_mini.py'
     path.write_text(f'root = {str(data_root)!r}\n{TEXTS[scope]}{RUNTIME}')
     return str(path)
+
+
+def forget_instances() -> None:
+    """Drops MMEngine's named singletons.
+
+    A visualizer of the run before would be taken for that of the next.
+    """
+    from mmengine.logging import MessageHub, MMLogger
+    from mmengine.registry import DefaultScope
+    from mmengine.visualization import Visualizer
+
+    kinds = [MessageHub, MMLogger, DefaultScope, Visualizer]
+    for kind in kinds:
+        kind._instance_dict.clear()
+        kinds += kind.__subclasses__()  # Each has a list of its own.

@@ -1,11 +1,11 @@
 import pytest
 import torch
-from conftest import forget_instances
-from sparserun import sparse_config, train
 from torch import nn
-from toyrun import assert_same
 
 import sift_mm
+from helpers.runs import forget_instances
+from helpers.sparse_runs import sparse_config, train
+from helpers.toy_runs import assert_same
 from sift_mm.checkpoint.compact import COMPACT_KEY, compact, expand
 from sift_mm.cli.publish_model import main as publish
 from sift_mm.engine import use_safe_files

@@ -7,11 +7,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from forks import run_forked
-from minirun import ROOT, write_config
-from sparserun import sparse_config
-from standins import METRICS, new_calls
 
+from helpers.fake_tools import METRICS, new_calls
+from helpers.forked_scripts import run_forked
+from helpers.runs import ROOT, write_config
+from helpers.sparse_runs import sparse_config
 from sift_mm.cli import experiments, sweep
 from sift_mm.cli.sweep_networks import Network, plan_networks
 from sift_mm.cli.sweep_report import (

@@ -11,9 +11,10 @@ from itertools import count
 from typing import Any
 
 import torch
-from equality import tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from helpers.networks import tensors
 
 CHANNELS, SIZE = 4, 6
 _numbers = count()

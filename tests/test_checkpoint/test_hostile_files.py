@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import torch
 from mmengine.logging import HistoryBuffer
-from toyrun import assert_same
 
+from helpers.toy_runs import assert_same
 from sift_mm import load_compact
 from sift_mm.checkpoint.compact import COMPACT_KEY, compact, expand
 from sift_mm.checkpoint.reading import read

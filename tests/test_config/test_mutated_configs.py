@@ -10,9 +10,9 @@ import re
 from functools import cache
 from pathlib import Path
 
-from minirun import ROOT
 from mmengine.config import Config
 
+from helpers.runs import ROOT
 from sift_mm.cli import get_flops, print_config
 
 CASES = int(os.environ.get('SIFT_MM_CASES', 0))

@@ -6,9 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import forget_instances
-from forks import run_forked, train_ranks
-from minirun import ROOT
 from mmengine._strategy import SingleDeviceStrategy
 from mmengine._strategy.deepspeed import (
     DeepSpeedOptimWrapper,
@@ -19,13 +16,22 @@ from mmengine.hooks import Hook
 from mmengine.model.wrappers import MMFullyShardedDataParallel
 from mmengine.registry import HOOKS, STRATEGIES
 from mmengine.runner import FlexibleRunner
-from sparserun import final, load, probed, sparse_config, train
 from torch import distributed
 from torch._dynamo.utils import counters
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
-from toyrun import Toy, assert_same, final_state, hook_of, loader, toy_runner
 
+from helpers.forked_scripts import run_forked, train_ranks
+from helpers.runs import ROOT, forget_instances
+from helpers.sparse_runs import final, load, probed, sparse_config, train
+from helpers.toy_runs import (
+    Toy,
+    assert_same,
+    final_state,
+    hook_of,
+    loader,
+    toy_runner,
+)
 from sift_mm.checkpoint.packing import unpack
 from sift_mm.sparsity import MaskSet, SparseTraining
 

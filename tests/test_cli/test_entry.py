@@ -4,9 +4,9 @@ import errno
 from pathlib import Path
 
 import pytest
-from forks import run_forked
-from minirun import ROOT, write_config
 
+from helpers.forked_scripts import run_forked
+from helpers.runs import ROOT, write_config
 from sift_mm.cli import train
 from sift_mm.cli.entry import Parser, entry_point, explain
 from sift_mm.errors import UserError, UserKeyError, UserTypeError

@@ -1,12 +1,12 @@
 """Sparse-IFT in configs: helpers for files, and changing a config."""
 
 import pytest
-from minirun import write_config
 from mmdet.registry import MODELS
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from torch import nn
 
+from helpers.runs import write_config
 from sift_mm.cli.train import parse_args
 from sift_mm.config import classifier, detector, segmentor, sparsify
 from sift_mm.config.loading import load_config, load_run_config

@@ -4,14 +4,14 @@ import os
 import random
 
 import torch
-from programs import (
+from torch import Tensor
+
+from helpers.random_programs import (
     change_later,
     inputs,
     random_network,
     run_program,
 )
-from torch import Tensor
-
 from sift_mm.deploy import to_sparse
 from sift_mm.deploy.sparse_layers import SparseConv2d
 

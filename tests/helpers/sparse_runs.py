@@ -1,4 +1,4 @@
-"""The mini configs of minirun, made sparse, their runs, and probes."""
+"""Sparse variants of the small configs, their runs, and a mask probe."""
 
 import hashlib
 import json
@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from minirun import write_config
 from mmengine.dist import get_rank
 from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 
+from helpers.runs import write_config
+
 SPARSE = """
 custom_imports = dict(
-    imports=['sift_mm', 'sparserun'], allow_failed_imports=False)
+    imports=['sift_mm', 'helpers.sparse_runs'], allow_failed_imports=False)
 model['backbone'].update(family=family, sparsity=0.75)
 # Twice the mini width of 8: 16, 32, 64, 128.
 factor = 2 if 'wide' in family else 1

@@ -16,7 +16,8 @@ import mmdet.datasets  # noqa: F401
 import mmpretrain.datasets  # noqa: F401
 import mmseg.datasets  # noqa: F401
 import torch
-from minirun import ROOT, free_port
+
+from helpers.runs import ROOT, forget_instances, free_port
 
 # The first backward pass starts threads for the devices there are, and with
 # one a fork has none: torch.compile pretends that there is a device.
@@ -66,8 +67,7 @@ def train_ranks(
 
 
 def _run(argv: list[str], env: dict[str, str], log: Path) -> NoReturn:
-    """What the fork does, which must not go on with the tests."""
-    from conftest import forget_instances
+    """Run a script in a fork and exit, so that no test goes on there."""
 
     signal.alarm(LIMIT)
     with log.open('w') as file:

@@ -5,13 +5,13 @@ import json
 import pickle
 import re
 
-import conftest
 import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
-from sparserun import sparse_config
 
+from helpers.runs import forget_instances
+from helpers.sparse_runs import sparse_config
 from sift_mm.cli import publish_model, train
 from sift_mm.cli import test as tester
 from sift_mm.config.tta import flip_pipeline
@@ -145,7 +145,7 @@ def sparse(data, tmp_path_factory):
     """A sparse classifier's config, and its checkpoint after a training."""
     folder = tmp_path_factory.mktemp('sparse')
     config = sparse_config(folder / 'c', 'mmpretrain', data['mmpretrain'])
-    conftest.forget_instances()
+    forget_instances()
     train.main([config, '--work-dir', str(folder)])
     path = (folder / 'last_checkpoint').read_text()
     return config, torch.load(path, weights_only=False)
@@ -182,7 +182,7 @@ def test_a_compact_file_has_the_same_metrics(sparse, tmp_path):
     (small,) = tmp_path.glob('small-*.pth')
     found = []
     for path in (run, small):
-        conftest.forget_instances()
+        forget_instances()
         found.append(tester.main([config, str(path), '--work-dir', 'w']))
     assert found[0] == found[1]
 
