@@ -6,6 +6,7 @@ can be added to any other and changed in place through any alias.
 
 import linecache
 import random
+import re
 from collections.abc import Callable
 from itertools import count
 from typing import Any
@@ -21,14 +22,14 @@ _numbers = count()
 
 
 class Doubled(nn.Conv2d):
-    """A layer that computes more than its class's parent."""
+    """Subclass of a layer, with a forward method of its own."""
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x) * 2
 
 
 class Network(nn.Module):
-    """What a random program runs in."""
+    """Layers and attributes that a random program may use."""
 
     text: str
 
@@ -86,11 +87,11 @@ class _Writer:
         self.lines: list[str] = []
 
     def name(self) -> str:
-        """A variable that has a value."""
+        """Return a variable that has a value."""
         return self.source.choice(self.names)
 
     def target(self) -> str:
-        """A variable to assign, new or not; the inputs too."""
+        """Return a variable to assign, new or not; the inputs too."""
         if self.source.random() < 0.5 or len(self.names) > 6:
             return self.name()
         return f'v{len(self.names)}'
@@ -120,7 +121,7 @@ class _Writer:
         )
 
     def between(self) -> None:
-        """What may stand between the statements of a block."""
+        """Write a statement between those of a block."""
         kind, name = self.source.random(), self.target()
         if kind < 0.5:
             return
@@ -136,7 +137,7 @@ class _Writer:
             self.statement()
 
     def block(self) -> None:
-        """A convolution and what usually follows it, mostly side by side."""
+        """Write a convolution with its norm, sum and ReLU, mostly in a row."""
         source = self.source
         v, w = self.target(), self.name()
         messy = source.random() < 0.3
@@ -161,7 +162,7 @@ class _Writer:
                 self.put(f'{v} = {both}', v)
 
     def nested(self) -> None:
-        """The same in one expression."""
+        """Write a block as one expression."""
         v, w = self.target(), self.name()
         value = f'{self.layer()}({self.name()})'
         if self.source.random() < 0.7:
@@ -208,7 +209,7 @@ class _Writer:
         self.put(f'{v} = {self.source.choice(values)}', v)
 
     def function(self) -> None:
-        """A block inside an inner function."""
+        """Write a block inside an inner function."""
         v = self.target()
         self.put('def inner(t):')
         self.put(f'    t = {self.layer()}(t)')
@@ -240,15 +241,16 @@ class _Writer:
 
 
 def random_network(seed: int, learns: bool = False) -> Network:
-    """A network of a class of its own, of two inputs.
+    """Return a network with the layers of a random program of two inputs.
 
     Args:
-        seed: Of the program, the layers and their numbers.
-        learns: Whether in-place changes are to be rare, since most of them
-            make a backward pass impossible.
+        seed: Seed of the program, the layers and their numbers.
+        learns: Make in-place changes rare: most of them make a backward pass
+            impossible.
     """
     source = random.Random(seed)
-    torch.manual_seed(seed)
+    # Not torch.manual_seed, which notes a stack trace for CUDA at each call.
+    torch.default_generator.manual_seed(seed)
     text = _Writer(source, learns).text()
     file = f'<program {next(_numbers)}>'
     linecache.cache[file] = len(text), None, text.splitlines(True), file
@@ -257,29 +259,36 @@ def random_network(seed: int, learns: bool = False) -> Network:
     kind: Any = type('Program', (Network,), dict(forward=scope['forward']))
     network = kind(source)
     network.text = text
+    used = ['linear', *re.findall(r'self\.(\w+)', text)]
+    for name, _ in list(network.named_children()):
+        if name not in used:
+            delattr(network, name)
     return network
 
 
 def change_later(network: Any, seed: int) -> None:
-    """Change something of a network that its program may read."""
+    """Change an attribute, a hook or a layer that the program may use."""
     source = random.Random(seed)
-    what = source.randrange(7)
-    if what == 0:
-        network.flag = not network.flag
-    elif what == 1:
-        network.number = 3.0
-    elif what == 2:
-        network.scale = torch.full_like(network.scale, 0.25)
-    elif what == 3:
-        network.norm1.running_mean.data.add_(0.5)
-    elif what == 4:
-        layers = list(dict(network.named_children()).values())
-        hook: Callable = source.choice((_halve, _change))
-        source.choice(layers).register_forward_hook(hook)
-    elif what == 5:
-        network.maybe = None if network.maybe is not None else network.pool
-    else:
-        network.conv1.forward = torch.neg
+    layers = dict(network.named_children())
+    norms = [m for m in layers.values() if isinstance(m, nn.BatchNorm2d)]
+    hook: Callable = source.choice((_halve, _change))
+    changes: list[Callable] = [
+        lambda: setattr(network, 'flag', not network.flag),
+        lambda: setattr(network, 'number', 3.0),
+        lambda: network.scale.fill_(0.25),
+        lambda: setattr(network, 'scale', torch.ones(CHANNELS, 1, 1)),
+    ]
+    if layers:
+        name = source.choice(list(layers))
+        changes += [
+            lambda: layers[name].register_forward_hook(hook),
+            lambda: setattr(layers[name], 'forward', torch.neg),
+            lambda: setattr(network, name, nn.Identity()),
+        ]
+    if norms:
+        norm = source.choice(norms)
+        changes.append(lambda: norm.running_mean.data.add_(0.5))
+    source.choice(changes)()
 
 
 def _halve(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
@@ -292,7 +301,7 @@ def _change(module: nn.Module, inputs: Any, output: Tensor) -> None:
 
 
 def inputs() -> tuple[Tensor, Tensor]:
-    """Two images in a batch, twice."""
+    """Return two batches of images."""
     shape = (2, CHANNELS, SIZE, SIZE)
     return torch.randn(shape), torch.randn(shape)
 
@@ -300,9 +309,9 @@ def inputs() -> tuple[Tensor, Tensor]:
 def run_program(
     network: nn.Module, given: tuple[Tensor, ...]
 ) -> list[Tensor] | None:
-    """Outputs, and the inputs as the program leaves them.
+    """Return the outputs, and the inputs as the program leaves them.
 
-    None where PyTorch refuses, as a sum in place with a view across itself.
+    None if PyTorch refuses, as a sum in place with a view across itself.
     """
     given = tuple(x.clone() for x in given)
     try:

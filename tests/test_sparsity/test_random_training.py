@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from helpers.random_programs import inputs, random_network, run_program
 from sift_mm.sparsity import MaskSet, SparseExecution
 
-CASES = int(os.environ.get('SIFT_MM_CASES', 10000)) // 10
+CASES = int(os.environ.get('SIFT_MM_CASES', 700))
 
 
 def masks_of(network: nn.Module) -> MaskSet:
@@ -25,7 +25,7 @@ def masks_of(network: nn.Module) -> MaskSet:
 
 def step(network: nn.Module, seed: int) -> list[dict[str, Tensor]] | None:
     """Values and gradients of a step; None if PyTorch refuses it."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
     given = tuple(x.requires_grad_() for x in inputs())
     network.zero_grad()
     found = run_program(network, given)
