@@ -24,7 +24,7 @@ from helpers.runs import (  # noqa: E402
 
 @pytest.fixture(scope='session')
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The mini set of each library, by its scope."""
+    """Return the mini data set of each library by scope."""
     root = tmp_path_factory.mktemp('data')
     return {
         'mmdet': datasets.mini_coco(root / 'coco', num_train=4, num_val=2),
@@ -37,14 +37,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def configs(
     data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
-    """A config file of each library, by its scope."""
+    """Write a config file for each library; return them by scope."""
     folder = tmp_path_factory.mktemp('configs')
     return {scope: write_config(folder, scope, data[scope]) for scope in TEXTS}
 
 
 @pytest.fixture(scope='session', autouse=True)
 def quick_configs() -> Iterator[None]:
-    """Leaves out what reading configs and data spends its time on.
+    """Skip the slow parts of reading configs and data.
 
     A config is the same Python without layout. The index of a library's
     configs, a file for each of some hundred folders, would be read for every
@@ -67,7 +67,7 @@ def quick_configs() -> Iterator[None]:
 def fresh_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """Lets a test call ``main`` as if it were in a process of its own."""
+    """Reset the global state, as if a test were a process of its own."""
     forget_instances()
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.chdir(tmp_path)
@@ -77,7 +77,7 @@ def fresh_process(
 
 @pytest.fixture
 def seed() -> None:
-    """Another state of PyTorch's generator each time, which is printed."""
+    """Seed PyTorch with a random number and print it."""
     import torch
 
     number = torch.seed() % 2**31
@@ -89,7 +89,7 @@ def seed() -> None:
 def runs(
     configs: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Run]:
-    """A trained run of each library, by its scope."""
+    """Train a run of each library; return them by scope."""
     from sift_mm.cli import train
 
     found = {}

@@ -13,7 +13,7 @@ def names(folder):
 
 
 def snapshot(root):
-    """When each file was written."""
+    """Return the time at which each file was written."""
     return {path: path.stat().st_mtime_ns for path in root.rglob('*')}
 
 
@@ -22,12 +22,12 @@ def md5(content):
 
 
 def cut(path, size):
-    """Takes bytes from the end, as a download that stopped does."""
+    """Cut bytes from the end, like an interrupted download."""
     path.write_bytes(path.read_bytes()[:-size])
 
 
 def zip_of(archive, root, *items):
-    """Zips folders and files as the official archives have them."""
+    """Zip folders and files like the official archives."""
     with zipfile.ZipFile(archive, 'w') as target:
         for item in items:
             for path in [root / item, *sorted((root / item).rglob('*'))]:
@@ -35,7 +35,7 @@ def zip_of(archive, root, *items):
 
 
 def tar_of(contents, mode='w'):
-    """An archive of files, by their names, as bytes."""
+    """Return the bytes of an archive with these files."""
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode=mode) as archive:
         for name, content in contents.items():
@@ -46,14 +46,14 @@ def tar_of(contents, mode='w'):
 
 
 def idx(values):
-    """An array of bytes as MNIST's files have it."""
+    """Return an array of bytes in the format of MNIST's files."""
     # Two zeros, 8 for bytes, and the number of dimensions.
     head = bytes([0, 0, 8, values.ndim])
     return head + np.array(values.shape, '>i4').tobytes() + values.tobytes()
 
 
 def fail_after(number, function, error=OSError):
-    """A function that fails when it was called so often."""
+    """Return a function that fails after some calls."""
     left = iter(range(number))
 
     def call(*args, **kwargs):

@@ -26,7 +26,7 @@ IMAGENET_FOLDERS = ('n01440764', 'n01443537', 'n01484850', 'n01491361')
 def _noise(
     rng: np.random.Generator, height: int, width: int, level: int = 128
 ) -> Image.Image:
-    """An image of grey noise around a level."""
+    """Return an image of grey noise around a level."""
     pixels = rng.normal(level, 20, (height, width, 3)).clip(0, 255)
     return Image.fromarray(pixels.astype(np.uint8))
 
@@ -37,7 +37,7 @@ def mini_coco(
     num_val: int = 4,
     size: tuple[int, int] = (64, 128),
 ) -> Path:
-    """Makes a detection set in the layout of COCO 2017.
+    """Make a detection set in the layout of COCO 2017.
 
     Rectangles of three of the 80 classes, one colour a class, with boxes and
     polygons, on images of sides from and to ``size`` pixels. Later objects
@@ -92,7 +92,7 @@ def mini_coco(
 
 
 def mini_cityscapes(root: Path, num_train: int = 4, num_val: int = 2) -> Path:
-    """Makes a segmentation set in the layout of Cityscapes.
+    """Make a segmentation set in the layout of Cityscapes.
 
     Streets of sky, buildings, road, a car and a person, with labels that
     are train ids; the lowest rows are not labelled (255).
@@ -134,7 +134,7 @@ def mini_cityscapes(root: Path, num_train: int = 4, num_val: int = 2) -> Path:
 def mini_imagenet(
     root: Path, num_train: int = 4, num_val: int = 2, num_classes: int = 3
 ) -> Path:
-    """Makes a classification set in the layout of ImageNet.
+    """Make a classification set in the layout of ImageNet.
 
     The brightness of an image tells its class. ``train`` and ``val`` hold
     one folder a class, at most four, as CustomDataset reads them; ``meta``
@@ -158,7 +158,7 @@ def mini_imagenet(
 
 
 def mini_ade20k(root: Path) -> Path:
-    """Makes a segmentation set in the layout of ADE20K.
+    """Make a segmentation set in the layout of ADE20K.
 
     Noise with rectangles of the classes 1 to 4; 0 is not labelled.
     """

@@ -54,7 +54,7 @@ METRICS = {
 def standins(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_process: None
 ) -> None:
-    """Has the runner call them, in a folder of its own."""
+    """Replace the tools of experiments by fakes in a temporary folder."""
     from sift_mm.cli import experiments
 
     for name, text in (('train', TRAIN), ('test', TEST)):
@@ -65,7 +65,7 @@ def standins(
 
 
 def new_calls() -> list[list[str]]:
-    """Tool, threads and words of each call since this was asked last."""
+    """Return tool, threads and arguments of each call since the last time."""
     path = Path('calls.txt')
     if not path.exists():
         return []

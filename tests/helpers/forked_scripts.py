@@ -30,7 +30,7 @@ LIMIT = 120
 def run_forked(
     script: Path, *args: object, ranks: int = 1, **env: str
 ) -> subprocess.CompletedProcess[str]:
-    """Runs a Python script as a command, or as the ranks of a launcher.
+    """Run a Python script as a command, or as the ranks of a launcher.
 
     It has the first exit code that is not 0, and all that was written, that
     of each rank after another.
@@ -57,7 +57,7 @@ def run_forked(
 def train_ranks(
     config: str, work_dir: Path, *options: object, ranks: int = 2
 ) -> str:
-    """What ranks say that train by the tool and end well."""
+    """Train with several ranks; return their output."""
     tool = ROOT / 'tools/train.py'
     done = run_forked(
         tool, config, '--work-dir', work_dir, *options, ranks=ranks

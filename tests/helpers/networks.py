@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 
 def tensors(found: Any) -> list[Tensor]:
-    """All tensors of nested containers."""
+    """Return all tensors of nested containers."""
     if isinstance(found, Tensor):
         return [found]
     parts = found.values() if isinstance(found, dict) else found
@@ -18,7 +18,7 @@ def tensors(found: Any) -> list[Tensor]:
 
 @torch.no_grad()
 def sparsified(model: nn.Module, density: float = 0.2) -> nn.Module:
-    """A network as training could leave it, with zeros."""
+    """Return the network in eval mode with zeros and trained statistics."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_(0, 0.1)
@@ -49,7 +49,7 @@ def make_block(
     kind: type[nn.Module] = nn.Module,
     **layers: nn.Module,
 ) -> Any:
-    """A module of a new class that runs what it holds."""
+    """Build a module of a new class with this forward method."""
     made: Any = type(name, (kind,), dict(forward=run))()
     for key, layer in layers.items():
         made.add_module(key, layer)

@@ -15,7 +15,7 @@ LIMIT = 60
 def run_ranks(
     function: Callable[..., Any], folder: Path, *args: object, ranks: int = 2
 ) -> list[Any]:
-    """What a module's function returns on each rank of a gloo group.
+    """Run a function on each rank of a gloo group; return the results.
 
     The processes meet in an empty folder.
     """

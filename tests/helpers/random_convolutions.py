@@ -45,7 +45,7 @@ class Case:
         return F.conv2d(F.pad(x, self.padding), weight, **steps)
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Input, mask and weight, which is not zero where it is masked."""
+        """Draw input, mask and weight; the weight is unmasked."""
         source = torch.Generator().manual_seed(self.seed)
         size = (self.images, self.channels, self.height, self.width)
         x = torch.randn(size, generator=source)
@@ -75,7 +75,7 @@ MASKS = ('random',) * 4 + SPARSE
 
 
 def random_case(source: random.Random) -> Case:
-    """A convolution of any shape that the kernels take, small."""
+    """Draw a small convolution of any supported shape."""
     while True:
         pointwise = source.random() < 0.15
         kernel = [1 if pointwise else source.randint(1, 7) for _ in range(2)]
@@ -109,7 +109,7 @@ def random_case(source: random.Random) -> Case:
 
 
 def _small(source: random.Random, most: int) -> int:
-    """1 half of the time, and rarely more than 3."""
+    """Draw 1 half of the time, and rarely more than 3."""
     kind = source.random()
     most = 1 if kind < 0.5 else min(most, 3) if kind < 0.9 else most
     return source.randint(1, most)
@@ -118,7 +118,7 @@ def _small(source: random.Random, most: int) -> int:
 def within_rounding(
     what: object, found: Tensor, exact: Tensor, absolute: Tensor, terms: int
 ) -> None:
-    """Asserts that sums of ``terms`` products are as exact as float32."""
+    """Assert that sums of ``terms`` products are as exact as float32."""
     bound = terms * UNIT / (1 - terms * UNIT) * absolute
     # What the float64 result itself is off by, and the tiniest floats.
     bound = bound * (1 + 1e-6) + 1e-37

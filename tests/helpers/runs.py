@@ -134,14 +134,14 @@ class Run:
 
 
 def free_port() -> str:
-    """A port that nothing listens on, for the ranks of a run."""
+    """Return a free port for the ranks of a run."""
     with socket.socket() as sock:
         sock.bind(('127.0.0.1', 0))
         return str(sock.getsockname()[1])
 
 
 def run_script(*args: object, **env: str) -> subprocess.CompletedProcess:
-    """Runs a command in a folder that is not the checkout's."""
+    """Run a command outside the root of the checkout."""
     return subprocess.run(
         [str(arg) for arg in args],
         cwd=ROOT / 'tests',
@@ -153,14 +153,14 @@ def run_script(*args: object, **env: str) -> subprocess.CompletedProcess:
 
 
 def write_config(folder: Path, scope: str, data_root: Path) -> str:
-    """Writes the small config of a library, for a mini set; its path."""
+    """Write the small config of a library; return its path."""
     path = folder / f'{scope}_mini.py'
     path.write_text(f'root = {str(data_root)!r}\n{TEXTS[scope]}{RUNTIME}')
     return str(path)
 
 
 def forget_instances() -> None:
-    """Drops MMEngine's named singletons.
+    """Drop MMEngine's named singletons.
 
     A visualizer of the run before would be taken for that of the next.
     """

@@ -25,7 +25,7 @@ FLOAT32 = {
 
 
 def without_pretrained(node: Any) -> None:
-    """Takes out the checkpoints that a model starts from.
+    """Remove the checkpoints that a model starts from.
 
     There are none here; that they are loaded is tested with the transfer.
     """
@@ -41,7 +41,7 @@ def without_pretrained(node: Any) -> None:
 
 
 def shrink(step: Any) -> None:
-    """Makes the images of a pipeline's step small, of the same shape."""
+    """Reduce the images of a pipeline's step; keep their shape."""
     if isinstance(step, dict):
         for key in SIZES:
             if step.get(key) is not None:
@@ -54,7 +54,7 @@ def shrink(step: Any) -> None:
 
 @contextmanager
 def shallow() -> Iterator[None]:
-    """Lets ResNets have no more than two blocks a stage, as R-18 has."""
+    """Limit ResNets to two blocks a stage, as in R-18."""
     with ExitStack() as stack:
         for kind in RESNETS:
             settings = {
@@ -68,7 +68,7 @@ def shallow() -> Iterator[None]:
 
 
 def small(size: Any) -> Any:
-    """A size in pixels, at most about a sixteenth.
+    """Return a size in pixels divided by about sixteen.
 
     Large ones stay multiples of 32, which networks halve five times. A border
     that is cut off, half an image, is negative.
@@ -91,7 +91,7 @@ def narrow_data(loader: dict) -> None:
 
 
 def in_float32(cfg: Config) -> None:
-    """Mixed precision needs a GPU."""
+    """Replace mixed precision, which needs a GPU, by float32."""
     wrapper = cfg.optim_wrapper
     if wrapper.get('type') in FLOAT32:
         wrapper.type = FLOAT32[wrapper.type]
@@ -112,7 +112,7 @@ def narrow_training(cfg: Config) -> None:
 
 
 class Watch(Hook):
-    """Keeps what a run was like on the way."""
+    """Hook that records first masks, losses and validation."""
 
     priority = 'VERY_LOW'
 
@@ -144,7 +144,7 @@ def check_masks(
     hook: SparseTrainingHook,
     tolerance: float = 0.02,
 ) -> None:
-    """Exact counts, zeros outside masks, updates, and the dense FLOPs."""
+    """Check exact counts, zeros outside masks, updates and FLOPs."""
     plan = hook.plan(runner.model, runner.cfg)
     after = masks_of(runner)
     weights = dict(runner.model.named_parameters())

@@ -58,7 +58,7 @@ def sparse_config(
     more: str = '',
     family: str = 'wide',
 ) -> str:
-    """Writes the small sparse config of a library, with code added to it."""
+    """Write the small sparse config of a library with more code."""
     folder.mkdir(exist_ok=True)
     path = Path(write_config(folder, scope, data_root))
     with path.open('a') as stream:
@@ -71,12 +71,12 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def final(work_dir: Path) -> dict[str, Any]:
-    """The last checkpoint of a run."""
+    """Load the last checkpoint of a run."""
     return load((work_dir / 'last_checkpoint').read_text())
 
 
 def train(config: str, work_dir: Path, *options: str) -> dict[str, Any]:
-    """Trains as the tool does; returns the last checkpoint."""
+    """Train like the tool; return the last checkpoint."""
     # It imports the libraries, and ranks import this file.
     from sift_mm.cli.train import main
 
@@ -85,13 +85,13 @@ def train(config: str, work_dir: Path, *options: str) -> dict[str, Any]:
 
 
 def probed(work_dir: Path, rank: int = 0) -> list[dict[str, Any]]:
-    """What :class:`MaskProbe` wrote."""
+    """Read the records of :class:`MaskProbe`."""
     text = (work_dir / f'masks_{rank}.txt').read_text()
     return [json.loads(line) for line in text.splitlines()]
 
 
 def assert_masked(checkpoint, records):
-    """Counts never change, and weights outside the masks are zero."""
+    """Assert constant counts and zeros outside the masks."""
     masks = checkpoint['sparse_training']['masks']
     counts = {name: int(mask.sum()) for name, mask in masks.items()}
     assert len(records) > 1
@@ -110,7 +110,7 @@ def assert_masked(checkpoint, records):
 
 @HOOKS.register_module()
 class MaskProbe(Hook):
-    """Writes what masks are after each iteration, a file a rank.
+    """Hook that records the masks after each iteration, one file a rank.
 
     Their digest and counts, how many weights outside them are not zero, and
     what runs sparse.

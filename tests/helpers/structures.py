@@ -14,18 +14,18 @@ class NofM(Structure):
         self.n, self.m = n, m
 
     def fit(self, shape: tuple[int, ...], count: int) -> int:
-        """The only count there is."""
+        """Return the only possible count."""
         return torch.Size(shape).numel() // self.m * self.n
 
     def drop(self, score: Tensor, mask: Tensor, k: int) -> Tensor:
-        """Any active weights; growth fills their groups."""
+        """Drop any active weights; growth refills their groups."""
         flat = score.flatten().masked_fill(~mask.flatten(), -torch.inf)
         kept = mask.flatten().clone()
         kept[flat.topk(k).indices] = False
         return kept.view(mask.shape)
 
     def grow(self, score: Tensor, mask: Tensor, k: int) -> Tensor:
-        """The best of each group, beside those that it has."""
+        """Fill each group with its best inactive weights."""
         groups = mask.reshape(-1, self.m)
         ranked = score.reshape(-1, self.m).float().clone()
         ranked[groups] = torch.inf
@@ -36,7 +36,7 @@ class NofM(Structure):
 
 
 def holds_groups(mask: Tensor, n: int = 2, m: int = 4) -> bool:
-    """Whether each group of a mask has n active weights."""
+    """Return True if each group has n active weights."""
     return bool((mask.reshape(-1, m).sum(1) == n).all())
 
 

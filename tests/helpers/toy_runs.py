@@ -34,7 +34,6 @@ class Toy(BaseModel):
         self.out = nn.Linear(16, 1)
 
     def forward(self, inputs, targets=None, mode='tensor'):
-        """Loss or output."""
         y = self.out(torch.tanh(self.hidden(inputs)))
         if mode == 'loss':
             return dict(loss=(y - targets).square().mean())
@@ -42,7 +41,7 @@ class Toy(BaseModel):
 
 
 def loader(dataset=None, batch_size=4, **more):
-    """The config of a data loader."""
+    """Return the config of a data loader."""
     return (
         dict(
             dataset=dataset or Points(),
@@ -55,7 +54,7 @@ def loader(dataset=None, batch_size=4, **more):
 
 
 def toy_runner(work_dir, hook=None, wrapper=None, epochs=4, **kwargs):
-    """A runner with four iterations an epoch.
+    """Build a runner with four iterations an epoch.
 
     ``hook`` and ``wrapper`` have arguments that are not the standard ones;
     so have ``kwargs``, for the runner.
@@ -99,21 +98,21 @@ def toy_runner(work_dir, hook=None, wrapper=None, epochs=4, **kwargs):
 
 
 def toy_run(*args, **kwargs):
-    """The same, trained."""
+    """Train a toy runner and return it."""
     runner = toy_runner(*args, **kwargs)
     runner.train()
     return runner
 
 
 def hook_of(runner):
-    """The SparseTrainingHook of a run."""
+    """Return the SparseTrainingHook of a run."""
     return next(
         h for h in runner.hooks if type(h).__name__ == 'SparseTrainingHook'
     )
 
 
 def final_state(runner):
-    """Weights, masks and optimizer slots of a run, to compare bit for bit."""
+    """Return weights, masks and optimizer slots of a run."""
     trainer = hook_of(runner).trainer
     state = {f'w.{n}': p for n, p in runner.model.state_dict().items()}
     state |= {f'm.{n}': m for n, m in trainer.masks.items()}
@@ -127,14 +126,14 @@ def final_state(runner):
 
 
 def assert_same(a, b):
-    """Two mappings hold the same tensors, bit for bit."""
+    """Assert that two mappings hold the same tensors, bit for bit."""
     assert a.keys() == b.keys()
     different = [k for k in a if not torch.equal(a[k], b[k])]
     assert not different
 
 
 def pretrained_toy(path):
-    """A toy model whose init_cfg loads a checkpoint."""
+    """Return a toy model whose init_cfg loads a checkpoint."""
     model = Toy()
     model.init_cfg = dict(type='Pretrained', checkpoint=str(path))
     return model

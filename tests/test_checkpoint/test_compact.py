@@ -94,25 +94,6 @@ def test_without_masks_there_is_nothing_to_pack(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['a.pth']
 
 
-@pytest.mark.parametrize(
-    'spoil',
-    [
-        lambda packed: packed.update(version=2),
-        lambda packed: packed.pop('layers'),
-        lambda packed: packed['layers']['layer0'].update(shape=[3, 50]),
-        lambda packed: packed['layers']['layer0'].update(
-            values=torch.ones(99)
-        ),
-        lambda packed: packed['layers'].update(other={}),
-    ],
-)
-def test_a_damaged_file_is_named(spoil):
-    packed = compact(checkpoint_of([((3, 5), 0.5)], 0))
-    spoil(packed[COMPACT_KEY])
-    with pytest.raises(ValueError, match='small.pth is damaged'):
-        expand(packed, 'small.pth')
-
-
 def test_at_0_9_a_file_is_below_a_sixth(tmp_path):
     # A tenth of the weights and a bit for each: 0.13 of what they were.
     given = checkpoint_of([((1000, 1000), 0.1)], 0)

@@ -59,7 +59,7 @@ def with_meta(value):
 
 
 def nested(depth):
-    """A list of as many lists as there are powers of two."""
+    """Return a list nested so deep that it expands to 2^depth lists."""
     found = []
     for _ in range(depth):
         found = [found, found]
@@ -195,7 +195,7 @@ def test_a_pickle_deeper_than_python_is_refused(refused):
 
 
 def rewritten(content, members=(), *, more=(), compression=zipfile.ZIP_STORED):
-    """The archive with other members, and some more at its end."""
+    """Rewrite the archive with other members and more at its end."""
     stream = io.BytesIO()
     with (
         zipfile.ZipFile(io.BytesIO(content)) as old,
@@ -209,7 +209,7 @@ def rewritten(content, members=(), *, more=(), compression=zipfile.ZIP_STORED):
 
 
 def lengthened(content):
-    """A tensor and its storage of a billion numbers, with 24 bytes."""
+    """Write a tensor of a billion numbers for a storage of 24 bytes."""
     with zipfile.ZipFile(io.BytesIO(content)) as file:
         pickled = file.read('archive/data.pkl')
     many = b'J' + (10**9).to_bytes(4, 'little')
@@ -257,10 +257,6 @@ def packed_checkpoint():
 
 def spoil_shape(*shape):
     return lambda packed: packed['layers']['a'].update(shape=list(shape))
-
-
-def double_weight(packed):
-    packed['state']['a'] = torch.ones(3, 5)
 
 
 SPOILED = {

@@ -35,7 +35,7 @@ WEIGHTS = {'a.weight': torch.arange(6.0).view(2, 3)}
 
 
 class Code:
-    """Makes a file when it is unpickled."""
+    """Object that makes a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -52,7 +52,6 @@ class Reach:
 
 
 def saved(content, **options):
-    """The bytes of a checkpoint."""
     stream = io.BytesIO()
     torch.save(content, stream, **options)
     return stream.getvalue()
@@ -129,7 +128,7 @@ BAD_MASKS = {
 
 
 def said(main, argv, capsys):
-    """What a command line ends with."""
+    """Return the message with which a command line ends."""
     with pytest.raises((UserError, SystemExit)) as stop:
         main([str(arg) for arg in argv])
     return f'{stop.value} {capsys.readouterr()}'
@@ -325,7 +324,7 @@ def test_a_file_written_with_numpy_1_is_read(tmp_path):
 
 @pytest.fixture(scope='module')
 def published(tmp_path_factory):
-    """A published and a compact file, their bytes and weights."""
+    """Publish a plain and a compact file; return bytes and weights."""
     folder = tmp_path_factory.mktemp('published')
     generator = torch.Generator().manual_seed(0)
     mask = torch.rand(40, 9, generator=generator) < 0.2

@@ -1,4 +1,4 @@
-"""What a checkpoint holds: the mask training in it."""
+"""The state of mask training in a checkpoint."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from sift_mm.checkpoint.state import check_finite, mask_training, sealed
 
 
 def leaves(value, path=()):
-    """Where the values of nested dicts and lists are."""
+    """Yield the places of all values in nested dicts and lists."""
     if isinstance(value, dict):
         for key in value:
             yield from leaves(value[key], (*path, key))
@@ -40,7 +40,7 @@ def test_a_state_that_was_saved_is_known_again(tmp_path):
 
 
 def other(value):
-    """A value of the same type, where there is one."""
+    """Return another value, of the same type if possible."""
     if isinstance(value, torch.Tensor):
         if not value.numel():
             return value[None]  # Of the same bytes.

@@ -1,4 +1,4 @@
-"""What a command line says of a mistake, and what of an error."""
+"""Messages of a command line: mistakes of users, and errors."""
 
 import errno
 from pathlib import Path
@@ -15,7 +15,7 @@ SENTENCE = 'The left is right: turn it.'
 
 
 def raised(error, *outer):
-    """An error, raised anew as others."""
+    """Raise an error, then others from it; return the last."""
     try:
         raise error
     except Exception as inner:
@@ -92,7 +92,6 @@ SPARSE = (
     "sparsity=0.75)\nmodel['head']['in_channels'] = 128\n"
     "custom_hooks = [dict(type='SparseTrainingHook')]\n"
 )
-LOADER = "train_dataloader['dataset']"
 BACKEND = (
     "visualizer = dict(type='UniversalVisualizer', "
     "vis_backends=[dict(type='{}')])"

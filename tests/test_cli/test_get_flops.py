@@ -19,7 +19,7 @@ NOWHERE = Path('nowhere')
 
 @pytest.fixture
 def report(capsys):
-    """Runs the tool and reads its JSON from the standard output."""
+    """Run the tool and read its JSON from the standard output."""
 
     def run(config, *options):
         get_flops.main([config, *options, '--json'])
@@ -30,7 +30,7 @@ def report(capsys):
 
 @pytest.fixture
 def dense(tmp_path):
-    """Writes the small dense config of a library, and code behind it."""
+    """Write the small dense config of a library with more code."""
 
     def write(scope, more=''):
         config = Path(write_config(tmp_path, scope, NOWHERE))

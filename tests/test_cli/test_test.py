@@ -142,7 +142,7 @@ def test_missing_data(runs):
 
 @pytest.fixture(scope='module')
 def sparse(data, tmp_path_factory):
-    """A sparse classifier's config, and its checkpoint after a training."""
+    """Train a sparse classifier; return its config and checkpoint."""
     folder = tmp_path_factory.mktemp('sparse')
     config = sparse_config(folder / 'c', 'mmpretrain', data['mmpretrain'])
     forget_instances()

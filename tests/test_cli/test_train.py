@@ -24,7 +24,7 @@ from sift_mm.errors import UserError
 
 
 def merged(text, *options):
-    """Config of a file with this text and these options."""
+    """Return the config of a file with this text and these options."""
     Path('some_config.py').write_text(text)
     args = train.parse_args(['some_config.py', *options])
     return train.merge_args(loading.load_run_config(args), args)
@@ -218,7 +218,7 @@ def test_trains(scope, steps, metric, runs):
 
 @pytest.fixture(scope='module')
 def member(configs, tmp_path_factory):
-    """Options of a member, and the folder of a run of it."""
+    """Train one family; return its options and work dir."""
     folder = tmp_path_factory.mktemp('member')
     argv = [configs['mmpretrain'], '--family', 'parallel', '--no-validate']
     argv += ['--interval', '1']

@@ -37,7 +37,7 @@ def numbers(cfg):
 
 
 def narrow(cfg):
-    """An eighth of the width, of basic blocks where there were bottlenecks."""
+    """Divide the widths by eight and replace bottlenecks by basic blocks."""
     backbone = cfg.model.backbone
     backbone.update(depth=18, base_channels=8)
     if 'stem_channels' in backbone or cfg.default_scope == 'mmseg':

@@ -69,7 +69,7 @@ share = number(0, 1)
 
 
 def part(**arguments):
-    """Of a registered part: by name, the predicates of its arguments."""
+    """Return the predicate of a registered part, given its arguments."""
     arguments = {name.lower(): known for name, known in arguments.items()}
 
     def means(v):
@@ -223,7 +223,7 @@ LIKELY = dict(
 
 
 def named_values(table):
-    """Names of arguments, with values of which about half may be meant."""
+    """Draw argument names with values, about half of them valid."""
 
     def values(name):
         words = [one for one in ALL_WORDS if table[name](one)]
@@ -240,7 +240,7 @@ def named_values(table):
 
 
 def settle(build, name, value, means):
-    """Builds; or the UserError says of what argument and value."""
+    """Build, or check that the UserError names argument and value."""
     meant = bool(means(value))
     event('sensible' if meant else 'nonsense')
     try:

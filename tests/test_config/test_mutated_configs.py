@@ -30,7 +30,7 @@ def shipped(path: Path) -> dict:
 
 
 def nodes(node, key=()):
-    """All places in a config, by their keys."""
+    """Yield all places in a config by their keys."""
     items = node.items() if isinstance(node, dict) else enumerate(node)
     for name, value in items:
         yield (*key, name)
@@ -39,7 +39,7 @@ def nodes(node, key=()):
 
 
 def mutable(node):
-    """A copy whose tuples are lists, so that every place can be set."""
+    """Copy a config with lists for tuples, so that every place can be set."""
     if isinstance(node, dict):
         return {k: mutable(v) for k, v in node.items()}
     if isinstance(node, (list, tuple)):
@@ -88,7 +88,7 @@ def text(cfg):
 
 
 def ends_well(main, argv, capsys):
-    """Whether a command ends, or stops with one sentence and code 2."""
+    """Run a command; it may stop only with one sentence and code 2."""
     try:
         main(argv)
     except SystemExit as stop:

@@ -25,7 +25,7 @@ def read(path, *argv):
 
 @pytest.fixture
 def mini(tmp_path):
-    """Reads the small config of a library, with options."""
+    """Read the small config of a library with options."""
     return lambda scope, *argv: read(
         write_config(tmp_path, scope, tmp_path), *argv
     )

@@ -42,7 +42,7 @@ CONFIGS = sorted(
 
 
 def narrow(cfg):
-    """Makes the run of any config a matter of a second on a CPU.
+    """Reduce the run of any config to a second on a CPU.
 
     What the config is about stays: family, sparsity, algorithm, optimizer,
     kinds of schedules, pipelines and losses.
@@ -96,7 +96,7 @@ def test_a_config_trains_and_keeps_its_density(name, tmp_path, in_checkout):
 
 
 def check_name(name, cfg):
-    """The name of a file says what its network and its masks are."""
+    """Check that a file's name fits its network and masks."""
     backbone = cfg.model.backbone
     found = re.search(r'-sift-([a-z-]+)-s(\d+)[-_]', name)
     if found is not None:

@@ -19,7 +19,7 @@ CASES = int(os.environ.get('SIFT_MM_CASES', 1300))
 
 
 def off(expected: list[Tensor] | None, found: list[Tensor] | None) -> float:
-    """The largest difference, in units of the largest value."""
+    """Return the largest difference relative to the largest value."""
     if expected is None or found is None:
         return float(expected is not found)
     assert len(expected) == len(found)

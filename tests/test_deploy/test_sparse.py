@@ -253,7 +253,7 @@ def test_attributes_that_change_later(name: str, value: Any) -> None:
 
 
 def noisy(self: Any, x: Tensor, times: int = 2, *, more: Any = ()) -> Any:
-    """Draws, Python numbers, and arguments of several kinds."""
+    """Use random draws, Python numbers and arguments of several kinds."""
     for tensor in more:
         x = x + tensor
     x = self.conv(x) * torch.rand(1) * times
@@ -261,7 +261,7 @@ def noisy(self: Any, x: Tensor, times: int = 2, *, more: Any = ()) -> Any:
 
 
 def preactivation(self: Any, x: Tensor) -> Tensor:
-    """The convolution's input changes before its output is added."""
+    """Change the convolution's input before its output is added."""
     out = self.conv(x)
     x = self.relu(x)
     out = self.norm(out)
@@ -269,7 +269,7 @@ def preactivation(self: Any, x: Tensor) -> Tensor:
 
 
 def aliased(self: Any, x: Tensor) -> Tensor:
-    """A sum in place changes what another name reads later."""
+    """Change in place a tensor that another name reads later."""
     x = self.norm(x)
     kept = x
     x += self.conv(x)
@@ -277,19 +277,19 @@ def aliased(self: Any, x: Tensor) -> Tensor:
 
 
 def read(self: Any, x: Tensor) -> Tensor:
-    """The convolution's output is read beside the norm's."""
+    """Read the convolution's output beside the norm's."""
     y = self.conv(x)
     return self.norm(y).relu() + y
 
 
 def spread(self: Any, x: Tensor) -> Tensor:
-    """The sum is with a tensor of another shape."""
+    """Add a tensor of another shape."""
     mean = x.mean((2, 3), keepdim=True)
     return (self.conv(x) + mean).relu() + self.conv(mean)
 
 
 def joined(self: Any, parts: Any) -> Any:
-    """Takes a dict, and gives a tuple."""
+    """Take a dict and return a tuple."""
     out = self.conv(parts['a'][0])
     out = self.norm(out)
     out += parts['b']

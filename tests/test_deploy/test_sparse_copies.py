@@ -136,7 +136,7 @@ def copied(model: nn.Module, x: Tensor) -> Any:
 
 
 def loaded(model: Any, x: Tensor) -> Any:
-    """The copy of another network, with this one's numbers."""
+    """Load this network's state into a zeroed copy."""
     other = copy.deepcopy(model)
     for tensor in other.state_dict().values():
         if tensor.is_floating_point():

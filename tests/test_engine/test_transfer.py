@@ -56,7 +56,7 @@ def test_where_masks_come_from(state, loaded, resumed, transfer, init, origin):
 
 @pytest.fixture
 def source(tmp_path):
-    """The checkpoint of a run with masks that were trained."""
+    """Train masks; return the checkpoint."""
     toy_run(tmp_path / 'source', dict(), epochs=2)
     return tmp_path / 'source/epoch_2.pth'
 
@@ -66,7 +66,7 @@ def masks_of(path):
 
 
 def starts_from(path, folder, by, **hook):
-    """A runner that loads a checkpoint, in one of the two ways."""
+    """Build a runner that loads a checkpoint by init_cfg or load_from."""
     how = (
         dict(model=pretrained_toy(path))
         if by == 'init_cfg'

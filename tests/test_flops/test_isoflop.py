@@ -52,24 +52,6 @@ def test_expansion(sparsity, expected):
     assert expansion(sparsity) == expected
 
 
-# 64 sqrt(2) = 90.5, 64 * 2, 64 sqrt(10) = 202.4; 64 / sqrt(0.4) = 101.2;
-# 32 sqrt(4) and 32 sqrt(100) are whole.
-@pytest.mark.parametrize(
-    'base, sparsity, expected',
-    [
-        (64, 0, 64),
-        (64, 0.5, 90),
-        (64, 0.75, 128),
-        (64, 0.9, 202),
-        (64, 0.6, 101),
-        (32, 0.75, 64),
-        (32, 0.99, 320),
-    ],
-)
-def test_wide_width(base, sparsity, expected):
-    assert wide_width(base, sparsity) == expected
-
-
 @pytest.mark.parametrize('base', [1, 16, 64, 80])
 @pytest.mark.parametrize('percent', range(0, 100, 7))
 def test_wide_width_is_the_widest_within_the_flops(base, percent):

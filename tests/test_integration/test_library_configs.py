@@ -76,7 +76,7 @@ FORWARD = {'embed_dims': 32, 'feedforward_channels': 64}
 
 
 def layers(part: str, *attention: str) -> dict[str, Any]:
-    """A narrow encoder or decoder of a DETR."""
+    """Return the options of a narrow encoder or decoder of a DETR."""
     found = {f'model.{part}.num_layers': 1}
     for name, values in [(a, ATTENTION) for a in attention] + [
         ('ffn_cfg', FORWARD)
@@ -208,7 +208,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope='module')
 def library_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose ``data`` holds what the libraries' configs read."""
+    """Make a folder whose ``data`` holds what the libraries' configs read."""
     root = tmp_path_factory.mktemp('libraries')
     data = root / 'data'
     datasets.mini_imagenet(
@@ -224,12 +224,12 @@ def library_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_library_data(
     library_data: Path, fresh_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lets configs find their data."""
+    """Run in the folder of the data."""
     monkeypatch.chdir(library_data)
 
 
 def read(name: str, **member: Any) -> Config:
-    """The config as the tools read it, with little to compute."""
+    """Read the config like the tools and shrink its run."""
     cfg = read_config(name, CONFIGS[name], **member)
     # A dense network's would not fit.
     assert not (member and 'checkpoint' in str(cfg.model))
@@ -267,7 +267,7 @@ def read(name: str, **member: Any) -> Config:
 def train(
     cfg: Config, work_dir: Path, checkpoint: Path | None = None
 ) -> tuple[Runner, Watch]:
-    """Trains; with a checkpoint, it resumes from that."""
+    """Train, or resume from a checkpoint."""
     cfg = copy.deepcopy(cfg)
     cfg.work_dir = str(work_dir)
     if checkpoint is not None:
@@ -323,7 +323,7 @@ CHANCE = ('Random', 'Mosaic', 'MixUp', 'PhotoMetric', 'Lighting')
 
 
 def without_chance(dataset: dict) -> None:
-    """Takes out of all pipelines what draws numbers."""
+    """Remove the random steps of all pipelines."""
     if 'dataset' in dataset:
         without_chance(dataset['dataset'])
     steps = [
@@ -339,7 +339,7 @@ def without_chance(dataset: dict) -> None:
 
 
 def digest(value: Any) -> str:
-    """Of all that is in a part of a checkpoint, bit for bit."""
+    """Return the digest of a part of a checkpoint."""
     return sealed(dict(value=value))['digest']
 
 

@@ -42,7 +42,7 @@ STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
 
 
 def assert_exact(work_dir, rank=0):
-    """After every update: exact counts, zeros outside, other masks."""
+    """Assert exact counts, zeros outside and new masks at every update."""
     records = probed(work_dir, rank)
     assert all(r['counts'] == records[0]['counts'] for r in records)
     assert not any(r['stray'] for r in records)
@@ -51,7 +51,7 @@ def assert_exact(work_dir, rank=0):
 
 
 def trained(checkpoint):
-    """Weights and masks, without what batch norms count."""
+    """Return weights and masks without the statistics of batch norms."""
     masks = checkpoint['sparse_training']['masks']
     return {f'm.{name}': mask for name, mask in masks.items()} | {
         name: value
@@ -61,7 +61,7 @@ def trained(checkpoint):
 
 
 def moved(checkpoint):
-    """Names of the masks that were another at any time."""
+    """Return the names of the masks that ever changed."""
     history = checkpoint['sparse_training']['history']
     return {
         name
@@ -71,7 +71,7 @@ def moved(checkpoint):
 
 
 def part(checkpoint, *stages):
-    """Names of the masks of some stages of the backbone."""
+    """Return the names of the masks of some stages."""
     wanted = tuple(f'backbone.layer{stage}.' for stage in stages)
     masks = checkpoint['sparse_training']['masks']
     return {name for name in masks if name.startswith(wanted)}
@@ -79,7 +79,7 @@ def part(checkpoint, *stages):
 
 @pytest.fixture(scope='module')
 def plain(data, tmp_path_factory):
-    """The last checkpoint of a run with nothing beside, by execution."""
+    """Return a function that trains plainly with one execution."""
 
     @cache
     def run(execution):
@@ -178,7 +178,7 @@ def test_accumulated_batches_train_the_masks_of_a_large_one(tmp_path):
 
 
 class Watch(Hook):
-    """Notes the masks after each iteration, which have to be exact."""
+    """Hook that records the masks and checks their counts."""
 
     priority = 'LOW'
 
@@ -304,7 +304,7 @@ PIECES = 'a rank holds pieces of weights'
 
 @pytest.fixture
 def one_rank():
-    """A process group of this process alone."""
+    """Make a process group of this process alone."""
     distributed.init_process_group(
         'gloo', store=distributed.HashStore(), rank=0, world_size=1
     )
@@ -316,7 +316,7 @@ def one_rank():
 
 
 def flat(kind):
-    """Wraps as PyTorch's first FSDP does."""
+    """Return a function that shards like PyTorch's first FSDP."""
 
     def shard(model, mesh):
         with pytest.warns(UserWarning, match='NO_SHARD'):
@@ -332,7 +332,7 @@ def whole(model, mesh):
 
 
 def inner(model, mesh):
-    """Shards one layer, which is not the masked one."""
+    """Apply FSDP to a layer that is not the masked one."""
     fully_shard(model.out, mesh=mesh)
     return model
 
@@ -360,7 +360,7 @@ def test_shards_are_refused_before_training(tmp_path, one_rank, shard, kind):
 def test_deepspeed_is_refused_before_training(tmp_path):
     @STRATEGIES.register_module(force=True)
     class LikeDeepSpeed(SingleDeviceStrategy):
-        """Gives what DeepSpeedStrategy gives, whose library is large."""
+        """Stand-in for DeepSpeedStrategy, whose library is large."""
 
         def _wrap_model(self, model):
             return MMDeepSpeedEngineWrapper(model=model)

@@ -50,12 +50,12 @@ KINDS = [
 
 
 def apply(layer, weight, x):
-    """The dense layer with another weight."""
+    """Run the dense layer with another weight."""
     return functional_call(layer, {'weight': weight}, x)
 
 
 def product(layer):
-    """V U of a Factorized layer, group by group."""
+    """Return V U of a Factorized layer, group by group."""
     u, v = layer.u.weight.flatten(1), layer.v.weight.flatten(1)
     groups = getattr(layer, 'groups', 1)
     return torch.cat(

@@ -97,7 +97,7 @@ def swin():
 
 
 def put_dense(dense, wide):
-    """Gives a wide network a dense one's weights, and zeros elsewhere."""
+    """Copy a dense network's weights into a wide one; zero the rest."""
     state = dict(wide.named_parameters()) | dict(wide.named_buffers())
     layers = tuple(n for n, m in wide.named_modules() if isinstance(m, Wide))
     with torch.no_grad():

@@ -45,13 +45,13 @@ LAYOUTS = [
 
 
 def bits(tensor):
-    """The bit patterns, in logical order."""
+    """Return the bit patterns in logical order."""
     dense = torch.empty(tensor.shape, dtype=tensor.dtype).copy_(tensor)
     return dense.view(INTEGER[tensor.element_size()])
 
 
 def awkward(layout, dtype, seed):
-    """Random values and all that is no ordinary number."""
+    """Draw random values with NaN, infinities and denormals."""
     generator = torch.Generator().manual_seed(seed)
     values = torch.randn(layout.shape, generator=generator)
     special = torch.tensor(
@@ -105,7 +105,7 @@ def test_values_inside_keep_their_bits_and_zero_is_outside(
 
 
 def allocated(function):
-    """Bytes that a function takes on the CPU, summed over its operators."""
+    """Measure the bytes that a function allocates on the CPU."""
     with profile(
         activities=[ProfilerActivity.CPU], profile_memory=True
     ) as result:
@@ -130,7 +130,7 @@ NAN, INF = float('nan'), float('inf')
 
 
 def sorted_mask(score, k, allowed):
-    """By a full sort: of equal scores the first, NaN and -inf last."""
+    """Select by a full sort: first of equals, NaN and -inf last."""
     values = score.double().numpy().ravel().copy()
     values[np.isnan(values)] = -np.inf
     places = np.flatnonzero(allowed.numpy())
@@ -138,16 +138,6 @@ def sorted_mask(score, k, allowed):
     mask = np.zeros(values.size, bool)
     mask[places[order[:k]]] = True
     return torch.from_numpy(mask).view(score.shape)
-
-
-def test_the_highest_by_hand():
-    # Highest 3; of the two 2's the first; 9 is not allowed.
-    score = torch.tensor([2.0, 9.0, 3.0, NAN, 2.0, -INF])
-    allowed = torch.tensor([1, 0, 1, 1, 1, 1]).bool()
-    order = [2, 0, 4, 3, 5]
-    for k in range(6):
-        chosen = top_mask(score, k, allowed).nonzero()[:, 0].tolist()
-        assert chosen == sorted(order[:k])
 
 
 @pytest.mark.parametrize('elsewhere', [False, True])
