@@ -35,7 +35,7 @@ def convolution(channels=8):
 
 
 def execute(model, include=('*.weight',), mode='sparse', **kwargs):
-    """The model under masks, and a dense copy of it; both train."""
+    """Put the model under masks; return these and a dense copy."""
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     kwargs = dict(sparsity=0.75, algorithm='Static', steps=9) | kwargs
     sparse = sift_mm.SparseTraining(
@@ -53,7 +53,7 @@ def gradients(model, *inputs, run=None):
 
 
 def assert_equal(model, dense, *inputs, masks=(), run=None, other=None):
-    """Outputs and gradients; a weight's inside its mask alone."""
+    """Assert equal outputs and gradients, of weights inside their masks."""
     out, grads = gradients(model, *inputs, run=run)
     wanted, wanted_grads = gradients(dense, *inputs, run=other)
     torch.testing.assert_close(out, wanted, **CLOSE)
@@ -135,16 +135,6 @@ def hook_input(module):
 
 def hook_output(module):
     module.register_forward_hook(lambda *args: 2 * args[-1])
-
-
-def hook_gradient(module):
-    module.register_full_backward_hook(
-        lambda _, grads, __: (
-            tuple(g and 3 * g for g in grads)
-            if not isinstance(grads[0], torch.Tensor)
-            else (3 * grads[0],)
-        )
-    )
 
 
 def patch(module):
