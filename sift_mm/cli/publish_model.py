@@ -20,8 +20,8 @@ from sift_mm.checkpoint.state import (
     check_finite,
     check_masks,
     mask_training,
-    named,
-    sealed,
+    with_context,
+    with_digest,
 )
 from sift_mm.checkpoint.writing import written_whole
 from sift_mm.cli.entry import Parser, entry_point
@@ -61,7 +61,7 @@ def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
     training = mask_training(checkpoint)
     if training is not None:
         check_masks(kept['state_dict'], training['masks'])
-        kept[CHECKPOINT_KEY] = sealed(
+        kept[CHECKPOINT_KEY] = with_digest(
             {key: training[key] for key in KEPT_OF_MASKS if key in training}
         )
     return kept
@@ -74,7 +74,7 @@ def publish(in_file: str, out_file: Path, small: bool = False) -> Path:
     a ``small`` one masked weights are packed.
     """
     checkpoint = read(in_file)
-    with named(in_file):
+    with with_context(in_file):
         kept = slim(checkpoint)
         if small:
             kept = compact(kept)

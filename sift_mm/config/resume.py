@@ -8,7 +8,7 @@ from string import digits
 from mmengine.config import Config
 
 from sift_mm.checkpoint.reading import is_address, read
-from sift_mm.checkpoint.state import check_resumable, named, pretrained_cfg
+from sift_mm.checkpoint.state import check_resumable, pretrained_cfg, with_context
 from sift_mm.config.nodes import walk
 from sift_mm.errors import UserError
 
@@ -142,7 +142,7 @@ def _newest_whole(paths: list[Path]) -> tuple[str | None, list[str]]:
 def _progress(path: Path) -> int:
     """Return the iteration of a checkpoint that a run can resume from."""
     checkpoint = read(path, keep=True)
-    with named(path):
+    with with_context(path):
         check_resumable(checkpoint)
     return checkpoint['meta']['iter']
 

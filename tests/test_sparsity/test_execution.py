@@ -14,9 +14,14 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 import sift_mm
-from sift_mm.kernels import Geometry, make_pattern, sparse_conv2d
+from sift_mm.kernels import (
+    Geometry,
+    make_pattern,
+    masked_layers,
+    sparse_conv2d,
+)
 from sift_mm.kernels import timing as clock
-from sift_mm.sparsity import SparseTraining, masked_layers
+from sift_mm.sparsity import SparseTraining
 from sift_mm.sparsity import execution as execution_module
 
 BATCH, SIZE = 4, 10
@@ -93,9 +98,9 @@ def calls(monkeypatch):
     """Record which products of each call run sparse."""
     made = []
 
-    def noting(x, weight, bias, pattern, numbers, ways, check):
-        made.append(tuple(ways))
-        return sparse_conv2d(x, weight, bias, pattern, numbers, ways, check)
+    def noting(x, weight, bias, pattern, numbers, choice, check):
+        made.append(tuple(choice))
+        return sparse_conv2d(x, weight, bias, pattern, numbers, choice, check)
 
     monkeypatch.setattr(masked_layers, 'sparse_conv2d', noting)
     return made
@@ -160,16 +165,16 @@ def test_every_mixture_of_products_has_the_gradients_of_float64():
         grad = torch.randn(wanted.shape, generator=generator)
         wanted_grads = torch.autograd.grad(wanted, exact, grad.double())
 
-        for ways in itertools.product([True, False], repeat=3):
+        for choice in itertools.product([True, False], repeat=3):
             own = [t.clone().requires_grad_() for t in (x, weight, bias)]
             numbers = geometry.numbers()
-            out = sparse_conv2d(*own, pattern, numbers, ways, False)
+            out = sparse_conv2d(*own, pattern, numbers, choice, False)
             torch.testing.assert_close(out.double(), wanted, **rounding)
             found = torch.autograd.grad(out, own, grad)
             for i, (one, other) in enumerate(
                 zip(found, wanted_grads, strict=True)
             ):
-                if i == 1 and ways[2]:  # At the active positions alone.
+                if i == 1 and choice[2]:  # At the active positions alone.
                     assert not one[weight == 0].any()
                     other = other * (weight != 0)
                 torch.testing.assert_close(one.double(), other, **rounding)
@@ -380,7 +385,7 @@ def test_timing_disturbs_nothing(monkeypatch):
 def test_tiny_layers_are_not_timed_and_stay_dense(monkeypatch):
     monkeypatch.setattr(masked_layers, 'time_products', None)
     parts = run(training('auto'), 3)
-    assert '0 of 5 masked layers; dense: 5 faster so' in parts[2].execution
+    assert '0 of 5 masked layers; dense: 5 faster dense' in parts[2].execution
     assert_alike(parts, run(training('dense'), 3), rtol=0, atol=0)
 
 
@@ -390,7 +395,7 @@ def test_deterministic_algorithms_and_a_clock_do_not_go_together():
         text = training('auto')[2].execution
     finally:
         torch.use_deterministic_algorithms(False)
-    assert '5 since deterministic algorithms are asked for' in text
+    assert '5 because deterministic algorithms exclude timings' in text
 
 
 @pytest.mark.parametrize('mode', ['auto', 'sparse'])
@@ -508,7 +513,7 @@ def test_a_convolution_of_images_is_run_like_the_masked(monkeypatch, mode):
     parts = trained(mode)
     model, _, sparse = parts
     assert_alike(parts, trained('dense'), rtol=1e-3, atol=1e-5)
-    assert ', and 0, which reads images' in sparse.execution
+    assert ', and 0, a convolution of images' in sparse.execution
     assert '1 of 1 masked layers (forward 1,' in sparse.execution
     found = events(lambda: model(torch.randn(2, 3, 256, 256)).sum().backward())
     # The third is neither masked nor of images.

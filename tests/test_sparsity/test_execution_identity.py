@@ -14,7 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sift_mm
 from sift_mm.errors import UserError
-from sift_mm.sparsity import SparseExecution, masked_layers
+from sift_mm.kernels import masked_layers
+from sift_mm.sparsity import SparseExecution
 from sift_mm.sparsity import execution as execution_module
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
@@ -451,7 +452,7 @@ def test_the_default_device_does_not_matter(device):
         assert_equal(model, dense, IMAGES, masks=sparse.masks)
         model(IMAGES).square().sum().backward()
         sparse.trainer.execution.layers['0'].mask[0].logical_not_()
-        sparse.trainer.execution.follow_masks()
+        sparse.trainer.execution.refresh_patterns()
         model(IMAGES)
     finally:
         torch.set_default_device(None)
@@ -530,7 +531,7 @@ def test_an_interruption_leaves_the_network_usable(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(masked_layers, 'make_pattern', fail)
         with pytest.raises(KeyboardInterrupt):
-            sparse.trainer.execution.follow_masks()
+            sparse.trainer.execution.refresh_patterns()
     assert_equal(model, dense, IMAGES, masks=sparse.masks)
     assert '3 of 3' in sparse.execution
 
