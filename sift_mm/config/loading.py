@@ -4,7 +4,9 @@ import argparse
 import os
 import os.path as osp
 import tempfile
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -173,15 +175,20 @@ def check_launcher(launcher: str) -> None:
 
 
 def check_work_dir(path: str) -> None:
-    """Make a work dir, and refuse one that cannot be written.
+    """Refuse a work dir that cannot be made or written; leave no folder.
 
     Raises:
         UserError: With the reason of the system.
     """
+    folder = Path(path)
+    missing = [f for f in (folder, *folder.parents) if not f.exists()]
     try:
-        os.makedirs(path, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
+        for made in missing:
+            with suppress(OSError):  # Another process uses it by now.
+                made.rmdir()
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or error
         raise UserError(

@@ -298,14 +298,13 @@ def _load_from(path: Path) -> ctypes.CDLL:
     descriptor = _open_whole(path)
     if descriptor is None:
         raise KernelsUnavailable(f'{path} was changed after it was compiled')
-    try:
-        opened = f'/proc/self/fd/{descriptor}'
-        loaded = ctypes.CDLL(opened if os.path.exists(opened) else str(path))
-        for name in COUNTING:
-            getattr(loaded, name).restype = ctypes.c_int64
-        return loaded
-    finally:
-        os.close(descriptor)
+    # It stays open: the loader knows a library by its name, and a number that
+    # is free again would name another one.
+    opened = f'/proc/self/fd/{descriptor}'
+    loaded = ctypes.CDLL(opened if os.path.exists(opened) else str(path))
+    for name in COUNTING:
+        getattr(loaded, name).restype = ctypes.c_int64
+    return loaded
 
 
 def _printable(error: Exception) -> str:

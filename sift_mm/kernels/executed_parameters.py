@@ -12,6 +12,7 @@ averages and data-parallel wrappers expect.
 """
 
 import copy
+import sys
 from typing import Any
 
 import torch
@@ -48,6 +49,9 @@ class ExecutedParameter(nn.Parameter):
             args, kwargs = tree_map(_alias, (args, kwargs))
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
+            if sys._getframe(1).f_code is _PARAMETER:
+                # nn.Parameter(weight) insists on the type of its argument.
+                return _as_executed(func(*args, **kwargs))
             out = None
             if func is F.conv2d:
                 out = _conv2d(*args, **kwargs)
@@ -71,6 +75,16 @@ class ExecutedParameter(nn.Parameter):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.plain().__reduce_ex__(protocol)
+
+
+_PARAMETER = nn.Parameter.__new__.__code__
+
+
+def _as_executed(value: Any) -> Any:
+    """Return a tensor as a parameter that no execution runs."""
+    if isinstance(value, ExecutedParameter):
+        return value
+    return Tensor._make_subclass(ExecutedParameter, value)
 
 
 def _alias(value: Any) -> Any:

@@ -10,8 +10,8 @@ import tomllib
 from functools import cache
 
 import pytest
-from minirun import ROOT
 
+from helpers.runs import ROOT
 from sift_mm.engine import SparseTrainingHook
 
 sys.path.insert(0, str(ROOT / 'docs/extension'))

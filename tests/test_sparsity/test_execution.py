@@ -28,7 +28,7 @@ BATCH, SIZE = 4, 10
 
 
 def network(seed=0):
-    """Strides, paddings, dilation, biases, 1 x 1, and linear layers."""
+    """Build strides, paddings, dilation, biases, 1 x 1 and linear layers."""
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(6, 16, 3, padding='same', bias=False),
@@ -56,7 +56,7 @@ def sgd(parameters):
 
 
 def training(execution, model=None, optimizer=sgd, **kwargs):
-    """A network with its optimizer and mask training."""
+    """Return a network with its optimizer and mask training."""
     if model is None:
         kwargs = dict(include=['*'], exclude=['12.*'], sparsity=0.75) | kwargs
     model = model or network(kwargs.get('seed', 0))
@@ -95,7 +95,7 @@ def assert_alike(a, b, **close):
 
 @pytest.fixture
 def calls(monkeypatch):
-    """The choice of every call of the operator, in turn."""
+    """Record which products of each call run sparse."""
     made = []
 
     def noting(x, weight, bias, pattern, numbers, choice, check):
@@ -107,7 +107,7 @@ def calls(monkeypatch):
 
 
 def events(call):
-    """How often PyTorch's operators, and ours, ran in a call."""
+    """Count the calls of each operator."""
     with torch.profiler.profile() as profile:
         call()
     return {event.key: event.count for event in profile.key_averages()}
@@ -178,23 +178,6 @@ def test_every_mixture_of_products_has_the_gradients_of_float64():
                     assert not one[weight == 0].any()
                     other = other * (weight != 0)
                 torch.testing.assert_close(one.double(), other, **rounding)
-
-
-def test_the_operator_passes_opcheck():
-    torch.manual_seed(0)
-    geometry = Geometry.of((3, 3), (1, 1), (1, 1, 1, 1))
-    weight = torch.randn(4, 3, 3, 3)
-    mask = torch.rand_like(weight) < 0.5
-    arguments = (
-        torch.randn(2, 3, 5, 5, requires_grad=True),
-        (weight * mask).requires_grad_(),
-        torch.randn(4, requires_grad=True),
-        make_pattern(mask, geometry),
-        geometry.numbers(),
-        (True, True, False),
-        True,
-    )
-    torch.library.opcheck(torch.ops.sift_mm.sparse_conv2d.default, arguments)
 
 
 def test_a_step_that_rigl_updates_on_has_the_dense_gradient(calls):
@@ -350,7 +333,7 @@ def test_autocast_runs_dense(calls):
 
 
 def set_clock(monkeypatch, dense, sparse):
-    """Timings that are told, in place of taken."""
+    """Replace the timing of products by given seconds."""
     taken = []
 
     def told(x, *_):
@@ -460,30 +443,6 @@ def test_a_compiled_network_has_no_graph_break():
         dense = copy.deepcopy(model)
         torch.testing.assert_close(compiled(images), dense(images))
         torch.testing.assert_close(twin[0](images), dense(images))
-
-
-def test_channels_last_and_tracing():
-    model, _, sparse = training('sparse')
-    images, _ = batch(0)
-    plain = copy.deepcopy(model)
-    torch.testing.assert_close(
-        model(images.to(memory_format=torch.channels_last)), plain(images)
-    )
-    traced = torch.jit.trace(model.eval(), images)
-    assert 'sift_mm::' not in str(traced.inlined_graph)
-
-
-def test_rows_of_a_linear_layer_may_have_any_leading_shape():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 4))
-    kwargs = dict(include=['0.weight'], sparsity=0.5)
-    model, _, sparse = training('sparse', model, **kwargs)
-    plain = nn.Linear(8, 12)
-    plain.load_state_dict(copy.deepcopy(model[0]).state_dict())
-    for shape in ((8,), (3, 8), (2, 3, 8), (2, 1, 3, 8)):
-        x = torch.randn(shape)
-        assert '1 of 1 masked' in sparse.execution
-        torch.testing.assert_close(plain(x), model[0](x))
 
 
 @pytest.mark.parametrize('momentum', [0.1, None])

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import sift_mm
+from sift_mm.errors import UserError
 from sift_mm.kernels import masked_layers
 from sift_mm.sparsity import SparseExecution
 from sift_mm.sparsity import execution as execution_module
@@ -35,7 +36,7 @@ def convolution(channels=8):
 
 
 def execute(model, include=('*.weight',), mode='sparse', **kwargs):
-    """The model under masks, and a dense copy of it; both train."""
+    """Put the model under masks; return these and a dense copy."""
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     kwargs = dict(sparsity=0.75, algorithm='Static', steps=9) | kwargs
     sparse = sift_mm.SparseTraining(
@@ -53,7 +54,7 @@ def gradients(model, *inputs, run=None):
 
 
 def assert_equal(model, dense, *inputs, masks=(), run=None, other=None):
-    """Outputs and gradients; a weight's inside its mask alone."""
+    """Assert equal outputs and gradients, of weights inside their masks."""
     out, grads = gradients(model, *inputs, run=run)
     wanted, wanted_grads = gradients(dense, *inputs, run=other)
     torch.testing.assert_close(out, wanted, **CLOSE)
@@ -135,16 +136,6 @@ def hook_input(module):
 
 def hook_output(module):
     module.register_forward_hook(lambda *args: 2 * args[-1])
-
-
-def hook_gradient(module):
-    module.register_full_backward_hook(
-        lambda _, grads, __: (
-            tuple(g and 3 * g for g in grads)
-            if not isinstance(grads[0], torch.Tensor)
-            else (3 * grads[0],)
-        )
-    )
 
 
 def patch(module):
@@ -261,8 +252,9 @@ def test_parametrized_pruned_and_replaced_weights_run_dense():
         each[7].weight = nn.Parameter(torch.ones(5, 12))
     mask = {'4.weight': sparse.masks['4.weight']}
     assert_equal(model, dense, IMAGES, masks=mask)
-    sparse.step()
-    assert '1 of 3 masked' in sparse.execution
+    with pytest.raises(UserError, match='another parameter'):
+        sparse.step()
+    assert nn.Parameter(model[4].weight).equal(model[4].weight)
 
 
 def test_shared_weights_and_two_kinds_of_call():
