@@ -1,12 +1,11 @@
-"""What a mask update adds to a step, in reads of all that it looks at.
+"""Cost of a mask update, in multiples of one read of its data.
 
-ResNet-18 Sparse Wide in plain PyTorch, SGD with momentum: one read is one sum
-over weights and gradients of the masked layers and one count of the masks. An
-update is all that happens beyond the optimizer's step: gradients masked, the
-layers' masks changed, weights and momentum that were dropped cleared. Beside
-it stands what PyTorch's topk alone takes, once for the weights to drop and
-once for those to grow. All take turns, each after a read of its own; figures
-are medians and quartiles of the ratios within a turn.
+ResNet-18 Sparse Wide in plain PyTorch, SGD with momentum. One read sums
+weights and gradients of the masked layers and counts the masks. An update is a
+step without the optimizer's work: mask gradients, change masks, clear dropped
+weights and momentum. The row "topk alone" is PyTorch's topk for drop and
+growth. Variants take turns, each after a read; figures are medians and
+quartiles of the ratios within a turn.
 
     python benchmarks/mask_update.py [--sparsities 0.75 0.9] [--rounds 15]
 """
@@ -24,13 +23,13 @@ DROPPED = 0.3
 
 
 def read(bench: Bench) -> None:
-    """One pass over weights, gradients and masks."""
+    """Read weights, gradients and masks once."""
     for weight, gradient, mask in layers(bench):
         weight.sum(), gradient.sum(), mask.count_nonzero()
 
 
 def topk(bench: Bench) -> None:
-    """What is dropped and grown, as PyTorch selects it."""
+    """Select the weights to drop and to grow by PyTorch's topk."""
     for weight, gradient, mask in layers(bench):
         k = int(DROPPED * int(mask.count_nonzero()))
         for score, barred in ((-weight.abs(), ~mask), (gradient.abs(), mask)):
@@ -39,7 +38,7 @@ def topk(bench: Bench) -> None:
 
 
 def layers(bench: Bench) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """Weight, gradient and mask of each masked layer."""
+    """Return weight, gradient and mask of each masked layer."""
     weights = [p.detach() for p in bench.masks.parameters.values()]
     return list(
         zip(weights, bench.gradients(), bench.masks.values(), strict=True)
@@ -47,7 +46,7 @@ def layers(bench: Bench) -> list[tuple[Tensor, Tensor, Tensor]]:
 
 
 def measure(sparsity: float, rounds: int) -> dict[str, list[float]]:
-    """Ratios to one read, by what took that long."""
+    """Return the ratios to one read, by variant."""
     bench = Bench(2, 64, int(64 / sqrt(1 - sparsity)), CPU, sparsity)
     kinds: dict[str, Callable[[], object]] = {
         'RigL': lambda: bench.update('RigL'),

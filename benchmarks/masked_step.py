@@ -1,14 +1,14 @@
-"""What masks cost a training step, and what a mask update costs.
+"""Cost of masks in a training step, and cost of a mask update.
 
 ResNet-18 Sparse Wide 0.75 (base width 128, 44.7 M masked weights) in plain
-PyTorch, SGD with momentum. All variants run in one process and take turns,
-so that whatever else the machine does hits all of them; a figure is the
-median over the rounds, of times or of the ratios within a round.
+PyTorch, SGD with momentum. Variants run in one process and take turns, so that
+other load affects all of them; figures are medians over the rounds, of times
+or of ratios within a round.
 
     python benchmarks/masked_step.py [--rounds 15] [--batch 8] [--size 224]
 
-The targets: a masked step at most 1.02 times the unmasked one, an update
-cheaper than one unmasked step.
+Targets: a masked step takes at most 1.02 times an unmasked step, an update
+less than an unmasked step.
 """
 
 import argparse
@@ -40,8 +40,8 @@ CPU = torch.device('cpu')
 
 
 def build_model(width: int) -> ResNet:
-    """ResNet-18 whose first stage has ``width`` channels."""
-    # torchvision has no argument for it: the stages are rebuilt.
+    """Build a ResNet-18 with ``width`` channels in its first stage."""
+    # torchvision has no argument for the width, so stages are rebuilt.
     model = ResNet(BasicBlock, [2, 2, 2, 2])
     model.inplanes = width
     model.conv1 = nn.Conv2d(3, width, 7, 2, 3, bias=False)
@@ -56,7 +56,7 @@ def build_model(width: int) -> ResNet:
 
 
 def timed(function: Callable[[], object], device: torch.device = CPU) -> float:
-    """Seconds that a function takes, waiting for the device."""
+    """Return the seconds of a function, with synchronized device."""
     if device.type == 'cuda':
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -67,7 +67,15 @@ def timed(function: Callable[[], object], device: torch.device = CPU) -> float:
 
 
 class Bench:
-    """The variants, all on one model, images of ``size`` pixels a side."""
+    """Variants of a training step on one model.
+
+    Args:
+        batch: Number of images.
+        size: Height and width of images.
+        width: Channels of the first stage.
+        device: Device of model and images.
+        sparsity: Sparsity of the masks.
+    """
 
     def __init__(
         self,
@@ -106,7 +114,7 @@ class Bench:
         self.dense = [g.clone() for g in self.gradients()]
 
     def gradients(self) -> list[torch.Tensor]:
-        """Gradients of the masked weights."""
+        """Return the gradients of the masked weights."""
         return [
             p.grad
             for p in self.masks.parameters.values()
@@ -114,17 +122,17 @@ class Bench:
         ]
 
     def backward(self) -> None:
-        """Gradients of one batch."""
+        """Compute the gradients of the batch."""
         self.optimizer.zero_grad()
         F.cross_entropy(self.model(self.images), self.labels).backward()
 
     def restore(self) -> None:
-        """Sparse weights and dense gradients, as after a backward pass."""
+        """Restore sparse weights and dense gradients."""
         self.between.enforce(self.optimizer)
         torch._foreach_copy_(self.gradients(), self.dense)
 
     def train(self) -> None:
-        """A masked step; gradients of the next, the first ones moved on."""
+        """Take a masked step, and set shifted gradients for the next step."""
         for last in (False, True):
             shift = int(torch.randint(1 << 16, ()))
             for gradient, dense in zip(
@@ -135,17 +143,17 @@ class Bench:
                 self.between.step(self.optimizer, self.optimizer.step)
 
     def unmasked(self) -> None:
-        """A step of the dense network."""
+        """Take a step without masks."""
         self.backward()
         self.optimizer.step()
 
     def masked(self) -> None:
-        """A step under masks, between two updates."""
+        """Take a masked step between two updates."""
         self.backward()
         self.between.step(self.optimizer, self.optimizer.step)
 
     def update(self, name: str) -> None:
-        """What an update adds to a step: all of it but the step itself."""
+        """Update masks without the optimizer's step."""
         self.trainers[name].step(self.optimizer, lambda: None)
 
 
@@ -178,7 +186,7 @@ def main() -> None:
     times: dict[str, list[float]] = {name: [] for name in variants}
     order = list(variants)
     for i in range(args.rounds + 1):
-        # There and back: no variant always follows the same one.
+        # Alternating order: no variant always follows the same one.
         for name in order if i % 2 else order[::-1]:
             bench.restore()
             seconds = timed(variants[name], device)

@@ -1,9 +1,9 @@
 """Peak memory of ResNet-18 and of its Sparse Wide transform.
 
-Each is run in a process of its own: dense, wide executed densely, and wide on
-sparse kernels, at inference and in a training step. A figure is the largest
-resident size of the process while it runs, less what it had before it built
-the network: the network with its activations, not what building it takes.
+Dense, wide executed densely, and wide on sparse kernels run in separate
+processes, at inference and in a training step. A figure is the peak resident
+size during the run, minus the size before the network was built: the network
+with its activations, without the memory for building it.
 
     python benchmarks/memory.py --sparsities 0.75 0.9
 """
@@ -31,15 +31,15 @@ TASKS = ('inference', 'training step')
 
 
 def resident(key: str) -> float:
-    """MiB of this process: 'VmRSS' now, 'VmHWM' at most so far."""
+    """Return the MiB of this process: 'VmRSS' now, 'VmHWM' at its peak."""
     status = Path('/proc/self/status').read_text()
     return int(status.split(f'{key}:')[1].split()[0]) / 1024
 
 
 def peak(run: Callable[[], object]) -> float:
-    """The largest resident size in MiB while something runs."""
+    """Return the peak resident size in MiB during a function."""
     gc.collect()
-    # What was freed may still be held for the next one who asks.
+    # The allocator may hold freed memory.
     ctypes.CDLL('libc.so.6').malloc_trim(0)
     Path('/proc/self/clear_refs').write_text('5')
     run()
@@ -49,7 +49,7 @@ def peak(run: Callable[[], object]) -> float:
 def measure(
     task: str, mode: str, sparsity: float, batch: int, threads: int
 ) -> float:
-    """MiB that a task takes, in the process that calls this."""
+    """Return the MiB of a task, in the calling process."""
     torch.set_num_threads(threads)
     x = torch.randn(batch, 3, 224, 224)
     target = torch.randint(1000, (batch,))
@@ -61,7 +61,7 @@ def measure(
         else:
             execution = 'sparse' if sparse else 'dense'
             step = wide_step(sparsity, execution, x, target)
-        step()  # Slots of the optimizer come with the first.
+        step()  # The first step creates the optimizer's slots.
         return peak(step) - before
 
     model = (build_model(64) if dense else wide_network(sparsity)).eval()

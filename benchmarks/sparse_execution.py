@@ -1,21 +1,20 @@
-"""Equal FLOPs, equal seconds: Sparse Wide on sparse kernels beside its peers.
+"""Time of Sparse Wide on sparse kernels over dense networks and peers.
 
 Single layers of ResNet-18 and -50, whole networks at inference, and training
-steps. In every row the wide sparse layer or network, of the dense original's
-FLOPs, stands over a named alternative that does the dense original's work (or
-the wide one's, executed densely). The two take turns in one process; a figure
-is the median of the ratios of all turns, with their quartiles.
+steps. Each row divides the time of the wide sparse layer or network by the
+time of an alternative with the same FLOPs, or of the wide one executed
+densely. Both take turns in one process; a figure is the median of the ratios
+of all turns, with quartiles.
 
     python benchmarks/sparse_execution.py [layers networks training peers]
 
-Peers that are not installed are named: pip install -r requirements-peers.txt
+The output names missing peers: pip install -r requirements-peers.txt
 """
 
 import argparse
 import importlib
 import json
 import statistics
-import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import sqrt
@@ -24,6 +23,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.fx.experimental.optimization
 from masked_step import build_model, timed  # type: ignore[import-not-found]
+from runtimes import missing, runtimes  # type: ignore[import-not-found]
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,7 +37,6 @@ from sift_mm.kernels import (
 )
 from sift_mm.kernels.ops import input_gradient, weight_gradient
 
-missing: set[str] = set()
 #: Channels in and out, height and width of the input, kernel, stride.
 LAYERS = [
     (64, 64, 56, 3, 1),
@@ -56,7 +55,7 @@ LAYERS = [
 
 
 class Row(NamedTuple):
-    """One comparison: what, over what, and the ratios of the turns."""
+    """Result of one comparison: time of ``what`` over time of ``over``."""
 
     what: str
     sparsity: float
@@ -79,10 +78,9 @@ def compare(
     others: dict[str, Callable[[], object]],
     rounds: int,
 ) -> Iterator[Row]:
-    """Let one and each of its alternatives take turns, two at a time.
+    """Time a function against each alternative, in turns of two.
 
-    Threads of a runtime that wait by spinning are thus not in the way of
-    another comparison.
+    Spinning threads of one runtime then do not disturb other comparisons.
     """
     for name, other in others.items():
         run(), other()  # warm up
@@ -94,7 +92,7 @@ def compare(
 
 
 def random_mask(shape: tuple[int, ...], active: int) -> Tensor:
-    """A mask with an exact count, at random places."""
+    """Draw a mask with an exact number of active weights."""
     mask = torch.zeros(torch.Size(shape).numel(), dtype=torch.bool)
     mask[torch.randperm(mask.numel())[:active]] = True
     return mask.view(shape)
@@ -103,7 +101,7 @@ def random_mask(shape: tuple[int, ...], active: int) -> Tensor:
 def sparse_forward(
     x: Tensor, weight: Tensor, mask: Tensor, stride: int
 ) -> tuple[Callable[[], Tensor], Any, Any]:
-    """The sparse layer; its pattern and numbers, for the other products."""
+    """Return the sparse layer, its pattern and its geometry's numbers."""
     size, pad = weight.shape[-1], weight.shape[-1] // 2
     geometry = Geometry.of((size,) * 2, (stride,) * 2, (pad,) * 4)
     pattern, numbers = make_pattern(mask, geometry), geometry.numbers()
@@ -113,7 +111,7 @@ def sparse_forward(
 
 
 def layers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
-    """The products of single layers, over those of the dense original."""
+    """Compare the products of single layers with the dense original."""
     for c, k, size, kernel, stride in LAYERS:
         wide = (round(k / sqrt(1 - sparsity)), round(c / sqrt(1 - sparsity)))
         dense = torch.randn(k, c, kernel, kernel)
@@ -157,22 +155,22 @@ def layers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
 
 
 def width(sparsity: float) -> int:
-    """Channels of the first stage of the wide ResNet-18."""
+    """Return the channels of the first stage of the wide ResNet-18."""
     return round(64 / sqrt(1 - sparsity))
 
 
 def rest(sparsity: float) -> float:
-    """Sparsity of the stages, to pay for a stem that stays dense.
+    """Return the sparsity of the stages that offsets the dense stem.
 
-    The stem, 118 of ResNet-18's 1814 million multiplications, grows with
-    the width; the stages' 1695 have to make up for it.
+    The stem has 118 of ResNet-18's 1814 million multiplications and grows with
+    the width; the stages have 1695.
     """
     growth = 1 / sqrt(1 - sparsity) - 1
     return 1 - (1 - sparsity) * (1 - growth * 118 / 1695)
 
 
 def wide_network(sparsity: float) -> nn.Module:
-    """ResNet-18 Sparse Wide, of the dense one's FLOPs, random masks."""
+    """Build ResNet-18 Sparse Wide with random masks and equal FLOPs."""
     model = build_model(width(sparsity))
     for name, weight in model.named_parameters():
         if name.startswith('layer') and weight.ndim == 4:
@@ -182,7 +180,7 @@ def wide_network(sparsity: float) -> nn.Module:
 
 
 def networks(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
-    """ResNet-18 at inference."""
+    """Compare ResNet-18 at inference."""
     wide, dense = wide_network(sparsity).eval(), build_model(64).eval()
     sparse = to_sparse(wide)
     for batch in (args.batch, 1):
@@ -205,7 +203,7 @@ def networks(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
 
 
 def fused(model: nn.Module, x: Tensor) -> Callable[[], object]:
-    """The best that PyTorch offers without compiling."""
+    """Return PyTorch's fastest forward pass without compilation."""
     model = torch.fx.experimental.optimization.fuse(model)
     for parameter in model.parameters():
         if parameter.ndim == 4:
@@ -213,49 +211,10 @@ def fused(model: nn.Module, x: Tensor) -> Callable[[], object]:
     return partial(model, x.to(memory_format=torch.channels_last))
 
 
-def runtimes(
-    name: str, model: nn.Module, x: Tensor
-) -> dict[str, Callable[[], object]]:
-    """OpenVINO and ONNX Runtime, where they are installed."""
-    found: dict[str, Callable[[], object]] = {}
-    try:
-        ov = importlib.import_module('openvino')
-        core = ov.Core()
-        core.set_property(
-            'CPU',
-            {
-                'INFERENCE_NUM_THREADS': torch.get_num_threads(),
-                # Else bfloat16, where the CPU has it.
-                'INFERENCE_PRECISION_HINT': 'f32',
-            },
-        )
-        compiled = core.compile_model(
-            ov.convert_model(model, example_input=x), 'CPU'
-        )
-        found[f'{name}, OpenVINO'] = partial(compiled, x.numpy())
-    except ImportError as error:
-        missing.add(f'OpenVINO ({error})')
-    try:
-        ort = importlib.import_module('onnxruntime')
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = torch.get_num_threads()
-        spinning = 'session.intra_op.allow_spinning'
-        options.add_session_config_entry(spinning, '0')
-        with tempfile.TemporaryDirectory() as folder:
-            path = f'{folder}/model.onnx'
-            torch.onnx.export(model, (x,), path, dynamo=True, verbose=False)
-            session = ort.InferenceSession(path, options)
-        feed = {session.get_inputs()[0].name: x.numpy()}
-        found[f'{name}, ONNX Runtime'] = partial(session.run, None, feed)
-    except ImportError as error:
-        missing.add(f'ONNX Runtime ({error})')
-    return found
-
-
 def step_of(
     model: nn.Module, x: Tensor, target: Tensor, **masks: Any
 ) -> Callable[[], object]:
-    """A training step with SGD and momentum."""
+    """Return a training step with SGD and momentum."""
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9)
     training = (
         sift_mm.SparseTraining(model, optimizer, **masks) if masks else None
@@ -272,7 +231,7 @@ def step_of(
 def wide_step(
     sparsity: float, execution: str, x: Tensor, target: Tensor
 ) -> Callable[[], object]:
-    """A training step of the wide network under static masks."""
+    """Return a training step of the wide network with static masks."""
     return step_of(
         build_model(width(sparsity)),
         x,
@@ -286,7 +245,7 @@ def wide_step(
 
 
 def training(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
-    """A training step of ResNet-18, static masks."""
+    """Compare a training step of ResNet-18 with static masks."""
     x = torch.randn(args.batch, 3, args.size, args.size)
     target = torch.randint(1000, (args.batch,))
     others = {'dense, eager': step_of(build_model(64), x, target)}
@@ -304,7 +263,7 @@ def training(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
 
 
 def peers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
-    """Other sparse kernels on one layer, over the dense original."""
+    """Compare sparse kernels on one layer with the dense original."""
     c, size = 256, 14
     wide = round(c / sqrt(1 - sparsity))
     dense = torch.randn(c, c, 3, 3)
@@ -343,8 +302,8 @@ def peers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
             )
 
 
-def draw(rows: list[Row], path: str) -> None:
-    """Seconds over those of the dense network, against the sparsity."""
+def plot(rows: list[Row], path: str) -> None:
+    """Plot the time over the dense network's against the sparsity."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -387,13 +346,13 @@ def main() -> None:
     )
     parser.add_argument('--json', action='store_true')
     parser.add_argument(
-        '--draw', metavar='PNG', help='of whole networks: a figure'
+        '--draw', metavar='PNG', help='figure of the whole networks'
     )
     args = parser.parse_args()
     unknown = set(args.parts) - set(parts)
     if unknown:
         parser.error(f'{unknown.pop()!r} is none of {", ".join(parts)}')
-    keep_freed_memory()  # Of the dense network as of the sparse one.
+    keep_freed_memory()  # For dense and sparse networks alike.
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     rows = []
@@ -404,7 +363,7 @@ def main() -> None:
                 if not args.json:
                     print(row, flush=True)
     if args.draw:
-        draw(rows, args.draw)
+        plot(rows, args.draw)
     where = dict(
         torch=torch.__version__,
         threads=args.threads,

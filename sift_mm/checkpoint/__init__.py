@@ -1,1 +1,1 @@
-"""Checkpoints: state of mask training, reading, writing, compact files."""
+"""Checkpoints: mask training state, reading, writing, compact files."""

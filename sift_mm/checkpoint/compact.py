@@ -1,7 +1,7 @@
 """Compact checkpoints: active values and packed positions of masked weights.
 
-A bit a weight says where. Coding the gaps would take 0.8 bits at a density of
-0.1, of 4.2 bits in all, and more than a bit from 0.125 on.
+Positions take one bit per weight. Coded gaps would take 0.8 bits (of 4.2 bits
+in total) at density 0.1, and more than one bit from density 0.125 on.
 """
 
 import math
@@ -17,8 +17,8 @@ from sift_mm.checkpoint.state import (
     CHECKPOINT_KEY,
     is_as_saved,
     mask_training,
-    with_digest,
     weight_of,
+    with_digest,
 )
 from sift_mm.errors import UserError
 
@@ -28,13 +28,13 @@ VERSION = 1
 
 
 def compact(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out the zeros outside the masks, for :func:`expand`.
+    """Pack the masked weights of a checkpoint, for :func:`expand`.
 
-    ``torch.load`` reads all of it with ``weights_only``; of ``meta``, other
-    values are written as text.
+    ``torch.load`` reads the result with ``weights_only``: values of other
+    types in ``meta`` become text.
 
     Raises:
-        ValueError: If there are no masks, or not those of these weights.
+        ValueError: If the checkpoint has no masks, or masks of other weights.
     """
     training = mask_training(checkpoint)
     if training is None:
@@ -45,7 +45,7 @@ def compact(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     for name, mask in masks.items():
         weight = weight_of(state, name, mask)
         layers[name] = {'shape': list(mask.shape), 'bits': pack(mask)}
-        # A weight that is not zero outside its mask stays as it is.
+        # A weight with nonzeros outside its mask is not packed.
         if not weight.masked_fill(mask, 0).any():
             layers[name]['values'] = weight[mask]
             state[name] = None
@@ -58,14 +58,14 @@ def compact(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def expand(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
-    """Undo :func:`compact`, and return another checkpoint as it is.
+    """Expand a compact checkpoint, and return any other unchanged.
 
     Args:
-        checkpoint: With or without packed weights.
-        path: Its file, for messages.
+        checkpoint: Checkpoint with or without packed weights.
+        path: Path of the file, for messages.
 
     Raises:
-        ValueError: If it is damaged, or of a newer version.
+        ValueError: If the checkpoint is damaged, or has a newer version.
     """
     if not isinstance(checkpoint, Mapping) or COMPACT_KEY not in checkpoint:
         return checkpoint  # type: ignore[return-value]
@@ -77,7 +77,7 @@ def expand(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
         training = dict(checkpoint[CHECKPOINT_KEY])
         if 'masks' in training:
             raise UserError('its masks are there twice')
-        # Before any memory is taken.
+        # Before any memory is allocated.
         _check_layers(packed['layers'], state)
         if not is_as_saved(packed):
             raise UserError('they are not what was saved')
@@ -104,7 +104,7 @@ def expand(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
 def _check_layers(
     layers: Mapping[str, Mapping[str, Any]], state: Mapping[str, Any]
 ) -> None:
-    """Refuse layers that would take more memory than the file has bits for."""
+    """Refuse layers whose weights would be larger than the file's bits."""
     storages = []
     for name, layer in layers.items():
         shape, bits = layer['shape'], layer['bits']
@@ -147,9 +147,9 @@ def _weight(mask: Tensor, values: Tensor) -> Tensor:
 
 
 def plain(value: Any, keep: tuple[str, ...] = ()) -> Any:
-    """Return a value without types that ``weights_only`` refuses.
+    """Return a copy of a value without types that ``weights_only`` refuses.
 
-    Values under the keys to keep stay as they are.
+    Values under the keys to keep are not changed.
     """
     if isinstance(value, Mapping):
         return {k: v if k in keep else plain(v) for k, v in value.items()}

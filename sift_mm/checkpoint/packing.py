@@ -1,4 +1,4 @@
-"""Pack and count masks by NumPy, several times faster on the CPU."""
+"""Packing and counting of masks by NumPy, several times faster on a CPU."""
 
 import numpy as np
 import torch
@@ -6,17 +6,16 @@ from torch import Tensor
 
 
 def pack(mask: Tensor) -> Tensor:
-    """Pack n elements into bits, the first in the highest bit of a byte.
+    """Pack n elements into bits, the first into the highest bit of a byte.
 
     Returns:
-        Tensor: uint8, shape (ceil(n / 8),), in main memory; the rest of the
-        last byte is 0.
+        Tensor: uint8, shape (ceil(n / 8),), on the CPU; unused bits are 0.
     """
     return torch.from_numpy(np.packbits(mask.flatten().cpu().numpy()))
 
 
 def unpack(bits: Tensor, count: int) -> Tensor:
-    """Undo :func:`pack`: bool, shape (count,), in main memory."""
+    """Unpack bits of :func:`pack` to bool, shape (count,), on the CPU."""
     flat = np.unpackbits(bits.numpy(), count=count)
     return torch.from_numpy(flat.view(np.bool_))
 

@@ -1,4 +1,4 @@
-"""Read checkpoints: whole files of plain data, which run no code."""
+"""Reading of checkpoints: undamaged files of plain data that run no code."""
 
 import os
 import pickle
@@ -27,16 +27,16 @@ from sift_mm.checkpoint.state import (
 from sift_mm.checkpoint.unpickling import plain_globals, resolve
 from sift_mm.errors import UserError
 
-#: PyTorch's own variable, with which it loads what may run code.
+#: PyTorch's variable that allows files to run code.
 TRUST = 'TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD'
-#: First bytes of every file that torch.save has written since PyTorch 1.6.
+#: First bytes of files that torch.save writes since PyTorch 1.6.
 _ZIP = b'PK\x03\x04'
-#: The checkpoint that a start was checked with, by identity of the file.
+#: Checkpoint that was read for a check, by identity of the file.
 _ahead: dict[tuple[int, ...], dict[str, Any]] = {}
 
 
 class _Damaged(Exception):
-    """Error of a member whose checksum is not that of its bytes."""
+    """Error of a zip member with a wrong checksum."""
 
 
 def read(
@@ -46,17 +46,16 @@ def read(
 
     Args:
         path: Name of the file; ``~`` is the home folder.
-        map_location: Device of the tensors, as of ``torch.load``.
-        keep: Keep the checkpoint for the next call with this file, which
-            then reads nothing. For checks before a run; the caller does
-            not change the checkpoint.
+        map_location: Device of the tensors, as in ``torch.load``.
+        keep: True to keep the checkpoint for the next call with this file, as
+            after a check before a run. The caller must not change it.
 
     Returns:
-        dict: The checkpoint, or weights by name alone.
+        dict: Checkpoint, or weights by name.
 
     Raises:
-        UserError: If there is no such file, if it is no checkpoint, is cut or
-            has changed since it was written, or wants to run code.
+        UserError: If the file does not exist, is no checkpoint, is damaged, or
+            would run code.
     """
     path = os.path.expanduser(path)
     with explained(path), _open(path) as stream:
@@ -72,7 +71,7 @@ def read(
 
 
 def _open(path: str) -> IO[bytes]:
-    """Open a file; a pipe or device, which may have no end, is refused."""
+    """Open a regular file; pipes and devices may never end."""
     if not stat.S_ISREG(os.stat(path).st_mode) and not os.path.isdir(path):
         raise ValueError('it is no ordinary file')
     return open(path, 'rb')
@@ -82,10 +81,10 @@ def load_compact(path: str | Path) -> dict[str, Tensor]:
     """Return the ``state_dict`` of a compact file or any other checkpoint.
 
     Returns:
-        dict: Dense tensors by name, as the unmodified libraries load them.
+        dict: Dense tensors by name, for unmodified libraries.
 
     Raises:
-        ValueError: As of :func:`read`.
+        ValueError: As in :func:`read`.
     """
     checkpoint = read(path)
     if 'state_dict' not in checkpoint:
@@ -97,7 +96,7 @@ def load(path: str, map_location: Any = 'cpu') -> dict[str, Any]:
     """Load a checkpoint from a local file, or from an address by MMEngine.
 
     Raises:
-        UserError: As of :func:`read`.
+        UserError: As in :func:`read`.
     """
     if not is_address(path):
         return read(path, map_location)
@@ -111,10 +110,10 @@ def load(path: str, map_location: Any = 'cpu') -> dict[str, Any]:
 def load_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
     """Load the checkpoint of an ``init_cfg``.
 
-    Weights alone are put under the key ``state_dict``.
+    Weights without a checkpoint are put under the key ``state_dict``.
 
     Raises:
-        UserError: If it cannot be read, or a weight is NaN or infinite.
+        UserError: If the file cannot be read, or a weight is NaN or infinite.
     """
     checkpoint = load(config['checkpoint'])
     if 'state_dict' not in checkpoint:
@@ -125,19 +124,19 @@ def load_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_address(path: str) -> bool:
-    """Return whether MMEngine loads a path from elsewhere."""
+    """Return True for a path that MMEngine downloads."""
     return '://' in path
 
 
 def is_trusted() -> bool:
-    """Return whether files may run code, by PyTorch's own variable."""
+    """Return True if PyTorch's variable allows files to run code."""
     return os.environ.get(TRUST, '0') in ('1', 'y', 'yes', 'true')
 
 
 def use_safe_loaders() -> None:
-    """Make MMEngine's loaders read as :func:`read` does, in this process.
+    """Make MMEngine's loaders use :func:`read` in this process.
 
-    Its own fall back to running a file's code, with a warning.
+    MMEngine's loaders run a file's code after a warning.
     """
     from mmengine.runner import CheckpointLoader
 
@@ -151,12 +150,12 @@ def use_safe_loaders() -> None:
 
 
 def load_from_local(filename: str, map_location: Any = None) -> Any:
-    """Load a local file; MMEngine's log has this name."""
+    """Load a local file; MMEngine logs the name of this function."""
     return read(filename, map_location)
 
 
 def _checked(loader: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a loader of addresses, which downloads and calls ``torch.load``."""
+    """Wrap a loader that downloads a file and calls ``torch.load``."""
 
     @wraps(loader)
     def checked(filename: str, *args: Any, **kwargs: Any) -> Any:
@@ -170,10 +169,10 @@ def _checked(loader: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def explained(path: str) -> Iterator[None]:
-    """Explain any error of reading in one sentence.
+    """Replace any error of reading by an explanation in one sentence.
 
     Raises:
-        UserError: In place of any error, with the path or address.
+        UserError: With the path or address, in place of any error.
     """
     try:
         yield
@@ -182,18 +181,18 @@ def explained(path: str) -> Iterator[None]:
     except FileNotFoundError as error:
         if not path:
             raise UserError(
-                "A checkpoint is to be loaded, and its name is '': a place "
-                'that is left for a file of your own.'
+                "The name of the checkpoint to load is '': give the name of a "
+                'file.'
             ) from error
         raise UserError(
             f'There is no checkpoint {os.path.abspath(path)}.'
         ) from error
     except _Damaged as error:
         raise UserError(
-            f"{path} is damaged: the bytes of '{error}' in it are not those "
-            'that were written. Take another copy of it.'
+            f"{path} is damaged: the checksum of '{error}' in it is wrong. "
+            'Take another copy of it.'
         ) from error
-    # Bytes that are not what they should be raise errors of any kind.
+    # Damaged bytes raise errors of any type.
     except Exception as error:
         raise UserError(_why(path, error)) from error
 
@@ -201,11 +200,11 @@ def explained(path: str) -> Iterator[None]:
 def load_plain(file: Any, map_location: Any = None, **_: Any) -> Any:
     """Load plain data in place of ``torch.load``, from a file or stream.
 
-    Checks and reading share one open file, so that nobody can exchange it in
+    Checks and reading share one open file, which nobody can replace in
     between.
 
     Raises:
-        Exception: Of many types, if the bytes are not those of a checkpoint.
+        Exception: Error of any type, if the file is no checkpoint.
     """
     is_name = isinstance(file, (str, os.PathLike))
     with open(file, 'rb') if is_name else nullcontext(file) as stream:
@@ -222,14 +221,12 @@ def with_weights(checkpoint: Any, path: str) -> dict[str, Any]:
     """Expand a checkpoint, and check its weights and digest.
 
     Raises:
-        UserError: If it holds no tensors by name, or a mask training that is
-            not what was saved.
+        UserError: If it has no tensors by name, or a damaged mask training.
     """
     checkpoint = expand(checkpoint, path)
     is_named = isinstance(checkpoint, Mapping)
     if is_named and isinstance(checkpoint.get('meta'), dict):
-        # MMEngine would run this text when it resumes, for a key that
-        # configs had before 2022.
+        # MMEngine would run this text on resume, for configs before 2022.
         checkpoint['meta'].pop('config', None)
     weights = checkpoint.get('state_dict', checkpoint) if is_named else None
     if not isinstance(weights, Mapping) or not any(
@@ -257,14 +254,13 @@ def with_weights(checkpoint: Any, path: str) -> dict[str, Any]:
 
 
 def _check_bytes(stream: IO[bytes]) -> int:
-    """Check what torch.load does not, before it takes memory.
+    """Check the zip archive, which torch.load does not, before reading it.
 
     Returns:
-        int: Bytes of the file, which is at its beginning again.
+        int: Size of the file in bytes; its position is the start again.
 
     Raises:
-        ValueError: If a member is compressed or there twice, or has other
-            bytes than were written.
+        ValueError: If a member is compressed, duplicate or damaged.
     """
     size = stream.seek(0, os.SEEK_END)
     stream.seek(0)
@@ -281,9 +277,9 @@ def _check_bytes(stream: IO[bytes]) -> int:
 def _check_directory(
     stream: IO[bytes], file: zipfile.ZipFile, size: int
 ) -> None:
-    """Check that PyTorch reads the same members, none larger than the file."""
+    """Check that PyTorch will read the members that were checked."""
     members = file.infolist()
-    # PyTorch's reader takes names without regard to case.
+    # PyTorch's reader ignores case.
     names = Counter(member.filename.lower() for member in members)
     if any(name.endswith('/constants.pkl') for name in names):
         raise ValueError('TorchScript archives hold programs')
@@ -300,11 +296,11 @@ def _check_directory(
             )
     if sum(member.file_size for member in members) > size:
         raise ValueError('its members overlap')
-    # Two readers may find different directories if one ends before the file.
+    # With bytes after a directory, two readers may find different ones.
     stream.seek(max(size - 98, 0))
     end = stream.read().rjust(98, b'\0')
     (start,) = struct.unpack('<L', end[-6:-2])
-    if end[-42:-38] == b'PK\x06\x07':  # Of files above 4 GiB, say.
+    if end[-42:-38] == b'PK\x06\x07':  # Zip64, for files above 4 GiB.
         (start,) = struct.unpack('<Q', end[48:56])
         (record,) = struct.unpack('<Q', end[-34:-26])
     else:
@@ -318,13 +314,13 @@ def _check_directory(
 
 
 def _why(path: str, error: Exception) -> str:
-    """Return a sentence on why a file could not be read."""
+    """Explain in a sentence why a file could not be read."""
     wanted = re.search(r'GLOBAL (\S+) w', str(error))
     if wanted:
         return (
-            f'{path} is not loaded: it wants {wanted[1]}, which is no plain '
-            'data, and to build it may run code. If you trust whoever wrote '
-            f'the file, set the environment variable {TRUST}=1.'
+            f'{path} is not loaded: it contains {wanted[1]}, which is not '
+            'plain data and may run code. If you trust the author of the '
+            f'file, set the environment variable {TRUST}=1.'
         )
     # PyTorch's advice follows the first sentence.
     reason = re.split(r'\. |\n', str(error).strip())[0].rstrip('.')

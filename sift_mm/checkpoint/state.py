@@ -1,4 +1,4 @@
-"""State of mask training in a checkpoint; checks of its weights and keys."""
+"""State of mask training in a checkpoint; checks of weights and keys."""
 
 import hashlib
 import re
@@ -12,22 +12,21 @@ from torch import Tensor, nn
 from sift_mm.checkpoint.packing import pack
 from sift_mm.errors import UserError
 
-#: Key of the masks and all else of the mask training in a checkpoint.
+#: Key of the mask training in a checkpoint.
 CHECKPOINT_KEY = 'sparse_training'
-#: Version of that state: a newer release may write it with another meaning.
+#: Version of the state; a newer one may have another meaning.
 VERSION = 1
-#: Key of the digest that the state was saved with.
+#: Key of the state's digest.
 DIGEST = 'digest'
-#: Keys that a message names, of each kind.
+#: Largest number of keys of each kind in a message.
 SHOWN = 6
 
 
 def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the mask training of a checkpoint, with its masks, or None.
+    """Return the mask training of a checkpoint, or None.
 
     Raises:
-        ValueError: If it is of a newer version, holds no masks, or is not
-            what was saved.
+        ValueError: If it has a newer version or no masks, or is damaged.
     """
     state = checkpoint.get(CHECKPOINT_KEY)
     if state is None:
@@ -51,33 +50,33 @@ def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
         wrong = 'it is not what was saved'
     if wrong:
         raise UserError(
-            f'What the checkpoint has under {CHECKPOINT_KEY!r} is damaged: '
+            f'The value of {CHECKPOINT_KEY!r} in the checkpoint is damaged: '
             f'{wrong}. Take another checkpoint of that run.'
         )
     return dict(state)
 
 
 def with_digest(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a state with a digest of all of it."""
+    """Return a state with a digest of its contents."""
     return {**state, DIGEST: _digest(state)}
 
 
 def is_as_saved(state: Mapping[str, Any]) -> bool:
-    """Return whether a state has its digest; earlier ones have none."""
+    """Return True if the digest fits; old states have none."""
     return DIGEST not in state or state[DIGEST] == _digest(state)
 
 
 def _digest(state: Mapping[str, Any]) -> str:
-    def written(value: Any) -> Any:
+    def normalize(value: Any) -> Any:
         if isinstance(value, Mapping):
-            return sorted((repr(k), written(v)) for k, v in value.items())
+            return sorted((repr(k), normalize(v)) for k, v in value.items())
         if isinstance(value, (list, tuple)):
-            return [written(item) for item in value]
+            return [normalize(item) for item in value]
         if isinstance(value, Tensor) and value.is_sparse:
             value = value.coalesce()
             return [
                 *value.shape,
-                *map(written, (value.indices(), value.values())),
+                *map(normalize, (value.indices(), value.values())),
             ]
         if isinstance(value, Tensor):
             data = value.detach().cpu().contiguous().flatten()
@@ -87,17 +86,17 @@ def _digest(state: Mapping[str, Any]) -> str:
             return f'{value.dtype} {tuple(value.shape)} {digest}'
         return repr(value)
 
-    named = {key: value for key, value in state.items() if key != DIGEST}
-    return hashlib.sha256(repr(written(named)).encode()).hexdigest()
+    content = {key: value for key, value in state.items() if key != DIGEST}
+    return hashlib.sha256(repr(normalize(content)).encode()).hexdigest()
 
 
 @contextmanager
 def with_context(path: Any) -> Iterator[None]:
-    """Name the checkpoint, where its path is known, in errors.
+    """Add the path of a checkpoint, unless it is None, to errors.
 
     Raises:
-        UserError: In place of one, and of what Python raises where a value is
-            of no type that it can be.
+        UserError: With the path; also in place of errors of values with a
+            wrong type.
     """
     before = '' if path is None else f'{path}: '
     try:
@@ -120,13 +119,13 @@ def with_context(path: Any) -> Iterator[None]:
 def check_finite(state: Mapping[str, Any]) -> None:
     """Refuse a ``state_dict`` with NaN or infinite weights.
 
-    A buffer of zeros and minus infinities, which masks attention, passes.
+    A buffer of zeros and minus infinities, an attention mask, passes.
 
     Raises:
-        ValueError: If one is NaN or infinite.
+        ValueError: If a weight is NaN or infinite.
     """
     for name, value in state.items():
-        # PyTorch cannot say that of types of eight bits.
+        # isfinite does not support 8-bit types.
         if not isinstance(value, Tensor) or value.dtype.itemsize == 1:
             continue
         if value.isfinite().all():
@@ -139,17 +138,17 @@ def check_finite(state: Mapping[str, Any]) -> None:
 
 
 def check_masks(state: Mapping[str, Any], masks: Mapping[str, Tensor]) -> None:
-    """Refuse masks of other weights than those of a ``state_dict``.
+    """Refuse masks that do not fit the weights of a ``state_dict``.
 
     Raises:
-        ValueError: If one is of no weight, of another shape, or of a weight
-            that is not zero outside it.
+        ValueError: If a mask has no weight of its shape, or the weight is not
+            zero outside the mask.
     """
     for name, mask in masks.items():
         if weight_of(state, name, mask).masked_fill(mask, 0).any():
             raise UserError(
-                f'The weight {name!r} is not zero outside its mask: they are '
-                'not of the same training.'
+                f'The weight {name!r} is not zero outside its mask: weight '
+                'and mask are from different trainings.'
             )
 
 
@@ -157,18 +156,18 @@ def weight_of(state: Mapping[str, Any], name: str, mask: Tensor) -> Tensor:
     """Return the weight of a mask.
 
     Raises:
-        ValueError: If there is none, or of another shape.
+        ValueError: If there is no weight of the mask's shape.
     """
     weight = state.get(name)
     if weight is None or weight.shape != mask.shape:
-        raise UserError(f'The mask of {name!r} is of no weight.')
+        raise UserError(f'The mask of {name!r} has no weight of its shape.')
     return weight
 
 
 def pretrained_cfg(init_cfg: Any) -> Mapping[str, Any] | None:
     """Return the part of an ``init_cfg`` that loads weights from a file.
 
-    Configs of PVT have a checkpoint without a type.
+    Configs of PVT have a checkpoint without type.
     """
     configs = [init_cfg] if isinstance(init_cfg, Mapping) else init_cfg or []
     for config in configs:
@@ -183,17 +182,17 @@ def pretrained_cfg(init_cfg: Any) -> Mapping[str, Any] | None:
 
 
 def without_prefix(
-    named: Mapping[str, Any], prefix: str | None
+    entries: Mapping[str, Any], prefix: str | None
 ) -> dict[str, Any]:
     """Return the entries below a prefix, which may end in a dot."""
     if not (prefix or '').startswith('module.'):
-        named = {re.sub(r'^module\.', '', k): v for k, v in named.items()}
+        entries = {re.sub(r'^module\.', '', k): v for k, v in entries.items()}
     if not prefix:
-        return dict(named)
+        return dict(entries)
     prefix = prefix.removesuffix('.') + '.'
     return {
         name.removeprefix(prefix): value
-        for name, value in named.items()
+        for name, value in entries.items()
         if name.startswith(prefix)
     }
 
@@ -203,13 +202,13 @@ def check_keys(
 ) -> None:
     """Refuse a ``state_dict`` of another backbone.
 
-    MMEngine only warns of keys that do not fit, and leaves random weights.
-    The backbone's ``core_keys`` are required, or all keys if it has none; in
-    the checkpoint they have the prefix.
+    MMEngine only warns of missing keys, and leaves random weights. The
+    backbone's ``core_keys`` are required, or all keys without them; in the
+    checkpoint they have the prefix.
 
     Raises:
-        ValueError: If a weight is missing or of another shape, or the
-            checkpoint has more layers, with the list.
+        ValueError: If a weight is missing or has another shape, or the
+            checkpoint has more layers; with the list.
     """
     found = without_prefix(state, prefix)
     core = getattr(module, 'core_keys', None)
@@ -230,8 +229,8 @@ def check_keys(
             for k, v in wanted.items()
             if k in found and found[k].shape != v.shape
         ],
-        # A classifier beside the network, say, is none of its layers, and a
-        # bias more (Caffe's) is no other layer.
+        # A classifier beside the network is no layer of it, and an additional
+        # bias (Caffe's) belongs to a known layer.
         'unknown to the network': [
             k
             for k in found
@@ -260,11 +259,11 @@ def check_keys(
 
 
 def check_resumable(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the mask training of a checkpoint that a run can resume from.
+    """Return the mask training of a checkpoint for a resumed run.
 
     Raises:
-        ValueError: If a part of the run or of its mask training is missing,
-            damaged, or of another moment.
+        ValueError: If a part of the run or of the mask training is missing,
+            damaged, or from another iteration.
     """
     if not isinstance(checkpoint.get('message_hub'), Mapping):
         raise UserError(
@@ -275,8 +274,8 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     optimizer = checkpoint.get('optimizer')
     if not isinstance(optimizer, Mapping):
         raise UserError(
-            'The checkpoint has no optimizer, without which no run goes on as '
-            'it was: let CheckpointHook save_optimizer, or start a new run '
+            'The checkpoint has no optimizer, and a resumed run needs its '
+            'state: set save_optimizer of CheckpointHook, or start a new run '
             'with load_from.'
         )
     if 'param_schedulers' not in checkpoint and any(
@@ -284,7 +283,7 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     ):
         raise UserError(
             'The checkpoint has no param_schedulers, and the learning rate '
-            'would start anew: let CheckpointHook save_param_scheduler, or '
+            'would restart: set save_param_scheduler of CheckpointHook, or '
             'start a new run with load_from.'
         )
     meta = checkpoint.get('meta')
@@ -292,8 +291,8 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
         isinstance(meta.get(key), int) for key in ('epoch', 'iter')
     ):
         raise UserError(
-            'The checkpoint does not say in its meta after which epoch and '
-            'iteration it was saved: take another one of that run.'
+            'The meta of the checkpoint lacks its epoch and iteration: take '
+            'another checkpoint of that run.'
         )
     check_finite(checkpoint.get('state_dict', {}))
     state = mask_training(checkpoint)
@@ -306,7 +305,7 @@ def check_resumable(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _faults(state: Mapping[str, Any], iteration: int) -> Iterator[str]:
-    """List reasons why the mask training cannot be resumed."""
+    """Yield the reasons why the mask training cannot be resumed."""
     history: Any = state.get('history')
     history = history if isinstance(history, Mapping) else {}
     ever, always = history.get('ever'), history.get('always')
@@ -329,7 +328,7 @@ def _faults(state: Mapping[str, Any], iteration: int) -> Iterator[str]:
 
 
 def _within(part: Tensor | None, whole: Tensor | None) -> bool:
-    """Return whether packed bits are a subset of others."""
+    """Return True if packed bits are a subset of others."""
     if part is None or whole is None or part.shape != whole.shape:
         return False
     return torch.equal(part.cpu() & whole.cpu(), part.cpu())

@@ -1,9 +1,9 @@
-"""Unpickle plain data: tensors, numbers, text, and logs of MMEngine.
+"""Unpickling of plain data: tensors, numbers, text and logs of MMEngine.
 
-NumPy's own ``dtype.__setstate__`` believes fields and flags of the file,
-and a structured type then reads any address as a Python object. Stand-ins
-take its place here. They accept numbers and text, and become NumPy's objects
-after the pickle has been read.
+NumPy's ``dtype.__setstate__`` trusts fields and flags of the file, and a
+structured type then reads any address as a Python object. Stand-ins replace
+it. They accept numbers and text, and become NumPy objects after the pickle is
+read.
 """
 
 import re
@@ -18,22 +18,22 @@ import numpy as np
 import torch
 from torch import Tensor, _weights_only_unpickler
 
-#: NumPy's names of numbers and of text: kind and bytes, or characters.
+#: NumPy's type codes of numbers and text: kind and size.
 PLAIN = re.compile(r'[biufc]\d{1,2}|[US]\d{1,6}')
-#: Bytes without sharing, as multiples of the file's size.
+#: Largest size without sharing, as a multiple of the file's size.
 SHARED = 16
-#: Bytes that a tensor may have beyond its storage (constants by stride 0).
+#: Largest size of a tensor with stride 0, such as a constant, in bytes.
 BROADCAST = 1 << 20
 
 
 class StandIn:
-    """Object of the pickle that becomes another one after it is read."""
+    """Object in a pickle, replaced by its value after reading."""
 
     value: Any = None
 
 
 class _DType(StandIn):
-    """Type of a NumPy array of numbers or text."""
+    """Stand-in for the type of a NumPy array of numbers or text."""
 
     def __init__(self, code: str, *_: Any) -> None:
         if not isinstance(code, str) or not PLAIN.fullmatch(code):
@@ -51,7 +51,7 @@ class _DType(StandIn):
 
 
 class _Array(StandIn):
-    """NumPy array of numbers or text."""
+    """Stand-in for a NumPy array of numbers or text."""
 
     def __init__(self, *_: Any) -> None:
         pass
@@ -76,15 +76,15 @@ def _numbers(dtype: Any, data: Any) -> np.ndarray:
         data = data.encode('latin1')
     flat = np.frombuffer(data, dtype.value).copy()
     if flat.dtype.kind == 'U':
-        flat.tolist()  # Raises where a number is no character.
+        flat.tolist()  # Raises if a number is no character.
     return flat
 
 
 class _History(StandIn):
-    """Log of MMEngine, without the functions that its pickle names.
+    """Stand-in for a log of MMEngine, without the functions in its pickle.
 
-    MMEngine's own ``__setstate__`` puts them in place of the statistics of
-    all logs of the process.
+    MMEngine's ``__setstate__`` would replace the statistics of all logs of the
+    process by those functions.
     """
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -99,7 +99,7 @@ class _History(StandIn):
 
 
 def _statistic(owner: Any, name: str) -> None:
-    """Take the place of ``getattr``, for the functions that are left out."""
+    """Replace ``getattr``, which names the excluded functions of a log."""
     if owner is not _History or name.startswith('_'):
         raise UnpicklingError('GLOBAL builtins.getattr was')
 
@@ -110,13 +110,13 @@ def _empty() -> bytes:
 
 
 def _encode(text: str, codec: str) -> bytes:
-    """Return bytes that a pickle holds as text; other codecs may expand."""
+    """Return the bytes of latin1 text; other codecs could expand it."""
     if codec != 'latin1':
         raise ValueError(f'it holds bytes encoded by {codec!r}')
     return text.encode('latin1')
 
 
-#: Functions by names that a checkpoint of MMEngine has beside PyTorch's.
+#: Functions by their names in MMEngine's checkpoints, beside PyTorch's.
 KNOWN = {
     '_codecs.encode': _encode,
     'builtins.bytes': _empty,
@@ -134,12 +134,12 @@ KNOWN = {
 
 @contextmanager
 def plain_globals() -> Iterator[None]:
-    """Let ``torch.load`` build :data:`KNOWN`, and types that users allowed.
+    """Allow ``torch.load`` to build :data:`KNOWN` and the user's types.
 
-    PyTorch looks up a name here first, and then among those of users.
+    PyTorch looks up :data:`KNOWN` before the user's types.
     """
     known = {**_weights_only_unpickler._get_allowed_globals(), **KNOWN}
-    # Of a number it takes that many bytes.
+    # bytearray(n) would allocate n bytes.
     known.pop('builtins.bytearray', None)
     with mock.patch.object(
         _weights_only_unpickler, '_get_allowed_globals', lambda: known
@@ -148,18 +148,18 @@ def plain_globals() -> Iterator[None]:
 
 
 def resolve(loaded: Any, size: int) -> Any:
-    """Put values in place of stand-ins, in containers of Python, in place.
+    """Replace stand-ins by their values, in Python containers, in place.
 
     Args:
-        loaded: Object that ``torch.load`` returned.
-        size: Bytes of the file.
+        loaded: Result of ``torch.load``.
+        size: Size of the file in bytes.
 
     Returns:
         The same object, or the value of a stand-in.
 
     Raises:
-        ValueError: If it contains itself, or would take much more memory
-            than the file where nothing is shared.
+        ValueError: If the object contains itself, or a copy without sharing
+            would be much larger than the file.
     """
     found, taken = _Resolver().visit(loaded)
     if taken > SHARED * size + BROADCAST:
@@ -170,16 +170,16 @@ def resolve(loaded: Any, size: int) -> Any:
 
 
 class _Resolver:
-    """Walk through containers that looks at each object once."""
+    """Visitor of nested containers that visits each object once."""
 
     def __init__(self) -> None:
-        #: By id: the object, which keeps it alive, and what visit returns.
+        #: By id: the object, to keep it alive, and the result of visit.
         self.seen: dict[int, tuple[Any, Any, int]] = {}
 
     def visit(self, value: Any) -> tuple[Any, int]:
-        """Return the object to put in place of one, and its size.
+        """Return the replacement of a value, and its size.
 
-        The size is in bytes, about, and without sharing.
+        The size is in bytes, approximate, and without sharing.
         """
         if id(value) in self.seen:
             _, found, size = self.seen[id(value)]
@@ -205,7 +205,7 @@ class _Resolver:
 
 
 def _refill(container: Any, items: list[Any]) -> Any:
-    """Put items in the place of those of a container."""
+    """Replace the items of a container, in place if possible."""
     if isinstance(container, tuple):
         return tuple(items)
     if isinstance(container, list):
@@ -213,14 +213,14 @@ def _refill(container: Any, items: list[Any]) -> Any:
     elif isinstance(container, dict):
         container.update(dict(zip(container, items, strict=True)))
     if isinstance(container, OrderedDict):
-        # Another attribute would hide a method.
+        # Other attributes could hide a method.
         for name in vars(container).keys() - {'_metadata'}:
             delattr(container, name)
     return container
 
 
 def _bytes(value: Tensor) -> int:
-    """Return the bytes of a tensor without sharing, checked by its storage."""
+    """Return the size of a tensor in bytes; check it against the storage."""
     count = value.numel() * value.element_size()
     if value.layout is torch.strided:
         stored = value.untyped_storage().nbytes()

@@ -1,4 +1,4 @@
-"""Write files that are whole or absent, and keep a folder to one run."""
+"""Atomic writing of files, and the lock of a work dir."""
 
 import os
 import re
@@ -16,22 +16,21 @@ except ImportError:  # Windows
 
 from sift_mm.errors import UserError
 
-#: File that a run holds a lock on, in its work dir.
+#: Lock file of a run in its work dir.
 LOCK = '.lock'
-#: Unfinished files of runs that were killed; earlier releases had no number.
+#: Unfinished files of killed runs; old releases wrote no number.
 _UNFINISHED = re.compile(r'(.+\.pth|last_checkpoint)(\.[0-9a-f]{16})?\.part')
 _held: set[tuple[int, Path]] = set()
 
 
 @contextmanager
 def written_whole(path: str | Path, mode: str = 'wb') -> Iterator[IO[Any]]:
-    """Open a file that gets its name when all of it is on the disk.
+    """Open a file that replaces an old one when it is whole on the disk.
 
-    Until then a file of that name stays. The new one is written beside it,
-    under a name that no other process has.
+    The new file is written beside the old one, under a unique name.
 
     Raises:
-        OSError: As of ``open`` and ``write``.
+        OSError: Error of ``open`` or ``write``.
     """
     path = Path(path)
     unfinished = path.with_name(f'{path.name}.{secrets.token_hex(8)}.part')
@@ -43,7 +42,7 @@ def written_whole(path: str | Path, mode: str = 'wb') -> Iterator[IO[Any]]:
         os.replace(unfinished, path)
     finally:
         unfinished.unlink(missing_ok=True)
-    # The name too has to be on the disk.
+    # The new name must be on the disk too.
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -53,14 +52,15 @@ def written_whole(path: str | Path, mode: str = 'wb') -> Iterator[IO[Any]]:
 
 @contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Keep a folder to this process, and remove what dead ones left there.
+    """Lock a folder for this process, and remove unfinished files.
 
-    A record lock, unlike ``flock``, is not inherited: it ends with this
-    process, though a data loader's workers may outlive it by seconds. Where
-    the file system has no locks, nothing is locked.
+    A record lock, unlike ``flock``, is not inherited by a data loader's
+    workers, which may outlive this process by seconds. File systems without
+    locks are not locked.
 
     Raises:
-        UserError: If another process holds the folder, or it cannot be made.
+        UserError: If another process holds the lock, or the folder cannot be
+            created.
     """
     folder = Path(folder).absolute()
     holder = os.getpid(), folder
@@ -74,7 +74,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     except OSError as error:
         raise UserError(
             f'The work dir {folder} cannot be written: {error.strerror}. '
-            'Name another one by --work-dir.'
+            'Choose another one by --work-dir.'
         ) from error
     _held.add(holder)
     try:
@@ -103,7 +103,7 @@ def _lock(stream: IO[str], folder: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove the unfinished checkpoints of runs that were killed."""
+    """Remove the unfinished checkpoints of killed runs."""
     for path in folder.glob('*.part'):
         if _UNFINISHED.fullmatch(path.name):
             path.unlink(missing_ok=True)

@@ -139,7 +139,7 @@ class SeededIterations:
         self._number(runner, loader)
 
     def _number(self, runner: Runner, loader: Any) -> None:
-        """Number the batches of the loader, from the run's iteration."""
+        """Wrap the loader's sampler, to number batches by iteration."""
         if (
             not isinstance(loader, DataLoader)
             or isinstance(loader.dataset, IterableDataset)

@@ -221,7 +221,7 @@ class SparseTraining:
         if self._weight_versions() == self._drawn:
             raise UserError(
                 'The weights of the network were not loaded: create '
-                'SparseTraining, load the network, then load this state.'
+                'SparseTraining, then load the network, then this state.'
             )
         check_structure(state, self.trainer.algorithm.structure)
         now, counts = self.state_dict(), self.masks.counts()
