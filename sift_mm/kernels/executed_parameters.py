@@ -49,8 +49,12 @@ class ExecutedParameter(nn.Parameter):
             args, kwargs = tree_map(_alias, (args, kwargs))
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
-            if sys._getframe(1).f_code is _PARAMETER:
-                # nn.Parameter(weight) insists on the type of its argument.
+            # nn.Parameter(weight) requires the type of its argument back.
+            # Dynamo can trace neither that nor frames.
+            if (
+                not torch.compiler.is_compiling()
+                and sys._getframe(1).f_code is _PARAMETER
+            ):
                 return _as_executed(func(*args, **kwargs))
             out = None
             if func is F.conv2d:
@@ -81,7 +85,7 @@ _PARAMETER = nn.Parameter.__new__.__code__
 
 
 def _as_executed(value: Any) -> Any:
-    """Return a tensor as a parameter that no execution runs."""
+    """Return a tensor as an executed parameter without an execution."""
     if isinstance(value, ExecutedParameter):
         return value
     return Tensor._make_subclass(ExecutedParameter, value)
