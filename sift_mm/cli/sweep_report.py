@@ -107,7 +107,7 @@ def to_markdown(cells: Sequence[Cell], metric: str) -> str:
     return markdown_table(rows)
 
 
-def draw(cells: Sequence[Cell], metric: str, path: Path) -> None:
+def plot(cells: Sequence[Cell], metric: str, path: Path) -> None:
     """Draw the metric against the sparsity, one panel an algorithm."""
     import matplotlib
 
@@ -186,7 +186,7 @@ def write_report(
             'goes between: add them.'
         )
     figure = path.with_name(f'{path.stem}-{name}.png')
-    draw(cells, metric, figure)
+    plot(cells, metric, figure)
     table = to_markdown(cells, metric)
     picture = f'![{metric} against the sparsity]({figure.name})'
     path.write_text(f'{head}{begin}\n{table}\n\n{picture}\n{end}{tail}')

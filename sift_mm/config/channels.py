@@ -18,7 +18,7 @@ from sift_mm.backbones import SparseIFTMixin
 from sift_mm.backbones.base import sparse_backbone
 from sift_mm.config.building import build, build_backbone
 from sift_mm.config.images import find_sizes
-from sift_mm.config.nodes import put, type_name, walk
+from sift_mm.config.nodes import set_at, type_name, walk
 from sift_mm.errors import UserError
 from sift_mm.flops import meta_image, on_meta, skip_norms, watched
 from sift_mm.flops.model_forward import run_once
@@ -87,7 +87,7 @@ def follow(model: Any, backbone: Any, dense: bool = False) -> dict[int, int]:
     written = max(bases, key=explained)
     new = {written * t: goal * t for t in times}
     for key, number in numbers.items():
-        put(model, key, new.get(number, number))
+        set_at(model, key, new.get(number, number))
     return new
 
 
@@ -133,7 +133,7 @@ def fit(
             return model, False
         # The one whose key has the most of the layer's name.
         key = max(wrong, key=lambda key: len(commonprefix([key, name])))
-        put(cfg.model, key, gets)
+        set_at(cfg.model, key, gets)
         del old[key]  # Corrected once: two layers may not agree on it.
 
 
@@ -254,7 +254,7 @@ def what_fits(cfg: Config, backbone: Any, misfit: tuple[str, int, int]) -> str:
         new = {k: n for k, n in reader_channels(fits).items() if n != now[k]}
         if new.get(key) != gets:
             fits, new = copy.deepcopy(cfg.model), {key: gets}
-            put(fits, key, gets)
+            set_at(fits, key, gets)
         return ', '.join(dict.fromkeys(_written(fits, key) for key in new))
     return ''
 

@@ -12,14 +12,14 @@ def walk(node: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield from walk(value, f'{key}.{name}')
 
 
-def put(node: Any, key: str, value: Any) -> Any:
+def set_at(node: Any, key: str, value: Any) -> Any:
     """Set what a dotted key below a node leads to, and return the node.
 
     A tuple on the way is replaced by another: some modules insist on one.
     """
     name, _, rest = key.partition('.')
     place: Any = name if isinstance(node, dict) else int(name)
-    value = put(node[place], rest, value) if rest else value
+    value = set_at(node[place], rest, value) if rest else value
     if isinstance(node, tuple):
         return (*node[:place], value, *node[place + 1 :])
     node[place] = value
