@@ -147,3 +147,11 @@ def test_messages_are_those_of_the_code():
     assert len(rows) > 30
     unknown = [row for row in rows if row not in messages()]
     assert not unknown
+
+
+def test_promises_name_tests_that_exist():
+    page = (ROOT / 'docs/reliability.md').read_text()
+    promised = set(re.findall(r'`(test_\w+)`', page))
+    assert len(promised) > 30
+    code = '\n'.join(p.read_text() for p in ROOT.glob('tests/**/test_*.py'))
+    assert not promised - set(re.findall(r'^def (test_\w+)\(', code, re.M))
