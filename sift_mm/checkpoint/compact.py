@@ -17,8 +17,8 @@ from sift_mm.checkpoint.state import (
     CHECKPOINT_KEY,
     is_as_saved,
     mask_training,
-    with_digest,
     weight_of,
+    with_digest,
 )
 from sift_mm.errors import UserError
 

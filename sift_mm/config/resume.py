@@ -8,7 +8,11 @@ from string import digits
 from mmengine.config import Config
 
 from sift_mm.checkpoint.reading import is_address, read
-from sift_mm.checkpoint.state import check_resumable, pretrained_cfg, with_context
+from sift_mm.checkpoint.state import (
+    check_resumable,
+    pretrained_cfg,
+    with_context,
+)
 from sift_mm.config.nodes import walk
 from sift_mm.errors import UserError
 

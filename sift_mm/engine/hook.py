@@ -363,8 +363,7 @@ class SparseTrainingHook(Hook):
         report, trainer.report = trainer.report, None
         if report.skipped:
             runner.logger.warning(
-                f'Mask update at step {report.step} skipped: '
-                f'{report.skipped}.'
+                f'Mask update at step {report.step} skipped: {report.skipped}.'
             )
             return
         self._mask_averages(runner)
