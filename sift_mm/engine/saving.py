@@ -55,7 +55,7 @@ class WholeFileBackend(LocalBackend):
 
 
 class _LateRemoval:
-    """File backend that deletes old files only after the new one is written."""
+    """File backend that deletes old files after the new one is written."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend

@@ -11,12 +11,8 @@ from functools import cache
 
 import pytest
 
-<<<<<<< HEAD
 from helpers.runs import ROOT
-from sift_mm.engine import SparseTrainingHook
-=======
 from sift_mm.sparsity import RunOptions
->>>>>>> v-docs2
 
 sys.path.insert(0, str(ROOT / 'docs/extension'))
 
