@@ -1,7 +1,7 @@
-"""Write the checkpoint of a run as a slim file that others can start from.
+"""Write the checkpoint of a run as a slim file for other runs.
 
 Weights, masks and meta stay; optimizer, schedules and the history of the
-masks go. The file's hash is in its name.
+masks are dropped. The name of the file has its hash.
 """
 
 import hashlib
@@ -37,9 +37,8 @@ KEPT_OF_MASKS = (
 def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return the parts of a checkpoint to publish, under the same keys.
 
-    Where an EMAHook kept averaged weights, ``state_dict`` has those, and they
-    are kept. Tensors are copies, for a view would bring its whole storage
-    along.
+    With an EMAHook, ``state_dict`` has the averaged weights, which are kept.
+    Tensors are copied: a view would save its whole storage.
 
     Raises:
         UserError: If there are no weights under ``state_dict``, if they are

@@ -51,7 +51,7 @@ def check_amp(cfg: Config) -> None:
     """Refuse mixed precision without an accelerator.
 
     Raises:
-        UserError: If an AMP wrapper would run without an accelerator.
+        UserError: If an AMP wrapper is set and no accelerator is found.
     """
     name = type_name(cfg.get('optim_wrapper') or {})
     if name in AMP_WRAPPERS.values() and not has_accelerator():

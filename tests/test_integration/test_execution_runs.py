@@ -11,8 +11,8 @@ from helpers.runs import forget_instances
 from helpers.sparse_runs import probed, train
 from helpers.toy_runs import assert_same
 from sift_mm.cli import test as test_tool
-from sift_mm.kernels import timing as clock
 from sift_mm.kernels import masked_layers
+from sift_mm.kernels import timing as clock
 
 
 def test_all_ranks_choose_as_rank_0_does(make_config, tmp_path, monkeypatch):
