@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import prod
-from typing import Annotated, Any, ClassVar
+from typing import ClassVar
 
 from sift_mm.errors import UserError
 from sift_mm.registry import Registry
@@ -44,9 +44,6 @@ class Distribution:
 DISTRIBUTIONS: Registry[Distribution] = Registry(
     'sparsity distribution', Distribution
 )
-DistributionLike = Annotated[
-    str | Mapping[str, Any] | Distribution, DISTRIBUTIONS
-]
 
 
 @DISTRIBUTIONS.register

@@ -1,8 +1,6 @@
 """Initializers of masks: random, by magnitude, or from the weights."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -37,9 +35,6 @@ class Initializer:
 
 
 INITIALIZERS: Registry[Initializer] = Registry('mask initializer', Initializer)
-InitializerLike = Annotated[
-    str | Mapping[str, Any] | Initializer, INITIALIZERS
-]
 
 
 def count_tolerance(size: int) -> int:
