@@ -18,7 +18,7 @@ from sift_mm.checkpoint.state import (
     with_context,
     without_prefix,
 )
-from sift_mm.engine.plan import MaskPlan, sparse_backbone
+from sift_mm.engine.plan import MaskPlan
 from sift_mm.errors import UserError
 from sift_mm.sparsity import (
     Algorithm,
@@ -51,51 +51,6 @@ def pretrained_source(
         if config and any(n.startswith(inside) for n in parameters):
             return inside, config
     return None
-
-
-def pretrained_state(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter]
-) -> tuple[bool, dict[str, Any] | None]:
-    """Return the mask training of the checkpoint that an ``init_cfg`` loads.
-
-    A Sparse-IFT backbone checks a checkpoint that it loads itself. A
-    checkpoint that another module loads is checked here.
-
-    Returns:
-        tuple: True if a checkpoint is loaded into a sparse parameter; its mask
-        training with the names of this model, or None.
-
-    Raises:
-        ValueError: If the checkpoint belongs to another backbone.
-    """
-    found = sparse_backbone(model)
-    source = pretrained_source(
-        model,
-        dict(found[1].named_parameters(found[0][:-1]) if found else ())
-        | dict(parameters),
-    )
-    if source is None:
-        return False, None
-    inside, config = source
-    owner: Any = model.get_submodule(inside.removesuffix('.'))
-    checkpoint = getattr(owner, 'loaded', None)
-    if checkpoint is not None:
-        owner.loaded = None  # Frees the checkpoint, which is read once.
-    else:
-        checkpoint = load_pretrained(config)
-        if found:
-            check_keys(
-                found[1],
-                without_prefix(checkpoint['state_dict'], config.get('prefix')),
-                config['checkpoint'],
-                found[0].removeprefix(inside),
-            )
-    with with_context(config['checkpoint']):
-        state = mask_training(checkpoint)
-    if state is None:
-        return True, None
-    masks = without_prefix(state['masks'], config.get('prefix'))
-    return True, dict(state, masks={inside + n: m for n, m in masks.items()})
 
 
 class Origin(Enum):
@@ -180,14 +135,43 @@ class Start:
 def read_start(start: Start, plan: MaskPlan) -> Start:
     """Return the start of a run, with the checkpoint of an ``init_cfg``.
 
+    A Sparse-IFT backbone checks a checkpoint that it loads itself. A
+    checkpoint that another module loads is checked here.
+
     Args:
         start (Start): Start from the checkpoint that the runner loaded.
         plan (MaskPlan): Plan of the model's masks.
+
+    Raises:
+        ValueError: If the checkpoint belongs to another backbone.
     """
     if start.loaded:
         return start
-    loaded, state = pretrained_state(plan.model, plan.parameters)
-    return Start(state, loaded)
+    found = plan.found
+    backbone = found[1].named_parameters(found[0][:-1]) if found else ()
+    source = pretrained_source(plan.model, dict(backbone) | plan.parameters)
+    if source is None:
+        return start
+    inside, config = source
+    owner: Any = plan.model.get_submodule(inside.removesuffix('.'))
+    checkpoint = getattr(owner, 'loaded', None)
+    if checkpoint is not None:
+        owner.loaded = None  # Frees the checkpoint, which is read once.
+    else:
+        checkpoint = load_pretrained(config)
+        if found:
+            check_keys(
+                found[1],
+                without_prefix(checkpoint['state_dict'], config.get('prefix')),
+                config['checkpoint'],
+                found[0].removeprefix(inside),
+            )
+    with with_context(config['checkpoint']):
+        state = mask_training(checkpoint)
+    if state is not None:
+        masks = without_prefix(state['masks'], config.get('prefix'))
+        state['masks'] = {inside + n: m for n, m in masks.items()}
+    return Start(state, loaded=True)
 
 
 def choose_algorithm(options: RunOptions, start: Start) -> Algorithm:

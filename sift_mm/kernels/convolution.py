@@ -14,6 +14,7 @@ import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -33,6 +34,14 @@ class Sizes(ctypes.Structure):
     _fields_ = int64_fields(
         'images channels in_h in_w filters out_h out_w tile_rows block threads'
     )
+
+
+class Epilogue(NamedTuple):
+    """Bias and residual to add to the outputs, and a ReLU after them."""
+
+    bias: Tensor | None = None
+    residual: Tensor | None = None
+    relu: bool = False
 
 
 _Walk = ctypes.c_int64 * 24
@@ -56,28 +65,24 @@ def forward(
         pattern[:3], forward_layout(geometry, channels), filters
     )
     values = _gather(weight, nonzeros[2])
-    return _forward(x, values, bias, None, False, nonzeros, layout, geometry)
+    return _forward(x, values, Epilogue(bias), nonzeros, layout, geometry)
 
 
 def fused_forward(
     x: Tensor,
     values: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
+    epilogue: Epilogue,
     pattern: Sequence[Tensor],
     geometry: Geometry,
     filters: int,
 ) -> Tensor:
-    """Convolve with gathered values; add a residual and apply a ReLU."""
+    """Convolve an input with gathered values, and apply an epilogue."""
     x = check(x, 'input', None, None, None, None)
     layout, nonzeros = _nonzeros(
         pattern[:3], forward_layout(geometry, x.shape[1]), filters
     )
     values = check(values, 'values', nonzeros[2].numel())
-    return _forward(
-        x, values, bias, residual, relu, nonzeros, layout, geometry
-    )
+    return _forward(x, values, epilogue, nonzeros, layout, geometry)
 
 
 def input_gradient(
@@ -306,9 +311,7 @@ def _convolve(
     walk: ctypes.Array,
     nonzeros: Nonzeros,
     values: Tensor,
-    bias: Tensor | None = None,
-    residual: Tensor | None = None,
-    relu: bool = False,
+    epilogue: Epilogue = Epilogue(),  # noqa: B008, immutable
 ) -> None:
     """Compute the outputs of one walk."""
     _run(
@@ -319,9 +322,7 @@ def _convolve(
         source,
         *nonzeros[:2],
         values,
-        bias,
-        residual,
-        relu,
+        *epilogue,
         out,
     )
 
@@ -329,21 +330,21 @@ def _convolve(
 def _forward(
     x: Tensor,
     values: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
+    epilogue: Epilogue,
     nonzeros: Nonzeros,
     layout: Layout,
     geometry: Geometry,
 ) -> Tensor:
     filters = (nonzeros[0].numel() - 2) // layout.blocks
     out = new(x.shape[0], filters, *_out_size(geometry, *x.shape[2:]))
+    bias, residual, relu = epilogue
     if bias is not None:
         bias = check(bias, 'bias', filters)
     if residual is not None:
         residual = check(residual, 'residual', *out.shape)
+    epilogue = Epilogue(bias, residual, relu)
     if not out.numel():
         return out
     for walk in _forward_walks(geometry, x.shape[2], x.shape[3]):
-        _convolve(x, out, layout, walk, nonzeros, values, bias, residual, relu)
+        _convolve(x, out, layout, walk, nonzeros, values, epilogue)
     return out

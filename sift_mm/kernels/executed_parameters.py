@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from .masked_layers import LINEAR, Call, Execution
-from .unmasked_layers import UnmaskedExecution
+from .unmasked_layers import ExecutedMaxPool2d, UnmaskedExecution
 
 
 class ExecutedParameter(nn.Parameter):
@@ -98,23 +98,32 @@ def _alias(value: Any) -> Any:
         return value.view_as(value)
 
 
-def attach(parameter: Any, execution: Any) -> None:
-    """Run a parameter's layer through an execution.
+#: Plain classes that an execution can run, with their executed classes.
+EXECUTED: dict[type, type] = {
+    nn.Parameter: ExecutedParameter,
+    nn.MaxPool2d: ExecutedMaxPool2d,
+}
+
+
+def attach(plain: Any, execution: Any) -> None:
+    """Run a parameter's layer, or a max-pooling, through an execution.
 
     Args:
-        parameter (nn.Parameter): Plain parameter, or one attached before.
+        plain (nn.Parameter | nn.MaxPool2d): Plain object, or one attached
+            before.
         execution (Execution | UnmaskedExecution): Execution, which replaces
             an earlier one.
     """
-    parameter.execution = execution
-    parameter.__class__ = ExecutedParameter
+    plain.execution = execution
+    plain.__class__ = EXECUTED.get(type(plain), type(plain))
 
 
-def detach(parameter: Any) -> None:
-    """Turn a parameter back into a plain one."""
-    if isinstance(parameter, ExecutedParameter):
-        parameter.__class__ = nn.Parameter  # type: ignore[assignment]
-        vars(parameter).pop('execution', None)
+def detach(executed: Any) -> None:
+    """Turn a parameter or max-pooling back into a plain one."""
+    for plain, kind in EXECUTED.items():
+        if type(executed) is kind:
+            vars(executed).pop('execution', None)
+            executed.__class__ = plain
 
 
 def _conv2d(

@@ -147,8 +147,9 @@ def sparse_conv2d_fused(
         ValueError: If shapes or pattern do not fit.
     """
     shape = _geometry(tuple(geometry))
+    epilogue = convolution.Epilogue(bias, residual, relu)
     return convolution.fused_forward(
-        x, values, bias, residual, relu, pattern, shape, filters
+        x, values, epilogue, pattern, shape, filters
     )
 
 

@@ -72,13 +72,14 @@ class UnmaskedExecution:
         )
 
 
-class _ExecutedMaxPool2d(nn.MaxPool2d):
+class ExecutedMaxPool2d(nn.MaxPool2d):
     """Max-pooling that runs through an execution.
 
     Copies and pickles are plain poolings.
     """
 
     def forward(self, input: Tensor) -> Tensor:
+        """Pool on the kernel if the execution allows it."""
         if torch.jit.is_scripting():
             return F.max_pool2d(  # type: ignore[call-overload]
                 input,
@@ -105,23 +106,5 @@ class _ExecutedMaxPool2d(nn.MaxPool2d):
 
 
 # Tools that print or count layers by name see a plain pooling.
-_ExecutedMaxPool2d.__name__ = nn.MaxPool2d.__name__
-_ExecutedMaxPool2d.__module__ = nn.MaxPool2d.__module__
-
-
-def is_plain_pool(module: nn.Module) -> bool:
-    """Return True for PyTorch's max-pooling, attached or not."""
-    return type(module) in (nn.MaxPool2d, _ExecutedMaxPool2d)
-
-
-def attach_pool(pool: Any, execution: UnmaskedExecution) -> None:
-    """Run a max-pooling through an execution."""
-    pool.execution = execution
-    pool.__class__ = _ExecutedMaxPool2d
-
-
-def detach_pool(pool: Any) -> None:
-    """Turn a max-pooling back into a plain one."""
-    if type(pool) is _ExecutedMaxPool2d:
-        vars(pool).pop('execution', None)
-        pool.__class__ = nn.MaxPool2d  # type: ignore[assignment]
+ExecutedMaxPool2d.__name__ = nn.MaxPool2d.__name__
+ExecutedMaxPool2d.__module__ = nn.MaxPool2d.__module__

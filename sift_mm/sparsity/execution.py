@@ -16,17 +16,11 @@ from sift_mm.kernels import (
     reads_images,
     why_unavailable,
 )
-from sift_mm.kernels.executed_parameters import (
-    ExecutedParameter,
-    attach,
-    detach,
-)
+from sift_mm.kernels.executed_parameters import attach, detach
 from sift_mm.kernels.masked_layers import SPARSE, Choice, Execution
 from sift_mm.kernels.unmasked_layers import (
+    ExecutedMaxPool2d,
     UnmaskedExecution,
-    attach_pool,
-    detach_pool,
-    is_plain_pool,
 )
 from sift_mm.sparsity.agreement import world_size
 from sift_mm.sparsity.masks import MaskSet
@@ -106,8 +100,7 @@ class SparseExecution:
             if key != 'weight' or type(parameter) is not nn.Parameter:
                 continue
             if isinstance(module, nn.BatchNorm2d):
-                attach(parameter, self._others)
-                self._attached.append((parameter, self._others))
+                self._run(parameter, self._others)
             elif reads_images(module) and not _why_dense(
                 module, parameter, self.mode
             ):
@@ -115,9 +108,8 @@ class SparseExecution:
                 full = torch.ones_like(parameter, dtype=torch.bool)
                 self._execute(prefix, module, parameter, full)
         for module in model.modules():
-            if is_plain_pool(module):
-                attach_pool(module, self._others)
-                self._attached.append((module, self._others))
+            if type(module) in (nn.MaxPool2d, ExecutedMaxPool2d):
+                self._run(module, self._others)
 
     def _execute(
         self,
@@ -127,8 +119,14 @@ class SparseExecution:
         mask: Tensor,
     ) -> None:
         self.layers[name] = Execution(module, mask, self.mode == 'auto')
-        attach(parameter, self.layers[name])
-        self._attached.append((parameter, self.layers[name]))
+        self._run(parameter, self.layers[name])
+
+    def _run(
+        self, plain: Any, execution: Execution | UnmaskedExecution
+    ) -> None:
+        # The entry comes first: an interruption in between detaches too.
+        self._attached.append((plain, execution))
+        attach(plain, execution)
 
     def _masked(self) -> dict[str, Execution]:
         """Return the masked layers, without convolutions of images."""
@@ -322,14 +320,10 @@ def _why_dense(
 
 
 def _detach_all(attached: list[tuple[Any, object]]) -> None:
-    for one, execution in attached:
+    for executed, execution in attached:
         # A later execution may have taken over.
-        if getattr(one, 'execution', None) is not execution:
-            continue
-        if isinstance(one, ExecutedParameter):
-            detach(one)
-        else:
-            detach_pool(one)
+        if getattr(executed, 'execution', None) is execution:
+            detach(executed)
 
 
 def _listed(reasons: Mapping[str, str]) -> str:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sift_mm
 from sift_mm.errors import UserError
-from sift_mm.kernels import masked_layers
+from sift_mm.kernels import executed_parameters, masked_layers
 from sift_mm.sparsity import SparseExecution
 from sift_mm.sparsity import execution as execution_module
 
@@ -506,9 +506,14 @@ def fail(*_):
 
 
 def test_an_interruption_leaves_the_network_usable(monkeypatch):
+    def attach(plain, execution):
+        if isinstance(plain, nn.MaxPool2d):
+            raise KeyboardInterrupt
+        executed_parameters.attach(plain, execution)
+
     model = convolution()
     with monkeypatch.context() as patch:
-        patch.setattr(execution_module, 'attach_pool', fail)
+        patch.setattr(execution_module, 'attach', attach)
         with pytest.raises(KeyboardInterrupt):
             execute(model)
     assert {type(p) for p in model.parameters()} == {nn.Parameter}
