@@ -8,7 +8,13 @@ from .norm import batch_norm
 from .ops import PRODUCTS, sparse_conv2d, sparse_conv2d_fused
 from .pattern import make_pattern
 from .pooling import can_pool, max_pool2d
-from .timing import SMALLEST, Timing, multiplications, time_products
+from .timing import (
+    SMALLEST,
+    Timing,
+    fastest,
+    multiplications,
+    time_products,
+)
 
 __all__ = [
     'PRODUCTS',
@@ -18,6 +24,7 @@ __all__ = [
     'Timing',
     'batch_norm',
     'can_pool',
+    'fastest',
     'geometry_of',
     'is_zero_outside',
     'keep_freed_memory',

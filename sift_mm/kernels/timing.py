@@ -96,17 +96,17 @@ def time_products(
             lambda: weight_gradient(grad, *layer),
         ),
     ]
-    seconds = [_fastest(*pair) for pair in pairs]
+    seconds = [fastest(*pair) for pair in pairs]
     return Timing(
         dense=tuple(share * dense for dense, _ in seconds),
         sparse=tuple(share * sparse for _, sparse in seconds),
     )
 
 
-def _fastest(
+def fastest(
     dense: Callable[[], object], sparse: Callable[[], object]
 ) -> tuple[float, float]:
-    """Seconds of the fastest run of each."""
+    """Return the seconds of the fastest run of each."""
     best = [float('inf')] * 2
     start = perf_counter()
     for _ in range(PAIRS):
