@@ -46,8 +46,6 @@ LIBRARIES: dict[str, Registry] = {}
 TOLERANCE = 1e-3
 # Usual image sizes of networks, in pixels, the most common first.
 SIDES = (224, 256, 32)
-# Sides of images for checks by values, which take time.
-SMALL_SIDES = (64, 96)
 
 
 class TransformedBackbone(SparseIFTBackbone):
@@ -150,10 +148,9 @@ def sparse_ift(
     # Else each weight is logged here, and again when a run starts.
     network._dump_init_info = lambda: None
     channels = backbone.get('in_channels') or image_channels(network)
-    fixed = _fixed_size(network, backbone)
-    shape = match_shape or fixed or _image(network, channels)
+    shape = match_shape or _image(network, backbone, channels)
     # Networks that read more than an image have no example.
-    example = _example(network, channels, shape, fixed)
+    example = _trial(network, channels, shape)
     replaced = _transform(network, member, include, exclude, example)
     del network._dump_init_info
     dense_kind: Any = type(network)
@@ -219,28 +216,14 @@ def _trial(
     return image if runs else None
 
 
-def _example(
-    network: Any, channels: int, shape: tuple[int, int], fixed: Any
-) -> Tensor | None:
-    """Return an image that a network runs on, a small one if it may be."""
-    small = () if fixed else ((side, side) for side in SMALL_SIDES)
-    trials = (_trial(network, channels, size) for size in (*small, shape))
-    return next((image for image in trials if image is not None), None)
-
-
-def _fixed_size(network: Any, config: Any) -> tuple[int, int] | None:
-    """Return the image size that a network or its config states."""
+def _image(network: Any, config: Any, channels: int) -> tuple[int, int]:
+    """Return the image size of a network or config, else a usual one."""
     default = getattr(parameters(type(network)).get('img_size'), 'default', 0)
     size = getattr(network, 'img_size', config.get('img_size') or default)
     if isinstance(size, int) and size:
         return size, size
     if isinstance(size, (tuple, list)):
         return size[0], size[-1]
-    return None
-
-
-def _image(network: Any, channels: int) -> tuple[int, int]:
-    """Return the first usual image size that a network runs on."""
     for side in SIDES:
         if _trial(network, channels, (side, side)) is not None:
             return side, side

@@ -164,8 +164,8 @@ class SparseIFTMixin(SparseIFTBackbone):
         for name, layer in layers.items():
             if plain_type(layer) is None:
                 raise UserError(
-                    f'{name} is a {type(layer).__name__}, which is not known '
-                    'to work under masks; set conv_cfg=None.'
+                    f'{name} is a {type(layer).__name__}, which masks do not '
+                    'support; set conv_cfg=None.'
                 )
         if not member.kind.composite:
             return  # The network was built wider.

@@ -88,16 +88,16 @@ def add_config_options(
         type=float,
         help="nominal sparsity of the member, in place of the config's",
     )
-    add_name('--inner', INNER, 'what follows an inner layer of the member')
+    add_name('--inner', INNER, 'modules behind an inner layer of the member')
     add_name(
         '--sparse-factors',
         SPARSE_FACTORS,
-        'which factors of a factorized member carry masks',
+        'masked factors of a factorized member',
     )
     add_name(
         '--algorithm',
         ALGORITHMS.names,
-        'how masks are trained, in place of what the config says',
+        "mask training, in place of the config's",
     )
     parser.set_defaults(mask_interval=None)
     if interval:

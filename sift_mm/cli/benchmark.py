@@ -35,8 +35,8 @@ def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
     hook = build_hook(cfg)
     if hook is None:
         raise UserError(
-            'The config has no SparseTrainingHook, so that nothing of its '
-            'network is sparse; --family and --sparsity make it so.'
+            'The config has no SparseTrainingHook, so no layer is sparse; '
+            'add --family and --sparsity.'
         )
     fill(model)
     masks = hook.plan(model, cfg).draw(hook.options.initializer, 0)

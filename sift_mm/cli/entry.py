@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
         self.add_argument(
             FLAG,
             action='store_true',
-            help='show where a mistake was found, besides what it is',
+            help='show the traceback of an error too',
         )
 
 

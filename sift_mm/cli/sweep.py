@@ -36,8 +36,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add('dense', help='path of the config of the baseline')
     add(
         'sparse',
-        help='path of the config of a member; the others differ from it in '
-        'what the options say alone',
+        help='path of the config of a member; options change it for the '
+        'other members',
     )
     for option, (names, default) in AXES.items():
         add(
@@ -54,8 +54,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         nargs='+',
         action='append',
         metavar='KEY=VALUE',
-        help='a set of settings of the members, as those of tools/train.py; '
-        'each time this option is given, it is another set',
+        help='a set of settings of the members, as for tools/train.py; repeat '
+        'the option for another set',
     )
     add('--seeds', type=positive, default=3, help='runs of each')
     add('--jobs', type=positive, default=1, help='runs at a time')

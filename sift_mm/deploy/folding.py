@@ -199,7 +199,7 @@ def altered(module: nn.Module) -> bool:
 def _obstacle(composite: Any) -> str | None:
     """Return the reason to keep a composite, None if it can be folded."""
     if type(composite) not in (Parallel, Factorized, Doped):
-        return f'a {type(composite).__name__} is of no kind that can be folded'
+        return f'a {type(composite).__name__} cannot be folded'
     for name, part in composite.named_modules():
         if altered(part):
             return f'{name or "it"} {_ALTERED}'
@@ -244,7 +244,7 @@ def mismatch(layer: Any, norm: Any) -> str | None:
     # does not run over the features of a linear layer.
     expected = BATCH_NORMS.get(kind, nn.BatchNorm1d)  # type: ignore
     if isinstance(norm, _SIZED) and not isinstance(norm, expected):
-        return f'{name} is not for what a {type(layer).__name__} gives'
+        return f'{name} does not fit outputs of a {type(layer).__name__}'
     if norm.num_features != layer.weight.shape[0]:
         return (
             f'{name} of {norm.num_features} channels is not for the '
@@ -273,7 +273,7 @@ def _doubt(
             'convolution or linear layer'
         )
     if isinstance(parent, (nn.ModuleList, nn.ModuleDict)):
-        return f'a {kind} does not say what runs after what'
+        return f'a {kind} has no order of execution'
     if isinstance(order, (list, tuple)) and ('conv', 'norm') not in pairwise(
         order
     ):

@@ -1,6 +1,5 @@
 """Calls of sparse layers: checks of inputs, execution and timing."""
 
-from time import perf_counter
 from typing import Any
 
 import torch
@@ -9,18 +8,14 @@ from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from sift_mm.deploy.folding import altered
-from sift_mm.kernels import sparse_conv2d_fused
+from sift_mm.kernels import SMALLEST, fastest, sparse_conv2d_fused
 
 PATTERN = ('row', 'position', 'index')
 NORM_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 RELUS = (torch.relu, torch.relu_, F.relu, F.relu_)
 _RELU_FORWARD = nn.ReLU.forward
-#: Multiplications below which calling an operator costs more than the product.
-SMALLEST = 4_000_000
 #: Multiplications of a timed run; it leaves further images out.
 ENOUGH = 1_000_000_000
-#: Timed runs of each kind (the fastest counts), and seconds for all of them.
-ROUNDS, SECONDS = 3, 0.25
 
 
 def dense_weight(layer: Any) -> Tensor:
@@ -100,15 +95,8 @@ def can_run(layer: Any, x: Any) -> bool:
 
 def out_shape(layer: Any, x: Tensor) -> tuple[int, int, int, int]:
     """Return the shape of the output of a convolution."""
-    height, width = (
-        (x.shape[i + 2] + before + after - dilation * (kernel - 1) - 1)
-        // stride
-        + 1
-        for i, (kernel, stride, before, after, dilation) in enumerate(
-            (layer.numbers[:5], layer.numbers[5:])
-        )
-    )
-    return x.shape[0], layer.weight_shape[0], height, width
+    size = layer.geometry.out_size(x.shape[2], x.shape[3])
+    return x.shape[0], layer.weight_shape[0], *size
 
 
 def is_norm(norm: Any, layer: Any) -> bool:
@@ -210,7 +198,7 @@ def run(
         residual,
         relu is not None,
         [getattr(layer, name) for name in PATTERN],
-        layer.numbers,
+        layer.geometry.numbers(),
         layer.weight_shape[0],
     )
     if linear:
@@ -300,18 +288,8 @@ def _is_faster(
         if relu is not None:
             out.relu_()
 
-    best = [float('inf')] * 2
-    start = perf_counter()
-    for done in range(ROUNDS):
-        for i, timed in enumerate(
-            (dense, lambda: run(layer, x, norm, residual, relu))
-        ):
-            begin = perf_counter()
-            timed()
-            best[i] = min(best[i], perf_counter() - begin)
-        if done and perf_counter() - start > SECONDS:
-            break
-    layer.choices[key] = best[1] < best[0]
+    seconds = fastest(dense, lambda: run(layer, x, norm, residual, relu))
+    layer.choices[key] = seconds[1] < seconds[0]
     if not any(layer.choices.values()):
         layer._folded = None
     elif all(layer.choices.values()):

@@ -13,6 +13,7 @@ from sift_mm.deploy import sparse_calls as calls
 from sift_mm.deploy.sparse_calls import PATTERN, dense_weight
 from sift_mm.errors import UserCallError
 from sift_mm.kernels import (
+    Geometry,
     can_pool,
     geometry_of,
     make_pattern,
@@ -31,7 +32,7 @@ class SparseLayer(nn.Module):
     plain_class: Any
     values: Tensor
     weight_shape: torch.Size
-    numbers: list[int]
+    geometry: Geometry
     settings: tuple
     choices: dict[tuple[int, int], bool]
     timed: bool
@@ -132,13 +133,12 @@ def sparsify(layer: Any, mask: Tensor, timed: bool) -> None:
         mask (Tensor): Bool of the weight's shape; the weight is zero outside.
         timed (bool): Whether the layer runs sparse only if that is faster.
     """
-    weight, geometry = layer.weight.detach(), geometry_of(layer)
-    pattern = make_pattern(
-        mask if mask.ndim == 4 else mask[..., None, None], geometry, False
-    )
+    weight = layer.weight.detach()
     layer.plain_class = type(layer)
     layer.weight_shape = weight.shape
-    layer.numbers = geometry.numbers()
+    layer.geometry = geometry_of(layer)
+    taps = mask if mask.ndim == 4 else mask[..., None, None]
+    pattern = make_pattern(taps, layer.geometry, False)
     layer.settings = calls.settings_of(layer)
     layer.timed, layer.choices = timed, {}
     del layer._parameters['weight']

@@ -7,12 +7,14 @@ from .norm import batch_norm
 from .ops import PRODUCTS, sparse_conv2d, sparse_conv2d_fused
 from .pattern import make_pattern
 from .pooling import can_pool, max_pool2d
+from .timing import fastest
 
 __all__ = [
     'PRODUCTS',
     'Geometry',
     'batch_norm',
     'can_pool',
+    'fastest',
     'geometry_of',
     'keep_freed_memory',
     'make_pattern',

@@ -96,14 +96,14 @@ def time_products(
             lambda: weight_gradient(grad, *layer),
         ),
     ]
-    seconds = [_fastest(*pair) for pair in pairs]
+    seconds = [fastest(*pair) for pair in pairs]
     return Timing(
         dense=tuple(share * dense for dense, _ in seconds),
         sparse=tuple(share * sparse for _, sparse in seconds),
     )
 
 
-def _fastest(
+def fastest(
     dense: Callable[[], object], sparse: Callable[[], object]
 ) -> tuple[float, float]:
     """Return the seconds of the fastest dense and the fastest sparse run."""

@@ -96,9 +96,9 @@ def _left_alone(layers: Mapping[str, Any]) -> dict[str, str]:
         elif PREDICTORS.fullmatch(parts[-1]):
             found[name] = 'it gives predictions, as its name says'
         elif not layer.weight.requires_grad:
-            found[name] = 'frozen: new weights would never be trained'
+            found[name] = 'frozen: new weights would not train'
         elif not layer.weight.is_meta and not layer.weight.any():
-            found[name] = 'its weight starts at zero, as a new one would not'
+            found[name] = 'its weight starts at zero, and a new one would not'
     last = list(layers)[-1] if layers else ''
     if isinstance(layers.get(last), nn.Linear) and CLASSIFIERS & set(
         last.split('.')
@@ -116,8 +116,8 @@ def _obstacle(
         return f'a {kind} layer already'
     if plain_type(layer) is None:
         return (
-            f'of type {kind}, of which it is not known whether it uses '
-            'its weight as a plain layer does'
+            f'of type {kind}, which may use its weight in another way than a '
+            'plain layer'
         )
     if not isinstance(layer.weight, nn.Parameter):
         return 'its weight is no parameter'

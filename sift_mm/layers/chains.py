@@ -54,6 +54,29 @@ class Link:
         return self.layer.weight.shape[0]
 
 
+@dataclass(frozen=True)
+class Place:
+    """Chain at its place in a network.
+
+    Args:
+        block (str): Name of the block in the network.
+        chain (list[Link]): Layers of the chain, by name within the block.
+    """
+
+    block: str
+    chain: list[Link]
+
+    def names(self) -> tuple[str, ...]:
+        """Return the names of the layers in the network."""
+        prefix = f'{self.block}.' if self.block else ''
+        return tuple(f'{prefix}{link.name}' for link in self.chain)
+
+    def pairs(self) -> list[tuple[tuple[str, Any], tuple[str, Any]]]:
+        """Return each layer with the next layer, and their names."""
+        layers = (link.layer for link in self.chain)
+        return list(pairwise(zip(self.names(), layers, strict=True)))
+
+
 def find_chains(
     block: nn.Module, allowed: Collection[nn.Module]
 ) -> list[list[Link]]:

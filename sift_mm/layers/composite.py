@@ -50,9 +50,9 @@ class Composite(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if name == 'weight':
             raise AttributeError(
-                f'A {type(self).__name__} layer has no one weight. What '
-                'reads it does not call the layer; leave this layer dense '
-                '(exclude=[...] of sift_mm.transform).'
+                f'A {type(self).__name__} layer has no single weight, and the '
+                'caller reads it: leave this layer dense (exclude=[...] of '
+                'sift_mm.transform).'
             )
         return super().__getattr__(name)
 
@@ -65,8 +65,8 @@ def check_inner(inner: str) -> None:
     """Refuse an unknown inner non-linearity with a ValueError."""
     if inner not in INNER:
         raise UserError(
-            f'inner is what follows an inner layer, one of '
-            f'{INNER}; got {inner!r}.'
+            f'inner={inner!r} is no module behind an inner layer; it has to '
+            f'be one of {INNER}.'
         )
 
 

@@ -2,8 +2,6 @@
 
 import copy
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -11,34 +9,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
-from sift_mm.layers.chains import Link, chain_parts
+from sift_mm.layers.chains import Place, chain_parts
 from sift_mm.layers.wide import localize_norms, put_wider
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
-Named = tuple[str, Any]
-
-
-@dataclass(frozen=True)
-class Place:
-    """Chain at its place in a network.
-
-    Args:
-        block (str): Name of the block in the network.
-        chain (list[Link]): Layers of the chain, by name within the block.
-    """
-
-    block: str
-    chain: list[Link]
-
-    def names(self) -> tuple[str, ...]:
-        """Return the names of the layers in the network."""
-        prefix = f'{self.block}.' if self.block else ''
-        return tuple(f'{prefix}{link.name}' for link in self.chain)
-
-    def pairs(self) -> list[tuple[Named, Named]]:
-        """Return each layer with the next layer, and their names."""
-        layers = (link.layer for link in self.chain)
-        return list(pairwise(zip(self.names(), layers, strict=True)))
 
 
 @torch.no_grad()

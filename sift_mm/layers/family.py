@@ -113,7 +113,7 @@ class Member:
         if not kind.composite and self.inner != 'none':
             raise UserError(
                 f'family={self.family!r} has no inner layers, so that '
-                f'inner={self.inner!r} means nothing for it.'
+                f'inner={self.inner!r} has no effect; leave it out.'
             )
         if self.sparse_factors is None:
             return
@@ -164,8 +164,8 @@ class Member:
         """
         if not self.kind.composite:
             raise UserError(
-                f'family={self.family!r} widens layers along with those '
-                'that read them; use sift_mm.transform.'
+                f'family={self.family!r} widens layers together with their '
+                'readers; use sift_mm.transform.'
             )
         step = 1
         if self.inner != 'none':
@@ -182,8 +182,8 @@ def check_share(ratio: float) -> None:
     """Refuse a layer whose FLOPs no whole sizes meet, with a ValueError."""
     if abs(ratio - 1) > TOLERANCE:
         raise UserError(
-            'no whole number of channels, ranks or branches has '
-            f'its FLOPs, the nearest {ratio:.2f} of them'
+            'no whole number of channels, ranks or branches has its FLOPs; '
+            f'the nearest has {ratio:.2f} of them'
         )
 
 

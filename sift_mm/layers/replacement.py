@@ -154,8 +154,8 @@ def _undo_what_fails(
             failed.add(change.names)
             for name in change.names:
                 skipped[name] = (
-                    f'{change.kind} is read from outside where it would be '
-                    f'another ({why})'
+                    f'{change.kind} is read from outside, where its values '
+                    f'would change ({why})'
                 )
     return failed
 

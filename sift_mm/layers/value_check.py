@@ -19,8 +19,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from sift_mm.layers.chains import Place
 from sift_mm.layers.doubling import (
-    Place,
     arguments,
     double_chain,
     random_copy,
@@ -52,6 +52,7 @@ class ValueCheck:
 
     Attributes:
         called (set[str]): Names of the modules that the example runs.
+        trains (bool): Whether the network runs in training mode too.
 
     Raises:
         Exception: Any error of the network in evaluation with the example.
@@ -73,7 +74,8 @@ class ValueCheck:
                 self.expected = {False: evaluated, True: trained}
                 self.inputs = inputs
                 break
-        self._run(self.dense, True in self.expected, watch=self._note)
+        self.trains = True in self.expected
+        self._run(self.dense, self.trains, watch=self._note)
 
     def _note(self, network: nn.Module, hooks: ExitStack) -> None:
         """Note the names of the modules that run."""
@@ -188,9 +190,8 @@ class ValueCheck:
         that one run checks all chains.
         """
         trial = _Mixing(self._changed, places)
-        training = True in self.expected
-        self._run(self.dense, training, watch=trial.record)
-        self._run(self.dense, training, watch=trial.disturb)
+        self._run(self.dense, self.trains, watch=trial.record)
+        self._run(self.dense, self.trains, watch=trial.disturb)
         if not trial.mixed:
             return ''
         return (

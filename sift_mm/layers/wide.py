@@ -11,6 +11,7 @@ from sift_mm.flops import FlopCount, count_call, on_meta
 from sift_mm.flops.isoflop import inner_expansion
 from sift_mm.layers.chains import (
     Link,
+    Place,
     chain_parts,
     follower_width,
     own_modules,
@@ -88,7 +89,8 @@ class Widening:
     """Plan of a wider chain at equal FLOPs.
 
     Args:
-        chain (list[Link]): Layers of the chain, by name within the block.
+        block (nn.Module): Block of the chain.
+        place (Place): The chain, and the block's name in the network.
         widths (dict[str, int]): New output channels of all but the last.
         ratio (float): FLOPs of the new layers under masks divided by those of
             the old layers, with the depthwise convolutions between.
@@ -97,27 +99,31 @@ class Widening:
         inputs (tuple): Arguments for the block, on the meta device.
     """
 
-    chain: list[Link]
+    block: nn.Module
+    place: Place
     widths: dict[str, int]
     ratio: float
     left: float
     inputs: tuple[Any, ...]
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the layers in the network."""
+        return self.place.names()
 
-def plan_widening(
-    block: nn.Module, chain: list[Link], sparsity: float
-) -> Widening:
+
+def plan_widening(block: nn.Module, place: Place, sparsity: float) -> Widening:
     """Plan the widths of a chain, and run the block with them on meta tensors.
 
     Args:
         block (nn.Module): The block; it does not change.
-        chain (list[Link]): One of its chains.
+        place (Place): One of its chains, and its name in the network.
         sparsity (float): Share of zero weights of the masks.
 
     Raises:
         ValueError: If the block does not run, or no width has the FLOPs.
     """
-    kind = type(block).__name__
+    kind, chain = type(block).__name__, place.chain
     trial = on_meta(block, norms=False)
     inputs, before = _find_inputs(trial, chain)
     flops = {link.name: before.of(f'{link.name}.weight') for link in chain}
@@ -129,8 +135,8 @@ def plan_widening(
         after = count_call(trial, *inputs)
     except Exception as error:
         raise UserError(
-            f'{kind} does not run with a wider inside, as something in it '
-            f'keeps its width ({error})'
+            f'{kind} does not run with a wider inside: a part of it has a '
+            f'fixed width ({error})'
         ) from None
     wide = (1 - sparsity) * sum(after.of(f'{name}.weight') for name in flops)
     grown = sum(after.of(f'{name}.weight') for name in between)
@@ -138,7 +144,7 @@ def plan_widening(
     ratio = (wide + grown) / (dense + depthwise)
     check_share(ratio)
     left = 1 - (grown - depthwise) / dense
-    return Widening(chain, widths, ratio, left, inputs)
+    return Widening(block, place, widths, ratio, left, inputs)
 
 
 class _LocalBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -196,8 +202,7 @@ def _find_inputs(
                 return inputs, count
     raise UserError(
         f'{type(block).__name__} does not run on a tensor alone, '
-        'so that it cannot be told whether its interface would '
-        f'stay ({reason})'
+        f'so its interface cannot be checked ({reason})'
     )
 
 

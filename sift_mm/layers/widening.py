@@ -4,18 +4,17 @@ import math
 import re
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sift_mm.errors import UserError
 from sift_mm.flops import image_channels, on_meta
-from sift_mm.layers.chains import Link, find_chains
-from sift_mm.layers.doubling import Place
+from sift_mm.layers.chains import Link, Place, find_chains
 from sift_mm.layers.family import Member, check_share, share_of_flops
 from sift_mm.layers.plain import Change, size_of, weight_scale
 from sift_mm.layers.report import Replacement, record
@@ -25,19 +24,8 @@ from sift_mm.layers.wide import Widening, plan_widening, put_wider
 Names = tuple[str, ...]
 # Parameters of the largest network that runs as a whole without an example.
 WHOLE_LIMIT = 200_000_000
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Widening of a chain at its place in the network."""
-
-    block: nn.Module
-    place: Place
-    widening: Widening
-
-    @property
-    def names(self) -> Names:
-        return self.place.names()
+# Image sides of the value check, which takes seconds on larger images.
+SMALL_SIDES = (64, 96)
 
 
 def widen_chains(
@@ -61,7 +49,7 @@ def widen_chains(
     """
     names = _single_layers(module, member, layers, skipped)
     whole = _check_of_network(module, example)
-    plans: list[_Plan] = []
+    plans: list[Widening] = []
     failed: set[Names] = set()
     while True:
         done = {name for plan in plans for name in plan.names}
@@ -75,8 +63,8 @@ def widen_chains(
         for plan in new:
             for name in plan.names if plan.names in refused else ():
                 skipped[name] = (
-                    f'{type(plan.block).__name__} is read from outside where '
-                    f'it would be another ({refused[plan.names]})'
+                    f'{type(plan.block).__name__} is read from outside, where '
+                    f'its values would change ({refused[plan.names]})'
                 )
     replaced: dict[str, Replacement] = {}
     for plan in plans:
@@ -117,9 +105,14 @@ def _single_layers(
 def _check_of_network(module: nn.Module, example: Any) -> ValueCheck | None:
     """Return the check of a whole network, None if it needs an example."""
     if example is not None:
+        for smaller in _smaller(example):
+            with suppress(Exception):  # Any error of a layer.
+                check = ValueCheck(module, smaller)
+                if check.trains:
+                    return check
         try:
             return ValueCheck(module, example)
-        except Exception as error:  # Any error of a layer.
+        except Exception as error:
             raise UserError(
                 'The network does not run with the example: '
                 f'{_first_line(error)}'
@@ -135,6 +128,14 @@ def _check_of_network(module: nn.Module, example: Any) -> ValueCheck | None:
     return None
 
 
+def _smaller(example: Any) -> Iterator[Any]:
+    """Yield smaller images in place of images without values."""
+    leaves = tree_leaves(example)
+    if all(t.is_meta for t in leaves if isinstance(t, Tensor)):
+        for side in SMALL_SIDES:
+            yield _cropped(example, side)
+
+
 def _guess_examples(module: nn.Module) -> Iterator[Tensor]:
     """Yield token ids or images as possible inputs of a network."""
     for one in module.modules():
@@ -142,7 +143,8 @@ def _guess_examples(module: nn.Module) -> Iterator[Tensor]:
             yield torch.arange(32).view(2, 16) % one.num_embeddings
             return
         if isinstance(one, _ConvNd):
-            for side in (64, 224, 32) if one.in_channels <= 4 else ():
+            sides = (*SMALL_SIDES, 224, 32) if one.in_channels <= 4 else ()
+            for side in sides:
                 channels = image_channels(module)
                 yield torch.empty(2, channels, side, side, device='meta')
             return
@@ -156,9 +158,9 @@ def _plan(
     done: set[str],
     failed: Collection[Names],
     whole: ValueCheck | None,
-) -> list[_Plan]:
+) -> list[Widening]:
     """Plan all chains except failed ones, the innermost blocks first."""
-    plans: list[_Plan] = []
+    plans: list[Widening] = []
     for block_name, block in reversed(list(module.named_modules())):
         # The owner of a Sequential may run it in parts and read between;
         # only a run of the owner shows that.
@@ -195,27 +197,26 @@ def _plan(
 
 def _plan_chain(
     block: nn.Module, place: Place, member: Member, whole: ValueCheck | None
-) -> _Plan:
+) -> Widening:
     """Plan a chain; raise a ValueError with the reason if it cannot be."""
-    widening = plan_widening(block, place.chain, member.sparsity)
-    plan = _Plan(block, place, widening)
+    plan = plan_widening(block, place, member.sparsity)
     if member.kind.composite:
         _put(on_meta(block), plan, member)
     if not _runs(whole, plan):
-        _check_block(block, widening)
+        _check_block(block, plan)
     return plan
 
 
-def _runs(whole: ValueCheck | None, plan: _Plan) -> bool:
+def _runs(whole: ValueCheck | None, plan: Widening) -> bool:
     """Return whether the run of the whole network covers a chain."""
     return whole is not None and whole.called.issuperset(plan.names)
 
 
-def _check_block(block: nn.Module, widening: Widening) -> None:
+def _check_block(block: nn.Module, plan: Widening) -> None:
     """Refuse a block whose outputs change with a wider inside."""
     kind = type(block).__name__
     check, why = None, ''
-    for inputs in (_cropped(widening.inputs), widening.inputs):
+    for inputs in (_cropped(plan.inputs, 8), plan.inputs):
         try:
             check = ValueCheck(block, inputs)
             break
@@ -224,11 +225,11 @@ def _check_block(block: nn.Module, widening: Widening) -> None:
     if check is None:
         raise UserError(f'{kind} does not run on random numbers ({why})')
     try:
-        why = check.objection([Place('', widening.chain)])
+        why = check.objection([Place('', plan.place.chain)])
     except Exception as error:
         raise UserError(
-            f'{kind} does not run with a wider inside, as something in it '
-            f'keeps its width ({_first_line(error)})'
+            f'{kind} does not run with a wider inside: a part of it has a '
+            f'fixed width ({_first_line(error)})'
         ) from None
     if why:
         raise UserError(f'a wider inside changes the output of {kind} ({why})')
@@ -238,22 +239,21 @@ def _first_line(error: Exception) -> str:
     return str(error).partition('\n')[0]
 
 
-def _cropped(inputs: Any) -> Any:
+def _cropped(inputs: Any, side: int) -> Any:
     """Return smaller images, which take less time."""
 
     def crop(image: Tensor) -> Tensor:
-        side = image.shape[-1]
-        if image.dim() < 4 or image.shape[2] != side:
+        if image.dim() < 4 or image.shape[2] != image.shape[-1]:
             return image
         for axis in range(2, image.dim()):
-            image = image.narrow(axis, 0, min(side, 8))
+            image = image.narrow(axis, 0, min(image.shape[axis], side))
         return image
 
     return tree_map_only(Tensor, crop, inputs)
 
 
 def _refused_by_network(
-    whole: ValueCheck | None, plans: Sequence[_Plan]
+    whole: ValueCheck | None, plans: Sequence[Widening]
 ) -> dict[Names, str]:
     """Return the chains that the whole network refuses, with the reasons.
 
@@ -263,7 +263,7 @@ def _refused_by_network(
     if whole is None or not plans:
         return {}
 
-    def objection(some: Sequence[_Plan]) -> str:
+    def objection(some: Sequence[Widening]) -> str:
         try:
             return whole.objection([plan.place for plan in some])
         except Exception as error:  # Any error of a layer.
@@ -272,7 +272,7 @@ def _refused_by_network(
     reason = objection(plans)
     if not reason:
         return {}
-    kinds: dict[str, list[_Plan]] = defaultdict(list)
+    kinds: dict[str, list[Widening]] = defaultdict(list)
     for plan in plans:
         kinds[re.sub(r'\d+', '#', ' '.join(plan.names))].append(plan)
     refused: dict[Names, str] = {}
@@ -283,22 +283,21 @@ def _refused_by_network(
 
 
 def _put(
-    block: nn.Module, plan: _Plan, member: Member
+    block: nn.Module, plan: Widening, member: Member
 ) -> dict[str, Replacement]:
     """Put a planned chain in a block; raise a ValueError for a low rank."""
-    widening = plan.widening
-    density = 1 - member.sparsity
-    change: Change = put_wider(block, widening.chain, widening.widths, density)
+    chain, density = plan.place.chain, 1 - member.sparsity
+    change: Change = put_wider(block, chain, plan.widths, density)
     replaced = {}
-    for name, link in zip(plan.names, widening.chain, strict=True):
+    for name, link in zip(plan.names, chain, strict=True):
         wide: Any = change.after[link.name]
-        ratio = widening.ratio
+        ratio = plan.ratio
         if member.kind.composite:
-            wide = _factorize(wide, link, widening.left, member)
+            wide = _factorize(wide, link, plan.left, member)
             change.replace(link.name, wide)
             # Wider depthwise convolutions cost their share too.
             ratio = share_of_flops(wide, link.layer, member.sparsity)
-            ratio += 1 - widening.left
+            ratio += 1 - plan.left
             check_share(ratio)
         replaced[name] = record(name, link.layer, wide, ratio)
     return replaced

@@ -1,4 +1,4 @@
-"""Times the backbone of a config, dense and on sparse kernels."""
+"""Time the network of a config, dense and on sparse kernels."""
 
 from sift_mm.cli.benchmark import main
 

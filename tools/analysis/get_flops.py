@@ -1,4 +1,4 @@
-"""Prints what a network costs, layer by layer and for its whole training."""
+"""Print the costs of a network, by layer and for its whole training."""
 
 from sift_mm.cli.get_flops import main
 

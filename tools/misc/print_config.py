@@ -1,4 +1,4 @@
-"""Prints a config with its bases and overrides merged."""
+"""Print a config with its bases and overrides merged."""
 
 from sift_mm.cli.print_config import main
 

@@ -1,4 +1,4 @@
-"""Writes the checkpoint of a run as a slim file that others can start from."""
+"""Write the checkpoint of a run as a slim file for other runs."""
 
 from sift_mm.cli.publish_model import main
 
