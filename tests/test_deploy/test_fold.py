@@ -8,7 +8,6 @@ from torch.nn.utils import parametrizations
 
 from helpers.folding import (
     SIZES,
-    TOLERANCE,
     assert_all_that_remains_is_named,
     assert_folds_to_the_same,
     assert_same,
@@ -228,11 +227,10 @@ def test_training_mode_is_refused_and_nothing_done(part):
 # Norms behind plain layers.
 
 
-@pytest.mark.parametrize('dtype', TOLERANCE)
 @pytest.mark.parametrize('inner', ['none', 'norm', 'norm_act'])
 @pytest.mark.parametrize('family', MAKE)
 @torch.no_grad()
-def test_backbones_of_the_toolkit(family, inner, dtype):
+def test_backbones_of_the_toolkit(family, inner):
     from mmpretrain.registry import MODELS
 
     import sift_mm  # noqa: F401
@@ -247,9 +245,9 @@ def test_backbones_of_the_toolkit(family, inner, dtype):
                 inner=inner,
                 **size,
             )
-        ).to(dtype)
+        )
     )
-    x = torch.randn(2, 3, 64, 64, dtype=dtype)
+    x = torch.randn(2, 3, 64, 64)
     (before,) = model(x)
     composites = copy.deepcopy(model)
     report = fold(composites, norms=False)
@@ -257,7 +255,7 @@ def test_backbones_of_the_toolkit(family, inner, dtype):
     assert_same(composites(x)[0], before)
     if inner == 'none':
         plain_model = MODELS.build(dict(type='mmpretrain.ResNet', **size))
-        plain_model.to(dtype).load_state_dict(composites.state_dict())
+        plain_model.load_state_dict(composites.state_dict())
         plain_model.eval()
         assert_same(plain_model(x)[0], before)
     report = fold(model)

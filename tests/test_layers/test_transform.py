@@ -1,5 +1,7 @@
 """sift_mm.transform on networks of other libraries."""
 
+from itertools import cycle
+
 import pytest
 import torch
 import torchvision
@@ -11,7 +13,7 @@ from torchvision.models import resnet as resnets
 import sift_mm
 from helpers.networks import swin, vit
 from sift_mm.flops import count_flops
-from sift_mm.layers import Member, Parallel, families
+from sift_mm.layers import Member, Parallel
 from sift_mm.layers.wide import WideConv2d, WideLinear
 from sift_mm.sparsity import (
     select_parameters,
@@ -102,8 +104,18 @@ REPLACED = {
 }
 
 
-@pytest.mark.parametrize('name', NETWORKS)
-@pytest.mark.parametrize('family', families())
+# Families that replace layer by layer take turns.
+TURNS = cycle(['parallel', 'factorized', 'doped'])
+
+
+@pytest.mark.parametrize(
+    'name, family',
+    [
+        (name, family)
+        for name in NETWORKS
+        for family in ('wide', 'wide_factorized', next(TURNS))
+    ],
+)
 def test_networks_of_other_libraries(name, family):
     model = NETWORKS[name]()
     x = torch.rand(2, 3, 32, 32)
