@@ -186,23 +186,22 @@ def test_a_feed_forward_pair_by_hand():
     assert 'shares its weight' in report.skipped['lm_head']
 
 
-@pytest.mark.parametrize('sparsity', [0.5, 0.75])
-def test_residual_blocks_by_hand(sparsity):
+def test_residual_blocks_by_hand():
     # BasicBlock: both convolutions touch the one inner width, so that it is
     # 1 / (1 - s) times as wide. Bottleneck at stride 1: 1x1, 3x3 and 1x1 of
     # 4 m m, 9 m m and 4 m m weights at equal resolution.
     model = resnet()
-    sift_mm.transform(model, 'wide', sparsity)
-    assert model.layer2[1].conv1.out_channels == round(128 / (1 - sparsity))
-    assert model.layer2[1].bn1.num_features == round(128 / (1 - sparsity))
+    sift_mm.transform(model, 'wide', 0.75)
+    assert model.layer2[1].conv1.out_channels == 512
+    assert model.layer2[1].bn1.num_features == 512
     assert isinstance(model.layer2[1].conv2, WideConv2d)
     assert model.layer2[1].bn2.num_features == 128
     assert type(model.layer2[0].downsample[0]) is nn.Conv2d
     model = resnet(resnets.Bottleneck, (2, 1, 1, 1))
-    sift_mm.transform(model, 'wide', sparsity)
+    sift_mm.transform(model, 'wide', 0.75)
     width = model.layer1[1].conv2.in_channels
     k = width / 64
-    assert (1 - sparsity) * (8 * k + 9 * k * k) == pytest.approx(17, rel=0.01)
+    assert 0.25 * (8 * k + 9 * k * k) == pytest.approx(17, rel=0.01)
 
 
 def test_variance_of_a_wide_pair_under_masks_is_the_dense_ones():
