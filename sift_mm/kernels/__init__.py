@@ -7,10 +7,11 @@ from .norm import batch_norm
 from .ops import PRODUCTS, sparse_conv2d, sparse_conv2d_fused
 from .pattern import make_pattern
 from .pooling import can_pool, max_pool2d
-from .timing import fastest
+from .timing import SMALLEST, fastest
 
 __all__ = [
     'PRODUCTS',
+    'SMALLEST',
     'Geometry',
     'batch_norm',
     'can_pool',

@@ -174,3 +174,10 @@ def mini_ade20k(root: Path) -> Path:
                 root / 'annotations' / split / f'{name}.png'
             )
     return root
+
+
+def idx(values):
+    """Return an array of bytes in the format of MNIST's files."""
+    # Two zeros, 8 for bytes, and the number of dimensions.
+    head = bytes([0, 0, 8, values.ndim])
+    return head + np.array(values.shape, '>i4').tobytes() + values.tobytes()

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torchvision
 from torch import Tensor, nn
 
 
@@ -54,6 +55,21 @@ def make_block(
     for key, layer in layers.items():
         made.add_module(key, layer)
     return made
+
+
+def vit(width: int = 32) -> nn.Module:
+    """Return torchvision's vision transformer with two layers."""
+    size = dict(image_size=32, patch_size=8, hidden_dim=width)
+    return torchvision.models.VisionTransformer(
+        **size, mlp_dim=4 * width, num_layers=2, num_heads=2, num_classes=10
+    )
+
+
+def swin() -> nn.Module:
+    """Return torchvision's Swin transformer with two stages."""
+    return torchvision.models.SwinTransformer(
+        [4, 4], 16, [2, 2], [2, 2], [4, 4], num_classes=10
+    )
 
 
 class Block(nn.Module):

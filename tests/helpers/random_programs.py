@@ -7,7 +7,7 @@ can be added to any other and changed in place through any alias.
 import linecache
 import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from itertools import count
 from typing import Any
 
@@ -318,3 +318,16 @@ def run_program(
         return [*tensors(network(*given)), *given]
     except RuntimeError:
         return None
+
+
+def difference(expected: Iterable[Tensor], found: Iterable[Tensor]) -> float:
+    """Return the largest difference relative to the largest value."""
+    expected, found = list(expected), list(found)
+    largest = max((float(x.abs().max()) for x in expected), default=0.0)
+    return max(
+        (
+            float((a - b).abs().max()) / (largest + 1e-6)
+            for a, b in zip(expected, found, strict=True)
+        ),
+        default=0.0,
+    )

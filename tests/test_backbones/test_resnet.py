@@ -11,7 +11,6 @@ from mmseg.registry import MODELS as SEG
 from torch import nn
 from torch.nn import functional as F
 
-import sift_mm.backbones
 from sift_mm.layers import Composite, Doped, Factorized, Parallel
 
 LAYERS = dict(
@@ -394,12 +393,3 @@ def test_mistakes_get_a_sentence(family, kwargs, words):
     error = KeyError if 'depth' in kwargs else ValueError
     with pytest.raises(error, match=words):
         build(family=family, **kwargs)
-
-
-def test_a_library_that_is_missing_is_named(monkeypatch):
-    monkeypatch.setattr(sift_mm.backbones, 'find_spec', lambda name: None)
-    # A module that was imported is found without asking.
-    monkeypatch.delattr(sift_mm.backbones, 'mmdet')
-    sift_mm.backbones.register_backbones()  # Not an error.
-    with pytest.raises(ImportError, match='pip install onedl-mmdetection'):
-        _ = sift_mm.backbones.mmdet

@@ -239,17 +239,6 @@ def test_resume_refuses_another_sparsity(member, tmp_path):
         tester.main([argv[0], checkpoint, *argv[1:3], *options])
 
 
-def test_resume_refuses_weights_outside_their_masks(member, tmp_path):
-    argv, folder = member
-    state = torch.load(folder / 'epoch_1.pth', weights_only=False)
-    name, mask = next(iter(state['sparse_training']['masks'].items()))
-    state['state_dict'][name][~mask] = 1.0
-    torch.save(state, tmp_path / 'wrong.pth')
-    options = ['--sparsity', '0.5', '--work-dir', str(tmp_path)]
-    with pytest.raises(SystemExit, match=f'would cut weights .*{name}'):
-        train.main([*argv, *options, '--resume', str(tmp_path / 'wrong.pth')])
-
-
 def test_a_process_group_is_ended_once_nobody_needs_it(
     configs, tmp_path, monkeypatch
 ):

@@ -67,11 +67,6 @@ def narrow(cfg):
             PROPOSALS,
         ),
         (
-            'mmdet::mask2former/mask2former_r50_8xb2-lsj-50e_coco.py',
-            STAGES,
-            '100 queries',
-        ),
-        (
             'mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-'
             '512x1024.py',
             STAGES,

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from helpers import datasets
-from helpers.archives import idx
+from helpers.datasets import idx
 from helpers.small_configs import shallow
 
 

@@ -71,6 +71,16 @@ def narrow_model(cfg):
         follow(cfg.model, wide)
 
 
+def is_repeated(name):
+    """Return True if a narrow run of another config is the same but for s.
+
+    ResNet-34 has two blocks a stage here, as ResNet-18 has.
+    """
+    return 'resnet34' in name or (
+        re.search('-s(50|90)[-_]', name) and 'imagenet/resnet18' not in name
+    )
+
+
 @pytest.mark.parametrize('name', CONFIGS)
 def test_a_config_trains_and_keeps_its_density(name, tmp_path, in_checkout):
     config = str(ROOT / 'configs' / name)
@@ -78,6 +88,8 @@ def test_a_config_trains_and_keeps_its_density(name, tmp_path, in_checkout):
     cfg = train.merge_args(load_run_config(args), args)
     check_name(name, cfg)
     check_data(cfg, ['train', 'val'])
+    if is_repeated(name):
+        return
     import_library(cfg)
     narrow(cfg)
     runner = build_runner(cfg)

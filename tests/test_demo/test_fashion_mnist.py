@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from demo import fashion_mnist
-from helpers.archives import idx
+from helpers.datasets import idx
 
 SHAPES = ((6, 28, 28), 6, (2, 28, 28), 2)
 CONTENTS = {

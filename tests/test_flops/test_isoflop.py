@@ -170,17 +170,6 @@ def test_solve_sparsity_of_a_line_takes_one_chord():
     assert solve_sparsity(cost, 130) == 0  # Dense it has the budget.
 
 
-def test_solve_sparsity_of_a_bent_line():
-    # One layer of 100 is capped at dense below s = 0.75, another of 300
-    # takes 200 (1 - s) there: 100 + 200 (1 - s) = 200 at s = 0.5.
-    def cost(s):
-        return min(100, 400 * (1 - s)) + 200 * (1 - s)
-
-    assert solve_sparsity(cost, 200) == pytest.approx(0.5, abs=1e-8)
-    # Past the bend: 600 (1 - s) = 60 at s = 0.9.
-    assert solve_sparsity(cost, 60) == pytest.approx(0.9, abs=1e-8)
-
-
 @pytest.mark.parametrize('budget', [5, 9.5, 100, 900])
 def test_solve_sparsity_of_a_steep_bend(budget):
     def cost(s):

@@ -13,7 +13,7 @@ train_dataloader['dataset']['pipeline'] = [
     dict(type='RandomFlip', prob=0.5, direction='horizontal'),
     dict(type='ColorJitter', brightness=0.4),
     dict(type='PackInputs')]
-train_dataloader.update(batch_size=2, num_workers=2)
+train_dataloader.update(batch_size=2, num_workers=1)
 custom_hooks[0]['execution'] = 'sparse'  # No clock chooses.
 train_cfg['max_epochs'] = 2
 default_hooks['checkpoint'] = dict(

@@ -108,18 +108,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     'mmpretrain::resnext/resnext50-32x4d_8xb32_in1k.py': classifier(
         512, groups=4, base_channels=16, stem_channels=16
     ),
-    'mmpretrain::regnet/regnetx-400mf_8xb128_in1k.py': classifier(
-        128,
-        arch=dict(
-            _delete_=True,
-            w0=16,
-            wa=16,
-            wm=2.0,
-            group_w=8,
-            depth=6,
-            bot_mul=1.0,
-        ),
-    ),
     'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py': classifier(
         128,
         arch=dict(
@@ -180,23 +168,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         'model.positional_encoding.num_feats': 16,
         'model.num_queries': 10,
     },
-    'mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py': RESNET
-    | {
-        'model.neck.out_channels': 32,
-        'model.neck.block_mid_channels': 16,
-        'model.bbox_head.in_channels': 32,
-    },
     'mmseg::hrnet/fcn_hr18_4xb2-40k_cityscapes-512x1024.py': hrnet(),
-    'mmseg::swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_'
-    'ade20k-512x512.py': {
-        'model.backbone.embed_dims': 24,
-        'model.backbone.depths': [1, 1, 2, 1],
-        'model.backbone.num_heads': [1, 2, 4, 8],
-        'model.decode_head.in_channels': [24, 48, 96, 192],
-        'model.decode_head.channels': 16,
-        'model.auxiliary_head.in_channels': 96,
-        'model.auxiliary_head.channels': 16,
-    },
     'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py': {
         'model.backbone.embed_dims': 16,
         'model.backbone.num_layers': [1, 1, 1, 1],

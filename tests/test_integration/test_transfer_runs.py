@@ -244,17 +244,6 @@ def test_a_checkpoint_that_the_model_loads_is_checked_too(
         train(config, tmp_path / 'run')
 
 
-def test_another_sparsity_of_the_same_width_is_refused(
-    make_config, pretrained, tmp_path
-):
-    config = make_config(
-        'mmdet',
-        start_from(pretrained) + "model['backbone']['sparsity'] = 0.76\n",
-    )  # 16 channels too.
-    with pytest.raises(SystemExit, match='sparsity=0.75 there and 0.76 here'):
-        train(config, tmp_path / 'run')
-
-
 def test_a_slim_file_is_the_run_without_its_state(pretrained, published):
     whole, slim = load(pretrained), load(published)
     assert set(slim) == {'meta', 'state_dict', 'sparse_training'}
@@ -314,9 +303,3 @@ def test_a_path_may_begin_with_a_tilde(tmp_path, monkeypatch):
     assert cfg.to_dict() == before
     with pytest.raises(UserError, match=f'{tmp_path}/b.pth'):
         check_pretrained(pretrained_part('~/b.pth', tmp_path))
-
-
-def test_what_is_no_checkpoint_is_not_published(tmp_path):
-    torch.save({'conv.weight': torch.zeros(1)}, tmp_path / 'weights.pth')
-    with pytest.raises(SystemExit, match='state_dict'):
-        publish([str(tmp_path / 'weights.pth'), str(tmp_path / 'out.pth')])

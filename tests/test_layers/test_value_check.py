@@ -12,7 +12,7 @@ from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.ops import SqueezeExcitation
 
 import sift_mm
-from helpers.networks import make_block
+from helpers.networks import make_block, swin, vit
 from sift_mm.layers import NothingReplaced, Wide
 
 pytestmark = pytest.mark.usefixtures('seed')
@@ -70,13 +70,6 @@ def encoder():
     return nn.TransformerEncoder(layer, 2)
 
 
-def vit():
-    sizes = dict(image_size=32, patch_size=8, hidden_dim=16, mlp_dim=64)
-    return torchvision.models.VisionTransformer(
-        **sizes, num_layers=2, num_heads=2, num_classes=10
-    )
-
-
 def resnet():
     block = torchvision.models.resnet.BasicBlock
     return torchvision.models.ResNet(block, (1, 1, 1, 1), num_classes=10)
@@ -88,12 +81,6 @@ def mobilenet():
         InvertedResidualConfig(16, 3, 64, 24, False, 'HS', 2, 1, 1.0),
     ]
     return torchvision.models.MobileNetV3(settings, 32, 10)
-
-
-def swin():
-    return torchvision.models.SwinTransformer(
-        [4, 4], 16, [2, 2], [2, 2], [4, 4], num_classes=10
-    )
 
 
 def put_dense(dense, wide):
@@ -113,7 +100,7 @@ def put_dense(dense, wide):
 NETWORKS = {
     'decoder': (Decoder, ids, 2),
     'encoder': (encoder, lambda: torch.rand(2, 5, WIDTH), 4),
-    'vit': (vit, images, 4),
+    'vit': (lambda: vit(WIDTH), images, 4),
     'swin': (swin, images, 8),
     'resnet': (resnet, images, 8),
     'mobilenet': (mobilenet, images, 6),

@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import io
 import itertools
 import re
 
@@ -14,83 +13,24 @@ from torch.nn import functional as F
 from torchvision.models.resnet import BasicBlock
 
 import sift_mm
+from helpers.masked_training import (
+    adamw,
+    assert_alike,
+    batch,
+    events,
+    network,
+    run,
+    sgd,
+    training,
+)
 from sift_mm.kernels import (
     Geometry,
     make_pattern,
     masked_layers,
     sparse_conv2d,
 )
-from sift_mm.kernels import timing as clock
 from sift_mm.sparsity import SparseTraining
 from sift_mm.sparsity import execution as execution_module
-
-BATCH, SIZE = 4, 10
-
-
-def network(seed=0):
-    """Build strides, paddings, dilation, biases, 1 x 1 and linear layers."""
-    torch.manual_seed(seed)
-    return nn.Sequential(
-        nn.Conv2d(6, 16, 3, padding='same', bias=False),
-        nn.BatchNorm2d(16),
-        nn.ReLU(),
-        nn.Conv2d(16, 24, 3, stride=2, padding=(1, 2)),
-        nn.ReLU(),
-        nn.Conv2d(24, 24, (1, 3), padding=(0, 2), dilation=(1, 2)),
-        nn.ReLU(),
-        nn.Conv2d(24, 32, 1, padding='valid'),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(32, 24),
-        nn.ReLU(),
-        nn.Linear(24, 4),
-    )
-
-
-def adamw(parameters):
-    return torch.optim.AdamW(parameters, 1e-3)
-
-
-def sgd(parameters):
-    return torch.optim.SGD(parameters, 0.02, momentum=0.9, weight_decay=1e-4)
-
-
-def training(execution, model=None, optimizer=sgd, **kwargs):
-    """Return a network with its optimizer and mask training."""
-    if model is None:
-        kwargs = dict(include=['*'], exclude=['12.*'], sparsity=0.75) | kwargs
-    model = model or network(kwargs.get('seed', 0))
-    optimizer = optimizer(model.parameters())
-    kwargs = dict(steps=50, interval=5, end=1.0) | kwargs
-    sparse = SparseTraining(model, optimizer, execution=execution, **kwargs)
-    return model, optimizer, sparse
-
-
-def batch(number):
-    generator = torch.Generator().manual_seed(100 + number)
-    images = torch.randn(BATCH, 6, SIZE, SIZE, generator=generator)
-    return images, torch.randint(4, (BATCH,), generator=generator)
-
-
-def run(parts, steps, accumulate=1):
-    model, optimizer, sparse = parts
-    model.train()
-    for _ in range(steps):
-        optimizer.zero_grad()
-        for part in range(accumulate):
-            images, labels = batch(sparse.trainer.steps * accumulate + part)
-            F.cross_entropy(model(images), labels).backward()
-        sparse.step()
-    return parts
-
-
-def assert_alike(a, b, **close):
-    for name, mask in a[2].masks.items():
-        assert torch.equal(mask, b[2].masks[name]), name
-        assert not a[2].masks.parameters[name].detach()[~mask].any(), name
-    weights = dict(b[0].named_parameters())
-    for name, weight in a[0].named_parameters():
-        torch.testing.assert_close(weight, weights[name], **close)
 
 
 @pytest.fixture
@@ -104,13 +44,6 @@ def calls(monkeypatch):
 
     monkeypatch.setattr(masked_layers, 'sparse_conv2d', noting)
     return made
-
-
-def events(call):
-    """Count the calls of each operator."""
-    with torch.profiler.profile() as profile:
-        call()
-    return {event.key: event.count for event in profile.key_averages()}
 
 
 @pytest.mark.parametrize('optimizer', [sgd, adamw])
@@ -332,91 +265,6 @@ def test_autocast_runs_dense(calls):
     assert '5 under autocast' in sparse.execution
 
 
-def set_clock(monkeypatch, dense, sparse):
-    """Replace the timing of products by given seconds."""
-    taken = []
-
-    def told(x, *_):
-        taken.append(tuple(x.shape))
-        return clock.Timing(dense, sparse)
-
-    monkeypatch.setattr(masked_layers, 'time_products', told)
-    monkeypatch.setattr(masked_layers, 'SMALLEST', 0)
-    return taken
-
-
-def test_auto_takes_what_the_clock_says_product_by_product(monkeypatch, calls):
-    # The last one is faster by less than the margin.
-    taken = set_clock(monkeypatch, (1.0, 1.0, 1.0), (0.5, 2.0, 0.97))
-    parts = run(training('auto'), 1)
-    assert len(taken) == 5 and not calls  # A step is over first.
-    run(parts, 4)
-    assert len(taken) == 5
-    assert set(calls) == {(True, False, False)}
-    text = parts[2].execution
-    assert '5 of 5 masked layers (forward 5, input gradient 0,' in text
-    assert '2.5 s less a step than dense (12.5 in place of 15 s)' in text
-    assert_alike(parts, run(training('dense'), 5), rtol=1e-3, atol=1e-5)
-    # Larger images by a factor of four are another matter, once.
-    model, optimizer, sparse = parts
-    for _ in range(2):
-        images = torch.zeros(BATCH, 6, 2 * SIZE, 2 * SIZE)
-        optimizer.zero_grad()
-        model(images).sum().backward()
-        sparse.step()
-    assert len(taken) == 9  # The linear layer sees as many rows as before.
-
-
-def test_timing_disturbs_nothing(monkeypatch):
-    def timed_but_dense(*args):
-        clock.time_products(*args)
-        return clock.Timing((1.0,) * 3, (1.0,) * 3)
-
-    monkeypatch.setattr(masked_layers, 'time_products', timed_but_dense)
-    monkeypatch.setattr(masked_layers, 'SMALLEST', 0)
-    state = torch.get_rng_state()
-    auto = training('auto')
-    torch.set_rng_state(state)
-    run(auto, 5)
-    assert torch.equal(state, torch.get_rng_state())
-    assert_alike(auto, run(training('dense'), 5), rtol=0, atol=0)
-
-
-def test_tiny_layers_are_not_timed_and_stay_dense(monkeypatch):
-    monkeypatch.setattr(masked_layers, 'time_products', None)
-    parts = run(training('auto'), 3)
-    assert '0 of 5 masked layers; dense: 5 faster dense' in parts[2].execution
-    assert_alike(parts, run(training('dense'), 3), rtol=0, atol=0)
-
-
-def test_deterministic_algorithms_and_a_clock_do_not_go_together():
-    torch.use_deterministic_algorithms(True)
-    try:
-        text = training('auto')[2].execution
-    finally:
-        torch.use_deterministic_algorithms(False)
-    assert '5 because deterministic algorithms exclude timings' in text
-
-
-@pytest.mark.parametrize('mode', ['auto', 'sparse'])
-def test_a_resumed_run_ends_bit_for_bit_the_same(monkeypatch, mode):
-    set_clock(monkeypatch, (1.0, 1.0, 1.0), (0.5, 2.0, 0.5))
-    whole = run(training(mode), 7)
-    states = io.BytesIO()
-    torch.save([part.state_dict() for part in whole], states)
-    states.seek(0)
-    run(whole, 8)
-    # By now the clock says something else.
-    set_clock(monkeypatch, (1.0, 1.0, 1.0), (2.0, 0.5, 2.0))
-    resumed = training(mode, seed=7)
-    for part, state in zip(
-        resumed, torch.load(states, weights_only=True), strict=True
-    ):
-        part.load_state_dict(state)
-    run(resumed, 8)
-    assert_alike(resumed, whole, rtol=0, atol=0)
-
-
 def test_a_compiled_network_has_no_graph_break():
     parts = model, optimizer, sparse = training('sparse', interval=2)
     twin = training('sparse', interval=2)
@@ -487,44 +335,6 @@ def test_wide_activations_are_normed_and_pooled_by_kernels_too(momentum):
     del parts
     gc.collect()
     assert [type(layer) for layer in model] == kinds
-
-
-@pytest.mark.parametrize('mode', ['sparse', 'auto'])
-def test_a_convolution_of_images_is_run_like_the_masked(monkeypatch, mode):
-    taken = set_clock(monkeypatch, (1.0, 1.0, 1.0), (0.5, 2.0, 0.5))
-
-    def trained(mode):
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(3, 8, 7, 2, 3, bias=False),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(8, 8, 3),
-            nn.Conv2d(8, 8, 3),
-        )
-        kwargs = dict(include=['2.weight'], sparsity=0.75, interval=2)
-        model, optimizer, sparse = training(mode, model, **kwargs)
-        torch.manual_seed(1)
-        for _ in range(5):
-            optimizer.zero_grad()
-            model(torch.randn(2, 3, 256, 256)).square().mean().backward()
-            sparse.step()
-        return model, optimizer, sparse
-
-    parts = trained(mode)
-    model, _, sparse = parts
-    assert_alike(parts, trained('dense'), rtol=1e-3, atol=1e-5)
-    assert ', and 0, a convolution of images' in sparse.execution
-    assert '1 of 1 masked layers (forward 1,' in sparse.execution
-    found = events(lambda: model(torch.randn(2, 3, 256, 256)).sum().backward())
-    # The third is neither masked nor of images.
-    assert found['sift_mm::sparse_conv2d'] == 2
-    assert found['aten::_convolution'] == 1
-    # RigL reads the other's in this step.
-    assert found['sift_mm::sparse_conv2d_weight_grad'] == 1
-    if mode == 'auto':
-        assert len(taken) == 2
-        choices = sparse.trainer.execution.choices()
-        assert {'0', '2'} == choices.keys()
 
 
 def test_norms_follow_the_last_of_several_executions():

@@ -1,8 +1,5 @@
 """A layer runs sparse only if PyTorch's own function gets its own weight."""
 
-import copy
-import io
-import pickle
 from functools import partial
 
 import pytest
@@ -10,68 +7,18 @@ import torch
 import torch.nn.utils.parametrize
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
-import sift_mm
+from helpers.dense_twins import (
+    CLOSE,
+    IMAGES,
+    assert_equal,
+    convolution,
+    execute,
+)
 from sift_mm.errors import UserError
 from sift_mm.kernels import executed_parameters, masked_layers
 from sift_mm.sparsity import SparseExecution
 from sift_mm.sparsity import execution as execution_module
-
-CLOSE = dict(rtol=1e-4, atol=1e-5)
-
-
-def convolution(channels=8):
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(channels, 16, 3, padding=1),
-        nn.BatchNorm2d(16),
-        nn.ReLU(inplace=True),
-        nn.MaxPool2d(3, 2, 1),
-        nn.Conv2d(16, 12, 3, padding=1, bias=False),
-        nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(),
-        nn.Linear(12, 5),
-    )
-
-
-def execute(model, include=('*.weight',), mode='sparse', **kwargs):
-    """Put the model under masks; return these and a dense copy."""
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    kwargs = dict(sparsity=0.75, algorithm='Static', steps=9) | kwargs
-    sparse = sift_mm.SparseTraining(
-        model, optimizer, include=list(include), execution=mode, **kwargs
-    )
-    return sparse, copy.deepcopy(model)
-
-
-def gradients(model, *inputs, run=None):
-    inputs = [x.clone().requires_grad_() for x in inputs]
-    wanted = [*inputs, *(p for p in model.parameters() if p.requires_grad)]
-    out = (run or model)(*inputs)
-    grads = torch.autograd.grad(out.square().sum(), wanted, allow_unused=True)
-    return out, grads
-
-
-def assert_equal(model, dense, *inputs, masks=(), run=None, other=None):
-    """Assert equal outputs and gradients, of weights inside their masks."""
-    out, grads = gradients(model, *inputs, run=run)
-    wanted, wanted_grads = gradients(dense, *inputs, run=other)
-    torch.testing.assert_close(out, wanted, **CLOSE)
-    names = [None] * len(inputs) + [
-        n for n, p in model.named_parameters() if p.requires_grad
-    ]
-    for name, one, two in zip(names, grads, wanted_grads, strict=True):
-        if one is None or two is None:
-            assert one is two, name
-        elif name in masks:
-            mask = masks[name]
-            torch.testing.assert_close(one[mask], two[mask], **CLOSE)
-        else:
-            torch.testing.assert_close(one, two, **CLOSE)
-
-
-IMAGES = torch.randn(3, 8, 10, 9, generator=torch.Generator().manual_seed(1))
 
 
 def test_nothing_of_the_network_is_patched_but_a_pooling():
@@ -298,151 +245,6 @@ def test_empty_inputs_have_the_shapes_and_gradients_of_dense():
         assert str(one.value) == str(two.value)
 
 
-@pytest.mark.parametrize('training', [False, True])
-def test_second_derivatives_are_dense(training):
-    model = convolution().train(training)
-    sparse, dense = execute(model)
-
-    def penalty(each, x):
-        (grad,) = torch.autograd.grad(
-            each(x).square().sum(), x, create_graph=True
-        )
-        return grad
-
-    masks = sparse.masks if training else {}
-    runs = (partial(penalty, each) for each in (model, dense))
-    run, other = runs
-    assert_equal(model, dense, IMAGES, masks=masks, run=run, other=other)
-
-
-TRANSFORMS = {
-    'grad': lambda m, x: torch.func.grad(lambda t: m(t).square().sum())(x),
-    'jvp': lambda m, x: torch.func.jvp(m, (x,), (x.cos(),))[1],
-    'vjp': lambda m, x: torch.func.vjp(m, x)[1](torch.ones(3, 5))[0],
-    'vmap': lambda m, x: torch.func.vmap(lambda t: m(t[None])[0])(x),
-    'hessian': lambda m, x: torch.func.hessian(
-        lambda t: m(x * t).square().sum()
-    )(torch.ones(1)),
-    'jacobian': lambda m, x: torch.autograd.functional.jvp(m, x, x.cos())[1],
-    'weights': lambda m, x: torch.func.grad(
-        lambda w: torch.func.functional_call(m, w, (x,)).square().sum()
-    )(dict(m.named_parameters()))['4.weight'],
-}
-
-
-@pytest.mark.parametrize('name', TRANSFORMS)
-@pytest.mark.parametrize('training', [False, True])
-def test_transforms_of_functions_are_dense(name, training):
-    model = convolution()
-    model[2].inplace = False
-    _, dense = execute(model)
-    for each in (model, dense):
-        each.train(training)
-        each[1].eval()  # No transform takes statistics that are followed.
-    found, wanted = (TRANSFORMS[name](m, IMAGES) for m in (model, dense))
-    torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
-
-
-def test_forward_mode_by_dual_numbers():
-    model = convolution().eval()
-    _, dense = execute(model)
-    with torch.autograd.forward_ad.dual_level():
-        x = torch.autograd.forward_ad.make_dual(IMAGES, IMAGES.sin())
-        one, two = (
-            torch.autograd.forward_ad.unpack_dual(each(x)).tangent
-            for each in (model, dense)
-        )
-    torch.testing.assert_close(one, two, **CLOSE)
-
-
-def test_the_trained_network_exports_dense():
-    model = convolution().eval()
-    execute(model, mode='auto')
-    _, dense = execute(model)
-    wanted = dense(IMAGES)
-    exported = torch.export.export(model, (IMAGES,))
-    strict = torch.export.export(model, (IMAGES,), strict=True)
-    for program in (exported, strict):
-        assert 'sift_mm' not in str(program.graph)
-        torch.testing.assert_close(program.module()(IMAGES), wanted)
-    scripted = torch.jit.script(model)
-    traced = torch.jit.trace(model, IMAGES)
-    for each in (scripted, traced):
-        assert 'sift_mm::' not in str(each.inlined_graph)
-        file = io.BytesIO()
-        torch.jit.save(each, file)
-        file.seek(0)
-        torch.testing.assert_close(torch.jit.load(file)(IMAGES), wanted)
-    # Those who made programs left the network as it was.
-    torch.testing.assert_close(model(IMAGES), wanted, **CLOSE)
-
-
-def test_the_trained_network_goes_to_onnx(tmp_path):
-    onnxruntime = pytest.importorskip('onnxruntime')
-    pytest.importorskip('onnxscript')
-    model = convolution().eval()
-    _, dense = execute(model)
-    path = tmp_path / 'model.onnx'
-    torch.onnx.export(model, (IMAGES,), path, dynamo=True, verbose=False)
-    session = onnxruntime.InferenceSession(path)
-    name = session.get_inputs()[0].name
-    (found,) = session.run(None, {name: IMAGES.numpy()})
-    torch.testing.assert_close(torch.tensor(found), dense(IMAGES), **CLOSE)
-
-
-def test_files_and_copies_are_those_of_a_plain_network():
-    model = convolution()
-    sparse, dense = execute(model)
-    model[0].weight.tag = dense[0].weight.tag = 'stays'
-
-    def written(value):
-        file = io.BytesIO()
-        torch.save(value, file)
-        return file.getvalue()
-
-    for take in (
-        lambda m: m.state_dict(),
-        lambda m: m.state_dict(keep_vars=True),
-        lambda m: m[4:],
-    ):
-        assert written(take(model)) == written(take(dense))
-    assert b'sift_mm' not in pickle.dumps(model)
-    loaded = pickle.loads(pickle.dumps(model))
-    assert loaded[0].weight.tag == 'stays'
-    shared = nn.ModuleList([model[0], model[0]])
-    copied = copy.deepcopy(shared)
-    assert copied[0].weight is copied[1].weight
-    for each in (loaded, copied[0], copy.deepcopy(model)):
-        assert {type(p) for p in each.parameters()} == {nn.Parameter}
-    assert type(copy.deepcopy(model)[3]) is nn.MaxPool2d
-    kinds = {type(v) for v in model.state_dict().values()}
-    assert kinds == {torch.Tensor}
-    weight = model[0].weight
-    for made in (weight * 2, weight.detach(), weight.data, weight.view(-1)):
-        assert type(made) is torch.Tensor
-
-
-def test_another_tensor_subclass_is_served():
-    class Logged(torch.Tensor):
-        calls = []
-
-        @classmethod
-        def __torch_function__(cls, func, types, args=(), kwargs=None):
-            cls.calls.append(func)
-            return super().__torch_function__(func, types, args, kwargs)
-
-    model = nn.Sequential(nn.Conv2d(8, 16, 3))
-    _, dense = execute(model)
-    images = IMAGES.as_subclass(Logged)
-    found, wanted = model(images), dense(images)
-    assert type(found) is type(wanted) is Logged
-    assert F.conv2d in Logged.calls
-    plain = torch.Tensor
-    torch.testing.assert_close(
-        found.as_subclass(plain), wanted.as_subclass(plain), **CLOSE
-    )
-
-
 @pytest.mark.parametrize('device', ['meta', 'cpu'])
 def test_the_default_device_does_not_matter(device):
     model = convolution()
@@ -456,39 +258,6 @@ def test_the_default_device_does_not_matter(device):
         model(IMAGES)
     finally:
         torch.set_default_device(None)
-
-
-def test_flops_are_those_of_the_dense_network():
-    model = convolution()
-    _, dense = execute(model)
-    found = []
-    for each in (model, dense):
-        counter = FlopCounterMode(display=False)
-        with counter:
-            each(IMAGES.clone().requires_grad_()).sum().backward()
-        found.append(counter.get_flop_counts()['Global'].values())
-    assert sum(found[0]) == sum(found[1]) > 100_000
-
-
-def test_views_other_layouts_and_broken_inputs():
-    model = convolution()
-    _, dense = execute(model)
-    imaginary = torch.complex(IMAGES, IMAGES.flip(0)).conj().imag
-    assert imaginary.is_neg()
-    for x in (
-        IMAGES.to(memory_format=torch.channels_last),
-        imaginary,
-        IMAGES.mT.contiguous().mT,
-        IMAGES[:1].expand(3, -1, -1, -1),
-    ):
-        torch.testing.assert_close(model(x), dense(x), **CLOSE)
-    for each in (model, dense):
-        each.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(model(IMAGES), dense(IMAGES), **CLOSE)
-    for each in (model, dense):
-        each.double()
-    x = IMAGES.double()
-    torch.testing.assert_close(model(x), dense(x))
 
 
 def test_weights_that_change_behind_the_masks_are_used_as_they_are():

@@ -1,174 +1,28 @@
-import copy
-
 import pytest
 import torch
 from torch import nn
-from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
+from helpers.mask_trainers import (
+    OPTIMIZERS,
+    PLACEMENTS,
+    Run,
+    assert_same,
+    mask_of,
+    small,
+    state_tensors,
+)
 from sift_mm.sparsity import (
     SET,
     Constant,
     Cosine,
     MaskSet,
     MaskTrainer,
-    Random,
     RigL,
-    Static,
     UpdateSchedule,
 )
 
-PLACEMENTS = ['after_step', 'replace_step']
 INF, NAN = float('inf'), float('nan')
-OPTIMIZERS = {
-    'sgd': lambda p: torch.optim.SGD(p, 0.1),
-    'momentum': lambda p: torch.optim.SGD(
-        p, 0.05, momentum=0.9, weight_decay=0.01
-    ),
-    'nesterov': lambda p: torch.optim.SGD(
-        p, 0.05, momentum=0.9, weight_decay=0.01, nesterov=True
-    ),
-    'adam': lambda p: torch.optim.Adam(p, 0.01, weight_decay=0.01),
-    'adamw': lambda p: torch.optim.AdamW(
-        p, 0.01, weight_decay=0.1, amsgrad=True
-    ),
-    'rmsprop': lambda p: torch.optim.RMSprop(
-        p, 0.01, momentum=0.9, centered=True, weight_decay=0.01
-    ),
-}
-
-
-def small(
-    weight,
-    mask,
-    optimizer='sgd',
-    algorithm=None,
-    fraction=0.4,
-    placement='after_step',
-    interval=1,
-):
-    """Return a parameter, its optimizer and its trainer."""
-    parameter = nn.Parameter(torch.tensor(weight))
-    masks = MaskSet({'a': parameter}, {'a': torch.tensor(mask).bool()})
-    masks.apply_()
-    trainer = MaskTrainer(
-        masks,
-        algorithm or RigL(),
-        UpdateSchedule(interval, 100),
-        Constant(fraction),
-        placement=placement,
-    )
-    return parameter, OPTIMIZERS[optimizer]([parameter]), trainer
-
-
-def mask_of(trainer, name='a'):
-    return trainer.masks[name].int().tolist()
-
-
-def state_tensors(optimizer, parameter):
-    """Return the tensors that an optimizer keeps of a parameter."""
-    return {
-        k: v
-        for k, v in optimizer.state[parameter].items()
-        if isinstance(v, torch.Tensor)
-    }
-
-
-class Net(nn.Module):
-    """Two convolutions and a classifier; the norm's statistics are state."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1 = nn.Conv2d(2, 6, 3)
-        self.norm = nn.BatchNorm2d(6)
-        self.conv2 = nn.Conv2d(6, 8, 1)
-        self.fc = nn.Linear(8, 5)
-
-    def forward(self, x):
-        x = self.conv2(self.norm(self.conv1(x)).relu())
-        return self.fc(x.mean((2, 3)))
-
-
-SPARSE = ['conv1.weight', 'conv2.weight', 'fc.weight']
-
-
-class Run:
-    """A training run whose data depend on the step number alone."""
-
-    def __init__(
-        self,
-        optimizer='momentum',
-        algorithm=None,
-        seed=0,
-        placement='after_step',
-        interval=3,
-        end=12,
-        prepare=lambda model: model,
-    ):
-        torch.manual_seed(0)
-        self.model = prepare(Net())
-        parameters = dict(self.model.named_parameters())
-        sparse = {name: parameters[name] for name in SPARSE}
-        masks = MaskSet.draw(
-            sparse,
-            {n: p.numel() // 4 for n, p in sparse.items()},
-            Random(),
-            seed,
-        )
-        self.optimizer = OPTIMIZERS[optimizer](parameters.values())
-        self.trainer = MaskTrainer(
-            masks,
-            algorithm or RigL(),
-            UpdateSchedule(interval, end),
-            Cosine(0.5),
-            seed,
-            placement,
-        )
-        self.trainer.enforce(self.optimizer)
-        self.steps = 0
-
-    def backward(self):
-        generator = torch.Generator().manual_seed(self.steps)
-        weight = self.model.conv1.weight
-        images = torch.randn(4, 2, 6, 6, generator=generator).to(weight)
-        labels = torch.randint(5, (4,), generator=generator).to(weight.device)
-        self.optimizer.zero_grad()
-        F.cross_entropy(self.model(images).float(), labels).backward()
-
-    def step(self):
-        self.backward()
-        self.steps += 1
-        self.trainer.step(self.optimizer, self.optimizer.step)
-
-    def masks(self):
-        return {n: m.clone() for n, m in self.trainer.masks.items()}
-
-    def check_outside_is_zero(self):
-        """Check that weights and slots outside the masks are +0."""
-        for name, mask in self.trainer.masks.items():
-            parameter = self.trainer.masks.parameters[name]
-            slots = state_tensors(self.optimizer, parameter).values()
-            for tensor in [parameter.detach(), *slots]:
-                if tensor.shape == mask.shape:
-                    outside = tensor[~mask]
-                    assert not outside.any() and not outside.signbit().any()
-
-    def state(self):
-        """Return all that equal runs share, bit for bit."""
-        tensors = {f'model/{k}': v for k, v in self.model.state_dict().items()}
-        tensors |= {f'mask/{k}': v for k, v in self.trainer.masks.items()}
-        for name, parameter in self.model.named_parameters():
-            tensors |= {
-                f'slot/{name}/{k}': v
-                for k, v in state_tensors(self.optimizer, parameter).items()
-            }
-        return {k: v.detach().clone() for k, v in tensors.items()}
-
-
-def assert_same(first, second):
-    assert first.keys() == second.keys()
-    for key, value in first.items():
-        assert torch.equal(value, second[key]), key
 
 
 # What an update does, by hand ---------------------------------------------
@@ -404,145 +258,4 @@ def test_a_step_without_update_takes_no_memory():
 # What must not move anything ----------------------------------------------
 
 
-@pytest.mark.parametrize('placement', PLACEMENTS)
-@pytest.mark.parametrize('value', [INF, -INF, NAN])
-@pytest.mark.parametrize('where', ['inside', 'outside', 'a dense parameter'])
-def test_an_overflowed_step_moves_nothing(where, value, placement):
-    run = Run('adamw', placement=placement)
-    for _ in range(5):
-        run.step()
-    run.backward()
-    mask = run.trainer.masks['conv1.weight']
-    gradient = run.model.conv1.weight.grad
-    if where == 'a dense parameter':
-        run.model.norm.bias.grad[3] = value
-    else:
-        spot = (mask if where == 'inside' else ~mask).nonzero()[0]
-        gradient[tuple(spot)] = value
-    before, calls = run.state(), []
-    # As a loss scaler does, run() leaves the step out.
-    run.trainer.step(run.optimizer, lambda: calls.append(1))
-    assert calls == [1]
-    assert_same(run.state(), before)
-    report = run.trainer.report
-    assert report.skipped and report.step == 6 and report.moved == 0
-    run.steps = 6
-    # The next one goes ahead.
-    for _ in range(3):
-        run.step()
-    assert not run.trainer.report.skipped and run.trainer.report.moved > 0
-
-
-def test_an_update_without_any_gradient_moves_nothing():
-    weight, optimizer, trainer = small(
-        [1.0, 2.0, 0.0], [1, 1, 0], fraction=0.5
-    )
-    trainer.step(optimizer, optimizer.step)
-    assert trainer.report.skipped == 'no parameter had a gradient'
-    assert mask_of(trainer) == [1, 1, 0] and weight.tolist() == [1.0, 2.0, 0.0]
-
-
-@pytest.mark.parametrize('placement', PLACEMENTS)
-@pytest.mark.parametrize('algorithm', [SET(), RigL()])
-def test_frozen_parameters_keep_their_masks(algorithm, placement):
-    run = Run('sgd', algorithm, placement=placement, interval=2)
-    # One frozen with an old gradient in hand, one that took no part.
-    run.backward()
-    run.model.conv1.weight.requires_grad_(False)
-    before = run.masks()
-    for _ in range(4):
-        run.backward()
-        run.model.conv1.weight.grad = torch.ones(6, 2, 3, 3)
-        run.model.conv2.weight.grad = None
-        run.trainer.step(run.optimizer, run.optimizer.step)
-    after = run.masks()
-    assert torch.equal(before['conv1.weight'], after['conv1.weight'])
-    assert torch.equal(before['conv2.weight'], after['conv2.weight'])
-    assert not torch.equal(before['fc.weight'], after['fc.weight'])
-    run.check_outside_is_zero()
-    # What is reported is of those that could move: floor(fraction * 10),
-    # with a cosine's 0.375 at step 4 of 12.
-    assert run.trainer.report.moved <= 0.3
-
-
-@pytest.mark.parametrize(
-    'algorithm, schedule',
-    [(RigL(), None), (Static(), UpdateSchedule(1, 100)), (Static(), None)],
-)
-def test_masks_that_are_not_trained(algorithm, schedule):
-    weight = nn.Parameter(torch.tensor([1.0, 2.0, 0.0]))
-    masks = MaskSet({'a': weight}, {'a': torch.tensor([1, 1, 0]).bool()})
-    trainer = MaskTrainer(masks, algorithm, schedule, Constant(0.5))
-    optimizer = OPTIMIZERS['sgd']([weight])
-    for _ in range(3):
-        weight.grad = torch.tensor([1.0, 1.0, 9.0])
-        trainer.step(optimizer, optimizer.step)
-        assert trainer.report is None
-    assert mask_of(trainer) == [1, 1, 0]
-    assert weight.tolist() == pytest.approx([0.7, 1.7, 0.0])
-
-
 # Randomness and resuming --------------------------------------------------
-
-
-def test_draws_depend_on_seed_step_and_name():
-    def grown(seed, steps, name):
-        weight = nn.Parameter(torch.cat([torch.ones(50), torch.zeros(950)]))
-        masks = MaskSet({name: weight}, {name: weight.detach() > 0})
-        trainer = MaskTrainer(
-            masks, SET(), UpdateSchedule(1, 100), Constant(1.0), seed
-        )
-        trainer.steps = steps
-        weight.grad = torch.zeros(1000)
-        trainer.step(OPTIMIZERS['sgd']([weight]), lambda: None)
-        return tuple(trainer.masks[name].nonzero().flatten().tolist())
-
-    keys = [(0, 0, 'a'), (1, 0, 'a'), (0, 1, 'a'), (0, 0, 'b')]
-    draws = [grown(*key) for key in keys]
-    assert len(set(draws)) == 4
-    assert [grown(*key) for key in keys] == draws
-
-
-def test_a_state_is_a_copy_and_loading_happens_in_place():
-    run = Run()
-    state = run.trainer.state_dict()
-    held = copy.deepcopy(state)
-    pointers = [m.data_ptr() for m in run.trainer.masks.values()]
-    for _ in range(6):
-        run.step()
-    assert_same(state['masks'], held['masks'])
-    assert_same(state['history']['ever'], held['history']['ever'])
-    run.trainer.load_state_dict(state)
-    assert [m.data_ptr() for m in run.trainer.masks.values()] == pointers
-    assert_same(run.masks(), held['masks'])
-    assert run.trainer.steps == 0
-
-
-@pytest.mark.parametrize(
-    'change, words',
-    [
-        (lambda s: s.update(version=2), 'version 2 .* up to 1; update'),
-        (lambda s: s.pop('steps'), 'not the whole state.*: steps missing'),
-        (lambda s: s.pop('masks'), 'not the whole state.*: masks missing'),
-        (lambda s: s.pop('history'), 'ever, history missing'),
-        (lambda s: s['history'].pop('ever'), 'ever missing'),
-        (
-            lambda s: s['masks'].update({'neck': s['masks'].pop('fc.weight')}),
-            "'fc.weight'.*'neck'",
-        ),
-        (
-            lambda s: s['history']['ever'].update(
-                {'fc.weight': torch.zeros(1, dtype=torch.uint8)}
-            ),
-            'history .*names and sizes',
-        ),
-    ],
-)
-def test_a_state_that_does_not_fit_is_refused_whole(change, words):
-    run, before = Run(), Run().masks()
-    other = Run(seed=1)
-    state = other.trainer.state_dict()
-    change(state)
-    with pytest.raises(ValueError, match=words):
-        run.trainer.load_state_dict(state)
-    assert_same(run.masks(), before)
