@@ -65,8 +65,8 @@ def check_inner(inner: str) -> None:
     """Refuse an unknown inner non-linearity with a ValueError."""
     if inner not in INNER:
         raise UserError(
-            f'inner={inner!r} is no module behind an inner layer; it has to '
-            f'be one of {INNER}.'
+            f'inner, the module behind an inner layer, has to be one of '
+            f'{INNER}, not {inner!r}.'
         )
 
 

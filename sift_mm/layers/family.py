@@ -182,8 +182,8 @@ def check_share(ratio: float) -> None:
     """Refuse a layer whose FLOPs no whole sizes meet, with a ValueError."""
     if abs(ratio - 1) > TOLERANCE:
         raise UserError(
-            'no whole number of channels, ranks or branches has its FLOPs; '
-            f'the nearest has {ratio:.2f} of them'
+            'no whole number of channels, ranks or branches has its FLOPs '
+            f'(nearest {ratio:.2f} of them)'
         )
 
 

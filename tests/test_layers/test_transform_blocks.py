@@ -357,7 +357,7 @@ def test_an_example_tells_which_weights_are_read():
     report = sift_mm.transform(
         model, 'parallel', 0.5, example=torch.rand(1, 3, 32, 32)
     )
-    assert 'no one weight' in report.skipped['features.1.0.attn.qkv']
+    assert 'no single weight' in report.skipped['features.1.0.attn.qkv']
     assert type(attention.qkv) is nn.Linear
     assert 'features.1.0.mlp.0' in report.replaced
     model(torch.rand(1, 3, 32, 32))
