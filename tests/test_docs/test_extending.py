@@ -3,8 +3,9 @@
 import re
 
 import pytest
-from forks import run_forked
-from minirun import ROOT
+
+from helpers.forked_scripts import run_forked
+from helpers.runs import ROOT
 
 PAGE = (ROOT / 'docs/extending.md').read_text()
 BACKBONE = """

@@ -10,8 +10,8 @@ from dataclasses import fields
 from functools import cache
 
 import pytest
-from minirun import ROOT
 
+from helpers.runs import ROOT
 from sift_mm.sparsity import RunOptions
 
 sys.path.insert(0, str(ROOT / 'docs/extension'))
