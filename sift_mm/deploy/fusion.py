@@ -16,6 +16,7 @@ from sift_mm.deploy.folding import altered
 from sift_mm.deploy.sparse_calls import fits, is_norm, is_relu, run
 from sift_mm.deploy.sparse_layers import SparseConv2d, SparseLayer
 from sift_mm.deploy.windows import Window, find_windows, rewrite, words_for
+from sift_mm.kernels import is_overridden
 
 
 def fuse(module: nn.Module) -> dict[SparseLayer, str]:
@@ -124,7 +125,8 @@ def _links(
 
 def _run_chain(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Run a container's modules; ``forward`` of a fused container."""
-    chain = None if args or kwargs else _chain(self)
+    plain = bool(args or kwargs) or is_overridden()
+    chain = None if plain else _chain(self)
     if chain is None:
         return self.plain_class.forward(self, input, *args, **kwargs)
     for layer, *behind in _links(chain):

@@ -16,6 +16,8 @@ from sift_mm.errors import UserCallError
 from sift_mm.kernels import (
     can_pool,
     geometry_of,
+    is_channels_last,
+    is_overridden,
     make_pattern,
     max_pool2d,
     pair,
@@ -32,6 +34,7 @@ class SparseLayer(nn.Module):
     plain_class: Any
     values: Tensor
     weight_shape: torch.Size
+    channels_last: bool
     numbers: list[int]
     settings: tuple
     choices: dict[tuple[int, int], bool]
@@ -70,6 +73,8 @@ class SparseLayer(nn.Module):
         """Run sparse where the kernels take the input, else dense."""
         if not isinstance(self, SparseLayer):
             return self.forward(input)  # A pre-hook has read the weight.
+        if isinstance(input, Tensor) and is_overridden():
+            return self.__prepare_scriptable__().forward(input)
         if calls.fits(self, input):
             return calls.run(self, input)
         return calls.run_dense(self, input)
@@ -116,7 +121,7 @@ class FastMaxPool2d(nn.MaxPool2d):
         if not (can_pool(self) and calls.is_plain(input) and input.ndim == 4):
             return super().forward(input)
         window = self.kernel_size, self.stride, self.padding
-        return calls.in_format_of(input, max_pool2d(input, *map(pair, window)))
+        return max_pool2d(input, *map(pair, window))
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Return PyTorch's layer, which TorchScript can compile."""
@@ -139,6 +144,7 @@ def sparsify(layer: Any, mask: Tensor, timed: bool) -> None:
     )
     layer.plain_class = type(layer)
     layer.weight_shape = weight.shape
+    layer.channels_last = is_channels_last(weight)
     layer.numbers = geometry.numbers()
     layer.settings = calls.settings_of(layer)
     layer.timed, layer.choices = timed, {}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from . import build
 from .build import pointer
-from .convolution import new
+from .convolution import in_format_of, new
 
 
 class Norm(ctypes.Structure):
@@ -145,4 +145,7 @@ def batch_norm(
         and x.numel() > x.shape[1]
         and not build.why_unavailable()
     )
-    return _batch_norm(x, weight, bias, eps) if fits else None
+    if not fits:
+        return None
+    out, mean, variance = _batch_norm(x, weight, bias, eps)
+    return in_format_of(out, x), mean, variance

@@ -92,7 +92,8 @@ def sparse_conv2d(
         TypeError: A tensor is not float32 on the CPU.
         ValueError: Shapes or pattern do not fit.
     """
-    return _sparse_conv2d(x, weight, bias, pattern, geometry, ways, check)
+    out = _sparse_conv2d(x, weight, bias, pattern, geometry, ways, check)
+    return convolution.in_format_of(out, x, weight)
 
 
 @torch.library.custom_op('sift_mm::sparse_conv2d', mutates_args=())
@@ -244,9 +245,20 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return x.new_empty(weight.shape)
 
 
+def _of_shape(tensor: Tensor) -> Tensor:
+    """Return a tensor of one value that is read for its shape alone."""
+    return tensor.new_zeros(()).expand(tensor.shape)
+
+
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, weight, bias, pattern, ctx.geometry, ctx.ways, _ = inputs
-    ctx.save_for_backward(x, weight, *pattern)
+    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    # What no gradient reads may change in place, as it may in PyTorch.
+    ctx.save_for_backward(
+        x if needs_weight else _of_shape(x),
+        weight if needs_x else _of_shape(weight),
+        *pattern,
+    )
     ctx.with_bias = bias is not None
 
 

@@ -10,7 +10,7 @@ from torch.nn.functional import max_pool2d as dense_max_pool2d
 
 from . import build
 from .build import pointer
-from .convolution import new
+from .convolution import in_format_of, new
 from .geometry import pair
 
 
@@ -199,4 +199,4 @@ def max_pool2d(
         return dense_max_pool2d(x, kernel, stride, padding)
     needs_grad = torch.is_grad_enabled() and x.requires_grad
     window = [*kernel, *stride, *padding]
-    return _max_pool2d(x, window, needs_grad)[0]
+    return in_format_of(_max_pool2d(x, window, needs_grad)[0], x)

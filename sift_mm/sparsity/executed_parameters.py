@@ -13,6 +13,7 @@ averages and data-parallel wrappers see nothing of this.
 """
 
 import copy
+import sys
 from typing import Any
 
 import torch
@@ -56,7 +57,11 @@ class ExecutedParameter(nn.Parameter):
                 out = _linear(*args, **kwargs)
             elif func is F.batch_norm:
                 out = _batch_norm(*args, **kwargs)
-            return func(*args, **kwargs) if out is None else out
+            out = func(*args, **kwargs) if out is None else out
+            if func is Tensor.detach and _is_made_parameter():
+                # It takes nothing but an object of the class that it got.
+                return out.as_subclass(cls)
+            return out
 
     def plain(self) -> nn.Parameter:
         """Return a plain parameter that shares the tensor."""
@@ -72,6 +77,13 @@ class ExecutedParameter(nn.Parameter):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.plain().__reduce_ex__(protocol)
+
+
+def _is_made_parameter() -> bool:
+    """Return whether the call in progress is one of ``nn.Parameter``."""
+    if torch.compiler.is_compiling():
+        return False
+    return sys._getframe(2).f_code is nn.Parameter.__new__.__code__
 
 
 def _alias(value: Any) -> Any:
@@ -129,8 +141,9 @@ def _linear(
     execution = getattr(weight, 'execution', None)
     if not isinstance(execution, Execution) or weight.ndim != 2:
         return None
-    if not input.numel() or not input.ndim:
-        execution.refuse('')
+    strided = input.layout is torch.strided
+    if not (strided and input.numel() and input.ndim):
+        execution.refuse('' if strided else f'for {input.layout} inputs')
         return None
     rows = input.reshape(-1, input.shape[-1])
     out = execution.run(rows, weight, bias, LINEAR)

@@ -47,6 +47,9 @@ def why_dense(*tensors: Tensor | None) -> str:
         return 'while traced'
     if _is_transformed():
         return 'under torch.func or forward-mode derivatives'
+    if not torch.compiler.is_compiling():
+        if torch._C._len_torch_dispatch_stack():
+            return 'under a dispatch mode'
     for tensor in tensors:
         if tensor is None:
             continue
