@@ -1,7 +1,6 @@
-"""What tests share: import paths, mini sets, a trained run of each library."""
+"""Fixtures for all tests: data sets, configs and trained runs."""
 
 import os
-import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -9,29 +8,28 @@ from unittest import mock
 
 import pytest
 
-# Files are tested side by side: each process, and what it starts, keeps to a
+# Test files run side by side: each process, and what it starts, keeps to one
 # core. PyTorch reads this when it is imported.
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 
-TESTS = Path(__file__).resolve().parent
-
-for folder in (TESTS, TESTS.parent):
-    if str(folder) not in sys.path:
-        sys.path.insert(0, str(folder))
-
-import minisets  # noqa: E402
-from minirun import TEXTS, Run, write_config  # noqa: E402
-from standins import standins  # noqa: E402, F401
+from helpers import datasets  # noqa: E402
+from helpers.fake_tools import standins  # noqa: E402, F401
+from helpers.runs import (  # noqa: E402
+    TEXTS,
+    Run,
+    forget_instances,
+    write_config,
+)
 
 
 @pytest.fixture(scope='session')
 def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The mini set of each library, by its scope."""
+    """Return the mini data set of each library by scope."""
     root = tmp_path_factory.mktemp('data')
     return {
-        'mmdet': minisets.mini_coco(root / 'coco', num_train=4, num_val=2),
-        'mmseg': minisets.mini_cityscapes(root / 'cityscapes'),
-        'mmpretrain': minisets.mini_imagenet(root / 'imagenet'),
+        'mmdet': datasets.mini_coco(root / 'coco', num_train=4, num_val=2),
+        'mmseg': datasets.mini_cityscapes(root / 'cityscapes'),
+        'mmpretrain': datasets.mini_imagenet(root / 'imagenet'),
     }
 
 
@@ -39,14 +37,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def configs(
     data: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
-    """A config file of each library, by its scope."""
+    """Write a config file for each library; return them by scope."""
     folder = tmp_path_factory.mktemp('configs')
     return {scope: write_config(folder, scope, data[scope]) for scope in TEXTS}
 
 
 @pytest.fixture(scope='session', autouse=True)
 def quick_configs() -> Iterator[None]:
-    """Leaves out what reading configs and data spends its time on.
+    """Skip the slow parts of reading configs and data.
 
     A config is the same Python without layout. The index of a library's
     configs, a file for each of some hundred folders, would be read for every
@@ -65,26 +63,11 @@ def quick_configs() -> Iterator[None]:
         yield
 
 
-def forget_instances() -> None:
-    """Drops MMEngine's named singletons.
-
-    A visualizer of the run before would be taken for that of the next.
-    """
-    from mmengine.logging import MessageHub, MMLogger
-    from mmengine.registry import DefaultScope
-    from mmengine.visualization import Visualizer
-
-    kinds = [MessageHub, MMLogger, DefaultScope, Visualizer]
-    for kind in kinds:
-        kind._instance_dict.clear()
-        kinds += kind.__subclasses__()  # Each has a list of its own.
-
-
 @pytest.fixture(autouse=True)
 def fresh_process(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[None]:
-    """Lets a test call ``main`` as if it were in a process of its own."""
+    """Reset the global state, as if a test were a process of its own."""
     forget_instances()
     monkeypatch.setenv('LOCAL_RANK', '0')
     monkeypatch.chdir(tmp_path)
@@ -94,7 +77,7 @@ def fresh_process(
 
 @pytest.fixture
 def seed() -> None:
-    """Another state of PyTorch's generator each time, which is printed."""
+    """Seed PyTorch with a random number and print it."""
     import torch
 
     number = torch.seed() % 2**31
@@ -106,7 +89,7 @@ def seed() -> None:
 def runs(
     configs: dict[str, str], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Run]:
-    """A trained run of each library, by its scope."""
+    """Train a run of each library; return them by scope."""
     from sift_mm.cli import train
 
     found = {}

@@ -7,7 +7,6 @@ import re
 import pytest
 import torch
 from backbones_table import FAMILIES, row
-from minirun import ROOT
 from mmdet.registry import MODELS as DET
 from mmengine.config import ConfigDict
 from mmengine.logging import MessageHub
@@ -15,6 +14,7 @@ from mmpretrain.registry import MODELS
 from mmseg.registry import MODELS as SEG
 from torch.utils._pytree import tree_leaves
 
+from helpers.runs import ROOT
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.flops import count_flops, on_meta
 from sift_mm.layers import Composite, Wide

@@ -12,7 +12,6 @@ from torch import nn
 from torch.nn import functional as F
 
 import sift_mm.backbones
-from sift_mm.flops.isoflop import factorized_rank
 from sift_mm.layers import Composite, Doped, Factorized, Parallel
 
 LAYERS = dict(
@@ -203,16 +202,6 @@ def test_the_inner_layer_is_an_option(family, inner):
             # The block's own norm is there only if no branch has one.
             kind = nn.BatchNorm2d if inner == 'none' else nn.Identity
             assert type(getattr(behind, f'norm{conv[-1]}')) is kind
-
-
-def test_only_u_sparse():
-    model = build(family='factorized', sparse_factors='u')
-    layer = model.layer1[0].conv1
-    rank = factorized_rank(9 * 16, 16, 0.75, 'u')
-    assert layer.u.weight.shape == (rank, 16, 3, 3)
-    names = model.sparse_parameter_names()
-    assert 'layer1.0.conv1.u.weight' in names
-    assert not any('.v.' in n for n in names)
 
 
 @pytest.mark.parametrize(

@@ -4,16 +4,17 @@ import json
 import pickle
 from unittest import mock
 
-import minisets
 import numpy as np
 import pytest
-from datafiles import idx
-from narrow import shallow
 from PIL import Image
+
+from helpers import datasets
+from helpers.archives import idx
+from helpers.small_configs import shallow
 
 
 def mini_cifar100(root, train=4, test=2):
-    """Writes the pickles of CIFAR-100: planes of red, green and blue."""
+    """Write the pickles of CIFAR-100: planes of red, green and blue."""
     folder = root / 'cifar-100-python'
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -29,7 +30,7 @@ def mini_cifar100(root, train=4, test=2):
 
 
 def mini_fashion_mnist(root, train=4, test=2):
-    """Writes the four IDX files of Fashion-MNIST, unpacked."""
+    """Write the four IDX files of Fashion-MNIST, unpacked."""
     root.mkdir(parents=True)
     rng = np.random.default_rng(0)
     for name, number in (('train', train), ('t10k', test)):
@@ -40,7 +41,7 @@ def mini_fashion_mnist(root, train=4, test=2):
 
 
 def mini_tree_crowns(root, train=4, val=2):
-    """Writes tree crowns: one class, annotated as COCO."""
+    """Write tree crowns: one class, annotated as COCO."""
     rng = np.random.default_rng(0)
     (root / 'annotations').mkdir(parents=True)
     for split, number in (('train', train), ('val', val)):
@@ -64,23 +65,23 @@ def mini_tree_crowns(root, train=4, val=2):
 
 @pytest.fixture(scope='session')
 def checkout(tmp_path_factory):
-    """A folder whose ``data`` holds a mini set of every data set."""
+    """Make a folder whose ``data`` holds every mini data set."""
     root = tmp_path_factory.mktemp('checkout')
     data = root / 'data'
     mini_cifar100(data / 'cifar100')
     mini_fashion_mnist(data / 'fashion_mnist')
     mini_tree_crowns(data / 'tree_crowns')
-    minisets.mini_imagenet(
+    datasets.mini_imagenet(
         data / 'imagenet', num_train=2, num_val=1, num_classes=2
     )
-    minisets.mini_coco(data / 'coco', num_train=4, num_val=2)
-    minisets.mini_cityscapes(data / 'cityscapes')
+    datasets.mini_coco(data / 'coco', num_train=4, num_val=2)
+    datasets.mini_cityscapes(data / 'cityscapes')
     return root
 
 
 @pytest.fixture
 def in_checkout(checkout, monkeypatch, fresh_process):
-    """Lets a run find the mini sets, and its networks be shallow."""
+    """Run in the folder of the mini sets, with shallow networks."""
     monkeypatch.chdir(checkout)
     # MMPreTrain knows the files of CIFAR by their MD5.
     known = mock.patch('mmpretrain.datasets.cifar.check_md5', lambda *_: True)

@@ -3,8 +3,8 @@
 import json
 import re
 
-from forks import run_forked
-from minirun import ROOT
+from helpers.forked_scripts import run_forked
+from helpers.runs import ROOT
 
 SECTION = (ROOT / 'docs/transfer.md').read_text().partition('in small\n')[2]
 COMMANDS = re.findall(

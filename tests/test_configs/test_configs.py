@@ -4,8 +4,9 @@ import math
 import re
 
 import pytest
-from minirun import ROOT
-from narrow import (
+
+from helpers.runs import ROOT
+from helpers.small_configs import (
     Watch,
     check_masks,
     narrow_data,
@@ -13,7 +14,6 @@ from narrow import (
     shrink,
     without_pretrained,
 )
-
 from sift_mm.backbones import SparseIFTMixin
 from sift_mm.cli import train
 from sift_mm.config.building import build_backbone, replace_sync_norms
@@ -42,7 +42,7 @@ CONFIGS = sorted(
 
 
 def narrow(cfg):
-    """Makes the run of any config a matter of a second on a CPU.
+    """Reduce the run of any config to a second on a CPU.
 
     What the config is about stays: family, sparsity, algorithm, optimizer,
     kinds of schedules, pipelines and losses.
@@ -96,7 +96,7 @@ def test_a_config_trains_and_keeps_its_density(name, tmp_path, in_checkout):
 
 
 def check_name(name, cfg):
-    """The name of a file says what its network and its masks are."""
+    """Check that a file's name fits its network and masks."""
     backbone = cfg.model.backbone
     found = re.search(r'-sift-([a-z-]+)-s(\d+)[-_]', name)
     if found is not None:

@@ -6,7 +6,8 @@ from pathlib import Path
 import metafile
 import pytest
 import yaml
-from minirun import ROOT
+
+from helpers.runs import ROOT
 
 DENSE = ROOT / 'configs/fashion_mnist/resnet18-w8_1xb128-1e_fashion-mnist.py'
 

@@ -10,12 +10,12 @@ Learning rates are walked over all epochs by MMEngine's own schedulers.
 import math
 
 import pytest
-from minirun import ROOT
 from mmengine.optim import build_optim_wrapper
 from mmengine.registry import PARAM_SCHEDULERS, DefaultScope
-from narrow import in_float32
 from torch import nn
 
+from helpers.runs import ROOT
+from helpers.small_configs import in_float32
 from sift_mm.config.channels import build_backbone
 from sift_mm.config.loading import import_library, read_config
 from sift_mm.engine.plan import MaskPlan

@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
-from standins import METRICS, new_calls
 
 from demo import demo
+from helpers.fake_tools import METRICS, new_calls
 
 pytestmark = pytest.mark.usefixtures('standins')
 

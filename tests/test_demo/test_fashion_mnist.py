@@ -5,9 +5,9 @@ import hashlib
 
 import numpy as np
 import pytest
-from datafiles import idx
 
 from demo import fashion_mnist
+from helpers.archives import idx
 
 SHAPES = ((6, 28, 28), 6, (2, 28, 28), 2)
 CONTENTS = {

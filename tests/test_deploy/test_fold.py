@@ -3,13 +3,12 @@ import re
 
 import pytest
 import torch
-import torchvision
-from blocks import make_block
 from mmcv.cnn import ConvModule
 from mmcv.cnn.bricks import wrappers
 from torch import nn
 from torch.nn.utils import parametrizations
 
+from helpers.networks import make_block
 from sift_mm.deploy import FoldReport, fold
 from sift_mm.layers import Composite, Doped, Factorized, Parallel
 from sift_mm.layers.wide import WideConv2d
@@ -42,7 +41,7 @@ NORMS = {
 
 @torch.no_grad()
 def trained(model):
-    """Every norm gets statistics and weights that training could leave."""
+    """Give every norm the statistics and weights of a trained network."""
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             if module.running_mean is not None:
@@ -452,16 +451,6 @@ def test_conv_modules_of_any_order(options, reason):
     assert reason is None or reason in report.kept['0.bn']
 
 
-def test_all_norms_of_a_resnet():
-    model = trained(torchvision.models.resnet18(num_classes=10))
-    norms = [
-        n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)
-    ]
-    report = assert_folds_to_the_same(model, torch.randn(2, 3, 64, 64))
-    assert sorted(report.norms) == sorted(norms) and not report.kept
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in model.modules())
-
-
 @pytest.mark.parametrize('dtype', TOLERANCE)
 @pytest.mark.parametrize('inner', ['none', 'norm', 'norm_act'])
 @pytest.mark.parametrize('family', MAKE)
@@ -498,17 +487,3 @@ def test_backbones_of_the_toolkit(family, inner, dtype):
     assert_same(model(x)[0], before)
     assert report.norms
     assert_all_that_remains_is_named(model, report)
-
-
-def test_the_report_reads_well():
-    report = FoldReport(
-        {'a': 'Parallel of 2 branches -> Linear(2, 1)'},
-        ['b'],
-        {'c': 'of a reason'},
-    )
-    assert str(report) == (
-        'Composites folded: 1, norms folded: 1, kept: 1\n'
-        '  a: Parallel of 2 branches -> Linear(2, 1)\n'
-        '  b: norm, folded\n'
-        '  c: kept, of a reason'
-    )

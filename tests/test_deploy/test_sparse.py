@@ -7,15 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-from blocks import make_block
-from equality import Block, assert_equal, block, sparsified, tensors
-from programs import Doubled
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
 from torch.nn.utils import spectral_norm as old_spectral_norm
 from torch.nn.utils import weight_norm as old_weight_norm
 
+from helpers.networks import (
+    Block,
+    assert_equal,
+    block,
+    make_block,
+    sparsified,
+    tensors,
+)
+from helpers.random_programs import Doubled
 from sift_mm.deploy import sparse_calls as calls
 from sift_mm.deploy import to_sparse
 from sift_mm.errors import UserError
@@ -129,6 +135,8 @@ def test_subclasses_run_their_own_forward(name: str, layer: nn.Module) -> None:
 @torch.no_grad()
 def test_weights_that_are_computed(change: Callable) -> None:
     model = block()
+    for layer in (model.conv, model.linear):
+        layer.weight[:, 0] += 1  # No filter is zero, which has no direction.
     change(model.conv)
     change(model.linear)
     assert_equal(model, to_all_sparse(model.eval()))
@@ -247,7 +255,7 @@ def test_attributes_that_change_later(name: str, value: Any) -> None:
 
 
 def noisy(self: Any, x: Tensor, times: int = 2, *, more: Any = ()) -> Any:
-    """Draws, Python numbers, and arguments of several kinds."""
+    """Use random draws, Python numbers and arguments of several kinds."""
     for tensor in more:
         x = x + tensor
     x = self.conv(x) * torch.rand(1) * times
@@ -255,7 +263,7 @@ def noisy(self: Any, x: Tensor, times: int = 2, *, more: Any = ()) -> Any:
 
 
 def preactivation(self: Any, x: Tensor) -> Tensor:
-    """The convolution's input changes before its output is added."""
+    """Change the convolution's input before its output is added."""
     out = self.conv(x)
     x = self.relu(x)
     out = self.norm(out)
@@ -263,7 +271,7 @@ def preactivation(self: Any, x: Tensor) -> Tensor:
 
 
 def aliased(self: Any, x: Tensor) -> Tensor:
-    """A sum in place changes what another name reads later."""
+    """Change in place a tensor that another name reads later."""
     x = self.norm(x)
     kept = x
     x += self.conv(x)
@@ -271,19 +279,19 @@ def aliased(self: Any, x: Tensor) -> Tensor:
 
 
 def read(self: Any, x: Tensor) -> Tensor:
-    """The convolution's output is read beside the norm's."""
+    """Read the convolution's output beside the norm's."""
     y = self.conv(x)
     return self.norm(y).relu() + y
 
 
 def spread(self: Any, x: Tensor) -> Tensor:
-    """The sum is with a tensor of another shape."""
+    """Add a tensor of another shape."""
     mean = x.mean((2, 3), keepdim=True)
     return (self.conv(x) + mean).relu() + self.conv(mean)
 
 
 def joined(self: Any, parts: Any) -> Any:
-    """Takes a dict, and gives a tuple."""
+    """Take a dict and return a tuple."""
     out = self.conv(parts['a'][0])
     out = self.norm(out)
     out += parts['b']

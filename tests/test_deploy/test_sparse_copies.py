@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from equality import Block, assert_equal, block, sparsified
 from torch import Tensor, nn
 
+from helpers.networks import Block, assert_equal, block, sparsified
 from sift_mm.deploy import to_sparse
 
 pytestmark = pytest.mark.usefixtures('seed')
@@ -136,7 +136,7 @@ def copied(model: nn.Module, x: Tensor) -> Any:
 
 
 def loaded(model: Any, x: Tensor) -> Any:
-    """The copy of another network, with this one's numbers."""
+    """Load this network's state into a zeroed copy."""
     other = copy.deepcopy(model)
     for tensor in other.state_dict().values():
         if tensor.is_floating_point():

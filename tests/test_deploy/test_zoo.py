@@ -8,7 +8,6 @@ import pytest
 import timm
 import torch
 import torchvision
-from equality import assert_equal, sparsified, tensors
 from mmdet.registry import MODELS as DET
 from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS as PRE
@@ -18,6 +17,7 @@ from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.ops import MultiScaleRoIAlign
 
+from helpers.networks import assert_equal, sparsified, tensors
 from sift_mm.deploy import to_sparse
 
 pytestmark = pytest.mark.usefixtures('seed')

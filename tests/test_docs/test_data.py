@@ -4,10 +4,10 @@ import re
 
 import numpy as np
 import pytest
-from minirun import ROOT
 from mmengine.registry import DATASETS, init_default_scope
 from PIL import Image
 
+from helpers.runs import ROOT
 from sift_mm.config.libraries import import_library
 from sift_mm.config.loading import read_config
 

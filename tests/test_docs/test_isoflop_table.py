@@ -1,8 +1,8 @@
 """The iso-FLOP table of docs, and the script that writes it."""
 
 import isoflop_table
-from minirun import ROOT
 
+from helpers.runs import ROOT
 from sift_mm.layers import families
 
 

@@ -3,9 +3,9 @@
 import re
 import shlex
 
-from forks import run_forked
-from minirun import ROOT, write_config
-from minisets import mini_coco
+from helpers.datasets import mini_coco
+from helpers.forked_scripts import run_forked
+from helpers.runs import ROOT, write_config
 
 PAGE = (ROOT / 'docs/tutorial.md').read_text()
 TOOLS = {'sift-train': 'tools/train.py', 'sift-test': 'tools/test.py'}

@@ -10,7 +10,7 @@ from sift_mm.engine import SparseTrainingHook
 
 
 def plan_of(config, **options):
-    """The plan of a config's run, its backbone Sparse Wide at 0.75."""
+    """Return the plan of a config with a Sparse Wide backbone at 0.75."""
     cfg = read_config(config, dict(options), family='wide', sparsity=0.75)
     import_library(cfg)
     init_default_scope(cfg.default_scope)

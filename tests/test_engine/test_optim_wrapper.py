@@ -21,7 +21,7 @@ from sift_mm.sparsity import (
 
 
 def linear_and_masks(interval=None, fraction=0.5, **kwargs):
-    """A layer of eight weights, the first four of them active."""
+    """Build a layer of eight weights, the first four of them active."""
     model = nn.Linear(8, 1, bias=False)
     model.weight.data = torch.arange(1.0, 9.0).view(1, 8)
     masks = MaskSet(
@@ -74,7 +74,7 @@ def test_scores_are_the_mean_over_accumulated_batches():
 
 
 def attached(wrapper, trainer):
-    """The wrapper, with masks."""
+    """Attach the masks to the wrapper."""
     wrapper.mask_trainer = trainer
     trainer.enforce(wrapper.optimizer)
     return wrapper
@@ -82,7 +82,7 @@ def attached(wrapper, trainer):
 
 @pytest.fixture
 def amp(monkeypatch):
-    """MMEngine's AMP wrapper on the CPU, with a real loss scaler.
+    """Build MMEngine's AMP wrapper on the CPU with a real loss scaler.
 
     Its constructor asks for an accelerator; nothing after it needs one.
     """

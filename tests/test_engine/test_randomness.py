@@ -8,8 +8,15 @@ import pytest
 import torch
 from mmengine.hooks import Hook
 from torch import nn
-from toyrun import Points, Toy, assert_same, final_state, loader, toy_run
 
+from helpers.toy_runs import (
+    Points,
+    Toy,
+    assert_same,
+    final_state,
+    loader,
+    toy_run,
+)
 from sift_mm.engine.launch import end_workers
 
 LAST = 10
@@ -25,7 +32,7 @@ class Augmented(Points):
 
 
 class WithDropout(Toy):
-    """Draws random numbers in the model too."""
+    """Toy model with dropout."""
 
     def __init__(self):
         super().__init__()
@@ -46,7 +53,7 @@ LOADERS = {
 
 
 def run(work_dir, loop, workers, counts=1, seed=3, data=None, **kwargs):
-    """Ten or twelve iterations; a checkpoint after each."""
+    """Train for ten or twelve iterations with a checkpoint after each."""
     sampler = 'InfiniteSampler' if loop == 'endless' else 'DefaultSampler'
     torch.manual_seed(0)
     model = WithDropout()

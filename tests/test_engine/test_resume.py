@@ -1,4 +1,4 @@
-"""What a run goes on from, and what it does not."""
+"""Checkpoints from which a run resumes or refuses to."""
 
 import os
 import re
@@ -8,10 +8,10 @@ from operator import getitem
 import pytest
 import torch
 from mmengine.config import Config
-from sparserun import load, sparse_config
-from toyrun import assert_same, hook_of, toy_run, toy_runner
 
-from sift_mm.checkpoint.state import sealed
+from helpers.sparse_runs import load, sparse_config
+from helpers.toy_runs import assert_same, hook_of, toy_run, toy_runner
+from sift_mm.checkpoint.state import with_digest
 from sift_mm.cli import train
 from sift_mm.config.resume import find_start
 from sift_mm.engine.transfer import check_optimizer
@@ -24,7 +24,7 @@ KEY = 'sparse_training'
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """The work dir of a run of four epochs."""
+    """Train for four epochs; return the work dir."""
     path = tmp_path_factory.mktemp('run')
     toy_run(path, dict())
     return path
@@ -32,7 +32,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def work_dir(folder, tmp_path):
-    """A copy of it, to be damaged."""
+    """Copy the work dir, to damage it."""
     for path in folder.glob('*.pth'):
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_4.pth'))
@@ -151,7 +151,7 @@ def test_a_run_does_not_go_on_from(name, folder, tmp_path):
     checkpoint = load(folder / 'epoch_2.pth')
     spoil(checkpoint)
     if name.startswith('sealed'):
-        checkpoint[KEY] = sealed(checkpoint[KEY])
+        checkpoint[KEY] = with_digest(checkpoint[KEY])
     path = tmp_path / 'bad.pth'
     torch.save(checkpoint, path)
     runner = resume(path, tmp_path)
@@ -231,7 +231,7 @@ def test_slots_of_another_shape_may_be_meant(kind):
 def test_what_a_run_starts_from(spoil, words, folder, tmp_path):
     checkpoint = load(folder / 'epoch_2.pth')
     spoil(checkpoint)
-    checkpoint[KEY] = sealed(checkpoint[KEY])
+    checkpoint[KEY] = with_digest(checkpoint[KEY])
     torch.save(checkpoint, tmp_path / 'a.pth')
     runner = toy_runner(
         tmp_path / 'b', dict(), load_from=str(tmp_path / 'a.pth')
@@ -258,7 +258,7 @@ def spoil_weights(path):
 
 
 def start(work_dir, option='auto', **options):
-    """Where a run starts with this value of --resume, and what it says."""
+    """Return config and messages of a start with this --resume."""
     cfg = Config(dict(work_dir=str(work_dir), **options))
     said = find_start(cfg, option)
     return cfg, ' '.join(said)

@@ -12,12 +12,12 @@ from pathlib import Path
 import mmengine
 import pytest
 import torch
-from conftest import forget_instances
 from mmengine.config import Config
 from mmengine.hooks import Hook
-from sparserun import sparse_config
-from toyrun import assert_same, final_state, toy_runner
 
+from helpers.runs import forget_instances
+from helpers.sparse_runs import sparse_config
+from helpers.toy_runs import assert_same, final_state, toy_runner
 from sift_mm.checkpoint import writing
 from sift_mm.checkpoint.writing import locked, written_whole
 from sift_mm.cli import train
@@ -51,7 +51,7 @@ def runner_of(work_dir, saved=None, epochs=4, **kwargs):
 
 @contextmanager
 def no_file_above(size):
-    """Files cannot grow beyond some bytes, as on a disk that is full."""
+    """Limit the size of files, as a full disk does."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
@@ -117,7 +117,7 @@ def test_a_link_that_waits_is_not_written_through(tmp_path, monkeypatch):
 
 @pytest.fixture
 def other_run(tmp_path):
-    """A process that is at work in a folder, and a worker that outlives it."""
+    """Start a process that holds the work dir, and a lasting worker."""
     reading, writing = os.pipe()
     pid = os.fork()
     if not pid:
@@ -242,7 +242,7 @@ def test_the_old_checkpoint_goes_when_the_new_one_is_whole(
 
 def test_the_best_checkpoint_takes_the_place_of_the_one_before(tmp_path):
     class Scored(Hook):
-        """Validates by hand, the last epoch twice."""
+        """Hook that validates by hand, the last epoch twice."""
 
         def after_train_epoch(self, runner):
             hook = next(h for h in runner.hooks if hasattr(h, 'save_best'))
@@ -258,7 +258,7 @@ def test_the_best_checkpoint_takes_the_place_of_the_one_before(tmp_path):
 
 
 def fork(work_dir, **kwargs):
-    """A run in a process of its own, which this one can kill."""
+    """Start a run in a process that this one can kill."""
     pid = os.fork()
     if pid:
         return pid

@@ -3,8 +3,9 @@
 import pytest
 import torch
 from mmengine.hooks import Hook
-from sparserun import load
-from toyrun import (
+
+from helpers.sparse_runs import load
+from helpers.toy_runs import (
     assert_same,
     final_state,
     hook_of,
@@ -12,7 +13,6 @@ from toyrun import (
     toy_run,
     toy_runner,
 )
-
 from sift_mm.engine.transfer import Start
 from sift_mm.sparsity import RunOptions
 
@@ -56,7 +56,7 @@ def test_where_masks_come_from(state, loaded, resumed, transfer, init, origin):
 
 @pytest.fixture
 def source(tmp_path):
-    """The checkpoint of a run with masks that were trained."""
+    """Train masks; return the checkpoint."""
     toy_run(tmp_path / 'source', dict(), epochs=2)
     return tmp_path / 'source/epoch_2.pth'
 
@@ -66,7 +66,7 @@ def masks_of(path):
 
 
 def starts_from(path, folder, by, **hook):
-    """A runner that loads a checkpoint, in one of the two ways."""
+    """Build a runner that loads a checkpoint by init_cfg or load_from."""
     how = (
         dict(model=pretrained_toy(path))
         if by == 'init_cfg'

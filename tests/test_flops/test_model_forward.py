@@ -1,4 +1,4 @@
-"""What depends on an image's numbers is counted as a test would run it."""
+"""FLOPs of layers whose cost depends on the image's content."""
 
 from typing import Any
 
@@ -82,7 +82,7 @@ def test_all_boxes_are_kept(boxes: int, most: int, kept: int) -> None:
 
 
 def rows_of(name: str, **more: Any) -> tuple[dict[str, int], tuple[str, ...]]:
-    """FLOPs of the layers of a library's detector, at 64 x 64 pixels."""
+    """Count the FLOPs by layer of a library's detector at 64 x 64 pixels."""
     cfg: Config = read_config(f'mmdet::{name}', R18 | more)
     import_library(cfg)
     found = profile(build(cfg), (64, 64))
@@ -90,7 +90,7 @@ def rows_of(name: str, **more: Any) -> tuple[dict[str, int], tuple[str, ...]]:
 
 
 def conv(rois: int) -> int:
-    """A 3 x 3 convolution from 256 to 256 channels, on 14 x 14 pixels."""
+    """Count a 3 x 3 convolution, 256 to 256 channels, on 14 x 14 pixels."""
     return 2 * rois * 14**2 * 9 * 256**2
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 import torchvision
-from minirun import write_config
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
 
+from helpers.runs import write_config
 from sift_mm.flops import Row, count_flops, mask_densities, profile
 
 
@@ -81,7 +81,7 @@ def test_sums_by_hand():
 
 
 def check_sums(model, shape, **kwargs):
-    """The rows add up to what count_flops and the model itself say."""
+    """Check that the rows add up to the totals of count_flops."""
     count = count_flops(model, shape, **kwargs)
     total = profile(model, shape).total()
     assert total.flops_dense == total.flops_sparse == count.total > 0
@@ -188,7 +188,7 @@ def test_a_layer_that_another_one_runs_counts_once():
 
 
 class Summing(nn.Module):
-    """Gives a tensor of its own, a view, and its input."""
+    """Network that returns a new tensor, a view and its input."""
 
     def __init__(self):
         super().__init__()

@@ -4,12 +4,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sparserun import sparse_config
+
+from helpers.sparse_runs import sparse_config
 
 
 @pytest.fixture
 def make_config(data: dict[str, Path], tmp_path: Path) -> Callable[..., str]:
-    """Writes one by its scope; see :func:`sparse_config`."""
+    """Return a function that writes one; see :func:`sparse_config`."""
 
     def make(scope: str, more: str = '', family: str = 'wide') -> str:
         return sparse_config(tmp_path / 'c', scope, data[scope], more, family)

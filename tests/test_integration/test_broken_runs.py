@@ -1,9 +1,10 @@
 """Runs of the tool with augmentation, workers and ranks, broken anywhere."""
 
 import pytest
-from forks import train_ranks
-from sparserun import load, probed
-from toyrun import assert_same
+
+from helpers.forked_scripts import train_ranks
+from helpers.sparse_runs import load, probed
+from helpers.toy_runs import assert_same
 
 AUGMENTED = """
 train_dataloader['dataset']['pipeline'] = [

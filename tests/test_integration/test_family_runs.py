@@ -8,9 +8,9 @@ import torch
 from mmdet.registry import MODELS as DET
 from mmpretrain.registry import MODELS as CLS
 from mmseg.registry import MODELS as SEG
-from sparserun import assert_masked, probed, train
-from toyrun import assert_same
 
+from helpers.sparse_runs import assert_masked, probed, train
+from helpers.toy_runs import assert_same
 from sift_mm.cli import test as test_tool
 from sift_mm.cli import train as train_tool
 from sift_mm.config.loading import load_config

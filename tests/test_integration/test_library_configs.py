@@ -9,17 +9,24 @@ import math
 from pathlib import Path
 from typing import Any
 
-import minisets
 import pytest
-from conftest import forget_instances
 from mmengine.config import Config
 from mmengine.hooks import EMAHook
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
-from narrow import Watch, check_masks, in_float32, masks_of, narrow_data, small
-from sparserun import final, load
 
-from sift_mm.checkpoint.state import sealed
+from helpers import datasets
+from helpers.runs import forget_instances
+from helpers.small_configs import (
+    Watch,
+    check_masks,
+    in_float32,
+    masks_of,
+    narrow_data,
+    small,
+)
+from helpers.sparse_runs import final, load
+from sift_mm.checkpoint.state import with_digest
 from sift_mm.config.building import replace_sync_norms
 from sift_mm.config.data import check_data
 from sift_mm.config.loading import read_config
@@ -69,7 +76,7 @@ FORWARD = {'embed_dims': 32, 'feedforward_channels': 64}
 
 
 def layers(part: str, *attention: str) -> dict[str, Any]:
-    """A narrow encoder or decoder of a DETR."""
+    """Return the options of a narrow encoder or decoder of a DETR."""
     found = {f'model.{part}.num_layers': 1}
     for name, values in [(a, ATTENTION) for a in attention] + [
         ('ffn_cfg', FORWARD)
@@ -201,15 +208,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope='module')
 def library_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder whose ``data`` holds what the libraries' configs read."""
+    """Make a folder whose ``data`` holds what the libraries' configs read."""
     root = tmp_path_factory.mktemp('libraries')
     data = root / 'data'
-    minisets.mini_imagenet(
+    datasets.mini_imagenet(
         data / 'imagenet', num_train=1, num_val=1, num_classes=2
     )
-    minisets.mini_coco(data / 'coco', num_train=2, num_val=1, size=(64, 64))
-    minisets.mini_cityscapes(data / 'cityscapes', num_train=2, num_val=1)
-    minisets.mini_ade20k(data / 'ade/ADEChallengeData2016')
+    datasets.mini_coco(data / 'coco', num_train=2, num_val=1, size=(64, 64))
+    datasets.mini_cityscapes(data / 'cityscapes', num_train=2, num_val=1)
+    datasets.mini_ade20k(data / 'ade/ADEChallengeData2016')
     return root
 
 
@@ -217,12 +224,12 @@ def library_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def in_library_data(
     library_data: Path, fresh_process: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Lets configs find their data."""
+    """Run in the folder of the data."""
     monkeypatch.chdir(library_data)
 
 
 def read(name: str, **member: Any) -> Config:
-    """The config as the tools read it, with little to compute."""
+    """Read the config like the tools and shrink its run."""
     cfg = read_config(name, CONFIGS[name], **member)
     # A dense network's would not fit.
     assert not (member and 'checkpoint' in str(cfg.model))
@@ -260,7 +267,7 @@ def read(name: str, **member: Any) -> Config:
 def train(
     cfg: Config, work_dir: Path, checkpoint: Path | None = None
 ) -> tuple[Runner, Watch]:
-    """Trains; with a checkpoint, it resumes from that."""
+    """Train, or resume from a checkpoint."""
     cfg = copy.deepcopy(cfg)
     cfg.work_dir = str(work_dir)
     if checkpoint is not None:
@@ -316,7 +323,7 @@ CHANCE = ('Random', 'Mosaic', 'MixUp', 'PhotoMetric', 'Lighting')
 
 
 def without_chance(dataset: dict) -> None:
-    """Takes out of all pipelines what draws numbers."""
+    """Remove the random steps of all pipelines."""
     if 'dataset' in dataset:
         without_chance(dataset['dataset'])
     steps = [
@@ -332,8 +339,8 @@ def without_chance(dataset: dict) -> None:
 
 
 def digest(value: Any) -> str:
-    """Of all that is in a part of a checkpoint, bit for bit."""
-    return sealed(dict(value=value))['digest']
+    """Return the digest of a part of a checkpoint."""
+    return with_digest(dict(value=value))['digest']
 
 
 @pytest.mark.parametrize(

@@ -5,10 +5,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from forks import run_forked, train_ranks
-from minirun import ROOT, run_script
-from sparserun import assert_masked, final, probed, train
 
+from helpers.forked_scripts import run_forked, train_ranks
+from helpers.runs import ROOT, run_script
+from helpers.sparse_runs import assert_masked, final, probed, train
 from sift_mm.cli import train as train_tool
 
 

@@ -6,12 +6,12 @@ from unittest import mock
 
 import pytest
 import torch
-from forks import train_ranks
 from mmdet.registry import MODELS
 from mmengine.config import Config
-from sparserun import load, probed, sparse_config, train
-from toyrun import assert_same
 
+from helpers.forked_scripts import train_ranks
+from helpers.sparse_runs import load, probed, sparse_config, train
+from helpers.toy_runs import assert_same
 from sift_mm.checkpoint import reading
 from sift_mm.cli import test as test_tool
 from sift_mm.cli.publish_model import main as publish
@@ -31,7 +31,7 @@ BACKBONE = dict(
 
 @pytest.fixture(scope='module')
 def pretrained(data, tmp_path_factory):
-    """The checkpoint of a classifier with the stem of a detector's ResNet."""
+    """Train a classifier with a detector's stem; return the checkpoint."""
     folder = tmp_path_factory.mktemp('pretrain')
     config = sparse_config(
         folder,
@@ -45,7 +45,7 @@ def pretrained(data, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def published(pretrained):
-    """The slim file of it."""
+    """Publish the checkpoint; return the slim file."""
     publish([str(pretrained), str(pretrained.with_name('slim.pth'))])
     return next(pretrained.parent.glob('slim-*.pth'))
 
@@ -116,7 +116,7 @@ def test_two_processes_start_from_the_same_masks(
 
 
 def saved(path, state, prefix=''):
-    """A checkpoint that is nothing but weights."""
+    """Save a checkpoint of weights alone."""
     torch.save({f'{prefix}{k}': v for k, v in state.items()}, path)
     return path
 

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from minirun import ROOT
 
+from helpers.runs import ROOT
 from sift_mm.kernels import build
 
 PRINT = 'from sift_mm.kernels import build; print(build.build())'
@@ -23,7 +23,7 @@ KEPT = {'SIFT_MM_CACHE': '', 'SIFT_MM_KERNEL_FLAGS': ''}
 
 @pytest.fixture(autouse=True)
 def fresh(tmp_path, monkeypatch):
-    """An empty cache, and the quickest of compilations."""
+    """Use an empty cache and the quickest compilation."""
     monkeypatch.setenv('SIFT_MM_CACHE', str(tmp_path / 'cache'))
     monkeypatch.setenv('SIFT_MM_KERNEL_FLAGS', '-O0')
     monkeypatch.delenv('LD_PRELOAD', raising=False)
@@ -47,7 +47,7 @@ def finish(process: subprocess.Popen) -> str:
 
 
 def why(monkeypatch, **environ: str | None) -> str:
-    """The sentence that a process with these variables ends up with."""
+    """Return the reason for no kernels under these variables."""
     for name, value in environ.items():
         if value is None:
             monkeypatch.delenv(name, raising=False)
@@ -66,7 +66,7 @@ def script(path: Path, text: str) -> str:
 
 @pytest.fixture(scope='module')
 def compiled(tmp_path_factory) -> Path:
-    """A library that makes a file when it is loaded, and one beside it."""
+    """Compile a library that makes a file when loaded, and a harmless one."""
     folder = tmp_path_factory.mktemp('compiled')
     (folder / 'made.c').write_text(
         '#include <stdio.h>\n__attribute__((constructor)) void f(void)'
@@ -81,7 +81,7 @@ def compiled(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def quick(tmp_path, monkeypatch, compiled):
-    """A compiler that takes no time: it copies what it is to make."""
+    """Use a compiler that only copies its output."""
     text = (
         '[ "$1" = --version ] && exit\nwhile [ "$1" != -o ]; do shift; done\n'
         f'cp "${{MADE:-{compiled}}}" "$2"'

@@ -4,9 +4,14 @@ import random
 
 import pytest
 import torch
-from convolutions import Case, pattern_of, random_case, within_rounding
 from torch import Tensor
 
+from helpers.random_convolutions import (
+    Case,
+    pattern_of,
+    random_case,
+    within_rounding,
+)
 from sift_mm.kernels import sparse_conv2d, sparse_conv2d_fused
 from sift_mm.kernels.pattern import forward_layout
 

@@ -40,7 +40,7 @@ def test_large_dilations_take_no_class_of_outputs_each():
 
 
 def seen(walk: AxisWalk) -> set[tuple[int, int, int]]:
-    """(tap, output, input) of all that a walk sees."""
+    """Return (tap, output, input) of every step of a walk."""
     return {
         (
             tap,

@@ -11,7 +11,7 @@ from sift_mm.kernels import batch_norm
 
 
 def both(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, eps):
-    """Ours, and PyTorch's in float64: outputs, statistics and gradients."""
+    """Return outputs, statistics and gradients of ours and of float64."""
     grad = torch.randn_like(x)
     inputs = [t.clone().requires_grad_() for t in (x, weight, bias)]
     out, mean, variance = batch_norm(*inputs, eps)

@@ -8,10 +8,15 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolutions import Case, pattern_of, random_case, within_rounding
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from helpers.random_convolutions import (
+    Case,
+    pattern_of,
+    random_case,
+    within_rounding,
+)
 from sift_mm.kernels import (
     Geometry,
     convolution,
@@ -32,7 +37,7 @@ def threads():
 
 
 class Layer(nn.Module):
-    """What stands around an operator."""
+    """Layer around the operators, and its dense reference."""
 
     def __init__(self, case: Case) -> None:
         super().__init__()
@@ -108,7 +113,6 @@ def test_the_number_of_threads_does_not_change_a_bit():
 @pytest.mark.parametrize('size', [(7, 7), (3, 5), (14, 14), (1, 9)])
 @pytest.mark.parametrize('kernel, stride', [(3, 1), (3, 2), (1, 1), (1, 2)])
 def test_an_image_has_the_same_outputs_in_any_batch(kernel, stride, size):
-    """Bit for bit, though few images are laid out in other patches."""
     case = Case(
         kernel=(kernel, kernel),
         stride=(stride, stride),
@@ -167,8 +171,8 @@ def test_opcheck():
     x = layer.x.requires_grad_()
     check = torch.library.opcheck
     convolve = torch.ops.sift_mm.sparse_conv2d.default
-    for ways in ((True,) * 3, (True, True, False), (False, True, True)):
-        rest = *fixed, ways, ways[2]
+    for choice in ((True,) * 3, (True, True, False), (False, True, True)):
+        rest = *fixed, choice, choice[2]
         check(convolve, (x, layer.weight, layer.bias, *rest))
         check(convolve, (x, layer.weight, None, *rest))
     y = layer(x).detach()
@@ -475,7 +479,7 @@ def test_several_threads_at_once():
 
 
 class Convolved(Dataset):
-    """Runs the kernels in the workers of a loader."""
+    """Data set that runs the kernels in the workers of a loader."""
 
     def __init__(self, layer: Layer) -> None:
         self.layer = layer

@@ -6,13 +6,13 @@ from itertools import count
 import pytest
 import torch
 import torchvision
-from blocks import make_block
 from torch import nn
 from torch.nn import functional as F
 from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.ops import SqueezeExcitation
 
 import sift_mm
+from helpers.networks import make_block
 from sift_mm.layers import NothingReplaced, Wide
 
 pytestmark = pytest.mark.usefixtures('seed')
@@ -97,7 +97,7 @@ def swin():
 
 
 def put_dense(dense, wide):
-    """Gives a wide network a dense one's weights, and zeros elsewhere."""
+    """Copy a dense network's weights into a wide one; zero the rest."""
     state = dict(wide.named_parameters()) | dict(wide.named_buffers())
     layers = tuple(n for n, m in wide.named_modules() if isinstance(m, Wide))
     with torch.no_grad():

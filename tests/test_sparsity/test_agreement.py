@@ -4,11 +4,11 @@ from unittest import mock
 
 import pytest
 import torch
-from ranks import run_ranks
 from torch import distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from helpers.process_groups import run_ranks
 from sift_mm.sparsity import MaskSet, SparseTraining
 from sift_mm.sparsity.agreement import check_agreement, fingerprint
 
@@ -46,7 +46,7 @@ def training(optimizer='sgd', ranks=1, **kwargs):
 
 
 def step(model, sparse, rank=0, ranks=1):
-    """On every ``ranks``-th sample of the batch, as samplers give them."""
+    """Train a step on every ``ranks``-th sample of the batch."""
     generator = torch.Generator().manual_seed(sparse.trainer.steps)
     images = torch.randn(BATCH, 2, 6, 6, generator=generator).double()
     labels = torch.randint(3, (BATCH,), generator=generator)
@@ -57,7 +57,7 @@ def step(model, sparse, rank=0, ranks=1):
 
 
 def trained(optimizer, ranks):
-    """Masks and number of updates, and weights, after a run."""
+    """Train; return masks, moved shares and weights."""
     rank = distributed.get_rank() if ranks > 1 else 0
     model, sparse = training(optimizer, ranks)
     reports = [step(model, sparse, rank, ranks) for _ in range(STEPS)]
@@ -80,7 +80,7 @@ def test_ranks_train_the_masks_of_one_rank_with_their_batches_together(
 
 
 def broken(at):
-    """What rank 1 does not notice by itself: a weight of its mask moves."""
+    """Train while rank 1's mask changes unnoticed."""
     model, sparse = training(ranks=2)
     rank = distributed.get_rank()
     reduced = []

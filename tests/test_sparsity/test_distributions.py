@@ -62,32 +62,6 @@ def test_the_last_layer_is_that_of_the_network_not_of_the_alphabet():
     assert UniformPlus().counts(shapes, 0.9) == {'z': 10, 'a': 20}
 
 
-def test_erk_below_the_cap():
-    # A layer gets factor * sum(shape) weights: 20 and 46 shares here, of
-    # 0.01 * (100 + 3600) = 37 weights: 37 * 20 / 66 = 11.2 and 25.8.
-    counts = ERK().counts({'a': (10, 10), 'b': (20, 20, 3, 3)}, 0.99)
-    assert counts == {'a': 11, 'b': 26}
-
-
-def test_erk_solves_again_after_capping():
-    # 9 and 81 weights, budget 45, shares 6 and 12: the factor 2.5 would give
-    # the first 15 of 9. Capped, the second has the remaining 36; without
-    # solving again it would have 30, and the whole 39 / 90 = 0.43.
-    shapes = {'a': (3, 3), 'b': (3, 3, 3, 3)}
-    assert ERK().counts(shapes, 0.5) == {'a': 9, 'b': 36}
-    assert ERK().densities(shapes, 0.5) == pytest.approx({'a': 1, 'b': 4 / 9})
-
-
-def test_erk_caps_in_rounds():
-    # 4, 16 and 100 weights, shares 4, 8 and 20, budget 0.51 * 120 = 61.2.
-    # Factor 61.2 / 32 = 1.91: a would have 7.65 of 4, b 15.3 of 16.
-    # Factor 57.2 / 28 = 2.04: now b would have 16.3. c has the rest, 41.2.
-    shapes = {'a': (2, 2), 'b': (4, 4), 'c': (10, 10)}
-    densities = ERK().densities(shapes, 0.49)
-    assert densities == pytest.approx({'a': 1, 'b': 1, 'c': 0.412})
-    assert ERK().counts(shapes, 0.49) == {'a': 4, 'b': 16, 'c': 41}
-
-
 def test_er_does_not_look_at_the_kernel():
     # 20 / 100 for both: equal densities. ERK: 20 / 100 to 26 / 900, with
     # shares 20 and 26 of a budget of 100 weights.

@@ -13,7 +13,9 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import sift_mm
-from sift_mm.sparsity import SparseExecution, masked_layers
+from sift_mm.errors import UserError
+from sift_mm.kernels import masked_layers
+from sift_mm.sparsity import SparseExecution
 from sift_mm.sparsity import execution as execution_module
 
 CLOSE = dict(rtol=1e-4, atol=1e-5)
@@ -34,7 +36,7 @@ def convolution(channels=8):
 
 
 def execute(model, include=('*.weight',), mode='sparse', **kwargs):
-    """The model under masks, and a dense copy of it; both train."""
+    """Put the model under masks; return these and a dense copy."""
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
     kwargs = dict(sparsity=0.75, algorithm='Static', steps=9) | kwargs
     sparse = sift_mm.SparseTraining(
@@ -52,7 +54,7 @@ def gradients(model, *inputs, run=None):
 
 
 def assert_equal(model, dense, *inputs, masks=(), run=None, other=None):
-    """Outputs and gradients; a weight's inside its mask alone."""
+    """Assert equal outputs and gradients, of weights inside their masks."""
     out, grads = gradients(model, *inputs, run=run)
     wanted, wanted_grads = gradients(dense, *inputs, run=other)
     torch.testing.assert_close(out, wanted, **CLOSE)
@@ -134,16 +136,6 @@ def hook_input(module):
 
 def hook_output(module):
     module.register_forward_hook(lambda *args: 2 * args[-1])
-
-
-def hook_gradient(module):
-    module.register_full_backward_hook(
-        lambda _, grads, __: (
-            tuple(g and 3 * g for g in grads)
-            if not isinstance(grads[0], torch.Tensor)
-            else (3 * grads[0],)
-        )
-    )
 
 
 def patch(module):
@@ -260,8 +252,9 @@ def test_parametrized_pruned_and_replaced_weights_run_dense():
         each[7].weight = nn.Parameter(torch.ones(5, 12))
     mask = {'4.weight': sparse.masks['4.weight']}
     assert_equal(model, dense, IMAGES, masks=mask)
-    sparse.step()
-    assert '1 of 3 masked' in sparse.execution
+    with pytest.raises(UserError, match='another parameter'):
+        sparse.step()
+    assert nn.Parameter(model[4].weight).equal(model[4].weight)
 
 
 def test_shared_weights_and_two_kinds_of_call():
@@ -459,7 +452,7 @@ def test_the_default_device_does_not_matter(device):
         assert_equal(model, dense, IMAGES, masks=sparse.masks)
         model(IMAGES).square().sum().backward()
         sparse.trainer.execution.layers['0'].mask[0].logical_not_()
-        sparse.trainer.execution.follow_masks()
+        sparse.trainer.execution.refresh_patterns()
         model(IMAGES)
     finally:
         torch.set_default_device(None)
@@ -538,7 +531,7 @@ def test_an_interruption_leaves_the_network_usable(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(masked_layers, 'make_pattern', fail)
         with pytest.raises(KeyboardInterrupt):
-            sparse.trainer.execution.follow_masks()
+            sparse.trainer.execution.refresh_patterns()
     assert_equal(model, dense, IMAGES, masks=sparse.masks)
     assert '3 of 3' in sparse.execution
 

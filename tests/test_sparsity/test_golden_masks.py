@@ -40,7 +40,7 @@ CASES = [
 
 
 def numbers(shape, key, levels):
-    """Multiples of 1/16 with many equal ones, or of 2^-18 without."""
+    """Return multiples of 1/16 with many ties, or of 2^-18 without."""
     generator = generator_for(7, levels, key)
     n = torch.Size(shape).numel()
     if levels:
@@ -52,7 +52,7 @@ def numbers(shape, key, levels):
 
 
 def digest(algorithm, init, placement, seed):
-    """The CRC-32 of all masks of three updates, of all shapes and types."""
+    """Return the CRC-32 of all masks of three updates."""
     found = 0
     for (name, shape), dtype, levels in itertools.product(
         SHAPES.items(), TYPES, [0, 3, 40]

@@ -72,11 +72,6 @@ def test_top_k_takes_the_largest_magnitudes(shape, dtype):
     np.testing.assert_array_equal(found, expected)
 
 
-def test_top_k_of_equal_weights():
-    mask = TopK().mask(torch.full((10, 10), -0.5), 33, generator_for(0, 0, ''))
-    assert int(mask.sum()) == 33
-
-
 def test_from_weights_reads_the_pattern():
     values = torch.tensor([[0.0, -1.0, 2.0], [0.0, 0.0, -1e-30]])
     mask = FromWeights().mask(values, 3, generator_for(0, 0, 'a'))

@@ -46,7 +46,7 @@ def backward(model, sparse):
 
 
 def state(model, sparse):
-    """All that an update moves: masks, history, step count, zeros."""
+    """Return all that an update moves: masks, history, steps and zeros."""
     zeros = {}
     for name, mask in sparse.masks.items():
         parameter = model.get_parameter(name)
@@ -101,7 +101,7 @@ def check_whole_or_not(model, sparse, without, whole):
 
 
 class At:
-    """Raises once, at the n-th call in the product or line of the trainer."""
+    """Tracer that raises at the n-th call or line of the trainer."""
 
     def __init__(self, number, error):
         self.number, self.error, self.seen = number, error, 0

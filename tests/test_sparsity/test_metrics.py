@@ -7,7 +7,7 @@ from sift_mm.sparsity import MaskHistory, density, training_flops
 
 
 def mask(text):
-    """'101' to a bool tensor."""
+    """Convert '101' to a bool tensor."""
     return torch.tensor([c == '1' for c in text])
 
 
@@ -15,24 +15,6 @@ def test_density_is_that_of_all_weights_together():
     # 3 of 4 and 1 of 12: 4 of 16, not the mean of 3/4 and 1/12.
     masks = {'a': mask('1110'), 'b': mask('100000000000').view(3, 4)}
     assert density(masks) == 0.25
-
-
-def test_history_by_hand():
-    # Ten weights, a number that is no multiple of eight.
-    history = MaskHistory({'a': mask('110000'), 'b': mask('1100')})
-    assert history.itop_rate() == history.degree_of_constraint() == 0.4
-    # a moves one: ever 1110 00, always 1000 00.
-    history = history.after({'a': mask('101000')})
-    assert history.itop_rate() == pytest.approx(0.5)
-    assert history.degree_of_constraint() == pytest.approx(0.3)
-    # It comes back: a weight that was away is not always active any more.
-    history = history.after({'a': mask('110000')})
-    assert history.itop_rate() == pytest.approx(0.5)
-    assert history.degree_of_constraint() == pytest.approx(0.3)
-    # b moves both, to the end: ever 1111, always 0000.
-    history = history.after({'b': mask('0011')})
-    assert history.itop_rate() == pytest.approx(0.7)
-    assert history.degree_of_constraint() == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize('seed', range(5))

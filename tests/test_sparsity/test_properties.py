@@ -1,4 +1,4 @@
-"""What holds of mask training whatever the shapes, types and settings."""
+"""Properties of mask training for all shapes, types and settings."""
 
 import copy
 import io
@@ -22,7 +22,7 @@ from sift_mm.sparsity import (
 from sift_mm.sparsity.trainer import Placement
 
 # Of this file, shared out evenly; `make attack` has more of them.
-CASES = int(os.environ.get('SIFT_MM_CASES', 2000))
+CASES = int(os.environ.get('SIFT_MM_CASES', 600))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # The last update is due by the step before the last.
 STEPS = 6
@@ -30,7 +30,7 @@ LAST = STEPS - 1
 
 
 def property_of(*strategies):
-    """A test over drawn cases; a failure prints what draws it again."""
+    """Run a test on drawn cases; a failure prints how to repeat it."""
 
     def mark(test):
         return settings(
@@ -47,7 +47,7 @@ def property_of(*strategies):
 
 @st.composite
 def settings_of_a_run(draw):
-    """All that makes a run, in plain values, which a failure prints."""
+    """Draw the settings of a run as plain values."""
     shapes = st.lists(st.integers(1, 7), min_size=1, max_size=4)
     return dict(
         shapes=draw(st.lists(shapes, min_size=1, max_size=2)),
@@ -124,7 +124,7 @@ class Run:
         }
 
     def check(self, counts):
-        """Exact counts, and +0 outside the masks."""
+        """Check exact counts, and +0 outside the masks."""
         assert self.trainer.masks.counts() == counts
         for name, mask in self.trainer.masks.items():
             weight = self.parameters[name].detach()
@@ -153,7 +153,7 @@ class Run:
         self.trainer.enforce(self.optimizer)
 
     def everything(self):
-        """All that two equal runs agree on, bit for bit."""
+        """Return all that equal runs share, bit for bit."""
         tensors = dict(self.parameters)
         for name, mask in self.trainer.masks.items():
             tensors |= {f'{name}/mask': mask} | self.slots(name)

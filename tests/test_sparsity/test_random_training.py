@@ -5,16 +5,16 @@ import os
 import random
 
 import torch
-from programs import inputs, random_network, run_program
 from torch import Tensor, nn
 
+from helpers.random_programs import inputs, random_network, run_program
 from sift_mm.sparsity import MaskSet, SparseExecution
 
-CASES = int(os.environ.get('SIFT_MM_CASES', 10000)) // 10
+CASES = int(os.environ.get('SIFT_MM_CASES', 700))
 
 
 def masks_of(network: nn.Module) -> MaskSet:
-    """The masks of its layers: their nonzeros."""
+    """Return the nonzeros of the layers as masks."""
     weights = {
         f'{name}.weight': layer.weight
         for name, layer in network.named_modules()
@@ -24,8 +24,8 @@ def masks_of(network: nn.Module) -> MaskSet:
 
 
 def step(network: nn.Module, seed: int) -> list[dict[str, Tensor]] | None:
-    """Values and gradients of a step; None if PyTorch refuses it."""
-    torch.manual_seed(seed)
+    """Return values and gradients of a step, or None if PyTorch refuses."""
+    torch.default_generator.manual_seed(seed)
     given = tuple(x.requires_grad_() for x in inputs())
     network.zero_grad()
     found = run_program(network, given)
@@ -50,7 +50,7 @@ def step(network: nn.Module, seed: int) -> list[dict[str, Tensor]] | None:
 
 
 def off(expected: dict[str, Tensor], found: dict[str, Tensor]) -> float:
-    """The largest difference, in units of the largest value of them all."""
+    """Return the largest difference relative to the largest value."""
     assert expected.keys() == found.keys()
     largest = max(float(tensor.abs().max()) for tensor in expected.values())
     return max(

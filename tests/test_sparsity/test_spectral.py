@@ -27,14 +27,6 @@ def test_complete_bipartite_graph(shape, m, n):
     assert gap.excess == pytest.approx(gap.bound, abs=1e-5)
 
 
-def test_identity_is_all_but_connected():
-    gap = spectral_gap(torch.eye(6).bool())
-    assert (gap.first, gap.second) == pytest.approx((1, 1))
-    # Degrees of one: sqrt(0) + sqrt(0).
-    assert gap.bound == 0
-    assert gap.excess == pytest.approx(-1)
-
-
 def test_degrees_are_means_and_the_bound_takes_none_below_one():
     # Three edges in 2 x 6: rows have 1.5 on average, columns 0.5.
     mask = torch.zeros(2, 6, dtype=torch.bool)

@@ -46,7 +46,7 @@ def step(model, sparse):
 
 
 def check(model, sparse):
-    """All weights and slots outside the masks are zero."""
+    """Check that weights and slots outside the masks are zero."""
     for name, mask in sparse.masks.items():
         parameter = model.get_parameter(name)
         slots = sparse.optimizer.state[parameter].values()

@@ -6,7 +6,8 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from minirun import ROOT
+
+from helpers.runs import ROOT
 
 KEY = 'mmcv-2.3.6_torch-9.9+cu1_cp3'
 NAME = 'onedl_mmcv-2.3.6-py3-none-any.whl'

@@ -4,7 +4,8 @@ import os
 
 import pytest
 import torch
-from minirun import ROOT, free_port, run_script
+
+from helpers.runs import ROOT, free_port, run_script
 
 TOOLS = ROOT / 'tools'
 
@@ -44,7 +45,7 @@ def test_usage(script, words):
 
 @pytest.fixture
 def echo(tmp_path):
-    """A program that says its arguments, one a line, under two names."""
+    """Write a program that prints its arguments, under two names."""
     for name in ('python', 'srun'):
         path = tmp_path / name
         path.write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$@"\n')

@@ -1,0 +1,1 @@
+"""Networks, data sets, configs and runs that several tests share."""

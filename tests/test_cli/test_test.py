@@ -1,0 +1,193 @@
+"""Tests of tools/test.py on the runs of the three libraries."""
+
+import copy
+import json
+import pickle
+import re
+
+import pytest
+import torch
+from mmengine.config import Config
+from PIL import Image
+
+from helpers.runs import forget_instances
+from helpers.sparse_runs import sparse_config
+from sift_mm.cli import publish_model, train
+from sift_mm.cli import test as tester
+from sift_mm.config.tta import flip_pipeline
+from sift_mm.engine.cost_hook import CostHook
+from sift_mm.errors import UserError
+
+
+def test_mmdet(runs, tmp_path):
+    run = runs['mmdet']
+    out = tmp_path / 'new' / 'pred.pkl'
+    args = [run.config, run.checkpoint, '--work-dir', str(tmp_path)]
+    metrics = tester.main([*args, '--out', str(out), '--show-dir', 'drawn'])
+    assert 'coco/bbox_mAP_50' in metrics
+    predictions = pickle.loads(out.read_bytes())
+    assert [p['img_id'] for p in predictions] == [1, 2]
+    assert 'gt_instances' not in predictions[0]
+    drawn = sorted(path.name for path in tmp_path.glob('*/drawn/*'))
+    assert drawn == ['000000000001.jpg', '000000000002.jpg']
+
+
+def test_mmseg(runs, tmp_path):
+    run = runs['mmseg']
+    args = [run.config, run.checkpoint, '--work-dir', str(tmp_path)]
+    metrics = tester.main([*args, '--out', 'maps', '--show-dir', 'drawn'])
+    assert 'mIoU' in metrics
+    maps = sorted((tmp_path / 'maps').iterdir())
+    assert len(maps) == 2
+    assert Image.open(maps[0]).size == (128, 64)
+    assert len(list((tmp_path / 'drawn').rglob('*.png'))) == 2
+
+
+def test_mmpretrain(runs, tmp_path):
+    run = runs['mmpretrain']
+    args = [run.config, run.checkpoint, '--work-dir', str(tmp_path)]
+    drawing = ['--show-dir', 'drawn', '--interval', '2']
+    metrics = tester.main([*args, '--out', 'pred.pkl', *drawing])
+    assert 'accuracy/top1' in metrics
+    assert len(pickle.loads((tmp_path / 'pred.pkl').read_bytes())) == 6
+    assert len(list((tmp_path / 'drawn').iterdir())) == 3
+
+
+def test_json_has_metrics_and_costs(runs, tmp_path, capsys):
+    run = runs['mmdet']
+    metrics = tester.main(
+        [run.config, run.checkpoint, '--work-dir', str(tmp_path)]
+        + ['--out', 'metrics.json']
+    )
+    assert json.loads((tmp_path / 'metrics.json').read_text()) == metrics
+    assert metrics['active_parameters'] == metrics['parameters'] > 0
+    assert metrics['density'] == 1
+    assert metrics['flops'] == metrics['flops_of_dense'] > 0
+    printed = capsys.readouterr().out
+    assert 'coco/bbox_mAP_50' in printed
+    assert 'M active parameters' in printed
+
+
+@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
+def test_tta(scope, runs, tmp_path):
+    run = runs[scope]
+    options = ['--tta', '--work-dir', str(tmp_path)]
+    if scope == 'mmseg':  # Its base has scales that are too much here.
+        options += ['--cfg-options', 'tta_pipeline=None']
+    metrics = tester.main([run.config, run.checkpoint, *options])
+    assert metrics
+
+
+def test_flip_pipeline():
+    load, ann = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')
+    pack = dict(type='PackDetInputs', meta_keys=('img_id', 'flip'))
+    result = flip_pipeline([load, ann, pack])
+    assert result[:-1] == [load]
+    assert result[-1]['transforms'] == [
+        [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
+        [ann],
+        [dict(pack, meta_keys=['img_id', 'flip', 'flip_direction'])],
+    ]
+    assert pack['meta_keys'] == ('img_id', 'flip')
+
+
+def options(scope, *argv):
+    cfg = Config(dict(default_scope=scope, test_cfg=dict(), visualizer={}))
+    return tester.merge_args(cfg, tester.parse_args(['c', 'ckpt', *argv]))
+
+
+def test_resume_of_the_config_is_not_taken():
+    assert options('mmdet').load_from == 'ckpt'
+    assert options('mmdet').resume is False
+
+
+def test_show():
+    cfg = options('mmdet', '--show', '--wait-time', '3')
+    hook = cfg.default_hooks.visualization
+    assert hook.type == 'DetVisualizationHook'
+    assert hook.draw and hook.show and hook.wait_time == 3
+    assert 'test_out_dir' not in hook
+    with pytest.raises(UserError, match='not for mmagic'):
+        options('mmagic', '--show')
+
+
+def test_amp():
+    assert options('mmpretrain', '--amp').test_cfg.fp16
+
+
+def test_out_of_the_wrong_kind():
+    with pytest.raises(UserError, match='has to be a .pkl file, not maps'):
+        options('mmdet', '--out', 'maps')
+    with pytest.raises(SystemExit):
+        tester.parse_args(['c', 'ckpt', '--out-item', 'metrics'])
+
+
+def test_missing_checkpoint(configs):
+    with pytest.raises(SystemExit, match='no checkpoint .*none.pth'):
+        tester.main([configs['mmdet'], 'none.pth'])
+
+
+def test_masks_of_a_newer_version_are_refused():
+    newer = {'sparse_training': {'version': 99, 'masks': {}}}
+    with pytest.raises(ValueError, match='version 99'):
+        CostHook(Config()).after_load_checkpoint(None, newer)
+
+
+def test_missing_data(runs):
+    run = runs['mmseg']
+    option = 'test_dataloader.dataset.data_root=elsewhere'
+    with pytest.raises(SystemExit, match='elsewhere.*gtFine.*make demo'):
+        tester.main([run.config, run.checkpoint, '--cfg-options', option])
+
+
+@pytest.fixture(scope='module')
+def sparse(data, tmp_path_factory):
+    """Train a sparse classifier; return its config and checkpoint."""
+    folder = tmp_path_factory.mktemp('sparse')
+    config = sparse_config(folder / 'c', 'mmpretrain', data['mmpretrain'])
+    forget_instances()
+    train.main([config, '--work-dir', str(folder)])
+    path = (folder / 'last_checkpoint').read_text()
+    return config, torch.load(path, weights_only=False)
+
+
+@pytest.mark.parametrize('what', ['weights outside', 'no masks'])
+def test_what_a_checkpoint_lacks_is_said(what, sparse, tmp_path):
+    config, whole = sparse
+    checkpoint = copy.deepcopy(whole)
+    masks = checkpoint['sparse_training']['masks']
+    name = 'backbone.layer1.0.conv1.weight'
+    if what == 'no masks':
+        del checkpoint['sparse_training']
+        density, words = 1, 'the checkpoint has no masks'
+    else:
+        checkpoint['state_dict'][name][~masks[name]] = 1
+        size = sum(mask.numel() for mask in masks.values())
+        density = sum(int(mask.sum()) for mask in masks.values()) / size
+        words = f'are not zero, so that its density .*: {name}'
+    path = tmp_path / 'tampered.pth'
+    torch.save(checkpoint, path)
+    metrics = tester.main([config, str(path), '--work-dir', str(tmp_path)])
+    assert metrics['density'] == density
+    assert 'accuracy/top1' in metrics
+    said = next(tmp_path.glob('*/*.log')).read_text()
+    assert re.search(f'WARNING.*{words}', said)
+
+
+def test_a_compact_file_has_the_same_metrics(sparse, tmp_path):
+    config, whole = sparse
+    run = tmp_path / 'run.pth'
+    torch.save(whole, run)
+    publish_model.main([str(run), str(tmp_path / 'small.pth'), '--compact'])
+    (small,) = tmp_path.glob('small-*.pth')
+    found = []
+    for path in (run, small):
+        forget_instances()
+        found.append(tester.main([config, str(path), '--work-dir', 'w']))
+    assert found[0] == found[1]
+
+
+def test_sparse_and_mixed_precision_exclude_each_other(capsys):
+    with pytest.raises(SystemExit):
+        tester.main(['config.py', 'checkpoint.pth', '--sparse', '--amp'])
+    assert '--sparse runs in float32' in capsys.readouterr().err

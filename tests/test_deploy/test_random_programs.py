@@ -1,0 +1,55 @@
+"""Random programs on sparse kernels against themselves executed densely."""
+
+import os
+import random
+
+import torch
+from torch import Tensor
+
+from helpers.random_programs import (
+    change_later,
+    inputs,
+    random_network,
+    run_program,
+)
+from sift_mm.deploy import to_sparse
+from sift_mm.deploy.sparse_layers import SparseConv2d
+
+CASES = int(os.environ.get('SIFT_MM_CASES', 1300))
+
+
+def off(expected: list[Tensor] | None, found: list[Tensor] | None) -> float:
+    """Return the largest difference relative to the largest value."""
+    if expected is None or found is None:
+        return float(expected is not found)
+    assert len(expected) == len(found)
+    largest = max(float(tensor.abs().max()) for tensor in expected)
+    return max(
+        float((a - b).abs().max()) / (largest + 1e-6)
+        for a, b in zip(expected, found, strict=True)
+    )
+
+
+@torch.no_grad()
+def test_random_programs_compute_what_they_do_densely() -> None:
+    first = random.SystemRandom().randrange(10**9)
+    fused = sparse_layers = 0
+    for seed in range(first, first + CASES):
+        dense = random_network(seed).eval()
+        sparse = to_sparse(dense, execution='sparse')
+        what = f'random_network({seed})\n{dense.text}{sparse.sparse_report}'
+        given = inputs()
+        expected = run_program(dense, given)
+        error = off(expected, run_program(sparse, given))
+        assert error < 1e-4, f'{what}: {error}'
+        fused += len(sparse.sparse_report.fused)
+        sparse_layers += sum(
+            isinstance(layer, SparseConv2d) for layer in sparse.modules()
+        )
+        for network in (dense, sparse):
+            change_later(network, seed)
+        expected = run_program(dense, given)
+        error = off(expected, run_program(sparse, given))
+        assert error < 1e-4, f'{what}: {error} after change_later'
+    # Else nothing was tried.
+    assert fused > CASES / 2 and sparse_layers > CASES
