@@ -185,12 +185,18 @@ def _parents(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
+def has_own_methods(module: nn.Module) -> bool:
+    """Return whether a module has other methods than its class."""
+    names = 'forward', '_conv_forward', '_call_impl'
+    return any(name in vars(module) for name in names)
+
+
 def altered(module: nn.Module) -> bool:
     """Return whether calling a module does more than its class says."""
     return bool(
         module._forward_hooks
         or module._forward_pre_hooks
-        or 'forward' in vars(module)
+        or has_own_methods(module)
         or is_parametrized(module)
         or _has_any_global_hook()
     )

@@ -16,6 +16,7 @@ from sift_mm.deploy.folding import altered
 from sift_mm.deploy.sparse_calls import fits, is_norm, is_relu, run
 from sift_mm.deploy.sparse_layers import SparseConv2d, SparseLayer
 from sift_mm.deploy.windows import Window, find_windows, name_parts, rewrite
+from sift_mm.kernels import is_overridden
 
 _CONV_MODULE = 'mmcv.cnn.bricks.conv_module', 'ConvModule.forward'
 
@@ -123,7 +124,8 @@ def _links(chain: list[Any]) -> Iterator[tuple[Any, Any, Any]]:
 
 def _run_chain(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Run a container's modules; ``forward`` of a fused container."""
-    chain = None if args or kwargs else _chain(self)
+    plain = bool(args or kwargs) or is_overridden()
+    chain = None if plain else _chain(self)
     if chain is None:
         return self.plain_class.forward(self, input, *args, **kwargs)
     for layer, norm, relu in _links(chain):

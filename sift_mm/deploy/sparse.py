@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from sift_mm.deploy.folding import altered
+from sift_mm.deploy.folding import altered, has_own_methods
 from sift_mm.deploy.fusion import fuse
 from sift_mm.deploy.sparse_layers import (
     FastMaxPool2d,
@@ -206,7 +206,7 @@ def _why_dense(
         return f'its weight is a {type(weight).__name__}'
     if weight.dtype != torch.float32 or weight.device.type != 'cpu':
         return f'its weight is {weight.dtype} on {weight.device}'
-    if 'forward' in vars(layer):
+    if has_own_methods(layer):
         return 'it has a forward method of its own'
     if bool((weight[~mask] != 0).any()):
         return 'its weight is not zero outside its mask'

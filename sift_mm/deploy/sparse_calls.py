@@ -7,13 +7,17 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from sift_mm.deploy.folding import altered
-from sift_mm.kernels import SMALLEST, fastest, sparse_conv2d_fused
+from sift_mm.deploy.folding import altered, has_own_methods
+from sift_mm.kernels import (
+    SMALLEST,
+    fastest,
+    in_format_of,
+    is_overridden,
+    sparse_conv2d_fused,
+)
 
 PATTERN = ('row', 'position', 'index')
-NORM_FORWARDS = (nn.BatchNorm2d.forward, nn.SyncBatchNorm.forward)
 RELUS = (torch.relu, torch.relu_, F.relu, F.relu_)
-_RELU_FORWARD = nn.ReLU.forward
 #: Multiplications of a timed run; it leaves further images out.
 ENOUGH = 1_000_000_000
 
@@ -59,6 +63,7 @@ def is_plain(x: Any) -> bool:
         and torch._C._functorch.maybe_current_level() is None
         and forward_ad._current_level < 0
         and not torch.jit.is_tracing()
+        and not is_overridden()
     )
 
 
@@ -103,8 +108,7 @@ def is_norm(norm: Any, layer: Any) -> bool:
     """Return whether a module is a batch norm that can be folded."""
     statistics = getattr(norm, 'running_mean', None)
     return (
-        isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm))
-        and type(norm).forward in NORM_FORWARDS
+        type(norm) in (nn.BatchNorm2d, nn.SyncBatchNorm)
         and not norm.training
         and not altered(norm)
         and statistics is not None
@@ -120,7 +124,7 @@ def is_norm(norm: Any, layer: Any) -> bool:
 def is_relu(relu: Any) -> bool:
     """Return whether a module or function is a ReLU."""
     if isinstance(relu, nn.ReLU):
-        return type(relu).forward is _RELU_FORWARD and not altered(relu)
+        return type(relu) is nn.ReLU and not altered(relu)
     return any(relu is function for function in RELUS)
 
 
@@ -152,7 +156,7 @@ def fits(
     fused = not (norm is None and residual is None and relu is None)
     if 'values' not in getattr(layer, '_buffers', ()):
         return False  # Dense, now or always.
-    if fused and altered(layer):
+    if has_own_methods(layer) or (fused and altered(layer)):
         return False
     if not can_run(layer, x):
         return False
@@ -204,15 +208,9 @@ def run(
     if linear:
         rows = out[0, :, 0].t().contiguous()
         return rows.view(*x.shape[:-1], rows.shape[1])
-    return in_format_of(x, out)
-
-
-def in_format_of(x: Tensor, out: Tensor) -> Tensor:
-    """Return an output in the memory format of the input, like PyTorch."""
-    last = torch.channels_last
-    if x.is_contiguous(memory_format=last) and not x.is_contiguous():
-        return out.contiguous(memory_format=last)
-    return out
+    if layer.channels_last:
+        return out.contiguous(memory_format=torch.channels_last)
+    return in_format_of(out, x)
 
 
 def run_dense(layer: Any, x: Tensor) -> Tensor:
@@ -236,7 +234,7 @@ def _fold(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
         return kept[3], kept[4]
     with torch.inference_mode(False):
         bias, gain, shift, mean, variance = (
-            torch.tensor(float(value), dtype=torch.float64)
+            torch.tensor(float(value), dtype=torch.float64, device='cpu')
             if part is None
             else part.double()
             for part, value in zip(parts, (0, 1, 0, 0, 1), strict=True)

@@ -16,6 +16,8 @@ from sift_mm.kernels import (
     Geometry,
     can_pool,
     geometry_of,
+    is_channels_last,
+    is_overridden,
     make_pattern,
     max_pool2d,
     pair,
@@ -33,6 +35,7 @@ class SparseLayer(nn.Module):
     values: Tensor
     weight_shape: torch.Size
     geometry: Geometry
+    channels_last: bool
     settings: tuple
     choices: dict[tuple[int, int], bool]
     timed: bool
@@ -70,6 +73,8 @@ class SparseLayer(nn.Module):
         """Run sparse where the kernels take the input, else dense."""
         if not isinstance(self, SparseLayer):
             return self.forward(input)  # A pre-hook read the weight.
+        if isinstance(input, Tensor) and is_overridden():
+            return self.__prepare_scriptable__().forward(input)
         if calls.fits(self, input):
             return calls.run(self, input)
         return calls.run_dense(self, input)
@@ -116,7 +121,7 @@ class FastMaxPool2d(nn.MaxPool2d):
         if not (can_pool(self) and calls.is_plain(input) and input.ndim == 4):
             return super().forward(input)
         window = self.kernel_size, self.stride, self.padding
-        return calls.in_format_of(input, max_pool2d(input, *map(pair, window)))
+        return max_pool2d(input, *map(pair, window))
 
     def __prepare_scriptable__(self) -> nn.Module:
         """Return PyTorch's layer, which TorchScript can compile."""
@@ -139,6 +144,7 @@ def sparsify(layer: Any, mask: Tensor, timed: bool) -> None:
     layer.geometry = geometry_of(layer)
     taps = mask if mask.ndim == 4 else mask[..., None, None]
     pattern = make_pattern(taps, layer.geometry, False)
+    layer.channels_last = is_channels_last(weight)
     layer.settings = calls.settings_of(layer)
     layer.timed, layer.choices = timed, {}
     del layer._parameters['weight']

@@ -1,10 +1,12 @@
 """Sparse execution on the CPU: kernels, patterns and operators."""
 
 from .build import why_unavailable
+from .convolution import in_format_of, is_channels_last
 from .geometry import Geometry, geometry_of, pair, reads_images
 from .memory import keep_freed_memory
 from .norm import batch_norm
 from .ops import PRODUCTS, sparse_conv2d, sparse_conv2d_fused
+from .patches import is_overridden
 from .pattern import make_pattern
 from .pooling import can_pool, max_pool2d
 from .timing import SMALLEST, fastest
@@ -17,6 +19,9 @@ __all__ = [
     'can_pool',
     'fastest',
     'geometry_of',
+    'in_format_of',
+    'is_channels_last',
+    'is_overridden',
     'keep_freed_memory',
     'make_pattern',
     'max_pool2d',

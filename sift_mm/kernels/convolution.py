@@ -176,6 +176,28 @@ def new(*shape: int) -> Tensor:
     return torch.empty(shape, dtype=torch.float32, device='cpu')
 
 
+def is_channels_last(x: Tensor) -> bool:
+    """Return whether PyTorch gives an output in NHWC for a tensor."""
+    last = torch.channels_last
+    return (
+        x.ndim == 4
+        and x.is_contiguous(memory_format=last)
+        and not x.is_contiguous()
+    )
+
+
+def in_format_of(out: Tensor, *sources: Tensor) -> Tensor:
+    """Return an output in the memory format that PyTorch gives it.
+
+    Args:
+        out: The output, contiguous.
+        *sources: Input and weight of the call.
+    """
+    if not any(map(is_channels_last, sources)):
+        return out
+    return out.contiguous(memory_format=torch.channels_last)
+
+
 def check(x: Tensor, what: str, *shape: int | None) -> Tensor:
     """Return a tensor in contiguous form, if the kernels take it.
 

@@ -156,8 +156,9 @@ def _linear(
     execution = getattr(weight, 'execution', None)
     if not isinstance(execution, Execution) or weight.ndim != 2:
         return None
-    if not input.numel() or not input.ndim:
-        execution.refuse('')
+    strided = input.layout is torch.strided
+    if not (strided and input.numel() and input.ndim):
+        execution.refuse('' if strided else f'for {input.layout} inputs')
         return None
     rows = input.reshape(-1, input.shape[-1])
     out = execution.run(rows, weight, bias, LINEAR)

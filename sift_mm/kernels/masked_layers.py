@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .convolution import is_zero_outside
+from .convolution import in_format_of, is_zero_outside
 from .geometry import Geometry, pair
 from .ops import sparse_conv2d
 from .pattern import make_pattern
@@ -42,6 +42,9 @@ def why_dense(*tensors: Tensor | None) -> str:
         return 'while traced'
     if _is_transformed():
         return 'under torch.func or forward-mode derivatives'
+    if not torch.compiler.is_compiling():
+        if torch._C._len_torch_dispatch_stack():
+            return 'under a dispatch mode'
     for tensor in tensors:
         if tensor is None:
             continue
@@ -169,9 +172,10 @@ class Execution:
         pattern = use.pattern or use.index(self.mask)
         # A compiled network cannot branch on values, so the operator does.
         check = compiled and not learns
-        return sparse_conv2d(
+        out = sparse_conv2d(
             x, weight, bias, pattern, use.numbers, choice, check
         )
+        return in_format_of(out, x, weight)
 
     def _use(self, call: Call) -> _Use:
         if call not in self._uses:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .build import call, int64_fields, why_unavailable
-from .convolution import new
+from .convolution import in_format_of, new
 
 
 class Norm(ctypes.Structure):
@@ -130,4 +130,7 @@ def batch_norm(
         and x.numel() > x.shape[1]
         and not why_unavailable()
     )
-    return _batch_norm(x, weight, bias, eps) if fits else None
+    if not fits:
+        return None
+    out, mean, variance = _batch_norm(x, weight, bias, eps)
+    return in_format_of(out, x), mean, variance

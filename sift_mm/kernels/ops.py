@@ -226,9 +226,20 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, *_: Any) -> Tensor:
     return x.new_empty(weight.shape)
 
 
+def _of_shape(tensor: Tensor) -> Tensor:
+    """Return a tensor of one value that is read for its shape alone."""
+    return tensor.new_zeros(()).expand(tensor.shape)
+
+
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, weight, bias, pattern, ctx.geometry, ctx.choice, _ = inputs
-    ctx.save_for_backward(x, weight, *pattern)
+    needs_x, needs_weight = ctx.needs_input_grad[:2]
+    # Code may change a tensor that no gradient reads, as in PyTorch.
+    ctx.save_for_backward(
+        x if needs_weight else _of_shape(x),
+        weight if needs_x else _of_shape(weight),
+        *pattern,
+    )
     ctx.with_bias = bias is not None
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.functional import max_pool2d as dense_max_pool2d
 
 from .build import call, int64_fields, why_unavailable
-from .convolution import new
+from .convolution import in_format_of, new
 from .geometry import pair
 
 
@@ -160,4 +160,4 @@ def max_pool2d(
         return dense_max_pool2d(x, kernel, stride, padding)
     needs_grad = torch.is_grad_enabled() and x.requires_grad
     window = [*kernel, *stride, *padding]
-    return _max_pool2d(x, window, needs_grad)[0]
+    return in_format_of(_max_pool2d(x, window, needs_grad)[0], x)

@@ -7,6 +7,7 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from .convolution import in_format_of
 from .dense_products import dense_forward, dense_gradients
 from .geometry import Geometry
 from .ops import input_gradient, sparse_conv2d, weight_gradient
@@ -85,7 +86,9 @@ def time_products(
     pairs: list[tuple[Callable[[], object], Callable[[], object]]] = [
         (
             lambda: dense_forward(x, weight, bias, geometry),
-            lambda: sparse_conv2d(x, weight, bias, pattern, numbers),
+            lambda: in_format_of(
+                sparse_conv2d(x, weight, bias, pattern, numbers), x, weight
+            ),
         ),
         (
             lambda: dense_gradients(grad, x, weight, geometry, True, False),

@@ -13,9 +13,8 @@ from torch.nn import functional as F
 from .geometry import pair
 from .masked_layers import why_dense
 from .norm import batch_norm
+from .patches import is_overridden
 from .pooling import can_pool, max_pool2d
-
-_POOL = nn.MaxPool2d.forward
 
 
 class UnmaskedExecution:
@@ -47,7 +46,7 @@ class UnmaskedExecution:
         tensors = x, mean, variance, weight, bias
         if not self.sparse or bias is None or eps <= 0:
             return None
-        if why_dense(*tensors):
+        if why_dense(*tensors) or _is_checkpointed():
             return None
         found = batch_norm(x, weight, bias, eps)
         if found is None:
@@ -67,9 +66,20 @@ class UnmaskedExecution:
         return (
             self.sparse
             and can_pool(pool)
-            and nn.MaxPool2d.forward is _POOL
             and not why_dense(x)
+            and not is_overridden()
         )
+
+
+def _is_checkpointed() -> bool:
+    """Return whether hooks take the tensors that are saved for backward.
+
+    Those of a checkpoint end its second run once the last tensor is saved,
+    which is before statistics are followed here, and behind it in PyTorch.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return bool(torch._C._autograd._top_saved_tensors_default_hooks(False))
 
 
 class ExecutedMaxPool2d(nn.MaxPool2d):

@@ -185,7 +185,9 @@ def test_it_looks_like_the_layer_it_replaces():
         assert (layer.in_channels, layer.out_channels) == (4, 6)
         assert layer.stride == (2, 2)
         assert {p.dtype for p in layer.parameters()} == {torch.float64}
-        with pytest.raises(AttributeError, match=r'no single weight.*exclude='):
+        with pytest.raises(
+            AttributeError, match=r'no single weight.*exclude='
+        ):
             _ = layer.weight
         linear = Member(family, 0.75).build(dense).named_parameters()
         assert sum(name.endswith('bias') for name, _ in linear) == 1
