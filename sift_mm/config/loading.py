@@ -18,6 +18,7 @@ from sift_mm.config.libraries import (
     library_of,
     without_noise,
 )
+from sift_mm.config.nodes import walk
 from sift_mm.config.overrides import override
 from sift_mm.config.types import check, check_types
 from sift_mm.errors import UserError
@@ -92,6 +93,8 @@ def read_config(
     with explained(config), without_noise():
         cfg = Config.fromfile(path, import_custom_modules=False)
         _import_modules(cfg)
+        for _ in walk(cfg._cfg_dict, ''):
+            pass  # Modules that a config imports are read late.
     with explained(config, cfg):
         check_types(cfg)
         if 'default_scope' not in cfg and (library := library_of(path)):

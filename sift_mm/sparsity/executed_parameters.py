@@ -13,6 +13,8 @@ averages and data-parallel wrappers see nothing of this.
 """
 
 import copy
+import sys
+from types import FrameType
 from typing import Any
 
 import torch
@@ -56,6 +58,8 @@ class ExecutedParameter(nn.Parameter):
                 out = _linear(*args, **kwargs)
             elif func is F.batch_norm:
                 out = _batch_norm(*args, **kwargs)
+            elif func is Tensor.detach and _makes_parameter(sys._getframe(1)):
+                out = Tensor._make_subclass(cls, args[0])
             return func(*args, **kwargs) if out is None else out
 
     def plain(self) -> nn.Parameter:
@@ -72,6 +76,11 @@ class ExecutedParameter(nn.Parameter):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return self.plain().__reduce_ex__(protocol)
+
+
+def _makes_parameter(frame: FrameType) -> bool:
+    """Return whether ``nn.Parameter(...)`` calls, which insists on a class."""
+    return frame.f_code is nn.Parameter.__new__.__code__
 
 
 def _alias(value: Any) -> Any:

@@ -89,6 +89,7 @@ class MaskTrainer:
         self._watch = WeightWatch(masks, masks.parameters)
         self._ranks_agree = False
         self._in_step = False
+        self._optimizer: Optimizer | None = None
 
     @property
     def needs_dense_gradient(self) -> bool:
@@ -127,10 +128,7 @@ class MaskTrainer:
             self.execution.expect(self.needs_dense_gradient)
 
     def guard(self, optimizer: Optimizer) -> None:
-        """Refuse steps of an optimizer that pass this trainer.
-
-        Without masks a plain step makes the network dense again.
-        """
+        """Refuse plain steps of an optimizer: they make weights dense."""
         reference = weakref.ref(self)  # An optimizer may outlive its masks.
 
         def refuse(*_: Any) -> None:
@@ -139,7 +137,7 @@ class MaskTrainer:
                 raise UserCallError(
                     'optimizer.step() would move weights outside the masks; '
                     'call the step() of SparseTraining (or of MaskTrainer) '
-                    'in its place.'
+                    'in its place, one for each optimizer.'
                 )
 
         for each in with_wrapped(optimizer):
@@ -158,12 +156,12 @@ class MaskTrainer:
         """
         self._watch.check_objects(optimizer)
         check_optimizer(optimizer, self.masks.parameters)
+        self._optimizer = optimizer
         self._apply_masks(optimizer)
 
     def _apply_masks(self, optimizer: Optimizer) -> None:
-        for name, mask in self.masks.items():
-            parameter = self.masks.parameters[name]
-            apply_mask_with_slots_(parameter, optimizer, mask)
+        for name, parameter in self.masks.parameters.items():
+            apply_mask_with_slots_(parameter, optimizer, self.masks[name])
         self._watch.remember(optimizer)
 
     # A compiled train_step, as MMEngine's `compile` makes one, would trace
@@ -225,6 +223,9 @@ class MaskTrainer:
     def _check_weights(self, optimizer: Optimizer) -> None:
         """Mask weights again that were written since the last step."""
         self._watch.check_objects(optimizer)
+        if self._optimizer not in (optimizer, None):
+            self.enforce(optimizer)  # Another one, which may not be fit.
+            self.guard(optimizer)
         strays = self._watch.find_strays()
         if strays:
             warnings.warn(

@@ -260,8 +260,23 @@ def test_parametrized_pruned_and_replaced_weights_run_dense():
         each[7].weight = nn.Parameter(torch.ones(5, 12))
     mask = {'4.weight': sparse.masks['4.weight']}
     assert_equal(model, dense, IMAGES, masks=mask)
-    sparse.step()
+    sparse.trainer.execution.adopt(may_wait=False)
     assert '1 of 3 masked' in sparse.execution
+
+
+def test_a_parameter_is_made_of_an_executed_one():
+    model = convolution()
+    sparse, _ = execute(model)
+    sparse.step()
+    weight = model[0].weight
+    made = nn.Parameter(weight, requires_grad=False)
+    assert made.data_ptr() == weight.data_ptr() and not made.requires_grad
+    assert type(weight.detach()) is torch.Tensor
+    nn.utils.parametrizations.weight_norm(model[0])
+    model[4].weight = nn.Parameter(model[4].weight)
+    dense = copy.deepcopy(model)
+    torch.testing.assert_close(model(IMAGES), dense(IMAGES), **CLOSE)
+    assert pickle.loads(pickle.dumps(made)).shape == weight.shape
 
 
 def test_shared_weights_and_two_kinds_of_call():
