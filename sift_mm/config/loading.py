@@ -93,8 +93,6 @@ def read_config(
     with explained(config), without_noise():
         cfg = Config.fromfile(path, import_custom_modules=False)
         _import_modules(cfg)
-        for _ in walk(cfg._cfg_dict, ''):
-            pass  # Modules that a config imports are read late.
     with explained(config, cfg):
         check_types(cfg)
         if 'default_scope' not in cfg and (library := library_of(path)):
@@ -108,7 +106,7 @@ def read_config(
 
 
 def _import_modules(cfg: Config) -> None:
-    """Import the modules of ``custom_imports``.
+    """Import the modules of ``custom_imports``, and those of its imports.
 
     Raises:
         UserError: If one cannot be imported, with its name and the reason.
@@ -131,6 +129,14 @@ def _import_modules(cfg: Config) -> None:
                 f'({one_line(error)}); install it, put its folder on '
                 'PYTHONPATH, or take the name out.'
             ) from error
+    try:
+        # What a config imports itself, MMEngine imports when it is read.
+        for _ in walk(cfg._cfg_dict, ''):
+            pass
+    except ImportError as error:
+        raise UserError(
+            f'{one_line(error)}; install it, or put its folder on PYTHONPATH.'
+        ) from error
 
 
 def load_run_config(args: argparse.Namespace) -> Config:

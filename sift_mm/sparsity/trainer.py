@@ -216,8 +216,8 @@ class MaskTrainer:
 
     def _check_ranks(self, step: int, due: bool) -> None:
         if due or not self._ranks_agree:
-            seed = self.seed if self.schedule else 0
-            check_agreement(self.masks, step, seed)
+            plan = self.seed, self.schedule, self.drop_fraction
+            check_agreement(self.masks, step, plan if self.schedule else ())
             self._ranks_agree = True
 
     def _check_weights(self, optimizer: Optimizer) -> None:

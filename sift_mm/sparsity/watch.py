@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -11,7 +10,7 @@ from sift_mm.errors import UserError
 from sift_mm.sparsity.optimizers import with_wrapped
 from sift_mm.sparsity.selection import flat_pair
 
-# Weights of a layer that are looked at in each step on a CPU: some 50 microseconds.
+# Weights of a layer to look at in each step on a CPU: some 50 microseconds.
 _WINDOW = 1 << 14
 # Steps between two looks on another device, where the host has to wait.
 _SELDOM = 100
