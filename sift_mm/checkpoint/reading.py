@@ -326,9 +326,7 @@ def _why(path: str, error: Exception) -> str:
     reason = re.split(r'\. |\n', str(error).strip())[0].rstrip('.')
     if isinstance(error, OSError):
         return f'{path} cannot be read: {reason}.'
-    if isinstance(error, pickle.UnpicklingError):
+    # A key of the unpickler's table, say, is no reason.
+    if isinstance(error, pickle.UnpicklingError) or ' ' not in reason:
         reason = 'it is no pickle of tensors'
-    return (
-        f'{path} is no checkpoint, or is damaged: '
-        f'{reason or type(error).__name__}.'
-    )
+    return f'{path} is no checkpoint, or is damaged: {reason}.'

@@ -129,6 +129,8 @@ def _reason(error: BaseException) -> str:
         return f'{error.strerror}: {error.filename}'
     if isinstance(error, KeyError):
         return text if ' ' in text else f'there is no {text}'
+    if text.startswith("'ConfigDict' object has no attribute"):
+        return f'there is no {text.split()[-1]}'
     if isinstance(error, (ImportError, UserError)):
         return text
     return f'{text} ({kind})' if text else kind

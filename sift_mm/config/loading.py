@@ -20,6 +20,7 @@ from sift_mm.config.libraries import (
     library_of,
     without_noise,
 )
+from sift_mm.config.nodes import walk
 from sift_mm.config.overrides import override
 from sift_mm.config.types import check, check_types
 from sift_mm.errors import UserError
@@ -107,7 +108,7 @@ def read_config(
 
 
 def _import_modules(cfg: Config) -> None:
-    """Import the modules of ``custom_imports``.
+    """Import the modules of ``custom_imports``, and those of its imports.
 
     Raises:
         UserError: If one cannot be imported, with its name and the reason.
@@ -130,6 +131,14 @@ def _import_modules(cfg: Config) -> None:
                 f'({one_line(error)}); install it, put its folder on '
                 'PYTHONPATH, or take the name out.'
             ) from error
+    try:
+        # What a config imports itself, MMEngine imports when it is read.
+        for _ in walk(cfg._cfg_dict, ''):
+            pass
+    except ImportError as error:
+        raise UserError(
+            f'{one_line(error)}; install it, or put its folder on PYTHONPATH.'
+        ) from error
 
 
 def load_run_config(args: argparse.Namespace) -> Config:

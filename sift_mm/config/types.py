@@ -51,11 +51,24 @@ def check_types(cfg: Config) -> None:
     for i, hook in enumerate(cfg.get('custom_hooks') or ()):
         fits = isinstance(hook, (dict, Hook))
         check(fits, f'custom_hooks.{i}', hook, 'a dict')
+    for name, hook in (cfg.get('default_hooks') or {}).items():
+        if isinstance(hook, dict):
+            _check_count(hook, f'default_hooks.{name}', 'interval', -1)
+    _check_count(cfg.get('train_cfg') or {}, 'train_cfg', 'val_interval', 1)
     for phase in ('train', 'val', 'test'):
         loader = cfg.get(f'{phase}_dataloader')
         if isinstance(loader, dict):
             key = f'{phase}_dataloader.dataset'
             _check_dataset(loader.get('dataset') or [], key)
+
+
+def _check_count(
+    node: Mapping[str, Any], key: str, name: str, least: int
+) -> None:
+    value = node.get(name, least)
+    fits = type(value) is int and value >= least
+    what = 'a whole number' + (' above zero' if least > 0 else '')
+    check(fits, f'{key}.{name}', value, what)
 
 
 def check_node(node: Any, key: str, typed: bool) -> None:

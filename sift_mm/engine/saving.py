@@ -111,7 +111,23 @@ class WholeCheckpointHook(CheckpointHook):
 
     after_train_iter = _safely(CheckpointHook.after_train_iter)
     after_train_epoch = _safely(CheckpointHook.after_train_epoch)
-    after_val_epoch = _safely(CheckpointHook.after_val_epoch)
+    _save_best = _safely(CheckpointHook.after_val_epoch)
+
+    def after_val_epoch(
+        self, runner: Runner, metrics: dict[str, float] | None = None
+    ) -> None:
+        """Save the best checkpoint.
+
+        Raises:
+            UserError: If ``save_best`` names no metric.
+        """
+        for key in getattr(self, 'key_indicators', None) or ():
+            if metrics and key != 'auto' and key not in metrics:
+                raise UserError(
+                    f'default_hooks.checkpoint: save_best={key!r} is no '
+                    f'metric of this run; there are {", ".join(metrics)}.'
+                )
+        self._save_best(runner, metrics)
 
 
 def save_whole(runner: Runner) -> None:

@@ -87,6 +87,7 @@ class MaskTrainer:
         self._watch = WeightWatch(masks, masks.parameters)
         self._ranks_agree = False
         self._in_step = False
+        self._optimizer: Optimizer | None = None
 
     @property
     def needs_dense_gradient(self) -> bool:
@@ -141,7 +142,7 @@ class MaskTrainer:
                 raise UserCallError(
                     'optimizer.step() would move weights outside the masks; '
                     'call the step() of SparseTraining (or of MaskTrainer) '
-                    'in its place.'
+                    'in its place, one for each optimizer.'
                 )
 
         for each in with_wrapped(optimizer):
@@ -160,12 +161,12 @@ class MaskTrainer:
         """
         self._watch.check_objects(optimizer)
         check_optimizer(optimizer, self.masks.parameters)
+        self._optimizer = optimizer
         self._apply_masks(optimizer)
 
     def _apply_masks(self, optimizer: Optimizer) -> None:
-        for name, mask in self.masks.items():
-            parameter = self.masks.parameters[name]
-            apply_mask_with_slots_(parameter, optimizer, mask)
+        for name, parameter in self.masks.parameters.items():
+            apply_mask_with_slots_(parameter, optimizer, self.masks[name])
         self._watch.remember(optimizer)
 
     # A compiled train_step, from MMEngine's `compile`, would retrace at each
@@ -218,13 +219,16 @@ class MaskTrainer:
 
     def _check_ranks(self, step: int, due: bool) -> None:
         if due or not self._ranks_agree:
-            seed = self.seed if self.schedule else 0
-            check_agreement(self.masks, step, seed)
+            plan = self.seed, self.schedule, self.drop_fraction
+            check_agreement(self.masks, step, plan if self.schedule else ())
             self._ranks_agree = True
 
     def _check_weights(self, optimizer: Optimizer) -> None:
         """Mask weights and slots again if they were written since a step."""
         self._watch.check_objects(optimizer)
+        if self._optimizer not in (optimizer, None):
+            self.enforce(optimizer)  # Another one, which may not be fit.
+            self.guard(optimizer)
         strays = self._watch.find_strays()
         if strays:
             warnings.warn(

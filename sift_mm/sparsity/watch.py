@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -11,16 +10,19 @@ from sift_mm.errors import UserError
 from sift_mm.sparsity.optimizers import with_wrapped
 from sift_mm.sparsity.selection import flat_pair
 
-# Number of weights of a layer to read in each step, on a CPU.
-_SAMPLE = 256
+# Weights of a layer to look at in each step on a CPU: some 50 microseconds.
+_WINDOW = 1 << 14
+# Steps between two looks on another device, where the host has to wait.
+_SELDOM = 100
 
 
 class WeightWatch:
     """Detector of masked weights that were written or replaced between steps.
 
-    It compares version counter, address and identity of each parameter. On a
-    CPU it also reads a sample of weights, since writes to ``parameter.data``
-    do not change the version. No layer is read as a whole.
+    A version counter, an address and the identity of each parameter are
+    compared. Writes to ``parameter.data`` are not counted: on a CPU each
+    step reads 16,384 weights of a layer in turn, elsewhere each 100th step
+    reads all.
 
     Args:
         masks (Mapping[str, Tensor]): Masks by parameter name.
@@ -37,7 +39,7 @@ class WeightWatch:
         self.model: nn.Module | None = None
         self._seen: dict[str, tuple[int, int]] = {}
         self._slots: list[Any] = []
-        self._outside: dict[str, tuple[int, Tensor]] = {}
+        self._looks = 0
 
     def remember(self, optimizer: Optimizer) -> None:
         """Record that the current weights and slots are masked."""
@@ -105,12 +107,13 @@ class WeightWatch:
 
         Only weights that were written since :meth:`remember` are read.
         """
+        self._looks += 1
         return [
             name
             for name, parameter in self.parameters.items()
             if (
                 self._seen.get(name, _mark(parameter)) != _mark(parameter)
-                or self._sample_strays(name)
+                or self._sees_strays(name)
             )
             and parameter.detach().masked_fill(self.masks[name], 0).any()
         ]
@@ -122,22 +125,20 @@ class WeightWatch:
             *map(id, self._slots)
         ]
 
-    def _sample_strays(self, name: str) -> bool:
-        """Return True if a sampled weight outside the mask is not zero."""
+    def _sees_strays(self, name: str) -> bool:
+        """Look at the weights of a layer whose turn it is."""
         weight, mask = self.parameters[name].detach(), self.masks[name]
         pair = flat_pair(weight, mask)
         if weight.device.type != 'cpu' or pair is None:
-            return False
-        version, places = self._outside.get(name, (-1, weight))
-        if version != mask._version:
-            # A regular sample could read a single tap of all kernels.
-            generator = torch.Generator().manual_seed(0)
-            places = torch.randint(
-                weight.numel(), (_SAMPLE,), generator=generator
-            )
-            places = places[~pair[1][places]]
-            self._outside[name] = mask._version, places
-        return bool(pair[0].index_select(0, places).any())
+            # Of other memory orders no part is one piece.
+            if self._looks % _SELDOM:
+                return False
+            return bool(weight.masked_fill(mask, 0).any())
+        windows = max(1, -(-weight.numel() // _WINDOW))
+        start = self._looks % windows * _WINDOW
+        values, inside = (t[start : start + _WINDOW] for t in pair)
+        # NumPy compares bytes faster than PyTorch, by 5.
+        return bool(((values != 0).numpy() > inside.numpy()).any())
 
 
 def _mark(parameter: nn.Parameter) -> tuple[int, int]:

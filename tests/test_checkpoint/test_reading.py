@@ -82,7 +82,8 @@ def sparse(training):
 
 OLD = dict(_use_new_zipfile_serialization=False)
 BAD = {
-    'empty': (b'', 'damaged: EOFError'),
+    'empty': (b'', 'damaged: it is no pickle of tensors'),
+    'a line': (b'hello\n', 'damaged: it is no pickle of tensors'),
     'text': (b'# Notes\nNo checkpoint.', 'no pickle of tensors'),
     'jpeg': (b'\xff\xd8\xff\xe0\0\x10JFIF' + bytes(99), 'no pickle of'),
     'safetensors': (

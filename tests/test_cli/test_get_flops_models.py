@@ -120,6 +120,17 @@ model['neck'].update(start_level=0, add_extra_convs=False)
             '^c.py: custom_imports: the module no_such_package cannot be ',
         ),
         ('c.py', 'a = 1', r'^c.py: the config has no model\.$'),
+        ('c.py', 'import no_such_package', "c.py: .*'no_such_package'"),
+        (
+            'c.py',
+            'train_cfg = dict(val_interval=0)',
+            'train_cfg.val_interval has to be a whole number above zero, not',
+        ),
+        (
+            'c.py',
+            "default_hooks = dict(checkpoint=dict(interval='x'))",
+            'default_hooks.checkpoint.interval has to be a whole number, not',
+        ),
     ],
 )
 def test_a_config_that_cannot_be_read(name, text, words):

@@ -255,6 +255,13 @@ def test_the_best_checkpoint_takes_the_place_of_the_one_before(tmp_path):
         custom_hooks=[Scored()],
     ).train()
     assert names(tmp_path) == ['best_accuracy_epoch_3.pth', 'epoch_4.pth']
+    other = tmp_path / 'other'
+    with pytest.raises(UserError, match="save_best='top9'.*are accuracy"):
+        runner_of(
+            other,
+            dict(save_best='top9', rule='greater'),
+            custom_hooks=[Scored()],
+        ).train()
 
 
 def fork(work_dir, **kwargs):

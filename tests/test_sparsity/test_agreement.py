@@ -35,11 +35,10 @@ def training(optimizer='sgd', ranks=1, **kwargs):
         model,
         OPTIMIZERS[optimizer](model.parameters()),
         steps=STEPS,
-        interval=INTERVAL,
         sparsity=0.6,
         include=['*weight'],
         end=1.0,
-        **kwargs,
+        **(dict(interval=INTERVAL) | kwargs),
     )
     # Draws depend on names, which a wrapper would change.
     return DistributedDataParallel(model) if ranks > 1 else model, sparse
@@ -122,9 +121,10 @@ def test_a_mask_that_is_another_on_one_rank_stops_both_at_the_next_update(
 
 
 def seeded(algorithm, kwargs):
-    """Train with the rank as seed, as a careless script does."""
+    """Train with the rank in an option, as a careless script does."""
     rank = distributed.get_rank()
-    model, sparse = training(ranks=2, algorithm=algorithm, seed=rank, **kwargs)
+    own = {kwargs.pop('differs'): 1 + rank}
+    model, sparse = training(ranks=2, algorithm=algorithm, **own, **kwargs)
     try:
         step(model, sparse, rank, 2)
     except RuntimeError as error:
@@ -134,7 +134,12 @@ def seeded(algorithm, kwargs):
 
 @pytest.mark.parametrize(
     'algorithm, kwargs',
-    [('Static', {}), ('RigL', {}), ('SET', dict(init='TopK'))],
+    [
+        ('Static', dict(differs='seed')),
+        ('RigL', dict(differs='seed')),
+        ('SET', dict(differs='seed', init='TopK')),
+        ('SET', dict(differs='interval', seed=3)),
+    ],
 )
 def test_ranks_of_several_seeds_stop_before_the_first_step(
     algorithm, kwargs, tmp_path

@@ -1,5 +1,7 @@
 """A layer runs sparse only if PyTorch's own function gets its own weight."""
 
+import copy
+import pickle
 from functools import partial
 
 import pytest
@@ -202,6 +204,21 @@ def test_parametrized_pruned_and_replaced_weights_run_dense():
     with pytest.raises(UserError, match='another parameter'):
         sparse.step()
     assert nn.Parameter(model[4].weight).equal(model[4].weight)
+
+
+def test_a_parameter_is_made_of_an_executed_one():
+    model = convolution()
+    sparse, _ = execute(model)
+    sparse.step()
+    weight = model[0].weight
+    made = nn.Parameter(weight, requires_grad=False)
+    assert made.data_ptr() == weight.data_ptr() and not made.requires_grad
+    assert type(weight.detach()) is torch.Tensor
+    nn.utils.parametrizations.weight_norm(model[0])
+    model[4].weight = nn.Parameter(model[4].weight)
+    dense = copy.deepcopy(model)
+    torch.testing.assert_close(model(IMAGES), dense(IMAGES), **CLOSE)
+    assert pickle.loads(pickle.dumps(made)).shape == weight.shape
 
 
 def test_shared_weights_and_two_kinds_of_call():

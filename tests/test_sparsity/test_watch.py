@@ -10,6 +10,7 @@ from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
 from sift_mm.sparsity import SparseTraining
+from sift_mm.sparsity.watch import WeightWatch
 
 
 def started(algorithm='RigL', steps=3, dtype=torch.float32):
@@ -68,6 +69,11 @@ def write(model, layer):
     layer.weight.copy_(torch.randn_like(layer.weight))
 
 
+def write_one(layer):
+    zeros = (layer.weight == 0).nonzero()
+    layer.weight.data[tuple(zeros[len(zeros) // 3])] = 1.0
+
+
 WRITES = {
     'load_state_dict': lambda m, _: m.load_state_dict(dense_weights(m)),
     'load of a part': lambda m, _: m.load_state_dict(
@@ -85,6 +91,7 @@ WRITES = {
     'apply': lambda m, _: m.apply(
         lambda x: hasattr(x, 'weight') and nn.init.ones_(x.weight)
     ),
+    'one weight': lambda _, layer: write_one(layer),
     'vector_to_parameters': lambda m, _: nn.utils.vector_to_parameters(
         torch.randn(sum(p.numel() for p in m.parameters())), m.parameters()
     ),
@@ -148,6 +155,39 @@ def test_slots_that_are_loaded_are_masked_too():
         slots['momentum_buffer'].normal_()
     sparse.optimizer.load_state_dict(state)
     step(model, sparse)
+    check(model, sparse)
+
+
+def test_a_write_to_a_large_layer_is_found_in_its_turn():
+    masks = {'a': torch.rand(300, 300) < 0.5}
+    weights = {'a': nn.Parameter(torch.zeros(300, 300))}
+    watch = WeightWatch(masks, weights)
+    watch.remember(torch.optim.SGD(weights.values()))
+    assert not watch.find_strays()
+    weights['a'].data[tuple((~masks['a']).nonzero()[-1])] = 1.0
+    assert ['a'] in [watch.find_strays() for _ in range(6)]
+
+
+class Noisy(torch.optim.SGD):
+    def step(self, closure=None):
+        super().step(closure)
+        for group in self.param_groups:
+            for parameter in group['params']:
+                parameter.data.add_(0.001)
+
+
+def test_another_optimizer_is_tried_and_guarded():
+    model, sparse = started()
+    counts = sparse.masks.counts()
+    sparse.optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.5)
+    step(model, sparse)
+    check(model, sparse)
+    assert sparse.masks.counts() == counts
+    with pytest.raises(RuntimeError, match='outside the masks'):
+        sparse.optimizer.step()
+    sparse.optimizer = Noisy(model.parameters(), 0.1)
+    with pytest.raises(TypeError, match='Noisy'):
+        step(model, sparse)
     check(model, sparse)
 
 
