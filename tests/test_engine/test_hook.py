@@ -180,7 +180,7 @@ def test_a_skipped_update_is_said(tmp_path, monkeypatch):
     monkeypatch.setattr(runner.logger, 'warning', said.append)
     runner.train_dataloader.dataset.x[:] = float('nan')
     runner.train()
-    assert any('step 2 left out' in s for s in said)
+    assert any('step 2 skipped' in s for s in said)
     assert 'sparse/density' not in scalars(tmp_path)
 
 

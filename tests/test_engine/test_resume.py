@@ -281,7 +281,7 @@ def test_the_newest_is_taken_whatever_last_checkpoint_says(work_dir, last):
     [
         (cut, 'epoch_4.pth is no checkpoint, or is damaged'),
         (lambda path: path.write_bytes(b''), 'epoch_4.pth is no checkpoint'),
-        (flip_byte, 'epoch_4.pth is damaged: the bytes'),
+        (flip_byte, 'epoch_4.pth is damaged: the checksum'),
         (spoil_weights, 'epoch_4.pth: .*NaN'),
     ],
 )
