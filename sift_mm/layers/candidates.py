@@ -116,8 +116,8 @@ def _obstacle(
         return f'a {kind} layer already'
     if plain_type(layer) is None:
         return (
-            f'of type {kind}, which may use its weight in another way than a '
-            'plain layer'
+            f'of type {kind}, which may not use its weight as a '
+            'plain layer does'
         )
     if not isinstance(layer.weight, nn.Parameter):
         return 'its weight is no parameter'
