@@ -8,7 +8,7 @@ VENV := .venv/bin/python
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
-setup:  ## make .venv and install all that is needed (once, about five minutes)
+setup:  ## make .venv and install all that is needed (once)
 	@$(PYTHON) tools/setup_env.py
 
 demo: setup  ## train a Sparse Wide RetinaNet and its dense baseline, compare

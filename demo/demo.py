@@ -27,7 +27,7 @@ EXPECTED_AP50 = 0.30
 
 def plan() -> list[Experiment]:
     """Return the two runs, the dense one first."""
-    # A path that is not absolute would be one in the folder of the test.
+    # A relative path would be relative to the folder of the test.
     pictures = OUT.absolute() / 'pictures'
     return [
         Experiment(

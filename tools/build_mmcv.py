@@ -2,7 +2,7 @@
 
 mmcv's ops fit one torch only. Nearly all of their compile time is PyTorch's
 headers, so gcc parses them once, into a precompiled header. The user's cache
-keeps the wheel under a name of all it depends on.
+keeps the wheel under a name of all its dependencies.
 """
 
 import argparse
@@ -127,7 +127,7 @@ def build(kept: Path) -> None:
 
 
 def main() -> None:
-    """Install the wheel of the cache, built first if it is not there."""
+    """Install the wheel from the cache; build it first if it is missing."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--check', action='store_true', help='try it only')
     parser.add_argument('--fresh', action='store_true', help='build it anew')

@@ -1,4 +1,4 @@
-"""Make `.venv` with all that sift_mm is tested with.
+"""Make `.venv` with the pinned requirements of sift_mm.
 
 `make setup` runs this with the system's Python: it imports the standard
 library only. After a failure the next call goes on from there.

@@ -1,4 +1,4 @@
-"""Trains a dense network and members of the Sparse-IFT family beside it."""
+"""Train a dense network and members of the Sparse-IFT family beside it."""
 
 from sift_mm.cli.sweep import main
 

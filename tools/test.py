@@ -1,4 +1,4 @@
-"""Tests a checkpoint."""
+"""Test a checkpoint."""
 
 from sift_mm.cli.test import main
 

@@ -1,4 +1,4 @@
-"""Trains the model of an MMDetection, MMSegmentation or MMPreTrain config."""
+"""Train the model of an MMDetection, MMSegmentation or MMPreTrain config."""
 
 from sift_mm.cli.train import main
 

@@ -68,11 +68,23 @@ def read_options(*owners: Any) -> list[Option]:
     for owner in owners:
         words = read_arguments(inspect.getdoc(owner) or '')
         for name, default in find_defaults(owner).items():
-            required = default in (inspect._empty, dataclasses.MISSING)
-            shown = 'required' if required else f'`{default!r}`'
             if name not in options and name in words:
+                shown = write_default(default)
                 options[name] = Option(name, *words[name], shown)
     return list(options.values())
+
+
+def write_default(value: Any) -> str:
+    """Return a default as a config writes it."""
+    if value in (inspect._empty, dataclasses.MISSING):
+        return 'required'
+    kind = type(value)
+    if not kind.__module__.startswith('sift_mm.'):
+        return f'`{value!r}`'
+    fields = vars(value) if dataclasses.is_dataclass(value) else {}
+    options = ''.join(f', {key}={one!r}' for key, one in fields.items())
+    name = repr(kind.__name__)
+    return f'`dict(type={name}{options})`' if options else f'`{name}`'
 
 
 def to_markdown(text: str) -> str:
@@ -81,16 +93,10 @@ def to_markdown(text: str) -> str:
 
 
 def find_options() -> list[Option]:
-    """Return the options of mask training."""
-    from sift_mm.engine import SparseTrainingHook
+    """Return the options of mask training, those of runs alone last."""
+    from sift_mm.sparsity import MaskOptions, RunOptions
 
-    owners = [SparseTrainingHook]
-    try:
-        module = importlib.import_module('sift_mm.sparsity.options')
-        owners.insert(0, module.MaskOptions)
-    except ModuleNotFoundError:
-        pass
-    return read_options(*owners)
+    return read_options(MaskOptions, RunOptions)
 
 
 def parser_of(command: Callable[..., Any]) -> argparse.ArgumentParser:

@@ -84,6 +84,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
 }
 # Reasons, in words for a table.
 REFUSALS = {
+    'ConvNeXt V2-A': 'the response norm of its blocks mixes channels',
     'Res2Net-50': 'its blocks split each width into parts of a fixed size',
     'STDC1': "the output of each of its layers is part of its block's",
 }

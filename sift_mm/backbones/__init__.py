@@ -19,14 +19,14 @@ PACKAGES = {
     'mmseg': 'onedl-mmsegmentation',
     'mmpretrain': 'onedl-mmpretrain',
 }
-# Libraries that are installed and raise as they are imported.
+# Errors of installed libraries whose import fails.
 BROKEN: dict[str, Exception] = {}
 
 
 def register_backbones() -> None:
-    """Import all files here, which register backbones.
+    """Import all files of this package, which register backbones.
 
-    Those of a library that is not installed or broken are left out.
+    Files of missing or broken libraries are left out.
     """
     BROKEN.update(import_modules(__name__, optional=PACKAGES))
 

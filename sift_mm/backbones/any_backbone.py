@@ -40,36 +40,36 @@ from sift_mm.validation import (
     read_arguments,
 )
 
-# By scope: what builds a dense twin.
+# Registries that build dense twins, by scope.
 LIBRARIES: dict[str, Registry] = {}
-# Share of the dense FLOPs that a network without masks may miss by rounding.
+# Largest relative rounding error of FLOPs without masks.
 TOLERANCE = 1e-3
-# Of images that networks are made for, in pixels, the usual one first.
+# Usual image sizes of networks, in pixels, the most common first.
 SIDES = (224, 256, 32)
+# Sides of images for checks by values, which take time.
+SMALL_SIDES = (64, 96)
 
 
 class TransformedBackbone(SparseIFTBackbone):
     """Mixin for a library's backbone whose layers were replaced.
 
-    The network stays of the library's class, with its attributes and the
-    names of its parameters, so that necks, heads and hooks find what they
-    know; only what the engine asks is added.
+    The network keeps the library's class, attributes and parameter names for
+    necks, heads and hooks. The mixin adds the interface to the engine.
     """
 
-    # Of the class that :func:`_mixed` makes.
+    # Attributes of the class that :func:`_mixed` makes.
     library: Registry
     kind: Any
 
     def dense_twin(self) -> nn.Module:
-        """The network that the inner config builds, without weights."""
+        """Build the network of the inner config, without weights."""
         with torch.random.fork_rng(devices=[]):
             return self.library.build(copy.deepcopy(self._dense_cfg))
 
     def init_weights(self) -> None:
-        """Initialise as the library does, replaced layers as they should be.
+        """Initialize by the library's rule, replaced layers by their own.
 
-        The library's rule, and a rule of the whole model, would draw them as
-        if they were dense.
+        The library's rule would draw them like dense layers.
         """
         if self._has_weights():
             return
@@ -79,7 +79,7 @@ class TransformedBackbone(SparseIFTBackbone):
                 layer.init_weights()
 
     def __reduce__(self) -> Any:
-        # The class is made at run time: by name it would not be found.
+        # The class is made at run time, so that pickle cannot find its name.
         return _empty, (self.kind, self.library.scope), self.__dict__
 
 
@@ -100,33 +100,33 @@ def sparse_ift(
 ) -> nn.Module:
     """Build a library's backbone and make it a member of the family.
 
-    What it reads and gives stays: 'wide' widens the inside of its blocks.
-    Registered as ``SparseIFT`` in the registries of the three libraries.
+    Inputs and outputs keep their shapes: 'wide' widens the inside of blocks.
+    It is registered as ``SparseIFT`` in the registries of the three libraries.
 
     Args:
-        library (Registry): Builds the inner config.
+        library (Registry): Registry that builds the inner config.
         backbone (Mapping): Config of the library's own backbone.
-        family (str, optional): As for :func:`sift_mm.transform`; None leaves
-            the library's network as it is.
+        family (str, optional): As for :func:`sift_mm.transform`; None builds
+            the library's network.
         sparsity (float, optional): Nominal share of zero weights, in [0, 1).
         flops (str): As for :class:`SparseIFTMixin`, by the inner config.
-        inner (str, optional): What follows an inner layer; None is 'none'.
+        inner (str, optional): Modules behind an inner layer; None is 'none'.
         sparse_factors (str, optional): As for :class:`Member`.
         include (Sequence[str], optional): As for :func:`sift_mm.transform`.
         exclude (Sequence[str]): As for :func:`sift_mm.transform`.
         match_shape (tuple[int, int], optional): Height and width, in pixels,
             at which FLOPs are matched. None is the ``img_size`` of the
-            config or of the backbone's class, else the first of 224, 256
-            and 32 that the network runs on.
+            config or class, else the first of 224, 256 and 32 that the
+            network runs on.
         unmasked (bool): As for :class:`SparseIFTMixin`.
-        init_cfg (dict, optional): Of type 'Pretrained', loads a checkpoint of
-            this network.
-        pretrained (str, optional): The checkpoint alone, as MMSegmentation's
-            models give it to their backbone.
+        init_cfg (dict, optional): Config of type 'Pretrained', for a
+            checkpoint of this network.
+        pretrained (str, optional): The checkpoint, as MMSegmentation's models
+            pass it to their backbone.
 
     Raises:
-        ValueError: If an argument is not among the above, nothing can be
-            replaced, or a network without masks misses the dense FLOPs.
+        ValueError: If an argument is invalid, nothing can be replaced, or a
+            network without masks misses the dense FLOPs.
     """
     member = make_member(family, sparsity, inner, sparse_factors)
     if pretrained_cfg(backbone.get('init_cfg')) or backbone.get('pretrained'):
@@ -147,19 +147,20 @@ def sparse_ift(
         if init_cfg is not None:
             network.init_cfg = init_cfg
         return network
-    # The log would tell of each weight here, and again when a run starts.
+    # Else each weight is logged here, and again when a run starts.
     network._dump_init_info = lambda: None
     channels = backbone.get('in_channels') or image_channels(network)
-    shape = match_shape or _image(network, backbone, channels)
-    # Some read more than an image: they are transformed without a trial.
-    example = _trial(network, channels, shape)
+    fixed = _fixed_size(network, backbone)
+    shape = match_shape or fixed or _image(network, channels)
+    # Networks that read more than an image have no example.
+    example = _example(network, channels, shape, fixed)
     replaced = _transform(network, member, include, exclude, example)
     del network._dump_init_info
     dense_kind: Any = type(network)
     network.__class__ = _mixed(dense_kind, library.scope)
     network._dense_cfg = copy.deepcopy(dict(backbone))
     network.image_channels = channels
-    # All is initialised once more, after a rule of the whole model.
+    # Let a rule of the whole model initialize everything again.
     for module in network.modules():
         if hasattr(module, '_is_init'):
             module._is_init = False
@@ -185,16 +186,16 @@ def register(library: Registry) -> None:
 def _transform(
     network: Any, member: Member, include: Any, exclude: Any, example: Any
 ) -> list[str]:
-    """Replace layers; names of the weights that masks go on.
+    """Replace layers and return the names of masked weights.
 
-    Where there is nothing to replace, the commonest reasons are said.
+    Without a layer to replace, the error names the commonest reasons.
     """
     options = asdict(member)
     options.update(include=include, exclude=exclude, example=example)
     try:
         return transform(network, **options).sparse_parameters
     except NothingReplaced as error:
-        # What a trial run said in brackets is for who calls transform.
+        # The text in brackets is for callers of `transform`.
         words = (
             why.partition(' (')[0] for why in error.report.skipped.values()
         )
@@ -212,20 +213,34 @@ def _transform(
 def _trial(
     network: Any, channels: int, shape: tuple[int, int]
 ) -> Tensor | None:
-    """An image without numbers, if a network runs on one."""
+    """Return an image without numbers, None if the network fails on it."""
     image = meta_image(shape, channels)
     runs = isinstance(output_shapes(network, image), list)
     return image if runs else None
 
 
-def _image(network: Any, config: Any, channels: int) -> tuple[int, int]:
-    """Size that a network says, or its config; else the first it runs on."""
+def _example(
+    network: Any, channels: int, shape: tuple[int, int], fixed: Any
+) -> Tensor | None:
+    """Return an image that a network runs on, a small one if it may be."""
+    small = () if fixed else ((side, side) for side in SMALL_SIDES)
+    trials = (_trial(network, channels, size) for size in (*small, shape))
+    return next((image for image in trials if image is not None), None)
+
+
+def _fixed_size(network: Any, config: Any) -> tuple[int, int] | None:
+    """Return the image size that a network or its config states."""
     default = getattr(parameters(type(network)).get('img_size'), 'default', 0)
     size = getattr(network, 'img_size', config.get('img_size') or default)
     if isinstance(size, int) and size:
         return size, size
     if isinstance(size, (tuple, list)):
         return size[0], size[-1]
+    return None
+
+
+def _image(network: Any, channels: int) -> tuple[int, int]:
+    """Return the first usual image size that a network runs on."""
     for side in SIDES:
         if _trial(network, channels, (side, side)) is not None:
             return side, side
@@ -247,7 +262,7 @@ def _check_unmasked_flops(network: TransformedBackbone) -> None:
 
 @cache
 def _mixed(kind: Any, library: str) -> type[nn.Module]:
-    """The library's class with the protocol in front."""
+    """Return the library's class with the mixin in front."""
     return type(
         f'SparseIFT{kind.__name__}',
         (TransformedBackbone, kind),

@@ -1,4 +1,4 @@
-"""What the engine reads of a Sparse-IFT backbone, whatever it is."""
+"""Base of all Sparse-IFT backbones: the interface to the engine."""
 
 import re
 from collections.abc import Mapping
@@ -27,22 +27,22 @@ SparseFactors = Annotated[str, Choice(lambda: SPARSE_FACTORS)]
 
 
 class SparseIFTBackbone(nn.Module):
-    """Base of the backbones of the family: one small protocol.
+    """Base of the backbones of the family.
 
     Attributes:
         family (str, optional): Member of the family; None is the dense
             network.
         sparsity (float): Nominal share of zero weights.
-        flops (str): What masks are solved for, see :class:`SparseIFTMixin`.
+        flops (str): FLOPs that masks match, see :class:`SparseIFTMixin`.
         member (Member, optional): The member with its variants.
         match_shape (tuple[int, int]): Height and width, in pixels, at which
             FLOPs are matched.
-        unmasked (bool): Whether training without masks is meant.
-        masks_attached (bool): Whether a hook takes care of masks.
+        unmasked (bool): Whether training without masks is allowed.
+        masks_attached (bool): Whether a hook applies the masks.
         core_keys (Pattern, optional): Keys of its ``state_dict`` that a
-            checkpoint must have; all if None.
-        loaded (Mapping, optional): What the checkpoint that weights were
-            loaded from has of mask training, until the hook takes it.
+            checkpoint must have; None requires all.
+        loaded (Mapping, optional): Mask training of the loaded checkpoint,
+            until the hook takes it.
     """
 
     family: str | None
@@ -54,7 +54,7 @@ class SparseIFTBackbone(nn.Module):
     masks_attached = False
     core_keys: re.Pattern[str] | None = None
     loaded: Mapping[str, Any] | None = None
-    # Of MMEngine's BaseModule.
+    # Attributes of MMEngine's BaseModule.
     _is_init: bool
     init_cfg: Any
 
@@ -65,7 +65,7 @@ class SparseIFTBackbone(nn.Module):
         match_shape: tuple[int, int] | None,
         unmasked: bool,
     ) -> None:
-        """Take note of what was asked for, once the network is built."""
+        """Store the member and its options, once the network is built."""
         self.member = member
         self.family = member.family if member else None
         self.sparsity = member.sparsity if member else 0.0
@@ -77,10 +77,10 @@ class SparseIFTBackbone(nn.Module):
             self.register_forward_pre_hook(_refuse_unmasked_training)
 
     def _has_weights(self) -> bool:
-        """Whether weights need not be drawn; loads what ``init_cfg`` names.
+        """Load the checkpoint of ``init_cfg``; return whether weights exist.
 
-        Not by the library: it would read the file once more, and some
-        networks rename or leave out keys. Another network's is refused.
+        The library would read the file again, and some networks rename or
+        drop keys. A checkpoint of another network is refused.
         """
         config = pretrained_cfg(self.init_cfg)
         if self._is_init or config is None:
@@ -94,14 +94,14 @@ class SparseIFTBackbone(nn.Module):
         return True
 
     def dense_twin(self) -> nn.Module:
-        """The library's own network, which this one is compared with.
+        """Build the library's own network, for comparison.
 
-        Building it leaves the random state of the run alone.
+        The random state of the run does not change.
         """
         raise NotImplementedError
 
     def sparse_parameter_names(self) -> list[str]:
-        """Names of the weights that masks go on; none at family=None."""
+        """Return the names of masked weights; none with family=None."""
         return [
             f'{name}.{parameter}'
             for name, layer in self.named_modules()
@@ -110,26 +110,25 @@ class SparseIFTBackbone(nn.Module):
         ]
 
     def describe_member(self) -> dict[str, Any]:
-        """The member of the family, as a checkpoint has it."""
+        """Return the member of the family, as a checkpoint stores it."""
         if self.member is None:
             return {}
         return dict(asdict(self.member), sparse_factors=self.member.factors)
 
     @property
     def growth(self) -> float:
-        """Width of the features over that of the dense twin's."""
+        """Width of the features, divided by the dense twin's."""
         return 1.0
 
     @property
     def grows(self) -> bool:
-        """Whether features are wider than the dense twin's."""
+        """True if features are wider than the dense twin's."""
         return self.growth > 1
 
-    # Of the image.
     image_channels: int = 3
 
     def advice(self, classifier: float = 0) -> str:
-        """What to do where no masks have the dense FLOPs.
+        """Return advice for a network that no masks bring to the dense FLOPs.
 
         Args:
             classifier (float): FLOPs of the dense network's classifier.
@@ -137,7 +136,7 @@ class SparseIFTBackbone(nn.Module):
         return "Choose another sparsity, or set flops='nominal'."
 
     def extra_repr(self) -> str:
-        """Family, sparsity and FLOPs, for ``print``."""
+        """Return family, sparsity and FLOPs, for ``print``."""
         return (
             f'family={self.family!r}, sparsity={self.sparsity}, '
             f'flops={self.flops!r}'
@@ -150,8 +149,7 @@ def sparse_backbone(
     """Return prefix ('backbone.') and module of the backbone with a family.
 
     Raises:
-        ValueError: If there are several: one sparsity cannot be matched for
-            both.
+        ValueError: If there are several: one sparsity cannot match both.
     """
     found = [
         ((f'{name}.' if name else ''), module)
@@ -174,9 +172,9 @@ def make_member(
     sparse_factors: str | None,
     parallel_inner: str = 'none',
 ) -> Member | None:
-    """The member that a backbone's arguments ask for; None is dense.
+    """Build the member of a backbone's arguments, None for dense.
 
-    ``parallel_inner`` is the default behind branches.
+    ``parallel_inner`` is the default of ``inner`` for 'parallel'.
     """
     if family is None:
         if sparsity or inner or sparse_factors:
@@ -198,10 +196,9 @@ def make_member(
 
 
 def _refuse_unmasked_training(backbone: Any, _: Any) -> None:
-    """Stop a run of MMEngine that would train all weights unasked.
+    """Stop a run of MMEngine that would train all weights by mistake.
 
-    No library calls the backbone before training starts, and who trains the
-    masks cannot be seen from here: the hook says so.
+    The hook that trains masks sets ``masks_attached`` before the first call.
     """
     if (
         backbone.masks_attached
@@ -227,5 +224,5 @@ def _in_training_run() -> bool:
     from mmengine.logging import MessageHub
 
     hub = MessageHub.get_current_instance()
-    # RuntimeInfoHook, which every runner has, writes it before training.
+    # Every runner's RuntimeInfoHook writes it before training.
     return 'max_iters' in hub.runtime_info

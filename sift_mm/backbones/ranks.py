@@ -20,18 +20,18 @@ def ranks_for(
     match: bool,
     multiple: int,
 ) -> dict[str, int]:
-    """Inner widths at which wide factorized layers cost what dense ones do.
+    """Return the ranks of wide factorized layers at the dense FLOPs.
 
     Args:
         layers (Mapping[str, nn.Module]): Layers of the wide network by name,
-            before they are factorised.
+            before the factorization.
         member (Member): The member, 'wide_factorized'.
-        wide (FlopCount): FLOPs of the wide network as it is.
-        dense (FlopCount): Those of its dense twin.
-        match (bool): Whether all layers together are to make up for what
-            else has grown, the stem; a ValueError if that is too much. Else
-            each has the FLOPs of its dense layer, rounded up.
-        multiple (int): Ranks are multiples of this.
+        wide (FlopCount): FLOPs of the wide network.
+        dense (FlopCount): FLOPs of its dense twin.
+        match (bool): Whether all layers together also pay for the wider stem;
+            a ValueError if they cannot. Else each layer has the FLOPs of its
+            dense layer, rounded up.
+        multiple (int): Divisor of the ranks.
     """
     density_u, density_v = factor_densities(member.sparsity, member.factors)
     exact, costs = {}, {}
@@ -40,7 +40,7 @@ def ranks_for(
         positions = wide.by_module[name] / (fan_in * fan_out)
         costs[name] = positions * (density_u * fan_in + density_v * fan_out)
         exact[name] = dense.by_module[name] / costs[name]
-    # Masks, where there are any, make up for the rest.
+    # Masks, if any, pay for the stem.
     if not match or member.factors != 'none':
         return {
             name: math.ceil(rank / multiple - 1e-9) * multiple

@@ -1,4 +1,4 @@
-"""What Sparse-IFT adds to a library's ResNet."""
+"""Sparse-IFT for the ResNets of the libraries."""
 
 import bisect
 import copy
@@ -24,15 +24,15 @@ from sift_mm.errors import UserError, UserKeyError
 from sift_mm.flops import FlopCount, count_flops
 from sift_mm.flops.isoflop import wide_width
 from sift_mm.layers import Composite, Member, Parallel
-from sift_mm.layers.plain import kaiming_scale, plain_type, put
+from sift_mm.layers.plain import kaiming_scale, plain_type, replace
 from sift_mm.validation import Size, Sparsity, checked
 
-# Convolutions of the residual blocks and their shortcuts. The stem, norms
-# and what plugins bring along stay dense.
+# Convolutions of the residual blocks and their shortcuts. The stem, norms and
+# plugins stay dense.
 _BRANCH = re.compile(r'layer\d+\.\d+\.conv(\d+)')
 _SHORTCUT = re.compile(r'layer\d+\.\d+\.downsample\.\d+')
-# What every ResNet has; plugins and offsets of deformable convolutions may
-# be missing in a checkpoint that is otherwise right.
+# Keys of every ResNet; a valid checkpoint may lack plugins and offsets of
+# deformable convolutions.
 _CORE = re.compile(
     r'(conv1|(?!layer)[a-z]+1|stem\.\d+|'
     r'layer\d+\.\d+\.([a-z]+\d|downsample\.\d+))\.'
@@ -42,13 +42,13 @@ _CORE = re.compile(
 class SparseIFTMixin(SparseIFTBackbone):
     """Mixin for a ResNet of mmdet, mmseg or mmpretrain.
 
-    Sparse Wide builds the network wider, and otherwise keeps its modules,
-    parameter names and initialisation. The other members replace the
-    convolutions of the residual branches by :class:`Parallel`,
-    :class:`Factorized` and :class:`Doped` layers; shortcuts stay one layer,
-    save with 'wide_factorized', where dense ones of the wider network would
-    cost more than the whole dense network. Masks are not part of the network:
-    the training hook draws them over :meth:`sparse_parameter_names`.
+    Sparse Wide builds a wider network of the same modules, parameter names
+    and initialization. The other members replace the convolutions of residual
+    branches by :class:`Parallel`, :class:`Factorized` and :class:`Doped`
+    layers. Shortcuts stay single layers, except with 'wide_factorized': dense
+    wide shortcuts would cost more than the whole dense network. The network
+    holds no masks: the training hook draws them over
+    :meth:`sparse_parameter_names`.
 
     Args:
         depth (int): Depth of the ResNet: 18, 34, 50, 101 or 152.
@@ -56,18 +56,17 @@ class SparseIFTMixin(SparseIFTBackbone):
             'parallel', 'factorized', 'doped' or 'wide_factorized'; None is
             the library's own network, weight for weight.
         sparsity (float, optional): Nominal share of zero weights, in [0, 1).
-            It sets width, branches and ranks; ``base_channels`` and
-            ``stem_channels`` are those of the dense network.
-        flops (str): 'match': masks are drawn at the sparsity where the whole
-            backbone, with the linear head of a classifier, has the FLOPs of
-            the dense one. Without masks, ranks are chosen so, at the strides
-            of a classifier, for its checkpoint to load into a dilated network.
-            'match_model': masks at which backbone, neck and heads together
-            have the dense model's FLOPs, at the size of the test images.
-            'nominal': masks are drawn at ``sparsity``, and ranks match the
-            layers one by one.
-        inner (str, optional): What follows an inner layer: 'none', 'norm' or
-            'norm_act'. None is the authors' choice: 'none', for 'parallel'
+            It sets width, branches and ranks. ``base_channels`` and
+            ``stem_channels`` are the dense network's.
+        flops (str): 'match': the sparsity of the masks is solved so that the
+            backbone, with the linear head of a classifier, has the dense
+            FLOPs. Without masks, ranks are solved, at the strides of a
+            classifier, so that its checkpoint loads into a dilated network.
+            'match_model': backbone, neck and heads together have the dense
+            model's FLOPs, at the size of the test images.
+            'nominal': masks have ``sparsity``, and ranks match single layers.
+        inner (str, optional): Modules behind an inner layer: 'none', 'norm'
+            or 'norm_act'. None is the authors' choice: 'none', for 'parallel'
             'norm_act' with the ImageNet and 'norm' with the CIFAR stem. The
             block's norm behind a Parallel layer with inner norms is left out.
         sparse_factors (str, optional): As for :class:`Member`.
@@ -75,22 +74,19 @@ class SparseIFTMixin(SparseIFTBackbone):
             at which FLOPs are matched. None is 224 x 224, or 32 x 32 with
             the CIFAR stem; the ratio of two networks of the same strides is
             the same at every multiple of 32.
-        unmasked (bool): Whether to let a run train all weights, without a
-            hook.
+        unmasked (bool): Whether a run may train all weights, without a hook.
         *args: Arguments of the library's ResNet after depth.
-        **kwargs: Those of them that are given by name.
+        **kwargs: The same by name.
 
     Raises:
         KeyError: If the library has no ResNet of this depth.
-        ValueError: If an argument is not among the above, a layer is too
-            small for the sparsity, or a family is asked for along with
-            convolutions that are not plain ones.
+        ValueError: If an argument is invalid, a layer is too small for the
+            sparsity, or a family is combined with deformable convolutions.
     """
 
-    # The stem's width where the caller gives none; mmdet's follows
-    # base_channels.
+    # Default width of the stem; mmdet's follows base_channels.
     dense_stem_channels: int | None = 64
-    # Of the library's ResNet.
+    # Attributes of the library's ResNet.
     arch_settings: dict[int, tuple]
     base_channels: int
     block: type[nn.Module]
@@ -134,7 +130,7 @@ class SparseIFTMixin(SparseIFTBackbone):
         parent: Any = next(
             c for c in mro if not issubclass(c, SparseIFTBackbone)
         )
-        # All by name, also what was given by position.
+        # Positional arguments by name, too.
         bound = inspect.signature(parent).bind(depth, *args, **kwargs)
         kwargs = bound.arguments
         kwargs.update(kwargs.pop('kwargs', {}))
@@ -154,7 +150,7 @@ class SparseIFTMixin(SparseIFTBackbone):
             self._put_layers(member, kwargs)
 
     def _put_layers(self, member: Member, kwargs: Mapping[str, Any]) -> None:
-        """Put the layers of the member in; a ValueError if one cannot be."""
+        """Put in the member's layers; raise a ValueError for small ones."""
         layers = {
             name: module
             for name, module in self.named_modules()
@@ -172,7 +168,7 @@ class SparseIFTMixin(SparseIFTBackbone):
                     'to work under masks; set conv_cfg=None.'
                 )
         if not member.kind.composite:
-            return  # That is all: it was built wider.
+            return  # The network was built wider.
         ranks = self._ranks(member, layers, kwargs)
         groups = self.norm_cfg.get('num_groups', 1)
         for name, layer in layers.items():
@@ -186,11 +182,11 @@ class SparseIFTMixin(SparseIFTBackbone):
                 )
             except ValueError as error:
                 raise UserError(f'{name}: {error}') from None
-            put(self, name, new)
+            replace(self, name, new)
             if isinstance(new, Parallel) and new.norms:
                 # No norm behind the sum of normed branches.
                 block = self.get_submodule(name.rpartition('.')[0])
-                put(
+                replace(
                     block,
                     getattr(block, f'norm{name[-1]}_name'),
                     nn.Identity(),
@@ -207,9 +203,9 @@ class SparseIFTMixin(SparseIFTBackbone):
         layers: Mapping[str, nn.Module],
         kwargs: Mapping[str, Any],
     ) -> dict[str, int]:
-        """Ranks that do not follow from a layer alone.
+        """Return the ranks that follow from the whole network.
 
-        A dilated network takes those of a classifier, with its strides: a
+        A dilated network takes the ranks of a classifier, with its strides: a
         pretrained network has to load into a segmentor.
         """
         if not (member.kind.widens and member.kind.composite):
@@ -240,10 +236,10 @@ class SparseIFTMixin(SparseIFTBackbone):
         return count_flops(model, self.match_shape, self.image_channels)
 
     def advice(self, classifier: float = 0, **kwargs: Any) -> str:
-        """The nearest sparsity that can be met, in a sentence.
+        """Return a sentence with the nearest sparsity that meets the budget.
 
-        For where what is dense and wider costs the whole budget. Arguments of
-        the library's ResNet may be changed.
+        Dense wider parts may cost the whole budget. ``kwargs`` replace
+        arguments of the library's ResNet.
         """
         dense_kwargs = dict(self._dense_kwargs, **kwargs)
         budget = self._count(dense_kwargs).total + classifier
@@ -271,7 +267,7 @@ class SparseIFTMixin(SparseIFTBackbone):
     def _widened(
         self, kwargs: Mapping[str, Any], sparsity: float
     ) -> dict[str, Any]:
-        """Arguments of the wider network."""
+        """Return the arguments of the wider network."""
         base = kwargs.get('base_channels', 64)
         stem = kwargs.get('stem_channels', self.dense_stem_channels)
         wide = dict(kwargs, base_channels=wide_width(base, sparsity))
@@ -280,9 +276,9 @@ class SparseIFTMixin(SparseIFTBackbone):
         return wide
 
     def init_weights(self) -> None:
-        """Initialise as the library does, inner layers as they should be.
+        """Initialize by the library's rule, inner layers by their own.
 
-        The library's rule would draw each inner layer as if it stood alone.
+        The library's rule would draw each inner layer like a single layer.
         """
         if self._has_weights():
             return
@@ -299,7 +295,7 @@ class SparseIFTMixin(SparseIFTBackbone):
     @property
     def out_channels(self) -> list[int]:
         """Channels of each output, in the order of ``out_indices``."""
-        # MMPretrain's blocks do not say; its network does.
+        # In MMPretrain the network has the expansion, not the block.
         owner: Any = self if hasattr(self, 'expansion') else self.block
         return [
             self.base_channels * owner.expansion * 2**i
@@ -308,7 +304,7 @@ class SparseIFTMixin(SparseIFTBackbone):
 
     @property
     def growth(self) -> float:
-        """Width of stem and features over that of the dense twin's."""
+        """Width of stem and features, divided by the dense twin's."""
         return self.base_channels / self.dense_base_channels
 
     @property
@@ -317,11 +313,11 @@ class SparseIFTMixin(SparseIFTBackbone):
         return self._dense_kwargs.get('base_channels', 64)
 
     def sparse_parameter_names(self) -> list[str]:
-        """Names of the weights that masks go on; none at family=None."""
+        """Return the names of masked weights; none with family=None."""
         if self.member is None:
             return []
         kinds = [_SHORTCUT]
-        # Of the other members a branch that is one layer was folded, and is
+        # With other members, a branch of a single layer was folded, and is
         # dense.
         if not self.member.kind.composite:
             kinds.append(_BRANCH)
@@ -333,12 +329,12 @@ class SparseIFTMixin(SparseIFTBackbone):
         ]
 
     def dense_twin(self) -> nn.Module:
-        """The library's own ResNet, see the base."""
+        """Build the library's own ResNet, see the base."""
         return self._build(self._dense_kwargs)
 
 
 def _check_groups(norm_cfg: Mapping[str, Any] | None, width: int) -> None:
-    """Refuse, by a ValueError, a group norm that does not divide a width."""
+    """Refuse a group norm that does not divide a width, with a ValueError."""
     groups = (norm_cfg or {}).get('num_groups', 1)
     if width % groups:
         raise UserError(

@@ -17,8 +17,8 @@ from sift_mm.checkpoint.state import (
     CHECKPOINT_KEY,
     is_as_saved,
     mask_training,
-    sealed,
     weight_of,
+    with_digest,
 )
 from sift_mm.errors import UserError
 
@@ -49,7 +49,7 @@ def compact(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         if not weight.masked_fill(mask, 0).any():
             layers[name]['values'] = weight[mask]
             state[name] = None
-    packed = sealed({'version': VERSION, 'layers': layers})
+    packed = with_digest({'version': VERSION, 'layers': layers})
     return plain(checkpoint, keep=('state_dict', CHECKPOINT_KEY)) | {
         'state_dict': state,
         CHECKPOINT_KEY: training,

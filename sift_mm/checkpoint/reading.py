@@ -22,7 +22,7 @@ from sift_mm.checkpoint.state import (
     CHECKPOINT_KEY,
     check_finite,
     mask_training,
-    named,
+    with_context,
 )
 from sift_mm.checkpoint.unpickling import plain_globals, resolve
 from sift_mm.errors import UserError
@@ -119,7 +119,7 @@ def load_pretrained(config: Mapping[str, Any]) -> dict[str, Any]:
     checkpoint = load(config['checkpoint'])
     if 'state_dict' not in checkpoint:
         checkpoint = {'state_dict': checkpoint}
-    with named(config['checkpoint']):
+    with with_context(config['checkpoint']):
         check_finite(checkpoint['state_dict'])
     return checkpoint
 
@@ -251,7 +251,7 @@ def with_weights(checkpoint: Any, path: str) -> dict[str, Any]:
             'no tensor, or has no name.'
         )
     if CHECKPOINT_KEY in checkpoint:
-        with named(path):
+        with with_context(path):
             mask_training(checkpoint)
     return checkpoint
 

@@ -57,7 +57,7 @@ def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
     return dict(state)
 
 
-def sealed(state: Mapping[str, Any]) -> dict[str, Any]:
+def with_digest(state: Mapping[str, Any]) -> dict[str, Any]:
     """Return a state with a digest of all of it."""
     return {**state, DIGEST: _digest(state)}
 
@@ -92,7 +92,7 @@ def _digest(state: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def named(path: Any) -> Iterator[None]:
+def with_context(path: Any) -> Iterator[None]:
     """Name the checkpoint, where its path is known, in errors.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Options that the command lines share."""
+"""Shared options of the command lines."""
 
 import argparse
 from collections.abc import Callable, Iterable
@@ -21,7 +21,7 @@ def check_pairs(
 
 
 class Settings(DictAction):
-    """Action for pairs of keys and values, as MMEngine's; refuses others."""
+    """Action for KEY=VALUE pairs, like MMEngine's; it refuses others."""
 
     def __call__(self, parser: argparse.ArgumentParser, *args: Any) -> None:
         """Read the pairs that follow an option."""
@@ -43,7 +43,7 @@ def positive(text: str) -> int:
 def name_of(names: Iterable[str]) -> Callable[[str], str]:
     """Return a ``type`` for argparse that ignores case and dashes of names.
 
-    A text that is none of the names stays, for ``choices`` to refuse.
+    Unknown names do not change: ``choices`` refuses them.
     """
 
     def key(text: str) -> str:
@@ -56,9 +56,9 @@ def name_of(names: Iterable[str]) -> Callable[[str], str]:
 def add_config_options(
     parser: argparse.ArgumentParser, interval: bool = True
 ) -> None:
-    """Add ``config`` and what changes it, which every tool has.
+    """Add ``config`` and the options that change it.
 
-    ``--interval`` is that of mask updates, but for a tool that has another.
+    ``--interval`` is that of mask updates, except for tools with another one.
     """
     parser.add_argument('config', help='path of the config file')
     parser.add_argument(
@@ -126,7 +126,7 @@ def add_config_options(
 def add_run_options(
     parser: argparse.ArgumentParser, interval: bool = True
 ) -> None:
-    """Add the options that train and test have in common."""
+    """Add the common options of train and test."""
     add_config_options(parser, interval)
     parser.add_argument(
         '--work-dir',
@@ -151,7 +151,7 @@ def add_run_options(
 
 
 def add_shape_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--shape``, the size of the image that a network is given."""
+    """Add ``--shape``, the size of the input image."""
     parser.add_argument(
         '--shape',
         nargs=2,

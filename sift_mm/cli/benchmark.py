@@ -1,6 +1,6 @@
-"""Time the network of a config: dense twin, executed densely, sparsely.
+"""Time the network of a config and its dense twin, dense and sparse.
 
-Without a checkpoint, masks are drawn at random as training would draw them.
+Without a checkpoint, masks are drawn as for training.
 """
 
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ from sift_mm.errors import UserError
 
 
 def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
-    """Draw masks as the config's training would, and weights for them."""
+    """Draw masks as for the config's training, and fill the weights."""
     hook = build_hook(cfg)
     if hook is None:
         raise UserError(

@@ -1,4 +1,4 @@
-"""End of a command: one sentence for a mistake that is known."""
+"""Entry points of commands: one sentence for a known error."""
 
 import argparse
 import errno
@@ -14,12 +14,12 @@ from sift_mm.kernels.memory import keep_freed_memory
 T = TypeVar('T')
 
 FLAG = '--traceback'
-# A disk that is full, or a place that is another's or a file's.
+# Errors of a full disk, or of a path that cannot be written.
 NO_PLACE = (
     *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.ENOTDIR, errno.EISDIR, errno.EEXIST),
 )
-# What gloo and NCCL say where another process is gone, in a RuntimeError.
+# Texts of gloo and NCCL for another process that ended, in a RuntimeError.
 PEER = re.compile(
     r'Connection (closed|reset) by peer|Broken pipe|[Tt]imed out waiting|'
     r'NCCL|watchdog'
@@ -39,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class Refused(SystemExit):
-    """Exit of a command because of a mistake that is known."""
+    """SystemExit of a command because of a known error."""
 
     def __init__(self, sentence: str) -> None:
         super().__init__(2)
@@ -50,7 +50,7 @@ class Refused(SystemExit):
 
 
 def entry_point(main: Callable[..., T]) -> Callable[..., T]:
-    """Make a command end with one sentence and exit code 2 on a mistake."""
+    """Make a command end with one sentence and exit code 2 on an error."""
 
     @wraps(main)
     def run(argv: Sequence[str] | None = None) -> T:
@@ -72,10 +72,9 @@ def entry_point(main: Callable[..., T]) -> Callable[..., T]:
 
 
 def explain(error: BaseException) -> str | None:
-    """Return the sentence of a known mistake, without additions.
+    """Return the sentence of a known error, None for other errors.
 
-    MMEngine's call of a hook raises an error anew with words behind it. None
-    for an error that is not known.
+    MMEngine raises errors of hooks again with a longer text, which is cut.
     """
     text = str(error)
     cause: BaseException | None = error

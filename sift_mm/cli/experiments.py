@@ -1,4 +1,4 @@
-"""Plan of experiments: a pool of processes runs what is missing.
+"""Plan of experiments: a pool of processes runs the missing ones.
 
 The folder of a run holds its state: ``plan.txt`` the config and options,
 ``trained.txt`` the last checkpoint's name, ``result.json`` the metrics.
@@ -65,7 +65,7 @@ class Experiment:
         return json.dumps(content, default=repr, indent=1)
 
     def is_current(self) -> bool:
-        """Return whether the folder was made from the same plan."""
+        """Return whether the folder belongs to the same plan."""
         path = self.folder / 'plan.txt'
         return not path.exists() or path.read_text() == self.plan
 
@@ -74,7 +74,7 @@ class Experiment:
         return self.is_current() and self.result.exists()
 
     def commands(self) -> Iterator[tuple[str, list[str]]]:
-        """Yield the missing commands, each when the one before is done.
+        """Yield the missing commands, each after the one before has ended.
 
         Raises:
             UserError: If the training leaves no checkpoint.
@@ -107,7 +107,7 @@ class Experiment:
         return [
             *(self.config, *options, *self.options),
             *(f'--work-dir={work_dir}', '--cfg-options'),
-            # MMEngine deletes before it writes: another has to be left.
+            # MMEngine deletes before it writes: keep another one.
             'default_hooks.checkpoint.max_keep_ckpts=2',
             *self.cfg_options,
         ]
@@ -122,7 +122,7 @@ class Experiment:
             yield from map(json.loads, path.read_text().splitlines())
 
     def seconds(self) -> float:
-        """Return the seconds of the training's steps, lost steps left out."""
+        """Return the seconds of the training's steps, without lost steps."""
         times = {s['step']: s['time'] for s in self.logged() if 'loss' in s}
         steps = pairwise([0, *sorted(times)])
         return sum(times[step] * (step - before) for before, step in steps)
@@ -194,7 +194,7 @@ class Job:
 
 
 def stop(jobs: Sequence[Job]) -> None:
-    """End the processes of jobs, and those that they started."""
+    """End the processes of jobs and their children."""
     processes = [job.process for job in jobs if job.process is not None]
     end = time.monotonic() + GRACE_SECONDS
     for number in (signal.SIGTERM, signal.SIGKILL):
@@ -211,10 +211,10 @@ def run_experiments(
     jobs: int = 1,
     threads: int | None = None,
 ) -> None:
-    """Run the experiments that are not done, in order, and print results.
+    """Run the missing experiments in order, and print results.
 
-    One that fails stops no other. A signal that ends this process ends the
-    running commands.
+    A failed experiment stops no other. A signal that ends this process ends
+    the running commands.
 
     Args:
         experiments (Sequence[Experiment]): The plan.

@@ -1,6 +1,6 @@
-"""Print what a network costs, layer by layer and for its whole training.
+"""Print the costs of a network, by layer and for its whole training.
 
-Only the config is read: no data set, no checkpoint, no accelerator.
+Only the config is needed: no data set, no checkpoint, no accelerator.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     """Count and print."""
     args = parse_args(argv)
-    # What configs and libraries print would not be JSON.
+    # Configs and libraries may print: stdout is for JSON.
     with redirect_stdout(sys.stderr):
         cfg = load_config(args)
         with explained(args.config, cfg):

@@ -1,7 +1,7 @@
-"""Write the checkpoint of a run as a slim file that others can start from.
+"""Write the checkpoint of a run as a slim file for other runs.
 
 Weights, masks and meta stay; optimizer, schedules and the history of the
-masks go. The file's hash is in its name.
+masks are dropped. The name of the file has its hash.
 """
 
 import hashlib
@@ -20,8 +20,8 @@ from sift_mm.checkpoint.state import (
     check_finite,
     check_masks,
     mask_training,
-    named,
-    sealed,
+    with_context,
+    with_digest,
 )
 from sift_mm.checkpoint.writing import written_whole
 from sift_mm.cli.entry import Parser, entry_point
@@ -37,9 +37,8 @@ KEPT_OF_MASKS = (
 def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """Return the parts of a checkpoint to publish, under the same keys.
 
-    Where an EMAHook kept averaged weights, ``state_dict`` has those, and they
-    are kept. Tensors are copies, for a view would bring its whole storage
-    along.
+    With an EMAHook, ``state_dict`` has the averaged weights, which are kept.
+    Tensors are copied: a view would save its whole storage.
 
     Raises:
         UserError: If there are no weights under ``state_dict``, if they are
@@ -61,7 +60,7 @@ def slim(checkpoint: dict[str, Any]) -> dict[str, Any]:
     training = mask_training(checkpoint)
     if training is not None:
         check_masks(kept['state_dict'], training['masks'])
-        kept[CHECKPOINT_KEY] = sealed(
+        kept[CHECKPOINT_KEY] = with_digest(
             {key: training[key] for key in KEPT_OF_MASKS if key in training}
         )
     return kept
@@ -74,7 +73,7 @@ def publish(in_file: str, out_file: Path, small: bool = False) -> Path:
     a ``small`` one masked weights are packed.
     """
     checkpoint = read(in_file)
-    with named(in_file):
+    with with_context(in_file):
         kept = slim(checkpoint)
         if small:
             kept = compact(kept)

@@ -1,9 +1,9 @@
 """Train a dense network and members of the Sparse-IFT family beside it.
 
-Every combination of the options that take several values is a network. Each
-is trained and tested with each seed, on the same schedule. Finished runs are
-kept, interrupted ones resumed. `--report` writes mean and spread as a table
-and a figure.
+Every combination of the options with several values is a network. Each is
+trained and tested with each seed, on the same schedule. Finished runs stay,
+interrupted runs resume. `--report` writes mean and spread as a table and a
+figure.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from sift_mm.flops.isoflop import INNER, check_sparsity
 from sift_mm.layers import families
 from sift_mm.sparsity import ALGORITHMS
 
-# Options that take names: all names, and those by default.
+# Options that take names: all names, and the default.
 AXES = {
     '--family': (families(), families()),
     '--algorithm': (ALGORITHMS.names, ('Static', 'RigL')),
@@ -93,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: If runs failed; the others are finished.
     """
     args = parse_args(argv)
-    # Sweeps of other configs must not take these runs for theirs.
+    # Sweeps of other configs need other folders.
     name = Path(args.dense).stem
     root = args.work_dir or Path('work_dirs/sweep', name)
     networks = plan_networks(args)

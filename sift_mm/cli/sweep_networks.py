@@ -15,14 +15,14 @@ from sift_mm.layers.family import family_of
 
 @dataclass(frozen=True)
 class Network:
-    """Network of a sweep: a config and the member that is made of it.
+    """Network of a sweep: a config and its member of the family.
 
     Attributes:
         config (str): Path of the config.
         family (str, optional): Member; None for the dense network.
         sparsity (float, optional): Nominal sparsity.
         algorithm (str, optional): Mask training; None for no masks.
-        inner (str, optional): Layers behind an inner layer, if not the
+        inner (str, optional): Modules behind an inner layer; None is the
             default.
         cfg_options (tuple[str, ...]): Settings of the config, 'KEY=VALUE'.
     """
@@ -36,8 +36,8 @@ class Network:
 
     @property
     def variant(self) -> str:
-        """Inner layers and settings, as 'norm_act-interval=50', or ''."""
-        # The last part of a key and the value, safe as a folder's name.
+        """Inner modules and settings, as 'norm_act-interval=50', or ''."""
+        # The last part of a key and the value, as a valid folder name.
         settings = (
             re.sub(r'[^\w.+=-]', '_', re.sub(r'^[^=]*\.', '', option))
             for option in self.cfg_options
@@ -51,7 +51,7 @@ class Network:
         return '-'.join(filter(None, (found.name, self.variant))) or 'dense'
 
     def experiment(self, root: Path, seed: int) -> Experiment:
-        """Return its run with a seed, in the folder of a sweep."""
+        """Return the run with a seed, in the folder of a sweep."""
         words = [
             word
             for key in ('family', 'sparsity', 'algorithm', 'inner')
@@ -63,7 +63,7 @@ class Network:
             f'{self.name}/seed{seed}',
             self.config,
             tuple(words),
-            # Of weights, order of the data, and masks.
+            # Seed of weights, order of the data, and masks.
             (*self.cfg_options, f'randomness.seed={seed}'),
         )
 
@@ -82,10 +82,10 @@ def plan_networks(args: argparse.Namespace) -> list[Network]:
         args.inner,
         args.cfg_options or [()],
     ):
-        # An option that a member lacks makes no other network.
+        # Options that a member lacks do not make another network.
         member = family_of(family)
         if member.default_factors == 'none':
-            algorithm = None  # It has no masks.
+            algorithm = None  # The member has no masks.
         if not member.composite:
             inner = None
         settings = tuple(settings)

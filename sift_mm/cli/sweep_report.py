@@ -11,7 +11,7 @@ from sift_mm.errors import UserError
 
 # Costs in the result of tools/test.py.
 COSTS = ('flops', 'parameters', 'active_parameters')
-# Lines around the table of a sweep.
+# Marks around the table of a sweep.
 BEGIN, END = '<!-- sweep {}: begin -->', '<!-- sweep {}: end -->'
 
 
@@ -21,7 +21,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def mean_and_spread(values: Sequence[float], digits: int) -> str:
-    """Return the mean and, of several values, the :func:`spread`."""
+    """Return the mean and, for several values, the :func:`spread`."""
     mean = f'{statistics.mean(values):.{digits}f}'
     if len(values) == 1:
         return mean
@@ -40,7 +40,7 @@ def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
 
 @dataclass(frozen=True)
 class Cell:
-    """Runs of one network, which differ in their seed.
+    """Runs of one network with different seeds.
 
     Attributes:
         network (Network): The network.
@@ -61,7 +61,7 @@ class Cell:
 def read_cell(
     network: Network, runs: Sequence[Experiment], metric: str
 ) -> Cell | None:
-    """Return metric and costs of the finished runs, None without any.
+    """Return metric and costs of the finished runs, None if there are none.
 
     Raises:
         UserError: If a result lacks the metric, or a cost.
@@ -81,7 +81,7 @@ def read_cell(
 def to_markdown(cells: Sequence[Cell], metric: str) -> str:
     """Return the table; its first row is the dense network."""
     dense = cells[0]
-    digits = 2 if dense.mean > 1 else 4  # Percent, or a share.
+    digits = 2 if dense.mean > 1 else 4  # Percent, else a share.
     rows = []
     for cell in cells:
         network, costs = cell.network, cell.costs
@@ -107,8 +107,8 @@ def to_markdown(cells: Sequence[Cell], metric: str) -> str:
     return markdown_table(rows)
 
 
-def draw(cells: Sequence[Cell], metric: str, path: Path) -> None:
-    """Draw the metric against the sparsity, one panel an algorithm."""
+def plot(cells: Sequence[Cell], metric: str, path: Path) -> None:
+    """Plot the metric against the sparsity, one panel for each algorithm."""
     import matplotlib
 
     matplotlib.use('Agg')
@@ -186,7 +186,7 @@ def write_report(
             'goes between: add them.'
         )
     figure = path.with_name(f'{path.stem}-{name}.png')
-    draw(cells, metric, figure)
+    plot(cells, metric, figure)
     table = to_markdown(cells, metric)
     picture = f'![{metric} against the sparsity]({figure.name})'
     path.write_text(f'{head}{begin}\n{table}\n\n{picture}\n{end}{tail}')

@@ -1,7 +1,6 @@
 """Test a checkpoint with an MMDetection, MMSegmentation or MMPreTrain config.
 
-The config's ``default_scope`` says whose it is; its library is imported when
-the runner builds the first module.
+The config's ``default_scope`` names the library.
 """
 
 import argparse
@@ -29,7 +28,7 @@ from sift_mm.engine.launch import run, set_loader_defaults, switch_off
 from sift_mm.engine.sparse_test import SparseTestHook
 from sift_mm.errors import UserError
 
-# That mmengine.dump writes.
+# Formats that mmengine.dump writes.
 FORMATS = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
 
 
@@ -93,7 +92,7 @@ def keeps_label_maps(cfg: Config, args: argparse.Namespace) -> bool:
     """Return whether ``--out`` is a folder for MMSegmentation's label maps.
 
     Raises:
-        UserError: If ``--out`` is neither that nor a pickle file.
+        UserError: If ``--out`` is neither such a folder nor a pickle file.
     """
     if not args.out or args.out_item == 'metrics':
         return False
@@ -107,7 +106,7 @@ def keeps_label_maps(cfg: Config, args: argparse.Namespace) -> bool:
 def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     """Apply the options of testing to the config."""
     cfg.load_from = args.checkpoint
-    cfg.resume = False  # Else the runner would restore a training.
+    cfg.resume = False  # Else the runner restores the training.
     if args.amp:
         cfg.test_cfg.fp16 = True
     if args.show or args.show_dir:
@@ -131,8 +130,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     """Test as the command line says.
 
     Returns:
-        dict[str, float]: The metrics by name, and those of
-        :func:`~sift_mm.engine.cost_hook.measure_cost` in the first process.
+        dict[str, float]: Metrics by name, and in the first process the costs
+        of :func:`~sift_mm.engine.cost_hook.measure_cost`.
     """
     args = parse_args(argv)
     cfg = load_run_config(args)
@@ -148,7 +147,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
     def task(runner: Runner) -> tuple[dict[str, float], bool]:
         if dumps:
-            # MMDetection's leaves the ground truth out and packs the masks.
+            # MMDetection's class drops the ground truth and packs masks.
             is_det = cfg.get('default_scope') == 'mmdet'
             kind = 'DumpDetResults' if is_det else 'DumpResults'
             runner.test_evaluator.metrics.append(
@@ -171,7 +170,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, float]:
 
 
 def command() -> None:
-    """Run ``main`` as a console script, whose result is no exit status."""
+    """Run ``main`` as a console script, without its result as exit status."""
     main()
 
 

@@ -1,7 +1,6 @@
 """Train the model of an MMDetection, MMSegmentation or MMPreTrain config.
 
-The config's ``default_scope`` says whose it is; its library is imported when
-the runner builds the first module.
+The config's ``default_scope`` names the library.
 """
 
 import argparse
@@ -94,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def task(runner: Runner) -> None:
         for line in start:
             runner.logger.info(line)
-        runner.train()  # The model, which it returns, is not kept.
+        runner.train()
 
     with lock_work_dir(cfg):
         run(cfg, task)

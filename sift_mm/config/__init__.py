@@ -1,12 +1,12 @@
-"""Sparse-IFT in a config: everything follows from family and sparsity.
+"""Sparse-IFT in a config: all settings follow from family and sparsity.
 
-In a config file, one line gives the network and the channels that its neck
-and heads read::
+In a config file, one line sets the network and the input channels of its neck
+and heads::
 
     from sift_mm.config import detector
     model = detector('wide', sparsity=0.9)
 
-A config that was read already is changed by :func:`sparsify`.
+Use :func:`sparsify` to change a config in Python.
 """
 
 from sift_mm.config.conversion import sparsify

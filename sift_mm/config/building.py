@@ -1,4 +1,4 @@
-"""Models built from a config, apart from a run."""
+"""Models built from a config, outside a run."""
 
 import copy
 from typing import Any
@@ -21,7 +21,7 @@ SYNC_NORMS = ('SyncBN', 'MMSyncBN', 'NaiveSyncBN', 'SyncBatchNorm')
 
 
 class _NoDraws(TorchFunctionMode):
-    """Mode that leaves random weights as allocated: drawing takes longest."""
+    """Mode without random initialization, which takes most of the time."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -35,8 +35,8 @@ class _NoDraws(TorchFunctionMode):
 def build(cfg: Config, part: str | None = None) -> nn.Module:
     """Build the model of a config, or one module of it.
 
-    Weights are neither drawn nor loaded, and the random state of the run does
-    not change.
+    Weights are neither initialized nor loaded, and the random state of the run
+    does not change.
 
     Args:
         cfg (Config): Config with a ``model``.
@@ -46,7 +46,7 @@ def build(cfg: Config, part: str | None = None) -> nn.Module:
         UserError: If the module cannot be built, with its key and the reason.
     """
     cfg = copy.deepcopy(cfg)
-    replace_sync_norms(cfg.model)  # Some want a process group to be built.
+    replace_sync_norms(cfg.model)  # Some need a process group.
     scope = cfg.get('default_scope', 'mmengine')
     with (
         DefaultScope.overwrite_default_scope(scope),
@@ -67,7 +67,7 @@ def build_backbone(cfg: Config) -> Any:
 
 
 def replace_sync_norms(node: Any) -> bool:
-    """Replace synchronised norms of a model config by BN, in place."""
+    """Replace synchronized norms of a model config by BN, in place."""
     norms = [
         found
         for _, found in walk(node, 'model')

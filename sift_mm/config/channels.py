@@ -1,7 +1,7 @@
 """Input channels of neck and heads, in a config.
 
-Every module of the libraries says in a key that ends in ``in_channels`` how
-wide the features are that it reads. Those that read the backbone follow it.
+Modules of the libraries have a key ``*in_channels`` for the width of their
+inputs. Modules that read the backbone follow its output channels.
 """
 
 import copy
@@ -18,19 +18,19 @@ from sift_mm.backbones import SparseIFTMixin
 from sift_mm.backbones.base import sparse_backbone
 from sift_mm.config.building import build, build_backbone
 from sift_mm.config.images import find_sizes
-from sift_mm.config.nodes import put, type_name, walk
+from sift_mm.config.nodes import set_at, type_name, walk
 from sift_mm.errors import UserError
 from sift_mm.flops import meta_image, on_meta, skip_norms, watched
 from sift_mm.flops.model_forward import run_once
 
-# Sizes of the images of trial runs, where a config does not say.
+# Image sizes of trial runs, for configs without a size.
 TRIALS = ((256, 256), (256, 128))
 # Suffix of the keys that hold the input channels of a module.
 KEY = 'in_channels'
-# What else a model has, beside its heads.
+# Keys of a model that are no heads.
 NO_HEADS = ('backbone', 'neck', 'data_preprocessor')
 
-# A key below a module that says how wide what it reads is.
+# Pattern of the keys of input channels below a module.
 READS = re.compile(rf'\.\w*{KEY}(\.|$)')
 
 
@@ -39,7 +39,7 @@ def reader_channels(model: Any) -> dict[str, int]:
     necks = model.get('neck') or []
     several = isinstance(necks, (list, tuple))
     for i, neck in enumerate(necks if several else [necks]):
-        # One that says nothing, as a pooling, passes on what it gets.
+        # A neck without channels, as a pooling, passes them on.
         if found := _channels(neck, f'neck.{i}' if several else 'neck'):
             return found
     return _head_channels(model)
@@ -63,8 +63,8 @@ def follow(model: Any, backbone: Any, dense: bool = False) -> dict[int, int]:
 
     Args:
         model (dict): ``model`` of a config, changed in place. It may be
-            written for the dense network, for the one that it is now, or for
-            one of another width: what explains the most of its numbers.
+            written for the dense network, the present one, or one of another
+            width: the width that explains most of its numbers.
         backbone (nn.Module): A SparseIFTResNet.
         dense (bool): Whether to follow the widths of its dense network.
 
@@ -83,11 +83,11 @@ def follow(model: Any, backbone: Any, dense: bool = False) -> dict[int, int]:
     def explained(one: int) -> int:
         return len(set(found) & {one * t for t in times})
 
-    # Of several, the first: max keeps it.
+    # max keeps the first of several.
     written = max(bases, key=explained)
     new = {written * t: goal * t for t in times}
     for key, number in numbers.items():
-        put(model, key, new.get(number, number))
+        set_at(model, key, new.get(number, number))
     return new
 
 
@@ -97,7 +97,7 @@ def fit_channels(cfg: Config) -> None:
     Raises:
         UserError: If a layer cannot follow, see :func:`check_channels`.
     """
-    # One of another type gives what its dense one does.
+    # Other backbones have the output channels of their dense twin.
     if 'SparseIFTResNet' not in type_name(cfg.model.get('backbone') or {}):
         return
     model, fits = fit(cfg, build_backbone(cfg))
@@ -110,9 +110,8 @@ def fit(
 ) -> tuple[nn.Module, bool]:
     """Apply :func:`follow` to a whole config; return its model, and success.
 
-    A trial run shows what numbers do not: a part of a head may read another
-    part, of a width that the backbone has too, and a neck may pass features
-    on to a head.
+    A trial run shows layers that read other modules: a part of a head may read
+    another part of the backbone's width, and a neck may pass features on.
     """
     old = _all_channels(cfg.model)
     new = follow(cfg.model, backbone, dense)
@@ -131,10 +130,10 @@ def fit(
         ]
         if not wrong:
             return model, False
-        # The one whose key has the most of the layer's name.
+        # Take the key that shares most of the layer's name.
         key = max(wrong, key=lambda key: len(commonprefix([key, name])))
-        put(cfg.model, key, gets)
-        del old[key]  # Corrected once: two layers may not agree on it.
+        set_at(cfg.model, key, gets)
+        del old[key]  # Correct it once: two layers may disagree on it.
 
 
 def _all_channels(model: Any) -> dict[str, int]:
@@ -142,14 +141,14 @@ def _all_channels(model: Any) -> dict[str, int]:
 
 
 def check_channels(model: nn.Module, cfg: Config) -> None:
-    """Check the channels of a model by an image without numbers.
+    """Check the channels of a model with images without numbers.
 
-    Of the size in testing, and in training. What fits at any size is no
-    fault: a layer may read channels and places together.
+    The images have the sizes of testing and training. A misfit has to appear
+    at both: a layer may read channels and positions together.
 
     Raises:
         ValueError: If a layer gets another number of channels than it reads,
-            with the values of the config that fit, where they are known.
+            with the values of the config that fit, if they are known.
     """
     found = sparse_backbone(model)
     if found is None or found[0] != 'backbone.':
@@ -167,13 +166,18 @@ def check_channels(model: nn.Module, cfg: Config) -> None:
 
 
 def find_misfit(model: nn.Module, cfg: Config) -> tuple[str, int, int] | None:
-    """Return the layer whose input has another number of channels.
+    """Return a layer whose input has the wrong number of channels.
 
-    Of a model with a ``backbone`` that fits itself, at the sizes of images
-    that a config says: its name, what it reads, and what it gets.
+    Args:
+        model (nn.Module): Model with a ``backbone`` that fits itself.
+        cfg (Config): Config with the image sizes.
+
+    Returns:
+        tuple[str, int, int], optional: Name of the layer, channels that it
+        reads, and channels that it gets.
     """
     trial: Any = on_meta(model)
-    skip_norms(trial.backbone)  # They fit, and take most of the time.
+    skip_norms(trial.backbone)  # They take most of the time.
     misfit = None
     for shape in _shapes(cfg):
         channels = getattr(trial.backbone, 'image_channels', 3)
@@ -197,7 +201,7 @@ def _misfit_at(
 ) -> tuple[str, int, int] | None:
     """Return the misfit of a model without numbers, see :func:`_misfit`.
 
-    None too where it fails in another way, which is no fault of the config.
+    None also for other failures, which are no fault of the config.
     """
     running: list[tuple[str, Any, Any]] = []
 
@@ -240,7 +244,7 @@ def _advice(cfg: Config, backbone: Any, misfit: tuple[str, int, int]) -> str:
 def what_fits(cfg: Config, backbone: Any, misfit: tuple[str, int, int]) -> str:
     """Return the values that a config needs to fit; '' if unknown.
 
-    The ``misfit`` is as :func:`find_misfit` has it.
+    The ``misfit`` is that of :func:`find_misfit`.
     """
     name, reads, gets = misfit
     now = reader_channels(cfg.model)
@@ -254,7 +258,7 @@ def what_fits(cfg: Config, backbone: Any, misfit: tuple[str, int, int]) -> str:
         new = {k: n for k, n in reader_channels(fits).items() if n != now[k]}
         if new.get(key) != gets:
             fits, new = copy.deepcopy(cfg.model), {key: gets}
-            put(fits, key, gets)
+            set_at(fits, key, gets)
         return ', '.join(dict.fromkeys(_written(fits, key) for key in new))
     return ''
 

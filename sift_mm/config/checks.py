@@ -1,4 +1,4 @@
-"""Arguments of the modules that a config names; its library is imported."""
+"""Checks of the arguments of modules that a config names."""
 
 import inspect
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from sift_mm.validation import parameters, read_arguments
 def arguments(cfg: Config, kind: Any) -> dict[str, Any]:
     """Return the arguments of a module's ``type``, with their defaults.
 
-    That of an argument without one is ``inspect.Parameter.empty``.
+    An argument without a default has ``inspect.Parameter.empty``.
     """
     maker = _maker(cfg, MODELS, kind)
     known = parameters(maker) if callable(maker) else {}
@@ -39,24 +39,24 @@ def _maker(cfg: Config, registry: Registry, kind: Any) -> Any:
 def check_config(cfg: Config) -> None:
     """Refuse invalid arguments of sparse training.
 
-    Nothing is built but the hooks, which are small.
+    The library is imported, and only the hooks, which are small, are built.
 
     Raises:
-        UserError: On the first wrong argument of a Sparse-IFT backbone or of a
-            SparseTrainingHook, and on an unknown optimizer.
+        UserError: For the first invalid argument of a Sparse-IFT backbone or
+            SparseTrainingHook, and for an unknown optimizer.
     """
     import_library(cfg)
     _check_optimizer(cfg)
     hook_class = HOOKS.get('SparseTrainingHook')
     for i, hook in enumerate(cfg.get('custom_hooks') or ()):
         if not isinstance(hook, dict):
-            continue  # A hook that is built already.
+            continue  # The hook is already built.
         maker = _maker(cfg, HOOKS, hook.get('type'))
         if inspect.isclass(maker) and issubclass(maker, hook_class):
             with _at(f'custom_hooks.{i}'):
                 maker(**_without(hook, 'type', 'priority'))
     for key, node in walk(cfg.get('model'), 'model'):
-        # Of all nodes, no others need be known to a registry of models.
+        # Other nodes may be in no registry of models.
         if isinstance(node, dict) and 'SparseIFT' in str(node.get('type')):
             maker = _maker(cfg, MODELS, node['type'])
             if maker is not None:
@@ -69,7 +69,7 @@ def check_config(cfg: Config) -> None:
 
 @contextmanager
 def _at(key: str) -> Iterator[None]:
-    """Name a key of the config in mistakes that are found inside."""
+    """Add a key of the config to errors that are raised inside."""
     try:
         yield
     except UserError as error:
@@ -77,7 +77,7 @@ def _at(key: str) -> Iterator[None]:
 
 
 def _check_optimizer(cfg: Config) -> None:
-    """Refuse an optimizer that is not registered: MMEngine would call None."""
+    """Refuse an unregistered optimizer: MMEngine would call None."""
     node = (cfg.get('optim_wrapper') or {}).get('optimizer')
     kind = node.get('type') if isinstance(node, dict) else None
     if isinstance(kind, str) and _maker(cfg, OPTIMIZERS, kind) is None:

@@ -15,8 +15,8 @@ from sift_mm.config.nodes import hook_place, set_type, type_name
 from sift_mm.errors import UserError
 from sift_mm.layers import families
 
-# Of the libraries' ResNets, the class that takes a family, and what else it
-# has to be told. Every other backbone is wrapped.
+# Sparse class and further arguments for each of the libraries' ResNets. Every
+# other backbone is wrapped.
 BACKBONES: dict[str, tuple[str, dict[str, bool]]] = {
     'ResNet': ('SparseIFTResNet', {}),
     'ResNetV1c': ('SparseIFTResNet', dict(deep_stem=True)),
@@ -39,28 +39,27 @@ def sparsify(
     """Turn the config of a run into one of Sparse-IFT, or change its member.
 
     A ResNet becomes ``SparseIFTResNet``, whose features may be wider: neck
-    and heads get the channels that they will read. Any other backbone is
-    wrapped by ``SparseIFT`` and keeps its interface. The hook is added where
-    there is none; it makes the optim wrapper maskable.
+    and heads get its channels. Any other backbone is wrapped by ``SparseIFT``
+    and keeps its interface. ``SparseTrainingHook`` is added if it is missing.
 
     Args:
         cfg (Config): Config with a ``model.backbone``, changed in place.
         family (str, optional): Member of the family; None leaves it.
         sparsity (float, optional): Nominal sparsity; None leaves it.
-        algorithm (str, optional): How masks are trained; None leaves it, and
-            is 'RigL' where no hook is. With masks of a checkpoint, SET and
-            RigL train those on.
+        algorithm (str, optional): Mask training; None leaves it ('RigL'
+            without a hook). SET and RigL continue with the masks of a
+            checkpoint.
         pretrained (str, optional): Checkpoint of a network with this
-            backbone, to take its weights and masks from. Alone, it leaves a
-            dense network dense.
-        inner (str, optional): What follows an inner layer of the member.
-        sparse_factors (str, optional): Which factors carry masks.
+            backbone, for weights and masks. Alone, it leaves a dense network
+            dense.
+        inner (str, optional): Modules behind an inner layer.
+        sparse_factors (str, optional): Masked factors.
         hook (Mapping[str, Any], optional): Other arguments of
             SparseTrainingHook.
 
     Raises:
-        UserError: If the config has no backbone, a member is left without its
-            sparsity, or the algorithm would not count.
+        UserError: If the config has no backbone, the member has no sparsity,
+            or the algorithm would have no effect.
     """
     given = family, sparsity, algorithm, pretrained, inner, sparse_factors
     convert(cfg, MemberOptions(*given, hook))
@@ -82,7 +81,7 @@ def convert(cfg: Config, member: MemberOptions) -> None:
             'The config has no model.backbone with a type: only backbones '
             'become members of the Sparse-IFT family.'
         )
-    for_hook = member.of_hook  # Before anything is changed.
+    for_hook = member.of_hook  # Checked before any change.
     is_sparse = kind == WRAPPER or kind.startswith('SparseIFTResNet')
     is_dense = backbone.get('family') is None
     if member.pretrained is not None:
@@ -128,9 +127,9 @@ def convert(cfg: Config, member: MemberOptions) -> None:
 
 
 def _wrap(cfg: Config) -> ConfigDict:
-    """Put the backbone of a config into a wrapper, and return that.
+    """Wrap the backbone of a config, and return the wrapper.
 
-    Weights of one's own are of the new network, and the wrapper loads them.
+    The user's own weights are of the new network: the wrapper loads them.
     """
     inner = cfg.model.backbone
     wrapper = ConfigDict(type=WRAPPER, backbone=inner)
@@ -141,12 +140,12 @@ def _wrap(cfg: Config) -> ConfigDict:
 
 
 def _drop_weights(cfg: Config, pretrained: str | None) -> None:
-    """Drop the weights that the backbone started from.
+    """Drop the initial weights of the backbone.
 
-    A checkpoint takes the place of all. With None, only those of a model zoo
-    are dropped, for dense ones do not fit, and what they allowed to be frozen
-    has to learn; a file of one's own may be of the new network. A name that
-    was left empty is dropped too.
+    A checkpoint replaces all of them. With None, only weights of a model zoo
+    are dropped: they are dense and do not fit, and frozen stages have to
+    train. The user's own file may be of the new network and stays. Empty
+    names are dropped too.
     """
     backbone = cfg.model['backbone']
     owners = [backbone, cfg.model]
@@ -164,8 +163,8 @@ def _drop_weights(cfg: Config, pretrained: str | None) -> None:
     for owner, key, path in paths:
         if path is None or path is False:
             continue
-        # '' is a place that configs leave for a file of one's own, and True,
-        # of timm, the one that is known by the name of the network.
+        # Configs leave '' as the place of a user's file; True of timm is the
+        # file of the network's name.
         if not (pretrained or path in ('', True) or '://' in path):
             continue
         owner[key] = False if path is True else None
@@ -183,16 +182,16 @@ def _drop_weights(cfg: Config, pretrained: str | None) -> None:
 
 
 def _unfreeze(cfg: Config) -> None:
-    """Let all stages and norms of a backbone learn."""
+    """Make all stages and norms of a backbone trainable."""
     backbone = cfg.model['backbone']
-    # Frozen too where weights come from Caffe.
+    # Configs with weights from Caffe freeze norms too.
     (backbone.get('norm_cfg') or {}).pop('requires_grad', None)
     if type_name(backbone) in BACKBONES:
         backbone.update(frozen_stages=-1, norm_eval=False)
         return
     default = arguments(cfg, backbone['type'])
     if 'frozen_stages' in backbone:
-        # Where stages are counted from 0, that is none, and -1 is refused.
+        # Some backbones count from 0, for none, and refuse -1.
         stages = default.get('frozen_stages')
         backbone['frozen_stages'] = 0 if stages == 0 else -1
     if 'norm_eval' in backbone or default.get('norm_eval') is True:
@@ -208,7 +207,7 @@ def _add_import(cfg: Config) -> None:
 
 
 def _add_hook(cfg: Config, arguments: Mapping[str, Any]) -> None:
-    """Add the hook where there is none, and give it its arguments."""
+    """Add the hook if it is missing, and set its arguments."""
     hooks = list(cfg.get('custom_hooks') or [])
     place = hook_place(cfg)
     if place is None:
@@ -218,7 +217,7 @@ def _add_hook(cfg: Config, arguments: Mapping[str, Any]) -> None:
     hook.update(arguments)
     algorithm = arguments.get('algorithm')
     if algorithm not in (None, 'Static') and _loads_masks(cfg, hook):
-        # It is asked for, and by default masks of a checkpoint stay.
+        # By default, masks of a checkpoint are fixed.
         if hook.setdefault('transfer', 'train') != 'train':
             raise UserError(
                 'Masks come with the loaded weights, and with transfer='

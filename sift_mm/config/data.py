@@ -1,4 +1,4 @@
-"""Check that the data of a run is there."""
+"""Check of the data of a run."""
 
 import os
 import os.path as osp
@@ -18,8 +18,7 @@ LOCAL_BACKENDS = ('local', 'disk', 'LocalBackend', 'HardDiskBackend')
 def leaf_datasets(cfg: Any) -> Iterator[dict]:
     """Yield the configs of the datasets inside all wrappers.
 
-    RepeatDataset, say, holds its own under ``dataset``, ConcatDataset under
-    ``datasets``.
+    RepeatDataset has the key ``dataset``, ConcatDataset ``datasets``.
     """
     if isinstance(cfg, (list, tuple)):
         for child in cfg:
@@ -38,7 +37,7 @@ def _prefixes(cfg: dict) -> dict[str, str]:
     if isinstance(prefix, str):
         prefix = dict(img_path=prefix)
     if not prefix and type_name(cfg).startswith('ImageNet'):
-        # The split names the folder in MMPreTrain's ImageNet.
+        # In MMPreTrain's ImageNet, the split names the folder.
         prefix = dict(img_path=cfg.get('split') or '')
     return {k: v for k, v in prefix.items() if isinstance(v, str)}
 
@@ -73,7 +72,7 @@ def _is_complete(cfg: dict) -> bool:
 
 
 def _describe(cfg: dict) -> str:
-    """Return the contents that the root of a dataset should have."""
+    """Return the expected contents of a dataset's root."""
     parts = _annotations(cfg)
     known = find_data_set(type_name(cfg))
     if known is not None and known.contents and not parts:
@@ -91,12 +90,15 @@ def _describe(cfg: dict) -> str:
 def check_data(cfg: Config, phases: Iterable[str]) -> None:
     """Refuse a run whose data is missing, before anything is built.
 
-    Only local paths are looked at, of the data loaders of some of 'train',
-    'val' and 'test'; a dataset that fetches itself or reads through a remote
-    backend passes.
+    Only local paths are checked. A dataset that downloads itself or reads from
+    a remote backend passes.
+
+    Args:
+        cfg (Config): Config of a run.
+        phases (Iterable[str]): Phases to check: 'train', 'val' or 'test'.
 
     Raises:
-        UserError: If something is missing.
+        UserError: If data is missing.
     """
     missing: dict[str, dict[str, None]] = {}
     remedies: dict[str, None] = {}
@@ -108,7 +110,7 @@ def check_data(cfg: Config, phases: Iterable[str]) -> None:
             if _is_complete(leaf):
                 continue
             root = osp.abspath(leaf.get('data_root') or '.')
-            # A dict, as a set that is in order.
+            # A dict keeps the order, a set would not.
             missing.setdefault(root, {})[_describe(leaf)] = None
             known = find_data_set(type_name(leaf))
             if known is not None and known.remedy:

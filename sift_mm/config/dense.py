@@ -1,4 +1,4 @@
-"""The dense network that a sparse one is compared with."""
+"""Dense network for comparison with a sparse one."""
 
 import copy
 import inspect
@@ -18,8 +18,7 @@ from sift_mm.errors import UserError
 def dense_config(cfg: Config) -> Config:
     """Return the config of the dense network, in a copy.
 
-    A backbone of Sparse-IFT becomes the library's own, and neck and heads
-    read that.
+    A backbone of Sparse-IFT becomes the library's, and neck and heads follow.
     """
     return _make_dense(cfg)[0]
 
@@ -29,7 +28,7 @@ def build_dense(cfg: Config, wide: Any = None) -> nn.Module:
 
     Args:
         cfg (Config): Config of the sparse network.
-        wide (nn.Module, optional): Its backbone, where that is built already.
+        wide (nn.Module, optional): Its backbone, if it is already built.
     """
     cfg, model = _make_dense(cfg, wide)
     return build(cfg) if model is None else model
@@ -38,7 +37,7 @@ def build_dense(cfg: Config, wide: Any = None) -> nn.Module:
 def _make_dense(
     cfg: Config, wide: Any = None
 ) -> tuple[Config, nn.Module | None]:
-    """Return the dense config, with its model where a trial run built it."""
+    """Return the dense config, with its model if a trial run built it."""
     cfg = copy.deepcopy(cfg)
     backbone = cfg.model.get('backbone') or {}
     kind = type_name(backbone)
@@ -55,12 +54,12 @@ def _make_dense(
 
 
 def dense_network(cfg: Config, model: nn.Module) -> nn.Module:
-    """Return the dense network that the model of a config is compared with.
+    """Return the dense network of a config, for comparison with its model.
 
-    The model itself, if no backbone of it has a family.
+    It is the model itself if no backbone has a family.
 
     Raises:
-        UserError: If that backbone is not ``model.backbone``.
+        UserError: If the Sparse-IFT backbone is not ``model.backbone``.
     """
     found = sparse_backbone(model)
     if found is None:

@@ -6,8 +6,8 @@ from mmengine.config import Config
 
 from sift_mm.errors import UserError
 
-# How the libraries name their visualisation hook, its switch, and its folder;
-# MMSegmentation's has none and draws into that of the visualizer.
+# Name, switch and folder argument of each library's visualization hook;
+# MMSegmentation's draws into the folder of the visualizer.
 DRAWING_HOOKS = {
     'mmdet': ('DetVisualizationHook', 'draw', 'test_out_dir'),
     'mmseg': ('SegVisualizationHook', 'draw', None),
@@ -22,13 +22,17 @@ def enable_drawing(
     wait_time: float,
     interval: int,
 ) -> None:
-    """Switch the visualisation hook of the config's library on, in place.
+    """Enable the visualization hook of the config's library, in place.
 
-    It shows windows, each for some seconds, or draws into a folder; every
-    n-th sample, of classification only.
+    Args:
+        cfg (Config): Config, changed in place.
+        show (bool): Whether to show windows.
+        folder (str, optional): Folder to draw into.
+        wait_time (float): Seconds that each window stays.
+        interval (int): Draw every n-th sample (classification only).
 
     Raises:
-        UserError: If it is none of the three libraries.
+        UserError: If the scope is none of the three libraries.
     """
     scope = cfg.get('default_scope')
     if scope not in DRAWING_HOOKS:

@@ -1,8 +1,7 @@
-"""Errors of the libraries, told in one sentence with the config's key.
+"""Errors of the libraries in one sentence, with the config's key.
 
-MMEngine and the libraries raise bare errors where a config is wrong. The
-traceback holds the node that was being built and the registry that was
-searched; the sentence is made of those.
+MMEngine and the libraries raise bare errors for a wrong config. The traceback
+holds the node that was built and the registry that was searched.
 """
 
 import inspect
@@ -78,12 +77,12 @@ def explained(path: str, cfg: Config | None = None) -> Iterator[None]:
 
 
 def describe(error: BaseException, cfg: Config | None = None) -> str:
-    """Return what is wrong with a config, and where, in one sentence.
+    """Return error and key of a wrong config, in one sentence.
 
     Args:
         error (BaseException): Error of a library, with its traceback.
-        cfg (Config, optional): Config, for errors that arise outside of
-            MMEngine's builders.
+        cfg (Config, optional): Config, for errors outside MMEngine's
+            builders.
     """
     frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
     builds = any(frame.f_code.co_name == BUILDER for frame in frames)
@@ -107,9 +106,9 @@ def describe(error: BaseException, cfg: Config | None = None) -> str:
 
 def one_line(error: BaseException) -> str:
     """Return the message of an error in one line, cut between words only."""
-    # A KeyError as a string has quotation marks.
-    said = error.args[0] if isinstance(error, KeyError) else error
-    text = ' '.join(str(said).split()).rstrip('.;:')
+    # str() of a KeyError adds quotation marks.
+    message = error.args[0] if isinstance(error, KeyError) else error
+    text = ' '.join(str(message).split()).rstrip('.;:')
     if len(text) > LONGEST:
         text = f'{text[:LONGEST].rpartition(" ")[0]} (...)'
     return text
@@ -155,7 +154,7 @@ def _place_in_file(error: BaseException) -> str:
 
 
 def _is_config(frame: FrameType) -> bool:
-    """Return whether a frame is that of a config that MMEngine runs."""
+    """Return whether a frame runs a config file for MMEngine."""
     caller = frame.f_back
     return caller is not None and caller.f_code.co_name in READERS
 
@@ -163,10 +162,10 @@ def _is_config(frame: FrameType) -> bool:
 def _place_in_config(
     frames: list[FrameType], cfg: Config | None, error: BaseException
 ) -> tuple[str, Any]:
-    """Return key and node that were built when the error arose.
+    """Return key and node of the module whose build failed.
 
-    MMEngine copies the config; nodes are found by identity in every copy
-    that the traceback holds.
+    MMEngine copies the config; nodes are found by identity in every copy in
+    the traceback.
     """
     known: dict[int, tuple[str, Any]] = {}
     configs = [cfg] if cfg is not None else []
@@ -181,7 +180,7 @@ def _place_in_config(
             node = frame.f_locals.get('cfg')
             if id(node) in known:
                 return known[id(node)]
-            # A copy: the class names it, where only one node has that.
+            # For a copy, take the only node of the same class.
             alike = {k: n for k, n in known.values() if _alike(n, node)}
             if len(alike) == 1:
                 return alike.popitem()
@@ -193,7 +192,7 @@ def _place_in_config(
 
 
 def _alike(node: Any, built: Any) -> bool:
-    """Return whether a node of the config is that of which one is a copy."""
+    """Return whether a node of the config has the class of a built one."""
     return (
         isinstance(node, dict)
         and isinstance(built, dict)
@@ -204,7 +203,7 @@ def _alike(node: Any, built: Any) -> bool:
 def _place_by_name(
     configs: list[Config], frames: list[FrameType], error: BaseException
 ) -> tuple[str, Any]:
-    """Return the one node that has the unknown argument or the class."""
+    """Return the only node with the unknown argument or the class."""
     asked = NO_ARGUMENT.search(str(error))
     kinds = [
         type(frame.f_locals['self']).__name__
@@ -262,7 +261,7 @@ def _registry_or_argument(
 
 
 def _registered(registry: Registry | None) -> list[str]:
-    """Return the names of a registry and those above it."""
+    """Return the names of a registry and its parents."""
     names: list[str] = []
     while registry is not None:
         names += registry.module_dict
@@ -271,7 +270,7 @@ def _registered(registry: Registry | None) -> list[str]:
 
 
 def _names(maker: Any) -> list[str]:
-    """Return the arguments of a class or function; none of None."""
+    """Return the arguments of a class or function, none for None."""
     try:
         found = parameters(maker).values()
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""The member of the family that options ask for."""
+"""Options of the command line for a member of the family."""
 
 import re
 from argparse import Namespace
@@ -9,9 +9,9 @@ from typing import Any
 from sift_mm.names import check_names
 from sift_mm.sparsity import RunOptions
 
-# Arguments of every backbone that say which member of the family it is.
+# Arguments of every backbone that define its member of the family.
 VARIANT = ('family', 'sparsity', 'inner', 'sparse_factors')
-# All of SparseIFT, which wraps a backbone; SparseIFTResNet has most.
+# Arguments of SparseIFT, which wraps a backbone; SparseIFTResNet has most.
 MEMBER_ARGUMENTS = (
     *VARIANT,
     *('flops', 'include', 'exclude', 'match_shape', 'unmasked'),
@@ -22,7 +22,7 @@ MEMBER_ARGUMENTS = (
 class MemberOptions:
     """Options of the member and its masks.
 
-    The arguments are those of :func:`sift_mm.config.sparsify`.
+    Arguments are those of :func:`sift_mm.config.sparsify`.
     """
 
     family: str | None = None
@@ -35,7 +35,7 @@ class MemberOptions:
 
     @classmethod
     def of_args(cls, args: Namespace) -> 'MemberOptions':
-        """Build from the options of a command line; ``--hook`` goes first."""
+        """Build from a command line; ``--hook`` has priority."""
         flags = dict(algorithm=args.algorithm, interval=args.mask_interval)
         hook = dict(args.hook or {})
         for name, value in flags.items():
@@ -46,7 +46,7 @@ class MemberOptions:
         return cls(**named, algorithm=algorithm, hook=hook or None)
 
     def __bool__(self) -> bool:
-        """Return whether any option is given."""
+        """Return True if any option is given."""
         return bool(self.given)
 
     @property

@@ -1,4 +1,4 @@
-"""Parts of a hand-written config that follow from the sparsity."""
+"""Settings of a hand-written config that follow from the sparsity."""
 
 from typing import Any
 
@@ -40,7 +40,8 @@ def classifier(
         family (str): Member of the Sparse-IFT family.
         sparsity (float): Nominal share of zero weights.
         base_channels (int): Width of the dense network's first stage.
-        expansion (int): Of the ResNet's blocks: 1 up to depth 34, then 4.
+        expansion (int): Expansion of the ResNet's blocks: 1 up to depth 34,
+            then 4.
         **backbone_options: Other options of the family: ``flops``, ``inner``,
             ``sparse_factors``.
 
@@ -61,8 +62,8 @@ def detector(
 ) -> dict[str, dict]:
     """Return the changes to a config of MMDetection with an FPN.
 
-    Arguments are those of :func:`classifier`; from a ``checkpoint`` of such
-    a network backbone and masks are taken.
+    Arguments are those of :func:`classifier`. Backbone and masks start from
+    the ``checkpoint`` of such a classifier.
 
     Returns:
         dict: Backbone and neck.

@@ -15,7 +15,7 @@ from sift_mm.flops import image_channels
 
 Shape = tuple[int, int]  # Height and width, in pixels.
 
-# The argument of a transform that fixes the size, and its order.
+# Size argument of transforms that fix the image size, and its order.
 SIZES = {
     'Resize': ('scale', 'wh'),
     'RandomResizedCrop': ('scale', 'hw'),
@@ -25,12 +25,12 @@ SIZES = {
     'EfficientNetCenterCrop': ('crop_size', 'hw'),
     'Pad': ('size', 'wh'),
 }
-# Words in the names of the others after which images differ in size.
+# Parts of the names of transforms that vary the image size.
 VARY = ('Resize', 'Crop', 'Pad', 'Mosaic', 'MixUp', 'Affine')
 
 
 def _step_size(step: dict) -> Shape | None:
-    """Return height and width after a transform, if it fixes them."""
+    """Return height and width after a transform that fixes them."""
     key, order = SIZES[type_name(step)]
     size = step.get(key)
     if size is None or step.get('crop_type', 'absolute') != 'absolute':
@@ -39,7 +39,7 @@ def _step_size(step: dict) -> Shape | None:
     if not isinstance(one, int) or not isinstance(two, int):
         return None
     if step.get('keep_ratio'):
-        # A box that images fit in either way; most lie.
+        # Images fit the box in both orientations; most are wide.
         return min(one, two), max(one, two)
     return (one, two) if order == 'hw' else (two, one)
 
@@ -48,9 +48,8 @@ def image_size(cfg: Config, phase: str) -> tuple[Shape, str] | None:
     """Return the image size after the pipeline of a phase.
 
     Returns:
-        tuple, optional: Height and width in pixels, as padded for the model,
-        and a few words that say where they are from. None where images
-        differ in size, or the config does not say.
+        tuple, optional: Height and width in pixels, padded for the model, and
+        their source in words. None if sizes differ, or the config has none.
     """
     loader = cfg.get(f'{phase}_dataloader') or {}
     leaf: dict = next(leaf_datasets(loader.get('dataset') or []), {})
@@ -60,7 +59,7 @@ def image_size(cfg: Config, phase: str) -> tuple[Shape, str] | None:
     for step in leaf.get('pipeline', []):
         name = type_name(step)
         if name == 'Pad' and step.get('size') is None:
-            continue  # A few pixels, which the preprocessor may add as well.
+            continue  # It adds few pixels, like the preprocessor.
         if name in SIZES:
             size = _step_size(step)
             source = f'{phase} pipeline, {name} {step.get(SIZES[name][0])}'
@@ -83,11 +82,11 @@ def find_sizes(
 ) -> tuple[tuple[Shape, str], tuple[Shape, str]]:
     """Return the image sizes in testing and in training.
 
-    Each is as :func:`image_size` has it, or height and width as ``given``.
-    Where only one of the two is fixed, the other is taken to be the same.
+    Each is that of :func:`image_size`, or ``given`` height and width. If only
+    one size is fixed, the other is the same.
 
     Raises:
-        ValueError: If the config does not say.
+        ValueError: If the config fixes no size.
     """
     if given is not None:
         found = (given[0], given[1]), 'as given'
@@ -105,7 +104,7 @@ def find_sizes(
 def channels_of(cfg: Config, model: nn.Module) -> int:
     """Return the image channels of the model of a config."""
     backbone = cfg.model.get('backbone') or {}
-    # A wrapper leaves it to the one within.
+    # In a wrapper, the inner backbone has it.
     given = backbone.get('backbone', backbone).get('in_channels')
     return given or image_channels(model)
 
@@ -113,7 +112,7 @@ def channels_of(cfg: Config, model: nn.Module) -> int:
 def epoch_images(dataset: Any) -> int | None:
     """Return the images of an epoch of a published set, in any wrappers.
 
-    None where only the data could tell.
+    None if only the data could show it.
     """
     kind = type_name(dataset)
     if kind == 'ConcatDataset':
@@ -138,12 +137,16 @@ def schedule_samples(
 ) -> tuple[int | None, str]:
     """Return the number of samples of a whole training.
 
-    ``epoch_samples``, the images of an epoch, are by default as published;
-    the ``batch``, over all processes, is by default the config's.
+    Args:
+        cfg (Config): Config of a run.
+        epoch_samples (int, optional): Images of an epoch; None is the
+            published number.
+        batch (int, optional): Batch size over all processes; None is the
+            config's.
 
     Returns:
-        tuple[int | None, str]: The number, None where it is not known; and
-        how it comes about, or how to give it.
+        tuple[int | None, str]: The number, None if unknown; and its source, or
+        the option that sets it.
     """
     loop, loader = cfg.get('train_cfg') or {}, cfg.get('train_dataloader')
     if not loader:

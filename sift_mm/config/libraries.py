@@ -1,4 +1,4 @@
-"""The libraries whose modules a config names."""
+"""Libraries of the modules that a config names."""
 
 import io
 import os.path as osp
@@ -39,14 +39,14 @@ def library_of(path: str) -> str | None:
 def import_library(cfg: Config) -> None:
     """Import the library of the config's ``default_scope``, if installed.
 
-    The registries would do it, but noisily.
+    The registries would do it too, with many log lines.
 
     Raises:
-        UserError: If it is unknown, or one of OpenMMLab's and not installed.
+        UserError: If the library is unknown or not installed.
     """
     scope = cfg.get('default_scope', 'mmengine')
     if scope not in PACKAGES:
-        # Of a project of the user, imported by custom_imports.
+        # The scope of a user's project, imported by custom_imports.
         if not (scope.isidentifier() and find_spec(scope)):
             known = ['mmengine', *PACKAGES, *MODELS.children]
             check_names('default_scope: there is no library', [scope], known)

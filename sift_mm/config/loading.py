@@ -1,10 +1,12 @@
-"""Reading configs, with the options of the command line applied."""
+"""Loading of configs, with the options of the command line."""
 
 import argparse
 import os
 import os.path as osp
 import tempfile
+from contextlib import suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -42,7 +44,7 @@ LAUNCHERS = {
         "Open MPI's mpirun, with MASTER_ADDR set to the first machine",
     ),
 }
-# Of the files that MMEngine reads.
+# Suffixes of the files that MMEngine reads.
 SUFFIXES = ('.py', '.yml', '.yaml', '.json')
 
 
@@ -55,28 +57,28 @@ def load_config(args: argparse.Namespace) -> Config:
 def read_config(
     config: str, cfg_options: dict[str, Any] | None = None, **member: Any
 ) -> Config:
-    """Read a config file and change it as the options say.
+    """Read a config file and apply the options.
 
     Args:
         config (str): Path, or a name such as ``mmdet::...``.
         cfg_options (dict, optional): Values by dotted key.
-        **member: Arguments of :func:`sift_mm.config.sparsify`; where all are
-            None, it is not called.
+        **member: Arguments of :func:`sift_mm.config.sparsify`, which is not
+            called if all are None.
 
     Raises:
-        UserError: If there is no such file, or no base of it, no such member
-            of it, or an option that would not hold.
+        UserError: If the file or a base of it is missing, or an option is
+            invalid.
     """
     if not is_installed('mmsegmentation'):
-        # MMEngine looks the base configs of `mmseg::` up under that
-        # distribution name, which the maintained continuation has given up.
+        # MMEngine looks for the base configs of `mmseg::` under that
+        # distribution name, which the maintained fork does not have.
         MODULE2PACKAGE['mmseg'] = 'mmseg'
     try:
         # Config.fromfile takes a name such as `mmdet::...` for bases alone.
         path, _ = Config._get_cfg_path(config, '')
     except (FileNotFoundError, AssertionError):  # Or no such library.
         path = ''
-    except ValueError:  # A '+' in it, or no path behind the library.
+    except ValueError:  # With '+', or without a path behind the library.
         raise UserError(
             f'{config} is no name that MMEngine reads: behind one :: it wants '
             'a folder of letters, digits and underscores, and a file; give '
@@ -95,7 +97,7 @@ def read_config(
     with explained(config, cfg):
         check_types(cfg)
         if 'default_scope' not in cfg and (library := library_of(path)):
-            cfg.default_scope = library  # As the library's own tools set it.
+            cfg.default_scope = library  # The library's tools do the same.
         options = MemberOptions(**member)
         if options:
             import_library(cfg)
@@ -131,9 +133,9 @@ def _import_modules(cfg: Config) -> None:
 
 
 def load_run_config(args: argparse.Namespace) -> Config:
-    """Read the config of a run, by the options of ``add_run_options``.
+    """Read the config of a run, with the options of ``add_run_options``.
 
-    ``launcher`` and ``work_dir`` are set in it.
+    The config gets ``launcher`` and ``work_dir``.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
     limit = os.environ.get('DYNAMO_CACHE_SIZE_LIMIT')
@@ -173,15 +175,20 @@ def check_launcher(launcher: str) -> None:
 
 
 def check_work_dir(path: str) -> None:
-    """Make a work dir, and refuse one that cannot be written.
+    """Refuse a work dir that cannot be made or written; leave no folder.
 
     Raises:
         UserError: With the reason of the system.
     """
+    folder = Path(path)
+    missing = [f for f in (folder, *folder.parents) if not f.exists()]
     try:
-        os.makedirs(path, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
             pass
+        for made in missing:
+            with suppress(OSError):  # Another process uses it by now.
+                made.rmdir()
     except (OSError, ValueError) as error:
         reason = getattr(error, 'strerror', None) or error
         raise UserError(

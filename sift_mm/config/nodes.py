@@ -12,14 +12,14 @@ def walk(node: Any, key: str) -> Iterator[tuple[str, Any]]:
         yield from walk(value, f'{key}.{name}')
 
 
-def put(node: Any, key: str, value: Any) -> Any:
-    """Set what a dotted key below a node leads to, and return the node.
+def set_at(node: Any, key: str, value: Any) -> Any:
+    """Set the value at a dotted key below a node, and return the node.
 
-    A tuple on the way is replaced by another: some modules insist on one.
+    A tuple on the way becomes a new tuple: some modules require one.
     """
     name, _, rest = key.partition('.')
     place: Any = name if isinstance(node, dict) else int(name)
-    value = put(node[place], rest, value) if rest else value
+    value = set_at(node[place], rest, value) if rest else value
     if isinstance(node, tuple):
         return (*node[:place], value, *node[place + 1 :])
     node[place] = value
@@ -36,14 +36,14 @@ def type_name(cfg: Mapping[str, Any]) -> str:
 def hook_place(cfg: Mapping[str, Any]) -> int | None:
     """Return the index of SparseTrainingHook in ``custom_hooks``, or None."""
     for i, hook in enumerate(cfg.get('custom_hooks') or []):
-        if isinstance(hook, Mapping):  # Others are built already.
+        if isinstance(hook, Mapping):  # Else it is already built.
             if type_name(hook) == 'SparseTrainingHook':
                 return i
     return None
 
 
 def set_type(cfg: dict[str, Any], name: str) -> None:
-    """Replace a config's ``type``, in the scope that it has."""
+    """Replace a config's ``type`` and keep its scope."""
     kind = cfg.get('type', '')
     scope = kind.rpartition('.')[0] if isinstance(kind, str) else ''
     cfg['type'] = f'{scope}.{name}' if scope not in ('', 'mmengine') else name

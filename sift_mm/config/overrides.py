@@ -26,7 +26,7 @@ TOP_LEVEL = (
     'model_wrapper_cfg',
     'tta_model',
 )
-# Keys that the conversion replaces: set before it only.
+# Keys that the conversion replaces, so that they are set before it only.
 FOUNDATIONS = (
     'model',
     'model.backbone',
@@ -40,21 +40,21 @@ OF_MEMBER = re.compile(rf'model\.backbone\.({"|".join(MEMBER_ARGUMENTS)})\b')
 def override(
     cfg: Config, settings: Mapping[str, Any], member: MemberOptions
 ) -> None:
-    """Apply settings and options to a config; settings have the last word.
+    """Apply settings and options to a config; settings have priority.
 
-    Settings are applied before the conversion, which builds upon them, and
-    once more behind it. Keys are those of the dense config:
-    ``model.backbone.depth`` is that of the backbone that becomes sparse.
+    Settings are applied before the conversion, which depends on them, and
+    again after it. Keys are those of the dense config: in a wrapped backbone,
+    ``model.backbone.depth`` is the inner backbone's.
 
     Args:
         cfg (Config): Config, changed in place.
         settings (Mapping[str, Any]): Values by dotted key.
-        member (MemberOptions): Member that the options ask for.
+        member (MemberOptions): Member of the options.
 
     Raises:
-        UserError: If there is no place for a key, or no such member.
+        UserError: If a key has no place, or the member is invalid.
     """
-    # A dense backbone has none of the arguments of a member.
+    # A dense backbone lacks the arguments of a member.
     before = [
         key
         for key in settings
@@ -79,8 +79,8 @@ def override(
 def _walk(cfg: Config, key: str) -> tuple[list[Any], list[str]]:
     """Return the existing nodes on the way to a key, and the key's parts.
 
-    The config is the first node. In a wrapper a key of the backbone leads to
-    where that is now.
+    The config is the first node. Keys of a wrapped backbone lead to the inner
+    backbone.
     """
     parts = key.split('.')
     if parts[:2] == ['model', 'backbone'] and parts[2:] and is_wrapped(cfg):
@@ -104,7 +104,7 @@ def _walk(cfg: Config, key: str) -> tuple[list[Any], list[str]]:
 
 
 def _fits(cfg: Config, key: str) -> bool:
-    """Return whether a key can be set: no index without its list."""
+    """Return whether a key can be set: indices need their list."""
     nodes, parts = _walk(cfg, key)
     missing = parts[len(nodes) - 1 :]
     named = isinstance(nodes[-1], (Mapping, Config))
@@ -127,7 +127,7 @@ def _set(cfg: Config, key: str, value: Any) -> None:
             why = f'the config has no {parts[0]}'
         raise UserError(f'{option}: {why}.')
     try:
-        # MMEngine takes `_delete_` out of what it is given.
+        # MMEngine removes `_delete_` from its argument.
         cfg.merge_from_dict({'.'.join(parts): copy.deepcopy(value)})
     except (TypeError, KeyError, AttributeError) as error:
         raise UserError(f'{option}: {error}') from error

@@ -1,4 +1,4 @@
-"""Find the checkpoint that a run resumes or starts from, and check it."""
+"""Search and checks of the checkpoint that a run resumes or starts from."""
 
 import os.path as osp
 import re
@@ -8,7 +8,11 @@ from string import digits
 from mmengine.config import Config
 
 from sift_mm.checkpoint.reading import is_address, read
-from sift_mm.checkpoint.state import check_resumable, named, pretrained_cfg
+from sift_mm.checkpoint.state import (
+    check_resumable,
+    pretrained_cfg,
+    with_context,
+)
 from sift_mm.config.nodes import walk
 from sift_mm.errors import UserError
 
@@ -31,14 +35,14 @@ def find_start(cfg: Config, resume: str | None = None) -> list[str]:
     Args:
         cfg (Config): Config of a run, changed in place.
         resume (str, optional): A checkpoint; 'auto' for the newest one in
-            the work dir; None for what the config says.
+            the work dir; None for the config's setting.
 
     Returns:
         list[str]: Lines for the log.
 
     Raises:
-        UserError: If the checkpoint, or each in the work dir, is none that a
-            run can go on from.
+        UserError: If no run can resume from the checkpoint, or from any in the
+            work dir.
     """
     if resume is None:
         if not cfg.get('resume'):
@@ -49,7 +53,7 @@ def find_start(cfg: Config, resume: str | None = None) -> list[str]:
         cfg.resume, cfg.load_from = True, resume
         return []
     found, passed = _newest_whole(_candidates(cfg))
-    # Where there is nothing yet, load_from of the config holds.
+    # Without any, load_from of the config stays.
     cfg.resume = found is not None
     if found is None:
         return [
@@ -64,7 +68,7 @@ def find_start(cfg: Config, resume: str | None = None) -> list[str]:
 
 
 def _check_start(path: str) -> None:
-    """Refuse a bad file to resume from, and name a good one beside it."""
+    """Refuse a bad file to resume from, and name a whole one beside it."""
     if is_address(path):
         return
     try:
@@ -85,7 +89,7 @@ def _candidates(cfg: Config) -> list[Path]:
     hook = (cfg.get('default_hooks') or {}).get('checkpoint') or {}
     found = _numbered(folder)
     if hook.get('out_dir'):
-        # As MMEngine makes it.
+        # MMEngine's name of the folder.
         found += _numbered(Path(hook['out_dir'], folder.resolve().name))
     last = folder / 'last_checkpoint'
     text = last.read_text(errors='replace').strip() if last.is_file() else ''
@@ -98,7 +102,7 @@ def _candidates(cfg: Config) -> list[Path]:
 def _numbered(folder: Path) -> list[Path]:
     """List the checkpoints in a folder that have MMEngine's names.
 
-    Best and published ones, which have longer names, go on with no run.
+    No run resumes from best and published ones, which have longer names.
     """
     return [
         path
@@ -110,11 +114,11 @@ def _numbered(folder: Path) -> list[Path]:
 def _newest_whole(paths: list[Path]) -> tuple[str | None, list[str]]:
     """Return the whole checkpoint that is furthest in its run, or None.
 
-    Of one kind (epochs, iterations), files are read from the last one on
-    until one is whole; errors of those before are returned too.
+    For each kind (epochs, iterations), files are read from the last one back
+    to the first whole one. Errors of broken files are returned too.
 
     Raises:
-        UserError: If none is whole.
+        UserError: If all are broken.
     """
     kinds: dict[str, list[tuple[int, Path]]] = {}
     for path in paths:
@@ -142,20 +146,19 @@ def _newest_whole(paths: list[Path]) -> tuple[str | None, list[str]]:
 def _progress(path: Path) -> int:
     """Return the iteration of a checkpoint that a run can resume from."""
     checkpoint = read(path, keep=True)
-    with named(path):
+    with with_context(path):
         check_resumable(checkpoint)
     return checkpoint['meta']['iter']
 
 
 def check_pretrained(cfg: Config) -> None:
-    """Refuse a config whose weights to start from cannot be read.
+    """Refuse a config whose initial weights cannot be read.
 
-    A resumed run needs them no more: those that are gone are left out of its
+    A resumed run does not need them: missing files are removed from its
     config.
 
     Raises:
-        UserError: If a local file that the model or the run starts from does
-            not exist, or is a bad one.
+        UserError: If a local file of initial weights is missing or broken.
     """
     resumes = bool(cfg.get('resume') and cfg.get('load_from'))
     if cfg.get('load_from') and not resumes:
@@ -168,7 +171,7 @@ def check_pretrained(cfg: Config) -> None:
             path, where = str(config.get('checkpoint')), f'{key}.checkpoint'
         elif not (isinstance(node, str) and key.endswith('.pretrained')):
             continue
-        # MMEngine takes paths with a tilde.
+        # MMEngine accepts paths with a tilde.
         full = osp.abspath(osp.expanduser(path))
         if is_address(path) or osp.isfile(full):
             if not resumes:
@@ -181,7 +184,7 @@ def check_pretrained(cfg: Config) -> None:
             )
         else:
             lost.append(key)
-    # From behind, so that one can be left out of a list.
+    # From the end, so that the indices of a list stay right.
     for key in reversed(lost):
         owner, _, name = key.rpartition('.')
         if isinstance(nodes[owner], list):

@@ -20,14 +20,13 @@ DEFAULT_MODELS = {
 
 
 def flip_pipeline(pipeline: list[dict]) -> list[dict]:
-    """Return a test pipeline of two views, one of them mirrored."""
+    """Return a test pipeline of two views, one mirrored."""
     *steps, pack = deepcopy(pipeline)
     if 'meta_keys' in pack:
-        # Without them the views could not be mirrored back.
+        # They are needed to mirror the views back.
         keys = [*pack['meta_keys'], 'flip', 'flip_direction']
         pack['meta_keys'] = list(dict.fromkeys(keys))
-    # Annotations come after the flip: the merged prediction, which is not
-    # mirrored, is compared with them.
+    # Annotations come after the flip: the merged prediction is not mirrored.
     views = [[dict(type='RandomFlip', prob=prob) for prob in (0.0, 1.0)]]
     before = []
     for step in steps:
@@ -41,7 +40,7 @@ def flip_pipeline(pipeline: list[dict]) -> list[dict]:
 def enable_tta(cfg: Config) -> None:
     """Wrap the model and replace the pipelines of the test data, in place.
 
-    The config's ``tta_model`` and ``tta_pipeline`` are taken if it has them.
+    The config's ``tta_model`` and ``tta_pipeline`` replace the defaults.
 
     Raises:
         UserError: If the config has no ``tta_model`` and its scope no

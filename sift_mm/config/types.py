@@ -13,7 +13,7 @@ from sift_mm.errors import UserError
 
 # Keys of a model that hold the config of one module; a neck may be a list.
 MODULES = ('backbone', 'neck', 'head', 'data_preprocessor')
-# Arguments of the Runner that take more than their type hint says.
+# Arguments of the Runner that accept more than their type hint.
 FREE = ('cfg', 'log_level')
 NAMES = {dict: 'a dict', list: 'a list', str: 'a string', bool: 'a bool'}
 
@@ -32,7 +32,7 @@ def check_types(cfg: Config) -> None:
     """Refuse a value whose type MMEngine's Runner does not take.
 
     Raises:
-        UserError: On the first wrong one, with its key.
+        UserError: For the first wrong value, with its key.
     """
     for name, parameter in inspect.signature(Runner).parameters.items():
         kinds = _kinds(parameter.annotation)
@@ -59,7 +59,7 @@ def check_types(cfg: Config) -> None:
 
 
 def check_node(node: Any, key: str, typed: bool) -> None:
-    """Refuse a module that is no dict, or has no ``type`` if ``typed``."""
+    """Refuse a module that is no dict, or lacks ``type`` if ``typed``."""
     if node is not None:
         check(isinstance(node, dict), key, node, 'a dict')
         if typed:
@@ -67,7 +67,7 @@ def check_node(node: Any, key: str, typed: bool) -> None:
 
 
 def check_type(node: Mapping[str, Any], key: str) -> None:
-    """Refuse a module whose ``type`` is no name and no class."""
+    """Refuse a module whose ``type`` is neither a name nor a class."""
     kind = node.get('type')
     if kind is None:
         raise UserError(f'{key} has no type; add the name of its class.')
@@ -97,7 +97,7 @@ def _check_dataset(node: Any, key: str) -> None:
 
 
 def _kinds(hint: Any) -> tuple[type, ...]:
-    """Return the classes of a type hint, none where it names other things."""
+    """Return the classes of a type hint, none for other hints."""
     if get_origin(hint) in (Union, UnionType):
         parts = [_kinds(part) for part in get_args(hint)]
         return tuple(dict.fromkeys(kind for part in parts for kind in part))

@@ -1,4 +1,4 @@
-"""Table of data sets: costs, schedules, messages and metafiles read it.
+"""Table of data sets, for costs, schedules, messages and metafiles.
 
 A new file in this folder that calls :func:`register` adds a data set.
 """

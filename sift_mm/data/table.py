@@ -1,4 +1,4 @@
-"""Table of data sets: all that the tools know about each, in one place."""
+"""Table of data sets: the facts that the tools need."""
 
 from dataclasses import dataclass
 

@@ -1,7 +1,7 @@
 """Fold a trained network: one plain layer for each composite and its norms.
 
-What is linear at inference can be multiplied out. Sums and products are
-taken in float64 and rounded once, so that outputs stay what they were.
+Sums and products of weights are taken in float64 and rounded once, so that
+outputs stay equal.
 """
 
 import copy
@@ -22,7 +22,7 @@ from sift_mm.layers import Composite, Doped, Factorized, Parallel
 from sift_mm.layers.plain import BATCH_NORMS, make_like, plain_type
 
 _SIZED = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-# Any other forward may do more, as timm's norms that end in an activation.
+# Other forwards may do more: some of timm's norms end in an activation.
 _FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 _ALTERED = 'has hooks, parametrizations or a forward method of its own'
 # Weight and bias of a linear map, in float64 on the CPU.
@@ -31,15 +31,15 @@ _Map = tuple[Tensor, Tensor | None]
 
 @dataclass(frozen=True)
 class FoldReport:
-    """What :func:`fold` did, by module name.
+    """Report of :func:`fold`, by module name.
 
     Args:
-        folded (dict[str, str]): Composites that became one plain layer, and
-            which one; a shared one under each of its names.
+        folded (dict[str, str]): Composites and the plain layers that replace
+            them; a shared composite is listed under each of its names.
         norms (list[str]): Batch norms folded into the layer before them,
-            those inside composites not among them.
-        kept (dict[str, str]): What stayed as it was, and why: composites,
-            and, where norms were to be folded, all batch norms.
+            without the inner norms of composites.
+        kept (dict[str, str]): Composites and (with ``norms=True``) batch
+            norms that stay, with the reason.
     """
 
     folded: dict[str, str]
@@ -51,7 +51,7 @@ class FoldReport:
             f'Composites folded: {len(self.folded)}, norms folded: '
             f'{len(self.norms)}, kept: {len(self.kept)}'
         ]
-        lines += [f'  {name}: {what}' for name, what in self.folded.items()]
+        lines += [f'  {name}: {new}' for name, new in self.folded.items()]
         lines += [f'  {name}: norm, folded' for name in self.norms]
         lines += [f'  {name}: kept, {why}' for name, why in self.kept.items()]
         return '\n'.join(lines)
@@ -62,39 +62,34 @@ def fold(model: nn.Module, norms: bool = True) -> FoldReport:
     """Fold a network for inference, in place, to equal outputs.
 
     A linear :class:`Parallel`, :class:`Factorized` or :class:`Doped` becomes
-    the one plain layer that it equals, inner batch norms included, wherever
-    it is registered. One with an activation inside, with norms that depend on
-    the input, or with hooks is kept.
+    one plain layer, inner batch norms included. A composite with an inner
+    activation, with hooks, or with norms that depend on the input is kept.
 
-    Then batch norms are folded into the plain layer before them and leave an
-    ``nn.Identity``. Which layer a norm follows is told by the order of
-    registration, as mmcv's ``fuse_conv_bn`` has it, though only the very next
-    sibling counts (but for ``nn.Identity``), and what the structure shows to
-    be doubtful is kept: what is registered in several places (heads with a
-    norm for each level) or has hooks; several norms in a row outside an
-    ``nn.Sequential``; members of a ``ModuleList`` or ``ModuleDict``; an
-    ``order`` of mmcv's ``ConvModule`` in which the norm is not next.
+    Then each batch norm is folded into the plain layer before it and leaves an
+    ``nn.Identity``. The layer before a norm is its sibling by order of
+    registration, as in mmcv's ``fuse_conv_bn``. Doubtful norms are kept: with
+    hooks or several owners (heads with a norm for each level); several in a
+    row outside an ``nn.Sequential``; in a ``ModuleList`` or ``ModuleDict``;
+    not next in the ``order`` of mmcv's ``ConvModule``.
 
-    What ``forward`` does cannot be told from the structure. Results are
-    wrong, without a warning, where it runs a norm elsewhere than behind the
-    sibling before it: ahead of that layer, behind a functional activation or
-    a sum, over another dimension (a linear layer's output of three), or not
-    always (``ConvModule(...)(x, norm=False)``); and where it reads the
-    layer's bare output or its weights. Compare outputs before and
-    after; ``norms=False`` makes no such assumption.
+    The structure does not show ``forward``. Results are wrong, without a
+    warning, if it runs a norm ahead of that layer, behind a functional
+    activation or a sum, over another dimension (a linear layer's output of
+    three), or not always (``ConvModule(...)(x, norm=False)``), or if it reads
+    the layer's bare output or weights. Compare outputs before and after;
+    ``norms=False`` makes no such assumption.
 
-    A folded layer is dense: a sum or product of sparse weights fills up. So
-    fold when training is over. With ``norms=False``, composites without inner
-    norm leave the ``state_dict`` of the plain network; a composite with inner
-    norm becomes a layer with bias.
+    Fold when training is over: sums and products of sparse weights are dense.
+    With ``norms=False``, composites without inner norm leave the
+    ``state_dict`` of the plain network; a composite with inner norm becomes a
+    layer with bias.
 
     Args:
-        model (nn.Module): A trained network in evaluation mode; all of it,
-            as sharing with modules outside of it cannot be seen.
+        model (nn.Module): The whole trained network, in evaluation mode.
         norms (bool): Whether to fold batch norms behind plain layers too.
 
     Returns:
-        FoldReport: What was folded and what was kept, with the reasons.
+        FoldReport: Folded and kept modules, with the reasons.
 
     Raises:
         ValueError: If the model is a composite itself, or a composite or
@@ -126,7 +121,7 @@ def fold(model: nn.Module, norms: bool = True) -> FoldReport:
 
 
 def _fold_composites(model: nn.Module, report: FoldReport) -> None:
-    """Replace the composites that can be folded, wherever they are."""
+    """Replace each composite that can be folded."""
     done: dict[nn.Module, nn.Module] = {}
     for prefix, parent in _parents(model).items():
         for key, child in _children(parent).items():
@@ -150,7 +145,7 @@ def _fold_norms(model: nn.Module, report: FoldReport) -> None:
         for child in _children(parent).values()
     )
     for prefix, parent in _parents(model).items():
-        # An identity, also one left by a norm, changes nothing.
+        # Identities change nothing, also those that a folded norm leaves.
         children: list[tuple[str, Any]] = [
             (key, child)
             for key, child in _children(parent).items()
@@ -171,12 +166,12 @@ def _fold_norms(model: nn.Module, report: FoldReport) -> None:
 
 
 def _children(parent: nn.Module) -> dict[str, nn.Module]:
-    """Submodules by key; unlike ``named_children`` with those named twice."""
+    """Return submodules by key, also shared ones that repeat."""
     return {k: m for k, m in parent._modules.items() if m is not None}
 
 
 def _parents(model: nn.Module) -> dict[str, nn.Module]:
-    """Modules outside of composites by the prefix of their children."""
+    """Return modules outside composites by the prefix of their children."""
     inside = {
         part
         for module in model.modules()
@@ -202,7 +197,7 @@ def altered(module: nn.Module) -> bool:
 
 
 def _obstacle(composite: Any) -> str | None:
-    """Why a composite cannot be folded; None if it can."""
+    """Return the reason to keep a composite, None if it can be folded."""
     if type(composite) not in (Parallel, Factorized, Doped):
         return f'a {type(composite).__name__} is of no kind that can be folded'
     for name, part in composite.named_modules():
@@ -229,7 +224,7 @@ def _obstacle(composite: Any) -> str | None:
 
 
 def _pairs(composite: Any) -> list[tuple[nn.Module, nn.Module]]:
-    """Inner layers of Parallel or Factorized and what follows them."""
+    """Return the inner layers of a composite, each with its norm."""
     if isinstance(composite, Factorized):
         return [(composite.u, composite.norm)]
     norms = composite.norms or [nn.Identity()] * len(composite.layers)
@@ -237,7 +232,7 @@ def _pairs(composite: Any) -> list[tuple[nn.Module, nn.Module]]:
 
 
 def mismatch(layer: Any, norm: Any) -> str | None:
-    """Why a norm is no linear map of a plain layer's channels, or None."""
+    """Return why a norm cannot be folded into a plain layer, or None."""
     name, kind = type(norm).__name__, plain_type(layer)
     if type(norm) is nn.Identity:
         return None
@@ -245,8 +240,8 @@ def mismatch(layer: Any, norm: Any) -> str | None:
         return f'{name} has no running statistics and depends on its input'
     if type(norm).forward not in _FORWARDS:
         return f'{name} has a forward method of its own'
-    # A norm that checks its input is of as many dimensions as the layer. Of
-    # what a linear layer gives, one for images reads no features.
+    # The norm has to have the layer's number of dimensions: a norm for images
+    # does not run over the features of a linear layer.
     expected = BATCH_NORMS.get(kind, nn.BatchNorm1d)  # type: ignore
     if isinstance(norm, _SIZED) and not isinstance(norm, expected):
         return f'{name} is not for what a {type(layer).__name__} gives'
@@ -265,9 +260,9 @@ def _doubt(
     after: nn.Module | None,
     places: Counter[nn.Module],
 ) -> str | None:
-    """Why a norm may not belong to the sibling before it; None if it does.
+    """Return why a norm may not belong to the layer before it, or None.
 
-    The sibling behind counts too, and in how many places each is registered.
+    ``after`` is the module behind the norm; ``places`` counts owners.
     """
     kind, order = type(parent).__name__, getattr(parent, 'order', None)
     if layer is None:
@@ -285,11 +280,11 @@ def _doubt(
         return f'its {kind} runs in the order {tuple(order)}'
     if getattr(parent, 'efficient_conv_bn_eval_forward', None) is not None:
         return f'its {kind} folds it itself in each forward pass'
-    for what, module in (('it', norm), ('the layer before it', layer)):
+    for name, module in (('it', norm), ('the layer before it', layer)):
         if places[module] > 1:
-            return f'{what} is registered in {places[module]} places'
+            return f'{name} is registered in {places[module]} places'
         if altered(module):
-            return f'{what} {_ALTERED}'
+            return f'{name} {_ALTERED}'
     if isinstance(after, _BatchNorm) and (
         type(parent).forward is not nn.Sequential.forward
     ):
@@ -298,17 +293,17 @@ def _doubt(
 
 
 def _exact(module: nn.Module) -> Any:
-    """A copy in float64 on the CPU: some devices have no float64."""
+    """Copy a module in float64 to the CPU: some devices have no float64."""
     return copy.deepcopy(module).to('cpu', torch.float64).eval()
 
 
 def fuse(layer: Any, norm: Any) -> Any:
-    """A copy of a layer with a batch norm folded in, rounded once."""
+    """Return a copy of a layer with a batch norm folded in, rounded once."""
     return _fuse(layer, norm).to(layer.weight.device, layer.weight.dtype)
 
 
 def _fuse(layer: Any, norm: Any) -> Any:
-    """A copy of a layer, in float64, with what follows it folded in."""
+    """Return a copy of a layer, in float64, with its norm folded in."""
     layer, norm = _exact(layer), _exact(norm)
     if type(norm) is nn.Identity:
         return layer
@@ -321,7 +316,7 @@ def _fuse(layer: Any, norm: Any) -> Any:
 
 
 def _map(composite: Any) -> _Map:
-    """The linear map that a composite is.
+    """Return the linear map of a composite.
 
     Returns:
         tuple[Tensor, Tensor | None]: Weight ``(d_out, d_in / groups, *k)``
@@ -337,17 +332,16 @@ def _map(composite: Any) -> _Map:
 
 
 def _sum(maps: list[_Map]) -> _Map:
-    """Sum of linear maps of one shape."""
+    """Sum linear maps of one shape."""
     weights, biases = zip(*maps, strict=True)
     biases = tuple(b for b in biases if b is not None)
     return sum(weights), sum(biases) if biases else None
 
 
 def _product(v: Any, u: Any) -> _Map:
-    """V U, group by group.
+    """Multiply V U, group by group.
 
-    A constant that U adds passes V unchanged at borders too: U's padding is
-    before it, and V is pointwise, without padding.
+    U's bias is the same at borders: V is pointwise and pads nothing.
     """
     groups = getattr(u, 'groups', 1)
     left = v.weight.reshape(groups, -1, v.weight.shape[1])
@@ -360,11 +354,11 @@ def _product(v: Any, u: Any) -> _Map:
 
 
 def _plain(composite: Any) -> nn.Module:
-    """The plain layer that a composite equals, in evaluation mode."""
+    """Return the plain layer that equals a composite in evaluation mode."""
     weight, bias = _map(composite)
     doped = isinstance(composite, Doped)
     inner: Any = composite.sparse if doped else _pairs(composite)[0][0]
-    # On the meta device there is no initialisation and no random number.
+    # The meta device draws no random number.
     layer: Any = make_like(
         copy.deepcopy(inner).to('meta'),
         d_out=weight.shape[0],
@@ -377,7 +371,7 @@ def _plain(composite: Any) -> nn.Module:
 
 
 def _describe(composite: Any) -> str:
-    """Kind and size of a composite, in words."""
+    """Describe kind and size of a composite in words."""
     kind = type(composite).__name__
     if isinstance(composite, Parallel):
         return f'{kind} of {len(composite.layers)} branches'

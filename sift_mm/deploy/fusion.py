@@ -1,7 +1,7 @@
 """Fusion of sparse convolutions with the norm, sum and ReLU behind them.
 
-Containers that call one module after the other get a forward method of ours.
-Other modules keep their methods, in which statements get a second way; see
+Containers that call one module after the other get another forward method.
+Other modules keep their methods, in which statements get a second branch; see
 :mod:`sift_mm.deploy.windows`.
 """
 
@@ -15,17 +15,20 @@ from torch import Tensor, nn
 from sift_mm.deploy.folding import altered
 from sift_mm.deploy.sparse_calls import fits, is_norm, is_relu, run
 from sift_mm.deploy.sparse_layers import SparseConv2d, SparseLayer
-from sift_mm.deploy.windows import Window, find_windows, rewrite, words_for
+from sift_mm.deploy.windows import Window, find_windows, name_parts, rewrite
+
+_CONV_MODULE = 'mmcv.cnn.bricks.conv_module', 'ConvModule.forward'
 
 
 def fuse(module: nn.Module) -> dict[SparseLayer, str]:
-    """Let a module run its sparse convolutions with what follows them.
+    """Fuse the sparse convolutions of a module with the parts behind them.
 
     Args:
-        module (nn.Module): Holds sparse layers; its class changes in place.
+        module (nn.Module): Module with sparse layers; its class changes in
+            place.
 
     Returns:
-        dict[SparseLayer, str]: For each fused layer what is fused into it.
+        dict[SparseLayer, str]: Parts that are fused, by layer.
     """
     plain: Any = type(module)
     if type(plain) not in (type, ABCMeta) or 'forward' in vars(module):
@@ -36,11 +39,11 @@ def fuse(module: nn.Module) -> dict[SparseLayer, str]:
     if chain is not None:
         for layer, norm, relu in _links(chain):
             if norm is not None or relu is not None:
-                found[layer] = words_for(norm, None, relu)
+                found[layer] = name_parts(norm, None, relu)
     else:
-        for window, layer, words in find_windows(module):
+        for window, layer, parts in find_windows(module):
             windows.append(window)
-            found[layer] = words
+            found[layer] = parts
     if found:
         module.__class__ = _fused_class(plain, tuple(windows))
     return found
@@ -57,7 +60,7 @@ class _Fused:
         return _make, (self.plain_class, self.windows), *state
 
     def __prepare_scriptable__(self) -> Any:
-        """Return the module as it was, which TorchScript can compile."""
+        """Return the module without fusion, which TorchScript can compile."""
         module = self.plain_class.__new__(self.plain_class)
         module.__dict__ = self.__dict__ | dict(
             _modules=self.__dict__['_modules'].copy()
@@ -74,8 +77,10 @@ def _make(plain: Any, windows: tuple[Window, ...]) -> Any:
 def _fused_class(plain: Any, windows: tuple[Window, ...]) -> Any:
     """Return the subclass of a class with rewritten methods."""
     body: dict[str, Any] = {
-        method: rewrite(getattr(plain, method), windows)
-        for method in {window.method for window in windows}
+        name: rewrite(
+            getattr(plain, name), tuple(w for w in windows if w.method == name)
+        )
+        for name in {window.method for window in windows}
     }
     if not windows:
         body['forward'] = _run_chain
@@ -86,30 +91,24 @@ def _fused_class(plain: Any, windows: tuple[Window, ...]) -> Any:
 
 def _chain(module: Any) -> list[Any] | None:
     """Return the modules that a container calls one after the other."""
-    forward = type(module).forward
-    if forward is nn.Sequential.forward or (
-        forward is _run_chain and isinstance(module, nn.Sequential)
-    ):
+    plain = module.plain_class if isinstance(module, _Fused) else type(module)
+    forward = plain.forward
+    if forward is nn.Sequential.forward:
         return list(module)
-    where = forward.__module__, forward.__qualname__
-    fused = forward is _run_chain
-    if fused or where == ('mmcv.cnn.bricks.conv_module', 'ConvModule.forward'):
-        order = ('conv', 'norm', 'act')
-        if (
-            module.order != order
-            or module.with_explicit_padding
-            or module.efficient_conv_bn_eval_forward is not None
-        ):
-            return None
-        parts = [module.conv]
-        parts += [module.norm] if module.with_norm else []
-        return parts + ([module.activate] if module.with_activation else [])
-    return None
+    if (forward.__module__, forward.__qualname__) != _CONV_MODULE:
+        return None
+    if (
+        module.order != ('conv', 'norm', 'act')
+        or module.with_explicit_padding
+        or module.efficient_conv_bn_eval_forward is not None
+    ):
+        return None
+    parts = [module.conv]
+    parts += [module.norm] if module.with_norm else []
+    return parts + ([module.activate] if module.with_activation else [])
 
 
-def _links(
-    chain: list[Any],
-) -> Iterator[tuple[Any, Any, Any]]:
+def _links(chain: list[Any]) -> Iterator[tuple[Any, Any, Any]]:
     """Split a chain into modules, each with the norm and ReLU behind it."""
     rest = list(chain)
     while rest:
@@ -127,8 +126,7 @@ def _run_chain(self: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     chain = None if args or kwargs else _chain(self)
     if chain is None:
         return self.plain_class.forward(self, input, *args, **kwargs)
-    for layer, *behind in _links(chain):
-        norm, relu = behind
+    for layer, norm, relu in _links(chain):
         if (norm or relu) and fits(layer, input, norm, None, relu):
             input = run(layer, input, norm, None, relu)
             continue

@@ -1,9 +1,8 @@
-"""A trained network on sparse kernels, for inference.
+"""Sparse execution of a trained network, for inference.
 
-Each masked layer keeps its nonzeros alone. A batch norm, a residual sum and a
-ReLU behind a convolution happen while its outputs are written, since a pass
-over wide activations costs as much as many multiplications; see
-:mod:`sift_mm.deploy.fusion`.
+Masked layers keep only their nonzeros. A batch norm, a residual sum and a ReLU
+behind a convolution are part of its kernel: a separate pass over wide
+activations costs as much as many multiplications (:mod:`.fusion`).
 """
 
 import copy
@@ -26,7 +25,7 @@ from sift_mm.errors import UserCallError, UserError
 from sift_mm.kernels import geometry_of, reads_images, why_unavailable
 from sift_mm.layers.plain import plain_type
 
-#: Density above which the dense kernels are as fast, but for layers that read
+#: Density above which dense kernels are as fast, except for layers that read
 #: images.
 MAX_DENSITY = 0.6
 SparseMode = Literal['auto', 'sparse']
@@ -34,12 +33,12 @@ SparseMode = Literal['auto', 'sparse']
 
 @dataclass
 class SparseReport:
-    """Report of what runs how in a network on sparse kernels.
+    """Report of the execution of each layer of a network on sparse kernels.
 
     Args:
         layers (dict[str, nn.Module]): Layers that can run sparse, by name.
-        fused (dict[str, str]): What is fused into them.
-        kept (dict[str, str]): Layers with zeros that stay dense, and why.
+        fused (dict[str, str]): Parts that are fused into them.
+        kept (dict[str, str]): Reasons of layers with zeros that stay dense.
         pools (list[str]): Max-poolings on the kernels.
     """
 
@@ -50,7 +49,7 @@ class SparseReport:
 
     @property
     def sparse(self) -> dict[str, str]:
-        """Layers on sparse kernels: density, and what is fused into them."""
+        """Density and fused parts of each layer on sparse kernels."""
         found = {}
         for name, layer in self.layers.items():
             if name in self.dense:
@@ -63,7 +62,7 @@ class SparseReport:
 
     @property
     def dense(self) -> dict[str, str]:
-        """Layers with zeros that run dense, and why."""
+        """Reason of each layer with zeros that runs dense."""
         found = dict(self.kept)
         for name, layer in self.layers.items():
             if not isinstance(layer, SparseLayer):
@@ -92,18 +91,18 @@ def to_sparse(
     """Put a trained network on sparse kernels, for inference on a CPU.
 
     Args:
-        model (nn.Module): In evaluation mode; it is left as it is.
+        model (nn.Module): Network in evaluation mode; it does not change.
         masks (Mapping[str, Tensor], optional): Bool masks by the name of the
-            weight; by default, what is not zero.
-        execution (str): 'auto': each layer runs sparse where a timing at the
-            first input of a size says that this is faster; 'sparse': all
-            layers do that can.
+            weight; by default, the nonzero weights are active.
+        execution (str): 'auto': each layer is timed at the first input of a
+            size and runs sparse if that is faster; 'sparse': all layers run
+            sparse that can.
 
     Returns:
         nn.Module: A copy of equal outputs up to float32 rounding, whose
-        parameters take no gradients. Its ``sparse_report`` says what runs
-        how, and why; print it. Inputs that the kernels do not take (another
-        type or device, autocast, gradients) run dense.
+        parameters take no gradients. Its ``sparse_report``, to print, lists
+        sparse and dense layers with reasons. Inputs that the kernels do not
+        take (another type or device, autocast, gradients) run dense.
 
     Raises:
         ValueError: The model is in training mode, a mask names no weight or
@@ -192,7 +191,7 @@ def _choose(
 def _why_dense(
     layer: Any, weight: Tensor, mask: Tensor, density: float
 ) -> str | None:
-    """Return why a plain layer with zeros is not to run sparse, or None."""
+    """Return why a plain layer with zeros has to run dense, or None."""
     kind = plain_type(layer)
     groups = getattr(layer, 'groups', 1)
     if density > MAX_DENSITY and not reads_images(layer):
@@ -215,7 +214,7 @@ def _why_dense(
 
 
 def _convert(model: nn.Module, report: SparseReport) -> None:
-    """Put poolings on the kernels, and fuse what follows convolutions."""
+    """Put poolings on the kernels, and fuse the parts behind convolutions."""
     names = {layer: name for name, layer in report.layers.items()}
     for name, module in list(model.named_modules()):
         if type(module) is nn.MaxPool2d and not altered(module):

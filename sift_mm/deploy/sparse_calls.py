@@ -1,4 +1,4 @@
-"""Calls of sparse layers: which inputs run sparse, how, and how fast."""
+"""Calls of sparse layers: checks of inputs, execution and timing."""
 
 from time import perf_counter
 from typing import Any
@@ -17,7 +17,7 @@ RELUS = (torch.relu, torch.relu_, F.relu, F.relu_)
 _RELU_FORWARD = nn.ReLU.forward
 #: Multiplications below which calling an operator costs more than the product.
 SMALLEST = 4_000_000
-#: Multiplications of a timed run; further images are left out.
+#: Multiplications of a timed run; it leaves further images out.
 ENOUGH = 1_000_000_000
 #: Timed runs of each kind (the fastest counts), and seconds for all of them.
 ROUNDS, SECONDS = 3, 0.25
@@ -28,7 +28,7 @@ def dense_weight(layer: Any) -> Tensor:
     source = layer.values, _version(layer.values)
     if layer._dense and _same(layer._dense[:2], source):
         return layer._dense[2]
-    # An inference tensor could not be used where gradients are taken.
+    # Autograd refuses inference tensors.
     with torch.inference_mode(False), torch.no_grad():
         weight = layer.values.new_zeros(layer.weight_shape.numel())
         where = (layer.index.long(),)
@@ -48,13 +48,13 @@ def _same(found: tuple, source: tuple) -> bool:
 
 
 def settings_of(layer: Any) -> tuple:
-    """Return the attributes on which a layer's geometry depends."""
+    """Return the attributes that a layer's geometry depends on."""
     names = ('stride', 'padding', 'dilation', 'groups', 'padding_mode')
     return tuple(getattr(layer, name, None) for name in names)
 
 
 def is_plain(x: Any) -> bool:
-    """Return whether only a plain forward pass without gradients sees x."""
+    """Return whether x is in a plain forward pass without gradients."""
     return (
         not torch.compiler.is_compiling()
         and type(x) is Tensor
@@ -68,7 +68,7 @@ def is_plain(x: Any) -> bool:
 
 
 def can_run(layer: Any, x: Any) -> bool:
-    """Return whether the kernels take an input of a layer, or its trace."""
+    """Return whether the kernels take an input of a layer, or trace it."""
     compiling = torch.compiler.is_compiling()
     if compiling:
         traced = not torch.onnx.is_in_onnx_export() and isinstance(x, Tensor)
@@ -152,7 +152,7 @@ def fits(
     residual: Any = None,
     relu: Any = None,
 ) -> bool:
-    """Return whether one kernel call is to replace a layer and what follows.
+    """Return whether one kernel call may replace a layer and the parts behind.
 
     Args:
         layer (nn.Module): The layer.
@@ -196,12 +196,12 @@ def run(
     residual: Tensor | None = None,
     relu: Any = None,
 ) -> Tensor:
-    """Run what :func:`fits` accepted."""
+    """Run the kernel, with arguments that :func:`fits` accepted."""
     values, bias = layer.values, layer.bias
     if norm is not None:
         values, bias = _fold(layer, norm)
     linear = isinstance(layer, nn.Linear)
-    # Rows become the pixels of one image: lanes then are rows.
+    # Rows become the pixels of one image, one for each SIMD lane.
     image = x.reshape(-1, x.shape[-1]).t()[None, :, None] if linear else x
     out = sparse_conv2d_fused(
         image,
@@ -220,7 +220,7 @@ def run(
 
 
 def in_format_of(x: Tensor, out: Tensor) -> Tensor:
-    """Return an output in the memory format of the input, as PyTorch does."""
+    """Return an output in the memory format of the input, like PyTorch."""
     last = torch.channels_last
     if x.is_contiguous(memory_format=last) and not x.is_contiguous():
         return out.contiguous(memory_format=last)
@@ -237,9 +237,9 @@ def run_dense(layer: Any, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _fold(layer: Any, norm: Any) -> tuple[Tensor, Tensor]:
-    """Return the values and the bias of a layer with its norm folded in.
+    """Return the values and bias of a layer with its norm folded in, cached.
 
-    They are kept until a value that they depend on changes.
+    The cache compares values: a write to ``.data`` changes no version counter.
     """
     parts = layer.bias, *_parts(norm)
     source = layer.values, (_version(layer.values), norm.eps)
@@ -271,10 +271,10 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
 def _is_faster(
     layer: Any, x: Tensor, norm: Any, residual: Tensor | None, relu: Any
 ) -> bool:
-    """Return whether a layer is faster sparse; timed once a size of input.
+    """Return whether a layer is faster sparse, timed once for a size of input.
 
-    A size is the number of pixels up to a factor of four; the choice also
-    depends on the number of threads.
+    A size is the number of pixels up to a factor of four, and the number of
+    threads.
     """
     linear = isinstance(layer, nn.Linear)
     pixels = x.numel() // layer.weight_shape[1]

@@ -1,8 +1,7 @@
 """Layers that hold only their nonzero weights and run on the sparse kernels.
 
-A layer stays the object that it was, with its hooks and attributes; only its
-class changes. Inputs that the kernels do not take run through the layer's own
-dense function.
+A layer keeps its identity, hooks and attributes; only its class changes.
+Inputs that the kernels do not take run through the layer's own dense function.
 """
 
 from typing import Any
@@ -25,8 +24,8 @@ from sift_mm.kernels import (
 class SparseLayer(nn.Module):
     """Mixin of a layer with a masked weight, for inference.
 
-    Reading ``weight`` turns the layer into the dense layer that it was, so
-    that code that computes with the weight stays right.
+    Reading ``weight`` turns the layer back into its dense layer, so that code
+    that computes with the weight stays right.
     """
 
     plain_class: Any
@@ -36,7 +35,7 @@ class SparseLayer(nn.Module):
     settings: tuple
     choices: dict[tuple[int, int], bool]
     timed: bool
-    # Derived tensors; each is kept with what it was derived from.
+    # Derived tensors, each with the tensors that it was derived from.
     _dense: tuple | None = None
     _folded: tuple | None = None
 
@@ -69,7 +68,7 @@ class SparseLayer(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """Run sparse where the kernels take the input, else dense."""
         if not isinstance(self, SparseLayer):
-            return self.forward(input)  # A pre-hook has read the weight.
+            return self.forward(input)  # A pre-hook read the weight.
         if calls.fits(self, input):
             return calls.run(self, input)
         return calls.run_dense(self, input)
@@ -77,7 +76,7 @@ class SparseLayer(nn.Module):
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, *args: Any
     ) -> None:
-        if f'{prefix}weight' in state_dict:  # Of the trained network.
+        if f'{prefix}weight' in state_dict:  # State of the dense network.
             restore(self)
         nn.Module._load_from_state_dict(self, state_dict, prefix, *args)
 
@@ -126,12 +125,12 @@ class FastMaxPool2d(nn.MaxPool2d):
 
 
 def sparsify(layer: Any, mask: Tensor, timed: bool) -> None:
-    """Replace the weight of a layer by its nonzeros, in place.
+    """Replace the weight of a layer by its active weights, in place.
 
     Args:
         layer (nn.Module): Convolution over two dimensions or linear layer.
         mask (Tensor): Bool of the weight's shape; the weight is zero outside.
-        timed (bool): Whether the layer runs sparse only where that is faster.
+        timed (bool): Whether the layer runs sparse only if that is faster.
     """
     weight, geometry = layer.weight.detach(), geometry_of(layer)
     pattern = make_pattern(
@@ -152,7 +151,7 @@ def sparsify(layer: Any, mask: Tensor, timed: bool) -> None:
 
 
 def restore(layer: Any) -> None:
-    """Turn a sparse layer into the dense layer that it was, in place."""
+    """Turn a sparse layer back into its dense layer, in place."""
     weight = nn.Parameter(dense_weight(layer), requires_grad=False)
     for name in ('values', *PATTERN):
         del layer._buffers[name]

@@ -1,4 +1,4 @@
-"""Mask training in an MMEngine run: optim wrappers and a hook."""
+"""Mask training in MMEngine runs: optim wrappers and a hook."""
 
 from sift_mm.engine.hook import SparseTrainingHook
 from sift_mm.engine.optim_wrapper import (

@@ -1,4 +1,4 @@
-"""Gradients that wait for their step while a checkpoint is saved."""
+"""Accumulated gradients in a checkpoint saved between optimizer steps."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,10 +14,18 @@ Gradients = dict[str, Tensor]
 def partial_gradients(
     runner: Runner, model: nn.Module, ends_epoch: bool
 ) -> list[Gradients] | None:
-    """The gradients of each process, if a checkpoint is saved within a step.
+    """Gather the gradients of all processes, if a checkpoint is saved now.
 
-    To be called in all processes: before their gradients are averaged, each
-    has its own. The model comes without its wrapper.
+    All processes call this: their gradients differ until they are averaged.
+
+    Args:
+        runner (Runner): Runner of the training.
+        model (nn.Module): Model without wrapper.
+        ends_epoch (bool): True after an epoch, False after an iteration.
+
+    Returns:
+        list: Gradients by parameter name for each process; None if no step is
+        partial, or no checkpoint is saved.
     """
     if runner.optim_wrapper.should_update() or not _saves(runner, ends_epoch):
         return None
@@ -33,15 +41,20 @@ def partial_gradients(
 def restore_gradients(
     saved: Sequence[Mapping[str, Tensor]], model: nn.Module
 ) -> str:
-    """Give parameters the gradients that they had when the run was broken.
+    """Restore the gradients of an interrupted step.
 
-    Those of each process, by name. Returns why that was not possible, or ''.
+    Args:
+        saved (Sequence): Gradients by name for each process.
+        model (nn.Module): Model without wrapper.
+
+    Returns:
+        str: Why that is impossible, or ''.
     """
     if len(saved) != get_world_size():
         return (
-            f'The run was broken in the middle of a step of {len(saved)} '
-            f'processes; now there are {get_world_size()}, and the gradients '
-            'of that step are lost.'
+            f'The run was interrupted in a step of {len(saved)} processes; '
+            f'now there are {get_world_size()}, and the gradients of that '
+            'step are lost.'
         )
     gradients = saved[get_rank()]
     for name, parameter in model.named_parameters():
@@ -51,7 +64,7 @@ def restore_gradients(
 
 
 def _saves(runner: Runner, ends_epoch: bool) -> bool:
-    """Whether one of the run's hooks saves a checkpoint at this moment."""
+    """Return True if a hook saves a checkpoint now."""
     for hook in runner.hooks:
         if not isinstance(hook, CheckpointHook) or hook.by_epoch != ends_epoch:
             continue

@@ -1,4 +1,4 @@
-"""Costs of a tested network under the masks of its checkpoint."""
+"""Parameters and FLOPs of a tested network under its masks."""
 
 import logging
 from collections.abc import Mapping
@@ -25,20 +25,23 @@ class MasksHook(Hook):
     masks: Mapping[str, Tensor] = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Take the masks.
+        """Keep the masks.
 
         Raises:
-            ValueError: If its mask training cannot be read.
+            ValueError: If the mask training cannot be read.
         """
         self.masks = (mask_training(checkpoint) or {}).get('masks', {})
 
 
 class CostHook(MasksHook):
-    """Hook that measures a network under the masks of its checkpoint.
+    """Hook that counts parameters and FLOPs of the tested network.
 
-    ``cost`` is that of :func:`measure_cost`, known before the first image is
-    tested, in the first process alone. The config is that of the run without
-    test-time augmentation.
+    Args:
+        cfg (Config): Config of the run, without test-time augmentation.
+
+    Attributes:
+        cost (dict): Result of :func:`measure_cost` in the first process, set
+            before the first test image.
     """
 
     def __init__(self, cfg: Config) -> None:
@@ -46,7 +49,7 @@ class CostHook(MasksHook):
         self.cost: dict[str, float] = {}
 
     def before_test(self, runner: Runner) -> None:
-        """Measure the network."""
+        """Count parameters and FLOPs."""
         if runner.rank:
             return
         model = unwrap(runner.model)
@@ -64,9 +67,9 @@ def measure_cost(
 
     Returns:
         dict[str, float]: 'parameters', 'active_parameters', 'density' (share
-        of active weights, of the masked ones) and, where the config says how
-        large the test images are, 'flops' (2 x MACs of one image) and
-        'flops_of_dense', those of the dense network.
+        of active weights among masked weights) and, if the config has the size
+        of test images, 'flops' (2 x MACs per image) and 'flops_of_dense' (of
+        the dense network).
     """
     check_masks(model, masks)
     channels = channels_of(cfg, model)
@@ -87,13 +90,13 @@ def measure_cost(
         print_log(f'No FLOPs: {error}.', logger='current')
         return cost
     if here.assumed:
-        said = '; '.join(here.assumed)
-        print_log(f'FLOPs are counted with {said}.', logger='current')
+        assumed = '; '.join(here.assumed)
+        print_log(f'FLOPs are counted with {assumed}.', logger='current')
     return cost | compare(here, dense)['total']
 
 
 def warn_without_masks(model: nn.Module) -> None:
-    """Warn of a network that is built for masks and has none."""
+    """Warn if a network is built for masks and has none."""
     found = sparse_backbone(model)
     if found is None or not found[1].sparse_parameter_names():
         return
@@ -109,10 +112,10 @@ def warn_without_masks(model: nn.Module) -> None:
 
 
 def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
-    """Warn of weights outside the masks that are not zero.
+    """Warn if weights outside the masks are not zero.
 
     Raises:
-        UserError: If the masks are not of this network.
+        UserError: If the masks belong to another network.
     """
     parameters = dict(model.named_parameters())
     unknown = [
@@ -133,7 +136,7 @@ def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     if wrong:
         print_log(
             'Weights outside the masks of the checkpoint are not zero, so '
-            f'that its density is not what it says: {", ".join(wrong[:6])}.',
+            f'that the density is higher: {", ".join(wrong[:6])}.',
             logger='current',
             level=logging.WARNING,
         )

@@ -1,4 +1,4 @@
-"""The hook that trains masks in an MMEngine run."""
+"""Hook that trains masks in an MMEngine run."""
 
 import math
 from collections.abc import Mapping
@@ -18,8 +18,8 @@ from sift_mm.checkpoint.state import (
     check_keys,
     check_resumable,
     mask_training,
-    named,
-    sealed,
+    with_context,
+    with_digest,
 )
 from sift_mm.config.channels import check_channels
 from sift_mm.engine.accumulation import (
@@ -59,14 +59,14 @@ from sift_mm.sparsity.structures import check_structure
 class SparseTrainingHook(Hook):
     """Hook that draws, trains, saves, restores and logs the masks of a run.
 
-    It works with a plain ``OptimWrapper`` or ``AmpOptimWrapper``, which it
-    gives a masked step. At each update ``sparse/density``,
-    ``sparse/drop_fraction``, ``sparse/moved`` (share of the active weights
-    that moved) and ``sparse/itop_rate`` go to the run's visualizer. The
-    checkpoint holds the masks under the key ``sparse_training``.
+    It gives a plain ``OptimWrapper`` or ``AmpOptimWrapper`` a masked step. At
+    each update it writes ``sparse/density``, ``sparse/drop_fraction``,
+    ``sparse/moved`` (share of the active weights that moved) and
+    ``sparse/itop_rate`` to the run's visualizer. Checkpoints hold the masks
+    under the key ``sparse_training``.
 
     Args:
-        **options: See :class:`sift_mm.sparsity.RunOptions`.
+        **options: Options of :class:`sift_mm.sparsity.RunOptions`.
 
     Raises:
         ValueError: If an option is unknown or its value is wrong.
@@ -82,21 +82,20 @@ class SparseTrainingHook(Hook):
         self._start = Start()
         self._gradients: list[Gradients] | None = None
         self._execution_is_logged = False
-        #: FLOPs and origin of the masks, for the checkpoint.
+        # FLOPs and origin of the masks, for the checkpoint.
         self._record: dict[str, Any] = {}
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Keep the masks of a checkpoint until weights are loaded too.
+        """Check a checkpoint, and keep its masks until weights are loaded.
 
         Raises:
-            ValueError: If it is damaged, if a run that is to be resumed
-                would not go on as it was, or if it is not of the Sparse-IFT
-                backbone.
+            ValueError: If the checkpoint is damaged, cannot resume the run, or
+                belongs to another backbone.
         """
         resumed = runner._resume
         weights = checkpoint.get('state_dict', checkpoint)
         optimizer = getattr(runner.optim_wrapper, 'optimizer', None)
-        with named(runner._load_from):
+        with with_context(runner._load_from):
             if resumed:
                 state = check_resumable(checkpoint)
                 if optimizer is not None:
@@ -112,13 +111,13 @@ class SparseTrainingHook(Hook):
                 backbone,
                 weights,
                 runner._load_from or 'that is loaded',
-                prefix.removeprefix('module.'),  # Of a TTA model.
+                prefix.removeprefix('module.'),  # Prefix of a TTA model.
             )
-            with named(runner._load_from):
+            with with_context(runner._load_from):
                 check_member(state or {}, backbone.describe_member())
 
     def before_run(self, runner: Runner) -> None:
-        """Make file access safe, and tell the wrapper that masks will come."""
+        """Use safe files, and tell the optim wrapper about this hook."""
         use_safe_files()
         if isinstance(runner.optim_wrapper, SparseOptimWrapper):
             runner.optim_wrapper.has_hook = True
@@ -126,22 +125,22 @@ class SparseTrainingHook(Hook):
     def before_train(self, runner: Runner) -> None:
         """Check the config, draw or restore masks, attach the trainer.
 
-        Weights are initialised and loaded only now.
+        This is the first moment at which all weights are loaded.
 
         Raises:
-            TypeError: If the run's optim wrapper or model wrapper cannot
-                work under masks.
+            TypeError: If the run's optim wrapper or model wrapper does not
+                support masks.
             ValueError: If the config contradicts itself, or the checkpoint
-                does not have the masks that it asks for.
+                lacks the masks of the config.
         """
-        model = unwrap(runner.model)  # Before the optimizer it came with.
+        model = unwrap(runner.model)  # Refuses sharding before the optimizer.
         wrapper = self._take_wrapper(runner)
         if self.trainer is not None and self._start.state is None:
-            return  # Training goes on after an earlier call of train().
+            return  # A second call of train() goes on.
         plan = self.plan(model, runner.cfg)
         check_channels(model, runner.cfg)
         start = read_start(self._start, plan)
-        self._start = Start()  # It holds masks, and is read once.
+        self._start = Start()  # Frees the masks, which are read once.
         masks, algorithm = self._first_masks(runner, plan, start)
         if masks is not None:
             self._make_trainer(runner, masks, algorithm, start)
@@ -149,7 +148,7 @@ class SparseTrainingHook(Hook):
         runner.logger.info(self._describe(plan))
 
     def _take_wrapper(self, runner: Runner) -> SparseOptimWrapper:
-        """Return the run's optim wrapper, made to take masks."""
+        """Return the run's optim wrapper with a masked step."""
         wrapper = make_maskable(runner.optim_wrapper)
         if wrapper.mask_trainer is not self.trainer:
             raise UserError(
@@ -158,7 +157,7 @@ class SparseTrainingHook(Hook):
         return wrapper
 
     def plan(self, model: nn.Module, cfg: Config) -> MaskPlan:
-        """Return the masks that this hook gives the model of a config."""
+        """Return the mask plan of a model and its config."""
         options = self.options
         return MaskPlan(
             model,
@@ -175,7 +174,7 @@ class SparseTrainingHook(Hook):
     def _first_masks(
         self, runner: Runner, plan: MaskPlan, start: Start
     ) -> tuple[MaskSet | None, Algorithm]:
-        """Return the first masks, None without any, and their algorithm."""
+        """Return the first masks, or None, and the algorithm."""
         origin = (
             start.find_origin(self.options)
             if plan.parameters
@@ -226,7 +225,9 @@ class SparseTrainingHook(Hook):
             self.options.placement,
         )
         model = unwrap(runner.model)
-        trainer.execute(SparseExecution(model, masks, self.options.execution))
+        trainer.set_execution(
+            SparseExecution(model, masks, self.options.execution)
+        )
         if still := trainer.why_still():
             runner.logger.warning(still)
         if not start.resumed:
@@ -240,7 +241,7 @@ class SparseTrainingHook(Hook):
     def _attach(
         self, runner: Runner, wrapper: SparseOptimWrapper, start: Start
     ) -> None:
-        """Mask weights and steps; let the run be broken off and resumed."""
+        """Mask weights and steps, and prepare the run for interruption."""
         assert self.trainer is not None
         model = unwrap(runner.model)
         save_whole(runner)
@@ -251,14 +252,12 @@ class SparseTrainingHook(Hook):
             if lost:
                 runner.logger.warning(lost)
         wrapper.mask_trainer = self.trainer
-        self.trainer.watch(model)
-        self.trainer.enforce(wrapper.optimizer)
-        # A train_step of one's own may step past the wrapper.
-        self.trainer.guard(wrapper.optimizer)
+        # A user's train_step may step without the wrapper.
+        self.trainer.attach(model, wrapper.optimizer)
         self._mask_averages(runner)
 
     def _describe(self, plan: MaskPlan) -> str:
-        """Return a line on masks and FLOPs; keep them for checkpoints."""
+        """Describe masks and FLOPs in a line, and record them."""
         origin = self._record.pop('origin')
         self._record |= {'budget': {}, 'member': {}, 'transfer': ''}
         if origin is Origin.NEEDLESS:
@@ -295,7 +294,7 @@ class SparseTrainingHook(Hook):
         return text + self._describe_flops(plan, masks)
 
     def _describe_flops(self, plan: MaskPlan, masks: MaskSet) -> str:
-        """Return words on the FLOPs of a Sparse-IFT backbone, else ''."""
+        """Describe the FLOPs of a Sparse-IFT backbone, else ''."""
         if plan.budget is None or plan.backbone is None:
             return ''
         densities = {
@@ -314,7 +313,7 @@ class SparseTrainingHook(Hook):
     def _whole_ratio(
         self, plan: MaskPlan, densities: Mapping[str, float]
     ) -> str:
-        """Return words on the FLOPs of the whole model, heads included."""
+        """Describe the FLOPs of the whole model, heads included."""
         try:
             ratio = plan.whole.ratio(densities)
         except ValueError as error:
@@ -323,9 +322,9 @@ class SparseTrainingHook(Hook):
         return f', of the whole model {ratio:.4f}'
 
     def _mask_averages(self, runner: Runner) -> None:
-        """Make averaged networks as sparse as the one that is trained.
+        """Apply the masks to averaged networks.
 
-        An average remembers weights that were dropped.
+        An average keeps values of dropped weights.
         """
         assert self.trainer is not None
         for hook in runner.hooks:
@@ -335,12 +334,12 @@ class SparseTrainingHook(Hook):
                 )
 
     def before_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        """Seed what the model draws."""
+        """Seed the model's random numbers."""
         if self.iterations is not None:
             self.iterations.begin(runner.iter)
 
     def after_train_epoch(self, runner: Runner) -> None:
-        """Keep the gradients that wait, if a checkpoint is saved now."""
+        """Keep accumulated gradients, if a checkpoint is saved now."""
         if self.trainer is not None:
             self._gradients = (
                 partial_gradients(runner, unwrap(runner.model), True)
@@ -348,7 +347,7 @@ class SparseTrainingHook(Hook):
             )
 
     def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        """Log a mask update, if there was one, and once the execution."""
+        """Log a mask update, and once the execution."""
         trainer = self.trainer
         if trainer is None:
             return
@@ -364,8 +363,7 @@ class SparseTrainingHook(Hook):
         report, trainer.report = trainer.report, None
         if report.skipped:
             runner.logger.warning(
-                f'Mask update at step {report.step} left out: '
-                f'{report.skipped}.'
+                f'Mask update at step {report.step} skipped: {report.skipped}.'
             )
             return
         self._mask_averages(runner)
@@ -383,7 +381,7 @@ class SparseTrainingHook(Hook):
         runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
-        """Add masks and the rest of the trainer's state."""
+        """Add the trainer's state to the checkpoint."""
         if self.trainer is not None:
             state = self.trainer.state_dict() | self._record
             state['iter'] = checkpoint['meta']['iter']
@@ -391,7 +389,7 @@ class SparseTrainingHook(Hook):
                 state['sampler_seed'] = self.iterations.sampler_seed
             if self._gradients is not None:
                 state['gradients'] = self._gradients
-            checkpoint[CHECKPOINT_KEY] = sealed(state)
+            checkpoint[CHECKPOINT_KEY] = with_digest(state)
         elif self._start.state is not None:
-            # Loaded and saved without training in between.
+            # Loaded and saved again without training.
             checkpoint[CHECKPOINT_KEY] = self._start.state

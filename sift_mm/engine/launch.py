@@ -1,4 +1,4 @@
-"""Run of a config, with and without accelerator."""
+"""Build and run the runner of a config, with or without accelerator."""
 
 import gc
 import os
@@ -25,44 +25,44 @@ T = TypeVar('T')
 
 
 def has_accelerator() -> bool:
-    """Return whether there is a device for half precision."""
+    """Return True if there is a device with half precision."""
     return get_device() in ('cuda', 'npu', 'mlu', 'musa')
 
 
 def set_loader_defaults(cfg: Config, phase: str) -> None:
     """Complete the data loader of an MMPreTrain config, in place.
 
-    Its configs leave out ``collate_fn``, ``pin_memory`` and
-    ``persistent_workers``, since its own scripts add them. MMEngine's
-    default would hand the classifier a list of images instead of a batch.
+    MMPreTrain's scripts add ``collate_fn``, ``pin_memory`` and
+    ``persistent_workers``, so its configs lack them. MMEngine's default would
+    pass a list of images to the classifier, not a batch.
     """
     loader = cfg.get(f'{phase}_dataloader')
     if loader is None or cfg.get('default_scope') != 'mmpretrain':
         return
     loader.setdefault('collate_fn', dict(type='default_collate'))
     loader.setdefault('pin_memory', has_accelerator())
-    # PyTorch refuses to keep workers where there are none.
+    # PyTorch refuses persistent_workers without workers.
     loader.setdefault('persistent_workers', loader.get('num_workers', 0) > 0)
 
 
 def switch_off(cfg: Config, phase: str, option: str) -> None:
-    """Set an option of a phase's data loader, if there is one, to False."""
+    """Set an option of a phase's data loader, if any, to False."""
     loader = cfg.get(f'{phase}_dataloader')
     if loader is not None:
         loader[option] = False
 
 
 def _log(message: str) -> None:
-    """Log a line once, not once a process."""
+    """Log a line in the first process."""
     if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
         print_log(message, logger='current')
 
 
 def fit_to_cpu(cfg: Config) -> None:
-    """Let the config of a distributed run work without an accelerator.
+    """Adapt the config of a distributed run to a machine without accelerator.
 
-    NCCL, the device ids of DistributedDataParallel and synchronised batch
-    norms all need one; they are replaced by gloo, none, and BN.
+    NCCL becomes gloo, DistributedDataParallel gets no device ids, and SyncBN
+    becomes BN.
     """
     dist_cfg = cfg.get('env_cfg', {}).get('dist_cfg', {})
     if dist_cfg.get('backend', 'nccl') == 'nccl':
@@ -70,7 +70,7 @@ def fit_to_cpu(cfg: Config) -> None:
         _log('No accelerator found: the processes communicate by gloo.')
     wrapper = cfg.get('model_wrapper_cfg')
     if wrapper is None:
-        # MMEngine's own, device_ids aside.
+        # MMEngine's default, without device_ids.
         cfg.model_wrapper_cfg = dict(
             type='MMDistributedDataParallel',
             device_ids=None,
@@ -89,7 +89,7 @@ def fit_to_cpu(cfg: Config) -> None:
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build MMEngine's runner, or that named by ``runner_type``."""
+    """Build MMEngine's runner, or the runner of ``runner_type``."""
     import_library(cfg)
     build = RUNNERS.build if 'runner_type' in cfg else Runner.from_cfg
     context: Any = nullcontext()
@@ -104,10 +104,9 @@ def build_runner(cfg: Config) -> Runner:
 def run(cfg: Config, task: Callable[[Runner], T]) -> T:
     """Build a runner, run its task, and end its process group.
 
-    Nobody else ends the group, and gloo's thread aborts a process that
-    finishes while it still holds the last broadcast. What DDP holds has to
-    be gone first, and with it the runner: neither a caller must keep it, nor
-    the task return it or its model.
+    MMEngine does not end the group, and gloo aborts a process that exits
+    during the last broadcast. DDP, and with it the runner, must be freed
+    before: the task must not return the runner or its model.
     """
     use_safe_files()
     with starting(cfg) as hook:
@@ -125,8 +124,7 @@ def run(cfg: Config, task: Callable[[Runner], T]) -> T:
 def end_workers(runner: Runner) -> None:
     """End the workers of a run's data loaders.
 
-    Where they are left to the garbage collector, PyTorch waits five seconds
-    for each of them.
+    PyTorch waits five seconds for each worker that the garbage collector ends.
     """
     for loop in (runner._train_loop, runner._val_loop, runner._test_loop):
         for name in ('dataloader', 'dataloader_iterator'):

@@ -1,4 +1,4 @@
-"""Optim wrappers whose step is taken under masks."""
+"""Optim wrappers with a masked step."""
 
 from functools import wraps
 from typing import Any
@@ -13,12 +13,12 @@ from sift_mm.sparsity import MaskTrainer, sparse_parameter_names
 
 @OPTIM_WRAPPERS.register_module()
 class SparseOptimWrapper(OptimWrapper):
-    """MMEngine's OptimWrapper, which a mask trainer can be attached to.
+    """OptimWrapper with mask training.
 
-    ``step`` is the one place where the dense gradient is complete (backward,
-    accumulation and averaging over ranks are done) and not yet clipped.
-    :class:`SparseTrainingHook` sets ``mask_trainer``, without which the
-    wrapper is its parent, and says by ``has_hook`` that it will.
+    In ``step`` the dense gradient is complete, after backward, accumulation
+    and averaging over ranks, and not yet clipped. Without ``mask_trainer`` the
+    wrapper acts like its parent. :class:`SparseTrainingHook` sets
+    ``mask_trainer``, and ``has_hook`` before.
     """
 
     mask_trainer: MaskTrainer | None = None
@@ -27,11 +27,11 @@ class SparseOptimWrapper(OptimWrapper):
     def initialize_count_status(
         self, model: nn.Module, init_counts: int, max_counts: int
     ) -> None:
-        """Called by the runner before training.
+        """Check, before training, that a Sparse-IFT network gets masks.
 
         Raises:
-            RuntimeError: If a Sparse-IFT network is about to be trained
-                without masks, at several times the FLOPs it is meant to have.
+            RuntimeError: If no hook trains masks: the FLOPs would be several
+                times those of the dense network.
         """
         super().initialize_count_status(model, init_counts, max_counts)
         meant = any(getattr(m, 'unmasked', False) for m in model.modules())
@@ -43,7 +43,7 @@ class SparseOptimWrapper(OptimWrapper):
             )
 
     def step(self, **kwargs: Any) -> None:
-        """Mask gradients, clip, step; update masks when that is due."""
+        """Mask gradients, clip and step; update masks if due."""
         step = super().step
         if self.mask_trainer is None:
             step(**kwargs)
@@ -53,18 +53,18 @@ class SparseOptimWrapper(OptimWrapper):
 
 @OPTIM_WRAPPERS.register_module()
 class SparseAmpOptimWrapper(SparseOptimWrapper, AmpOptimWrapper):
-    """MMEngine's AmpOptimWrapper with mask training.
+    """AmpOptimWrapper with mask training.
 
-    A step whose gradients overflowed changes neither weights nor masks.
+    A step with overflowed gradients changes neither weights nor masks.
     """
 
     def step(self, **kwargs: Any) -> None:
-        """Unscale and mask gradients, clip, step; update masks when due."""
+        """Unscale and mask gradients, clip and step; update masks if due."""
         if self.mask_trainer is None:
             super().step(**kwargs)
             return
-        # The parent unscales only in order to clip, and gradients cannot be
-        # unscaled twice, so its step is written out here.
+        # The parent unscales only to clip, and gradients cannot be unscaled
+        # twice, so its step is repeated here.
         self.loss_scaler.unscale_(self.optimizer)
 
         def run() -> None:
@@ -77,15 +77,13 @@ class SparseAmpOptimWrapper(SparseOptimWrapper, AmpOptimWrapper):
 
 
 def make_maskable(optim_wrapper: Any) -> SparseOptimWrapper:
-    """Give a run's optim wrapper the masked step, in place.
+    """Give a run's optim wrapper a masked step, in place, and return it.
 
-    The wrapper is built before hooks have a say, by a config or by a
-    script's ``--amp``; all that it needs is another ``step``, so that its
-    class is what changes, and its state stays. The same object comes back.
+    The runner builds the wrapper before any hook runs. Only ``step`` has to
+    change, so the wrapper gets a new class and keeps its state.
 
     Raises:
-        TypeError: If it has several optimizers, or a step of its own whose
-            order is not known.
+        TypeError: If the wrapper has several optimizers or a custom step.
     """
     kind: Any = type(optim_wrapper)
     if isinstance(optim_wrapper, SparseOptimWrapper):
@@ -97,8 +95,8 @@ def make_maskable(optim_wrapper: Any) -> SparseOptimWrapper:
     if mixin is None or not isinstance(optim_wrapper, OptimWrapper):
         raise UserTypeError(
             f'SparseTrainingHook trains masks in one OptimWrapper or '
-            f'AmpOptimWrapper; this run has {kind.__name__}, whose step is '
-            'another: set optim_wrapper.type to one of the two.'
+            f'AmpOptimWrapper; this run has {kind.__name__} with another '
+            'step: set optim_wrapper.type to one of the two.'
         )
     optim_wrapper.__class__ = type(f'Sparse{kind.__name__}', (mixin, kind), {})
     if vars(optim_wrapper).pop('step', None) is not None:
@@ -107,10 +105,10 @@ def make_maskable(optim_wrapper: Any) -> SparseOptimWrapper:
 
 
 def _count_steps(optim_wrapper: Any) -> None:
-    """Count steps as MMEngine's schedulers have them counted.
+    """Count the steps for MMEngine's schedulers.
 
-    They put a counter around the step that they find, in the instance; it
-    would go on calling the step of the class that was.
+    Schedulers wrap the step of the instance with a counter, which would still
+    call the step of the old class.
     """
     step = type(optim_wrapper).step
 

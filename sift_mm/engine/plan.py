@@ -13,7 +13,6 @@ from sift_mm.backbones.base import sparse_backbone
 from sift_mm.errors import UserError
 from sift_mm.flops import FlopCount, count_flops
 from sift_mm.flops.isoflop import solve_sparsity
-from sift_mm.layers import Composite, Wide
 from sift_mm.sparsity import (
     Distribution,
     Explicit,
@@ -24,17 +23,18 @@ from sift_mm.sparsity import (
     select_parameters,
     sparse_parameter_names,
 )
+from sift_mm.sparsity.parameters import layer_densities
 
 
 @dataclass(frozen=True)
 class FlopBudget:
-    """FLOPs of a network beside those of its dense twin, in 2 x MACs.
+    """FLOPs of a network and of its dense twin, in 2 x MACs.
 
     Args:
-        own (FlopCount): Of the network, with dense weights.
-        dense (float): Of the dense twin.
-        prefix (str): Of the names of ``own`` in the model.
-        classifier (float): Of a linear head that is not in ``own``.
+        own (FlopCount): FLOPs of the network with dense weights.
+        dense (float): FLOPs of the dense twin.
+        prefix (str): Prefix of the names of ``own`` in the model.
+        classifier (float): FLOPs of a linear head that is not in ``own``.
     """
 
     own: FlopCount
@@ -43,7 +43,7 @@ class FlopBudget:
     classifier: float = 0
 
     def cost(self, densities: Mapping[str, float]) -> float:
-        """FLOPs under masks of these densities, by full name."""
+        """Return the FLOPs under masks of given densities, by full name."""
         return self.classifier + self.own.sparse(
             {
                 name.removeprefix(self.prefix): density
@@ -53,17 +53,26 @@ class FlopBudget:
         )
 
     def ratio(self, densities: Mapping[str, float]) -> float:
-        """:meth:`cost` over the FLOPs of the dense twin."""
+        """Return :meth:`cost` divided by the FLOPs of the dense twin."""
         return self.cost(densities) / self.dense
 
 
 @dataclass(eq=False)
 class MaskPlan:
-    """The masks that a model asks for, each fact looked up once, when asked.
+    """Plan of a run's masks: parameters, active weights and FLOP budget.
 
-    A run that takes the masks of a checkpoint never asks for counts.
-    ``count_whole`` gives the FLOPs of the whole model beside the dense one,
-    at the size of the test images; it is None where no config is known.
+    Properties are computed on first access: a run that takes the masks of a
+    checkpoint needs no counts.
+
+    Args:
+        model (nn.Module): Model of the run.
+        distribution (Distribution): Distribution of the sparsity over layers.
+        hook_sparsity (float, optional): Sparsity option of the hook.
+        include (Sequence[str], optional): Patterns of parameters to mask.
+        exclude (Sequence[str]): Patterns of parameters to leave dense.
+        count_whole (Callable, optional): Function that returns the budget of
+            the whole model at the size of test images; None without config.
+        structure (Structure): Structure of the masks.
     """
 
     model: nn.Module
@@ -76,19 +85,19 @@ class MaskPlan:
 
     @cached_property
     def found(self) -> tuple[str, SparseIFTBackbone] | None:
-        """Prefix and Sparse-IFT backbone, see :func:`sparse_backbone`."""
+        """Prefix and Sparse-IFT backbone of :func:`sparse_backbone`."""
         return sparse_backbone(self.model)
 
     @property
     def backbone(self) -> SparseIFTBackbone | None:
-        """The Sparse-IFT backbone, if there is one with a family."""
+        """Sparse-IFT backbone with a family, or None."""
         return self.found[1] if self.found else None
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """Parameters that get masks, by full name.
+        """Parameters to mask, by full name.
 
-        Empty for a Sparse-IFT backbone that needs none.
+        Empty for a Sparse-IFT backbone without masks.
 
         Raises:
             ValueError: If patterns match nothing, or nothing is selected.
@@ -103,22 +112,18 @@ class MaskPlan:
 
     @cached_property
     def nominal_sparsity(self) -> float:
-        """The one sparsity of a run, written in the backbone or the hook.
+        """Sparsity of the run, from the backbone or the hook.
 
         Raises:
-            ValueError: If the two disagree or neither says it.
+            ValueError: If both differ, or none is given.
         """
         sparsity = self.hook_sparsity
         if self.backbone is not None:
             sizes = {self.backbone.sparsity}
         else:
-            # Of layers that sift_mm.transform put in.
-            sizes = {
-                round(1 - module.density, 12)
-                for module in self.model.modules()
-                if isinstance(module, (Composite, Wide))
-                and module.sparse_parameter_names()
-            }
+            # Layers of sift_mm.transform.
+            densities = layer_densities(self.model).values()
+            sizes = {round(1 - density, 12) for density in densities}
         if len(sizes) > 1:
             raise UserError(
                 f'The layers of the model have several sparsities, '
@@ -126,7 +131,7 @@ class MaskPlan:
             )
         written = next(iter(sizes), sparsity)
         if written is None and isinstance(self.distribution, Explicit):
-            return 0.0  # Each layer has its own, and this one plays no part.
+            return 0.0  # Each layer has its own sparsity.
         if written is None:
             raise UserError(
                 'No sparsity is given: the model has no Sparse-IFT layers, so '
@@ -136,13 +141,13 @@ class MaskPlan:
             raise UserError(
                 f'The layers of the model have sparsity={written} and '
                 f'SparseTrainingHook sparsity={sparsity}. Write it once, in '
-                'the model: the hook follows where it has none.'
+                'the model: the hook takes it from there.'
             )
         return written
 
     @cached_property
     def budget(self) -> FlopBudget | None:
-        """FLOPs of a Sparse-IFT backbone and a classifier's linear head."""
+        """Budget of a Sparse-IFT backbone and a linear classifier, or None."""
         if self.found is None:
             return None
         prefix, backbone = self.found
@@ -152,10 +157,10 @@ class MaskPlan:
 
     @cached_property
     def whole(self) -> FlopBudget:
-        """FLOPs of the whole model, with neck and heads.
+        """Budget of the whole model, with neck and heads.
 
         Raises:
-            ValueError: If they cannot be counted, with the reason.
+            ValueError: If its FLOPs cannot be counted.
         """
         if self.count_whole is None:
             raise UserError('the run has no config to read the model from')
@@ -163,13 +168,13 @@ class MaskPlan:
 
     @cached_property
     def solved_sparsity(self) -> float:
-        """The sparsity that masks are drawn at, as ``flops`` asks for it.
+        """Sparsity to draw masks at, for the backbone's ``flops`` option.
 
         Raises:
-            ValueError: If no masks give the dense network's FLOPs.
+            ValueError: If no sparsity gives the dense network's FLOPs.
         """
         backbone, budget = self.backbone, self.budget
-        # An explicit distribution does not listen to the sparsity.
+        # An explicit distribution does not depend on the sparsity.
         if (
             backbone is None
             or budget is None
@@ -182,7 +187,7 @@ class MaskPlan:
                 budget = self.whole
             except ValueError as error:
                 raise UserError(
-                    f"flops='match_model' cannot be had: {error}; set "
+                    f"flops='match_model' is not possible: {error}; set "
                     "flops='match', which matches the backbone alone."
                 ) from None
             if not self.parameters:
@@ -205,7 +210,7 @@ class MaskPlan:
 
     @property
     def _advice(self) -> str:
-        """What to do where no masks give the dense network's FLOPs."""
+        """Advice for masks that cannot have the dense network's FLOPs."""
         assert self.backbone is not None
         if self.backbone.flops == 'match_model':
             return (
@@ -219,12 +224,12 @@ class MaskPlan:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the parameters that get masks, by full name."""
+        """Shapes of the parameters to mask, by full name."""
         return {n: tuple(p.shape) for n, p in self.parameters.items()}
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Active weights of each parameter, as the structure has them."""
+        """Active weights of each parameter, rounded by the structure."""
         return {
             name: self.structure.fit(self.shapes[name], count)
             for name, count in self._asked.items()
@@ -237,7 +242,7 @@ class MaskPlan:
 
     @property
     def rounds(self) -> str:
-        """Words on active weights that the structure rounds, or ''."""
+        """Description of the structure's rounding of active weights, or ''."""
         asked, found = sum(self._asked.values()), sum(self.counts.values())
         if asked == found:
             return ''
@@ -255,25 +260,25 @@ class MaskPlan:
 
     @property
     def densities(self) -> dict[str, float]:
-        """Share of active weights, by full name of the parameter."""
+        """Density of each parameter, by full name."""
         return {
             n: self.counts[n] / p.numel() for n, p in self.parameters.items()
         }
 
     @property
     def ratio(self) -> float | None:
-        """FLOPs of the :attr:`budget` under masks, over the dense twin's."""
+        """FLOPs under masks divided by those of the dense twin."""
         if self.budget is None:
             return None
         return self.budget.ratio(self.densities)
 
     @cached_property
     def _classifier(self) -> tuple[float, float]:
-        """FLOPs of a linear classifier, and of the dense twin's.
+        """FLOPs of a linear classifier, and of the dense twin's classifier.
 
-        It grows with the features. Necks and heads of detectors and
-        segmentors are left out here: their FLOPs depend on the image
-        otherwise than a backbone's.
+        They grow with the features. Necks and heads of detectors and
+        segmentors are excluded: their FLOPs depend differently on the image
+        size.
         """
         layer = getattr(getattr(self.model, 'head', None), 'fc', None)
         if self.backbone is None or not isinstance(layer, nn.Linear):
@@ -286,12 +291,12 @@ class MaskPlan:
 
 
 def backbone_flops(backbone: SparseIFTBackbone) -> tuple[FlopCount, float]:
-    """FLOPs of a backbone with dense weights, and of its dense twin.
+    """Count the FLOPs of a backbone with dense weights, and of its dense twin.
 
-    In 2 x MACs, at the backbone's ``match_shape``.
+    Counts are 2 x MACs at the backbone's ``match_shape``.
 
     Raises:
-        ValueError: If it does not run on an image of that shape alone.
+        ValueError: If the backbone does not run on an image of that shape.
     """
     shape, channels = backbone.match_shape, backbone.image_channels
     try:
@@ -299,7 +304,7 @@ def backbone_flops(backbone: SparseIFTBackbone) -> tuple[FlopCount, float]:
             count_flops(backbone, shape, channels),
             count_flops(backbone.dense_twin(), shape, channels).total,
         )
-    except Exception as error:  # Whatever a layer makes of the image.
+    except Exception as error:  # Layers raise errors of any type.
         kind = getattr(backbone, 'kind', type(backbone))
         raise UserError(
             f'The FLOPs of {kind.__name__} cannot be matched: it '
@@ -311,11 +316,11 @@ def backbone_flops(backbone: SparseIFTBackbone) -> tuple[FlopCount, float]:
 
 
 def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
-    """FLOPs of a whole model and of its dense one, for one test image.
+    """Count the FLOPs of a model and of its dense twin for a test image.
 
     Raises:
-        ValueError: If the config does not say how large the images are, or
-            the model cannot be counted.
+        ValueError: If the config has no image size, or the FLOPs cannot be
+            counted.
     """
     from sift_mm.config.dense import build_dense
     from sift_mm.config.images import channels_of, find_sizes

@@ -1,4 +1,4 @@
-"""Mixed precision, as the command line asks for it."""
+"""Mixed precision of a config, on and off."""
 
 from mmengine.config import Config
 from mmengine.logging import print_log
@@ -11,7 +11,7 @@ AMP_WRAPPERS = {
     'OptimWrapper': 'AmpOptimWrapper',
     'SparseOptimWrapper': 'SparseAmpOptimWrapper',
 }
-# What they take beside the options of their float32 counterparts.
+# Options that the float32 wrappers do not have.
 AMP_OPTIONS = ('loss_scale', 'dtype', 'use_fsdp')
 
 
@@ -19,7 +19,7 @@ def enable_amp(cfg: Config) -> None:
     """Replace the optim wrapper by its mixed precision counterpart.
 
     Raises:
-        UserError: If the wrapper has no such counterpart.
+        UserError: If the wrapper has no counterpart.
     """
     wrapper = cfg.get('optim_wrapper')
     if wrapper is None:
@@ -38,7 +38,7 @@ def enable_amp(cfg: Config) -> None:
 
 
 def disable_amp(cfg: Config) -> None:
-    """Replace an optim wrapper of mixed precision by that of float32."""
+    """Replace a mixed precision optim wrapper by its float32 counterpart."""
     wrapper = cfg.get('optim_wrapper') or {}
     for plain, mixed in AMP_WRAPPERS.items():
         if type_name(wrapper) == mixed:
@@ -51,7 +51,7 @@ def check_amp(cfg: Config) -> None:
     """Refuse mixed precision without an accelerator.
 
     Raises:
-        UserError: If the config has an AMP wrapper and there is none.
+        UserError: If an AMP wrapper is set and no accelerator is found.
     """
     name = type_name(cfg.get('optim_wrapper') or {})
     if name in AMP_WRAPPERS.values() and not has_accelerator():

@@ -1,9 +1,9 @@
-"""Seed data and model by the iteration of a run, and by nothing before.
+"""Seeds of data and model for each iteration of a run.
 
 MMEngine's checkpoints hold no random state, and the state of workers, which
-are some batches ahead, could not be saved at all. So every batch is drawn
-from a seed of its own, and every iteration computed with one: a run that is
-broken after any iteration goes on with the numbers that it would have had.
+are some batches ahead, cannot be saved. So every batch and every iteration has
+a seed: a run that is interrupted after any iteration resumes with the same
+random numbers.
 """
 
 import random
@@ -22,7 +22,7 @@ _DATA, _MODEL = range(2)
 
 
 def seed_generators(*key: int) -> None:
-    """Seed Python, NumPy and PyTorch, of all devices, by numbers from 0 up."""
+    """Seed Python, NumPy and PyTorch, on all devices, by numbers >= 0."""
     seeds = np.random.SeedSequence(key).generate_state(3)
     python, numpy, pytorch = (int(seed) for seed in seeds)
     random.seed(python)
@@ -31,7 +31,7 @@ def seed_generators(*key: int) -> None:
 
 
 class NumberedBatch(list[int]):
-    """Indices of a batch, with the iteration that trains on it."""
+    """Indices of a batch, with the number of its training iteration."""
 
     number: int
 
@@ -39,8 +39,16 @@ class NumberedBatch(list[int]):
 class NumberedBatches:
     """Batch sampler that numbers each batch by its iteration.
 
-    Other attributes are those of ``batches``. ``restarted`` is called with
-    the epoch when they end while a resumed run skips batches.
+    Other attributes are those of the wrapped sampler.
+
+    Args:
+        batches (Any): Batch sampler to wrap.
+        number (int): Iteration of the next batch.
+        skip (int): Number of batches that a resumed run skips.
+
+    Attributes:
+        restarted (Callable, optional): Function to call with the epoch if the
+            sampler ends while batches are skipped.
     """
 
     restarted: Callable[[int], None] | None = None
@@ -58,7 +66,7 @@ class NumberedBatches:
             yield batch
 
     def _remaining(self) -> Iterator[list[int]]:
-        """Return the batches after those that a resumed run has seen."""
+        """Yield the batches that a resumed run has not seen."""
         skip, self.skip = self.skip, 0
         batches = iter(self.batches)
         epoch = 0
@@ -78,16 +86,20 @@ class NumberedBatches:
         return len(self.batches)
 
     def __getattr__(self, name: str) -> Any:
-        if name == 'batches':  # While it is unpickled.
+        if name == 'batches':  # Not set yet during unpickling.
             raise AttributeError(name)
         return getattr(self.batches, name)
 
 
 class SeededFetch:
-    """Reader of a batch that seeds random numbers by the number of the batch.
+    """Reader of batches that seeds random numbers by the batch's number.
 
-    It becomes ``__getitems__`` of a dataset, which PyTorch's data loader
-    calls, in a worker or not. The key is the common part of a run's seeds.
+    It replaces ``__getitems__`` of a dataset, which PyTorch's data loader
+    calls.
+
+    Args:
+        dataset (Any): Dataset.
+        key (tuple[int, ...]): Common part of the run's seeds.
     """
 
     def __init__(self, dataset: Any, key: tuple[int, ...]) -> None:
@@ -105,12 +117,13 @@ class SeededFetch:
 
 
 class SeededIterations:
-    """Seeds of data and model, for each iteration of a run.
+    """Seeds of data and model for each iteration of a run.
 
     Args:
-        runner (Runner): Its checkpoint loaded, its data not yet read.
-        sampler_seed (int, optional): Seed of the sampler in the resumed run. A
-            config without a seed gives it another one each time.
+        runner (Runner): Runner with a loaded checkpoint, before the first
+            batch.
+        sampler_seed (int, optional): Saved seed of the sampler. Without a seed
+            in the config, each start of the run would have another one.
     """
 
     def __init__(
@@ -126,7 +139,7 @@ class SeededIterations:
         self._number(runner, loader)
 
     def _number(self, runner: Runner, loader: Any) -> None:
-        """Number the batches of the loader from the run's iteration on."""
+        """Number the batches of the loader, from the run's iteration."""
         if (
             not isinstance(loader, DataLoader)
             or isinstance(loader.dataset, IterableDataset)
@@ -145,29 +158,29 @@ class SeededIterations:
         if isinstance(loop, IterBasedTrainLoop):
             self._iterator = loop.dataloader_iterator
             batches.restarted = self._restart
-            # The indices are left out here, of any sampler.
+            # NumberedBatches skips indices without reading data.
             loop.fast_forward_on_resume = True
         else:
-            # A break inside an epoch; more than one is of other data.
+            # More than an epoch means that the data set has changed.
             done = runner.iter - runner.epoch * len(loader)
             batches.skip = min(max(done, 0), len(loader))
         dataset: Any = loader.dataset
         dataset.__getitems__ = SeededFetch(dataset, (self.seed, get_rank()))
-        # PyTorch refuses to have it replaced, since a running iterator
-        # would not see it; there is none yet.
+        # PyTorch refuses a new batch_sampler because of running iterators;
+        # there is none yet.
         vars(loader)['batch_sampler'] = batches
 
     def _restart(self, epoch: int) -> None:
-        """Begin an epoch as MMEngine's endless iterator does."""
+        """Start an epoch like MMEngine's endless iterator."""
         self._iterator._epoch = epoch
         if hasattr(self.sampler, 'set_epoch'):
             self.sampler.set_epoch(epoch)
 
     def begin(self, iteration: int) -> None:
-        """Seed the model's draws in an iteration, counted from 0."""
+        """Seed the model's random numbers in an iteration, counted from 0."""
         seed_generators(self.seed, iteration, _MODEL)
 
     @property
     def sampler_seed(self) -> int | None:
-        """Seed of the sampler, which a resumed run needs."""
+        """Seed of the sampler, for a resumed run."""
         return getattr(self.sampler, 'seed', None)

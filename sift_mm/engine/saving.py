@@ -1,4 +1,4 @@
-"""Save checkpoints so that a whole one is left, whatever ends the run."""
+"""Crash-safe saving: an interrupted run always leaves a whole checkpoint."""
 
 import os
 from collections.abc import Callable
@@ -26,16 +26,16 @@ RANKS = {
 
 
 class WholeFileBackend(LocalBackend):
-    """Backend of local files that writes beside the old file, then renames.
+    """Backend of local files that writes a new file, then renames it.
 
-    A full disk or a kill leaves what was there before.
+    A full disk or a kill leaves the old file.
     """
 
     def put(self, obj: bytes, filepath: str | Path) -> None:
-        """Write bytes to a file, and make its folder.
+        """Write bytes to a file, and create its folder.
 
         Raises:
-            UserError: If that is not possible, on a full disk say.
+            UserError: If writing fails, such as on a full disk.
         """
         try:
             Path(filepath).parent.mkdir(parents=True, exist_ok=True)
@@ -43,19 +43,19 @@ class WholeFileBackend(LocalBackend):
                 stream.write(obj)
         except OSError as error:
             raise UserError(
-                f'{filepath} could not be written: {error.strerror}. What '
-                'was written before is whole: make room, and go on from that.'
+                f'{filepath} could not be written: {error.strerror}. Earlier '
+                'files are whole: make room, and resume from them.'
             ) from error
 
     def put_text(
         self, obj: str, filepath: str | Path, encoding: str = 'utf-8'
     ) -> None:
-        """Write a text to a file as :meth:`put` does."""
+        """Write a text to a file, like :meth:`put`."""
         self.put(obj.encode(encoding), filepath)
 
 
 class _LateRemoval:
-    """File backend that removes files when the new one is written."""
+    """File backend that deletes old files after the new one is written."""
 
     def __init__(self, backend: Any) -> None:
         self.backend = backend
@@ -68,9 +68,9 @@ class _LateRemoval:
         return lambda path: self.due.append((method, path, _inode(path)))
 
     def catch_up(self) -> None:
-        """Remove the files that are due."""
+        """Delete the files that are due."""
         for remove, path, inode in self.due:
-            # The new file may have taken the name of the old one.
+            # The new file may have the name of the old one.
             if _inode(path) == inode:
                 remove(path)
 
@@ -84,14 +84,14 @@ def _inode(path: str) -> int:
 
 
 def _safely(saves: Callable[..., None]) -> Callable[..., None]:
-    """Wrap a method that saves, so that it removes old files last."""
+    """Wrap a method that saves, so that it deletes old files last."""
 
     @wraps(saves)
     def save(self: Any, *args: Any, **kwargs: Any) -> None:
         late = _LateRemoval(self.file_backend)
         with (
             mock.patch.object(self, 'file_backend', late),
-            # The one file that MMEngine writes by hand.
+            # MMEngine writes last_checkpoint without its backend.
             mock.patch.object(
                 checkpoint_hook, 'open', written_whole, create=True
             ),
@@ -103,10 +103,10 @@ def _safely(saves: Callable[..., None]) -> Callable[..., None]:
 
 
 class WholeCheckpointHook(CheckpointHook):
-    """Checkpoint hook that removes an old file when the new one is whole.
+    """Checkpoint hook that deletes an old file after the new one is whole.
 
-    MMEngine's removes first: with ``max_keep_ckpts=1`` a full disk or a kill
-    leaves nothing. The file 'last_checkpoint' is replaced too.
+    MMEngine's hook deletes first: with ``max_keep_ckpts=1`` a full disk or a
+    kill leaves nothing. The file 'last_checkpoint' is replaced safely too.
     """
 
     after_train_iter = _safely(CheckpointHook.after_train_iter)
@@ -115,17 +115,17 @@ class WholeCheckpointHook(CheckpointHook):
 
 
 def save_whole(runner: Runner) -> None:
-    """Make the checkpoint hooks of a run save as WholeCheckpointHook does."""
+    """Turn the checkpoint hooks of a run into WholeCheckpointHooks."""
     for hook in runner.hooks:
         if type(hook) is CheckpointHook:
             hook.__class__ = WholeCheckpointHook
 
 
 def lock_work_dir(cfg: Config) -> AbstractContextManager[None]:
-    """Keep the work dir to one training, held by its first process.
+    """Lock the work dir for one training, by its first process.
 
     Raises:
-        UserError: If another training is at work there.
+        UserError: If another training uses the work dir.
     """
     rank = RANKS.get(cfg.get('launcher') or 'none', '')
     is_first = os.environ.get(rank, '0') == '0'
@@ -135,8 +135,8 @@ def lock_work_dir(cfg: Config) -> AbstractContextManager[None]:
 def use_safe_files() -> None:
     """Make MMEngine read checkpoints safely and write whole files.
 
-    Runs of this package do so when they begin, for their process. Call it
-    where checkpoints are read or written without a run.
+    Runs with SparseTrainingHook call this. Call it in other processes that
+    read or write checkpoints.
     """
     use_safe_loaders()
     register_backend('local', WholeFileBackend, force=True, prefixes='')

@@ -1,4 +1,4 @@
-"""Testing a network on sparse kernels, timed."""
+"""Timed test of a network on sparse kernels."""
 
 import time
 from typing import Any
@@ -12,12 +12,12 @@ from sift_mm.engine.cost_hook import MasksHook
 
 
 class SparseTestHook(MasksHook):
-    """Puts the tested network on sparse kernels and times its steps.
+    """Hook that runs the tested network on sparse kernels and times it.
 
-    Register it behind hooks that look at the network as it was trained.
+    Register it after hooks that read the trained network.
     """
 
-    # Behind the hook that counts, which has the usual priority.
+    # After CostHook, which has normal priority.
     priority = 'VERY_LOW'
     _total = _started = 0.0
     _images = 0
@@ -25,19 +25,16 @@ class SparseTestHook(MasksHook):
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds an image so far, in this process.
-
-        Of preprocessing, the network and its predictions; not of loading.
-        """
+        """Wall-clock seconds per image in this process, without loading."""
         return self._total / max(1, self._images)
 
     def before_test(self, runner: Runner) -> None:
         """Replace the network.
 
         Raises:
-            UserError: No layer can run sparse, or there are no kernels.
+            UserError: If no layer can run sparse, or there are no kernels.
         """
-        # Inside wrappers: of several processes, of test-time augmentation.
+        # Unwrap data-parallel and test-time augmentation wrappers.
         holder: Any = runner
         name = 'model'
         while isinstance(
@@ -55,13 +52,13 @@ class SparseTestHook(MasksHook):
         self._started = time.perf_counter()
 
     def after_test(self, *args: Any, **kwargs: Any) -> None:
-        """Log what was timed: which layers ran sparse."""
+        """Log the layers that ran sparse."""
         print_log(str(self._report), logger='current')
 
     def after_test_iter(
         self, runner: Runner, batch_idx: int, *_: Any, outputs: Any, **__: Any
     ) -> None:
-        """Stop the clock; the first step, which warms up, does not count."""
+        """Stop the clock; the first step is a warm-up."""
         if batch_idx or len(runner.test_dataloader) == 1:
             self._total += time.perf_counter() - self._started
             self._images += len(outputs)

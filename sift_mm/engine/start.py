@@ -1,4 +1,4 @@
-"""The start of a run: its errors are mistakes, its log waits for them."""
+"""Start of a run: checks of its data, errors without a log before them."""
 
 import sys
 import traceback
@@ -16,21 +16,21 @@ from sift_mm.errors import UserError
 
 
 class HeldOutput:
-    """Stream that keeps what is written until :meth:`release`."""
+    """Stream that holds text back until :meth:`release`."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
         self._kept: list[str] | None = []
 
     def write(self, text: str) -> int:
-        """Write a text, or keep it."""
+        """Write a text, or hold it back."""
         if self._kept is None:
             return self._stream.write(text)
         self._kept.append(text)
         return len(text)
 
     def release(self) -> None:
-        """Write what was kept, and keep nothing from now on."""
+        """Write the text held back, and write through from now on."""
         kept, self._kept = self._kept, None
         self._stream.write(''.join(kept or ()))
         self._stream.flush()
@@ -43,10 +43,10 @@ class StartHook(Hook):
     """Hook that ends the start of a run, and checks its data.
 
     Args:
-        output (HeldOutput): Standard output until then.
+        output (HeldOutput): Standard output of the start.
     """
 
-    # After all others: what they refuse is refused at the start.
+    # Runs last, so that errors of all hooks belong to the start.
     priority = 'LOWEST'
 
     def __init__(self, output: HeldOutput) -> None:
@@ -54,7 +54,7 @@ class StartHook(Hook):
         self.started = False
 
     def before_train(self, runner: Runner) -> None:
-        """Check the data; say so where no iteration is left."""
+        """Check the data, and warn if no iteration is left."""
         check_loader(runner.train_dataloader, 'train_dataloader.dataset')
         if runner.val_loop is not None:
             check_loader(runner.val_dataloader, 'val_dataloader.dataset')
@@ -66,8 +66,9 @@ class StartHook(Hook):
         if runner.iter >= runner.max_iters:
             runner.logger.warning(
                 f'Nothing is left to do: the run ends after {runner.max_iters}'
-                f' iterations, and {runner._load_from} has had {runner.iter}. '
-                'To train on, raise max_epochs or max_iters of train_cfg.'
+                f' iterations, and {runner._load_from} has done {runner.iter}.'
+                ' To train further, raise max_epochs or max_iters of '
+                'train_cfg.'
             )
 
     def before_test(self, runner: Runner) -> None:
@@ -75,7 +76,7 @@ class StartHook(Hook):
         check_loader(runner.test_dataloader, 'test_dataloader.dataset')
 
     def end_start(self, *_: Any, **__: Any) -> None:
-        """Let the log through; errors from now on are not the config's."""
+        """Release the log; later errors are not errors of the config."""
         if not self.started:
             self.started = True
             self.output.release()
@@ -86,15 +87,15 @@ class StartHook(Hook):
 
 @contextmanager
 def starting(cfg: Config) -> Iterator[StartHook]:
-    """Hold back the log of a run until it started.
+    """Hold back the log of a run until the start is complete.
 
-    MMEngine's description of the machine would stand before each refusal.
+    MMEngine's description of the machine would hide errors of the config.
 
     Yields:
         StartHook: Hook to register with the runner.
 
     Raises:
-        UserError: If anything is raised before the run started.
+        UserError: If the config or the data cause an error.
     """
     before = sys.stdout
     hook = StartHook(HeldOutput(before))
@@ -113,9 +114,9 @@ def starting(cfg: Config) -> Iterator[StartHook]:
 
 
 def _explain_data(error: Exception) -> None:
-    """Refuse the data set that was read when an error arose.
+    """Refuse the empty data set that caused an error.
 
-    MMEngine fails on an empty one before a hook can look at it.
+    MMEngine fails on an empty data set before a hook can check it.
     """
     for frame, _ in traceback.walk_tb(error.__traceback__):
         dataset = frame.f_locals.get('self')
@@ -125,21 +126,21 @@ def _explain_data(error: Exception) -> None:
 
 
 def check_loader(loader: Any, key: str) -> None:
-    """Refuse a loader one of whose data sets has nothing to learn from."""
+    """Refuse a loader with a data set without samples or instances."""
     for dataset in _leaves(loader.dataset):
         if hasattr(dataset, 'get_data_info'):
             check_dataset(dataset, key)
 
 
 def check_dataset(dataset: Any, key: str) -> None:
-    """Refuse a data set that has no sample, or no instance of its classes.
+    """Refuse a data set without samples, or without instances of its classes.
 
     Args:
-        dataset (BaseDataset): Data set of MMEngine.
-        key (str): Its key in the config.
+        dataset (BaseDataset): MMEngine data set.
+        key (str): Key of the data set in the config.
 
     Raises:
-        UserError: If there is nothing to learn from or to measure by.
+        UserError: If it has no sample or no instance.
     """
     place = f'{key} ({type(dataset).__name__})'
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
@@ -149,15 +150,15 @@ def check_dataset(dataset: Any, key: str) -> None:
         found = [c['name'] for c in mmengine.load(file)['categories']]
         raise UserError(
             f'{place}: no class of the config is a category of {file} '
-            f'{advice} to names of the file, which are {_some(found)}.'
+            f'{advice} to names of the file: {_some(found)}.'
         )
     if not (len(dataset) if dataset._fully_initialized else dataset.data_list):
         raise UserError(
-            f'{place}: {file} gives no sample {advice}, filter_cfg or the '
-            'paths to what the files have.'
+            f'{place}: {file} has no sample {advice}, filter_cfg or the '
+            'paths to match the files.'
         )
     infos = (dataset.get_data_info(i) for i in range(len(dataset)))
-    # The first instance ends the search, in most data sets at once.
+    # The search ends at the first instance, usually at once.
     if all(info.get('instances', True) == [] for info in infos):
         raise UserError(
             f'{place}: no sample of {file} has an instance of a class '
@@ -166,7 +167,7 @@ def check_dataset(dataset: Any, key: str) -> None:
 
 
 def _some(names: Any) -> str:
-    """Return the first ten names, and how many there are more."""
+    """Return the first ten names, and the number of other names."""
     more = f' and {len(names) - 10} more' if len(names) > 10 else ''
     return ', '.join(map(str, names[:10])) + more
 

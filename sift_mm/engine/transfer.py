@@ -1,4 +1,4 @@
-"""Take over masks from the checkpoint that a run starts from."""
+"""Masks of the checkpoint from which a run starts."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -14,8 +14,8 @@ from sift_mm.checkpoint.state import (
     CHECKPOINT_KEY,
     check_keys,
     mask_training,
-    named,
     pretrained_cfg,
+    with_context,
     without_prefix,
 )
 from sift_mm.engine.plan import MaskPlan, sparse_backbone
@@ -29,7 +29,7 @@ from sift_mm.sparsity import (
 )
 from sift_mm.sparsity.initializers import count_tolerance
 
-# Optimizer slots that have the shape of their weights in every optimizer.
+# Slots with the shape of their weight in every optimizer.
 ELEMENTWISE = ('momentum_buffer', 'exp_avg')
 
 
@@ -43,7 +43,7 @@ def pretrained_source(
         parameters: Sparse parameters by full name.
 
     Returns:
-        tuple: The prefix of names of its module, and the config; or None.
+        tuple: Name prefix of the config's module, and the config; or None.
     """
     for name, module in model.named_modules():
         config = pretrained_cfg(getattr(module, 'init_cfg', None))
@@ -58,15 +58,15 @@ def pretrained_state(
 ) -> tuple[bool, dict[str, Any] | None]:
     """Return the mask training of the checkpoint that an ``init_cfg`` loads.
 
-    The Sparse-IFT backbone has checked a checkpoint that it loads itself; one
-    that a module around it loads is checked here.
+    A Sparse-IFT backbone checks a checkpoint that it loads itself. A
+    checkpoint that another module loads is checked here.
 
     Returns:
-        tuple: True if a checkpoint is loaded into a sparse parameter, and its
-        mask training, with the masks by their names in this model, or None.
+        tuple: True if a checkpoint is loaded into a sparse parameter; its mask
+        training with the names of this model, or None.
 
     Raises:
-        ValueError: If the checkpoint is not of the Sparse-IFT backbone.
+        ValueError: If the checkpoint belongs to another backbone.
     """
     found = sparse_backbone(model)
     source = pretrained_source(
@@ -80,7 +80,7 @@ def pretrained_state(
     owner: Any = model.get_submodule(inside.removesuffix('.'))
     checkpoint = getattr(owner, 'loaded', None)
     if checkpoint is not None:
-        owner.loaded = None  # Read once, and not held any longer.
+        owner.loaded = None  # Frees the checkpoint, which is read once.
     else:
         checkpoint = load_pretrained(config)
         if found:
@@ -90,7 +90,7 @@ def pretrained_state(
                 config['checkpoint'],
                 found[0].removeprefix(inside),
             )
-    with named(config['checkpoint']):
+    with with_context(config['checkpoint']):
         state = mask_training(checkpoint)
     if state is None:
         return True, None
@@ -101,27 +101,27 @@ def pretrained_state(
 class Origin(Enum):
     """Origin of the first masks of a run."""
 
-    #: Of the run that is resumed.
+    #: Masks of the resumed run.
     RESTORED = 'restored'
-    #: Of loaded weights, at this run's start or its first one's.
+    #: Masks of loaded weights, in this run or before it was resumed.
     TRANSFERRED = 'transferred'
-    #: New ones.
+    #: New masks.
     DRAWN = 'drawn'
-    #: None: they are dropped, and all weights train.
+    #: No masks: masks are dropped, and all weights train.
     DROPPED = 'dropped'
-    #: None: the network has no sparse parameters.
+    #: No masks: the network has no sparse parameters.
     NEEDLESS = 'needless'
 
 
 @dataclass(frozen=True)
 class Start:
-    """Start of a run, as far as masks depend on it.
+    """Checkpoint from which a run starts.
 
     Args:
-        state (Mapping, optional): Mask training of the checkpoint that is
-            loaded or resumed.
-        loaded (bool): Whether weights come from a checkpoint.
-        resumed (bool): Whether an earlier run goes on.
+        state (Mapping, optional): Mask training of the loaded or resumed
+            checkpoint.
+        loaded (bool): True if weights come from a checkpoint.
+        resumed (bool): True if an earlier run is resumed.
     """
 
     state: Mapping[str, Any] | None = None
@@ -130,15 +130,15 @@ class Start:
 
     @property
     def saved(self) -> Mapping[str, Any]:
-        """Mask training of the run that is resumed, else nothing."""
+        """Mask training of the resumed run, else empty."""
         return (self.resumed and self.state) or {}
 
     def find_origin(self, options: RunOptions) -> Origin:
-        """Return the origin of the masks, for a network that needs some.
+        """Return the origin of the masks of a network that needs masks.
 
         Raises:
             ValueError: If a resumed run has no masks or would lose them, or
-                if loaded weights have none and no option draws them.
+                loaded weights have no masks and no option draws them.
         """
         if self.resumed:
             return self._resumed_origin(options.transfer)
@@ -158,7 +158,7 @@ class Start:
 
     def _resumed_origin(self, transfer: str) -> Origin:
         if self.state is None:
-            if transfer == 'dense':  # Such a run saves no masks.
+            if transfer == 'dense':  # A dense run saves no masks.
                 return Origin.DROPPED
             raise UserError(
                 'The checkpoint to resume from holds no masks (no key '
@@ -178,11 +178,11 @@ class Start:
 
 
 def read_start(start: Start, plan: MaskPlan) -> Start:
-    """Return the start of a run, with what an ``init_cfg`` loads.
+    """Return the start of a run, with the checkpoint of an ``init_cfg``.
 
     Args:
-        start (Start): Of the checkpoint that the runner loaded, if any.
-        plan (MaskPlan): Masks that the model asks for.
+        start (Start): Start from the checkpoint that the runner loaded.
+        plan (MaskPlan): Plan of the model's masks.
     """
     if start.loaded:
         return start
@@ -191,11 +191,11 @@ def read_start(start: Start, plan: MaskPlan) -> Start:
 
 
 def choose_algorithm(options: RunOptions, start: Start) -> Algorithm:
-    """Return the algorithm that trains masks which come with weights."""
+    """Return the algorithm for transferred masks."""
     algorithm = options.algorithm
     if options.transfer != 'fixed':
         return algorithm
-    # Masks that stay keep their structure; one that is given holds.
+    # Fixed masks keep their structure, unless the hook has one.
     structure: Any = algorithm.structure
     if isinstance(structure, Unstructured):
         structure = (start.state or {}).get('structure', structure)
@@ -205,15 +205,14 @@ def choose_algorithm(options: RunOptions, start: Start) -> Algorithm:
 def check_member(state: Mapping[str, Any], here: Mapping[str, Any]) -> None:
     """Refuse mask training of another member of the family.
 
-    Sizes alone do not tell: Sparse Parallel has two branches at 0.5 and at
-    0.55.
+    Shapes do not suffice: Sparse Parallel has two branches at 0.5 and 0.55.
 
     Raises:
         ValueError: If the two differ.
     """
     there = dict(state.get('member', {}))
     if 'nominal' in state.get('budget', {}):
-        # Checkpoints without a member have the sparsity alone.
+        # Old checkpoints without a member have the sparsity.
         there.setdefault('sparsity', state['budget']['nominal'])
     wrong = [
         f'{key}={there[key]!r} there and {value!r} here'
@@ -232,15 +231,19 @@ def masks_of(
     parameters: Mapping[str, nn.Parameter],
     expected: Mapping[str, int],
 ) -> MaskSet:
-    """Return the masks of a checkpoint, for a network that starts from it.
+    """Return the masks of a checkpoint for a network with loaded weights.
 
-    Their density stays: solved for a classifier, it is another one than a
-    detector's from scratch. Weights are loaded already; ``expected`` are the
-    numbers of active weights by the config.
+    The masks keep their density: a classifier's differs from the density of a
+    detector from scratch.
+
+    Args:
+        state (Mapping): Mask training of the checkpoint.
+        parameters (Mapping): Parameters to mask, with loaded weights.
+        expected (Mapping): Active weights by the config.
 
     Raises:
-        ValueError: If they are of other parameters, not the masks of these
-            weights, or no masks at all.
+        ValueError: If the masks have other parameters, do not fit the weights,
+            or are full.
     """
     here, there = parameters.keys(), state['masks'].keys()
     if here != there:
@@ -255,9 +258,9 @@ def masks_of(
     size = sum(mask.numel() for mask in masks.values())
     if sum(masks.counts().values()) == size > sum(expected.values()):
         raise UserError(
-            'The masks of the checkpoint leave no weight out, and the network '
-            'is to be sparse: they are not the masks that it was trained '
-            "with. Choose first masks by the hook's init."
+            'The masks of the checkpoint have no zeros, and the network is '
+            'sparse: it was trained with other masks. Choose first masks by '
+            "the hook's init."
         )
     cut = [
         name
@@ -266,20 +269,20 @@ def masks_of(
     ]
     if cut:
         raise UserError(
-            'The masks of the checkpoint would cut weights of it in '
-            f'{_list(cut)}: they are not the masks that it was trained with. '
-            "Choose first masks by the hook's init, or train dense with "
-            "transfer='dense', in a new run with load_from."
+            'The masks of the checkpoint would cut weights in '
+            f'{_list(cut)}: it was trained with other masks. Choose first '
+            "masks by the hook's init, or train dense with transfer='dense', "
+            'in a new run with load_from.'
         )
     return masks
 
 
 def check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
-    """Refuse masks of another sparsity than the config's.
+    """Refuse masks with another sparsity than the config's.
 
     Raises:
-        ValueError: If the number of active weights differs in any layer, by
-            more than masks read off weights may differ.
+        ValueError: If the active weights of a layer differ by more than
+            :func:`count_tolerance`.
     """
     found = masks.counts()
     wrong = [
@@ -299,12 +302,12 @@ def check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
 
 
 def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
-    """Refuse the saved state of another network's optimizer.
+    """Refuse the optimizer state of another network.
 
-    PyTorch compares the number of parameters alone.
+    PyTorch compares only the number of parameters.
 
     Raises:
-        ValueError: If it has other parameters, or slots of other shapes.
+        ValueError: If parameters or the shapes of slots differ.
     """
     here = [group['params'] for group in optimizer.param_groups]
     there = [group['params'] for group in saved.get('param_groups', [])]
@@ -322,7 +325,7 @@ def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
         for key, slot in saved.get('state', {}).get(index, {}).items()
         if slot is not None
     ]
-    # Others have another shape on purpose: a step count, rows of Adafactor.
+    # Other slots differ on purpose: a step count, the rows of Adafactor.
     fits: Counter[str] = Counter()
     for key, shape, wanted in slots:
         fits[key] += (1 if shape == wanted else -1) if wanted else 0
@@ -336,7 +339,7 @@ def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
 
 
 def _list(names: Iterable[str]) -> str:
-    """List the first of some names, for a message."""
+    """List the first names, for a message."""
     first, *rest = sorted(names) or ['none']
     shown = ', '.join([first, *rest[:5]])
     return f'{shown}, ...' if len(rest) > 5 else shown

@@ -1,4 +1,4 @@
-"""The model inside MMEngine's wrappers."""
+"""Access to the model inside MMEngine's wrappers."""
 
 from mmengine.model import is_model_wrapper
 from torch import nn
@@ -12,7 +12,7 @@ def unwrap(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: If the wrapper, or a module in the model, shards
-            parameters: a rank then sees pieces of weights.
+            parameters.
     """
     if is_model_wrapper(model):
         if not isinstance(model, (DistributedDataParallel, DataParallel)):

@@ -1,7 +1,7 @@
 """FLOPs of a network, dense and under masks, from one counter.
 
-FLOPs are 2 x MACs throughout, as PyTorch's counter and the RigL paper have
-it. OpenMMLab's get_flops tools print MACs under that name, half of this.
+FLOPs are 2 x MACs, as in PyTorch's counter and the RigL paper. OpenMMLab's
+get_flops tools print MACs under that name, half of this.
 """
 
 import copy
@@ -32,10 +32,11 @@ class FlopCount:
     pooling are not. A shared module counts as often as it runs.
 
     Args:
-        total (int): All of it, with every weight dense.
-        by_module (Mapping[str, int]): By module name, what it calls included.
-            A shared module goes by its first name, as its parameters do.
-        own (Mapping[str, int]): By module name, without what it calls.
+        total (int): FLOPs of the network, with every weight dense.
+        by_module (Mapping[str, int]): FLOPs by module name, with the modules
+            that it calls. A shared module has its first name.
+        own (Mapping[str, int]): FLOPs by module name, without the modules that
+            it calls.
     """
 
     total: int
@@ -43,18 +44,18 @@ class FlopCount:
     own: Mapping[str, int] = field(default_factory=dict)
 
     def of(self, parameter: str) -> int:
-        """Return the FLOPs of a parameter's module; 0 if not called."""
+        """Return the FLOPs of a parameter's module, 0 if it does not run."""
         return self.by_module.get(parameter.rpartition('.')[0], 0)
 
     def sparse(
         self, densities: Mapping[str, float], module: str = ''
     ) -> float:
-        """Return the FLOPs under masks: a layer costs its share of weights.
+        """Return the FLOPs under masks, proportional to the active weights.
 
         Args:
             densities (Mapping[str, float]): Share of active weights by
-                parameter name; dense where not named.
-            module (str): Name of the submodule to count, '' for the whole.
+                parameter name; other parameters are dense.
+            module (str): Name of the submodule to count, '' for the network.
         """
         dense = self.by_module[module] if module else self.total
         prefix = f'{module}.' if module else ''
@@ -73,9 +74,15 @@ def count_flops(
 ) -> FlopCount:
     """Count the FLOPs of a forward pass on one image.
 
-    Runs a copy of the model on the meta device: no arithmetic, no memory
-    for activations, the model untouched. The shape is height and width in
-    pixels; a detector, segmentor or classifier wants ``mode='tensor'``.
+    A copy of the model runs on the meta device, without arithmetic and
+    without memory for activations.
+
+    Args:
+        model (nn.Module): The network; it does not change.
+        shape (tuple[int, int]): Height and width of the image, in pixels.
+        in_channels (int): Channels of the image.
+        **forward_kwargs: Arguments of forward; detectors, segmentors and
+            classifiers need ``mode='tensor'``.
 
     Raises:
         ValueError: If the shape is not two numbers.
@@ -106,8 +113,8 @@ def image_channels(network: nn.Module) -> int:
         network (nn.Module): The network.
 
     Returns:
-        int: 3 where that reads more than an image has, as behind a layer that
-        moves pixels into channels.
+        int: The channels; 3 if the first convolution reads more than an image
+        has, as behind a layer that moves pixels into channels.
     """
     for module in network.modules():
         if isinstance(module, _ConvNd):
@@ -118,11 +125,11 @@ def image_channels(network: nn.Module) -> int:
 def on_meta(model: nn.Module, norms: bool = True) -> nn.Module:
     """Return a copy of a model in eval mode, with shapes but no numbers.
 
-    Without ``norms``, batch norms neither check their width nor do their
-    steps, which take longer than all convolutions; see :func:`skip_norms`.
+    Without ``norms``, batch norms do nothing (:func:`skip_norms`): on the meta
+    device they take longer than all convolutions.
     """
-    # Neither device nor host memory for a second network: what the copy
-    # would copy is there already, without its numbers.
+    # The memo holds the copies of all tensors, without numbers: the network
+    # needs no memory twice.
     memo: dict[int, Any] = {}
     for weight in model.parameters():
         memo[id(weight)] = nn.Parameter(
@@ -132,7 +139,7 @@ def on_meta(model: nn.Module, norms: bool = True) -> nn.Module:
         memo[id(buffer)] = torch.empty_like(buffer, device='meta')
     for module in model.modules():
         for value in vars(module).values():
-            # Weights that a hook computes, as weight_norm's.
+            # weight_norm and other hooks store weights there.
             if isinstance(value, Tensor) and not value.is_leaf:
                 memo[id(value)] = torch.empty_like(
                     value, device='meta', requires_grad=False
@@ -145,7 +152,7 @@ def on_meta(model: nn.Module, norms: bool = True) -> nn.Module:
 
 
 def skip_norms(model: nn.Module) -> None:
-    """Let batch norms give a tensor of their input's shape, and no more."""
+    """Make batch norms return a tensor of their input's shape only."""
     for norm in model.modules():
         if isinstance(norm, _BatchNorm):
             norm.forward = torch.empty_like  # type: ignore[method-assign]
@@ -153,10 +160,10 @@ def skip_norms(model: nn.Module) -> None:
 
 @contextmanager
 def plain_operators() -> Iterator[None]:
-    """Let mmcv's operators, if it is imported, run without numbers.
+    """Make mmcv's operators, if it is imported, run without numbers.
 
-    Deformable convolutions count as plain ones, of as many MACs, and of boxes
-    that overlap all are kept. The others write into what they are given.
+    Deformable convolutions count as plain ones of the same MACs, and NMS keeps
+    all boxes. Other operators write into their arguments.
     """
     functions: dict[str, Callable[..., Tensor]] = {
         'modulated_deform_conv.ModulatedDeformConv2dFunction': (
@@ -196,9 +203,9 @@ def watched(
     enter: Callable[..., None],
     leave: Callable[..., None],
 ) -> Iterator[None]:
-    """Call functions around each module's forward, the module's name first.
+    """Call functions around each module's forward.
 
-    Then come the arguments of PyTorch's forward (pre-)hooks.
+    Their arguments are the module's name and those of PyTorch's hooks.
     """
     with ExitStack() as hooks:
         for name, module in model.named_modules():
@@ -217,8 +224,8 @@ def count_call(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
 
 def count_while(model: nn.Module, run: Callable[[], Any]) -> FlopCount:
     """Count the FLOPs of a model while a function runs it."""
-    # The counter's own table goes by the last name of a shared module, and
-    # does not tell what a module computes from what it calls.
+    # The counter's own table uses the last name of a shared module, and adds
+    # the modules that a module calls.
     counter = FlopCounterMode(display=False)
     by_module: dict[str, int] = defaultdict(int)
     own: dict[str, int] = defaultdict(int)

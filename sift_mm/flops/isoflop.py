@@ -1,7 +1,6 @@
-"""The arithmetic of Sparse-IFT: family and sparsity to larger layers.
+"""Arithmetic of Sparse-IFT: sizes of sparse layers at equal FLOPs.
 
-How much larger a sparse layer of the dense one's FLOPs is follows from one
-number, the sparsity ``s`` (Sparse-IFT, section 3). No network is needed.
+All sizes follow from one number, the sparsity ``s`` (Sparse-IFT, section 3).
 """
 
 import math
@@ -10,11 +9,11 @@ from collections.abc import Callable, Mapping
 from sift_mm.errors import UserError
 from sift_mm.validation import Sparsity, read
 
-# What stands between the two inner layers, or behind each branch.
+# Modules between the two inner layers, or behind each branch.
 INNER = ('none', 'norm', 'norm_act')
-# Which factors of V(U x) carry masks.
+# Masked factors of V(U x).
 SPARSE_FACTORS = ('both', 'u', 'none')
-# Relative error allowed in FLOPs that are matched.
+# Largest relative error of matched FLOPs.
 TOLERANCE = 1e-9
 
 
@@ -24,10 +23,10 @@ def check_sparsity(sparsity: float) -> None:
 
 
 def expansion(sparsity: float) -> float:
-    """How many times more weights a layer has at equal FLOPs: 1 / (1 - s).
+    """Return the growth of a layer's weights at equal FLOPs, 1 / (1 - s).
 
-    Binary floating point turns 1 / (1 - 0.9) into 10.000000000000002; such a
-    neighbour of a whole number is that number.
+    Floating point turns 1 / (1 - 0.9) into 10.000000000000002; values so close
+    to a whole number are rounded to it.
 
     Raises:
         ValueError: If ``sparsity`` is outside [0, 1).
@@ -39,28 +38,26 @@ def expansion(sparsity: float) -> float:
 
 
 def wide_width(base_width: int, sparsity: float) -> int:
-    """Width of a Sparse Wide network's first stage, in channels.
+    """Return the width of a Sparse Wide network's first stage, in channels.
 
-    Both widths of a layer grow by ``k = sqrt(1 / (1 - s))``. Rounding is
-    down, as in the authors' networks: 64 becomes 90, 128 and 202 at 0.5,
-    0.75 and 0.9. The later stages are multiples of this number (2, 4, 8), so
-    round once and multiply.
+    Both widths of a layer grow by ``k = sqrt(1 / (1 - s))``, rounded down as
+    in the authors' networks: 64 becomes 90, 128 and 202 at 0.5, 0.75 and 0.9.
+    Later stages are multiples of this number (2, 4, 8).
 
     Raises:
         ValueError: If ``sparsity`` is outside [0, 1).
     """
-    # The small term keeps a product that is a whole number but for floating
-    # point from being rounded down past it.
+    # Floating point may put a whole number slightly below itself.
     return int(base_width * math.sqrt(expansion(sparsity)) + 1e-9)
 
 
 def parallel_branches(sparsity: float) -> int:
-    """Number of branches of a Sparse Parallel layer, 1 / (1 - s).
+    """Return the number of branches of a Sparse Parallel layer, 1 / (1 - s).
 
-    The nearest whole number, 2.5 being rounded up.
+    It is rounded to the nearest whole number, 2.5 up.
 
     Raises:
-        ValueError: If that is a single branch, which is the dense layer.
+        ValueError: If there is a single branch, which is the dense layer.
     """
     branches = math.floor(expansion(sparsity) + 0.5)
     if branches < 2:
@@ -80,11 +77,11 @@ def factorized_rank(
     cost: float | None = None,
     multiple: int = 1,
 ) -> int:
-    """Inner width of a factorised layer V(U x), from its FLOPs.
+    """Return the inner width of a factorized layer V(U x), from its FLOPs.
 
     ``r = cost / (d_U fan_in + d_V fan_out)``, rounded up, where d is 1 - s
-    for a sparse factor and 1 for a dense one. With both sparse and the cost
-    of the layer itself that is the paper's
+    for a sparse factor and 1 for a dense one. With two sparse factors and the
+    dense layer's cost, it is the paper's
     ``fan_in fan_out / (fan_in + fan_out) / (1 - s)``.
 
     Args:
@@ -92,10 +89,10 @@ def factorized_rank(
             convolution.
         fan_out (int): Outputs, d_out.
         sparsity (float): Share of zero weights, in [0, 1).
-        sparse (str): Which factors carry masks: 'both', 'u' or 'none'.
-        cost (float, optional): MACs of one position to be met; those of the
-            dense layer, ``fan_in * fan_out``, if None.
-        multiple (int): The rank, in channels, is a multiple of this.
+        sparse (str): Masked factors: 'both', 'u' or 'none'.
+        cost (float, optional): MACs of one position; None is the dense
+            layer's, ``fan_in * fan_out``.
+        multiple (int): Divisor of the rank, in channels.
 
     Raises:
         ValueError: If the sparsity is outside [0, 1).
@@ -110,11 +107,10 @@ def factorized_rank(
 def spread_ranks(
     exact: Mapping[str, float], costs: Mapping[str, float], multiple: int = 1
 ) -> dict[str, int]:
-    """Whole ranks whose FLOPs add up to those of the exact ones.
+    """Round ranks to whole ones of the same FLOPs in total.
 
-    What rounding adds to one layer is taken from the next. Ranks are
-    multiples of ``multiple``, at least one; ``costs`` has the FLOPs that one
-    more rank costs a layer.
+    The rounding error of one layer is taken from the next. Ranks are
+    multiples of ``multiple``; ``costs`` has each layer's FLOPs of one rank.
     """
     ranks, left = {}, 0.0
     for name, rank in exact.items():
@@ -125,10 +121,10 @@ def spread_ranks(
 
 
 def factor_densities(sparsity: float, sparse: str) -> tuple[float, float]:
-    """Densities of U and V, of which those of ``SPARSE_FACTORS`` are sparse.
+    """Return the densities of U and V.
 
     Raises:
-        ValueError: If there are no such factors.
+        ValueError: If ``sparse`` is none of ``SPARSE_FACTORS``.
     """
     if sparse not in SPARSE_FACTORS:
         raise UserError(
@@ -144,13 +140,14 @@ def factor_densities(sparsity: float, sparse: str) -> tuple[float, float]:
 def doped_rank(
     fan_in: int, fan_out: int, sparsity: float, multiple: int = 1
 ) -> int:
-    """Rank of the dense part of a Sparse Doped layer W x + V(U x).
+    """Return the rank of the dense part of a Sparse Doped layer.
 
-    ``r = s fan_in fan_out / (fan_in + fan_out)``, rounded down: the low-rank
-    part costs what the mask saves. Arguments as of :func:`factorized_rank`.
+    In W x + V(U x), ``r = s fan_in fan_out / (fan_in + fan_out)``, rounded
+    down, costs the FLOPs that the mask of W saves. Arguments are those of
+    :func:`factorized_rank`.
 
     Raises:
-        ValueError: If the rank is 0: the layer is too small for it.
+        ValueError: If the rank is 0.
     """
     check_sparsity(sparsity)
     exact = sparsity * fan_in * fan_out / (fan_in + fan_out)
@@ -167,15 +164,19 @@ def doped_rank(
 def inner_expansion(
     edge: float, inner: float, sparsity: float, depthwise: float = 0
 ) -> float:
-    """How much wider the inside of a chain of layers is at equal FLOPs.
+    """Return the growth k of a chain's inner widths at equal FLOPs.
 
-    A chain keeps its first input and its last output. Widening all that is
-    between by k, the layers at either end cost k times as much and those
-    between two inner widths k * k times, under masks (1 - s) of it; depthwise
-    convolutions between them stay dense and cost k times as much:
+    A chain keeps its first input and last output. The two layers at its ends
+    cost k times as much, inner layers k * k times, under masks (1 - s) of
+    that; depthwise convolutions between stay dense and cost k times as much:
     ``(1 - s) (k edge + k k inner) + k depthwise = edge + inner + depthwise``.
-    For a feed-forward pair ``inner`` is 0 and k = 1 / (1 - s). The FLOPs
-    ``edge``, ``inner`` and ``depthwise`` are in any one unit.
+    For a feed-forward pair, ``inner`` is 0 and k = 1 / (1 - s).
+
+    Args:
+        edge (float): FLOPs of the two layers at the ends, in any unit.
+        inner (float): FLOPs of the layers between.
+        sparsity (float): Share of zero weights, in [0, 1).
+        depthwise (float): FLOPs of depthwise convolutions between.
     """
     # In units of 1 - s, which keeps 1 / (1 - 0.9) a whole number.
     more = expansion(sparsity)
@@ -185,21 +186,21 @@ def inner_expansion(
 
 
 def solve_sparsity(cost: Callable[[float], float], budget: float) -> float:
-    """The sparsity at which a network costs its budget.
+    """Return the sparsity at which a network costs its budget.
 
-    Some parts of a network grow with it and stay dense (the stem of a Sparse
-    Wide one), others are sparse and do not grow (the shortcuts of a Sparse
-    Parallel one), so that the nominal sparsity misses the dense FLOPs. The
-    cost falls linearly with the sparsity where the distribution is uniform:
-    one chord solves it. ERK caps layers at dense, which makes it a chain of
-    lines; the chord is drawn anew until it holds.
+    The nominal sparsity misses the dense FLOPs: dense parts may grow (the stem
+    of a Sparse Wide network) and sparse parts may not (the shortcuts of a
+    Sparse Parallel one). With a uniform distribution, the cost is linear in
+    the sparsity, and one chord solves it. ERK caps layers at dense, so the
+    cost is piecewise linear, and the chord is repeated (regula falsi).
 
-    ``cost`` gives the FLOPs at a sparsity in [0, 1], before masks are rounded
-    to whole weights, in the unit of ``budget``, which is met within a share
-    of TOLERANCE.
+    Args:
+        cost (Callable): FLOPs at a sparsity in [0, 1], before masks are
+            rounded to whole weights.
+        budget (float): FLOPs to meet, within a share of TOLERANCE.
 
     Raises:
-        ValueError: If no sparsity meets the budget, with what can be met.
+        ValueError: If no sparsity meets the budget, with the nearest FLOPs.
     """
     low, high = 0.0, 1.0
     above, below = cost(low), cost(high)
@@ -219,8 +220,8 @@ def solve_sparsity(cost: Callable[[float], float], budget: float) -> float:
         found = cost(middle) - budget
         if abs(found) <= TOLERANCE * budget:
             return middle
-        # An end that stays twice counts for half (the Illinois rule): a
-        # steep bend would hold it for good.
+        # Halve an end that stays twice (the Illinois rule): a steep bend would
+        # keep it forever.
         if found > 0:
             low, over = middle, found
             under *= 0.5 if side > 0 else 1

@@ -20,13 +20,17 @@ from sift_mm.flops.model_forward import count_trial
 class Row:
     """Costs of one module, without the modules that it calls.
 
-    Its name is '' for the whole network, its type that of its class. FLOPs
-    are those of a forward pass, in 2 x MACs, with all weights dense and times
-    the density of its ``weight``. Parameters that several modules share are
-    in the row of the first; the active ones are held at zero by no mask.
-    ``activation_bytes`` are the memory of the outputs, of each time that the
-    module runs; what shares the memory of an earlier output, as views and
-    in-place operations do, takes none.
+    Attributes:
+        name (str): Name of the module, '' for the whole network.
+        type (str): Name of its class.
+        flops_dense (int): FLOPs of a forward pass (2 x MACs), weights dense.
+        flops_sparse (float): The same times the density of its ``weight``.
+        parameters (int): Parameters; shared ones count in the first row.
+        active (int): Parameters that no mask holds at zero.
+        weight_bytes (int): Memory of the parameters.
+        active_bytes (int): Memory of the active parameters.
+        activation_bytes (int): Memory of the outputs of each call. Views and
+            in-place operations take none.
     """
 
     name: str
@@ -49,16 +53,18 @@ class Row:
 class Profile:
     """Costs of a network, dense and under masks, by layer.
 
-    There is a row for each module that costs something itself, in the order
-    of ``named_modules``; they sum to the whole. What was ``assumed`` is said
-    as in :func:`~sift_mm.flops.model_forward.run_once`.
+    Attributes:
+        rows (tuple[Row, ...]): A row for each module with costs of its own, in
+            the order of ``named_modules``; they sum to the network's costs.
+        assumed (tuple[str, ...]): Assumptions, as of
+            :func:`~sift_mm.flops.model_forward.run_once`.
     """
 
     rows: tuple[Row, ...]
     assumed: tuple[str, ...] = ()
 
     def total(self, module: str = '') -> Row:
-        """Return the sum over a module and all within, '' for the network."""
+        """Return the sum over a module and its submodules, '' for all."""
         within = f'{module}.' if module else ''
         return _sum(
             module, [r for r in self.rows if f'{r.name}.'.startswith(within)]
@@ -87,14 +93,14 @@ def profile(
 ) -> Profile:
     """Count FLOPs, parameters and memory of each layer, for one image.
 
-    This is what every report of a network's cost comes from.
+    Every report of a network's costs comes from here.
 
     Args:
         model (nn.Module): Any of the libraries' models, or a plain network;
-            it is left as it is.
+            it does not change.
         shape (tuple[int, int]): Height and width of the image, in pixels.
         densities (Mapping[str, float], optional): Share of active weights by
-            parameter name, as :func:`mask_densities` has them.
+            parameter name, as of :func:`mask_densities`.
         in_channels (int): Channels of the image.
         auxiliary (bool): Whether the auxiliary heads of a segmentor run too.
 
@@ -103,7 +109,7 @@ def profile(
         NotCountable: A ValueError, if the model does not run at that shape.
     """
     densities = densities or {}
-    # Of the model itself: on the meta device, tied weights are two.
+    # Not of the meta copy, where tied weights are two.
     parameters = dict(model.named_parameters())
     unknown = [name for name in densities if name not in parameters]
     if unknown:
@@ -183,7 +189,7 @@ def mask_densities(masks: Mapping[str, Tensor]) -> dict[str, float]:
 def _recording(model: nn.Module, image: Tensor) -> Iterator[dict[str, int]]:
     """Record the bytes of each module's output while the model runs."""
     bytes_of: dict[str, int] = defaultdict(int)
-    # Weak references, which keep addresses from being used again.
+    # Weak references keep addresses from being used again.
     known = {
         StorageWeakRef(tensor.untyped_storage())
         for tensor in (image, *model.parameters(), *model.buffers())

@@ -1,8 +1,8 @@
 """Compile and load the kernels.
 
-The machine's own compiler builds the C++ sources once for a CPU; the user's
-cache keeps them, so that no wheel has to fit every CPU. Where this cannot be
-done, ``library`` says why in a sentence, and layers run dense.
+The machine's compiler builds the C++ sources once for its CPU, and the user's
+cache keeps the library: no wheel has to fit every CPU. If the build fails,
+``why_unavailable`` returns the reason, and layers run dense.
 """
 
 import ctypes
@@ -18,6 +18,7 @@ import time
 import warnings
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,25 +27,27 @@ from .trust import find_flaw, find_flaw_of
 
 SOURCES = Path(__file__).parent / 'csrc'
 
-#: Flags by PyTorch's name of the CPU (``ATEN_CPU_CAPABILITY`` overrides
-#: it for both); others get portable code, correct but slow.
+#: Flags by PyTorch's name of the CPU (``ATEN_CPU_CAPABILITY`` overrides the
+#: name for PyTorch and for the kernels). Other CPUs get portable, slow code.
 FLAGS = {
     'AVX2': ('-mavx2', '-mfma'),
     'AVX512': ('-mavx512f', '-mavx512dq', '-mavx512vl', '-mavx512bw'),
 }
 COMMON_FLAGS = ('-O3', '-std=gnu++17', '-fopenmp', '-fPIC')
-#: Seconds that a compiler may take to name its version, and to compile.
+#: Time limits of the compiler in seconds: for --version and for a build.
 VERSION_LIMIT, COMPILE_LIMIT = 20, 900
-#: First letters of a folder that is compiled in.
+#: Kernels that return an int64; the others return nothing or a status.
+COUNTING = ('sift_pattern', 'sift_nonzeros_outside')
+#: Prefix of the folders that compilers work in.
 _BUILDING = 'building-'
 
 
 class KernelsUnavailable(RuntimeError):
-    """The kernels cannot be built or loaded here; says why."""
+    """Error of kernels that cannot be built or loaded, with the reason."""
 
 
 class FolderNotTrusted(KernelsUnavailable):
-    """Other users could put files into the cache."""
+    """Error of a cache folder that other users can write to."""
 
 
 def instruction_set() -> str:
@@ -59,12 +62,12 @@ def cache_folder() -> Path:
     Raises:
         KernelsUnavailable: If there is no home folder.
     """
-    named = os.environ.get('SIFT_MM_CACHE')
-    # A relative one is to be ignored, by its specification.
+    chosen = os.environ.get('SIFT_MM_CACHE')
+    # The XDG specification says to ignore a relative path.
     base = Path(os.environ.get('XDG_CACHE_HOME') or '.')
     try:
-        if named:
-            return Path(named).expanduser().absolute()
+        if chosen:
+            return Path(chosen).expanduser().absolute()
         if not base.is_absolute():
             base = Path.home() / '.cache'
     except RuntimeError as error:
@@ -87,7 +90,7 @@ def _words(variable: str) -> list[str]:
 
 
 def _compiler() -> list[str]:
-    """Find the compiler that ``CXX`` names, or one of the usual names."""
+    """Find the compiler of ``CXX``, or one with a usual name."""
     chosen = _words('CXX')
     names = chosen[:1] or ['c++', 'g++', 'clang++']
     for name in names:
@@ -106,11 +109,15 @@ def _compiler() -> list[str]:
 
 
 def _run(*commands: list[str], limit: float) -> str:
-    """Run compilers side by side, and return their output.
+    """Run commands in parallel, and return their output.
+
+    Args:
+        *commands: Command lines of the compiler.
+        limit: Time limit in seconds.
 
     Raises:
-        KernelsUnavailable: If one cannot be run, fails, or takes more seconds
-            than the limit.
+        KernelsUnavailable: If a command cannot be run, fails, or exceeds the
+            limit.
     """
     running: list[subprocess.Popen[bytes]] = []
     try:
@@ -151,13 +158,13 @@ def _run(*commands: list[str], limit: float) -> str:
 
 
 def _open_whole(path: Path) -> int | None:
-    """Open a kept library, if it is whole and nobody else may write it.
+    """Open a cached library, if it is whole and no other user may write it.
 
-    Its digest ends it. What was checked is loaded by the number of the open
-    file, whatever has the name by then.
+    The digest is at the end of the file. The library is loaded from this
+    descriptor, so that nobody can replace the file after the check.
 
     Returns:
-        int: The open file; None if it has to be built.
+        int: The descriptor; None if the library has to be built.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
@@ -175,22 +182,21 @@ def _open_whole(path: Path) -> int | None:
 
 
 def build(folder: Path | None = None) -> Path:
-    """Compile the kernels for this CPU, unless that was done before.
+    """Compile the kernels for this CPU, unless the cache has them.
 
-    Processes that start at once may compile more than once, each in a folder
-    of its own; a file gets its name when it is whole.
-    ``SIFT_MM_KERNEL_FLAGS`` is added to the flags, such as those of a
-    sanitizer.
+    Processes that start together compile in separate folders, and the library
+    gets its name when it is whole. ``SIFT_MM_KERNEL_FLAGS`` adds compiler
+    flags, such as those of a sanitizer.
 
     Args:
-        folder: Where the library is kept; by default :func:`cache_folder`.
+        folder: Cache folder; :func:`cache_folder` by default.
 
     Returns:
-        The shared library.
+        Path of the shared library.
 
     Raises:
-        KernelsUnavailable: If there is no compiler, it fails, or the library
-            cannot be kept.
+        KernelsUnavailable: If there is no compiler, the compiler fails, or
+            the library cannot be written.
     """
     folder = folder or cache_folder()
     try:
@@ -292,23 +298,25 @@ def _load_from(path: Path) -> ctypes.CDLL:
     descriptor = _open_whole(path)
     if descriptor is None:
         raise KernelsUnavailable(f'{path} was changed after it was compiled')
-    try:
-        opened = f'/proc/self/fd/{descriptor}'
-        return ctypes.CDLL(opened if os.path.exists(opened) else str(path))
-    finally:
-        os.close(descriptor)
+    # It stays open: the loader knows a library by its name, and a number that
+    # is free again would name another one.
+    opened = f'/proc/self/fd/{descriptor}'
+    loaded = ctypes.CDLL(opened if os.path.exists(opened) else str(path))
+    for name in COUNTING:
+        getattr(loaded, name).restype = ctypes.c_int64
+    return loaded
 
 
 def _printable(error: Exception) -> str:
-    """Return a message without bytes that no terminal shows."""
+    """Return a message with undecodable bytes escaped."""
     return str(error).encode(errors='backslashreplace').decode()
 
 
 def library() -> ctypes.CDLL:
-    """Load the kernels, after compiling them where need be.
+    """Load the kernels; compile them first if needed.
 
     Raises:
-        KernelsUnavailable: If they cannot be had here.
+        KernelsUnavailable: If they cannot be built or loaded.
     """
     loaded = _load()
     if isinstance(loaded, str):
@@ -318,11 +326,35 @@ def library() -> ctypes.CDLL:
 
 @torch.compiler.assume_constant_result
 def why_unavailable() -> str | None:
-    """Return why sparse execution is not available here, or None if it is."""
+    """Return why sparse execution is not available, or None if it is."""
     loaded = _load()
     return loaded if isinstance(loaded, str) else None
 
 
-def pointer(tensor: Tensor | None) -> ctypes.c_void_p:
-    """Return the address of a tensor's numbers, for a kernel."""
-    return ctypes.c_void_p(None if tensor is None else tensor.data_ptr())
+def call(name: str, *arguments: Any) -> int:
+    """Call a kernel, and return its status or count.
+
+    Args:
+        name: Name of the C function.
+        *arguments: Tensors go by address, None as a null pointer, structures
+            by reference, integers as int64 and floats as double.
+    """
+    return getattr(library(), name)(*map(_to_c, arguments))
+
+
+def _to_c(value: Any) -> Any:
+    match value:
+        case Tensor():
+            return ctypes.c_void_p(value.data_ptr())
+        case ctypes.Structure():
+            return ctypes.byref(value)
+        case int():
+            return ctypes.c_int64(value)
+        case float():
+            return ctypes.c_double(value)
+    return value
+
+
+def int64_fields(names: str) -> list[tuple[str, Any]]:
+    """Return the fields of a ``ctypes.Structure`` of int64 numbers."""
+    return [(name, ctypes.c_int64) for name in names.split()]

@@ -1,51 +1,43 @@
 """Products of a sparse convolution: calls of the compiled kernels.
 
-Every function takes float32 tensors on the CPU of any memory order, returns
-a contiguous tensor, and reads ``torch.get_num_threads`` at each call. Outputs
-and input gradients are the same for every number of threads, bit for bit;
-weight gradients are the same for a given number.
+Every function takes float32 tensors on the CPU in any memory order, returns a
+contiguous tensor, and reads ``torch.get_num_threads`` at each call. Outputs
+and input gradients have the same bits for every number of threads; weight
+gradients have the same bits for one number of threads.
+
+All functions raise UserTypeError for a tensor that is not float32 on the CPU,
+and UserError for shapes or a pattern that do not fit. ``ops`` documents the
+arguments.
 """
 
 import ctypes
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import product
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from sift_mm.errors import UserError, UserTypeError
 
-from . import build
-from .build import pointer
+from .build import call, int64_fields
 from .geometry import AxisWalk, Geometry
 from .pattern import Layout, backward_layouts, forward_layout
+
+Nonzeros = tuple[Tensor, Tensor, Tensor]
 
 
 class Sizes(ctypes.Structure):
     """Sizes of a call, as in ``csrc/walk.h``."""
 
-    _fields_ = [
-        (name, ctypes.c_int64)
-        for name in (
-            'images',
-            'channels',
-            'in_h',
-            'in_w',
-            'filters',
-            'out_h',
-            'out_w',
-            'tile_rows',
-            'block',
-            'threads',
-        )
-    ]
+    _fields_ = int64_fields(
+        'images channels in_h in_w filters out_h out_w tile_rows block threads'
+    )
 
 
 _Walk = ctypes.c_int64 * 24
 
-#: Of row starts, positions and indices.
+#: Types of row starts, positions and indices.
 DTYPES = (torch.int32, torch.int16, torch.int32)
 
 
@@ -56,23 +48,7 @@ def forward(
     pattern: Sequence[Tensor],
     geometry: Geometry,
 ) -> Tensor:
-    """Convolve an input with the active weights.
-
-    Args:
-        x: Shape (images, channels, height, width).
-        weight: Dense, shape (filters, channels, h, w); only the active
-            weights are read.
-        bias: Shape (filters,), or None.
-        pattern: From ``make_pattern``.
-        geometry: Of the convolution.
-
-    Returns:
-        Shape (images, filters, out height, out width).
-
-    Raises:
-        TypeError: A tensor is not float32 on the CPU.
-        ValueError: Shapes or pattern do not fit.
-    """
+    """Convolve an input with the active weights."""
     weight = check(weight, 'weight', None, None, *geometry.kernel)
     filters, channels = weight.shape[:2]
     x = check(x, 'input', None, channels, None, None)
@@ -93,25 +69,7 @@ def fused_forward(
     geometry: Geometry,
     filters: int,
 ) -> Tensor:
-    """Convolve with gathered values; add a residual and rectify.
-
-    Args:
-        x: Shape (images, channels, height, width).
-        values: The active weights in the order of ``pattern[2]``.
-        bias: Shape (filters,), or None.
-        residual: Of the output's shape, or None.
-        relu: Whether negative sums become zero.
-        pattern: The forward part of ``make_pattern``.
-        geometry: Of the convolution.
-        filters: Number of filters.
-
-    Returns:
-        Shape (images, filters, out height, out width).
-
-    Raises:
-        TypeError: A tensor is not float32 on the CPU.
-        ValueError: Shapes or pattern do not fit.
-    """
+    """Convolve with gathered values; add a residual and apply a ReLU."""
     x = check(x, 'input', None, None, None, None)
     layout, nonzeros = _nonzeros(
         pattern[:3], forward_layout(geometry, x.shape[1]), filters
@@ -130,20 +88,7 @@ def input_gradient(
     height: int,
     width: int,
 ) -> Tensor:
-    """Return the gradient of the input.
-
-    Args:
-        grad: Gradient of the output.
-        weight: The weight of the forward pass.
-        pattern: From ``make_pattern``.
-        geometry: Of the convolution.
-        height: Height of the input.
-        width: Width of the input.
-
-    Raises:
-        TypeError: A tensor is not float32 on the CPU.
-        ValueError: Shapes or pattern do not fit.
-    """
+    """Return the gradient of an input of the given height and width."""
     weight = check(weight, 'weight', None, None, *geometry.kernel)
     filters, channels = weight.shape[:2]
     size = _out_size(geometry, height, width)
@@ -155,8 +100,8 @@ def input_gradient(
     if not grad.numel():
         return out
     layouts = backward_layouts(geometry, filters)
-    parts = _of_gradient(pattern)
-    found: dict[int, tuple[Any, ...]] = {}
+    parts = _split_gradient(pattern)
+    found: dict[int, tuple[Layout, Nonzeros, Tensor]] = {}
     for row, column, walk in walks:
         if walk is None:
             continue
@@ -177,19 +122,7 @@ def weight_gradient(
     pattern: Sequence[Tensor],
     geometry: Geometry,
 ) -> Tensor:
-    """Return the gradient of the active weights, zero elsewhere.
-
-    Args:
-        grad: Gradient of the output.
-        x: The input of the forward pass.
-        weight: Read for its shape alone.
-        pattern: From ``make_pattern``.
-        geometry: Of the convolution.
-
-    Raises:
-        TypeError: A tensor is not float32 on the CPU.
-        ValueError: Shapes or pattern do not fit.
-    """
+    """Return the gradient of the active weights, zero elsewhere."""
     weight = check(weight, 'weight', None, None, *geometry.kernel)
     filters, channels = weight.shape[:2]
     x = check(x, 'input', None, channels, None, None)
@@ -201,30 +134,25 @@ def weight_gradient(
     values = new(index.numel()).zero_()
     if grad.numel():
         for walk in _forward_walks(geometry, x.shape[2], x.shape[3]):
-            _call(
+            _run(
                 'sift_weight_gradient',
                 _sizes(x, grad, layout),
                 walk,
-                ctypes.c_int64(layout.stride),
-                pointer(x),
-                pointer(grad),
-                pointer(rows),
-                pointer(positions),
-                pointer(values),
+                layout.stride,
+                x,
+                grad,
+                rows,
+                positions,
+                values,
             )
     out = new(*weight.shape).zero_()
-    build.library().sift_scatter(
-        pointer(values),
-        pointer(index),
-        ctypes.c_int64(values.numel()),
-        ctypes.c_int64(torch.get_num_threads()),
-        pointer(out),
-    )
+    threads = torch.get_num_threads()
+    call('sift_scatter', values, index, values.numel(), threads, out)
     return out
 
 
 def is_zero_outside(weight: Tensor, mask: Tensor) -> bool:
-    """Return whether a weight has no nonzero outside its mask.
+    """Return True if a weight has no nonzero outside its mask.
 
     Args:
         weight: Float32 on the CPU.
@@ -232,13 +160,9 @@ def is_zero_outside(weight: Tensor, mask: Tensor) -> bool:
     """
     if weight.stride() != mask.stride() or not weight.is_contiguous():
         weight, mask = weight.contiguous(), mask.contiguous()
-    count = build.library().sift_nonzeros_outside
-    count.restype = ctypes.c_int64
-    return not count(
-        pointer(weight),
-        pointer(mask),
-        ctypes.c_int64(weight.numel()),
-        ctypes.c_int64(torch.get_num_threads()),
+    threads = torch.get_num_threads()
+    return not call(
+        'sift_nonzeros_outside', weight, mask, weight.numel(), threads
     )
 
 
@@ -248,16 +172,16 @@ def new(*shape: int) -> Tensor:
 
 
 def check(x: Tensor, what: str, *shape: int | None) -> Tensor:
-    """Return a tensor contiguous if it is one that the kernels take.
+    """Return a tensor in contiguous form, if the kernels take it.
 
     Args:
         x: The tensor.
         what: Its name in a message.
-        *shape: Its sizes; None stands for any size.
+        *shape: Expected sizes; None stands for any size.
 
     Raises:
-        TypeError: It is not float32 on the CPU.
-        ValueError: It has another shape.
+        TypeError: If it is not float32 on the CPU.
+        ValueError: If it has another shape.
     """
     if x.dtype != torch.float32 or x.device.type != 'cpu':
         raise UserTypeError(
@@ -283,12 +207,8 @@ def _walk(h: AxisWalk, w: AxisWalk) -> ctypes.Array:
 def _forward_walks(
     geometry: Geometry, height: int, width: int
 ) -> list[ctypes.Array]:
-    return [
-        _walk(h, w)
-        for h, w in product(
-            geometry.h.forward(height), geometry.w.forward(width)
-        )
-    ]
+    h, w = geometry.h.forward(height), geometry.w.forward(width)
+    return [_walk(*axes) for axes in product(h, w)]
 
 
 @lru_cache(maxsize=4096)
@@ -320,11 +240,11 @@ def _out_size(geometry: Geometry, height: int, width: int) -> tuple[int, int]:
 
 def _nonzeros(
     found: Sequence[Tensor], usual: Layout, rows: int
-) -> tuple[Layout, tuple[Tensor, Tensor, Tensor]]:
+) -> tuple[Layout, Nonzeros]:
     """Return the layout of a pattern's tensors, and the tensors.
 
     Raises:
-        ValueError: They are of neither the usual layout nor its larger one.
+        ValueError: If they have neither the usual layout nor its larger one.
     """
     kinds = [(t.dtype, t.is_contiguous() and t.is_cpu) for t in found]
     if kinds == [(kind, True) for kind in DTYPES]:
@@ -343,7 +263,7 @@ def _nonzeros(
     )
 
 
-def _of_gradient(pattern: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
+def _split_gradient(pattern: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     """Split the pattern of the input gradient into its layouts."""
     rows, shared = pattern[3:-2], pattern[-2:]
     found, start = [], 0
@@ -354,37 +274,28 @@ def _of_gradient(pattern: Sequence[Tensor]) -> list[tuple[Tensor, ...]]:
     return found
 
 
-def _sizes(
-    source: Tensor, target: Tensor, layout: Layout
-) -> 'ctypes._CArgObject':
-    return ctypes.byref(
-        Sizes(
-            *source.shape,
-            *target.shape[1:],
-            layout.tile_rows,
-            layout.block,
-            torch.get_num_threads(),
-        )
+def _sizes(source: Tensor, target: Tensor, layout: Layout) -> Sizes:
+    threads = torch.get_num_threads()
+    return Sizes(
+        *source.shape,
+        *target.shape[1:],
+        layout.tile_rows,
+        layout.block,
+        threads,
     )
 
 
-def _call(name: str, *arguments: object) -> None:
-    status = getattr(build.library(), name)(*arguments)
-    if status:
+def _run(name: str, *arguments: object) -> None:
+    if call(name, *arguments):
         raise MemoryError(
             'no memory for the packed tiles of a sparse convolution'
         )
 
 
 def _gather(weight: Tensor, index: Tensor) -> Tensor:
-    values = new(index.numel())
-    build.library().sift_gather(
-        pointer(weight),
-        pointer(index),
-        ctypes.c_int64(index.numel()),
-        ctypes.c_int64(torch.get_num_threads()),
-        pointer(values),
-    )
+    count, threads = index.numel(), torch.get_num_threads()
+    values = new(count)
+    call('sift_gather', weight, index, count, threads, values)
     return values
 
 
@@ -393,26 +304,25 @@ def _convolve(
     out: Tensor,
     layout: Layout,
     walk: ctypes.Array,
-    nonzeros: tuple[Tensor, Tensor, Tensor],
+    nonzeros: Nonzeros,
     values: Tensor,
     bias: Tensor | None = None,
     residual: Tensor | None = None,
     relu: bool = False,
 ) -> None:
-    """Write the outputs of one walk."""
-    _call(
+    """Compute the outputs of one walk."""
+    _run(
         'sift_convolve',
         _sizes(source, out, layout),
         walk,
-        ctypes.c_int64(layout.stride),
-        pointer(source),
-        pointer(nonzeros[0]),
-        pointer(nonzeros[1]),
-        pointer(values),
-        pointer(bias),
-        pointer(residual),
-        ctypes.c_int64(relu),
-        pointer(out),
+        layout.stride,
+        source,
+        *nonzeros[:2],
+        values,
+        bias,
+        residual,
+        relu,
+        out,
     )
 
 
@@ -422,7 +332,7 @@ def _forward(
     bias: Tensor | None,
     residual: Tensor | None,
     relu: bool,
-    nonzeros: tuple[Tensor, Tensor, Tensor],
+    nonzeros: Nonzeros,
     layout: Layout,
     geometry: Geometry,
 ) -> Tensor:

@@ -1,4 +1,4 @@
-"""Dense products of a layer, as PyTorch runs them."""
+"""Dense products of a layer, run by PyTorch."""
 
 from typing import Any
 
@@ -27,10 +27,7 @@ def dense_gradients(
     of_input: bool,
     of_weight: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Return the gradients of ``dense_forward`` that are asked for.
-
-    They can be differentiated again.
-    """
+    """Return the chosen gradients of ``dense_forward``, differentiable."""
     if not (of_input or of_weight):
         return None, None
     if x.ndim == 2:
@@ -53,10 +50,10 @@ def dense_gradients(
 
 
 def _arguments(geometry: Geometry) -> tuple[tuple[int, ...], tuple[Any, ...]]:
-    """Return what is padded before a convolution, and aten's arguments."""
+    """Return the padding to add before a convolution, and aten's arguments."""
     h, w = geometry.h, geometry.w
     around = (w.before, w.after, h.before, h.after)
-    # aten pads both sides alike.
+    # aten pads both sides of an axis by the same amount.
     own = min(around) >= 0 and w.before == w.after and h.before == h.after
     padding = [h.before, w.before] if own else [0, 0]
     return (0,) * 4 if own else around, (

@@ -1,52 +1,51 @@
-"""Convolutions as walks: which inputs the taps of which outputs see.
+"""Geometry of convolutions: walks over outputs in regular steps.
 
-The kernels know regular steps alone. Along one axis, output ``o`` of a
-convolution of stride ``s``, dilation ``d`` and padding ``p`` sees input
-``s o + d i - p`` through tap ``i``. Taken in steps of ``d / gcd(s, d)``,
-outputs move over the input in steps of ``lcm(s, d)``, and so do the taps of
-one *phase*, ``i mod s / gcd(s, d)``: each phase is a plane of its own, in
-which taps are *shifts* by whole steps. Large dilations have many such classes
-of few outputs each, far apart in memory: there each tap is a phase, which is
-packed as often as there are taps, from neighbouring inputs. The gradient of
-the input is the same product with the sides exchanged.
+Along one axis, output ``o`` of a convolution with stride ``s``, dilation ``d``
+and padding ``p`` reads input ``s o + d i - p`` through tap ``i``. The kernels
+support regular steps only. Outputs in steps of ``d / gcd(s, d)`` read inputs
+in steps of ``lcm(s, d)``, and so do the taps of one *phase*,
+``i mod s / gcd(s, d)``: each phase is a plane, and its taps are *shifts* by
+whole steps. A large dilation would give many walks of few outputs, far apart
+in memory; each tap is a phase then, packed from neighbouring inputs, at the
+cost of packing once per tap. The input gradient is the same product with
+inputs and outputs exchanged.
 """
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import cached_property
 from typing import Any
 
 from torch import nn
 
-#: Rows of a patch at most, as in ``csrc/walk.h``.
+#: Largest number of rows of a patch, as in ``csrc/walk.h``.
 MAX_ROWS = 7
-#: Row lengths of a packed tile that are compiled, in vectors; a row of a
-#: patch of two columns is two longer than the largest shift.
+#: Compiled row lengths of a packed tile, in vectors. The row of a patch of two
+#: columns needs the largest shift plus two.
 TILE_STRIDES = (2, 3, 4, 6, 8)
 MAX_PHASES = MAX_KERNEL = 7
 MAX_STRIDE = 4
-#: Of images, at most.
+#: Largest number of input channels of an image.
 FEW_CHANNELS = 4
-#: The stride that stands for runs of pixels in place of patches.
+#: Tile stride that selects runs of pixels in place of patches.
 PIXELS = 0
-#: Steps from input to input that the packer loads as vectors; at larger ones
-#: it gathers one by one, which takes up to 1000 times as long as dense.
+#: Largest input step that the packer loads as vectors. It gathers larger steps
+#: one by one, which takes up to 1000 times as long as the dense product.
 MOST_STEP = 2
 
 
 @dataclass(frozen=True)
 class AxisWalk:
-    """Outputs of one axis in regular steps, and what they see.
+    """Outputs of one axis in regular steps, and the inputs that they read.
 
     Args:
         out_first: First output.
-        out_step: Step from one output to the next.
+        out_step: Step between outputs.
         count: Number of outputs.
-        in_step: Step of the inputs that goes with it.
-        in_first: For each phase the input at output 0 and shift 0.
-        taps: For each tap of the kernel its (phase, shift), or None where
-            these outputs do not see through it.
+        in_step: Step between the inputs of neighbouring outputs.
+        in_first: Input at output 0 and shift 0, for each phase.
+        taps: (phase, shift) of each tap; None if these outputs do not use it.
     """
 
     out_first: int
@@ -58,16 +57,16 @@ class AxisWalk:
 
     @property
     def seen(self) -> bool:
-        """Whether any tap is left."""
+        """True if the outputs use any tap."""
         return any(self.taps)
 
     @property
     def reach(self) -> int:
-        """The largest shift."""
+        """Largest shift."""
         return max((tap[1] for tap in self.taps if tap), default=0)
 
     def numbers(self) -> list[int]:
-        """The fields of ``Axis`` in ``csrc/walk.h``."""
+        """Return the fields of ``Axis`` in ``csrc/walk.h``."""
         first = list(self.in_first)
         return [
             self.out_first,
@@ -86,10 +85,10 @@ class AxisGeometry:
 
     Args:
         kernel: Number of taps.
-        stride: Step of the outputs.
-        before: Zeros added before the first input; may be negative.
-        after: Zeros added behind the last.
-        dilation: Step of the taps.
+        stride: Step between outputs.
+        before: Padding before the first input; may be negative.
+        after: Padding after the last input.
+        dilation: Step between taps.
     """
 
     kernel: int
@@ -99,39 +98,39 @@ class AxisGeometry:
     dilation: int
 
     def out_size(self, in_size: int) -> int:
-        """Number of outputs of ``in_size`` inputs."""
+        """Return the number of outputs for ``in_size`` inputs."""
         reach = self.dilation * (self.kernel - 1) + 1
         return (in_size + self.before + self.after - reach) // self.stride + 1
 
     @property
     def classes(self) -> int:
-        """Number of classes of outputs whose inputs do not mix."""
+        """Number of walks over the outputs, with disjoint inputs."""
         return self.dilation // math.gcd(self.stride, self.dilation)
 
     @property
     def apart(self) -> bool:
-        """Whether each tap is a phase of its own, for all outputs."""
+        """True if each tap is a phase, in one walk over all outputs."""
         return self.classes > 1 and self.stride * self.classes > MOST_STEP
 
     @property
     def step(self) -> int:
-        """Step from one output to the next of a walk."""
+        """Step between the outputs of a walk."""
         return 1 if self.apart else self.classes
 
     @property
     def period(self) -> int:
-        """Step from one tap to the next of a phase."""
+        """Step between the taps of a phase."""
         if self.apart:
             return self.kernel
         return self.stride // math.gcd(self.stride, self.dilation)
 
     @property
     def phases(self) -> int:
-        """Number of phases that taps fall into."""
+        """Number of phases."""
         return min(self.period, self.kernel)
 
     def forward(self, in_size: int) -> Iterator[AxisWalk]:
-        """Walk over all outputs, one class of steps after the other."""
+        """Yield the walks that cover all outputs."""
         period, step = self.period, self.step
         out_size = self.out_size(in_size)
         for first in range(min(step, out_size)):
@@ -150,10 +149,10 @@ class AxisGeometry:
             )
 
     def backward(self, in_size: int) -> Iterator[AxisWalk]:
-        """Walk over the gradients of all inputs, from those of outputs."""
+        """Yield the walks that cover the gradients of all inputs."""
         period = self.stride * self.step
         for first in range(min(period, in_size)):
-            # The output that tap i brings to this input, where it is whole.
+            # Output that reads this input through each tap; None between two.
             sources = [
                 None if rest else source
                 for source, rest in (
@@ -185,11 +184,11 @@ class AxisGeometry:
 
 @dataclass(frozen=True)
 class Geometry:
-    """A convolution's two axes.
+    """Two axes of a convolution.
 
     Args:
-        h: Down.
-        w: Across.
+        h: Vertical axis.
+        w: Horizontal axis.
     """
 
     h: AxisGeometry
@@ -203,17 +202,17 @@ class Geometry:
         padding: tuple[int, int, int, int] = (0, 0, 0, 0),
         dilation: tuple[int, int] = (1, 1),
     ) -> 'Geometry':
-        """Make it from a layer's pairs.
+        """Build a geometry from pairs, vertical and horizontal.
 
         Args:
             kernel: Height and width.
-            stride: Down and across.
+            stride: Strides.
             padding: Zeros at the left, right, top and bottom, in the order
                 of ``torch.nn.functional.pad``.
-            dilation: Down and across.
+            dilation: Dilations.
         """
         left, right, top, bottom = padding
-        # A single tap has no dilation; 1 spares a class of steps for each.
+        # The dilation of a single tap has no effect; 1 gives one walk.
         down, across = (
             step if taps > 1 else 1
             for taps, step in zip(kernel, dilation, strict=True)
@@ -231,14 +230,13 @@ class Geometry:
         padding: Any,
         dilation: tuple[int, int],
     ) -> 'Geometry':
-        """Make it from the arguments of ``torch.nn.functional.conv2d``.
+        """Build a geometry from the arguments of ``F.conv2d``.
 
         Args:
             kernel: Height and width.
-            stride: Down and across.
-            padding: Zeros down and across, or their number for both, or
-                'same', or 'valid'.
-            dilation: Down and across.
+            stride: Strides, vertical and horizontal.
+            padding: Number of zeros or a pair of them, 'same' or 'valid'.
+            dilation: Dilations, vertical and horizontal.
         """
         top, left = bottom, right = pair(
             0 if isinstance(padding, str) else padding
@@ -254,46 +252,36 @@ class Geometry:
 
     @classmethod
     def from_numbers(cls, numbers: list[int]) -> 'Geometry':
-        """Read what ``numbers`` wrote."""
+        """Build a geometry from :meth:`numbers`."""
         return cls(AxisGeometry(*numbers[:5]), AxisGeometry(*numbers[5:]))
 
     def numbers(self) -> list[int]:
-        """As ten integers, for an operator's schema."""
-        return [
-            number
-            for axis in (self.h, self.w)
-            for number in (
-                axis.kernel,
-                axis.stride,
-                axis.before,
-                axis.after,
-                axis.dilation,
-            )
-        ]
+        """Return ten integers, for an operator's schema."""
+        return [*astuple(self.h), *astuple(self.w)]
 
     @property
     def kernel(self) -> tuple[int, int]:
-        """Height and width."""
+        """Height and width of the kernel."""
         return self.h.kernel, self.w.kernel
 
     def out_size(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width of the output."""
+        """Return height and width of the output."""
         return self.h.out_size(height), self.w.out_size(width)
 
     @cached_property
     def pointwise(self) -> bool:
-        """Whether every output sees the one input at its own place."""
+        """True if every output reads one input, at its own position."""
         return all(
             (axis.kernel, axis.stride, axis.before, axis.after) == (1, 1, 0, 0)
             for axis in (self.h, self.w)
         )
 
     def why_not(self) -> str | None:
-        """Say what the kernels do not do, or None."""
+        """Return why the kernels cannot run this convolution, or None."""
         for axis in (self.h, self.w):
             if axis.kernel > MAX_KERNEL:
                 return f'its kernel of {axis.kernel} is larger than 7'
-            # Packing then takes longer than the dense product.
+            # Packing would take longer than the dense product.
             if axis.stride > MAX_STRIDE:
                 return f'its stride of {axis.stride} is larger than 4'
         return None
@@ -312,17 +300,17 @@ def geometry_of(layer: nn.Module) -> Geometry:
 
 
 def reads_images(layer: nn.Module) -> bool:
-    """Whether a convolution reads so few channels that it is one of images.
+    """Return True for a convolution of images, with few input channels.
 
-    PyTorch's kernels multiply by 8 or 16 channels at a time, of which RGB
-    fills a few; those here have pixels in their place, so that they are
-    faster with a weight that has no zeros too.
+    PyTorch's kernels process 8 or 16 channels at a time, and RGB fills three
+    of them. The sparse kernels process pixels instead, so that they are
+    faster for a full weight too.
     """
     return isinstance(layer, nn.Conv2d) and layer.in_channels <= FEW_CHANNELS
 
 
 def pair(value: Any) -> tuple[int, int]:
-    """Return two numbers, of one or two."""
+    """Return a pair of numbers from one number or a pair."""
     values = value if isinstance(value, (tuple, list)) else [value]
     height, width = values if len(values) == 2 else [*values] * 2
     return height, width

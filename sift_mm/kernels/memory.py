@@ -1,9 +1,8 @@
-"""Setting of the C library's allocator: freed memory is kept.
+"""Memory setting of glibc: freed blocks are kept for later allocations.
 
-By default glibc gives blocks above 32 MiB back to the system when they are
-freed, and gets the next ones as pages that are zeroed at the first touch, one
-fault each: up to a third of a training step with large activations, for dense
-networks and sparse ones alike.
+By default glibc returns freed blocks above 32 MiB to the system and gets the
+next ones as fresh pages, with one page fault each. With large activations the
+faults take up to a third of a training step, dense or sparse.
 """
 
 import ctypes
@@ -15,15 +14,15 @@ _NEVER = -1
 
 
 def keep_freed_memory() -> bool:
-    """Tell the allocator to keep freed memory for the next blocks.
+    """Tell the allocator to keep freed memory for later blocks.
 
-    The process then holds as much memory as it once used. Other programs get
-    the same by ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000``, or
-    by jemalloc. What the user has set by such a variable is left as it is.
+    The process then never shrinks. Other programs get the same effect with
+    ``MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000`` or jemalloc. A
+    setting of the user has precedence.
 
     Returns:
-        bool: Whether the setting was made: not where the user has made one,
-        nor where the C library is not glibc.
+        bool: True if the setting was made; False without glibc, or if the
+        user has set an allocator or its options.
     """
     variables = 'MALLOC_MMAP_MAX_', 'MALLOC_TRIM_THRESHOLD_', 'LD_PRELOAD'
     tunables = os.environ.get('GLIBC_TUNABLES', '')

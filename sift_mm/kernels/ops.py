@@ -18,7 +18,7 @@ from . import convolution
 from .dense_products import dense_forward, dense_gradients
 from .geometry import Geometry
 
-#: Names of the products, in the order of ``ways``.
+#: Names of a layer's products, in the order of a ``choice``.
 PRODUCTS = ('forward', 'input gradient', 'weight gradient')
 
 
@@ -37,7 +37,7 @@ def _image(rows: Tensor) -> Tensor:
 
 
 def _like(image: Tensor, rows: Tensor) -> Tensor:
-    """Undo ``_image`` where ``rows`` are rows."""
+    """Undo ``_image`` if ``rows`` has two dimensions."""
     return image[0, :, 0].t().contiguous() if rows.ndim == 2 else image
 
 
@@ -59,54 +59,43 @@ def _is_zero_elsewhere(weight: Tensor, pattern: Sequence[Tensor]) -> bool:
     return bool(weight.count_nonzero() == inside)
 
 
+@torch.library.custom_op('sift_mm::sparse_conv2d', mutates_args=())
 def sparse_conv2d(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
     pattern: Sequence[Tensor],
     geometry: Sequence[int],
-    ways: Sequence[bool] = (True, True, True),
+    choice: Sequence[bool] | None = None,
     check: bool = False,
 ) -> Tensor:
     """Run a convolution or a linear layer, each product sparse or dense.
 
     Args:
-        x: Float32 of shape (images, channels, height, width), or (rows,
+        x: Float32, shape (images, channels, height, width), or (rows,
             features) for a linear layer.
-        weight: Dense float32, of four or two dimensions.
-        bias: Float32 of shape (filters,), or None.
-        pattern: From ``make_pattern``, of the same geometry.
+        weight: Dense float32 of four or two dimensions.
+        bias: Float32, shape (filters,), or None.
+        pattern: Pattern of ``make_pattern``, for the same geometry.
         geometry: ``Geometry.numbers()``.
-        ways: Whether each of ``PRODUCTS`` reads the active weights alone. A
-            sparse weight gradient is zero outside the pattern. All gradients
-            are dense, and can be differentiated again, under
-            ``create_graph``.
-        check: Whether to run the forward product dense if the weight has a
+        choice: For each of ``PRODUCTS``, True to read the active weights
+            only; None for all sparse. A sparse weight gradient is zero
+            outside the pattern. Under ``create_graph`` all gradients are
+            dense and differentiable.
+        check: True to run the forward product dense if the weight has a
             nonzero outside the pattern.
 
     Returns:
-        Float32 of shape (images, filters, out height, out width), or (rows,
+        Float32, shape (images, filters, out height, out width) or (rows,
         filters).
 
     Raises:
-        TypeError: A tensor is not float32 on the CPU.
-        ValueError: Shapes or pattern do not fit.
+        TypeError: If a tensor is not float32 on the CPU.
+        ValueError: If shapes or pattern do not fit.
     """
-    return _sparse_conv2d(x, weight, bias, pattern, geometry, ways, check)
-
-
-@torch.library.custom_op('sift_mm::sparse_conv2d', mutates_args=())
-def _sparse_conv2d(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    pattern: Sequence[Tensor],
-    geometry: Sequence[int],
-    ways: Sequence[bool],
-    check: bool,
-) -> Tensor:
     shape = _geometry(tuple(geometry))
-    if not ways[0] or (check and not _is_zero_elsewhere(weight, pattern)):
+    is_sparse = choice is None or choice[0]
+    if not is_sparse or (check and not _is_zero_elsewhere(weight, pattern)):
         return dense_forward(x, weight, bias, shape).contiguous()
     out = convolution.forward(
         _image(x), _filters(weight), bias, pattern, shape
@@ -114,7 +103,7 @@ def _sparse_conv2d(
     return _like(out, x)
 
 
-@_sparse_conv2d.register_fake
+@sparse_conv2d.register_fake
 def _(
     x: Tensor,
     weight: Tensor,
@@ -140,22 +129,22 @@ def sparse_conv2d_fused(
     """Convolve with values in the pattern's order, for inference.
 
     Args:
-        x: Float32 of shape (images, channels, height, width).
-        values: The active weights, float32, in the order of ``pattern[2]``.
-        bias: Float32 of shape (filters,), or None.
-        residual: Added to the output, of its shape; or None.
-        relu: Whether negative sums become zero.
-        pattern: The forward part of ``make_pattern``.
+        x: Float32, shape (images, channels, height, width).
+        values: Active weights, float32, in the order of ``pattern[2]``.
+        bias: Float32, shape (filters,), or None.
+        residual: Tensor of the output's shape to add, or None.
+        relu: True to apply a ReLU.
+        pattern: Forward part of ``make_pattern``.
         geometry: ``Geometry.numbers()``.
         filters: Number of filters.
 
     Returns:
-        Float32 of shape (images, filters, out height, out width). It has no
+        Float32, shape (images, filters, out height, out width), without
         gradient.
 
     Raises:
-        TypeError: A tensor is not float32 on the CPU.
-        ValueError: Shapes or pattern do not fit.
+        TypeError: If a tensor is not float32 on the CPU.
+        ValueError: If shapes or pattern do not fit.
     """
     shape = _geometry(tuple(geometry))
     return convolution.fused_forward(
@@ -164,16 +153,8 @@ def sparse_conv2d_fused(
 
 
 @sparse_conv2d_fused.register_fake
-def _(
-    x: Tensor,
-    values: Tensor,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    relu: bool,
-    pattern: Sequence[Tensor],
-    geometry: Sequence[int],
-    filters: int,
-) -> Tensor:
+def _(x: Tensor, *rest: Any) -> Tensor:
+    *_, geometry, filters = rest
     return x.new_empty(_out_shape(x, filters, geometry))
 
 
@@ -189,9 +170,9 @@ def input_gradient(
 
     Args:
         grad: Gradient of the output.
-        x: Read for its shape alone.
-        weight: The weight of the forward pass.
-        pattern: From ``make_pattern``.
+        x: Input; only its shape is read.
+        weight: Weight of the forward pass.
+        pattern: Pattern of ``make_pattern``.
         geometry: ``Geometry.numbers()``.
     """
     out = convolution.input_gradient(
@@ -221,13 +202,13 @@ def weight_gradient(
 
     Args:
         grad: Gradient of the output.
-        x: The input of the forward pass.
-        weight: Read for its shape alone.
-        pattern: From ``make_pattern``.
+        x: Input of the forward pass.
+        weight: Weight; only its shape is read.
+        pattern: Pattern of ``make_pattern``.
         geometry: ``Geometry.numbers()``.
 
     Returns:
-        Of the weight's shape, zero where the pattern has nothing.
+        Gradient of the weight's shape, zero outside the pattern.
     """
     out = convolution.weight_gradient(
         _image(grad),
@@ -245,7 +226,7 @@ def _(grad: Tensor, x: Tensor, weight: Tensor, *_: Any) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, bias, pattern, ctx.geometry, ctx.ways, _ = inputs
+    x, weight, bias, pattern, ctx.geometry, ctx.choice, _ = inputs
     ctx.save_for_backward(x, weight, *pattern)
     ctx.with_bias = bias is not None
 
@@ -253,7 +234,7 @@ def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple:
     x, weight, *pattern = ctx.saved_tensors
     needs_x, needs_weight, needs_bias = ctx.needs_input_grad[:3]
-    _, sparse_x, sparse_weight = ctx.ways
+    _, sparse_x, sparse_weight = ctx.choice or (True,) * len(PRODUCTS)
     if torch.is_grad_enabled():  # create_graph
         sparse_x = sparse_weight = False
     grad_x, grad_weight = dense_gradients(
@@ -272,14 +253,15 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     grad_bias = None
     if ctx.with_bias and needs_bias:
         grad_bias = grad.sum(0 if x.ndim == 2 else (0, 2, 3))
-    nothing = [None] * len(pattern)
-    return grad_x, grad_weight, grad_bias, nothing, None, None, None
+    # An argument left to its default has no place in the result.
+    others = [None] * (len(ctx.needs_input_grad) - 4)
+    return grad_x, grad_weight, grad_bias, [None] * len(pattern), *others
 
 
-_sparse_conv2d.register_autograd(_backward, setup_context=_save)
+sparse_conv2d.register_autograd(_backward, setup_context=_save)
 
 
-# Counters count the dense layer: masks are for count_flops to weigh.
+# The formulas count the dense layer: count_flops weighs it by the masks.
 @register_flop_formula(torch.ops.sift_mm.sparse_conv2d)
 def _(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
     return 2 * prod(weight) * prod(out_shape) // max(1, out_shape[1])

@@ -1,8 +1,8 @@
-"""Where the nonzeros of a layer are, as the kernels read them.
+"""Patterns: positions of a layer's nonzeros, in the kernels' order.
 
-A pattern belongs to a mask and a geometry, and changes only when the mask
-does; values stay in the dense weight. It is a list of tensors, so that
-operators, ``deepcopy`` and ``pickle`` can carry it.
+A pattern depends on a mask and a geometry alone; the values stay in the dense
+weight. It is a list of tensors, so that operators, ``deepcopy`` and ``pickle``
+can carry it.
 """
 
 import ctypes
@@ -16,27 +16,26 @@ from torch import Tensor
 
 from sift_mm.errors import UserError, UserTypeError
 
-from . import build
-from .build import pointer
+from .build import call, int64_fields
 from .geometry import MAX_ROWS, PIXELS, TILE_STRIDES, AxisWalk, Geometry
 
-#: Taps and residues are those of any input that is large enough.
+#: Input size for which walks are built: taps do not depend on a large size.
 MANY = 1 << 20
-#: Nonzeros of a row in a block: with fewer, loading and storing the row's sums
-#: takes so long that a block which is larger than the L1 cache is faster.
+#: Nonzeros per row and block. With fewer, loading and storing the sums takes
+#: so long that a block twice the size of the L1 cache is faster.
 FEW = 10
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one product reads the nonzeros.
+    """Layout of the nonzeros for one product.
 
     Args:
-        walk_h: A walk down, for its taps.
-        walk_w: A walk across.
-        by_channel: Whether rows are channels, as for the input's gradient.
-        planes: Number of planes that are packed.
-        block: Planes at a time.
+        walk_h: Vertical walk; only its taps matter.
+        walk_w: Horizontal walk.
+        by_channel: True if rows are channels, as for the input gradient.
+        planes: Number of planes to pack.
+        block: Planes per block.
         stride: Row length of the packed tile in vectors, or ``PIXELS``.
     """
 
@@ -59,16 +58,16 @@ class Layout:
 
     @property
     def phases(self) -> int:
-        """Planes of a channel, or of a filter."""
+        """Number of planes per channel, or per filter."""
         return len(self.walk_h.in_first) * len(self.walk_w.in_first)
 
     @cached_property
     def larger(self) -> 'Layout':
-        """The same with blocks twice as large."""
+        """Layout with blocks of twice the size."""
         return replace(self, block=_even(self.planes, self.block * 2))
 
     def at(self, density: float) -> 'Layout':
-        """This one or the larger, for a mask of some share of nonzeros."""
+        """Return the faster layout for a density: this or the larger."""
         taps = sum(t is not None for t in self.walk_h.taps)
         taps *= sum(t is not None for t in self.walk_w.taps)
         nonzeros = density * self.block * taps / self.phases
@@ -79,37 +78,27 @@ class Layout:
         return zlib.crc32(repr(self).encode())
 
     def signature(self, rows: int) -> int:
-        """A number, of 32 bits, for what was indexed in this way.
+        """Return a 32-bit checksum of the layout and its number of rows.
 
-        It ends a pattern's row starts: the kernels would read out of bounds
-        with the pattern of another layer, or of another CPU's blocks.
+        The last row start of a pattern is its signature: with the pattern of
+        another layer or CPU, the kernels would read out of bounds.
 
         Args:
-            rows: Filters, or channels where rows are channels.
+            rows: Number of filters, or of channels if rows are channels.
         """
         return zlib.crc32(str(rows).encode(), self._digest) - 2**31
 
 
 class Reading(ctypes.Structure):
-    """As in ``csrc/pattern.cpp``."""
+    """Sizes of a call, as in ``csrc/pattern.cpp``."""
 
-    _fields_ = [
-        (name, ctypes.c_int64)
-        for name in (
-            'filters',
-            'channels',
-            'taps',
-            'by_channel',
-            'phases',
-            'block',
-            'tile',
-            'threads',
-        )
-    ]
+    _fields_ = int64_fields(
+        'filters channels taps by_channel phases block tile threads'
+    )
 
 
 def _even(planes: int, block: int) -> int:
-    """Blocks of like size, in place of a small last one."""
+    """Decrease a block size until all blocks have about the same size."""
     return -(-planes // -(-planes // block))
 
 
@@ -122,7 +111,7 @@ def _layout(
 ) -> Layout:
     stride = min(s for s in TILE_STRIDES if s >= 2 + walk_w.reach)
     planes = channels * len(walk_h.in_first) * len(walk_w.in_first)
-    vectors = build.library().sift_tile_vectors()
+    vectors = call('sift_tile_vectors')
     block = max(1, vectors // ((MAX_ROWS + walk_h.reach) * stride))
     return Layout(
         walk_h=walk_h,
@@ -136,7 +125,7 @@ def _layout(
 
 @cache
 def forward_layout(geometry: Geometry, channels: int) -> Layout:
-    """Layout of the outputs, and of the gradient of the weights."""
+    """Return the layout of the forward pass and the weight gradient."""
     walk_h = next(geometry.h.forward(MANY))
     walk_w = next(geometry.w.forward(MANY))
     return _layout(walk_h, walk_w, False, channels, geometry.pointwise)
@@ -146,7 +135,7 @@ def forward_layout(geometry: Geometry, channels: int) -> Layout:
 def backward_layouts(
     geometry: Geometry, filters: int
 ) -> tuple[tuple[Layout, ...], ...]:
-    """Layouts of the input's gradient, by its place modulo the strides."""
+    """Return the layouts of the input gradient, by row and column phase."""
     return tuple(
         tuple(
             _layout(walk_h, walk_w, True, filters, geometry.pointwise)
@@ -162,21 +151,22 @@ def make_pattern(
     """Index the nonzeros of a mask.
 
     Args:
-        mask: Bool of shape (filters, channels, height, width).
-        geometry: Of the convolution.
-        gradients: Whether to index them for the input's gradient too.
+        mask: Bool, shape (filters, channels, height, width).
+        geometry: Geometry of the convolution.
+        gradients: True to index the nonzeros for the input gradient too.
 
     Returns:
-        For the forward product row starts (int32, and last a signature),
+        For the forward product: row starts (int32, the signature last),
         positions in the packed tile (int16, read unsigned) and indices into
-        the dense weight (int32). For the layouts of the input's gradient row
-        starts of each, then positions of all in a row, and indices: masks
-        share the weights out over layouts differently, and code that is
-        compiled for one mask has to do for others.
+        the dense weight (int32). For the input gradient: row starts of each
+        layout, then positions and indices of all layouts concatenated: a mask
+        update moves nonzeros between layouts, and compiled code needs sizes
+        that stay.
 
     Raises:
-        TypeError: Not bool on the CPU.
-        ValueError: A mask of another kernel, or what the kernels do not do.
+        TypeError: If the mask is not bool on the CPU.
+        ValueError: If the mask has another kernel size, or the kernels do not
+            support the geometry.
     """
     if mask.dtype != torch.bool or mask.device.type != 'cpu':
         raise UserTypeError(
@@ -214,7 +204,8 @@ def make_pattern(
 def _index(mask: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
     filters, channels, height, width = mask.shape
     stride = layout.stride or 2
-    empty = partial(torch.empty, device='cpu')  # Whatever the default is.
+    # The default device may be another one.
+    empty = partial(torch.empty, device='cpu')
     reading = Reading(
         filters=filters,
         channels=channels,
@@ -239,22 +230,18 @@ def _index(mask: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
     rows = channels if layout.by_channel else filters
     row = empty(layout.blocks * rows + 2, dtype=torch.int32)
     row[-1] = layout.signature(rows)
-    index = build.library().sift_pattern
-    index.restype = ctypes.c_int64
-    common = (
-        ctypes.byref(reading),
-        pointer(mask),
+    index = partial(
+        call,
+        'sift_pattern',
+        reading,
+        mask,
         taps(*phases),
         taps(*offsets),
-        ctypes.c_int64(layout.blocks),
-        pointer(row),
+        layout.blocks,
+        row,
     )
-    count = index(*common, None, None)
+    count = index(None, None)
     position = empty(count, dtype=torch.int16)
     places = empty(count, dtype=torch.int32)
-    index(
-        *common,
-        pointer(position),
-        pointer(places),
-    )
+    index(position, places)
     return row, position, places

@@ -1,4 +1,4 @@
-"""Max-pooling over wide activations, as an operator of PyTorch."""
+"""Max-pooling of wide activations, as an operator of PyTorch."""
 
 import ctypes
 from collections.abc import Sequence
@@ -8,32 +8,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import max_pool2d as dense_max_pool2d
 
-from . import build
-from .build import pointer
+from .build import call, int64_fields, why_unavailable
 from .convolution import new
 from .geometry import pair
 
 
 class Pool(ctypes.Structure):
-    """As in ``csrc/pool.cpp``."""
+    """Sizes of a call, as in ``csrc/pool.cpp``."""
 
-    _fields_ = [
-        (name, ctypes.c_int64)
-        for name in (
-            'planes',
-            'in_h',
-            'in_w',
-            'out_h',
-            'out_w',
-            'kernel_h',
-            'kernel_w',
-            'stride_h',
-            'stride_w',
-            'top',
-            'left',
-            'threads',
-        )
-    ]
+    _fields_ = int64_fields(
+        'planes in_h in_w out_h out_w kernel_h kernel_w stride_h stride_w top '
+        'left threads'
+    )
 
 
 def _sizes(
@@ -46,15 +32,9 @@ def _sizes(
     return height, width
 
 
-def _pool(
-    planes: int,
-    in_size: Sequence[int],
-    out_size: Sequence[int],
-    window: Sequence[int],
-) -> 'ctypes._CArgObject':
-    return ctypes.byref(
-        Pool(planes, *in_size, *out_size, *window, torch.get_num_threads())
-    )
+def _pool(image: Tensor, out: Tensor, window: Sequence[int]) -> Pool:
+    planes, threads = image.shape[0] * image.shape[1], torch.get_num_threads()
+    return Pool(planes, *image.shape[2:], *out.shape[2:], *window, threads)
 
 
 @torch.library.custom_op('sift_mm::max_pool2d', mutates_args=())
@@ -67,12 +47,8 @@ def _max_pool2d(
     winners = x.new_empty(
         out.shape if with_winners else (0,), dtype=torch.uint8
     )
-    build.library().sift_max_pool(
-        _pool(x.shape[0] * x.shape[1], x.shape[2:], size, window),
-        pointer(x),
-        pointer(out),
-        pointer(winners if with_winners else None),
-    )
+    needed = winners if with_winners else None
+    call('sift_max_pool', _pool(x, out, window), x, out, needed)
     return out, winners
 
 
@@ -97,29 +73,14 @@ def _gradient(
 ) -> Tensor:
     grad = grad.contiguous()
     out = new(*grad.shape[:2], height, width)
-    build.library().sift_max_pool_gradient(
-        _pool(
-            grad.shape[0] * grad.shape[1],
-            (height, width),
-            grad.shape[2:],
-            window,
-        ),
-        pointer(grad),
-        pointer(winners),
-        pointer(out),
-    )
+    pool = _pool(out, grad, window)
+    call('sift_max_pool_gradient', pool, grad, winners, out)
     return out
 
 
 @_gradient.register_fake
-def _(
-    grad: Tensor,
-    winners: Tensor,
-    window: Sequence[int],
-    height: int,
-    width: int,
-) -> Tensor:
-    return grad.new_empty(*grad.shape[:2], height, width)
+def _(grad: Tensor, *rest: Any) -> Tensor:
+    return grad.new_empty(*grad.shape[:2], *rest[-2:])
 
 
 def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
@@ -132,7 +93,7 @@ def _save(ctx: Any, inputs: tuple, output: tuple[Tensor, Tensor]) -> None:
 def _places(
     winners: Tensor, window: Sequence[int], size: Sequence[int]
 ) -> Tensor:
-    """Return the places of the maxima in their planes."""
+    """Return the flat positions of the maxima in their planes."""
     _, across, down_step, across_step, top, left = window
     winners = winners.long()
     down = (
@@ -146,7 +107,7 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
     (winners,) = ctx.saved_tensors
     if not torch.is_grad_enabled():
         return _gradient(grad, winners, ctx.window, *ctx.size), None, None
-    # create_graph: a sum over places can be differentiated again.
+    # create_graph: scatter_add is differentiable, the kernel is not.
     places = _places(winners, ctx.window, ctx.size).flatten(2)
     planes = grad.new_zeros(*grad.shape[:2], ctx.size.numel())
     out = planes.scatter_add(2, places, grad.flatten(2))
@@ -157,7 +118,7 @@ _max_pool2d.register_autograd(_backward, setup_context=_save)
 
 
 def can_pool(module: nn.Module) -> bool:
-    """Whether a module is a max-pooling of the kind that is done here."""
+    """Return True for a max-pooling that the kernel can run."""
     return (
         isinstance(module, nn.MaxPool2d)
         and pair(module.dilation) == (1, 1)
@@ -172,16 +133,16 @@ def max_pool2d(
     stride: tuple[int, int],
     padding: tuple[int, int] = (0, 0),
 ) -> Tensor:
-    """Pool as ``torch.nn.functional.max_pool2d`` does, equal bit for bit.
+    """Pool with the same bits as ``torch.nn.functional.max_pool2d``.
 
-    What the kernel does not do (other types and devices, windows of more
-    than 256 places) runs in PyTorch.
+    Other types and devices, and windows of more than 256 elements, run in
+    PyTorch.
 
     Args:
         x: Shape (images, channels, height, width).
         kernel: Height and width of the window.
-        stride: Down and across.
-        padding: Minus infinity at top and bottom, left and right.
+        stride: Vertical and horizontal stride.
+        padding: Vertical and horizontal padding with minus infinity.
 
     Returns:
         Shape (images, channels, out height, out width).
@@ -195,7 +156,7 @@ def max_pool2d(
         and x.numel() > 0
         and min(_sizes(x, kernel, stride, padding)) > 0
     )
-    if not fits or build.why_unavailable():
+    if not fits or why_unavailable():
         return dense_max_pool2d(x, kernel, stride, padding)
     needs_grad = torch.is_grad_enabled() and x.requires_grad
     window = [*kernel, *stride, *padding]

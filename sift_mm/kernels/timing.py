@@ -1,4 +1,4 @@
-"""Which of a layer's products are faster sparse, by the clock."""
+"""Timing of a layer's products, sparse against dense."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from .dense_products import dense_forward, dense_gradients
 from .geometry import Geometry
 from .ops import input_gradient, sparse_conv2d, weight_gradient
 
-#: Of the dense time: what sparse execution has to come below.
+#: A product runs sparse if it takes less than this share of the dense time.
 MARGIN = 0.95
-#: Multiplications of the dense product below which it takes no longer than
-#: calling an operator does: nothing can be won, and nothing is timed.
+#: Multiplications below which a dense product takes no longer than the call of
+#: an operator: sparse execution cannot gain, and nothing is timed.
 SMALLEST = 4_000_000
-#: Multiplications that are enough for a timing; more images are left out.
+#: Multiplications of a timing; a larger batch is cut.
 ENOUGH = 8_000_000_000
-#: Pairs of runs, of which the fastest count, and seconds after which no
-#: further pair is begun.
+#: Number of dense and sparse runs; the fastest run counts.
 PAIRS = 3
+#: Seconds after which no further pair of runs starts.
 SECONDS = 0.25
 
 
@@ -29,16 +29,16 @@ class Timing:
     """Seconds of each of ``PRODUCTS``.
 
     Args:
-        dense: As PyTorch runs them.
-        sparse: As the sparse operators do.
+        dense: Seconds in PyTorch.
+        sparse: Seconds in the sparse operators.
     """
 
     dense: tuple[float, ...]
     sparse: tuple[float, ...]
 
     @property
-    def ways(self) -> tuple[bool, ...]:
-        """For each product whether it is to run sparse."""
+    def choice(self) -> tuple[bool, ...]:
+        """True for each product that should run sparse."""
         return tuple(
             sparse < MARGIN * dense
             for dense, sparse in zip(self.dense, self.sparse, strict=True)
@@ -46,7 +46,7 @@ class Timing:
 
 
 def multiplications(x: Tensor, weight: Tensor, geometry: Geometry) -> int:
-    """Of one dense product."""
+    """Count the multiplications of one dense product."""
     pixels = x.shape[0]
     if x.ndim == 4:
         height, width = geometry.out_size(x.shape[2], x.shape[3])
@@ -62,19 +62,19 @@ def time_products(
     pattern: Sequence[Tensor],
     geometry: Geometry,
 ) -> Timing:
-    """Time a layer's products, sparse and dense in turn, at real numbers.
+    """Time a layer's products on its input, sparse and dense in turns.
 
-    Draws no random number and changes none of its arguments.
+    No random number is drawn, and no argument changes.
 
     Args:
-        x: An input.
-        weight: The masked weight.
-        bias: The bias, or None.
-        pattern: Of the mask.
-        geometry: Of the layer.
+        x: Input of the layer.
+        weight: Masked weight.
+        bias: Bias, or None.
+        pattern: Pattern of the mask.
+        geometry: Geometry of the layer.
 
     Returns:
-        Seconds of the whole input.
+        Seconds for the whole input, scaled up if the batch was cut.
     """
     work = multiplications(x, weight, geometry)
     images = min(len(x), -(-len(x) * ENOUGH // work))
@@ -106,7 +106,7 @@ def time_products(
 def _fastest(
     dense: Callable[[], object], sparse: Callable[[], object]
 ) -> tuple[float, float]:
-    """Seconds of the fastest run of each."""
+    """Return the seconds of the fastest dense and the fastest sparse run."""
     best = [float('inf')] * 2
     start = perf_counter()
     for _ in range(PAIRS):

@@ -1,4 +1,4 @@
-"""Checks that nobody else can change a file, as OpenSSH checks its keys."""
+"""Checks that no other user can change a file, like OpenSSH's of its keys."""
 
 import os
 import stat
@@ -8,15 +8,15 @@ from pathlib import Path
 def find_flaw(folder: Path) -> str:
     """Return why other users could change files in a folder, or ''.
 
-    The folder and all above it have to belong to this user or to root, and
-    nobody else may write to them. A folder above may be one like ``/tmp``,
-    where the sticky bit keeps each entry to its owner.
+    The folder and its parents have to belong to this user or to root, and no
+    other user may write to them. A parent may have the sticky bit, like
+    ``/tmp``, where only its owner can replace an entry.
 
     Args:
         folder: An existing folder without symbolic links.
 
     Raises:
-        OSError: If a folder cannot be looked at.
+        OSError: If the status of a folder cannot be read.
     """
     for place in (folder, *folder.parents):
         status = place.lstat()

@@ -1,4 +1,4 @@
-"""The members of the Sparse-IFT family, and how to put them in a network."""
+"""Layers of the Sparse-IFT family, and their use in a network."""
 
 from sift_mm.discovery import import_modules
 from sift_mm.layers.composite import Composite
@@ -30,4 +30,4 @@ __all__ = [
     'transform',
 ]
 
-import_modules(__name__)  # A member is a file here, and registers itself.
+import_modules(__name__)  # Each file registers its member.

@@ -1,4 +1,4 @@
-"""Which layers of a network can be replaced, and why others are not."""
+"""Choice of the layers to replace in a network, with reasons against."""
 
 import inspect
 import re
@@ -16,8 +16,8 @@ from sift_mm.layers.plain import channels_in, is_depthwise, plain_type
 from sift_mm.layers.wide import Wide
 from sift_mm.names import matching
 
-# Parts of the names that a linear classifier goes by, of stems, and what the
-# names of layers that give predictions end in.
+# Parts of the names of linear classifiers and of stems, and endings of the
+# names of layers that give predictions.
 CLASSIFIERS = {'head', 'heads', 'fc', 'classifier', 'lm_head', 'score'}
 STEMS = {'stem', 'patch_embed'}
 PREDICTORS = re.compile(r'.*(^|_)(cls|reg|seg|obj|score|centerness)')
@@ -33,7 +33,7 @@ def choose_layers(
 
     Returns:
         tuple[dict[str, nn.Module], dict[str, str]]: Layers by name, and the
-        reasons why others cannot or should not be replaced.
+        reasons against the other layers.
     """
     if plain_type(module) or isinstance(module, Composite):
         raise UserError(
@@ -64,7 +64,7 @@ def choose_layers(
 
 
 def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """What holds the weights of a network, but for norms and embeddings."""
+    """Yield the modules with weights, except norms and embeddings."""
     inside = ''
     for name, child in module.named_modules():
         if inside and name.startswith(inside):
@@ -83,7 +83,7 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def _left_alone(layers: Mapping[str, Any]) -> dict[str, str]:
-    """Layers that stay as they are unless asked for, with the reason."""
+    """Return the layers that only ``include`` replaces, with the reason."""
     found = {}
     for name, layer in layers.items():
         parts = name.split('.')
@@ -110,7 +110,7 @@ def _left_alone(layers: Mapping[str, Any]) -> dict[str, str]:
 def _obstacle(
     module: nn.Module, layer: Any, family: str, owners: Mapping[int, list[str]]
 ) -> str:
-    """Why a layer cannot be replaced; '' if it can."""
+    """Return why a layer cannot be replaced, '' if it can."""
     kind = type(layer).__name__
     if isinstance(layer, (Composite, Wide)):
         return f'a {kind} layer already'
@@ -138,10 +138,10 @@ def _obstacle(
 
 
 def _reads_weight(owner: nn.Module, name: str) -> bool:
-    """Whether a module's forward uses a layer's weight without a call.
+    """Return whether a module's forward reads a layer's weight itself.
 
-    As torchvision's Swin does with ``qkv``. What its forward calls in turn is
-    not looked into; a composite layer then says so when its weight is read.
+    Torchvision's Swin does, with ``qkv``. Functions that forward calls are
+    not searched: there, reading a composite layer's weight is an error.
     """
     try:
         source = inspect.getsource(type(owner).forward)

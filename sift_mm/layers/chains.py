@@ -1,7 +1,7 @@
 """Chains of layers whose inner widths belong to one block alone.
 
-A feed-forward pair or a residual block is a chain: each layer reads what the
-one before gives. Its first input and last output belong to the network
+A feed-forward pair or a residual block is a chain: each layer reads the output
+of the layer before. Its first input and last output belong to the network
 around it; the widths between can grow.
 """
 
@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
-from sift_mm.layers.composite import draw
+from sift_mm.layers.composite import initialize
 from sift_mm.layers.plain import (
     channels_in,
     is_depthwise,
@@ -27,9 +27,9 @@ from sift_mm.layers.plain import (
 )
 
 SHORTCUTS = ('downsample', 'shortcut')
-# Of mmcv: a layer with its norm and activation, or two of them.
+# Classes of mmcv: a layer with its norm and activation, or two of them.
 GROUPS = ('ConvModule', 'DepthwiseSeparableConvModule')
-# Containers whose owner runs the modules, in any order.
+# Containers whose owner may run the modules in any order.
 LISTS = (nn.Sequential, nn.ModuleList)
 
 
@@ -59,7 +59,7 @@ def find_chains(
 ) -> list[list[Link]]:
     """Return the candidate chains of a block, by order of registration.
 
-    Only a run of the block shows which of them are chains.
+    Only a run of the block shows whether they are chains.
 
     Args:
         block (nn.Module): The block.
@@ -84,9 +84,9 @@ def find_chains(
 def own_modules(
     block: nn.Module, prefix: str = ''
 ) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the modules of a block, with those of its plain containers.
+    """Yield the modules of a block and of its plain containers.
 
-    A container is a Sequential, a list or mmcv's ConvModule, but no shortcut.
+    A container is a Sequential, a list or mmcv's ConvModule, not a shortcut.
     """
     for name, child in block.named_children():
         if not _is_container(child):
@@ -96,7 +96,7 @@ def own_modules(
 
 
 def _is_container(module: nn.Module) -> bool:
-    """Tell whether a module may only run its children in turn."""
+    """Return whether a module may only run its children in turn."""
     if isinstance(module, LISTS) or type(module).__name__ in GROUPS:
         return True
     children: list[Any] = [
@@ -113,25 +113,25 @@ def _is_container(module: nn.Module) -> bool:
 
 
 def _readable_widths(link: Link) -> tuple[int, ...]:
-    """Return the widths that a reader of a layer may have.
+    """Return the possible input widths of the next layer.
 
-    Behind a linear layer half its width too: one half may gate the other.
+    Half the width of a linear layer is possible: one half may gate the other.
     """
     halves = isinstance(link.layer, nn.Linear) and link.width % 2 == 0
     return (link.width, link.width // 2) if halves else (link.width,)
 
 
 def _only_link_of_width(chain: list[Link], module: nn.Module) -> Link | None:
-    """Find the one link that a norm registered behind the chain follows."""
+    """Return the link of a norm's width, if it is the only one."""
     width = follower_width(module)
     found = [link for link in chain if link.width == width]
     return found[0] if len(found) == 1 else None
 
 
 def chain_parts(chain: list[Link]) -> int:
-    """Return the number of equal parts that the inner widths divide into.
+    """Return the number of equal parts of the inner widths.
 
-    Convolution groups and the halves of a gate must stay whole.
+    Convolution groups and the halves of a gate have to stay whole.
     """
     groups = [getattr(link.layer, 'groups', 1) for link in chain]
     groups += [
@@ -145,15 +145,15 @@ def follower_width(module: Any) -> int | None:
     """Return the width of a module that can be rebuilt wider, else None."""
     if not (plain_type(module) and is_depthwise(module)):
         return _vector_width(module)
-    # A channel multiplier makes it more than a follower.
+    # With a channel multiplier it is no follower.
     same = module.in_channels == module.out_channels
     return module.out_channels if same else None
 
 
 def _vector_width(module: nn.Module) -> int | None:
-    """Return the width of a module that holds vectors of one length alone.
+    """Return the length of a module's vectors, None for other modules.
 
-    Norms, scales, PReLU and frozen batch norms do.
+    Norms, scales, PReLU and frozen batch norms hold vectors of one length.
     """
     if isinstance(module, (_ConvNd, nn.Linear, nn.Bilinear, nn.Embedding)):
         return None
@@ -174,7 +174,7 @@ def wider_follower(module: Any, width: int) -> nn.Module:
     if plain_type(module):
         bias = module.bias is not None
         new: Any = make_like(module, width, width, bias, groups=width)
-        draw(new, weight_scale(module) ** 2)
+        initialize(new, weight_scale(module) ** 2)
         return new
     new = _wider_vectors(module, width)
     if isinstance(new, (_NormBase, nn.GroupNorm, nn.LayerNorm)):

@@ -1,4 +1,4 @@
-"""What the layers that stand in for a dense one have in common."""
+"""Base of the layers that replace one dense layer."""
 
 from typing import Any
 
@@ -11,21 +11,21 @@ from sift_mm.layers.plain import weight_scale
 
 
 class Composite(nn.Module):
-    """A layer made of several, in place of a dense one.
+    """Several layers in place of one dense layer.
 
-    It reads and gives what the dense layer did, and has its attributes
-    (``in_channels``, ``stride``, ...). It is no ``nn.Conv2d``, so that
-    nothing fuses it with a norm by mistake.
+    Inputs, outputs and attributes (``in_channels``, ``stride``, ...) are the
+    dense layer's. It is no ``nn.Conv2d``: other tools would fuse that with a
+    norm.
 
     Args:
         layer (nn.Module): The dense layer to replace.
-        inner (str): 'none', 'norm' or 'norm_act': what follows an inner
-            layer.
-        density (float): Share of active weights that the masks are meant to
-            leave; initialisation allows for it.
+        inner (str): Modules behind an inner layer: 'none', 'norm' or
+            'norm_act'.
+        density (float): Expected share of active weights, for the
+            initialization.
         scale (float, optional): Root mean square of the dense layer's
-            weights, found if None: at inputs of unit variance the output
-            under masks has the variance that the dense layer's has.
+            weights; None measures it. Under masks, the output keeps the
+            variance of the dense layer's at inputs of unit variance.
     """
 
     def __init__(
@@ -40,11 +40,11 @@ class Composite(nn.Module):
         self.scale = scale or weight_scale(layer)
 
     def sparse_parameter_names(self) -> list[str]:
-        """Names of the weights that masks go on."""
+        """Return the names of the masked weights."""
         raise NotImplementedError
 
     def init_weights(self) -> None:
-        """Draw all weights anew."""
+        """Initialize all weights."""
         raise NotImplementedError
 
     def __getattr__(self, name: str) -> Any:
@@ -57,12 +57,12 @@ class Composite(nn.Module):
         return super().__getattr__(name)
 
     def extra_repr(self) -> str:
-        """What follows an inner layer, for ``print``."""
+        """Return the modules behind an inner layer, for ``print``."""
         return f'inner={self.inner!r}'
 
 
 def check_inner(inner: str) -> None:
-    """Refuse, by a ValueError, an unknown inner non-linearity."""
+    """Refuse an unknown inner non-linearity with a ValueError."""
     if inner not in INNER:
         raise UserError(
             f'inner is what follows an inner layer, one of '
@@ -71,8 +71,8 @@ def check_inner(inner: str) -> None:
 
 
 @torch.no_grad()
-def draw(layer: Any, variance: float) -> None:
-    """Normal weights of mean 0 and a variance; a bias of 0."""
+def initialize(layer: Any, variance: float) -> None:
+    """Draw normal weights of mean 0 and a variance; set the bias to 0."""
     layer.weight.normal_(0, variance**0.5)
     if layer.bias is not None:
         layer.bias.zero_()
@@ -80,7 +80,7 @@ def draw(layer: Any, variance: float) -> None:
 
 @torch.no_grad()
 def reset_norm(norm: nn.Module, value: float) -> None:
-    """Give a norm's weight a value and its bias 0, if it has them."""
+    """Set a norm's weight to a value and its bias to 0, if it has them."""
     for name, number in (('weight', value), ('bias', 0.0)):
         tensor = getattr(norm, name, None)
         if isinstance(tensor, Tensor):

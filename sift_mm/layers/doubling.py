@@ -1,4 +1,4 @@
-"""Networks with random weights, and the same networks of doubled widths."""
+"""Copies of networks with random weights and doubled inner widths."""
 
 import copy
 from collections.abc import Callable, Mapping
@@ -36,16 +36,16 @@ class Place:
         return tuple(f'{prefix}{link.name}' for link in self.chain)
 
     def pairs(self) -> list[tuple[Named, Named]]:
-        """Return each layer and the next one, with names in the network."""
+        """Return each layer with the next layer, and their names."""
         layers = (link.layer for link in self.chain)
         return list(pairwise(zip(self.names(), layers, strict=True)))
 
 
 @torch.no_grad()
 def double_chain(network: nn.Module, place: Place, reads_new: bool) -> None:
-    """Double the inner widths of a chain, with the weights that it has.
+    """Double the inner widths of a chain and keep its weights.
 
-    Of the new channels every second one is zero, the others are random.
+    Every second new channel is zero, the others are random.
 
     Args:
         network (nn.Module): Network of the chain, changed in place.
@@ -81,8 +81,8 @@ def _put_old(
 ) -> None:
     """Put a dense layer's weight or bias at the old channels of a wider one.
 
-    ``rows`` and ``columns`` are the sizes of the parts that the dimensions
-    divide into, None for a dimension that is not wider.
+    ``rows`` and ``columns`` are sizes of the parts of a dimension, None for a
+    dimension of the same size.
     """
     places = _places(len(old), rows)
     if old.dim() == 1 and rows:
@@ -100,7 +100,7 @@ def _put_old(
 
 
 def _places(count: int, part: int | None) -> Tensor:
-    """Return where old channels lie once each part is twice as large."""
+    """Return the positions of old channels in parts of twice the size."""
     old = torch.arange(count)
     return old if part is None else old // part * 2 * part + old % part
 
@@ -121,8 +121,8 @@ def _copy_vectors(old: nn.Module, new: nn.Module, part: int | None) -> None:
 def random_copy(module: nn.Module) -> nn.Module:
     """Copy a network to the CPU with random weights, in single precision.
 
-    Its own weights may hide what a check looks for: a block whose last norm
-    starts at zero adds nothing.
+    Its own weights may hide differences: a block whose last norm is zero adds
+    nothing.
     """
     memo: dict[int, Any] = {}
     for name, weight in module.named_parameters():
@@ -131,7 +131,7 @@ def random_copy(module: nn.Module) -> nn.Module:
                 _random_weight(name, weight), requires_grad=False
             )
     for one in module.modules():
-        # Attributes too: weights that a hook computes, as weight_norm's.
+        # Attributes too: weight_norm and other hooks store weights there.
         for tensor in [*one._buffers.values(), *vars(one).values()]:
             if isinstance(tensor, Tensor):
                 memo[id(tensor)] = _on_cpu(tensor, torch.ones)
@@ -151,7 +151,7 @@ def _random_weight(name: str, weight: Tensor) -> Tensor:
 
 
 def _on_cpu(tensor: Tensor, fill: Callable[..., Tensor]) -> Tensor:
-    """Copy a tensor to the CPU; one without values is filled."""
+    """Copy a tensor to the CPU, and fill a tensor without values."""
     floating = tensor.is_floating_point()
     dtype = torch.float32 if floating else tensor.dtype
     if not tensor.is_meta:
@@ -161,7 +161,7 @@ def _on_cpu(tensor: Tensor, fill: Callable[..., Tensor]) -> Tensor:
 
 
 def arguments(example: Any) -> Arguments:
-    """Return the arguments that an example stands for, with values."""
+    """Return the arguments of an example, with values."""
     example = tree_map_only(Tensor, lambda t: _on_cpu(t, torch.randn), example)
     if isinstance(example, Mapping):
         return (), dict(example)
@@ -169,7 +169,7 @@ def arguments(example: Any) -> Arguments:
 
 
 def with_twice_the_batch(inputs: Arguments) -> Arguments:
-    """Return the arguments with each sample once more, turned round."""
+    """Return the arguments with a mirrored copy of each sample."""
     return tree_map_only(
         Tensor,
         lambda t: torch.cat([t, t.flip(-1)]) if t.dim() else t,

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from sift_mm.flops.isoflop import factor_densities, factorized_rank
-from sift_mm.layers.composite import Composite, draw, reset_norm
+from sift_mm.layers.composite import Composite, initialize, reset_norm
 from sift_mm.layers.family import Family, Member, register
 from sift_mm.layers.plain import Norm, default_norm, make_like, size_of
 
@@ -13,25 +13,25 @@ from sift_mm.layers.plain import Norm, default_norm, make_like, size_of
 class Factorized(Composite):
     """V(act(norm(U x))) of inner width r (Sparse-IFT, section 3.3).
 
-    Of a convolution, U carries kernel, stride, padding and dilation, and V is
-    1 x 1. Of a grouped one both have its groups: each group is factorised.
+    For a convolution, U has its kernel, stride, padding and dilation, and V
+    is 1 x 1. Both have its groups: each group is factorized.
 
-    Initialisation, for F inputs of one output: U normal of variance
-    ``1 / (F density)``, which gives its outputs the variance of its inputs;
-    V normal of variance ``share F scale**2 / (m r density)``, r counted in
-    one group, where m, the mean square of what V reads, is 1, or 1/2 behind
-    norm and ReLU. A factor without mask has density 1.
+    Initialization, for F inputs of one output: U is normal of variance
+    ``1 / (F density)``, so that its outputs have the variance of its inputs.
+    V is normal of variance ``share F scale**2 / (m r density)``, with r of
+    one group. The mean square m of V's inputs is 1, or 1/2 behind norm and
+    ReLU. A factor without mask has density 1.
 
     Args:
         layer (nn.Module): The dense layer to replace.
         rank (int): Inner width, in channels; a multiple of the groups.
-        sparse (str): Which factors carry masks: 'both', 'u' or 'none'.
-        inner (str): What is between U and V: 'none', 'norm', 'norm_act'.
+        sparse (str): Masked factors: 'both', 'u' or 'none'.
+        inner (str): Modules between U and V: 'none', 'norm', 'norm_act'.
         norm (Callable, optional): Number of channels to a norm; by default
             batch norm, layer norm for a linear layer.
         density (float): Share of active weights of a sparse factor.
         scale (float, optional): As for :class:`Composite`.
-        share (float): Part of the dense layer's output variance to give.
+        share (float): Share of the dense layer's output variance.
         bias (bool): Whether to have the layer's bias, if it has one.
     """
 
@@ -65,28 +65,28 @@ class Factorized(Composite):
         self.init_weights()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The product, of the dense layer's output shape."""
+        """Return the product V(act(norm(U x)))."""
         return self.v(self.act(self.norm(self.u(x))))
 
     def sparse_parameter_names(self) -> list[str]:
-        """The weights of the sparse factors."""
+        """Return the names of the sparse factors' weights."""
         names = {'both': ['u', 'v'], 'u': ['u'], 'none': []}[self.sparse]
         return [f'{name}.weight' for name in names]
 
     def init_weights(self) -> None:
-        """Draw all weights anew, see the class."""
+        """Initialize all weights, see the class."""
         fan_in, rank, groups = size_of(self.u)
         density_u, density_v = self._densities
         square = 0.5 if self.inner == 'norm_act' else 1.0
-        draw(self.u, 1 / (fan_in * density_u))
+        initialize(self.u, 1 / (fan_in * density_u))
         variance = self.share * fan_in * self.scale**2
-        draw(self.v, variance / (square * rank / groups * density_v))
+        initialize(self.v, variance / (square * rank / groups * density_v))
         reset_norm(self.norm, 1.0)
 
 
 @register
 class FactorizedFamily(Family):
-    """Two layers in a row."""
+    """Family member of two layers in a row."""
 
     name = 'factorized'
     default_factors = 'both'
@@ -96,7 +96,7 @@ class FactorizedFamily(Family):
     def sizes(
         cls, member: Member, layer: nn.Module, step: int, cost: float | None
     ) -> dict[str, Any]:
-        """Rank, and which factors carry masks."""
+        """Return the rank and the masked factors."""
         fan_in, fan_out, groups = size_of(layer)
         rank = factorized_rank(
             fan_in,

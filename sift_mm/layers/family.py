@@ -1,4 +1,4 @@
-"""Members of the Sparse-IFT family: their registry, and one at a sparsity."""
+"""Registry of the Sparse-IFT family, and one member at a sparsity."""
 
 import math
 from dataclasses import dataclass
@@ -11,22 +11,22 @@ from sift_mm.flops.isoflop import check_sparsity, factor_densities
 from sift_mm.layers.composite import Composite, check_inner
 from sift_mm.layers.plain import Norm, size_of
 
-# A layer whose FLOPs rounding would change by more has no equal.
+# Largest relative change of a layer's FLOPs by rounding.
 TOLERANCE = 0.25
 
 
 class Family:
-    """A member of the family, in a file of its own in this package.
+    """Base of a member of the family, each in a file of this package.
 
     Attributes:
-        name (str): As ``family`` is written.
-        widens (bool): Whether layers are made wider along with those that
-            read them.
-        composite (bool): Whether a layer becomes another module; else it is
-            a wider one of its kind.
-        default_factors (str, optional): Which of two factors carry masks,
-            see ``isoflop.SPARSE_FACTORS``; None where there are no factors.
-        layer (type[Composite]): Stands in for a dense layer.
+        name (str): Value of the argument ``family``.
+        widens (bool): Whether layers become wider together with their
+            readers.
+        composite (bool): Whether a layer becomes a ``Composite``; else it
+            becomes a wider layer of its kind.
+        default_factors (str, optional): Masked factors by default, see
+            ``isoflop.SPARSE_FACTORS``; None without factors.
+        layer (type[Composite]): Class in place of a dense layer.
     """
 
     name: ClassVar[str]
@@ -39,12 +39,12 @@ class Family:
     def sizes(
         cls, member: 'Member', layer: nn.Module, step: int, cost: float | None
     ) -> dict[str, Any]:
-        """What the constructor of ``layer`` takes that follows from sparsity.
+        """Return the arguments of ``layer`` that follow from the sparsity.
 
         Args:
             member (Member): The member, with its sparsity and variants.
             layer (nn.Module): The dense layer.
-            step (int): An inner width, of one group, is a multiple of this.
+            step (int): Divisor of an inner width of one group.
             cost (float, optional): As for ``Member.build``.
         """
         raise NotImplementedError
@@ -56,7 +56,7 @@ _FAMILIES: dict[str, type[Family]] = {}
 
 
 def register(family: type[Family]) -> type[Family]:
-    """Class decorator: make a member known by its name, if that is free."""
+    """Register a member by its name (class decorator)."""
     other: Any = _FAMILIES.setdefault(family.name, family)
     if other.__qualname__ != family.__qualname__:
         raise UserError(
@@ -68,13 +68,13 @@ def register(family: type[Family]) -> type[Family]:
 
 
 def families() -> tuple[str, ...]:
-    """Names of all members, those of the paper first."""
+    """Return the names of all members, those of the paper first."""
     others = [name for name in _FAMILIES if name not in PAPER]
     return *(name for name in PAPER if name in _FAMILIES), *others
 
 
 def family_of(name: str) -> type[Family]:
-    """The member of a name; a ValueError if there is none."""
+    """Return the member of a name; raise a ValueError for an unknown one."""
     if name not in _FAMILIES:
         raise UserError(
             f'Unknown family {name!r}; the families are '
@@ -89,17 +89,16 @@ class Member:
     """A member of the family at a sparsity, with its variants.
 
     Args:
-        family (str): Its name, one of :func:`families`.
+        family (str): Name, one of :func:`families`.
         sparsity (float): Share of zero weights, in [0, 1).
-        inner (str): What follows an inner layer, 'none', 'norm' or
-            'norm_act'; a widened layer has no inner one.
-        sparse_factors (str, optional): Which factors of the two factorized
-            members carry masks: 'both' (default of 'factorized'), 'u' or
-            'none' (default of 'wide_factorized').
+        inner (str): Modules behind an inner layer, 'none', 'norm' or
+            'norm_act'; a widened layer has no inner layer.
+        sparse_factors (str, optional): Masked factors of the two factorized
+            members: 'both' (default of 'factorized'), 'u' or 'none' (default
+            of 'wide_factorized').
 
     Raises:
-        ValueError: If an argument is none of these, or not one of this
-            member's.
+        ValueError: If an argument is invalid, or another member's.
     """
 
     family: str
@@ -129,12 +128,12 @@ class Member:
 
     @property
     def kind(self) -> type[Family]:
-        """What the member knows of itself."""
+        """Class of the member."""
         return family_of(self.family)
 
     @property
     def factors(self) -> str:
-        """Which factors carry masks."""
+        """Masked factors: 'both', 'u' or 'none'."""
         return self.sparse_factors or self.kind.default_factors or 'none'
 
     def build(
@@ -146,19 +145,18 @@ class Member:
         cost: float | None = None,
         rank: int | None = None,
     ) -> Composite:
-        """The layer that stands in for a dense one, or for a wide one.
+        """Build the layer in place of a dense or wide layer.
 
         Args:
-            layer (nn.Module): The dense layer; of a wide network, the wide
-                one.
+            layer (nn.Module): The dense layer, or the wide one of a wide
+                network.
             norm (Callable, optional): As for :class:`Factorized`.
-            multiple (int): An inner width is a multiple of this where an
-                inner norm divides it into groups.
+            multiple (int): Divisor of an inner width, for inner norms that
+                divide channels into groups.
             scale (float, optional): As for :class:`Composite`.
-            cost (float, optional): MACs of one position and group to be met
-                by a factorized layer; the layer's own if None.
-            rank (int, optional): Inner width, in place of the one that
-                follows.
+            cost (float, optional): MACs of a factorized layer, for one
+                position and group; None is the layer's.
+            rank (int, optional): Inner width; None follows from the sparsity.
 
         Raises:
             ValueError: If the layer is too small for the sparsity, or the
@@ -171,7 +169,7 @@ class Member:
             )
         step = 1
         if self.inner != 'none':
-            # Each group of a convolution is factorised.
+            # Each group of a convolution is factorized.
             step = multiple // math.gcd(multiple, size_of(layer)[2])
         sizes = self.kind.sizes(self, layer, step, cost)
         if rank is not None:
@@ -181,7 +179,7 @@ class Member:
 
 
 def check_share(ratio: float) -> None:
-    """Refuse, by a ValueError, a layer that has no equal of its FLOPs."""
+    """Refuse a layer whose FLOPs no whole sizes meet, with a ValueError."""
     if abs(ratio - 1) > TOLERANCE:
         raise UserError(
             'no whole number of channels, ranks or branches has '
@@ -190,10 +188,10 @@ def check_share(ratio: float) -> None:
 
 
 def share_of_flops(new: Composite, old: nn.Module, sparsity: float) -> float:
-    """FLOPs of a layer under masks over those of the dense one.
+    """Return the FLOPs of a layer under masks, divided by the dense layer's.
 
-    All inner layers give outputs at the positions of the dense layer, so
-    that it is the ratio of the weights that take part.
+    Inner layers have the output positions of the dense layer, so the ratio is
+    that of active weights.
     """
     sparse = set(new.sparse_parameter_names())
     used = sum(

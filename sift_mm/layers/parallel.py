@@ -6,26 +6,26 @@ import torch
 from torch import Tensor, nn
 
 from sift_mm.flops.isoflop import parallel_branches
-from sift_mm.layers.composite import Composite, draw, reset_norm
+from sift_mm.layers.composite import Composite, initialize, reset_norm
 from sift_mm.layers.family import Family, Member, register
 from sift_mm.layers.plain import Norm, default_norm, make_like, size_of
 
 
 class Parallel(Composite):
-    """Sum of k branches (Sparse-IFT, section 3.2), all of them sparse.
+    """Sum of k sparse branches (Sparse-IFT, section 3.2).
 
     ``y = sum_i act(norm_i(W_i x))``. The authors' CIFAR networks have
     'norm', a sum of BN(conv(x)), their ImageNet networks 'norm_act', a sum of
     ReLU(BN(conv(x))); neither has a norm behind the sum.
 
-    Initialisation: each branch normal, of variance ``scale**2 / (k density)``;
-    norms of weight ``1 / sqrt(k)``, since k independent branches of unit
-    variance add up to k.
+    Initialization: each branch is normal of variance
+    ``scale**2 / (k density)``; norms have weight ``1 / sqrt(k)``, because k
+    independent branches of unit variance add up to variance k.
 
     Args:
         layer (nn.Module): The dense layer to replace.
         branches (int): Number of branches, k.
-        inner (str): What follows each branch: 'none', 'norm', 'norm_act'.
+        inner (str): Modules behind each branch: 'none', 'norm', 'norm_act'.
         norm (Callable, optional): As for :class:`Factorized`.
         density (float, optional): Share of active weights, 1 / k if None.
         scale (float, optional): As for :class:`Factorized`.
@@ -42,7 +42,7 @@ class Parallel(Composite):
     ) -> None:
         super().__init__(layer, inner, density or 1 / branches, scale)
         norm = norm or default_norm(layer)
-        # A norm has a bias of its own, and of a plain sum one is enough.
+        # Norms have a bias of their own, and a plain sum needs only one.
         bias = layer.bias is not None and inner == 'none'
         self.layers = nn.ModuleList(
             make_like(layer, bias=bias and not i) for i in range(branches)
@@ -56,7 +56,7 @@ class Parallel(Composite):
         self.init_weights()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The sum over branches, of the dense layer's output shape."""
+        """Return the sum over branches."""
         total: Tensor | None = None
         for i, layer in enumerate(self.layers):
             out = layer(x)
@@ -67,23 +67,23 @@ class Parallel(Composite):
         return total
 
     def sparse_parameter_names(self) -> list[str]:
-        """The weights of all branches."""
+        """Return the names of all branches' weights."""
         return [f'layers.{i}.weight' for i in range(len(self.layers))]
 
     def init_weights(self) -> None:
-        """Draw all weights anew, see the class."""
+        """Initialize all weights, see the class."""
         branches = len(self.layers)
         for layer in self.layers:
-            draw(layer, self.scale**2 / (branches * self.density))
+            initialize(layer, self.scale**2 / (branches * self.density))
         for norm in self.norms:
             reset_norm(norm, branches**-0.5)
 
     @torch.no_grad()
     def zero_norms(self) -> None:
-        """Start from an output of zero, as the last norm of a residual block.
+        """Set the norms to zero, as for the last norm of a residual block.
 
-        Not before an activation: where all inputs of a ReLU are exactly 0, no
-        gradient passes and the branch would stay at zero for good.
+        Norms before an activation stay: a ReLU whose inputs are all 0 passes
+        no gradient, so that the branch would stay at zero.
         """
         if self.inner == 'norm':
             for norm in self.norms:
@@ -92,7 +92,7 @@ class Parallel(Composite):
 
 @register
 class ParallelFamily(Family):
-    """Several layers of the same shape, added up."""
+    """Family member of several layers of one shape, added up."""
 
     name = 'parallel'
     layer = Parallel
@@ -101,5 +101,5 @@ class ParallelFamily(Family):
     def sizes(
         cls, member: Member, layer: nn.Module, step: int, cost: float | None
     ) -> dict[str, Any]:
-        """Number of branches."""
+        """Return the number of branches."""
         return dict(branches=parallel_branches(member.sparsity))

@@ -1,4 +1,4 @@
-"""The dense layers that Sparse-IFT replaces, and how to make their like."""
+"""Dense layers that Sparse-IFT replaces, and new ones of their kind."""
 
 import math
 from collections.abc import Callable
@@ -17,15 +17,15 @@ BATCH_NORMS = {
     nn.Conv3d: nn.BatchNorm3d,
 }
 SHAPE = ('kernel_size', 'stride', 'padding', 'dilation', 'padding_mode')
-# Modules of subclasses that compute what PyTorch's layers do: mmcv's differ
+# Modules whose subclasses compute the same as PyTorch's layers: mmcv's differ
 # for empty inputs only.
 _SAME = ('mmcv.cnn.bricks.wrappers', f'{__package__}.wide')
 
 
 def plain_type(layer: nn.Module) -> type[nn.Module] | None:
-    """PyTorch's class that a layer behaves as; None if it is no such layer.
+    """Return PyTorch's class of a dense layer, None for another module.
 
-    By exact type: a subclass may use its weight in another way.
+    The type has to be exact: a subclass may use its weight in another way.
     """
     kind = type(layer)
     if kind.__module__ in _SAME:
@@ -34,7 +34,7 @@ def plain_type(layer: nn.Module) -> type[nn.Module] | None:
 
 
 def size_of(layer: nn.Module) -> tuple[int, int, int]:
-    """``k * k * d_in / groups``, ``d_out`` and groups of a dense layer."""
+    """Return ``k * k * d_in / groups``, ``d_out`` and groups of a layer."""
     weight: Any = layer.weight
     groups: Any = getattr(layer, 'groups', 1)
     return weight[0].numel(), weight.shape[0], groups
@@ -49,12 +49,18 @@ def make_like(
     kind: type[nn.Module] | None = None,
     groups: int | None = None,
 ) -> nn.Module:
-    """A new layer of a layer's kind, on its device, in its precision.
+    """Build a new layer of a layer's kind, device and precision.
 
-    It reads ``d_in`` channels or features and gives ``d_out``; these and the
-    groups are the layer's where they are None, and its kind is PyTorch's own.
-    A pointwise convolution has kernel and stride 1, and no padding. Weights
-    are as the kind draws them.
+    Args:
+        layer (nn.Module): The layer.
+        d_in (int, optional): Input channels or features; None is the layer's.
+        d_out (int, optional): Output channels; None is the layer's.
+        bias (bool): Whether the new layer has a bias.
+        pointwise (bool): Whether a convolution has kernel and stride 1 and no
+            padding.
+        kind (type, optional): Class; None is PyTorch's, which also
+            initializes the weights.
+        groups (int, optional): Groups; None is the layer's.
     """
     new: Any = kind or plain_type(layer)
     where = dict(device=layer.weight.device, dtype=layer.weight.dtype)
@@ -72,10 +78,10 @@ def make_like(
 
 
 def default_norm(layer: nn.Module) -> Norm:
-    """Number of channels to the norm for inner outputs of a layer's kind.
+    """Return a constructor of norms for inner outputs, by channels.
 
-    Batch norm for a convolution, layer norm for a linear layer, whose
-    channels come last.
+    Convolutions get batch norm; linear layers, whose channels come last, get
+    layer norm.
     """
     weight: Any = layer.weight
     kind = BATCH_NORMS.get(plain_type(layer), nn.LayerNorm)  # type: ignore
@@ -84,9 +90,9 @@ def default_norm(layer: nn.Module) -> Norm:
 
 @torch.no_grad()
 def weight_scale(layer: nn.Module) -> float:
-    """Root mean square of a layer's weights as they are now.
+    """Return the root mean square of a layer's weights.
 
-    That of Kaiming's initialisation where they have no values yet.
+    Weights without values yet have that of Kaiming's initialization.
     """
     weight: Any = layer.weight
     if weight.is_meta or not weight.any():
@@ -95,25 +101,25 @@ def weight_scale(layer: nn.Module) -> float:
 
 
 def kaiming_scale(layer: nn.Module) -> float:
-    """Standard deviation of Kaiming's normal weights, fan_out, ReLU."""
+    """Return the standard deviation of Kaiming's weights (fan_out, ReLU)."""
     weight: Any = layer.weight
     return math.sqrt(2 / (weight.shape[0] * weight[0, 0].numel()))
 
 
 def channels_in(layer: Any) -> int:
-    """Channels or features that a dense layer reads."""
+    """Return the input channels or features of a dense layer."""
     return layer.weight.shape[1] * getattr(layer, 'groups', 1)
 
 
 def is_depthwise(layer: Any) -> bool:
-    """Whether each output of a convolution reads one channel."""
+    """Return whether each output of a convolution reads one channel."""
     return getattr(layer, 'groups', 1) > 1 and layer.weight.shape[1] == 1
 
 
-def put(module: nn.Module, name: str, new: nn.Module) -> None:
-    """Replace a submodule wherever it is registered.
+def replace(module: nn.Module, name: str, new: nn.Module) -> None:
+    """Replace a submodule under all of its names.
 
-    Mode and frozen parameters stay what they are.
+    The new module takes over the mode and ``requires_grad``.
     """
     old = module.get_submodule(name)
     new.train(old.training)
@@ -134,11 +140,11 @@ class Change:
     """Modules that are replaced together, by their names in an owner.
 
     Args:
-        owner (nn.Module): Holds the modules.
-        kind (str): Class of the module that they are part of.
-        before (dict[str, nn.Module]): What was there.
-        after (dict[str, nn.Module]): What is in their place.
-        replaced (dict[str, Any]): Records of the layers among them, by their
+        owner (nn.Module): Module that holds them.
+        kind (str): Class name of the block that they are part of.
+        before (dict[str, nn.Module]): Old modules.
+        after (dict[str, nn.Module]): New modules.
+        replaced (dict[str, Any]): Records of the replaced layers, by their
             full names.
     """
 
@@ -150,21 +156,21 @@ class Change:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Full names of the layers."""
+        """Full names of the replaced layers."""
         return tuple(self.replaced)
 
-    def put(self, name: str, new: nn.Module) -> None:
-        """Replace a module, see :func:`put`."""
+    def replace(self, name: str, new: nn.Module) -> None:
+        """Replace a module, see :func:`replace`."""
         self.before.setdefault(name, self.owner.get_submodule(name))
         self.after[name] = new
-        put(self.owner, name, new)
+        replace(self.owner, name, new)
 
     def undo(self) -> None:
-        """Put back what was there."""
+        """Restore the old modules."""
         for name, module in self.before.items():
             _exchange(self.owner, self.after[name], module)
 
     def redo(self) -> None:
-        """Replace it once more."""
+        """Replace the old modules again."""
         for name, module in self.after.items():
             _exchange(self.owner, self.before[name], module)

@@ -1,4 +1,4 @@
-"""Sparse-IFT for any built network."""
+"""Transformation of any built network into a member of the family."""
 
 import re
 from collections import defaultdict
@@ -35,26 +35,25 @@ def transform(
 ) -> TransformReport:
     """Replace a network's dense layers by a member of the family, in place.
 
-    Convolutions and linear layers of PyTorch's own types (mmcv's wrappers of
-    them too) are replaced by larger ones of the same FLOPs under masks. 'wide'
-    and 'wide_factorized' widen the inside of feed-forward pairs and residual
+    Convolutions and linear layers (PyTorch's classes, and mmcv's wrappers of
+    them) become larger layers of the same FLOPs under masks. 'wide' and
+    'wide_factorized' widen the inside of feed-forward pairs and residual
     blocks, so that the network's interface stays.
 
     New layers have new weights (see their classes), drawn from PyTorch's
-    random state, and the biases that were there. A network of MMEngine that is
-    not initialised yet is initialised first (with a checkpoint, if its
-    ``init_cfg`` says so). Load a checkpoint of the transformed network
-    afterwards. Masks are not part of a network: ``SparseTrainingHook`` or
-    ``MaskSet`` put them on the weights that the report, and
-    ``sparse_parameter_names``, list.
+    random state, and the old biases. A network of MMEngine is initialized
+    first if it was not (from a checkpoint, if its ``init_cfg`` names one).
+    Load a checkpoint of the transformed network afterwards. The network holds
+    no masks: ``SparseTrainingHook`` or ``MaskSet`` mask the weights that the
+    report and ``sparse_parameter_names`` list.
 
-    Widening is checked by values, with random weights: in training and in
-    evaluation, a network whose new channels are unread or zero must give what
-    the dense one gives, no channel may mix with others before the next layer
-    reads it (in attention heads, a softmax, a norm over channels), and no
-    output may depend on further tokens. The check runs the whole network with
-    the ``example``, or with images or token ids where it takes them; else each
-    block alone, which does not see modules that reach into it.
+    Widening is checked by values, with random weights, in training and in
+    evaluation. New channels that are unread or zero must not change outputs.
+    No channel may mix with others before the next layer reads it (attention
+    heads, a softmax, a norm over channels), and no output may depend on
+    further tokens. The check runs the whole network with the ``example``, or
+    with images or token ids if it takes them; else each block alone, which
+    does not show modules that reach into it.
 
     Args:
         module (nn.Module): The network.
@@ -62,21 +61,22 @@ def transform(
             'wide_factorized'.
         sparsity (float): Share of zero weights, in [0, 1).
         include (Sequence[str], optional): Glob patterns of layer names. None
-            takes all but the stem (what reads an image of up to 4 channels,
-            or is called so), the classifier (the last layer, if it is linear
-            and its name says so), layers named as predictors (``conv_seg``,
-            ``retina_cls``), frozen ones and those that are zero.
+            takes all layers except the stem (a convolution of up to 4 input
+            channels, or named so), the classifier (a last linear layer, named
+            so), predictors (named ``conv_seg``, ``retina_cls``, ...), frozen
+            layers and layers of zeros.
         exclude (Sequence[str]): Glob patterns of layer names to leave.
-        inner (str): What follows an inner layer: 'none', 'norm', 'norm_act'.
+        inner (str): Modules behind an inner layer: 'none', 'norm',
+            'norm_act'.
         sparse_factors (str, optional): As for :class:`Member`.
         example (Tensor | tuple | Mapping, optional): Input of the network,
             its positional or its keyword arguments. Tensors on the meta
             device stand for random ones. Layers whose replacement
-            fails the check stay as they are.
+            fails the check stay dense.
 
     Returns:
-        TransformReport: What was replaced, with sizes, and what was not, with
-        the reason.
+        TransformReport: Replaced layers with sizes, and the other layers with
+        reasons.
 
     Raises:
         ValueError: If an argument is wrong, a pattern matches no layer, the
@@ -84,8 +84,8 @@ def transform(
             replaced.
     """
     member = Member(family, sparsity, inner, sparse_factors)
-    # MMEngine initialises when a run starts, and would draw the new layers by
-    # the library's rule, if that was not done before.
+    # MMEngine initializes when a run starts, and would then draw the new
+    # layers by the library's rule.
     uninitialised: Any = module
     if getattr(module, 'is_init', True) is False:
         uninitialised.init_weights()
@@ -103,14 +103,14 @@ def transform(
 def output_shapes(module: nn.Module, example: Any) -> list[Any] | str:
     """Return the shapes of a network's outputs in evaluation.
 
-    There is no arithmetic, and the network is left as it is.
+    The network runs on the meta device and does not change.
 
     Args:
         module (nn.Module): The network.
         example (Tensor | tuple | Mapping): As for :func:`transform`.
 
     Returns:
-        list | str: Shapes; the reason why it does not run, if it does not.
+        list | str: Shapes, or the reason why the network does not run.
     """
     example = tree_map_only(Tensor, lambda t: t.to('meta'), example)
     args, kwargs = example if isinstance(example, tuple) else (example,), {}
@@ -119,7 +119,7 @@ def output_shapes(module: nn.Module, example: Any) -> list[Any] | str:
     try:
         with torch.no_grad(), plain_operators():
             out = on_meta(module, norms=False)(*args, **kwargs)
-    except Exception as error:  # Whatever a layer makes of it.
+    except Exception as error:  # Any error of a layer.
         return str(error).partition('\n')[0]
     return [getattr(leaf, 'shape', None) for leaf in tree_leaves(out)]
 
@@ -131,10 +131,9 @@ def _undo_what_fails(
     expected: list[Any],
     skipped: dict[str, str],
 ) -> set[tuple[str, ...]]:
-    """Undo the changes with which a network gives something else.
+    """Undo the changes that change the outputs' shapes; return their layers.
 
-    Those whose names differ in numbers alone stand or fall together. Returns
-    the names of their layers.
+    Changes whose names differ only in numbers are undone together.
     """
     if output_shapes(module, example) == expected:
         return set()
@@ -168,7 +167,7 @@ def _replace(
     skipped: dict[str, str],
     example: Any,
 ) -> dict[str, Replacement]:
-    """Replace layers one by one, save where the network does not run so."""
+    """Replace layers one by one, except where the network then fails."""
     expected = None if example is None else output_shapes(module, example)
     if isinstance(expected, str):
         raise UserError(
@@ -201,12 +200,12 @@ def _put_composites(
             skipped[name] = str(error)
             continue
         for part in new.modules():
-            # Of all inner layers, one has a bias: it may be a prior.
+            # One inner layer takes the dense bias, which may be a prior.
             if plain_type(part) and part.bias is not None:
                 part.bias = layer.bias
         holder = module.get_submodule(name.rpartition('.')[0])
         change = Change(module, type(holder).__name__)
-        change.put(name, new)
+        change.replace(name, new)
         change.replaced[name] = record(name, layer, new, ratio)
         changes.append(change)
     return changes

@@ -19,11 +19,9 @@ class Replacement:
     Args:
         before (str): The dense layer, with its sizes.
         after (str): The layer in its place, with its sizes.
-        flops_ratio (float): FLOPs under masks at the nominal sparsity over
-            those of the dense layer, or of the widened chain over those of
-            the dense chain.
-        sparse_parameters (tuple[str, ...]): Full names of the weights that
-            masks go on.
+        flops_ratio (float): FLOPs under masks at the nominal sparsity,
+            divided by those of the dense layer (or chain, if widened).
+        sparse_parameters (tuple[str, ...]): Full names of masked weights.
     """
 
     before: str
@@ -34,11 +32,11 @@ class Replacement:
 
 @dataclass(frozen=True)
 class TransformReport:
-    """Report of what :func:`transform` did to a network.
+    """Report of :func:`transform`.
 
     Args:
-        replaced (Mapping[str, Replacement]): By name of the layer.
-        skipped (Mapping[str, str]): Why a layer was left as it was, by name.
+        replaced (Mapping[str, Replacement]): Replaced layers, by name.
+        skipped (Mapping[str, str]): Reason of each other layer, by name.
     """
 
     replaced: Mapping[str, Replacement]
@@ -46,7 +44,7 @@ class TransformReport:
 
     @property
     def sparse_parameters(self) -> list[str]:
-        """Return the full names of all weights that masks go on."""
+        """Return the full names of all masked weights."""
         return [
             name
             for one in self.replaced.values()
@@ -78,7 +76,7 @@ class NothingReplaced(UserError):
 
 
 def record(name: str, old: nn.Module, new: Any, ratio: float) -> Replacement:
-    """Record the replacement of a layer of a name, at a ratio of FLOPs."""
+    """Record the replacement of a layer, with its ratio of FLOPs."""
     weights = new.sparse_parameter_names()
     names = tuple(f'{name}.{weight}' for weight in weights)
     return Replacement(_describe(old), _describe(new), ratio, names)

@@ -1,15 +1,15 @@
-"""Proof by values that a network may be widened along given chains.
+"""Check by values that a network may be widened along given chains.
 
 The network runs with random weights, dense and with its chains twice as wide.
-Shapes that fit prove nothing: attention widened in q and out alone has the
-right shapes, and lets a causal network see later tokens.
+Equal shapes prove nothing: attention that is wider only in q and out has the
+right shapes, and shows later tokens to a causal network.
 """
 
 import copy
 import random
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from functools import partial
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +29,7 @@ from sift_mm.layers.doubling import (
 )
 from sift_mm.layers.plain import channels_in
 
-# Relative differences above those of rounding.
+# Relative differences that rounding does not reach.
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-7}
 DROPOUTS = {
     F.dropout,
@@ -43,10 +43,10 @@ DROPOUTS = {
 
 
 class ValueCheck:
-    """Comparison of a dense network with itself, wider, by values.
+    """Comparison of a dense network with a wider one, by values.
 
     Args:
-        module (nn.Module): The network, left as it is.
+        module (nn.Module): The network; it does not change.
         example (Tensor | tuple | Mapping): Its input, its positional or its
             keyword arguments. Tensors on the meta device get random values.
 
@@ -54,8 +54,7 @@ class ValueCheck:
         called (set[str]): Names of the modules that the example runs.
 
     Raises:
-        Exception: Whatever the network raises, if it does not run with the
-            example in evaluation.
+        Exception: Any error of the network in evaluation with the example.
     """
 
     def __init__(self, module: nn.Module, example: Any) -> None:
@@ -64,26 +63,17 @@ class ValueCheck:
         with _seeded():
             self.dense: Any = random_copy(module)
             self.inputs = arguments(example)
-        # Outputs by mode: of evaluation, and of training where that runs.
+        # Outputs by mode: of evaluation, and of training if that runs.
         self.expected = {False: self._run(self.dense, False)}
-        # Batch norm trains on two images where one may do in evaluation.
+        # Batch norm may need two images in training.
         for inputs in (self.inputs, with_twice_the_batch(self.inputs)):
-            try:
-                self._expect_training(inputs)
-                return
-            except Exception:  # Whatever a network makes of it.
-                continue
-        self._run(self.dense, False, self._note)
-
-    def _expect_training(self, inputs: Any) -> None:
-        first, self.inputs = self.inputs, inputs
-        try:
-            trained = self._run(self.dense, True, self._note)
-            evaluated = self._run(self.dense, False)
-        except Exception:
-            self.inputs = first
-            raise
-        self.expected = {False: evaluated, True: trained}
+            with suppress(Exception):  # Any error of a layer.
+                trained = self._run(self.dense, True, inputs)
+                evaluated = self._run(self.dense, False, inputs)
+                self.expected = {False: evaluated, True: trained}
+                self.inputs = inputs
+                break
+        self._run(self.dense, True in self.expected, watch=self._note)
 
     def _note(self, network: nn.Module, hooks: ExitStack) -> None:
         """Note the names of the modules that run."""
@@ -95,21 +85,22 @@ class ValueCheck:
             )
 
     def objection(self, places: Sequence[Place]) -> str:
-        """Return why the network cannot be widened at places; '' if it can.
+        """Return why the network cannot be widened at places, or ''.
 
         Double precision decides where rounding may be the reason.
 
         Raises:
-            Exception: Whatever the wider network raises, if it does not run.
+            Exception: Any error of the wider network.
         """
         found = self._compare(places)
         if not found or self.dtype == torch.float64:
             return found
         try:
-            return self._in_double().objection(places)
-        except Exception:  # It has a fixed precision somewhere.
+            return self._in_double.objection(places)
+        except Exception:  # Some networks have a fixed precision.
             return found
 
+    @cached_property
     def _in_double(self) -> 'ValueCheck':
         other = copy.copy(self)
         other.dtype = torch.float64
@@ -144,7 +135,7 @@ class ValueCheck:
     def _changed(
         self, one: Tensor, other: Tensor, share: float = 1.0
     ) -> Tensor:
-        """Tell where tensors differ by more than a share of the tolerance."""
+        """Return where tensors differ by a share of the tolerance."""
         if not one.is_floating_point():
             return one != other
         finite = one.isfinite() & other.isfinite()
@@ -157,11 +148,14 @@ class ValueCheck:
         self,
         network: nn.Module,
         training: bool,
+        inputs: Any = None,
         watch: Callable[[nn.Module, ExitStack], None] | None = None,
     ) -> list[Tensor]:
-        """Run a network, the same at every call, without dropout."""
+        """Run a network reproducibly, without dropout."""
         network.train(training)
-        args, kwargs = tree_map_only(Tensor, torch.clone, self.inputs)
+        args, kwargs = tree_map_only(
+            Tensor, torch.clone, inputs or self.inputs
+        )
         # Running statistics move in training.
         kept = [(one, one._buffers) for one in network.modules()]
         for one, buffers in kept:
@@ -178,7 +172,7 @@ class ValueCheck:
         return [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
 
     def _doubled(self, places: Sequence[Place], reads_new: bool) -> nn.Module:
-        # All weights are shared but those of the chains.
+        # The copy shares all weights except those of the chains.
         memo = {id(weight): weight for weight in self.dense.parameters()}
         wide = copy.deepcopy(self.dense, memo)
         with _seeded():
@@ -187,16 +181,16 @@ class ValueCheck:
         return wide
 
     def _find_mixing(self, places: Sequence[Place]) -> str:
-        """Find a layer that does not read the channels of a chain singly.
+        """Find a layer that reads a mixture of a chain's channels.
 
-        Noise on some channels that one layer gives must reach the same
-        channels of the next layer's input alone. That input is then put
-        right, so that one run tries all chains.
+        Noise on some output channels of a layer may reach only the same
+        channels of the next layer's input. That input is then restored, so
+        that one run checks all chains.
         """
         trial = _Mixing(self._changed, places)
         training = True in self.expected
-        self._run(self.dense, training, trial.record)
-        self._run(self.dense, training, trial.disturb)
+        self._run(self.dense, training, watch=trial.record)
+        self._run(self.dense, training, watch=trial.disturb)
         if not trial.mixed:
             return ''
         return (
@@ -205,45 +199,52 @@ class ValueCheck:
         )
 
     def _find_leak(self, places: Sequence[Place]) -> str:
-        """Find wide outputs that depend on tokens that dense ones do not.
+        """Find wide outputs that depend on more tokens than dense outputs.
 
         The inputs change at the middle token, a position of dimension 1.
         """
-        inputs = self.inputs
-        networks = self.dense, self._doubled(places, reads_new=True)
-        before = [self._run(one, False) for one in networks]
-        try:
-            self.inputs = tree_map_only(Tensor, with_other_middle, inputs)
-            after = [self._run(one, False) for one in networks]
-        except Exception:  # An input may have to be what it was.
+        lengths = set(map(_length, tree_leaves(self.inputs)))
+        tokens = [
+            _length(one) in lengths - {0} for one in self.expected[False]
+        ]
+        if not any(tokens):
             return ''
-        finally:
-            self.inputs = inputs
-        lengths = {
-            tensor.shape[1]
-            for tensor in tree_leaves(inputs)
-            if isinstance(tensor, Tensor) and tensor.dim() > 1
-        }
-        for dense, wide, dense_after, wide_after in zip(
-            *before, *after, strict=True
+        other = tree_map_only(Tensor, with_other_middle, self.inputs)
+        wide = self._doubled(places, reads_new=True)
+        before = self.expected[False], self._run(wide, False)
+        try:
+            after = [
+                self._run(one, False, other) for one in (self.dense, wide)
+            ]
+        except Exception:  # The network may refuse other inputs.
+            return ''
+        for is_tokens, dense, new, dense_after, new_after in zip(
+            tokens, *before, *after, strict=True
         ):
-            if dense.dim() < 2 or dense.shape[1] not in lengths:
-                continue
-            new = self._changed(wide, wide_after)
-            old = self._changed(dense, dense_after, share=1e-3)
-            seen, saw = (
-                one.transpose(0, 1).flatten(1).any(1) for one in (new, old)
-            )
-            if (seen & ~saw).any():
-                return 'outputs depend on tokens that they did not depend on'
+            if is_tokens:
+                new_changes = _by_token(self._changed(new, new_after))
+                changes = self._changed(dense, dense_after, share=1e-3)
+                if (new_changes & ~_by_token(changes)).any():
+                    return 'outputs depend on further tokens'
         return ''
+
+
+def _length(value: Any) -> int:
+    """Return the size of dimension 1, 0 without one."""
+    has_tokens = isinstance(value, Tensor) and value.dim() > 1
+    return value.shape[1] if has_tokens else 0
+
+
+def _by_token(changed: Tensor) -> Tensor:
+    """Return whether anything changed, for each position of dimension 1."""
+    return changed.transpose(0, 1).flatten(1).any(1)
 
 
 class _Mixing:
     """Search for layers that read a mixture of a chain's channels.
 
     Args:
-        changed (Callable): Function that tells where two tensors differ.
+        changed (Callable): Function that returns where two tensors differ.
         places (Sequence[Place]): The chains, by their place in a network.
     """
 
@@ -254,7 +255,7 @@ class _Mixing:
         self.pairs = [pair for place in places for pair in place.pairs()]
         self.clean: dict[str, list[Tensor]] = {}
         self.mixed: list[str] = []
-        # Of its own: the network may draw numbers too.
+        # Not the global generator: the network may draw numbers too.
         self.generator = torch.Generator().manual_seed(0)
 
     def record(self, network: nn.Module, hooks: ExitStack) -> None:
@@ -270,7 +271,7 @@ class _Mixing:
             )
 
     def disturb(self, network: nn.Module, hooks: ExitStack) -> None:
-        """Disturb the output of each layer, and restore what is read."""
+        """Add noise to each layer's output, and restore the next input."""
 
         def shake(chosen: Tensor, _: Any, args: Any, out: Tensor) -> Tensor:
             noise = torch.randn(out.shape, generator=self.generator)
@@ -286,7 +287,7 @@ class _Mixing:
         for (name, layer), (reader_name, reader) in self.pairs:
             count = channels_in(reader)
             chosen = torch.rand(count, generator=self.generator) < 0.5
-            # The halves of a gate are disturbed alike.
+            # Both halves of a gate get noise on the same channels.
             given = chosen.repeat(layer.weight.shape[0] // count)
             hooks.enter_context(
                 network.get_submodule(name).register_forward_hook(
@@ -303,12 +304,12 @@ class _Mixing:
 
 
 def _along_channels(values: Tensor, layer: Any) -> Tensor:
-    """Shape a value for each channel as what the layer reads or gives."""
+    """Reshape values of channels to broadcast over a layer's features."""
     return values.view(-1, *[1] * (layer.weight.dim() - 2))
 
 
 class _NoDropout(TorchFunctionMode):
-    """Mode in which dropout, whose draws follow the width, does nothing."""
+    """Mode without dropout, whose random numbers depend on the width."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -321,7 +322,7 @@ class _NoDropout(TorchFunctionMode):
 
 @contextmanager
 def _seeded() -> Iterator[None]:
-    """Draw the same random numbers each time, and leave all states alone."""
+    """Fix all random numbers inside, and restore the states after."""
     states = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):

@@ -1,4 +1,4 @@
-"""Sparse Wide inside a block: wider inner widths, the same interface."""
+"""Sparse Wide inside a block: larger inner widths, the same interface."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ from sift_mm.layers.chains import (
     own_modules,
     wider_follower,
 )
-from sift_mm.layers.composite import draw
+from sift_mm.layers.composite import initialize
 from sift_mm.layers.family import Family, check_share, register
 from sift_mm.layers.plain import (
     Change,
@@ -29,11 +29,11 @@ from sift_mm.layers.plain import (
 
 
 class Wide(nn.Module):
-    """Mixin for a widened dense layer, whose weight is to be sparse.
+    """Mixin for a widened dense layer with a sparse weight.
 
     Attributes:
-        density (float): Share of active weights that masks are to leave.
-        std (float): Standard deviation of its first weights.
+        density (float): Expected share of active weights.
+        std (float): Standard deviation of the initial weights.
     """
 
     density: float
@@ -45,7 +45,7 @@ class Wide(nn.Module):
 
     @torch.no_grad()
     def init_weights(self) -> None:
-        """Draw the weight anew and keep the bias."""
+        """Draw the weight again and keep the bias."""
         weight: Any = self.weight
         weight.normal_(0, self.std)
 
@@ -90,11 +90,11 @@ class Widening:
     Args:
         chain (list[Link]): Layers of the chain, by name within the block.
         widths (dict[str, int]): New output channels of all but the last.
-        ratio (float): FLOPs of the new layers under masks over those of the
-            old ones, with the depthwise convolutions between.
-        left (float): Share of the old layers' FLOPs that the wider depthwise
-            convolutions leave to the new layers.
-        inputs (tuple): Arguments that the block runs on, on the meta device.
+        ratio (float): FLOPs of the new layers under masks divided by those of
+            the old layers, with the depthwise convolutions between.
+        left (float): Share of the old layers' FLOPs for the new layers; wider
+            depthwise convolutions take the rest.
+        inputs (tuple): Arguments for the block, on the meta device.
     """
 
     chain: list[Link]
@@ -107,12 +107,12 @@ class Widening:
 def plan_widening(
     block: nn.Module, chain: list[Link], sparsity: float
 ) -> Widening:
-    """Plan the widths of a chain, and run the block with them on meta.
+    """Plan the widths of a chain, and run the block with them on meta tensors.
 
     Args:
-        block (nn.Module): The block, left as it is.
+        block (nn.Module): The block; it does not change.
         chain (list[Link]): One of its chains.
-        sparsity (float): Share of zero weights of the masks to come.
+        sparsity (float): Share of zero weights of the masks.
 
     Raises:
         ValueError: If the block does not run, or no width has the FLOPs.
@@ -142,14 +142,14 @@ def plan_widening(
 
 
 class _LocalBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch norm of any number of dimensions and one process."""
+    """Batch norm of any number of dimensions, in one process."""
 
     def _check_input_dim(self, input: torch.Tensor) -> None:
         pass
 
 
 def localize_norms(copied: nn.Module) -> None:
-    """Let the synchronized batch norms of a copy run on any device."""
+    """Make the synchronized batch norms of a copy run on any device."""
     for module in copied.modules():
         if type(module) is nn.SyncBatchNorm:
             module.__class__ = _LocalBatchNorm  # type: ignore[assignment]
@@ -160,9 +160,9 @@ def _find_inputs(
 ) -> tuple[tuple[Any, ...], FlopCount]:
     """Find inputs that a block on the meta device takes, and its FLOPs.
 
-    The inputs are a tensor alone; tokens with their height and width, for
-    feed-forward blocks with a convolution; a list of tensors, for densely
-    connected blocks; or token ids.
+    Inputs are one tensor; tokens with height and width, for feed-forward
+    blocks with a convolution; a list of tensors, for densely connected blocks;
+    or token ids.
     """
     widths = {channels_in(chain[0].layer)}
     widths |= {
@@ -172,7 +172,7 @@ def _find_inputs(
     }
     reason: Exception | None = None
     ids = torch.zeros((2, 16), dtype=torch.int64, device='meta')
-    # A block that splits its channels, as ShuffleNet's, reads twice as many.
+    # ShuffleNet's blocks split their channels: they read twice as many.
     for channels in (*widths, *(2 * width for width in widths)):
         shapes = [
             (2, 16, channels),
@@ -181,7 +181,7 @@ def _find_inputs(
             (2, channels, 32),
             (2, channels, 16, 16, 16),
         ]
-        if channels <= 4:  # A network that reads images of one size.
+        if channels <= 4:  # Some networks read images of one size.
             shapes.append((2, channels, 224, 224))
         alone = [torch.empty(shape, device='meta') for shape in shapes]
         trials: list[tuple[Any, ...]] = [(tensor,) for tensor in alone]
@@ -227,21 +227,21 @@ def _widths(
 def put_wider(
     block: nn.Module, chain: list[Link], widths: dict[str, int], density: float
 ) -> Change:
-    """Replace the layers of a chain, and what follows them, by wider ones.
+    """Replace the layers of a chain and their followers by wider ones.
 
-    Layers are drawn normal: under masks their outputs have the variance of
-    the old ones. The last keeps its bias, others start at 0.
+    Weights are normal: under masks, outputs keep their variance. The last
+    layer keeps its bias, other biases start at 0.
 
     Args:
         block (nn.Module): The block, or a copy of it; changed in place.
         chain (list[Link]): One of its chains.
         widths (dict[str, int]): Output channels of all layers but the last.
-        density (float): Share of active weights of the masks to come.
+        density (float): Share of active weights of the masks.
     """
     change = Change(block, type(block).__name__)
     d_in: int | None = None
     for link, reader in zip(chain, [*chain[1:], None], strict=True):
-        # By name: the block may be a copy of the chain's.
+        # By name: the block may be a copy.
         layer: Any = block.get_submodule(link.name)
         d_out = widths.get(link.name)
         kind: Any = plain_type(layer)
@@ -250,18 +250,18 @@ def put_wider(
         )
         variance = size_of(layer)[0] * weight_scale(layer) ** 2
         variance /= size_of(wide)[0] * density
-        draw(wide, variance)
+        initialize(wide, variance)
         wide.std = variance**0.5
         if not d_out and layer.bias is not None:
             wide.bias = layer.bias
         wide.density = density
-        change.put(link.name, wide)
+        change.replace(link.name, wide)
         if not d_out or reader is None:
             continue
         for name in link.followers:
             follower = block.get_submodule(name)
             width = follower_width(follower) or link.width
             width = width * d_out // link.width
-            change.put(name, wider_follower(follower, width))
+            change.replace(name, wider_follower(follower, width))
         d_in = channels_in(reader.layer) * d_out // link.width
     return change

@@ -1,4 +1,4 @@
-"""Sparse Wide Factorized: wider layers, factorized so that none is masked."""
+"""Sparse Wide Factorized: wider layers, factorized, without masks."""
 
 from sift_mm.layers.factorized import FactorizedFamily
 from sift_mm.layers.family import register
@@ -6,7 +6,7 @@ from sift_mm.layers.family import register
 
 @register
 class WideFactorizedFamily(FactorizedFamily):
-    """Both: layers are wide, and their ranks bring back the FLOPs."""
+    """Wide layers whose ranks bring back the FLOPs."""
 
     name = 'wide_factorized'
     widens = True

@@ -1,4 +1,4 @@
-"""Widening of all chains of a network that are shown to be ones."""
+"""Widening of all chains of a network that the value check accepts."""
 
 import math
 import re
@@ -23,7 +23,7 @@ from sift_mm.layers.value_check import ValueCheck
 from sift_mm.layers.wide import Widening, plan_widening, put_wider
 
 Names = tuple[str, ...]
-# Parameters of a network that is run as a whole without being asked to.
+# Parameters of the largest network that runs as a whole without an example.
 WHOLE_LIMIT = 200_000_000
 
 
@@ -47,13 +47,13 @@ def widen_chains(
     skipped: dict[str, str],
     example: Any,
 ) -> dict[str, Replacement]:
-    """Widen the inside of all chains that values show to be ones.
+    """Widen the inside of all chains that the value check accepts.
 
     Args:
         module (nn.Module): The network, changed in place.
         member (Member): The member, 'wide' or 'wide_factorized'.
         layers (Mapping[str, nn.Module]): Layers that may be widened.
-        skipped (dict[str, str]): Why a layer stays, by name; added to.
+        skipped (dict[str, str]): Reasons of layers that stay, extended.
         example (Tensor | tuple | Mapping, optional): As for ``transform``.
 
     Raises:
@@ -70,7 +70,7 @@ def widen_chains(
         plans += [plan for plan in new if plan.names not in refused]
         if not refused:
             break
-        # In place of a chain, a part of it may do.
+        # A part of a refused chain may be one.
         failed |= refused.keys()
         for plan in new:
             for name in plan.names if plan.names in refused else ():
@@ -115,11 +115,11 @@ def _single_layers(
 
 
 def _check_of_network(module: nn.Module, example: Any) -> ValueCheck | None:
-    """Return the check of a whole network, None where it needs an example."""
+    """Return the check of a whole network, None if it needs an example."""
     if example is not None:
         try:
             return ValueCheck(module, example)
-        except Exception as error:  # Whatever a layer makes of it.
+        except Exception as error:  # Any error of a layer.
             raise UserError(
                 'The network does not run with the example: '
                 f'{_first_line(error)}'
@@ -136,7 +136,7 @@ def _check_of_network(module: nn.Module, example: Any) -> ValueCheck | None:
 
 
 def _guess_examples(module: nn.Module) -> Iterator[Tensor]:
-    """Yield token ids or images that a network may read."""
+    """Yield token ids or images as possible inputs of a network."""
     for one in module.modules():
         if isinstance(one, nn.Embedding):
             yield torch.arange(32).view(2, 16) % one.num_embeddings
@@ -157,11 +157,11 @@ def _plan(
     failed: Collection[Names],
     whole: ValueCheck | None,
 ) -> list[_Plan]:
-    """Plan all chains but those that failed, the innermost blocks first."""
+    """Plan all chains except failed ones, the innermost blocks first."""
     plans: list[_Plan] = []
     for block_name, block in reversed(list(module.named_modules())):
-        # The owner of a Sequential may run it in parts, and keep what is
-        # between: only with its owner can it be told.
+        # The owner of a Sequential may run it in parts and read between;
+        # only a run of the owner shows that.
         if isinstance(block, nn.Sequential) and block is not module:
             continue
         if isinstance(block, (nn.ModuleList, nn.ModuleDict)):
@@ -183,8 +183,8 @@ def _plan(
                 except ValueError as error:
                     for name in ours:
                         skipped.setdefault(name, str(error))
-            # A part of it may be a chain: a feed-forward pair behind another
-            # layer of the same width.
+            # Parts may be chains: a feed-forward pair behind another layer of
+            # the same width.
             chains += [
                 part
                 for part in (place.chain[1:], place.chain[:-1])
@@ -196,7 +196,7 @@ def _plan(
 def _plan_chain(
     block: nn.Module, place: Place, member: Member, whole: ValueCheck | None
 ) -> _Plan:
-    """Plan a chain; a ValueError says why it cannot be widened."""
+    """Plan a chain; raise a ValueError with the reason if it cannot be."""
     widening = plan_widening(block, place.chain, member.sparsity)
     plan = _Plan(block, place, widening)
     if member.kind.composite:
@@ -207,19 +207,19 @@ def _plan_chain(
 
 
 def _runs(whole: ValueCheck | None, plan: _Plan) -> bool:
-    """Tell whether the run of the whole network covers a chain."""
+    """Return whether the run of the whole network covers a chain."""
     return whole is not None and whole.called.issuperset(plan.names)
 
 
 def _check_block(block: nn.Module, widening: Widening) -> None:
-    """Refuse a block that values show to be another with a wider inside."""
+    """Refuse a block whose outputs change with a wider inside."""
     kind = type(block).__name__
     check, why = None, ''
     for inputs in (_cropped(widening.inputs), widening.inputs):
         try:
             check = ValueCheck(block, inputs)
             break
-        except Exception as error:  # Whatever a layer makes of it.
+        except Exception as error:  # Any error of a layer.
             why = _first_line(error)
     if check is None:
         raise UserError(f'{kind} does not run on random numbers ({why})')
@@ -239,7 +239,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _cropped(inputs: Any) -> Any:
-    """Return smaller images, on which a block takes less time."""
+    """Return smaller images, which take less time."""
 
     def crop(image: Tensor) -> Tensor:
         side = image.shape[-1]
@@ -257,7 +257,7 @@ def _refused_by_network(
 ) -> dict[Names, str]:
     """Return the chains that the whole network refuses, with the reasons.
 
-    Those whose names differ in numbers alone stand or fall together.
+    Chains whose names differ only in numbers are refused together.
     """
     plans = [plan for plan in plans if _runs(whole, plan)]
     if whole is None or not plans:
@@ -266,7 +266,7 @@ def _refused_by_network(
     def objection(some: Sequence[_Plan]) -> str:
         try:
             return whole.objection([plan.place for plan in some])
-        except Exception as error:  # Whatever a layer makes of it.
+        except Exception as error:  # Any error of a layer.
             return _first_line(error)
 
     reason = objection(plans)
@@ -285,7 +285,7 @@ def _refused_by_network(
 def _put(
     block: nn.Module, plan: _Plan, member: Member
 ) -> dict[str, Replacement]:
-    """Put a planned chain in a block; a ValueError if a rank is too small."""
+    """Put a planned chain in a block; raise a ValueError for a low rank."""
     widening = plan.widening
     density = 1 - member.sparsity
     change: Change = put_wider(block, widening.chain, widening.widths, density)
@@ -295,8 +295,8 @@ def _put(
         ratio = widening.ratio
         if member.kind.composite:
             wide = _factorize(wide, link, widening.left, member)
-            change.put(link.name, wide)
-            # With its part of what depthwise convolutions cost more.
+            change.replace(link.name, wide)
+            # Wider depthwise convolutions cost their share too.
             ratio = share_of_flops(wide, link.layer, member.sparsity)
             ratio += 1 - widening.left
             check_share(ratio)

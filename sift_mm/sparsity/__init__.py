@@ -1,7 +1,7 @@
-"""Mask training with plain PyTorch: nothing here knows OpenMMLab.
+"""Mask training with plain PyTorch, without OpenMMLab.
 
-Every file of this folder is imported: one that registers an algorithm, a
-structure, a distribution, first masks or a drop fraction needs no other edit.
+Every file of this folder is imported, so that a new file that registers an
+algorithm, structure, distribution, initializer or drop fraction is found.
 """
 
 from sift_mm.discovery import import_modules

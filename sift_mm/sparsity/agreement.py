@@ -18,7 +18,7 @@ def world_size() -> int:
 
 
 def fingerprint(masks: MaskSet, seed: int = 0) -> int:
-    """Return the CRC-32 of all masks and the seed: differs if a bit does."""
+    """Return the CRC-32 of all masks and the seed."""
     value = zlib.crc32(str(seed).encode()) if seed else 0
     for mask in masks.values():
         value = zlib.crc32(pack(mask).numpy().data, value)
@@ -28,22 +28,21 @@ def fingerprint(masks: MaskSet, seed: int = 0) -> int:
 def check_agreement(masks: MaskSet, step: int, seed: int = 0) -> None:
     """Refuse masks that differ between ranks.
 
-    One all-reduce of 8 bytes a rank, and none where there is one rank. All
-    ranks call this at the same ``step``; all of them raise, so that none
-    waits for another.
+    All ranks call this at the same step. It costs one all-reduce of 8 bytes
+    per rank. All ranks raise together, so that no rank waits.
 
     Args:
         masks (MaskSet): Masks of this rank.
-        step (int): Optimizer step that is to be taken, counted from 1.
+        step (int): Number of the next optimizer step, counted from 1.
         seed (int): Seed of later masks, compared too.
 
     Raises:
-        RuntimeError: If masks or seed of a rank are not those of rank 0.
+        RuntimeError: If masks or seed of a rank differ from those of rank 0.
     """
     ranks = world_size()
     if ranks == 1:
         return
-    # Gradients are averaged on this device, so that the backend knows it.
+    # The backend averages gradients on this device, so it supports it.
     device = next(iter(masks.values())).device
     found = torch.zeros(ranks, dtype=torch.int64, device=device)
     found[distributed.get_rank()] = fingerprint(masks, seed)
@@ -55,6 +54,6 @@ def check_agreement(masks: MaskSet, step: int, seed: int = 0) -> None:
             f'At step {step} the masks of rank {", ".join(map(str, others))} '
             'are not those of rank 0: give all ranks one seed and the same '
             'weights before masks are drawn. If they agreed before, resume '
-            'from a checkpoint of that time, and look for code that changes '
-            'masks or weights on one rank only.'
+            'from an earlier checkpoint, and look for code that changes masks '
+            'or weights on one rank only.'
         )

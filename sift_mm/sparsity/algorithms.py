@@ -1,8 +1,8 @@
 """Mask-training algorithms: static, SET, RigL.
 
-An algorithm is two scores, one to drop by and one to grow by; its structure
-picks the highest. An update is a pure function: state of a layer and
-fraction in, new mask out.
+An algorithm is a drop score and a growth score; its structure picks the
+weights of highest score. An update is a pure function from the state of a
+layer and a fraction to a new mask.
 """
 
 from collections.abc import Mapping
@@ -19,19 +19,19 @@ from sift_mm.sparsity.structures import STRUCTURES, Structure, Unstructured
 
 @dataclass(frozen=True)
 class LayerState:
-    """State of a masked layer that scores are computed from, to be read only.
+    """Read-only state of a masked layer, from which scores are computed.
 
     Args:
         mask (Tensor): Bool, the weight's shape.
         weight (Tensor): Any shape.
-        gradient (Tensor, optional): Of the weight's shape, for an algorithm
-            that asks for it: dense for growth scores. Drop scores come after
-            the optimizer's step, where it is zero outside the mask.
-        slots (Mapping[str, Tensor]): The optimizer's tensors of the weight's
-            shape, by name ('momentum_buffer', 'exp_avg', ...).
+        gradient (Tensor, optional): Gradient, for algorithms with
+            ``needs_gradient``: dense for growth scores, zero outside the mask
+            for drop scores, which follow the optimizer's step.
+        slots (Mapping[str, Tensor]): Optimizer slots of the weight's shape, by
+            name ('momentum_buffer', 'exp_avg', ...).
         step (int): Optimizer step, counted from 1.
-        generator (torch.Generator, optional): Source of randomness, on the
-            CPU, the same on every rank.
+        generator (torch.Generator, optional): CPU generator with the same
+            numbers on every rank.
     """
 
     mask: Tensor
@@ -44,11 +44,11 @@ class LayerState:
 
 @dataclass(frozen=True)
 class Growth:
-    """Growth scores of a layer, as far as an update can need them.
+    """Growth scores of a layer.
 
     Args:
-        k (int): Weights to drop and to grow.
-        scores (Any): Scores as :meth:`Structure.grow` takes them.
+        k (int): Number of weights to drop and to grow.
+        scores (Any): Scores for :meth:`Structure.grow`.
     """
 
     k: int
@@ -56,15 +56,14 @@ class Growth:
 
 
 class Algorithm:
-    """Drop by a score, grow by a score.
+    """Base class of algorithms that drop and grow weights by scores.
 
     Args:
-        structure (str | dict | Structure): Which weights may be active
-            together.
+        structure (str | dict | Structure): Structure of the masks.
 
     Attributes:
-        dynamic (bool): Whether masks change during training.
-        needs_gradient (bool): Whether the growth score reads the dense
+        dynamic (bool): True if masks change during training.
+        needs_gradient (bool): True if the growth score reads the dense
             gradient.
     """
 
@@ -81,36 +80,35 @@ class Algorithm:
         self.structure = STRUCTURES.build(structure)
 
     def drop_score(self, layer: LayerState) -> Tensor:
-        """Return how much each active weight deserves to be dropped.
+        """Return the drop score of each weight; the highest are dropped.
 
-        Floating point, of the weight's shape; the negative magnitude, unless
-        overridden.
+        Floating point, of the weight's shape. The default is the negative
+        magnitude.
         """
         return layer.weight.abs().neg_()
 
     def growth_score(self, layer: LayerState) -> Tensor:
-        """Return how much each position deserves to be grown.
+        """Return the growth score of each position; the highest are grown.
 
-        Floating point, of the weight's shape, and no view of the gradient,
-        which is masked before the score is used.
+        Floating point, of the weight's shape. It must not be a view of the
+        gradient, which is masked before the score is used.
         """
         raise NotImplementedError
 
     def training_flops(
         self, sparse: float, dense: float, interval: int, end: float
     ) -> float:
-        """Return the FLOPs of training on one sample, averaged over time.
+        """Return the FLOPs per training sample, averaged over all steps.
 
         A backward pass costs two forward passes. An algorithm that reads the
-        dense gradient runs one dense backward for the weights in every
-        ``interval + 1`` (RigL, appendix H), until its last update:
-        (3 f_S dT + 2 f_S + f_D) / (dT + 1).
+        dense gradient computes it once in ``interval + 1`` steps (RigL,
+        appendix H) until the last update: (3 f_S dT + 2 f_S + f_D) / (dT + 1).
 
         Args:
             sparse (float): FLOPs of a sparse forward pass, f_S.
-            dense (float): FLOPs of the same pass without masks, f_D.
+            dense (float): FLOPs of a forward pass without masks, f_D.
             interval (int): Optimizer steps between two updates, dT.
-            end (float): Share of the steps until the last update.
+            end (float): Share of the steps up to the last update.
         """
         if not (self.dynamic and self.needs_gradient):
             return 3 * sparse
@@ -121,13 +119,13 @@ class Algorithm:
     def update(self, layer: LayerState, fraction: float) -> Tensor:
         """Return the new mask of a layer.
 
-        Drops the ``k = floor(fraction * active)`` active weights of highest
-        drop score, then grows the k positions of the highest growth score
-        among all that are not active now; a position just dropped may come
-        back (RigL, algorithm 1).
+        The ``k = floor(fraction * active)`` active weights of highest drop
+        score are dropped, then the k inactive positions of highest growth
+        score are grown; a dropped position may be grown again (RigL,
+        algorithm 1).
 
         Args:
-            layer (LayerState): Its gradient, if asked for, is dense.
+            layer (LayerState): State of the layer, with a dense gradient.
             fraction (float): Share of the active weights to drop, in [0, 1].
         """
         k = drop_count(layer.mask, fraction)
@@ -137,10 +135,10 @@ class Algorithm:
 
     @torch.no_grad()
     def shortlist(self, layer: LayerState, fraction: float) -> Growth | None:
-        """Compute the growth scores that an update needs of the gradient.
+        """Compute the growth scores, the first half of an update.
 
-        First half of an update. It takes the arguments of :meth:`update` and
-        returns those of :meth:`exchange`, or None if nothing is to move.
+        Takes the arguments of :meth:`update`. Returns the argument of
+        :meth:`exchange`, or None if no weight will move.
         """
         k = drop_count(layer.mask, fraction)
         if k == 0:
@@ -150,7 +148,7 @@ class Algorithm:
 
     @torch.no_grad()
     def exchange(self, layer: LayerState, growth: Growth) -> Tensor:
-        """Drop by the weights, grow by scores: second half of an update."""
+        """Return the new mask, the second half of an update."""
         kept = self.structure.drop(
             self.drop_score(layer), layer.mask, growth.k
         )
@@ -158,8 +156,8 @@ class Algorithm:
 
 
 def drop_count(mask: Tensor, fraction: float) -> int:
-    """Return a fraction of a mask's active weights, rounded down."""
-    # The small term: 0.29 * 100 is 28.999999999999996.
+    """Count a fraction of a mask's active weights, rounded down."""
+    # 0.29 * 100 is 28.999999999999996, hence the small term.
     return int(fraction * count(mask) + 1e-9)
 
 
@@ -171,14 +169,14 @@ AlgorithmLike = Annotated[str | Mapping[str, Any] | Algorithm, ALGORITHMS]
 
 @ALGORITHMS.register
 class Static(Algorithm):
-    """The initial mask, never changed."""
+    """Algorithm that never changes the first masks."""
 
     dynamic = False
 
 
 @ALGORITHMS.register
 class SET(Algorithm):
-    """Sparse Evolutionary Training: grow at random (Mocanu et al. 2018)."""
+    """Sparse Evolutionary Training: random growth (Mocanu et al. 2018)."""
 
     def growth_score(self, layer: LayerState) -> Tensor:
         """Draw uniform random numbers."""
@@ -189,7 +187,7 @@ class SET(Algorithm):
 
 @ALGORITHMS.register
 class RigL(Algorithm):
-    """Grow where the dense gradient is largest (Evci et al. 2020)."""
+    """Algorithm that grows by dense gradient magnitude (Evci et al. 2020)."""
 
     needs_gradient = True
 

@@ -1,4 +1,4 @@
-"""How a sparsity is shared out over layers, in exact counts."""
+"""Distributions of a sparsity over layers, in exact counts."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,26 +14,26 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Distribution:
-    """Gives each layer its number of active weights.
+    """Base class of distributions of active weights over layers.
 
     Attributes:
-        needs_sparsity (bool): Whether the overall sparsity plays a part.
+        needs_sparsity (bool): True if counts depend on the overall sparsity.
     """
 
     needs_sparsity: ClassVar[bool] = True
 
     def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
-        """Share of active weights of each layer, in [0, 1], by name.
+        """Return the density of each layer, in [0, 1], by name.
 
         Args:
             shapes (Mapping): Weight shapes (out, in, *kernel) by name, in
-                the order of the network.
+                network order.
             sparsity (float): Share of zero weights, in [0, 1).
         """
         raise NotImplementedError
 
     def counts(self, shapes: Shapes, sparsity: float) -> dict[str, int]:
-        """Number of active weights of each layer, at least one, by name."""
+        """Return the active weights of each layer, at least one, by name."""
         densities = self.densities(shapes, sparsity)
         return {
             name: max(1, round(densities[name] * prod(shape)))
@@ -52,20 +52,20 @@ DistributionLike = Annotated[
 @DISTRIBUTIONS.register
 @dataclass(frozen=True)
 class Uniform(Distribution):
-    """The same sparsity in every layer."""
+    """Distribution with the same sparsity in every layer."""
 
     def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
-        """Density 1 - s everywhere."""
+        """Return the density 1 - s for each layer."""
         return dict.fromkeys(shapes, 1 - sparsity)
 
 
 @DISTRIBUTIONS.register
 @dataclass(frozen=True)
 class UniformPlus(Distribution):
-    """Uniform, but the last layer keeps at least a fifth of its weights.
+    """Uniform distribution with a denser last layer (Gale et al. 2019).
 
-    After Gale et al. 2019. The others stay at the given sparsity, so that
-    the whole is a little denser than asked for above ``last``.
+    The other layers keep the given sparsity, so that the network is slightly
+    denser than given.
 
     Args:
         last (float): Highest sparsity of the last layer.
@@ -77,7 +77,7 @@ class UniformPlus(Distribution):
         read_arguments(type(self), vars(self))
 
     def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
-        """Density 1 - s, the last layer at least 1 - ``last``."""
+        """Return 1 - s for each layer, at least 1 - ``last`` for the last."""
         densities = dict.fromkeys(shapes, 1 - sparsity)
         if densities:
             densities[list(shapes)[-1]] = 1 - min(sparsity, self.last)
@@ -89,16 +89,16 @@ class UniformPlus(Distribution):
 class ERK(Distribution):
     """Erdos-Renyi-Kernel: density proportional to sum(shape) / prod(shape).
 
-    Layers that would exceed density 1 become dense and the rest is solved
-    again, until the total budget holds (RigL, section 3).
+    Layers that would exceed density 1 become dense, and the factor is solved
+    again for the other layers (RigL, section 3).
     """
 
     def raw_density(self, shape: tuple[int, ...]) -> float:
-        """Density of a layer up to the common factor."""
+        """Return the density of a layer up to the common factor."""
         return sum(shape) / prod(shape)
 
     def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
-        """Density by layer; the active weights add up to 1 - s of all."""
+        """Return the densities; the overall density is 1 - s."""
         sizes = {name: prod(shape) for name, shape in shapes.items()}
         raw = {name: self.raw_density(s) for name, s in shapes.items()}
         dense: set[str] = set()
@@ -121,23 +121,23 @@ class ERK(Distribution):
 @DISTRIBUTIONS.register
 @dataclass(frozen=True)
 class ER(ERK):
-    """Erdos-Renyi: as ERK, without the kernel's sizes (SET)."""
+    """Erdos-Renyi: ERK without the kernel size (SET)."""
 
     def raw_density(self, shape: tuple[int, ...]) -> float:
-        """Density of a layer up to the common factor."""
+        """Return the density of a layer up to the common factor."""
         return super().raw_density(shape[:2])
 
 
 @DISTRIBUTIONS.register
 @dataclass(frozen=True)
 class Explicit(Distribution):
-    """A sparsity for each layer, by glob pattern of its name.
+    """Distribution with a sparsity for each layer, by glob pattern.
 
-    The first pattern that matches decides. The overall sparsity plays no
-    part.
+    The first matching pattern counts. The overall sparsity has no effect.
 
     Args:
-        sparsities (Mapping): Glob pattern to sparsity in [0, 1).
+        sparsities (Mapping): Sparsity in [0, 1) by glob pattern of layer
+            names.
     """
 
     needs_sparsity: ClassVar[bool] = False
@@ -147,7 +147,7 @@ class Explicit(Distribution):
         read_arguments(type(self), vars(self))
 
     def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
-        """Density by layer, as written.
+        """Return the density of each layer.
 
         Raises:
             ValueError: If a layer matches no pattern, or a pattern no layer.
@@ -161,8 +161,8 @@ class Explicit(Distribution):
                     break
             else:
                 raise UserError(
-                    f'The explicit distribution gives no sparsity for '
-                    f'{name!r}; its patterns are {list(self.sparsities)}.'
+                    f'The explicit distribution has no sparsity for {name!r}; '
+                    f'its patterns are {list(self.sparsities)}.'
                 )
         if unused := [p for p in self.sparsities if p not in used]:
             raise UserError(

@@ -1,4 +1,4 @@
-"""Sparse execution of a network in training: which layers, and how."""
+"""Sparse execution of a network in training."""
 
 import weakref
 from collections import defaultdict
@@ -16,42 +16,41 @@ from sift_mm.kernels import (
     reads_images,
     why_unavailable,
 )
-from sift_mm.sparsity.agreement import world_size
-from sift_mm.sparsity.executed_parameters import (
+from sift_mm.kernels.executed_parameters import (
     ExecutedParameter,
     attach,
     detach,
 )
-from sift_mm.sparsity.masked_layers import SPARSE, Execution, Ways
-from sift_mm.sparsity.masks import MaskSet
-from sift_mm.sparsity.unmasked_layers import (
+from sift_mm.kernels.masked_layers import SPARSE, Choice, Execution
+from sift_mm.kernels.unmasked_layers import (
     UnmaskedExecution,
     attach_pool,
     detach_pool,
     is_plain_pool,
 )
+from sift_mm.sparsity.agreement import world_size
+from sift_mm.sparsity.masks import MaskSet
 
 ExecutionMode = Literal['auto', 'sparse', 'dense']
 
 
 class SparseExecution:
-    """Runs the masked layers of a network through the sparse operators.
+    """Sparse execution of the masked layers of a network.
 
-    Until :meth:`detach`, or until this object is gone. A copy of the network
-    runs as if there were no such thing. Where there are such layers, what is
-    wide beside them runs on kernels too: a convolution of images, max-pooling
-    and batch norm.
+    It ends with :meth:`detach`, or with the life of this object. Copies of the
+    network run dense. Convolutions of images, max-poolings and batch norms
+    beside masked layers run on kernels too.
 
     Args:
-        model (nn.Module): The network.
-        masks (MaskSet): Its masks.
-        mode (str): 'auto': each product of each layer runs sparse where a
-            timing in the first training step says that this is faster;
-            'sparse': all of them do; 'dense': none.
+        model (nn.Module): Network.
+        masks (MaskSet): Masks of the network.
+        mode (str): 'auto' runs each product of each layer sparse if a timing
+            in the first training step finds it faster; 'sparse' runs all
+            products sparse, 'dense' none.
 
     Raises:
-        ValueError: If the mode is unknown, or is 'sparse' where no layer can
-            run so.
+        ValueError: If the mode is unknown, or is 'sparse' and no layer can
+            run sparse.
     """
 
     def __init__(
@@ -132,7 +131,7 @@ class SparseExecution:
         self._attached.append((parameter, self.layers[name]))
 
     def _masked(self) -> dict[str, Execution]:
-        """Return the layers that have a mask of their own."""
+        """Return the masked layers, without convolutions of images."""
         return {
             name: layer
             for name, layer in self.layers.items()
@@ -140,28 +139,28 @@ class SparseExecution:
         }
 
     def detach(self) -> None:
-        """Make all layers again what they were."""
+        """End the execution: all layers are plain again."""
         if self.mode != 'dense':
             self._detach()
 
-    def follow_masks(self) -> None:
-        """To be called when masks have changed."""
+    def refresh_patterns(self) -> None:
+        """Rebuild the patterns of changed masks."""
         for layer in self._masked().values():
             layer.refresh()
 
-    def expect(self, dense_gradient: bool) -> None:
-        """Say whether the next step reads gradients outside the masks."""
+    def expect_dense_gradient(self, needed: bool) -> None:
+        """Set whether the next step reads gradients outside the masks."""
         for layer in self._masked().values():
-            layer.dense_gradient = dense_gradient
+            layer.dense_gradient = needed
 
-    def adopt(self, may_wait: bool) -> None:
-        """Run from now on as new timings say; on all ranks those of rank 0.
+    def update_choices(self, may_wait: bool) -> None:
+        """Choose products by new timings; all ranks take those of rank 0.
 
-        To be called after each optimizer step, by all ranks.
+        All ranks call this after each optimizer step.
 
         Args:
-            may_wait (bool): Whether ranks may wait for each other. They do
-                after the first step in any case.
+            may_wait (bool): True if ranks may wait for each other. They always
+                wait after the first step.
         """
         self._begun = True
         if self.mode != 'auto' or not self._on_cpu:
@@ -172,61 +171,65 @@ class SparseExecution:
         found = [
             {
                 name: {
-                    size: timing.ways
+                    size: timing.choice
                     for size, timing in layer.timings.items()
-                    if size not in layer.ways
+                    if size not in layer.choices
                 }
                 for name, layer in self.layers.items()
             }
         ]
         if several:
             distributed.broadcast_object_list(found)
-        self._adopt(found[0])
+        self._set_choices(found[0])
         self._chosen = True
 
-    def _adopt(self, choices: Mapping[str, Mapping[int, Ways]]) -> None:
+    def _set_choices(
+        self, choices: Mapping[str, Mapping[int, Choice]]
+    ) -> None:
         for name, layer in self.layers.items():
-            layer.adopt(choices.get(name, {}))
+            layer.set_choices(choices.get(name, {}))
         self._others.sparse = any(
-            any(ways)
+            any(choice)
             for layer in self.layers.values()
-            for ways in layer.ways.values()
+            for choice in layer.choices.values()
         )
 
     def choices(self) -> dict[str, dict[int, list[bool]]]:
-        """What was chosen, for a checkpoint: by layer and size of input."""
+        """Return the choices by layer and size of input, for a checkpoint."""
         return {
-            name: {size: list(ways) for size, ways in layer.ways.items()}
+            name: {
+                size: list(choice) for size, choice in layer.choices.items()
+            }
             for name, layer in self.layers.items()
-            if layer.ways
+            if layer.choices
         }
 
     def restore(self, choices: Mapping[str, Mapping[int, Any]]) -> None:
-        """Choose as before; a clock would not give the same again."""
+        """Restore saved choices: new timings could give others."""
         if self.mode != 'auto':
             return
         for layer in self.layers.values():
-            layer.ways = {}
-        self._adopt(
+            layer.choices = {}
+        self._set_choices(
             {
-                name: {size: tuple(each) for size, each in ways.items()}
-                for name, ways in choices.items()
+                name: {size: tuple(each) for size, each in choice.items()}
+                for name, choice in choices.items()
             }
         )
-        self._chosen = any(layer.ways for layer in self.layers.values())
+        self._chosen = any(layer.choices for layer in self.layers.values())
 
     def describe(self) -> str:
-        """One line: how many layers and products run sparse, and why not."""
+        """Return a line on the sparse layers, and why others run dense."""
         if self.mode == 'dense':
             return 'Masked layers run dense.'
         masked = self._masked()
         dense = {name: self._reason(layer) for name, layer in masked.items()}
         ran = {
-            name: self._ways(layer)
+            name: self._choice(layer)
             for name, layer in masked.items()
             if not dense[name]
         }
-        sparse = [ways for ways in ran.values() if any(ways)]
+        sparse = [choice for choice in ran.values() if any(choice)]
         counts = [sum(w[i] for w in sparse) for i in range(len(PRODUCTS))]
         text = (
             f'Sparse execution ({self.mode}): '
@@ -236,39 +239,39 @@ class SparseExecution:
             products = zip(PRODUCTS, counts, strict=True)
             text += f' ({", ".join(f"{name} {n}" for name, n in products)})'
         for name in sorted(self._stems):
-            if any(self._ways(self.layers[name])):
-                text += f', and {name}, which reads images'
+            if any(self._choice(self.layers[name])):
+                text += f', and {name}, a convolution of images'
         text += self._seconds()
         reasons = dict(self.reasons)
         for name, layer in masked.items():
             if dense[name]:
                 reasons[name] = dense[name]
             elif not any(ran[name]):
-                reasons[name] = 'faster so' if layer.ways else 'not timed'
+                reasons[name] = 'faster dense' if layer.choices else 'untimed'
         return f'{text}; dense: {_listed(reasons)}.' if reasons else f'{text}.'
 
     def _reason(self, layer: Execution) -> str:
-        """Return why a layer ran dense whatever the clock says, or ''."""
+        """Return why a layer ran dense regardless of timings, or ''."""
         if self._begun and not layer.called:
             return 'not used as the weight of conv2d or linear so far'
         return layer.reason
 
     @staticmethod
-    def _ways(layer: Execution) -> Ways:
-        """Products that run sparse at any size of input."""
+    def _choice(layer: Execution) -> Choice:
+        """Return True for each product that runs sparse for some input."""
         if not layer.auto:
             return SPARSE
-        found = zip(*layer.ways.values(), strict=True)
+        found = zip(*layer.choices.values(), strict=True)
         return tuple(map(any, found)) or (False,) * len(PRODUCTS)
 
     def _seconds(self) -> str:
-        """Words on the seconds of the timed products, in the dense way too."""
+        """Describe the seconds of the timed products, chosen and dense."""
         dense = chosen = 0.0
         for layer in self.layers.values():
             for size, timing in layer.timings.items():
-                ways = layer.ways.get(size, ())
+                choice = layer.choices.get(size, ())
                 for way, *both in zip(
-                    ways, timing.dense, timing.sparse, strict=False
+                    choice, timing.dense, timing.sparse, strict=False
                 ):
                     dense += both[0]
                     chosen += both[way]
@@ -292,7 +295,7 @@ def _parameters(
 def _why_dense(
     module: nn.Module, parameter: nn.Parameter, mode: ExecutionMode
 ) -> str | None:
-    """Return why a module's parameter can never run sparse here, or None."""
+    """Return why a module's parameter can never run sparse, or None."""
     kind = type(module)
     layer = isinstance(module, (nn.Conv2d, nn.Linear))
     if parameter.ndim not in (2, 4) or (
@@ -311,8 +314,8 @@ def _why_dense(
         if reason := geometry_of(module).why_not():
             return f'not for the kernels: {reason}'
     if mode == 'auto' and torch.are_deterministic_algorithms_enabled():
-        return 'since deterministic algorithms are asked for, and a clock not'
-    # Nothing is compiled for a network that could not run sparse.
+        return 'because deterministic algorithms exclude timings'
+    # Checked last: kernels are compiled only for a network that needs them.
     if reason := why_unavailable():
         return f'without kernels ({reason})'
     return None
@@ -320,7 +323,7 @@ def _why_dense(
 
 def _detach_all(attached: list[tuple[Any, object]]) -> None:
     for one, execution in attached:
-        # It may run through a later one by now.
+        # A later execution may have taken over.
         if getattr(one, 'execution', None) is not execution:
             continue
         if isinstance(one, ExecutedParameter):
@@ -330,7 +333,7 @@ def _detach_all(attached: list[tuple[Any, object]]) -> None:
 
 
 def _listed(reasons: Mapping[str, str]) -> str:
-    """Reasons, each with the number of its layers and the first of them."""
+    """Describe reasons, each with the number of its layers and the first."""
     names: dict[str, list[str]] = defaultdict(list)
     for name, reason in reasons.items():
         names[reason].append(name)

@@ -1,4 +1,4 @@
-"""First masks: random, by magnitude, or read off the weights."""
+"""Initializers of masks: random, by magnitude, or from the weights."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from sift_mm.sparsity.structures import Structure, Unstructured
 
 
 class Initializer:
-    """Draws the first mask of a layer: a score, and the highest of it."""
+    """Base class of initializers, which select weights by a score."""
 
     def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
-        """How much each position deserves to be active at first.
+        """Return the score of each position; the highest become active.
 
-        Floating point, of the weight's shape, on any device; ``generator``,
-        the source of randomness, is on the CPU.
+        Floating point, of the weight's shape, on any device. The generator is
+        on the CPU.
         """
         raise NotImplementedError
 
@@ -31,7 +31,7 @@ class Initializer:
         generator: torch.Generator,
         structure: Structure = Unstructured(),  # noqa: B008, has no state
     ) -> Tensor:
-        """A bool mask in the weight's memory order, ``count`` entries True."""
+        """Return a mask of ``count`` active weights in the weight's order."""
         first = structure.first(self.score(weight, generator), count)
         return torch.empty_like(weight, dtype=torch.bool).copy_(first)
 
@@ -43,10 +43,10 @@ InitializerLike = Annotated[
 
 
 def count_tolerance(size: int) -> int:
-    """How far a count read off the weights may be from the one asked for.
+    """Return the allowed error of a count of nonzero weights.
 
-    One in a thousand of the layer's weights, at least one: another tool
-    rounds otherwise, and a weight can be zero by chance.
+    It is a thousandth of the layer's weights, at least one: other tools round
+    differently, and a weight can be zero by chance.
     """
     return max(1, size // 1000)
 
@@ -54,29 +54,29 @@ def count_tolerance(size: int) -> int:
 @INITIALIZERS.register
 @dataclass(frozen=True)
 class Random(Initializer):
-    """Exactly ``count`` positions, drawn uniformly."""
+    """Initializer with uniformly random positions."""
 
     def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
-        """Uniform random numbers, on the CPU: the same on every device."""
+        """Draw uniform random numbers on the CPU, the same for any device."""
         return torch.rand(weight.shape, generator=generator)
 
 
 @INITIALIZERS.register
 @dataclass(frozen=True)
 class TopK(Initializer):
-    """The ``count`` weights of largest magnitude."""
+    """Initializer with the weights of largest magnitude."""
 
     def score(self, weight: Tensor, generator: torch.Generator) -> Tensor:
-        """Magnitudes."""
+        """Return the magnitudes."""
         return weight.abs()
 
 
 @INITIALIZERS.register
 @dataclass(frozen=True)
 class FromWeights(Initializer):
-    """The non-zero weights of a network pruned elsewhere.
+    """Initializer with the nonzero weights of a pruned network.
 
-    Never used to resume a run: a weight just grown is exactly zero.
+    It cannot resume a run, since weights that have just been grown are zero.
     """
 
     @torch.no_grad()
@@ -87,12 +87,11 @@ class FromWeights(Initializer):
         generator: torch.Generator,
         structure: Structure = Unstructured(),  # noqa: B008
     ) -> Tensor:
-        """Return the mask of the non-zero weights.
+        """Return the mask of the nonzero weights.
 
         Raises:
-            ValueError: If their number is not ``count``, up to one in a
-                thousand weights of the layer, or they are not within the
-                structure.
+            ValueError: If their number differs from ``count`` by more than
+                :func:`count_tolerance`, or they violate the structure.
         """
         mask = weight != 0
         found = int(mask.count_nonzero())

@@ -16,15 +16,14 @@ from sift_mm.sparsity.structures import Structure, Unstructured
 class MaskSet(Mapping[str, Tensor]):
     """Exact bool masks of named parameters.
 
-    Masks belong to a run, not to modules: as buffers they would be averaged
-    by SyncBuffersHook and misaligned by EMAHook, and the state_dict would no
-    longer be that of the plain network. They cost one byte a weight and are
-    only ever changed in place.
+    Masks belong to a run, not to modules: SyncBuffersHook would average
+    buffers, EMAHook would misalign them, and they would change the
+    state_dict. They take one byte per weight and change only in place.
 
     Args:
-        parameters (Mapping[str, nn.Parameter]): The sparse parameters.
+        parameters (Mapping[str, nn.Parameter]): Sparse parameters by name.
         masks (Mapping[str, Tensor]): Bool masks of the same names and
-            shapes; copied, to the device and memory order of the parameter.
+            shapes, copied to the parameter's device and memory order.
 
     Raises:
         ValueError: If names, shapes or types do not agree.
@@ -70,8 +69,14 @@ class MaskSet(Mapping[str, Tensor]):
     ) -> 'MaskSet':
         """Draw the first masks of a run, the same on every rank.
 
-        Weights are read, by some initializers, and not touched yet; ``counts``
-        are the active ones of each parameter, to which the structure rounds.
+        Args:
+            parameters (Mapping[str, nn.Parameter]): Sparse parameters, not
+                changed.
+            counts (Mapping[str, int]): Active weights of each parameter,
+                which the structure may round.
+            initializer (Initializer): Initializer of the masks.
+            seed (int): Seed of the masks.
+            structure (Structure): Structure of the masks.
 
         Raises:
             TypeError: If a parameter is sharded over ranks.
@@ -100,16 +105,16 @@ class MaskSet(Mapping[str, Tensor]):
         return len(self._masks)
 
     def counts(self) -> dict[str, int]:
-        """Active weights by name."""
+        """Count the active weights by name."""
         return {name: int(m.count_nonzero()) for name, m in self.items()}
 
     def apply_(self, parameters: Mapping[str, Tensor] | None = None) -> None:
         """Set weights outside the masks to zero, in place.
 
         Args:
-            parameters (Mapping[str, Tensor], optional): Weights of another
-                network by the same names, on any device, say of a moving
-                average; None for the masked parameters themselves.
+            parameters (Mapping[str, Tensor], optional): Weights by the same
+                names on any device, such as a moving average; None for the
+                masked parameters.
         """
         parameters = self.parameters if parameters is None else parameters
         for name, mask in self.items():

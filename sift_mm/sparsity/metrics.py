@@ -1,4 +1,4 @@
-"""Numbers about masks."""
+"""Metrics of masks: density, history, training FLOPs."""
 
 import copy
 from collections.abc import Mapping
@@ -11,18 +11,18 @@ from sift_mm.sparsity.algorithms import ALGORITHMS, AlgorithmLike
 
 
 def density(masks: Mapping[str, Tensor]) -> float:
-    """Share of weights that are active, over all masks together."""
+    """Return the share of active weights over all masks."""
     active = sum(int(mask.count_nonzero()) for mask in masks.values())
     return active / sum(mask.numel() for mask in masks.values())
 
 
 class MaskHistory:
-    """Which weights were ever active, and which always.
+    """History of the weights that were ever and always active.
 
-    Kept packed, an eighth of a byte a weight each, in main memory.
+    It is packed in main memory and takes a quarter of a byte per weight.
 
     Args:
-        masks (Mapping[str, Tensor]): The first masks.
+        masks (Mapping[str, Tensor]): First masks by name.
     """
 
     def __init__(self, masks: Mapping[str, Tensor]) -> None:
@@ -31,9 +31,9 @@ class MaskHistory:
         self._always = copy.deepcopy(self._ever)
 
     def after(self, masks: Mapping[str, Tensor]) -> 'MaskHistory':
-        """Return the history that new masks of some layers make of this one.
+        """Return a copy of the history, updated by masks of some layers.
 
-        This one stays as it is, so that an update can be broken off.
+        This history stays, so that an update can be aborted.
         """
         found = copy.copy(self)
         found._ever, found._always = dict(self._ever), dict(self._always)
@@ -51,27 +51,27 @@ class MaskHistory:
         return ones / sum(self._sizes.values())
 
     def itop_rate(self) -> float:
-        """Share of weights active at any time so far.
+        """Return the share of weights that were active at any time.
 
-        The in-time over-parameterisation rate of Liu et al. 2021.
+        The in-time over-parameterization rate of Liu et al. 2021.
         """
         return self._share(self._ever)
 
     def degree_of_constraint(self) -> float:
-        """Share of weights active all the time so far."""
+        """Return the share of weights that were active all the time."""
         return self._share(self._always)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """Packed bits by name, as uint8 tensors."""
+        """Return the packed bits by name, as uint8 tensors."""
         return copy.deepcopy({'ever': self._ever, 'always': self._always})
 
     def load_state_dict(
         self, state: Mapping[str, Mapping[str, Tensor]]
     ) -> None:
-        """Restore what :meth:`state_dict` gave for the same parameters.
+        """Restore a :meth:`state_dict` of the same parameters.
 
         Raises:
-            ValueError: If it is of other parameters.
+            ValueError: If the state has other parameters.
         """
         packed = {}
         sizes = {n: -(-size // 8) for n, size in self._sizes.items()}
@@ -94,9 +94,9 @@ def training_flops(
     interval: int = 100,
     end: float = 1.0,
 ) -> float:
-    """FLOPs of training by 'dense' or an algorithm, as it computes them.
+    """Return the FLOPs per training sample of 'dense' or an algorithm.
 
-    See :meth:`Algorithm.training_flops`.
+    :meth:`Algorithm.training_flops` has the arguments.
 
     Raises:
         ValueError: If there is no such algorithm.

@@ -1,4 +1,4 @@
-"""Trial of an optimizer: does it leave weights outside masks alone?"""
+"""Slots of an optimizer, and a trial that it keeps weights within masks."""
 
 import copy
 import inspect
@@ -13,15 +13,15 @@ from sift_mm.errors import UserTypeError
 from sift_mm.sparsity.random import generator_for
 from sift_mm.sparsity.selection import apply_masks_
 
-# Adamax holds eps, in bfloat16 a bit more, where others hold 0. It does no
-# harm: a grown weight's slot restarts at 0, as in a new optimizer.
+# Adamax holds eps in place of 0, slightly more in bfloat16. That is harmless:
+# the slot of a grown weight is set to 0, as in a new optimizer.
 _HARMLESS = 1e-7
-# Of the trial: nothing is to be rounded away, whatever the run starts with.
+# Learning rate of the trial: a small one would round steps to zero.
 _RATE = 0.1
 
 
 def with_wrapped(optimizer: Optimizer) -> list[Optimizer]:
-    """Return an optimizer and those that it wraps, the outermost first."""
+    """Return an optimizer and the optimizers in it, outermost first."""
     found = [optimizer]
     for each in found:
         inner = [v for v in vars(each).values() if isinstance(v, Optimizer)]
@@ -32,9 +32,9 @@ def with_wrapped(optimizer: Optimizer) -> list[Optimizer]:
 def slots_of(
     optimizer: Optimizer, parameter: nn.Parameter
 ) -> dict[str, Tensor]:
-    """Return the slots that hold a number for each weight of a parameter.
+    """Return the slots of a parameter's shape, by name.
 
-    Looked up afresh each time: load_state_dict replaces the tensors.
+    The result must not be kept: load_state_dict replaces the tensors.
     """
     slots: dict[str, Tensor] = {}
     states = {id(o.state): o.state for o in with_wrapped(optimizer)}
@@ -52,7 +52,7 @@ def slots_of(
 def apply_mask_with_slots_(
     parameter: nn.Parameter, optimizer: Optimizer, mask: Tensor
 ) -> None:
-    """Set a parameter and its slots to zero, in place, outside a mask."""
+    """Set a parameter and its slots to zero outside a mask, in place."""
     slots = slots_of(optimizer, parameter).values()
     tensors = [parameter.detach(), *slots]
     apply_masks_(tensors, [mask] * len(tensors))
@@ -61,26 +61,25 @@ def apply_mask_with_slots_(
 def check_optimizer(
     optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]
 ) -> None:
-    """Refuse an optimizer that would not stay within masks.
+    """Refuse an optimizer that moves weights outside masks.
 
-    A new one of its class and options takes some steps and a mask update on
-    small parameters of its own. Nothing of the run is touched, nor is the
-    global random state of PyTorch. If that cannot be done, as for one that
-    wraps another, the wrapped ones are tried. There is no other check:
-    looking at the run's own steps would come too late, as weights have moved
-    by then.
+    A new optimizer of the same class and options takes some steps and a mask
+    update on small parameters. The run and PyTorch's random state stay
+    untouched. For an optimizer that wraps others, the wrapped optimizers are
+    tried if the trial is impossible. A check during the run would come too
+    late: weights would have moved.
 
     Raises:
         TypeError: If weights outside the masks would move, their slots would
-            not stay zero, steps read gradients that cannot be masked, or the
-            optimizer cannot be tried.
+            not stay zero, a step computes its own gradients, or the optimizer
+            cannot be tried.
     """
     kind = type(optimizer)
     closure = inspect.signature(kind.step).parameters.get('closure')
     if closure is not None and closure.default is closure.empty:
         raise UserTypeError(
             f'{kind.__name__} computes gradients within its steps, where they '
-            'cannot be masked; mask training needs an optimizer that goes by '
+            'cannot be masked; mask training needs an optimizer that uses '
             'the gradients it is given, such as SGD or AdamW.'
         )
     reason = _try(optimizer, parameters)
@@ -88,9 +87,8 @@ def check_optimizer(
     if reason and not inner:
         raise UserTypeError(
             f'{kind.__name__} cannot be tried before the first step '
-            f'({reason}), so that nobody knows whether it leaves weights '
-            'outside the masks alone; use another optimizer, such as SGD or '
-            'AdamW.'
+            f'({reason}), so it is unknown if it keeps weights outside the '
+            'masks at zero; use another optimizer, such as SGD or AdamW.'
         )
     if reason:
         for each in inner:
@@ -98,13 +96,13 @@ def check_optimizer(
 
 
 def _try(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> str:
-    """Try an optimizer like this one; return why that failed, or ''."""
+    """Try a new optimizer of the same kind; return its error, or ''."""
     kind = type(optimizer)
     names = {id(parameter): name for name, parameter in parameters.items()}
     groups: list[dict[str, Any]] = []
     tried: dict[nn.Parameter, str] = {}
     for group in optimizer.param_groups:
-        # A parameter that stands for all alike, by what makes them so.
+        # One parameter for each shape, type and device.
         alike = {
             (_small(p.shape), p.dtype, p.device): names[id(p)]
             for p in group['params']
@@ -136,7 +134,7 @@ def _try(optimizer: Optimizer, parameters: Mapping[str, nn.Parameter]) -> str:
 
 
 def _small(shape: torch.Size) -> tuple[int, ...]:
-    """Return a shape of the same kind that still fills vector registers."""
+    """Return a smaller shape that still fills vector registers."""
     return tuple(
         min(side, 32 if dim < 2 else 3) for dim, side in enumerate(shape)
     )
@@ -161,10 +159,10 @@ def _train(trial: Optimizer, names: Mapping[nn.Parameter, str]) -> None:
     masks: dict[nn.Parameter, Tensor] = {}
     for parameter in names:
         parameter.data.copy_(normal(parameter))
-    for step in range(8):  # RAdam has another rule from its sixth step on.
+    for step in range(8):  # RAdam changes its rule at the sixth step.
         for parameter in names:
             if step % 4 == 0:
-                # The first mask, and an update as the trainer does it.
+                # The first mask, and an update like the trainer's.
                 new = normal(parameter) > 0
                 kept = new & masks.get(parameter, new)
                 apply_mask_with_slots_(parameter, trial, kept)
@@ -191,7 +189,7 @@ def _check(
         if not (slot[outside].abs() <= _HARMLESS).all():
             raise UserTypeError(
                 f'{kind}, does not keep its {key!r} at zero outside the mask, '
-                'where grown weights restart it from, so that they would '
-                'train unlike all others; use another optimizer, such as SGD '
-                'or AdamW, or leave out fused=True.'
+                'so that grown weights would not restart from zero; use '
+                'another optimizer, such as SGD or AdamW, or leave out '
+                'fused=True.'
             )

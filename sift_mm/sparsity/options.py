@@ -1,4 +1,4 @@
-"""Options of mask training: one checked dataclass for all that read them."""
+"""Options of mask training, as checked dataclasses."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -33,7 +33,7 @@ from sift_mm.validation import (
 
 # Use of the masks that come with loaded weights.
 Transfer = Literal['fixed', 'train', 'dense']
-#: Options that a resumed run may change, with a word.
+#: Options that a resumed run may change, with a warning.
 MAY_CHANGE = (
     'algorithm',
     'placement',
@@ -46,25 +46,25 @@ MAY_CHANGE = (
 
 @dataclass(frozen=True)
 class MaskOptions:
-    """Options of mask training, as ``SparseTraining`` takes them.
+    """Options of mask training, the arguments of ``SparseTraining``.
 
-    A name, a ``dict(type=name, ...)`` or an object serves for each part.
+    Each part is a name, a ``dict(type=name, ...)`` or an object.
 
     Args:
         algorithm (str | dict): 'Static', 'SET', 'RigL' or another registered
             algorithm, with its structure: ``dict(type='RigL',
             structure=...)``.
         sparsity (float, optional): Share of zero weights, in [0, 1). None
-            takes the sparsity of the Sparse-IFT layers; give it only for
-            networks without them.
+            takes the sparsity of the Sparse-IFT layers; give a number only
+            for networks without them.
         distribution (str | dict): Distribution of the sparsity over layers:
             'Uniform', 'UniformPlus', 'ER', 'ERK' or ``dict(type='Explicit',
             sparsities={pattern: sparsity})``.
         init (str | dict, optional): First masks: 'Random', 'TopK' or
-            'FromWeights'. None draws them at random in a run from scratch;
-            where weights are loaded with masks, it takes those.
+            'FromWeights'. None takes the masks of loaded weights; a run from
+            scratch draws random masks.
         drop_fraction (float | str | dict): Share of the active weights to
-            drop at an update. A number starts a cosine; else 'Constant',
+            drop at an update: a number, the start of a cosine, or 'Constant',
             'Linear', 'Cosine' or ``dict(type='Linear', initial=0.3)``.
         interval (int): Optimizer steps between two updates.
         end (float): Share of all optimizer steps after which masks stay, in
@@ -72,16 +72,16 @@ class MaskOptions:
         placement (str): 'after_step' updates masks after the optimizer step;
             'replace_step' updates them in its place.
         include (Sequence[str], optional): Glob patterns of the parameters to
-            mask. None masks those that the Sparse-IFT layers name.
+            mask. None masks the parameters of the Sparse-IFT layers.
         exclude (Sequence[str]): Glob patterns of parameters to leave dense.
         seed (int, optional): Seed of the masks. None takes the run's seed,
             or 0 without a run.
-        execution (str): Execution of masked layers on a CPU: 'auto' runs
-            each product sparse where a timing in the first step finds it
-            faster; 'sparse' runs all of them sparse; 'dense' none.
+        execution (str): Execution of masked layers on a CPU: 'auto' runs each
+            product sparse if a timing in the first step finds it faster;
+            'sparse' runs all products sparse, 'dense' none.
 
     Raises:
-        ValueError: If a value is not among the above.
+        ValueError: If a value is not allowed.
     """
 
     algorithm: Annotated[Algorithm, ALGORITHMS] = field(default_factory=RigL)
@@ -103,10 +103,10 @@ class MaskOptions:
 
     @classmethod
     def of(cls, who: str, given: Mapping[str, Any]) -> Self:
-        """Return the options that ``who`` was given.
+        """Build the options from the arguments of ``who``.
 
         Raises:
-            ValueError: If there is no such option, or a value is wrong.
+            ValueError: If an option is unknown, or a value is wrong.
         """
         names = [option.name for option in fields(cls)]
         check_names(f'{who} has no argument', given, names)
@@ -114,17 +114,17 @@ class MaskOptions:
 
     @property
     def initializer(self) -> Initializer:
-        """Initializer of masks that are drawn."""
+        """Initializer of drawn masks, random by default."""
         return self.init or INITIALIZERS.build('Random')
 
     def schedule(
         self, steps: int, algorithm: Algorithm | None = None
     ) -> UpdateSchedule | None:
-        """Return the schedule of a training, None for masks that stay.
+        """Return the update schedule of a training, None for static masks.
 
         Args:
             steps (int): Optimizer steps of the whole training.
-            algorithm (Algorithm, optional): In place of the option's.
+            algorithm (Algorithm, optional): Replacement of the option.
 
         Raises:
             ValueError: If masks would never be updated.
@@ -136,13 +136,13 @@ class MaskOptions:
 
 @dataclass(frozen=True)
 class RunOptions(MaskOptions):
-    """Options of mask training in an MMEngine run: those of the hook.
+    """Options of mask training in an MMEngine run, the hook's arguments.
 
     Args:
-        transfer (str): Use of the masks that come with loaded weights:
-            'fixed' keeps them; 'train' goes on from them by the algorithm;
-            'dense' drops them and trains all weights, at more FLOPs.
-        log_layers (bool): Whether to log the density of each layer too.
+        transfer (str): Use of the masks of loaded weights: 'fixed' keeps them;
+            'train' trains them further; 'dense' drops them and trains all
+            weights, at more FLOPs.
+        log_layers (bool): True to log the density of each layer too.
 
     Raises:
         ValueError: If ``init`` and ``transfer`` contradict each other.
@@ -156,8 +156,8 @@ class RunOptions(MaskOptions):
         if self.init is not None and self.transfer != 'fixed':
             raise UserError(
                 f'init={type(self.init).__name__!r} draws new masks, and '
-                f'transfer={self.transfer!r} is about those that come with '
-                'loaded weights; leave one out.'
+                f'transfer={self.transfer!r} uses the masks of loaded '
+                'weights; leave one out.'
             )
 
 
@@ -167,11 +167,11 @@ def find_changes(
     """Return the options that a resumed run changes.
 
     Args:
-        now: State of the trainer of the run.
-        then: Saved state that it goes on from.
+        now: State of the run's trainer.
+        then: Saved state.
 
     Returns:
-        list: Name of the option, its value then, its value now.
+        list: Name of the option, saved value, new value.
     """
     return [
         (key, then[key], now[key])

@@ -1,4 +1,4 @@
-"""Which parameters of a network are sparse."""
+"""Selection of the sparse parameters of a network."""
 
 from collections.abc import Iterable, Iterator, Sequence
 
@@ -8,12 +8,12 @@ from torch.nn.modules.conv import _ConvNd
 from sift_mm.errors import UserError, UserTypeError
 from sift_mm.names import matching
 
-# Classes of modules and parameters, by name: most are not installed.
+# Names of sharded modules and parameters; most libraries are not installed.
 SHARDING = {'DTensor', 'FullyShardedDataParallel', 'DeepSpeedEngine'}
 
 
 def only_pieces(kind: str) -> UserTypeError:
-    """The mistake of masks where ``kind`` leaves a rank no whole weights."""
+    """Return the error of masks under a wrapper that shards weights."""
     return UserTypeError(
         f'Masks cannot be trained under {kind}: a rank holds pieces of '
         'weights there, and exact counts and the ranking of weights need '
@@ -23,26 +23,24 @@ def only_pieces(kind: str) -> UserTypeError:
 
 
 def refuse_pieces(things: Iterable[nn.Module | nn.Parameter]) -> None:
-    """Refuse what is sharded over ranks: FSDP, ``fully_shard``, DeepSpeed.
+    """Refuse modules and parameters that FSDP or DeepSpeed sharded.
 
     Raises:
-        TypeError: If one of them is no whole module or parameter.
+        TypeError: If a module or parameter is sharded.
     """
     for thing in things:
         kinds = {kind.__name__ for kind in type(thing).__mro__}
         if kinds & SHARDING:
             raise only_pieces(type(thing).__name__)
-        if hasattr(thing, 'ds_id'):  # As DeepSpeed's ZeRO marks parameters.
+        if hasattr(thing, 'ds_id'):  # Mark of DeepSpeed's ZeRO.
             raise only_pieces('DeepSpeed')
 
 
 def sparsifiable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Weights that a mask can be put on: of convolutions and linear layers.
-
-    Norms and biases are never sparse.
+    """Return the weights of all convolutions and linear layers.
 
     Returns:
-        dict[str, nn.Parameter]: By full name, in the network's order; a
+        dict[str, nn.Parameter]: Weights by full name, in network order; a
         shared parameter appears once.
     """
     weights = {
@@ -54,10 +52,10 @@ def sparsifiable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def sparse_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Full names of the weights that masks go on, each with who says so.
+    """Yield the full name of each weight to mask, and its module.
 
-    A module says so by a method ``sparse_parameter_names()`` that gives names
-    relative to it, as the layers of Sparse-IFT and its backbones do.
+    A module names weights, relative to itself, by a method
+    ``sparse_parameter_names()``, like Sparse-IFT layers and backbones.
     """
     for prefix, module in model.named_modules():
         if hasattr(module, 'sparse_parameter_names'):
@@ -66,8 +64,17 @@ def sparse_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 
 def sparse_parameter_names(model: nn.Module) -> set[str]:
-    """The names that :func:`sparse_weights` gives."""
+    """Return the names of :func:`sparse_weights`."""
     return {name for name, _ in sparse_weights(model)}
+
+
+def layer_densities(model: nn.Module) -> dict[str, float]:
+    """Return the densities of the Sparse-IFT layers, by weight name."""
+    return {
+        name: density
+        for name, module in sparse_weights(model)
+        if isinstance(density := getattr(module, 'density', None), float)
+    }
 
 
 def select_parameters(
@@ -75,18 +82,16 @@ def select_parameters(
     include: Sequence[str] | None = None,
     exclude: Sequence[str] = (),
 ) -> dict[str, nn.Parameter]:
-    """The parameters to be sparse, by what the network says and by patterns.
-
-    What the network says is :func:`sparse_parameter_names`.
+    """Select the parameters to mask.
 
     Args:
-        model (nn.Module): A built network.
+        model (nn.Module): Network.
         include (Sequence[str], optional): Glob patterns of full parameter
-            names, in place of what the modules say.
-        exclude (Sequence[str]): Glob patterns of names to leave dense.
+            names; :func:`sparse_parameter_names` by default.
+        exclude (Sequence[str]): Glob patterns of parameters to leave dense.
 
     Returns:
-        dict[str, nn.Parameter]: By full name, in the network's order.
+        dict[str, nn.Parameter]: Parameters by full name, in network order.
 
     Raises:
         ValueError: If a pattern matches nothing, a module names a parameter
@@ -103,8 +108,8 @@ def select_parameters(
         names = sparse_parameter_names(model)
         if unknown := names - candidates.keys():
             raise UserError(
-                'sparse_parameter_names() names what no mask can be put on: '
-                f'{", ".join(sorted(unknown))}. There are: '
+                'sparse_parameter_names() names parameters that cannot be '
+                f'masked: {", ".join(sorted(unknown))}. There are: '
                 f'{", ".join(candidates)}.'
             )
     could = [name for name in candidates if name in names]

@@ -1,4 +1,4 @@
-"""Randomness without state."""
+"""Random numbers without a saved state."""
 
 import hashlib
 
@@ -6,11 +6,11 @@ import torch
 
 
 def generator_for(seed: int, step: int, name: str) -> torch.Generator:
-    """A generator that depends on (seed, step, parameter name) only.
+    """Return a generator that depends on seed, step and parameter name only.
 
-    Every rank and every resumed run draws the same numbers, and nobody has
-    to broadcast or save a state. It lives on the CPU, because the stream of
-    a GPU generator depends on the model of the GPU.
+    Every rank and every resumed run draws the same numbers, without a state to
+    broadcast or save. The generator is on the CPU, because the numbers of a
+    GPU generator depend on the GPU model.
     """
     key = f'{seed}/{step}/{name}'.encode()
     digest = hashlib.blake2b(key, digest_size=8).digest()

@@ -1,4 +1,4 @@
-"""When masks are updated, and how much of them."""
+"""Schedules of mask updates and of the drop fraction."""
 
 import math
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from sift_mm.validation import Count, Share, read_arguments
 
 @dataclass(frozen=True)
 class UpdateSchedule:
-    """An update every ``interval`` optimizer steps, the last at ``end``.
+    """Schedule of an update every ``interval`` optimizer steps up to ``end``.
 
     Args:
         interval (int): Optimizer steps between two updates.
@@ -35,16 +35,16 @@ class UpdateSchedule:
             )
 
     def is_due(self, step: int) -> bool:
-        """Whether step number ``step``, counted from 1, updates masks."""
+        """Return True if a step, counted from 1, updates masks."""
         return step % self.interval == 0 and 0 < step <= self.end
 
 
 @dataclass(frozen=True)
 class DropFraction:
-    """Share of the active weights dropped at an update.
+    """Base class of schedules of the share of active weights to drop.
 
     Args:
-        initial (float): The share at step 0 (alpha), in [0, 1].
+        initial (float): Share at step 0 (alpha), in [0, 1].
 
     Raises:
         ValueError: If ``initial`` is outside [0, 1].
@@ -56,20 +56,20 @@ class DropFraction:
         read_arguments(type(self), vars(self))
 
     def at(self, step: int, end: int) -> float:
-        """The share at an optimizer step, at most ``end`` (T_end)."""
+        """Return the share at an optimizer step, at most ``end`` (T_end)."""
         raise NotImplementedError
 
 
 class _DropFractions(Registry[DropFraction]):
-    """Registry that takes a number too: the start of a cosine."""
+    """Registry that accepts numbers too, as the start of a cosine."""
 
     @property
     def what(self) -> str:
-        """The schedules, and a number."""
+        """Description of the accepted values."""
         return f'a share, a number in [0, 1], or {super().what}'
 
     def accepts(self, value: Any) -> bool:
-        """Return whether it is a share or names a schedule."""
+        """Return True for a share or the name of a schedule."""
         if isinstance(value, (int, float)) and not isinstance(value, bool):
             return 0 <= value <= 1
         return super().accepts(value)
@@ -86,28 +86,28 @@ DROP_FRACTIONS = _DropFractions('drop-fraction schedule', DropFraction)
 @DROP_FRACTIONS.register
 @dataclass(frozen=True)
 class Constant(DropFraction):
-    """alpha, always."""
+    """Schedule alpha."""
 
     def at(self, step: int, end: int) -> float:
-        """The initial share."""
+        """Return the initial share."""
         return self.initial
 
 
 @DROP_FRACTIONS.register
 @dataclass(frozen=True)
 class Linear(DropFraction):
-    """alpha * (1 - t / T_end)."""
+    """Schedule alpha * (1 - t / T_end)."""
 
     def at(self, step: int, end: int) -> float:
-        """Falls on a straight line to 0."""
+        """Return the share, which falls linearly to 0."""
         return self.initial * (1 - step / end)
 
 
 @DROP_FRACTIONS.register
 @dataclass(frozen=True)
 class Cosine(DropFraction):
-    """alpha / 2 * (1 + cos(pi * t / T_end)) (RigL, section 3)."""
+    """Schedule alpha / 2 * (1 + cos(pi * t / T_end)) (RigL, section 3)."""
 
     def at(self, step: int, end: int) -> float:
-        """Falls on half a cosine to 0."""
+        """Return the share, which falls along half a cosine to 0."""
         return self.initial / 2 * (1 + math.cos(math.pi * step / end))

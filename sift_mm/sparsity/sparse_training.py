@@ -17,7 +17,7 @@ from sift_mm.sparsity.initializers import count_tolerance
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import density
 from sift_mm.sparsity.options import MaskOptions, find_changes
-from sift_mm.sparsity.parameters import select_parameters, sparse_weights
+from sift_mm.sparsity.parameters import layer_densities, select_parameters
 from sift_mm.sparsity.structures import (
     Structure,
     Unstructured,
@@ -29,24 +29,23 @@ from sift_mm.validation import Count, checked
 
 
 class SparseTraining:
-    """Masks of a network and their training, for a plain PyTorch loop.
+    """Mask training in a plain PyTorch loop.
 
-    Call :meth:`step` in place of ``optimizer.step()``, which is refused from
-    then on. The order that matters: ``sift_mm.transform``, the optimizer,
-    this class (weights outside the first masks become zero), then
-    checkpoints.
+    Call :meth:`step` in place of ``optimizer.step()``, which raises an error
+    from then on. Keep the order: ``sift_mm.transform``, the optimizer, this
+    class (it sets weights outside the first masks to zero), checkpoints.
 
     Args:
-        model (nn.Module): The network; it keeps its dense tensors.
-        optimizer (Optimizer): Holds its parameters.
-        algorithm (str | dict | Algorithm): 'Static', 'SET', 'RigL', or
-            another that is registered.
+        model (nn.Module): Network, which keeps its dense tensors.
+        optimizer (Optimizer): Optimizer of the network's parameters.
+        algorithm (str | dict | Algorithm): 'Static', 'SET', 'RigL' or another
+            registered algorithm.
         steps (int): Optimizer steps of the whole training.
-        **options: All others of :class:`MaskOptions`.
+        **options: Other options of :class:`MaskOptions`.
 
     Raises:
-        ValueError: If an argument is wrong, layers and arguments do not say
-            one sparsity, or the optimizer does not hold a sparse parameter.
+        ValueError: If an argument is wrong, layers and arguments have several
+            sparsities, or the optimizer lacks a sparse parameter.
     """
 
     @checked
@@ -62,7 +61,11 @@ class SparseTraining:
         given = dict(algorithm=algorithm, **options)
         chosen = MaskOptions.of(type(self).__name__, given)
         parameters = select_parameters(model, chosen.include, chosen.exclude)
-        layers = _layer_densities(model, parameters)
+        layers = {
+            name: density
+            for name, density in layer_densities(model).items()
+            if name in parameters
+        }
         share = chosen.distribution
         counts = share.counts(
             {n: tuple(p.shape) for n, p in parameters.items()},
@@ -86,15 +89,14 @@ class SparseTraining:
         )
         if still := self.trainer.why_still():
             warnings.warn(still, stacklevel=3)
-        self.trainer.watch(model)
-        self.trainer.enforce(optimizer)
-        self.trainer.guard(optimizer)
-        self.trainer.execute(SparseExecution(model, masks, chosen.execution))
+        execution = SparseExecution(model, masks, chosen.execution)
+        self.trainer.set_execution(execution)
+        self.trainer.attach(model, optimizer)
         self._drawn = self._weight_versions()
 
     @property
     def masks(self) -> MaskSet:
-        """The masks, by parameter name."""
+        """Masks by parameter name."""
         return self.trainer.masks
 
     @property
@@ -104,7 +106,7 @@ class SparseTraining:
 
     @property
     def execution(self) -> str:
-        """A line on how masked layers run; known after the first step."""
+        """Line about the execution of masked layers, after the first step."""
         assert self.trainer.execution is not None
         return self.trainer.execution.describe()
 
@@ -117,18 +119,17 @@ class SparseTraining:
         """Take one optimizer step under the masks, after ``backward()``.
 
         Args:
-            scaler (GradScaler, optional): The one that scaled the loss; its
-                ``unscale_``, ``step`` and ``update`` are called here.
-            clip (float, optional): Largest norm of all gradients together,
-                those outside the masks left out.
-            closure (Callable, optional): Clears gradients, runs forward and
-                backward pass and returns the loss, in place of ``backward()``
-                before. It runs once here, and again within the steps of an
-                optimizer that asks for that, such as SAM; gradients are
-                masked each time.
+            scaler (GradScaler, optional): Scaler of the loss; this method
+                calls its ``unscale_``, ``step`` and ``update``.
+            clip (float, optional): Largest total norm of the gradients inside
+                the masks.
+            closure (Callable, optional): Function that clears gradients, runs
+                forward and backward pass and returns the loss, in place of a
+                ``backward()`` before. It runs once, and again if the optimizer
+                calls it, like SAM; gradients are masked each time.
 
         Returns:
-            UpdateReport, optional: None where no update was due.
+            UpdateReport, optional: Report, or None if no update was due.
 
         Raises:
             ValueError: If scaler and closure are given together, or a masked
@@ -178,18 +179,18 @@ class SparseTraining:
         _clip_gradients_(gradients, norm)
 
     def apply_masks(self, model: nn.Module) -> None:
-        """Make another network as sparse as the one that is trained.
+        """Apply the masks to another network, such as an average.
 
-        An average remembers weights that were dropped: call this for
-        ``torch.optim.swa_utils.AveragedModel`` after each of its updates, or
-        once before it is used.
+        An average keeps values of dropped weights: call this for
+        ``torch.optim.swa_utils.AveragedModel`` after each update, or once
+        before use.
 
         Args:
-            model (nn.Module): A network of the same parameter names, or a
+            model (nn.Module): Network with the same parameter names, or a
                 wrapper that holds it as ``module``.
 
         Raises:
-            ValueError: If it lacks a masked parameter.
+            ValueError: If the network lacks a masked parameter.
         """
         found = dict(model.named_parameters())
         if not self.masks.keys() <= found.keys():
@@ -204,24 +205,23 @@ class SparseTraining:
         self.masks.apply_(found)
 
     def state_dict(self) -> dict[str, Any]:
-        """Masks, history and schedule: tensors, ints, strings and dicts."""
+        """Return masks, history and schedule as plain values and tensors."""
         return self.trainer.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Resume, after the network's own ``load_state_dict``.
 
-        Warns of an algorithm, interval, end, drop fraction or execution that
-        is another than the saved one.
+        Warns if algorithm, interval, end, drop fraction or execution differ
+        from the saved ones.
 
         Raises:
-            ValueError: If the state is not whole, of another network or
-                another sparsity, or the network's weights were not loaded
-                before.
+            ValueError: If the state is incomplete or has another network or
+                sparsity, or the network's weights were not loaded before.
         """
         if self._weight_versions() == self._drawn:
             raise UserError(
-                'The weights still are those that the first masks left over; '
-                'create SparseTraining, then load the network, then this.'
+                'The weights of the network were not loaded: create '
+                'SparseTraining, load the network, then load this state.'
             )
         check_structure(state, self.trainer.algorithm.structure)
         now, counts = self.state_dict(), self.masks.counts()
@@ -248,8 +248,8 @@ class SparseTraining:
 
 
 def _clip_gradients_(gradients: list[Tensor], norm: float) -> None:
-    """Scale gradients, in place, to a largest norm of all together."""
-    # PyTorch's takes no sparse ones, as nn.Embedding(sparse=True) has.
+    """Scale gradients to a largest total norm, in place."""
+    # clip_grad_norm_ fails on sparse gradients, as of nn.Embedding.
     dense = [g.coalesce() if g.is_sparse else g for g in gradients]
     values = [g._values() if g.is_sparse else g for g in dense]
     total = nn.utils.get_total_norm(values)
@@ -258,27 +258,15 @@ def _clip_gradients_(gradients: list[Tensor], norm: float) -> None:
         gradient.mul_(scale.to(gradient.device))
 
 
-def _layer_densities(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter]
-) -> dict[str, float]:
-    """Return the densities that layers are built for, by sparse weight."""
-    return {
-        name: share
-        for name, module in sparse_weights(model)
-        if name in parameters
-        and isinstance(share := getattr(module, 'density', None), float)
-    }
-
-
 def _sparsity(
     sparsity: float | None,
     layers: Mapping[str, float],
     distribution: Distribution,
 ) -> float:
-    """Return the one sparsity of layers and arguments.
+    """Return the common sparsity of layers and arguments.
 
     Raises:
-        ValueError: If there are several, or none where one is needed.
+        ValueError: If there are several, or none and one is needed.
     """
     found = {round(1 - value, 12) for value in layers.values()}
     if not distribution.needs_sparsity:
@@ -296,13 +284,13 @@ def _sparsity(
             'are drawn at one.'
             if found
             else 'No sparsity is given, and no layer of sift_mm.transform '
-            'says one; give sparsity=.'
+            'has one; give sparsity=.'
         )
     return found.pop()
 
 
 def _check_density(masks: MaskSet, layers: Mapping[str, float]) -> None:
-    """Warn of masks that miss the FLOPs that the layers are built for."""
+    """Warn if masks do not have the density that layers are built for."""
     if not layers:
         return
     size = sum(masks[name].numel() for name in layers)
@@ -320,7 +308,7 @@ def _check_density(masks: MaskSet, layers: Mapping[str, float]) -> None:
 def _check_structure_fits(
     masks: MaskSet, wanted: Mapping[str, int], structure: Structure
 ) -> None:
-    """Warn of active weights that the structure rounds."""
+    """Warn if the structure rounds the number of active weights."""
     size = sum(mask.numel() for mask in masks.values())
     asked, found = sum(wanted.values()), sum(masks.counts().values())
     if abs(found - asked) > max(0.01 * asked, len(masks)) and not isinstance(

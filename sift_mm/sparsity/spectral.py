@@ -1,4 +1,4 @@
-"""Spectrum of a mask as a bipartite graph."""
+"""Spectrum of a mask, read as a bipartite graph."""
 
 from dataclasses import dataclass
 from math import sqrt
@@ -32,15 +32,15 @@ class SpectralGap:
 
 @torch.no_grad()
 def spectral_gap(mask: Tensor, weight: Tensor | None = None) -> SpectralGap:
-    """Spectrum of a layer's mask (Sparse-IFT, spectral analysis).
+    """Return the spectral gap of a mask (Sparse-IFT, spectral analysis).
 
-    The layer is a bipartite graph between its outputs and the inputs of one
-    output, a kernel position counting as an input of its own.
+    The bipartite graph connects output channels with (input channel, tap)
+    pairs.
 
     Args:
         mask (Tensor): Bool, shape (out, in, *kernel).
-        weight (Tensor, optional): Same shape; edges then weigh ``|w|``, while
-            the bound stays that of the unweighted graph.
+        weight (Tensor, optional): Weight of the same shape; edges then have
+            the weight ``|w|``. The bound does not depend on it.
 
     Raises:
         UserError: If the mask has fewer than two rows or columns.
@@ -55,7 +55,7 @@ def spectral_gap(mask: Tensor, weight: Tensor | None = None) -> SpectralGap:
     degrees = [edges / side for side in adjacency.shape]
     bound = sum(sqrt(max(d - 1, 0.0)) for d in degrees)
     if weight is not None:
-        # Selected, not multiplied: a NaN times 0 is a NaN.
+        # A product would keep NaN outside the mask.
         adjacency = weight.abs().float().masked_fill(~mask, 0).flatten(1)
     first, second = torch.linalg.svdvals(adjacency)[:2].tolist()
     return SpectralGap(first, second, bound)

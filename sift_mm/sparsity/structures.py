@@ -1,4 +1,4 @@
-"""Structures: the sets of positions that masks are drawn from."""
+"""Structures of masks: the sets of weights that may be active together."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,57 +12,56 @@ from sift_mm.sparsity.selection import Candidates
 
 
 class Structure:
-    """Chooser of positions by score, for first masks, drops and growth.
+    """Base class of structures, which select weights by score.
 
-    Scores are floating-point tensors of the weight's shape and are left as
-    they are; the highest are picked. NaN and -inf come last, and numbers are
-    exact whatever the scores are. A structure's attributes are plain values:
-    they are saved with the masks.
+    Scores are floating-point tensors of the weight's shape, which methods do
+    not change. The highest scores are selected; NaN counts as -inf, and counts
+    are exact for any scores. Attributes are plain values, which are saved with
+    the masks.
     """
 
     def fit(self, shape: tuple[int, ...], count: int) -> int:
-        """Return the possible number of active weights next to ``count``."""
+        """Return the feasible number of active weights next to ``count``."""
         return count
 
     def first(self, score: Tensor, count: int) -> Tensor:
-        """Return a mask of the highest scores, ``count`` as of :meth:`fit`."""
+        """Return a mask of the ``count`` highest scores, a count of `fit`."""
         return self.grow(
             score, torch.zeros_like(score, dtype=torch.bool), count
         )
 
     def drop(self, score: Tensor, mask: Tensor, k: int) -> Tensor:
-        """Return a new mask without the k active weights that score highest.
+        """Return a new mask without the k active weights of highest score.
 
-        A structure that moves blocks rounds k here as in :meth:`grow`.
+        A structure of blocks rounds k here and in :meth:`grow` alike.
         """
         raise NotImplementedError
 
     def grow(self, score: Any, mask: Tensor, k: int) -> Tensor:
-        """Return a new mask with k inactive weights more, of highest score.
+        """Return a new mask with the k inactive weights of highest score too.
 
-        The scores are of the mask's shape, or the result of
-        :meth:`shortlist`. After :meth:`drop` the new mask is one of the
-        structure again.
+        The scores have the mask's shape, or are the result of
+        :meth:`shortlist`. After :meth:`drop` the new mask has the structure.
         """
         raise NotImplementedError
 
     def shortlist(self, score: Tensor, mask: Tensor, k: int) -> Any:
-        """Return the part of the scores that :meth:`grow` can need.
+        """Return the part of the scores that :meth:`grow` needs.
 
-        All of them, unless overridden. The part is held between the backward
-        pass, where the dense gradient is, and the update that follows the
-        optimizer's step; ``mask`` is the one before k weights are dropped.
+        The default is all scores. The part is kept from the backward pass,
+        with its dense gradient, to the update after the optimizer's step.
+        ``mask`` is the mask before k weights are dropped.
         """
         return score
 
     def holds(self, mask: Tensor, count: int) -> bool:
-        """Tell whether a mask lies within one of ``count`` active weights."""
+        """Return True if a mask of the structure contains the given mask."""
         count = max(count, int(mask.count_nonzero()))
         whole = self.first(mask.float(), self.fit(tuple(mask.shape), count))
         return not bool((mask & ~whole).any())
 
     def describe(self) -> dict[str, Any]:
-        """Return name and attributes, as a config writes them."""
+        """Return name and attributes in the form of a config."""
         return {'type': type(self).__name__, **vars(self)}
 
 
@@ -71,7 +70,7 @@ STRUCTURES: Registry[Structure] = Registry('mask structure', Structure)
 
 @STRUCTURES.register
 class Unstructured(Structure):
-    """Any weights, in any place; of equal scores the first ones."""
+    """Structure without constraint; among equal scores the first win."""
 
     def drop(self, score: Tensor, mask: Tensor, k: int) -> Tensor:
         """Drop the k highest scores among active weights."""
@@ -92,9 +91,8 @@ class Unstructured(Structure):
     def shortlist(self, score: Tensor, mask: Tensor, k: int) -> Candidates:
         """Return the candidates for the k best inactive weights.
 
-        These are the k best of the weights that are inactive now, and the
-        active ones that score as high: a weight that is dropped comes back
-        before a lower one.
+        These are the k best inactive weights, and active weights of equal or
+        higher score, which may be dropped and grown again.
         """
         free = Candidates.where(score, ~mask)
         if len(free.places) <= k:
@@ -111,9 +109,9 @@ def check_structure(saved: Mapping[str, Any], structure: Structure) -> None:
     """Refuse masks of another structure than a run's.
 
     Args:
-        saved (Mapping): State of mask training; without a structure in
-            releases that had none.
-        structure (Structure): The run's.
+        saved (Mapping): State of mask training. Old releases saved no
+            structure.
+        structure (Structure): Structure of the run.
 
     Raises:
         ValueError: If they differ.

@@ -1,4 +1,4 @@
-"""Mask training: what happens to masks at an optimizer step."""
+"""Mask training at optimizer steps."""
 
 import warnings
 import weakref
@@ -35,7 +35,7 @@ from sift_mm.sparsity.updates import (
 from sift_mm.sparsity.watch import WeightWatch
 
 Placement = Literal['after_step', 'replace_step']
-# Of the state; raised when an older reader would go wrong on it.
+# Version of the state; raised if older releases would misread it.
 STATE_VERSION = 1
 
 
@@ -47,20 +47,18 @@ class MaskTrainer:
     accumulation, averaging over ranks and unscaling, before clipping.
 
     Args:
-        masks (MaskSet): The masks, changed in place.
-        algorithm (Algorithm): How masks change.
-        schedule (UpdateSchedule, optional): When; None for never.
-        drop_fraction (DropFraction): How much.
+        masks (MaskSet): Masks, which the trainer changes in place.
+        algorithm (Algorithm): Algorithm of mask updates.
+        schedule (UpdateSchedule, optional): Schedule of mask updates; None for
+            no updates.
+        drop_fraction (DropFraction): Schedule of the drop fraction.
         seed (int): Seed of the run.
-        placement (str): 'after_step': the optimizer steps, then masks are
-            updated from the new weights and the gradient of this step (the
-            Sparse-IFT code). 'replace_step': on an update the optimizer
-            does not step (RigL, algorithm 1).
+        placement (str): 'after_step' updates masks from the new weights and
+            the step's gradient (the Sparse-IFT code). 'replace_step' updates
+            them in place of the optimizer's step (RigL, algorithm 1).
 
-    The optimizer must leave a weight of value, gradient and slots zero where
-    it is, as all element-wise ones do; :meth:`enforce` tries it. During the
-    optimizer's step, an update of RigL holds 12 bytes for each of the few
-    weights that may be grown.
+    The optimizer must keep a weight at zero if its gradient and slots are
+    zero, like all element-wise optimizers; :meth:`enforce` tests it.
 
     Raises:
         ValueError: If placement is unknown.
@@ -92,14 +90,14 @@ class MaskTrainer:
 
     @property
     def needs_dense_gradient(self) -> bool:
-        """Whether the next step reads gradients outside the masks."""
+        """True if the next step reads gradients outside the masks."""
         return self.algorithm.needs_gradient and self._is_due(self.steps + 1)
 
     def _is_due(self, step: int) -> bool:
         return self.schedule is not None and self.schedule.is_due(step)
 
     def why_still(self) -> str:
-        """Say why no update will move a weight, or ''."""
+        """Return why no update will move a weight, or ''."""
         if self.schedule is None:
             return ''
         first, end = self.schedule.interval, self.schedule.end
@@ -111,27 +109,31 @@ class MaskTrainer:
             "drop_fraction above 0 or the algorithm 'Static'."
         )
 
-    def watch(self, model: nn.Module) -> None:
-        """Refuse steps after a masked parameter of a model was replaced."""
+    def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
+        """Mask weights and slots, and refuse steps that bypass the masks.
+
+        Raises:
+            ValueError: As of :meth:`enforce`.
+            TypeError: As of :meth:`enforce`.
+        """
         self._watch.model = model
+        self.enforce(optimizer)
+        self.guard(optimizer)
 
-    def execute(self, execution: SparseExecution) -> None:
-        """Keep an execution of the network up to date from now on."""
+    def set_execution(self, execution: SparseExecution) -> None:
+        """Set the execution of the network, and keep it up to date."""
         self.execution = execution
-        self._tell_execution()
+        self._update_execution()
 
-    def _tell_execution(self, masks_changed: bool = True) -> None:
+    def _update_execution(self, masks_changed: bool = True) -> None:
         if self.execution is not None:
             if masks_changed:
-                self.execution.follow_masks()
-            self.execution.expect(self.needs_dense_gradient)
+                self.execution.refresh_patterns()
+            self.execution.expect_dense_gradient(self.needs_dense_gradient)
 
     def guard(self, optimizer: Optimizer) -> None:
-        """Refuse steps of an optimizer that pass this trainer.
-
-        Without masks a plain step makes the network dense again.
-        """
-        reference = weakref.ref(self)  # An optimizer may outlive its masks.
+        """Refuse plain steps of an optimizer, which would ignore the masks."""
+        reference = weakref.ref(self)  # An optimizer may outlive its trainer.
 
         def refuse(*_: Any) -> None:
             trainer = reference()
@@ -143,7 +145,7 @@ class MaskTrainer:
                 )
 
         for each in with_wrapped(optimizer):
-            # A wrapper may do without what Optimizer makes for hooks.
+            # A wrapper may lack the attributes for hooks.
             if hasattr(each, '_optimizer_step_pre_hooks'):
                 each.register_step_pre_hook(refuse)
 
@@ -151,10 +153,10 @@ class MaskTrainer:
         """Set weights and optimizer slots outside the masks to zero.
 
         Raises:
-            ValueError: If the optimizer does not hold a masked parameter;
-                nothing has been touched then.
-            TypeError: If the optimizer would not keep them there, see
-                :func:`check_optimizer`; nothing has been touched either.
+            ValueError: If the optimizer lacks a masked parameter. No weight
+                has changed then.
+            TypeError: If the optimizer moves weights outside masks, see
+                :func:`check_optimizer`. No weight has changed then.
         """
         self._watch.check_objects(optimizer)
         check_optimizer(optimizer, self.masks.parameters)
@@ -166,29 +168,27 @@ class MaskTrainer:
             apply_mask_with_slots_(parameter, optimizer, mask)
         self._watch.remember(optimizer)
 
-    # A compiled train_step, as MMEngine's `compile` makes one, would trace
-    # each update anew.
+    # A compiled train_step, from MMEngine's `compile`, would retrace at each
+    # update.
     @torch.compiler.disable
     def step(self, optimizer: Optimizer, run: Callable[[], Any]) -> None:
         """Take one optimizer step under the masks.
 
-        Gradients are masked before ``run``, so that a clipping norm does not
-        count weights that do not exist. Between two updates this is all that
-        happens: weights and slots outside the masks are zero, and stay zero
-        at gradient zero.
+        Gradients are masked before ``run``, so that the clipping norm counts
+        active weights only. Weights and slots outside the masks are zero, and
+        stay zero with zero gradients.
 
-        An update happens as a whole or not at all, also if an exception or
-        Ctrl-C breaks into it: masks, dropped weights and slots, history and
-        step count.
+        An update of masks, weights, slots, history and step count is complete
+        or has no effect, also after an exception or Ctrl-C.
 
         Args:
-            optimizer (Optimizer): Whose parameters hold the gradients.
-            run (Callable): Clips and steps. Not called where an update
-                replaces the step.
+            optimizer (Optimizer): Optimizer of the parameters.
+            run (Callable): Function that clips and steps. It is not called
+                if an update replaces the step.
 
         Raises:
             ValueError: If a masked parameter was replaced since the last
-                step, or the structure loses count.
+                step, or the structure changes the number of active weights.
             RuntimeError: If the first step or an update is due and the masks
                 of the ranks differ.
         """
@@ -213,8 +213,8 @@ class MaskTrainer:
         finish(lambda: self._write(optimizer, change))
         self._watch.remember(optimizer)
         if self.execution is not None:
-            # Masks are trained by all ranks alike, and updated seldom.
-            self.execution.adopt(may_wait=due)
+            # All ranks update masks at the same steps, and rarely.
+            self.execution.update_choices(may_wait=due)
 
     def _check_ranks(self, step: int, due: bool) -> None:
         if due or not self._ranks_agree:
@@ -223,7 +223,7 @@ class MaskTrainer:
             self._ranks_agree = True
 
     def _check_weights(self, optimizer: Optimizer) -> None:
-        """Mask weights again that were written since the last step."""
+        """Mask weights and slots again if they were written since a step."""
         self._watch.check_objects(optimizer)
         strays = self._watch.find_strays()
         if strays:
@@ -239,13 +239,13 @@ class MaskTrainer:
     def _live_layers(
         self, optimizer: Optimizer, change: Change
     ) -> list[str] | None:
-        """Return the layers that an update may move, None if it is left out.
+        """Return the layers to update, or None if the update is skipped.
 
-        A parameter that is frozen or took no part keeps its mask.
+        A parameter that is frozen or unused in the step keeps its mask.
         """
         if reason := why_to_skip(optimizer):
-            # Ranking by inf or nan would move masks at random; a loss
-            # scaler skips such a step, so no mask may move either.
+            # Scores with inf or NaN would move masks at random; a loss scaler
+            # skips such a step too.
             change.report = UpdateReport(change.step, 0.0, 0.0, reason)
             return None
         return [
@@ -290,7 +290,7 @@ class MaskTrainer:
         live: list[str],
         growth: dict[str, Growth | None],
     ) -> None:
-        """Compute the new masks, and write nothing yet."""
+        """Compute the new masks without writing them."""
         step, fraction = change.step, self._fraction(change.step)
         kept_count = active_count = 0
         for name in live:
@@ -301,7 +301,7 @@ class MaskTrainer:
             elif (scores := growth.pop(name)) is None:
                 new = mask.clone()
             else:
-                # Other numbers than the growth score had.
+                # Random numbers must differ from those of the growth score.
                 layer = self._state(optimizer, step, name, '/drop')
                 new = self.algorithm.exchange(layer, scores)
             if (after := count(new)) != (before := count(mask)):
@@ -320,10 +320,10 @@ class MaskTrainer:
 
     @torch.no_grad()
     def _write(self, optimizer: Optimizer, change: Change) -> None:
-        """Write an update; doing it twice, or from the start again, is fine.
+        """Write an update; it may run again from the start.
 
-        Grown positions start at zero, dropped ones leave nothing behind;
-        positions dropped and grown at once keep value and slots.
+        Grown weights start at zero, dropped weights and their slots become
+        zero, and weights that are dropped and grown at once keep both.
         """
         for name, new in change.masks.items():
             mask = self.masks[name]
@@ -333,14 +333,13 @@ class MaskTrainer:
         self.history = change.history
         self.steps = change.step
         self.report = change.report
-        self._tell_execution(masks_changed=bool(change.masks))
+        self._update_execution(masks_changed=bool(change.masks))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return all that a resumed run needs, as plain values and tensors.
+        """Return the state that a resumed run needs.
 
-        Interval, end and drop fraction are there to be compared with those
-        of the resumed run, which has its own; 0 and 0 for masks that are
-        never updated.
+        Interval, end and drop fraction are compared with the options of the
+        resumed run; without updates interval and end are 0.
         """
         schedule = self.schedule
         return {
@@ -363,11 +362,11 @@ class MaskTrainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore masks, history, step count and seed: all or nothing.
+        """Restore masks, history, step count and seed, or change nothing.
 
         Raises:
-            ValueError: If the state is of a newer version, lacks a part, or
-                is of another network.
+            ValueError: If the state has a newer version, is incomplete or has
+                another network.
         """
         if state.get('version', STATE_VERSION) > STATE_VERSION:
             raise UserError(
@@ -393,7 +392,7 @@ class MaskTrainer:
             self.seed = state['seed']
             if self.execution is not None:
                 self.execution.restore(state.get('choices', {}))
-            self._tell_execution()
+            self._update_execution()
 
         finish(write)
         self._ranks_agree = False

@@ -1,4 +1,4 @@
-"""Parts of a mask update: its report, its change and how that is written."""
+"""Parts of a mask update: report, change and uninterrupted writing."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,9 +16,9 @@ class UpdateReport:
 
     Args:
         step (int): Optimizer step, counted from 1.
-        drop_fraction (float): Share of active weights that was dropped.
-        moved (float): Share of active weights that are elsewhere now.
-        skipped (str): Why nothing was done, or ''.
+        drop_fraction (float): Share of the active weights that was dropped.
+        moved (float): Share of the active weights with a new position.
+        skipped (str): Why the update was skipped, or ''.
     """
 
     step: int
@@ -29,12 +29,12 @@ class UpdateReport:
 
 @dataclass
 class Change:
-    """New masks and all that follows from them, not yet written.
+    """Result of a step that is not yet written.
 
     Args:
-        step (int): Optimizer step that is complete then.
+        step (int): Number of completed optimizer steps.
         history (MaskHistory): History with the new masks.
-        masks (dict): New masks, of the layers that may move.
+        masks (dict): New masks of the updated layers.
         report (UpdateReport, optional): Report, if an update was due.
     """
 
@@ -45,10 +45,10 @@ class Change:
 
 
 def finish(write: Callable[[], None]) -> None:
-    """Run a function to its end, again if an exception breaks into it.
+    """Run a function to its end, and again if an exception interrupts it.
 
     Args:
-        write (Callable): May run several times, from the start.
+        write (Callable): Function that may run several times.
     """
     try:
         write()
@@ -61,7 +61,7 @@ def finish(write: Callable[[], None]) -> None:
 
 
 def why_to_skip(optimizer: Optimizer) -> str:
-    """Return why no mask can be updated from these gradients, or ''."""
+    """Return why masks cannot be updated from the gradients, or ''."""
     gradients = [
         p.grad._values() if p.grad.is_sparse else p.grad
         for group in optimizer.param_groups
@@ -71,7 +71,7 @@ def why_to_skip(optimizer: Optimizer) -> str:
     gradients = [gradient for gradient in gradients if gradient.numel()]
     if not gradients:
         return 'no parameter had a gradient'
-    # Several times faster on the CPU than norms, which it can not vectorise.
+    # Several times faster on the CPU than norms, which are not vectorized.
     extremes = [e for gradient in gradients for e in gradient.aminmax()]
     device = extremes[0].device
     finite = torch.stack([e.float().to(device) for e in extremes]).isfinite()

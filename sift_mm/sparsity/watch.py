@@ -1,4 +1,4 @@
-"""Watch over masked weights between two optimizer steps."""
+"""Detection of changes to masked weights between optimizer steps."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,20 +11,20 @@ from sift_mm.errors import UserError
 from sift_mm.sparsity.optimizers import with_wrapped
 from sift_mm.sparsity.selection import flat_pair
 
-# Weights of a layer that are looked at in each step, on a CPU.
+# Number of weights of a layer to read in each step, on a CPU.
 _SAMPLE = 256
 
 
 class WeightWatch:
-    """Notices masked weights that others write or replace between two steps.
+    """Detector of masked weights that were written or replaced between steps.
 
-    A version counter, an address and the identity of each parameter are
-    compared, and a sample of weights on a CPU, since writes to
-    ``parameter.data`` are not counted. That reads no layer as a whole.
+    It compares version counter, address and identity of each parameter. On a
+    CPU it also reads a sample of weights, since writes to ``parameter.data``
+    do not change the version. No layer is read as a whole.
 
     Args:
-        masks (Mapping[str, Tensor]): The masks, by parameter name.
-        parameters (Mapping[str, nn.Parameter]): The parameters.
+        masks (Mapping[str, Tensor]): Masks by parameter name.
+        parameters (Mapping[str, nn.Parameter]): Parameters by name.
     """
 
     def __init__(
@@ -40,17 +40,16 @@ class WeightWatch:
         self._outside: dict[str, tuple[int, Tensor]] = {}
 
     def remember(self, optimizer: Optimizer) -> None:
-        """Take the weights and slots of now for masked."""
+        """Record that the current weights and slots are masked."""
         self._seen = {n: _mark(p) for n, p in self.parameters.items()}
         self._slots = [each.state for each in with_wrapped(optimizer)]
 
     def check_objects(self, optimizer: Optimizer) -> None:
-        """Refuse parameters that network or optimizer do not hold any more.
+        """Refuse parameters that the network or the optimizer has replaced.
 
         Raises:
-            ValueError: If a masked parameter is another object, of another
-                shape or on another device than the mask, or is missing in
-                the optimizer.
+            ValueError: If a masked parameter was replaced, has another shape
+                or device than its mask, or is missing in the optimizer.
         """
         held = {
             id(p) for group in optimizer.param_groups for p in group['params']
@@ -102,9 +101,9 @@ class WeightWatch:
         return owner._parameters.get(leaf) is self.parameters[name]
 
     def find_strays(self) -> list[str]:
-        """Name the weights that were written since :meth:`remember`.
+        """Return the names of weights with nonzeros outside their masks.
 
-        Only those that have a value outside the mask now.
+        Only weights that were written since :meth:`remember` are read.
         """
         return [
             name
@@ -117,25 +116,21 @@ class WeightWatch:
         ]
 
     def slots_replaced(self, optimizer: Optimizer) -> bool:
-        """Tell whether the optimizer's state was loaded since then."""
+        """Return True if the optimizer's state was replaced since then."""
         states = [each.state for each in with_wrapped(optimizer)]
-        return bool(self._slots) and (
-            len(states) != len(self._slots)
-            or any(
-                now is not then
-                for now, then in zip(states, self._slots, strict=True)
-            )
-        )
+        return bool(self._slots) and [*map(id, states)] != [
+            *map(id, self._slots)
+        ]
 
     def _sample_strays(self, name: str) -> bool:
-        """Look at some weights outside the mask, on a CPU."""
+        """Return True if a sampled weight outside the mask is not zero."""
         weight, mask = self.parameters[name].detach(), self.masks[name]
         pair = flat_pair(weight, mask)
         if weight.device.type != 'cpu' or pair is None:
             return False
         version, places = self._outside.get(name, (-1, weight))
         if version != mask._version:
-            # Random places: regular ones would see a single tap of a kernel.
+            # A regular sample could read a single tap of all kernels.
             generator = torch.Generator().manual_seed(0)
             places = torch.randint(
                 weight.numel(), (_SAMPLE,), generator=generator

@@ -19,7 +19,7 @@ from helpers.toy_runs import assert_same
 from sift_mm import load_compact
 from sift_mm.checkpoint.compact import COMPACT_KEY, compact, expand
 from sift_mm.checkpoint.reading import read
-from sift_mm.checkpoint.state import sealed
+from sift_mm.checkpoint.state import with_digest
 from sift_mm.errors import UserError
 
 WEIGHTS = {'a.weight': torch.arange(6.0).view(2, 3)}
@@ -126,7 +126,7 @@ HOSTILE = {
     'bad digest': {
         'state_dict': WEIGHTS,
         'sparse_training': {
-            **sealed({'version': 1, 'masks': {}}),
+            **with_digest({'version': 1, 'masks': {}}),
             'masks': {'a.weight': torch.ones(2, 3).bool()},
         },
     },
@@ -300,7 +300,7 @@ def test_a_spoiled_compact_file_is_refused(name, refused):
         expand(checkpoint, 'small.pth')
     refused(saved(checkpoint))
     # With a digest of its own, by what is in it.
-    packed = sealed(checkpoint[COMPACT_KEY])
+    packed = with_digest(checkpoint[COMPACT_KEY])
     if name not in BY_DIGEST:
         refused(saved({**checkpoint, COMPACT_KEY: packed}))
 
@@ -324,7 +324,7 @@ def test_masks_with_the_digest_of_others_are_refused(refused):
     checkpoint = packed_checkpoint()
     training = checkpoint['sparse_training']
     masks = {'a': torch.ones(3, 5).bool(), 'b': torch.ones(3, 5).bool()}
-    digest = sealed({**training, 'masks': masks})['digest']
+    digest = with_digest({**training, 'masks': masks})['digest']
     refused(
         saved(
             {**checkpoint, 'sparse_training': {**training, 'digest': digest}}

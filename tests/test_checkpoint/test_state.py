@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sift_mm.checkpoint.state import check_finite, mask_training, sealed
+from sift_mm.checkpoint.state import check_finite, mask_training, with_digest
 
 
 def leaves(value, path=()):
@@ -31,7 +31,7 @@ def state_of_a_run():
 
 
 def test_a_state_that_was_saved_is_known_again(tmp_path):
-    state = sealed(state_of_a_run())
+    state = with_digest(state_of_a_run())
     torch.save({'sparse_training': state}, tmp_path / 'a.pth')
     read = torch.load(tmp_path / 'a.pth', weights_only=True)
     assert mask_training(read)['drop_fraction'] == state['drop_fraction']
@@ -50,7 +50,7 @@ def other(value):
 
 @pytest.mark.parametrize('place', [*leaves(state_of_a_run()), ('new',)])
 def test_a_state_with_any_other_value_is_not(place):
-    state = node = sealed(state_of_a_run())
+    state = node = with_digest(state_of_a_run())
     *keys, last = place
     for key in keys:
         node = node[key]

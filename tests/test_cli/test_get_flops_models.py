@@ -160,7 +160,7 @@ def test_images_of_one_channel(wrapped, report, dense):
 
 def test_a_config_without_a_size(dense):
     config = dense('mmpretrain', 'del pipeline[1]\n')
-    assert message(config).endswith('give it by --shape H W')
+    assert message(config).endswith('give it by --shape H W.')
 
 
 MIXER = """

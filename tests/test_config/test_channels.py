@@ -16,7 +16,7 @@ from sift_mm.config.channels import (
 from sift_mm.config.dense import build_dense, dense_config
 from sift_mm.config.libraries import import_library
 from sift_mm.config.loading import read_config
-from sift_mm.config.nodes import put
+from sift_mm.config.nodes import set_at
 from sift_mm.engine.plan import whole_model_budget
 from sift_mm.errors import UserError
 from sift_mm.flops import count_model
@@ -43,7 +43,7 @@ def narrow(cfg):
     if 'stem_channels' in backbone or cfg.default_scope == 'mmseg':
         backbone.stem_channels = 8
     for key, number in reader_channels(cfg.model).items():
-        put(cfg.model, key, number // (4 * 8))
+        set_at(cfg.model, key, number // (4 * 8))
 
 
 @pytest.mark.parametrize(

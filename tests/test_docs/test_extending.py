@@ -19,7 +19,7 @@ from sift_mm.backbones.base import SparseIFTBackbone
 class MyVGG(SparseIFTBackbone, VGG):
     family = None
 """
-RULE, MEMBER = re.findall('```python\n(.*?)```', PAGE, re.S)
+RULE, STRUCTURE, MEMBER = re.findall('```python\n(.*?)```', PAGE, re.S)
 DROPPED = """
 import sys, {package}
 {package}.__path__.append(sys.argv[1])
@@ -30,6 +30,30 @@ import_modules({package!r}, optional=('mmdet', 'mmseg'))
 HELP = """
 from sift_mm.cli.get_flops import parse_args
 parse_args(['--help'])
+"""
+
+TRAIN = """
+import torch
+from sift_mm.sparsity import SparseTraining
+model = torch.nn.Linear(16, 8)
+sparse = SparseTraining(
+    model,
+    torch.optim.SGD(model.parameters(), 0.1),
+    dict(type='RigL', structure='TwoOfFour'),
+    steps=9,
+    interval=2,
+    sparsity=0.5,
+    include=['weight'],
+)
+first = sparse.masks['weight'].clone()
+for _ in range(9):
+    model.zero_grad()
+    model(torch.randn(4, 16)).square().sum().backward()
+    sparse.step()
+mask = sparse.masks['weight']
+assert not torch.equal(mask, first)
+assert (mask.view(-1, 4).sum(1) == 2).all()
+print('two of four')
 """
 
 
@@ -43,6 +67,7 @@ parse_args(['--help'])
             'twins',
         ),
         ('sift_mm.sparsity', RULE, HELP, 'Careful'),
+        ('sift_mm.sparsity', STRUCTURE, TRAIN, 'two of four'),
         (
             'sift_mm.backbones',
             BACKBONE,

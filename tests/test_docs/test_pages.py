@@ -1,18 +1,18 @@
 """Commands, paths, options and messages in the pages are those of the code."""
 
 import ast
-import inspect
 import re
 import shlex
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from functools import cache
 
 import pytest
 
 from helpers.runs import ROOT
-from sift_mm.engine import SparseTrainingHook
+from sift_mm.sparsity import RunOptions
 
 sys.path.insert(0, str(ROOT / 'docs/extension'))
 
@@ -125,10 +125,12 @@ def test_paragraphs_are_short(page):
 
 
 def test_every_option_and_command_has_its_place():
-    names = [option.name for option in reference.find_options()]
-    assert {'algorithm', 'sparsity', 'seed', 'execution'} <= set(names)
-    wanted = inspect.signature(SparseTrainingHook).parameters
-    assert set(wanted) <= set(names)
+    options = {each.name: each for each in reference.find_options()}
+    assert list(options) == [field.name for field in fields(RunOptions)]
+    assert options['algorithm'].default == "`'RigL'`"
+    start = "`dict(type='Cosine', initial=0.3)`"
+    assert options['drop_fraction'].default == start
+    assert options['transfer'].default == "`'fixed'`"
     assert set(parsers()) == set(
         re.findall(
             r'^```{command-line} (.*)',
@@ -145,3 +147,11 @@ def test_messages_are_those_of_the_code():
     assert len(rows) > 30
     unknown = [row for row in rows if row not in messages()]
     assert not unknown
+
+
+def test_promises_name_tests_that_exist():
+    page = (ROOT / 'docs/reliability.md').read_text()
+    promised = set(re.findall(r'`(test_\w+)`', page))
+    assert len(promised) > 30
+    code = '\n'.join(p.read_text() for p in ROOT.glob('tests/**/test_*.py'))
+    assert not promised - set(re.findall(r'^def (test_\w+)\(', code, re.M))

@@ -15,7 +15,7 @@ from helpers.toy_runs import (
     toy_run,
     toy_runner,
 )
-from sift_mm.checkpoint.state import sealed
+from sift_mm.checkpoint.state import with_digest
 from sift_mm.errors import UserError
 
 
@@ -315,7 +315,7 @@ def test_checkpoints_of_earlier_releases_resume(tmp_path):
     state = checkpoint['sparse_training']
     del state['structure']
     state |= dict(grown_steps='free', young={})
-    checkpoint['sparse_training'] = sealed(state)
+    checkpoint['sparse_training'] = with_digest(state)
     torch.save(checkpoint, path)
     resumed = toy_run(
         tmp_path / 'resumed', dict(), resume=True, load_from=str(path)

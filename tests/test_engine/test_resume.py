@@ -11,7 +11,7 @@ from mmengine.config import Config
 
 from helpers.sparse_runs import load, sparse_config
 from helpers.toy_runs import assert_same, hook_of, toy_run, toy_runner
-from sift_mm.checkpoint.state import sealed
+from sift_mm.checkpoint.state import with_digest
 from sift_mm.cli import train
 from sift_mm.config.resume import find_start
 from sift_mm.engine.transfer import check_optimizer
@@ -148,7 +148,7 @@ def test_a_run_does_not_go_on_from(name, folder, tmp_path):
     checkpoint = load(folder / 'epoch_2.pth')
     spoil(checkpoint)
     if name.startswith('sealed'):
-        checkpoint[KEY] = sealed(checkpoint[KEY])
+        checkpoint[KEY] = with_digest(checkpoint[KEY])
     path = tmp_path / 'bad.pth'
     torch.save(checkpoint, path)
     runner = resume(path, tmp_path)
@@ -228,7 +228,7 @@ def test_slots_of_another_shape_may_be_meant(kind):
 def test_what_a_run_starts_from(spoil, words, folder, tmp_path):
     checkpoint = load(folder / 'epoch_2.pth')
     spoil(checkpoint)
-    checkpoint[KEY] = sealed(checkpoint[KEY])
+    checkpoint[KEY] = with_digest(checkpoint[KEY])
     torch.save(checkpoint, tmp_path / 'a.pth')
     runner = toy_runner(
         tmp_path / 'b', dict(), load_from=str(tmp_path / 'a.pth')

@@ -26,7 +26,7 @@ from helpers.small_configs import (
     small,
 )
 from helpers.sparse_runs import final, load
-from sift_mm.checkpoint.state import sealed
+from sift_mm.checkpoint.state import with_digest
 from sift_mm.config.building import replace_sync_norms
 from sift_mm.config.data import check_data
 from sift_mm.config.loading import read_config
@@ -312,7 +312,7 @@ def without_chance(dataset: dict) -> None:
 
 def digest(value: Any) -> str:
     """Return the digest of a part of a checkpoint."""
-    return sealed(dict(value=value))['digest']
+    return with_digest(dict(value=value))['digest']
 
 
 @pytest.mark.parametrize(

@@ -126,8 +126,8 @@ def test_opcheck():
     x = layer.x.requires_grad_()
     check = torch.library.opcheck
     convolve = torch.ops.sift_mm.sparse_conv2d.default
-    for ways in ((True,) * 3, (True, True, False), (False, True, True)):
-        rest = *fixed, ways, ways[2]
+    for choice in ((True,) * 3, (True, True, False), (False, True, True)):
+        rest = *fixed, choice, choice[2]
         check(convolve, (x, layer.weight, layer.bias, *rest))
         check(convolve, (x, layer.weight, None, *rest))
     y = layer(x).detach()

@@ -7,7 +7,7 @@ from torch.func import functional_call
 
 from sift_mm.layers import Family, Member, families, register
 from sift_mm.layers.family import family_of
-from sift_mm.layers.plain import put
+from sift_mm.layers.plain import replace
 from sift_mm.sparsity import MaskSet, Random, Uniform, select_parameters
 
 pytestmark = pytest.mark.usefixtures('seed')
@@ -194,7 +194,7 @@ def test_it_looks_like_the_layer_it_replaces():
 def test_a_replaced_layer_stays_frozen_and_in_its_mode():
     model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU())
     model.requires_grad_(False).eval()
-    put(model, '0', Member('parallel', 0.5, 'norm').build(model[0]))
+    replace(model, '0', Member('parallel', 0.5, 'norm').build(model[0]))
     assert not any(p.requires_grad for p in model.parameters())
     assert not model[0].norms[0].training
 

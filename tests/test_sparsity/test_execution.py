@@ -23,8 +23,13 @@ from helpers.masked_training import (
     sgd,
     training,
 )
-from sift_mm.kernels import Geometry, make_pattern, sparse_conv2d
-from sift_mm.sparsity import SparseTraining, masked_layers
+from sift_mm.kernels import (
+    Geometry,
+    make_pattern,
+    masked_layers,
+    sparse_conv2d,
+)
+from sift_mm.sparsity import SparseTraining
 from sift_mm.sparsity import execution as execution_module
 
 
@@ -33,9 +38,9 @@ def calls(monkeypatch):
     """Record which products of each call run sparse."""
     made = []
 
-    def noting(x, weight, bias, pattern, numbers, ways, check):
-        made.append(tuple(ways))
-        return sparse_conv2d(x, weight, bias, pattern, numbers, ways, check)
+    def noting(x, weight, bias, pattern, numbers, choice, check):
+        made.append(tuple(choice))
+        return sparse_conv2d(x, weight, bias, pattern, numbers, choice, check)
 
     monkeypatch.setattr(masked_layers, 'sparse_conv2d', noting)
     return made
@@ -93,16 +98,16 @@ def test_every_mixture_of_products_has_the_gradients_of_float64():
         grad = torch.randn(wanted.shape, generator=generator)
         wanted_grads = torch.autograd.grad(wanted, exact, grad.double())
 
-        for ways in itertools.product([True, False], repeat=3):
+        for choice in itertools.product([True, False], repeat=3):
             own = [t.clone().requires_grad_() for t in (x, weight, bias)]
             numbers = geometry.numbers()
-            out = sparse_conv2d(*own, pattern, numbers, ways, False)
+            out = sparse_conv2d(*own, pattern, numbers, choice, False)
             torch.testing.assert_close(out.double(), wanted, **rounding)
             found = torch.autograd.grad(out, own, grad)
             for i, (one, other) in enumerate(
                 zip(found, wanted_grads, strict=True)
             ):
-                if i == 1 and ways[2]:  # At the active positions alone.
+                if i == 1 and choice[2]:  # At the active positions alone.
                     assert not one[weight == 0].any()
                     other = other * (weight != 0)
                 torch.testing.assert_close(one.double(), other, **rounding)

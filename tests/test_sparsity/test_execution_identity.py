@@ -15,7 +15,9 @@ from helpers.dense_twins import (
     convolution,
     execute,
 )
-from sift_mm.sparsity import SparseExecution, masked_layers
+from sift_mm.errors import UserError
+from sift_mm.kernels import masked_layers
+from sift_mm.sparsity import SparseExecution
 from sift_mm.sparsity import execution as execution_module
 
 
@@ -197,8 +199,9 @@ def test_parametrized_pruned_and_replaced_weights_run_dense():
         each[7].weight = nn.Parameter(torch.ones(5, 12))
     mask = {'4.weight': sparse.masks['4.weight']}
     assert_equal(model, dense, IMAGES, masks=mask)
-    sparse.step()
-    assert '1 of 3 masked' in sparse.execution
+    with pytest.raises(UserError, match='another parameter'):
+        sparse.step()
+    assert nn.Parameter(model[4].weight).equal(model[4].weight)
 
 
 def test_shared_weights_and_two_kinds_of_call():
@@ -251,7 +254,7 @@ def test_the_default_device_does_not_matter(device):
         assert_equal(model, dense, IMAGES, masks=sparse.masks)
         model(IMAGES).square().sum().backward()
         sparse.trainer.execution.layers['0'].mask[0].logical_not_()
-        sparse.trainer.execution.follow_masks()
+        sparse.trainer.execution.refresh_patterns()
         model(IMAGES)
     finally:
         torch.set_default_device(None)
@@ -297,7 +300,7 @@ def test_an_interruption_leaves_the_network_usable(monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(masked_layers, 'make_pattern', fail)
         with pytest.raises(KeyboardInterrupt):
-            sparse.trainer.execution.follow_masks()
+            sparse.trainer.execution.refresh_patterns()
     assert_equal(model, dense, IMAGES, masks=sparse.masks)
     assert '3 of 3' in sparse.execution
 

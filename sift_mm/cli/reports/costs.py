@@ -1,4 +1,4 @@
-"""Costs of the network of a config, as numbers."""
+"""Costs of the network of a config."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -69,10 +69,14 @@ def report_training(
 ) -> dict[str, float]:
     """Return the FLOPs of training on one sample, by method.
 
-    ``forward`` gives those of a network's forward pass, under masks and
-    dense. 'dense' is that of the dense network that it is compared with, if
-    there is one; 'unmasked' is of a network which is another, but has no
-    masks.
+    Args:
+        forward (Callable): Function that returns the FLOPs of a network's
+            forward pass, under masks and dense.
+        model (nn.Module): The network.
+        densities (Mapping[str, float]): Share of active weights, by name.
+        dense (nn.Module, optional): Dense network of the method 'dense'.
+        masks (dict, optional): Entry on masks; without it, the model has the
+            method 'unmasked' if it is not the dense network.
     """
     methods = {}
     if dense is not None:
@@ -95,21 +99,21 @@ def make_report(
     epoch_samples: int | None = None,
     batch: int | None = None,
 ) -> dict[str, Any]:
-    """Count what the network of a config costs.
+    """Count the costs of the network of a config.
 
     Args:
-        cfg (Config): Config of a run; it is left as it is.
+        cfg (Config): Config of a run; it does not change.
         shape (Sequence[int], optional): Height and width of the image, in
-            pixels; by default as the pipelines make them.
+            pixels; None is the pipelines' size.
         epoch_samples (int, optional): As for :func:`schedule_samples`.
         batch (int, optional): As for :func:`schedule_samples`.
 
     Returns:
-        dict[str, Any]: What ``--json`` writes; numbers are not rounded.
+        dict[str, Any]: Content of ``--json``, with unrounded numbers.
 
     Raises:
-        ValueError: If the config contradicts itself, says too little, or its
-            model does not run at the shape.
+        ValueError: If the config is inconsistent or incomplete, or its model
+            does not run at the shape.
     """
     if 'model' not in cfg:
         raise UserError('the config has no model')

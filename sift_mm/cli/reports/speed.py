@@ -1,4 +1,4 @@
-"""Seconds of a network: dense twin, executed densely, executed sparsely."""
+"""Speed of a network: dense twin, dense execution, sparse execution."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ from sift_mm.flops.model_forward import call_model
 
 @torch.no_grad()
 def fill(model: nn.Module) -> None:
-    """Give a network that was built without weights numbers to run on."""
+    """Fill a network that was built without weights."""
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.ndim > 1:
             tensor.normal_(0, tensor[0].numel() ** -0.5)
@@ -37,23 +37,23 @@ def measure_speed(
     rounds: int,
     whole: bool = False,
 ) -> dict[str, Any]:
-    """Time one network three ways, in turns.
+    """Time a network and its dense twin, dense and sparse, in turns.
 
     Args:
         cfg (Config): Config of the model, for its dense twin.
         model (nn.Module): The network, with zeros outside the masks.
-        masks (Mapping[str, Tensor]): Bool, by parameter name; without any,
-            what is not zero counts as active.
+        masks (Mapping[str, Tensor]): Bool masks by parameter name; if empty,
+            nonzero weights are active.
         shape (tuple[int, int]): Height and width of the images.
-        batches (Sequence[int]): Numbers of images at a time.
-        rounds (int): Turns that each of them has.
-        whole (bool): Whether neck and heads are timed too, up to what they
-            make of the features: no boxes are chosen among.
+        batches (Sequence[int]): Batch sizes.
+        rounds (int): Turns of each network.
+        whole (bool): Whether neck and heads are timed too, without their
+            post-processing.
 
     Returns:
-        dict: Under 'rows' one for each batch and way, with 'batch', 'what',
-        the median 'seconds' a batch, and the median 'ratio' to the dense
-        twin within a turn with its 'quartiles'; under 'layers' what runs how.
+        dict: 'rows' has for each batch size and network 'batch', 'what', the
+        median 'seconds' a batch, and the median 'ratio' to the dense twin
+        within a turn with its 'quartiles'. 'layers' is the sparse report.
 
     Raises:
         ValueError: Nothing of the model can run sparse.

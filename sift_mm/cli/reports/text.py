@@ -20,8 +20,7 @@ def table(
     Args:
         header (Sequence[str]): Names of the columns.
         rows (Sequence[Sequence[str]]): Cells.
-        left (int): Number of columns, from the first on, that are aligned to
-            the left; those of numbers follow.
+        left (int): Number of left-aligned columns; columns of numbers follow.
     """
     grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for i, name in enumerate(header):
@@ -37,7 +36,7 @@ def table(
 
 def scaled(number: float | None, unit: float) -> str:
     """Return a number in a unit, '-' for None."""
-    # The z leaves no minus before a zero.
+    # Format z drops the minus of a zero.
     return '-' if number is None else f'{number / unit:z,.3f}'
 
 
@@ -50,16 +49,17 @@ def flops(number: float | None) -> str:
     if number is None:
         return '-'
     for prefix, unit in PREFIXES.items():
-        # What is rounded up to 1000 has the next prefix.
+        # A number that rounds up to 1000 gets the next prefix.
         if abs(number) >= 0.9999995 * unit:
             return f'{number / unit:,.3f} {prefix}'
     return f'{number:.3g}'
 
 
 def to_text(report: dict[str, Any]) -> str:
-    """Return the tables of a report, with a note on what is counted."""
-    said = '; '.join(report['assumed'])
-    counts = report['counts'] + (f' Counted with {said}.' if said else '')
+    """Return the tables of a report, with a note on the counted operations."""
+    assumed = '; '.join(report['assumed'])
+    counts = report['counts']
+    counts += f' Counted with {assumed}.' if assumed else ''
     return '\n\n'.join(
         (
             f'{report["config"]} at {_pixels(report)}',

@@ -1,4 +1,4 @@
-// Sizes of a core's caches.
+// Cache sizes of a core, in bytes.
 #pragma once
 
 #include <unistd.h>

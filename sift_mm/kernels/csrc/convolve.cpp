@@ -1,9 +1,9 @@
 // Outputs of one walk: SpMM of the nonzeros with packed tiles of inputs.
 //
-// Loops, from the outside: groups of patches, in parallel; blocks of filters,
+// Loops, outermost first: groups of patches, in parallel; blocks of filters,
 // whose accumulators stay in L2; blocks of planes, whose packed inputs stay
-// in L1, since every multiplication loads one vector of them; filters; the
-// nonzeros of the filter in the block.
+// in L1 because every multiplication loads one vector of them; filters; the
+// nonzeros of a filter in a block.
 #include <omp.h>
 
 #include <cstdlib>
@@ -13,7 +13,7 @@
 
 namespace {
 
-// The ROWS x COLS accumulators of a filter, over its nonzeros in a block.
+// Adds the nonzeros of a filter in a block to its ROWS x COLS accumulators.
 template <class View>
 inline void accumulate(const float* tile, const uint16_t* position,
                        const float* value, int64_t count, const float* bias,
@@ -35,7 +35,7 @@ inline void accumulate(const float* tile, const uint16_t* position,
                                  LANES);
   };
   if (count) {
-    // What the next nonzero reads is known before this one is multiplied.
+    // The loads of the next nonzero start before this multiplication.
     const float* x = tile + size_t(position[0]) * LANES;
     vec w = value[0] - vec{};
     for (int64_t i = 1; i < count; ++i) {
@@ -51,10 +51,10 @@ inline void accumulate(const float* tile, const uint16_t* position,
   for (int t = 0; t < T; ++t) store(sums + t * LANES, acc[t]);
 }
 
-// With few groups, as of one image, threads share out the filters as well;
-// each then packs its inputs anew.
+// Number of filters of a work item. With few groups, as for one image, threads
+// divide the filters too, and each packs its own inputs.
 int64_t filters_at_once(const Sizes& s, int64_t groups, int64_t bytes) {
-  constexpr int64_t PACKING = 64;  // costs as much as so many filters
+  constexpr int64_t PACKING = 64;  // in filters: packing costs as much
   // Accumulators of the filters that share a packed input fill most of L2.
   const int64_t most = std::min(s.filters, l2_bytes() * 7 / 8 / bytes);
   int64_t best = most, least = INT64_MAX;
@@ -99,8 +99,8 @@ struct Convolve {
         const int64_t last = std::min(s.filters, first + filters);
         for (int64_t b = 0; b * s.block < planes; ++b) {
           const int64_t end = std::min(planes, (b + 1) * s.block);
-          // Of large dilations many taps see padding alone.
-          const bool seen = view.sees(b * s.block, end);
+          // With a large dilation many taps read only padding.
+          const bool seen = view.reads_inputs(b * s.block, end);
           if (!seen && b && end < planes) continue;
           if (seen) view.pack_inputs(x, b * s.block, end, tile);
           const int32_t* row = a.row + b * s.filters;
@@ -108,11 +108,11 @@ struct Convolve {
           for (int64_t k = first; k < last; ++k) {
             const int64_t next = end + (k - first) / pace;
             if ((k - first) % pace == 0 && next < planes)
-              view.expect_inputs(x, next);
+              view.prefetch_inputs(x, next);
             if (end == planes && k + 2 < last) {
-              view.expect_outputs(y, k + 2);
+              view.prefetch_outputs(y, k + 2);
               if (epilogue.residual)
-                view.expect_outputs(epilogue.residual, k + 2);
+                view.prefetch_outputs(epilogue.residual, k + 2);
             }
             static const float zero = 0;
             const float* bias = epilogue.bias ? epilogue.bias + k : &zero;

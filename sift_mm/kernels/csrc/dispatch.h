@@ -1,4 +1,4 @@
-// From the sizes of a call to the code compiled for them.
+// Dispatch of a call to the code compiled for its sizes.
 #pragma once
 
 #include <array>
@@ -6,7 +6,7 @@
 
 #include "views.h"
 
-// A cache line aligned piece of memory for each thread.
+// A buffer for each thread, aligned to cache lines.
 struct Buffers {
   size_t each;
   float* data;
@@ -19,8 +19,8 @@ struct Buffers {
   float* of(int thread) const { return data + thread * each; }
 };
 
-// The row length of the tile, in vectors, as compiled: host and kernels agree
-// on it (TILE_STRIDES of geometry.py). 0 stands for runs of pixels.
+// Selects the compiled row length of the tile, in vectors: TILE_STRIDES of
+// geometry.py. 0 selects runs of pixels.
 template <int ROWS, int COLS, class Work>
 static int dispatch_stride(int64_t stride, const Work& work) {
   switch (stride) {
@@ -41,16 +41,16 @@ static int dispatch_stride(int64_t stride, const Work& work) {
   }
 }
 
-// What a nonzero costs by patches of one size, in multiplications.
+// Cost of a nonzero with patches of one size, in multiplications.
 template <int ROWS, int COLS, class Work>
 static int64_t cost(const Work& work, bool pixels) {
-  constexpr int64_t OVERHEAD = 4;  // reading it
+  constexpr int64_t OVERHEAD = 4;  // of reading the nonzero
   const int64_t groups = pixels ? Pixels<ROWS, COLS>::groups(work.s, work.walk)
                                 : count_groups<ROWS, COLS>(work.s, work.walk);
   return groups * (ROWS * COLS + OVERHEAD);
 }
 
-// Large patches need less per output, small ones waste fewer lanes on few.
+// Large patches cost less per output; small ones waste fewer lanes.
 template <class Work>
 static std::array<int64_t, 3> costs(const Work& work, bool pixels) {
   return {cost<7, 2>(work, pixels), cost<7, 1>(work, pixels),
@@ -63,7 +63,7 @@ static int64_t least_cost(const Work& work) {
   return *std::min_element(all.begin(), all.end());
 }
 
-// All but the last column of outputs, and that one.
+// Splits a walk into all columns but the last, and the last.
 template <class Work>
 static std::array<Work, 2> without_last_column(const Work& whole) {
   Work most = whole, last = whole;
@@ -80,7 +80,7 @@ template <class Work>
 static int dispatch(int64_t stride, const Work& work) {
   const bool pixels = stride == 0;
   if (!pixels && work.walk.w.count > 1 && work.walk.w.count % 2) {
-    // Of 7 columns, patches of two would waste an eighth of their lanes.
+    // For 7 columns, patches of two would waste an eighth of the lanes.
     const auto [most, last] = without_last_column(work);
     if (least_cost(most) + least_cost(last) < least_cost(work)) {
       const int status = dispatch(stride, most);

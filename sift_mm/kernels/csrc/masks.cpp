@@ -1,11 +1,11 @@
-// Masks numbers in place. Memory is what this takes its time for.
+// Masking in place, limited by memory bandwidth.
 #include <algorithm>
 #include <cstdint>
 
 namespace {
 
-// Whole blocks are left unwritten where nothing changes: after an update of a
-// sparse mask that is most of the memory.
+// A block without change is not written, which saves most of the memory
+// traffic after a mask update.
 template <class T>
 void keep(const uint8_t* __restrict mask, int64_t n, int64_t threads,
           T* __restrict data) {
@@ -22,7 +22,7 @@ void keep(const uint8_t* __restrict mask, int64_t n, int64_t threads,
 
 }  // namespace
 
-// Sets to zero the numbers, of `size` bytes each, where a mask is false.
+// Sets numbers of `size` bytes to zero where the mask is false.
 extern "C" int sift_keep(const uint8_t* mask, int64_t n, int64_t size,
                          int64_t threads, void* data) {
   switch (size) {

@@ -1,6 +1,5 @@
-// Batch normalisation of NCHW activations by the statistics of the batch. All
-// planes of a channel are read thrice in a row, so that they come from a cache
-// where they fit.
+// Batch norm of NCHW activations by batch statistics. The three passes over a
+// channel follow each other, so that its planes come from a cache if they fit.
 #include <algorithm>
 #include <cmath>
 
@@ -17,8 +16,8 @@ struct Norm {
 
 namespace {
 
-// Pixels that one float of a lane adds up: at most 64 numbers each with 8
-// lanes, so that sums over planes of any size are as exact as PyTorch's.
+// Pixels per partial sum: a float adds at most 64 numbers with 8 lanes, so
+// that sums over planes of any size are as exact as PyTorch's.
 constexpr int64_t PIECE = 2048;
 
 // Sum of term(i) for the PIECE pixels from `first`, or up to `last`.
@@ -40,7 +39,7 @@ double sum_piece(int64_t first, int64_t last, const Term& term) {
   return total;
 }
 
-// Sum of term(i) over a plane, where term gives a vector or one float.
+// Sum of term(i) over a plane; term returns a vector or one float.
 template <class Term>
 double sum(int64_t pixels, const Term& term) {
   double total = 0;
@@ -78,7 +77,7 @@ struct Product {
 
 }  // namespace
 
-// `mean` and `variance` (biased), a number a channel, are written.
+// Writes y, and mean and biased variance per channel.
 extern "C" void sift_batch_norm(const Norm* norm, const float* x,
                                 const float* weight, const float* bias,
                                 double eps, float* y, float* mean,
@@ -104,7 +103,7 @@ extern "C" void sift_batch_norm(const Norm* norm, const float* x,
   }
 }
 
-// dx, and the gradients of weight and bias.
+// Writes dx and the gradients of weight and bias.
 extern "C" void sift_batch_norm_gradient(const Norm* norm, const float* dy,
                                          const float* x, const float* weight,
                                          double eps, const float* mean,

@@ -1,30 +1,31 @@
-// Packing: rectangles of an NCHW tensor -> tiles with a lane for each, and
-// outputs back. Padding, strides and tails end here.
+// Packing: each lane of a tile holds a rectangle of an NCHW tensor; outputs
+// are unpacked likewise. The kernels see no padding, strides or tails.
 #pragma once
 
 #include "walk.h"
 
-// Zero where a lane's column or row is outside.
+// Stores a vector, with zeros in lanes whose column or row is outside.
 template <bool WHOLE>
-static inline void put(vec8 v, const Window& w, int64_t r, int c, int l,
-                       float* tile) {
+static inline void store_inside(vec8 v, const Window& w, int64_t r, int c,
+                                int l, float* tile) {
   if (!WHOLE)
     v = (vec8)((lanes8)v & load_any<lanes8>((const float*)&w.columns[c] + l) &
                load_any<lanes8>((const float*)&w.lines[r] + l));
   store_any(tile + c * LANES + l, v);
 }
 
-// Neighbouring floats of a row: the columns of eight lanes in turns.
+// Packs eight lanes that read neighbouring floats: a shuffle, no transpose.
 template <int COLUMNS, bool WHOLE>
 static inline void pack_run(const float* x, const Window& w, int64_t r, int l,
                             float* tile) {
 #pragma GCC unroll 4
   for (int c = 0; c < COLUMNS; c += 2) {
     const vec8 a = load_any<vec8>(x + c), b = load_any<vec8>(x + c + 8);
-    put<WHOLE>(SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14), w, r, c, l, tile);
+    store_inside<WHOLE>(SHUFFLE(a, b, 0, 2, 4, 6, 8, 10, 12, 14), w, r, c, l,
+                        tile);
     if (c + 1 < COLUMNS)
-      put<WHOLE>(SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15), w, r, c + 1, l,
-                 tile);
+      store_inside<WHOLE>(SHUFFLE(a, b, 1, 3, 5, 7, 9, 11, 13, 15), w, r,
+                          c + 1, l, tile);
   }
 }
 
@@ -34,8 +35,8 @@ static inline vec4 load_columns(const float* p) {
   return STEP == 1 ? a : SHUFFLE(a, load_any<vec4>(p + 4), 0, 2, 4, 6);
 }
 
-// Rows of COLUMNS vectors. Eight lanes at a time are loaded along the row and
-// transposed, where they are not one run.
+// Packs rows of COLUMNS vectors: eight lanes are loaded along the row and
+// transposed, unless they are one run.
 template <int COLUMNS, int STEP, bool WHOLE>
 static void pack_rows(const float* x, const Window& w, float* tile) {
   for (int64_t r = 0; r < w.rows;
@@ -56,7 +57,7 @@ static void pack_rows(const float* x, const Window& w, float* tile) {
         transpose4(v);
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j)
-          if (c + j < COLUMNS) put<WHOLE>(v[j], w, r, c + j, l, tile);
+          if (c + j < COLUMNS) store_inside<WHOLE>(v[j], w, r, c + j, l, tile);
       }
     }
   }
@@ -72,7 +73,7 @@ static void pack_scattered(const float* x, const Window& w, float* tile) {
                       : 0;
 }
 
-// One channel of one window -> rows x COLUMNS vectors.
+// Packs one channel of a window into rows x COLUMNS vectors.
 template <int COLUMNS>
 static void pack(const float* x, int64_t channel, const Window& w,
                  float* tile) {
@@ -87,12 +88,12 @@ static void pack(const float* x, int64_t channel, const Window& w,
             : pack_rows<COLUMNS, 1, false>(x, w, tile);
 }
 
-// Where the outputs of a group go.
+// Output addresses of a group.
 struct Target {
-  ptrdiff_t first[LANES];  // of the patch's corner, in filter 0
+  ptrdiff_t first[LANES];  // corner of the patch, in filter 0
   ptrdiff_t row_step, col_step, plane;
-  int rows[LANES], cols[LANES];  // of the patch that are inside
-  // Of eight lanes: all of them are, and columns are neighbours; so are lanes.
+  int rows[LANES], cols[LANES];  // of the patch inside the output
+  // For eight lanes: the patches are inside and columns adjoin; lanes adjoin.
   bool whole[LANES / 8], run[LANES / 8];
 };
 
@@ -123,12 +124,12 @@ static Target target_of(const Sizes& s, const Walk& walk, const Group& group) {
 }
 
 struct Epilogue {
-  const float* bias;      // a number a filter, or null
-  const float* residual;  // of the output's shape, added; or null
+  const float* bias;      // per filter, or null
+  const float* residual;  // of the output's shape, or null
   bool relu;
 };
 
-// One filter's ROWS x COLS vectors -> its outputs, with the epilogue.
+// Unpacks ROWS x COLS vectors to a filter's outputs, with the epilogue.
 template <int ROWS, int COLS>
 static void unpack(const float* tile, const Target& t, int64_t filter,
                    const Epilogue& e, float* y) {

@@ -1,30 +1,29 @@
-// From a mask to the nonzeros as the kernels read them, and the values of
-// the nonzeros to and from the dense tensor.
+// Patterns of masks in the kernels' order; gather and scatter of the values.
 #include <algorithm>
 #include <vector>
 
 #include "caches.h"
 #include "simd.h"
 
-// How one side of a product reads the dense (filters, channels, taps) mask:
-// forward its rows are filters and its planes (phase, channel); for the
-// gradient of the input its rows are channels and its planes filters.
+// Order in which a product reads the dense (filters, channels, taps) mask. In
+// the forward pass rows are filters and planes (phase, channel); for the input
+// gradient rows are channels and planes (phase, filter).
 struct Reading {
   int64_t filters, channels, taps, by_channel, phases, block;
-  int64_t tile;  // vectors of the tile of a plane
+  int64_t tile;  // vectors per plane of the tile
   int64_t threads;
 };
 
 namespace {
 
-// Calls visit(i, row, plane, tap) for the nonzeros of the dense tensor that
-// `phase` does not leave out: in its order within each row of a block, and in
-// parallel over what shares none.
+// Calls visit(i, row, plane, tap) for each nonzero whose tap has a phase, in
+// the order of the dense tensor within each row of a block, and in parallel
+// over filters that share no row and block.
 template <class Visit>
 void each_nonzero(const Reading& r, const uint8_t* mask, const int32_t* phase,
                   const Visit& visit) {
   const int64_t length = r.channels * r.taps;
-  // Planes of filters fill blocks by turns, if there is one for each filter.
+  // With one plane per filter, `block` filters share a block.
   const int64_t share = !r.by_channel   ? 1
                         : r.phases == 1 ? r.block
                                         : r.filters;
@@ -48,10 +47,10 @@ void each_nonzero(const Reading& r, const uint8_t* mask, const int32_t* phase,
 
 }  // namespace
 
-// Two calls: without `position`, `row` is filled with counts and prefix sums
-// (its length is blocks * rows + 1); with it, positions and indices of the
-// nonzeros follow, in the order of the dense tensor within each row. Taps of
-// phase -1 are left out. Returns the number of nonzeros.
+// Returns the number of nonzeros. The first call, without `position`, fills
+// `row` (length blocks * rows + 1) with prefix sums; the second fills
+// positions and indices, in the order of the dense tensor within each row.
+// Taps of phase -1 are skipped.
 extern "C" int64_t sift_pattern(const Reading* reading, const uint8_t* mask,
                                 const int32_t* phase, const int32_t* offset,
                                 int64_t blocks, int32_t* row,
@@ -95,7 +94,7 @@ extern "C" void sift_scatter(const float* values, const int32_t* index,
   for (int64_t i = 0; i < count; ++i) dense[index[i]] = values[i];
 }
 
-// Numbers other than zero outside the mask, of which a NaN is one.
+// Counts the nonzeros outside the mask; a NaN is a nonzero.
 extern "C" int64_t sift_nonzeros_outside(const float* dense,
                                          const uint8_t* mask, int64_t count,
                                          int64_t threads) {
@@ -106,8 +105,8 @@ extern "C" int64_t sift_nonzeros_outside(const float* dense,
   return found;
 }
 
-// Vectors of packed inputs that a core's L1 cache holds, beside room for
-// accumulators and the streams of nonzeros.
+// Number of packed vectors that fit L1 beside the accumulators and the streams
+// of nonzeros.
 extern "C" int64_t sift_tile_vectors() {
   return l1_bytes() * 27 / 32 / int64_t(LANES * sizeof(float));
 }

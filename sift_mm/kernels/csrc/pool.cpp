@@ -1,5 +1,4 @@
-// Max-pooling of NCHW planes. Wider networks pool wider activations, and a
-// pass that is limited by memory, not by instructions, is what they need.
+// Max-pooling of NCHW planes, limited by memory bandwidth.
 #include <algorithm>
 #include <cmath>
 #include <vector>
@@ -13,45 +12,45 @@ struct Pool {
 
 namespace {
 
-// to[i] = from[step * i]; a step that is known makes it vectors.
+// Copies from[step * i] to to[i]; a compile-time STEP allows vector code.
 template <int STEP>
-void take(const float* __restrict from, int64_t step, int64_t count,
-          float* __restrict to) {
+void copy_strided(const float* __restrict from, int64_t step, int64_t count,
+                  float* __restrict to) {
   if (STEP) step = STEP;
   for (int64_t i = 0; i < count; ++i) to[i] = from[step * i];
 }
 
-// One row, padded, with the columns of each phase (x mod stride) side by
-// side: a tap then reads neighbours, as vectors do.
+// Splits a padded row into phases (x mod stride), so that a tap reads
+// neighbouring columns as one vector.
 void split(const Pool& p, const float* row, int64_t length, float* phases) {
   for (int64_t phase = 0; phase < p.stride_w; ++phase, phases += length) {
     const int64_t first = phase - p.left;
-    // Columns first + stride * i that lie inside.
+    // Range of i with column first + stride * i inside the row.
     const int64_t begin =
         first < 0 ? (-first + p.stride_w - 1) / p.stride_w : 0;
     const int64_t end = std::clamp<int64_t>(
         (p.in_w - first + p.stride_w - 1) / p.stride_w, begin, length);
     std::fill(phases, phases + begin, -INFINITY);
-    const auto copy = p.stride_w == 1   ? take<1>
-                      : p.stride_w == 2 ? take<2>
-                                        : take<0>;
+    const auto copy = p.stride_w == 1   ? copy_strided<1>
+                      : p.stride_w == 2 ? copy_strided<2>
+                                        : copy_strided<0>;
     copy(row + first + p.stride_w * begin, p.stride_w, end - begin,
          phases + begin);
     std::fill(phases + end, phases + length, -INFINITY);
   }
 }
 
-// The maxima of LANES windows side by side stay in registers over all taps,
-// and every row of inputs is split once. As in torch, the first of equals
-// wins, and a NaN wins.
+// Maxima of LANES neighbouring windows stay in registers over all taps, and
+// every input row is split once. As in torch, the first of equals wins, and a
+// NaN wins.
 template <bool WINNERS>
 void pool_plane(const Pool& p, float* rows, int64_t length, const float* x,
                 float* y, uint8_t* winners) {
   const int64_t row_floats = length * p.stride_w;
-  int64_t column[256];  // of a tap, in a row that was split
+  int64_t column[256];  // of a tap in a split row
   for (int64_t j = 0; j < p.kernel_w; ++j)
     column[j] = j % p.stride_w * length + j / p.stride_w;
-  int64_t ready = 0;  // rows that were split
+  int64_t ready = 0;  // number of split rows
   for (int64_t o = 0; o < p.out_h; ++o) {
     const int64_t top = o * p.stride_h - p.top;
     const int64_t begin = std::max<int64_t>(top, 0);
@@ -61,7 +60,7 @@ void pool_plane(const Pool& p, float* rows, int64_t length, const float* x,
             rows + ready % p.kernel_h * row_floats);
     for (int64_t k = 0; k < p.out_w; k += LANES) {
       vec best = -INFINITY - vec{};
-      // The first place inside: it wins where all are minus infinity.
+      // The first tap inside wins if all values are minus infinity.
       lanes winner = int32_t((begin - top) * p.kernel_w) - lanes{};
       for (int64_t l = 0; l < LANES && (k + l) * p.stride_w < p.left; ++l)
         winner[l] += int32_t(p.left - (k + l) * p.stride_w);
@@ -88,11 +87,11 @@ void pool_plane(const Pool& p, float* rows, int64_t length, const float* x,
 
 }  // namespace
 
-// `winners`, a tap a value, is for the gradient; it may be null.
+// Writes the winning tap of each output to `winners`, unless it is null.
 extern "C" void sift_max_pool(const Pool* pool, const float* x, float* y,
                               uint8_t* winners) {
   const Pool& p = *pool;
-  // Of a phase of a row; vectors read past its end.
+  // Length of a phase, with room for vectors that read past the end.
   const int64_t length =
       (p.out_w + LANES - 1) / LANES * LANES + (p.kernel_w - 1) / p.stride_w;
 #pragma omp parallel num_threads(p.threads)
@@ -113,8 +112,8 @@ extern "C" void sift_max_pool(const Pool* pool, const float* x, float* y,
 extern "C" void sift_max_pool_gradient(const Pool* pool, const float* dy,
                                        const uint8_t* winners, float* dx) {
   const Pool& p = *pool;
-  // From the window's corner to each of its places: a division for every
-  // output would take longer than all the rest.
+  // Offset of each tap from the window's corner: a division per output would
+  // dominate the time.
   std::vector<int64_t> place(p.kernel_h * p.kernel_w);
   for (size_t tap = 0; tap < place.size(); ++tap)
     place[tap] = tap / p.kernel_w * p.in_w + tap % p.kernel_w;

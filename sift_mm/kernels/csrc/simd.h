@@ -1,5 +1,5 @@
 // Vectors of LANES floats, by the vector extensions of GCC and Clang: one
-// source serves AVX2 (8 lanes), AVX-512 (16 lanes) and, slowly, any other CPU.
+// source for AVX2 (8 lanes), AVX-512 (16 lanes) and, slowly, any other CPU.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 #include <immintrin.h>
 #endif
 
-#ifdef SIFT_LANES  // for tests of 16 lanes where AVX-512 is not
+#ifdef SIFT_LANES  // tests of 16 lanes without AVX-512
 constexpr int LANES = SIFT_LANES;
 #elif defined(__AVX512F__)
 constexpr int LANES = 16;
@@ -26,7 +26,7 @@ typedef int32_t lanes8 __attribute__((vector_size(32)));
 
 #if defined(__clang__) || __GNUC__ >= 12
 #define SHUFFLE __builtin_shufflevector
-#else  // of two vectors of one length alone, with the indices as a vector
+#else  // older GCC takes the indices as a vector
 #define SHUFFLE(a, b, ...) \
   __builtin_shuffle(a, b, decltype((a) < (b)){__VA_ARGS__})
 #endif
@@ -34,7 +34,7 @@ typedef int32_t lanes8 __attribute__((vector_size(32)));
 static inline vec load(const float* p) { return *(const vec*)p; }
 static inline void store(float* p, vec v) { *(vec*)p = v; }
 
-// Unaligned: activations are aligned to floats only.
+// Unaligned access: activations are aligned to floats only.
 template <class V>
 struct __attribute__((packed)) Unaligned {
   V v;
@@ -48,17 +48,17 @@ static inline void store_any(float* p, V v) {
   ((Unaligned<V>*)p)->v = v;
 }
 
-// A bit for each of up to eight bools, the first the lowest.
+// Packs up to eight bools into bits, the first into the lowest.
 static inline uint32_t bits_of(const uint8_t* bools, int64_t count) {
   uint64_t eight = 0;
-  if (count >= 8)  // of a size that the compiler knows
+  if (count >= 8)  // a constant size compiles to one load
     memcpy(&eight, bools, 8);
   else
     memcpy(&eight, bools, count);
   return uint32_t(eight * 0x0102040810204080 >> 56);
 }
 
-// What intrinsics read and write is not seen by the address sanitizer.
+// The address sanitizer does not check intrinsics.
 #ifdef __SANITIZE_ADDRESS__
 #define SIFT_CHECKED 1
 #else
@@ -76,7 +76,7 @@ static inline vec8 join(vec4 low, vec4 high) {
 #endif
 }
 
-// Transposes 4 x 4 floats in either half.
+// Transposes 4 x 4 floats in both halves.
 static inline void transpose4(vec8* v) {
   const vec8 p = SHUFFLE(v[0], v[1], 0, 8, 1, 9, 4, 12, 5, 13);
   const vec8 q = SHUFFLE(v[0], v[1], 2, 10, 3, 11, 6, 14, 7, 15);
@@ -88,7 +88,7 @@ static inline void transpose4(vec8* v) {
   v[3] = SHUFFLE(q, s, 2, 3, 10, 11, 6, 7, 14, 15);
 }
 
-// Two neighbouring floats at p, two at q.
+// Loads two neighbouring floats at p and two at q.
 static inline vec4 load_pairs(const float* p, const float* q) {
 #if defined(__SSE2__) && !SIFT_CHECKED
   return (vec4)_mm_loadh_pi(_mm_castpd_ps(_mm_load_sd((const double*)p)),
@@ -112,7 +112,7 @@ static inline V relu(V v) {
   return v < 0 ? V{} : v;  // a NaN stays, as in torch
 }
 
-// out[j] += the sum of the lanes of a[j], for the first `count` of 8.
+// out[j] += sum of the lanes of a[j], for j < count <= 8.
 static inline void add_sums(const vec* a, float* out, int count) {
 #ifdef __AVX2__
   __m256 h[8];

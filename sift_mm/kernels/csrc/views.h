@@ -1,6 +1,5 @@
-// How a group of outputs is laid over its tensors: as patches, or, where an
-// output sees one input alone (1 x 1, stride 1), as runs of pixels, which
-// need no transposition.
+// Views of a group of outputs: patches, or runs of pixels for 1 x 1
+// convolutions of stride 1, which need no transposition.
 #pragma once
 
 #include "pack.h"
@@ -12,7 +11,7 @@ struct Patches {
   static constexpr int T = ROWS * COLS;
   const Sizes& sizes;
   const Walk& walk;
-  std::vector<Window> inputs;  // a phase each
+  std::vector<Window> inputs;  // one per phase
   Window outputs;
   Target target;
 
@@ -23,23 +22,23 @@ struct Patches {
     return count_groups<ROWS, COLS>(s, w);
   }
 
-  // Vectors of the tile of a plane; patches of few rows fill a part of it.
+  // Vectors per plane of the tile; patches of few rows fill a part of them.
   int64_t tile() const { return sizes.tile_rows * STRIDE; }
 
   void move(int64_t index) {
     const Group group = group_at<ROWS, COLS>(sizes, walk, index);
     for (size_t i = 0; i < inputs.size(); ++i)
-      look(inputs[i], group, sizes.inputs(),
-           walk.h.in_first[i / walk.w.phases], walk.h.in_step,
-           walk.w.in_first[i % walk.w.phases], walk.w.in_step,
-           sizes.tile_rows - MAX_ROWS + ROWS, STRIDE);
-    look(outputs, group, sizes.outputs(), walk.h.out_first, walk.h.out_step,
-         walk.w.out_first, walk.w.out_step, ROWS, COLS);
+      set_window(inputs[i], group, sizes.inputs(),
+                 walk.h.in_first[i / walk.w.phases], walk.h.in_step,
+                 walk.w.in_first[i % walk.w.phases], walk.w.in_step,
+                 sizes.tile_rows - MAX_ROWS + ROWS, STRIDE);
+    set_window(outputs, group, sizes.outputs(), walk.h.out_first,
+               walk.h.out_step, walk.w.out_first, walk.w.out_step, ROWS, COLS);
     target = target_of<ROWS, COLS>(sizes, walk, group);
   }
 
-  // Whether any lane sees an input, and not only padding, in these planes.
-  bool sees(int64_t plane, int64_t end) const {
+  // True if any lane reads more than padding in these planes.
+  bool reads_inputs(int64_t plane, int64_t end) const {
     bool any = false;
     for (int64_t i = plane / sizes.channels; i * sizes.channels < end; ++i)
       any |= inputs[i].any;
@@ -53,9 +52,9 @@ struct Patches {
                    tile_);
   }
 
-  // Lines of a plane that will be packed: they are far apart, and no hardware
-  // prefetcher finds them. Neighbouring lanes share lines.
-  void expect_inputs(const float* x, int64_t plane) const {
+  // Prefetches the cache lines of a plane: they are far apart, so that
+  // hardware prefetchers miss them. Neighbouring lanes share lines.
+  void prefetch_inputs(const float* x, int64_t plane) const {
     const Window& window = inputs[plane / sizes.channels];
     x += plane % sizes.channels * window.plane;
     for (int64_t r = 0; r < window.rows; ++r, x += window.row_step)
@@ -63,7 +62,7 @@ struct Patches {
         __builtin_prefetch(x + window.first[l], 0, 2);
   }
 
-  void expect_outputs(const float* y, int64_t filter) const {
+  void prefetch_outputs(const float* y, int64_t filter) const {
     y += filter * target.plane;
     for (int r = 0; r < ROWS; ++r, y += target.row_step)
       for (int l = 0; l < LANES; l += 4)
@@ -88,10 +87,10 @@ struct Pixels {
   static constexpr int T = ROWS * COLS;
   const Sizes& sizes;
   const int64_t pixels;  // of an image
-  // Of every lane in the first plane: images end within vectors.
+  // Offsets of every lane in the first plane: images end within vectors.
   ptrdiff_t input[T][LANES], output[T][LANES];
   int64_t live[T];
-  bool together[T];  // the vector lies in one image
+  bool together[T];  // the vector is inside one image
 
   Pixels(const Sizes& s, const Walk&) : sizes(s), pixels(s.out_h * s.out_w) {}
 
@@ -121,12 +120,12 @@ struct Pixels {
     vec v = {};
     for (int i = 0; i < live[t]; ++i) {
       v[i] = x[places[i]];
-      asm volatile("");  // Else compilers use gather instructions: slower.
+      asm volatile("");  // Keeps compilers from slower gather instructions.
     }
     return v;
   }
 
-  bool sees(int64_t, int64_t) const { return true; }
+  bool reads_inputs(int64_t, int64_t) const { return true; }
 
   void pack_inputs(const float* x, int64_t plane, int64_t end,
                    float* tile_) const {
@@ -136,12 +135,12 @@ struct Pixels {
               gather(x + plane * pixels, t, input[t]));
   }
 
-  void expect_inputs(const float* x, int64_t plane) const {
+  void prefetch_inputs(const float* x, int64_t plane) const {
     for (int t = 0; t < T; t += 64 / sizeof(vec))
       __builtin_prefetch(x + plane * pixels + input[t][0], 0, 2);
   }
 
-  void expect_outputs(const float* y, int64_t filter) const {
+  void prefetch_outputs(const float* y, int64_t filter) const {
     for (int t = 0; t < T; t += 64 / sizeof(vec))
       __builtin_prefetch(y + filter * pixels + output[t][0], 1, 2);
   }

@@ -1,10 +1,9 @@
-// Where the lanes of a group read and write.
+// Addresses that the lanes of a group read and write.
 //
-// A lane is a patch of ROWS x COLS outputs of one image; LANES patches make a
-// group, the unit of work. A walk is a set of outputs in regular steps, and
-// says for each which inputs its taps see. The host (geometry.py) turns a
-// convolution of any stride and dilation, or the gradient of its input, into
-// walks; nothing here knows of strides, dilations or paddings.
+// A lane is a patch of ROWS x COLS outputs of one image; LANES patches are a
+// group, the unit of work. A walk is a set of outputs in regular steps, with
+// the inputs of each tap. geometry.py turns convolutions of any stride,
+// dilation and padding, and input gradients, into walks.
 #pragma once
 
 #include <algorithm>
@@ -12,12 +11,12 @@
 
 #include "simd.h"
 
-constexpr int MAX_ROWS = 7;  // of a patch; 7, 14, 28 and 56 are multiples
+constexpr int MAX_ROWS = 7;  // of a patch; divides 7, 14, 28 and 56
 constexpr int MAX_PHASES = 7;
 constexpr int MAX_COLUMNS = 8;  // of a packed tile
 
-// Output i of an axis lies at out_first + out_step * i. Its tap of a phase
-// and a shift sees in_first[phase] + in_step * (i + shift).
+// Output i of an axis is at out_first + out_step * i. Its tap with a phase and
+// a shift reads in_first[phase] + in_step * (i + shift).
 struct Axis {
   int64_t out_first, out_step, count, in_step, phases, in_first[MAX_PHASES];
 };
@@ -33,7 +32,7 @@ struct Shape {
 
 struct Sizes {
   int64_t images, channels, in_h, in_w, filters, out_h, out_w;
-  int64_t tile_rows;  // rows of inputs that a patch of MAX_ROWS sees
+  int64_t tile_rows;  // input rows of a patch of MAX_ROWS
   int64_t block;      // planes (phase x channel) that fit the L1 cache
   int64_t threads;
 
@@ -44,17 +43,17 @@ struct Sizes {
   }
 };
 
-// CSR of one block of planes after the other: the nonzeros of filter k in
-// block b are row[b * filters + k] .. row[b * filters + k + 1].
+// CSR by blocks of planes: filter k has the nonzeros row[b * filters + k] to
+// row[b * filters + k + 1] in block b.
 struct Nonzeros {
   const int32_t* row;
-  const uint16_t* position;  // in the packed tile, in vectors
+  const uint16_t* position;  // in the packed tile, counted in vectors
   const float* value;
 };
 
 struct Group {
   int64_t image[LANES], row[LANES], col[LANES];
-  bool live[LANES];  // the last group may have lanes to spare
+  bool live[LANES];  // the last group may have idle lanes
 };
 
 template <int ROWS, int COLS>
@@ -81,30 +80,30 @@ static Group group_at(const Sizes& s, const Walk& walk, int64_t index) {
   return group;
 }
 
-// The rectangle of every lane in a tensor of (images, channels, h, w), and
-// which of it lies inside: the rest (padding, tails) is packed as zeros.
+// Rectangle of every lane in a tensor of (images, channels, h, w). Elements
+// outside the tensor (padding, tails) are packed as zeros.
 struct Window {
-  ptrdiff_t first[LANES];  // of the rectangle's corner, in channel 0
+  ptrdiff_t first[LANES];  // corner of the rectangle, in channel 0
   ptrdiff_t row_step, plane;
   int64_t col_step, rows;
-  lanes columns[MAX_COLUMNS];  // all bits of a lane: its column is inside
-  std::vector<lanes> lines;    // its row is
-  bool whole;                  // all of them are
-  bool any;                    // one of them is
-  bool run[LANES / 8];         // eight lanes that are two columns apart
-  ptrdiff_t lowest, highest;   // read of channel 0 by loads of 4 floats
+  lanes columns[MAX_COLUMNS];  // all ones if the lane's column is inside
+  std::vector<lanes> lines;    // all ones if its row is inside
+  bool whole;                  // all columns and rows are inside
+  bool any;                    // any element is inside
+  bool run[LANES / 8];         // eight lanes two columns apart
+  ptrdiff_t lowest, highest;   // range of loads in channel 0
   ptrdiff_t total;             // floats of the tensor
 
-  // Whether loads may pass the borders of rows and planes.
+  // True if loads past the borders of rows and planes stay in the tensor.
   bool readable(int64_t channel) const {
     return col_step <= 2 && lowest + channel * plane >= 0 &&
            highest + channel * plane <= total;
   }
 };
 
-static void look(Window& window, const Group& group, const Shape& shape,
-                 int64_t first_h, int64_t step_h, int64_t first_w,
-                 int64_t step_w, int64_t rows, int columns) {
+static void set_window(Window& window, const Group& group, const Shape& shape,
+                       int64_t first_h, int64_t step_h, int64_t first_w,
+                       int64_t step_w, int64_t rows, int columns) {
   window.row_step = step_h * shape.width;
   window.plane = shape.height * shape.width;
   window.col_step = step_w;

@@ -1,9 +1,9 @@
-// The gradient of the weights at the nonzeros alone: SDDMM of packed inputs
-// and packed output gradients.
+// Weight gradient at the nonzeros: SDDMM of packed inputs and packed output
+// gradients.
 //
 // Eight nonzeros of a filter share each load of the output gradient. Every
-// thread sums its groups into a buffer of its own; the buffers are added in
-// the order of the threads, so that a number of threads gives one result.
+// thread sums its groups into its own buffer, and the buffers are added in the
+// order of the threads: one number of threads always gives the same bits.
 #include <omp.h>
 
 #include "caches.h"
@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t MAX_BUFFERS = 8;  // beyond, threads share out the filters
+constexpr int64_t MAX_BUFFERS = 8;  // more threads divide the filters
 
 // sums[j] += <dy, inputs of nonzero j>, for Q <= 8 nonzeros.
 template <class View, int Q>
@@ -33,7 +33,7 @@ inline void dot(const float* tile, const float* dy, const uint16_t* position,
   add_sums(acc, sums, Q);
 }
 
-// The same for a number of them that the compiler does not know.
+// Dispatches a count < 8 to the code compiled for it.
 template <class View, int Q>
 inline void dot_some(const float* tile, const float* dy,
                      const uint16_t* position, int64_t count, float* sums) {
@@ -58,7 +58,7 @@ struct WeightGradient {
   Walk walk;
   const float *x, *dy;
   const Nonzeros& a;
-  float* gradient;  // of the nonzeros, added to
+  float* gradient;  // of the nonzeros; added to
 
   template <class View>
   int run() const {
@@ -69,7 +69,7 @@ struct WeightGradient {
     const int64_t parts = (s.threads + MAX_BUFFERS - 1) / MAX_BUFFERS;
     const int64_t teams = std::max<int64_t>(1, s.threads / parts);
     const int64_t share = (s.filters + parts - 1) / parts;
-    // Packed gradients of so many filters fill half of L2.
+    // Packed gradients of this many filters fill half of L2.
     const int64_t filters = std::min(
         share, l2_bytes() * 7 / 16 / (T * LANES * (int64_t)sizeof(float)));
     const Buffers tiles(s.threads, s.block * View(s, walk).tile() * LANES);
@@ -82,7 +82,7 @@ struct WeightGradient {
 #pragma omp for schedule(static)
       for (int64_t i = 0; i < teams; ++i)
         memset(sums.of(i), 0, nonzeros * sizeof(float));
-      // A loop, not the thread's number: correct with fewer threads too.
+      // A loop over workers is correct with fewer threads too.
 #pragma omp for schedule(static, 1)
       for (int64_t worker = 0; worker < teams * parts; ++worker) {
         float* tile = tiles.of(omp_get_thread_num());
@@ -98,7 +98,7 @@ struct WeightGradient {
             view.pack_outputs(dy, k0, k1, dys);
             for (int64_t b = 0; b < blocks; ++b) {
               const int64_t end = std::min(planes, (b + 1) * s.block);
-              if (!view.sees(b * s.block, end)) continue;
+              if (!view.reads_inputs(b * s.block, end)) continue;
               view.pack_inputs(x, b * s.block, end, tile);
               const int32_t* row = a.row + b * s.filters;
               for (int64_t k = k0; k < k1; ++k)

@@ -1,18 +1,18 @@
 """Parameters whose convolutions and linear layers run on sparse kernels.
 
-The parameter is what is recognised: a masked weight becomes, in place, a
-:class:`ExecutedParameter`, to which PyTorch hands every call of a function
-that takes it. The library's own ``conv2d`` and ``linear``, called with the
-parameter itself as the weight, may run sparse; all other calls, and all other
-weights, are PyTorch's. No module is changed: hooks, subclasses, patched
-forwards, parametrisations and owners that read ``layer.weight`` do what they
-did. Copies, pickles and state dicts hold plain parameters.
+A masked weight becomes, in place, an :class:`ExecutedParameter`. PyTorch
+passes every call of a function on it to ``__torch_function__``: ``conv2d`` and
+``linear`` may run sparse, all other calls run in PyTorch. No module changes,
+so hooks, subclasses, patched forwards, parametrizations and code that reads
+``layer.weight`` keep working. Copies, pickles and state dicts hold plain
+parameters.
 
-The dense tensor with its zeros stays the parameter: optimizers, checkpoints,
-averages and data-parallel wrappers see nothing of this.
+The parameter stays a dense tensor with zeros, as optimizers, checkpoints,
+averages and data-parallel wrappers expect.
 """
 
 import copy
+import sys
 from typing import Any
 
 import torch
@@ -20,16 +20,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from sift_mm.sparsity.masked_layers import LINEAR, Call, Execution
-from sift_mm.sparsity.unmasked_layers import UnmaskedExecution
+from .masked_layers import LINEAR, Call, Execution
+from .unmasked_layers import UnmaskedExecution
 
 
 class ExecutedParameter(nn.Parameter):
-    """Parameter whose layer runs through an execution, until it is detached.
+    """Parameter whose layer runs through an execution.
 
     Attributes:
-        execution (Execution | UnmaskedExecution): Execution of its layer;
-            None in an object made by calling this class.
+        execution (Execution | UnmaskedExecution): Execution of the layer;
+            None in an object created by a call of this class.
     """
 
     execution: Any = None
@@ -42,13 +42,16 @@ class ExecutedParameter(nn.Parameter):
         args: Any = (),
         kwargs: Any = None,
     ) -> Any:
-        """Run a call sparse if it is one of those above, else as ever."""
+        """Run conv2d, linear and batch_norm through the execution."""
         kwargs = kwargs or {}
         if not all(issubclass(cls, kind) for kind in types):
-            # Another subclass decides, on a plain tensor.
+            # Another tensor subclass handles the call, with plain tensors.
             args, kwargs = tree_map(_alias, (args, kwargs))
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
+            if sys._getframe(1).f_code is _PARAMETER:
+                # nn.Parameter(weight) insists on the type of its argument.
+                return _as_executed(func(*args, **kwargs))
             out = None
             if func is F.conv2d:
                 out = _conv2d(*args, **kwargs)
@@ -74,6 +77,16 @@ class ExecutedParameter(nn.Parameter):
         return self.plain().__reduce_ex__(protocol)
 
 
+_PARAMETER = nn.Parameter.__new__.__code__
+
+
+def _as_executed(value: Any) -> Any:
+    """Return a tensor as a parameter that no execution runs."""
+    if isinstance(value, ExecutedParameter):
+        return value
+    return Tensor._make_subclass(ExecutedParameter, value)
+
+
 def _alias(value: Any) -> Any:
     if not isinstance(value, ExecutedParameter):
         return value
@@ -82,18 +95,19 @@ def _alias(value: Any) -> Any:
 
 
 def attach(parameter: Any, execution: Any) -> None:
-    """Let a parameter's layer run through an execution.
+    """Run a parameter's layer through an execution.
 
     Args:
-        parameter (nn.Parameter): Of this very class, or attached before.
-        execution (Execution | UnmaskedExecution): In place of an earlier one.
+        parameter (nn.Parameter): Plain parameter, or one attached before.
+        execution (Execution | UnmaskedExecution): Execution, which replaces
+            an earlier one.
     """
     parameter.execution = execution
     parameter.__class__ = ExecutedParameter
 
 
 def detach(parameter: Any) -> None:
-    """Make a parameter plain again."""
+    """Turn a parameter back into a plain one."""
     if isinstance(parameter, ExecutedParameter):
         parameter.__class__ = nn.Parameter  # type: ignore[assignment]
         vars(parameter).pop('execution', None)

@@ -1,7 +1,7 @@
-"""Batch norms and max-poolings beside masked layers.
+"""Execution of batch norms and max-poolings beside masked layers.
 
-Their inputs are as wide as the masked layers': in a training step of a wide
-ResNet-18 the kernels for them save 5 to 6 % each.
+Their inputs are as wide as those of the masked layers: the kernels save 5 to
+6 % each in a training step of a wide ResNet-18.
 """
 
 from typing import Any
@@ -10,18 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sift_mm.kernels import batch_norm, can_pool, max_pool2d, pair
-from sift_mm.sparsity.masked_layers import why_dense
+from .geometry import pair
+from .masked_layers import why_dense
+from .norm import batch_norm
+from .pooling import can_pool, max_pool2d
 
 _POOL = nn.MaxPool2d.forward
 
 
 class UnmaskedExecution:
-    """How batch norms and max-poolings of a network are run.
+    """Execution of the batch norms and max-poolings of a network.
 
     Attributes:
-        sparse: Whether any masked layer runs sparse; else the network does
-            what it does without an execution, bit for bit.
+        sparse: True if any masked layer runs sparse. Otherwise PyTorch runs
+            everything, so that results have the same bits as without masks.
     """
 
     def __init__(self, sparse: bool) -> None:
@@ -37,10 +39,10 @@ class UnmaskedExecution:
         momentum: float,
         eps: float,
     ) -> Tensor | None:
-        """Normalise by the statistics of the batch, and follow them.
+        """Normalize by batch statistics, and update the running statistics.
 
         Returns:
-            The output; None if PyTorch is to run the call.
+            Output, or None if PyTorch has to run the call.
         """
         tensors = x, mean, variance, weight, bias
         if not self.sparse or bias is None or eps <= 0:
@@ -61,7 +63,7 @@ class UnmaskedExecution:
         return out
 
     def pools(self, pool: nn.MaxPool2d, x: Tensor) -> bool:
-        """Return whether a max-pooling of an input runs on the kernel."""
+        """Return True if a max-pooling of an input runs on the kernel."""
         return (
             self.sparse
             and can_pool(pool)
@@ -71,9 +73,9 @@ class UnmaskedExecution:
 
 
 class _ExecutedMaxPool2d(nn.MaxPool2d):
-    """Class that a pooling has for the time being: it has no parameter.
+    """Max-pooling that runs through an execution.
 
-    A copy, and what is unpickled, is a plain pooling.
+    Copies and pickles are plain poolings.
     """
 
     def forward(self, input: Tensor) -> Tensor:
@@ -87,7 +89,7 @@ class _ExecutedMaxPool2d(nn.MaxPool2d):
                 self.ceil_mode,
                 self.return_indices,
             )
-        else:  # Nothing here is compiled into a script.
+        else:  # TorchScript does not compile this branch.
             execution: Any = self.execution
             if not execution.pools(self, input):
                 return super().forward(input)
@@ -95,31 +97,31 @@ class _ExecutedMaxPool2d(nn.MaxPool2d):
             return max_pool2d(input, *map(pair, window))
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        # Of all protocols the first alone lets a class stand for another.
+        # Only protocol 0 allows another class in the result.
         reduced: Any = super().__reduce_ex__(0)
         make, (_, *rest), state = reduced
         state = {k: v for k, v in state.items() if k != 'execution'}
         return make, (nn.MaxPool2d, *rest), state
 
 
-# Printed and counted as the class that it stands for.
+# Tools that print or count layers by name see a plain pooling.
 _ExecutedMaxPool2d.__name__ = nn.MaxPool2d.__name__
 _ExecutedMaxPool2d.__module__ = nn.MaxPool2d.__module__
 
 
 def is_plain_pool(module: nn.Module) -> bool:
-    """Return whether a module is PyTorch's own max-pooling, or attached."""
+    """Return True for PyTorch's max-pooling, attached or not."""
     return type(module) in (nn.MaxPool2d, _ExecutedMaxPool2d)
 
 
 def attach_pool(pool: Any, execution: UnmaskedExecution) -> None:
-    """Let a max-pooling run through an execution."""
+    """Run a max-pooling through an execution."""
     pool.execution = execution
     pool.__class__ = _ExecutedMaxPool2d
 
 
 def detach_pool(pool: Any) -> None:
-    """Make a max-pooling plain again."""
+    """Turn a max-pooling back into a plain one."""
     if type(pool) is _ExecutedMaxPool2d:
         vars(pool).pop('execution', None)
         pool.__class__ = nn.MaxPool2d  # type: ignore[assignment]

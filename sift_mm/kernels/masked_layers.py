@@ -1,38 +1,34 @@
-"""How the products with a masked weight are run: sparse, dense, timed."""
+"""Execution of the products with a masked weight: sparse, dense or timed."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from sift_mm.kernels import (
-    SMALLEST,
-    Geometry,
-    Timing,
-    is_zero_outside,
-    make_pattern,
-    multiplications,
-    pair,
-    sparse_conv2d,
-    time_products,
-)
+from .convolution import is_zero_outside
+from .geometry import Geometry, pair
+from .ops import sparse_conv2d
+from .pattern import make_pattern
+from .timing import SMALLEST, Timing, multiplications, time_products
 
-Ways = tuple[bool, ...]
-SPARSE: Ways = (True, True, True)
-DENSE: Ways = (False, False, False)
-#: Stride, padding and dilation as ``conv2d`` is given them; () for a linear
-#: layer.
+#: For each of ``PRODUCTS``, True to run it sparse.
+Choice = tuple[bool, ...]
+SPARSE: Choice = (True, True, True)
+DENSE: Choice = (False, False, False)
+#: Stride, padding and dilation, as ``conv2d`` takes them; () for ``linear``.
 Call = tuple[Any, ...]
 LINEAR: Call = ()
-# Before torch 2.7 nothing tells an export from a compilation.
+# Before torch 2.7 an export cannot be told from a compilation.
 _is_exporting = getattr(
     torch.compiler, 'is_exporting', torch.compiler.is_compiling
 )
 
 
-# Compiled code guards on both levels itself.
+# Compiled code has its own guards on both levels.
 @torch.compiler.assume_constant_result
 def _is_transformed() -> bool:
     level = torch._C._functorch.maybe_current_level()
@@ -40,7 +36,7 @@ def _is_transformed() -> bool:
 
 
 def why_dense(*tensors: Tensor | None) -> str:
-    """Return why a call with these tensors has to run dense, or ''."""
+    """Return why a call with these tensors must run dense, or ''."""
     if torch.is_autocast_enabled('cpu'):
         return 'under autocast'
     if torch.jit.is_tracing() or _is_exporting():
@@ -63,20 +59,20 @@ def why_dense(*tensors: Tensor | None) -> str:
     return ''
 
 
+@dataclass
 class _Use:
-    """Pattern of a mask for one kind of call.
+    """Geometry and pattern of a mask for one kind of call."""
 
-    Args:
-        geometry: Of the convolution.
-    """
+    geometry: Geometry
+    pattern: list[Tensor] | None = None
 
-    def __init__(self, geometry: Geometry) -> None:
-        self.geometry = geometry
-        self.numbers = geometry.numbers()
-        self.pattern: list[Tensor] | None = None
+    @cached_property
+    def numbers(self) -> list[int]:
+        """Geometry as numbers, for the operator."""
+        return self.geometry.numbers()
 
     def index(self, mask: Tensor) -> list[Tensor]:
-        """Make the pattern."""
+        """Build the pattern of a mask."""
         if mask.ndim == 2:
             mask = mask[..., None, None]
         self.pattern = make_pattern(mask, self.geometry)
@@ -84,35 +80,34 @@ class _Use:
 
 
 class Execution:
-    """How the products with one masked weight are run.
+    """Execution of the products with one masked weight.
 
     Args:
-        module: The module that holds the weight. Gradients are sparse only
-            where it is in training mode.
-        mask: The mask, changed in place by its owner.
-        auto: Whether products are timed; else all of them run sparse.
+        module: Module that holds the weight. Gradients are sparse only while
+            it is in training mode.
+        mask: Mask of the weight, which its owner changes in place.
+        auto: True to time products; False to run all of them sparse.
 
     Attributes:
-        ways: Whether each product runs sparse, by size of the input
-            (:func:`size_of_input`).
-        timings: Timings taken, by the same key.
-        dense_gradient: Whether the gradient outside the mask is wanted.
-        called: Whether the weight was used so far.
-        reason: Why it ran dense the last time, or ''.
+        choices: Choice by size of the input (:func:`size_of_input`).
+        timings: Timings by size of the input.
+        dense_gradient: True if the gradient outside the mask is needed.
+        called: True once a call has used the weight.
+        reason: Why the last call ran dense, or ''.
     """
 
     def __init__(self, module: nn.Module, mask: Tensor, auto: bool) -> None:
         self.module = module
         self.mask = mask
         self.auto = auto
-        self.ways: dict[int, Ways] = {}
+        self.choices: dict[int, Choice] = {}
         self.timings: dict[int, Timing] = {}
         self.dense_gradient = False
         self.called = False
         self.reason = ''
         self._uses: dict[Call, _Use] = {}
         self._version = mask._version
-        # A compiled network finds the module's own use made.
+        # A compiled network must find the pattern of the module's own call.
         call = _call_of(module)
         if call is not None and not _geometry_of(mask, call).why_not():
             use = self._uses[call] = _Use(_geometry_of(mask, call))
@@ -120,11 +115,11 @@ class Execution:
                 use.index(mask)
 
     def refuse(self, reason: str) -> None:
-        """Say why a call runs dense."""
+        """Record why a call runs dense."""
         self.called, self.reason = True, reason
 
     def refresh(self) -> None:
-        """Follow the mask, if it has changed."""
+        """Rebuild the patterns if the mask has changed."""
         if self._version == self.mask._version:
             return
         for use in self._uses.values():
@@ -132,26 +127,26 @@ class Execution:
                 use.index(self.mask)
         self._version = self.mask._version
 
-    def adopt(self, ways: Mapping[int, Ways]) -> None:
-        """Run inputs of these sizes so from now on."""
-        self.ways |= ways
-        wanted = any(map(any, self.ways.values()))
+    def set_choices(self, choices: Mapping[int, Choice]) -> None:
+        """Set the choices for inputs of these sizes."""
+        self.choices |= choices
+        wanted = any(map(any, self.choices.values()))
         for use in self._uses.values():
             if not wanted:
-                use.pattern = None  # Of no use until another size is timed.
+                use.pattern = None  # Not needed until another size is timed.
             elif use.pattern is None:
                 use.index(self.mask)
 
     def run(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, call: Call
     ) -> Tensor | None:
-        """Return the output of a call, or None if PyTorch is to run it.
+        """Return the output of a call, or None if PyTorch has to run it.
 
         Args:
-            x: Input of four dimensions, or rows of two.
-            weight: The masked weight.
-            bias: The bias, or None.
-            call: Arguments of the call.
+            x: Shape (images, channels, height, width) or (rows, features).
+            weight: Masked weight.
+            bias: Bias, or None.
+            call: Stride, padding and dilation of the call.
         """
         use = self._use(call)
         reason = why_dense(x, weight, bias) or use.geometry.why_not()
@@ -159,26 +154,26 @@ class Execution:
         if reason or not self._fits(x, weight, bias, use):
             return None
         learns = self.module.training and torch.is_grad_enabled()
-        ways = self._choose(use, x, weight, bias, learns)
+        choice = self._choose(use, x, weight, bias, learns)
         if not learns:
-            ways = (ways[0], False, False)
+            choice = (choice[0], False, False)
         elif self.dense_gradient or _has_listeners(weight):
-            ways = (*ways[:2], False)
-        if ways == DENSE:
+            choice = (*choice[:2], False)
+        if choice == DENSE:
             return None
         compiled = torch.compiler.is_compiling()
         if not compiled:
             self.refresh()
-            # An average that EMAHook puts in place of the weights has others
-            # outside the mask, and changes neither address nor version.
+            # EMAHook swaps in averaged weights, which may be nonzero outside
+            # the mask, without a new address or version.
             if not is_zero_outside(weight, self.mask):
                 self.refuse('with nonzeros outside the mask')
                 return None
         pattern = use.pattern or use.index(self.mask)
-        # A compiled network cannot branch on numbers: the operator does.
+        # A compiled network cannot branch on values, so the operator does.
         check = compiled and not learns
         return sparse_conv2d(
-            x, weight, bias, pattern, use.numbers, ways, check
+            x, weight, bias, pattern, use.numbers, choice, check
         )
 
     def _use(self, call: Call) -> _Use:
@@ -189,9 +184,9 @@ class Execution:
     def _fits(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, use: _Use
     ) -> bool:
-        """Return whether shapes fit and leave an output.
+        """Return True if shapes fit and the output is not empty.
 
-        PyTorch has the word on others: an error, or an empty tensor.
+        PyTorch runs the other calls, and raises its own errors.
         """
         return (
             weight.shape == self.mask.shape
@@ -208,17 +203,16 @@ class Execution:
         weight: Tensor,
         bias: Tensor | None,
         learns: bool,
-    ) -> Ways:
+    ) -> Choice:
         if not self.auto:
             return SPARSE
         size = size_of_input(x)
-        if size in self.ways:
-            return self.ways[size]
+        if size in self.choices:
+            return self.choices[size]
         if not learns:
-            # Nearest in size; tests are no time for timing.
-            if not self.ways:
-                return DENSE
-            return self.ways[min(self.ways, key=lambda s: abs(s - size))]
+            # Inference is not timed: it takes the choice of the nearest size.
+            nearest = min(self.choices, key=lambda s: abs(s - size), default=0)
+            return self.choices.get(nearest, DENSE)
         if size not in self.timings and not torch.compiler.is_compiling():
             self.timings[size] = self._time(use, x, weight, bias)
         return DENSE
@@ -235,12 +229,12 @@ class Execution:
 
 
 def size_of_input(x: Tensor) -> int:
-    """Return a number that changes where an input grows fourfold."""
+    """Return the size class of an input; classes differ by a factor of 4."""
     return (x.numel() // x.shape[1]).bit_length() // 2
 
 
 def _has_listeners(weight: Tensor) -> bool:
-    """Return whether hooks of the user's read the gradient of a weight."""
+    """Return True if a user's hook reads the gradient of a weight."""
     if torch.compiler.is_compiling():
         return False
     hooks = weight._backward_hooks, weight._post_accumulate_grad_hooks
@@ -248,13 +242,13 @@ def _has_listeners(weight: Tensor) -> bool:
 
 
 def _call_of(module: Any) -> Call | None:
-    """Return the call that a module makes of its own."""
+    """Return the call that a module makes with its own arguments."""
     if isinstance(module, nn.Linear):
         return LINEAR
     if isinstance(module, nn.Conv2d):
         padding = module.padding
         if module.padding_mode != 'zeros':
-            padding = (0, 0)  # It has padded before.
+            padding = (0, 0)  # The module pads before the call.
         return module.stride, padding, module.dilation
     return None
 
