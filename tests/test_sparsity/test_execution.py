@@ -26,24 +26,10 @@ from helpers.masked_training import (
 from sift_mm.kernels import (
     Geometry,
     make_pattern,
-    masked_layers,
     sparse_conv2d,
 )
 from sift_mm.sparsity import SparseTraining
 from sift_mm.sparsity import execution as execution_module
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Record which products of each call run sparse."""
-    made = []
-
-    def noting(x, weight, bias, pattern, numbers, choice, check):
-        made.append(tuple(choice))
-        return sparse_conv2d(x, weight, bias, pattern, numbers, choice, check)
-
-    monkeypatch.setattr(masked_layers, 'sparse_conv2d', noting)
-    return made
 
 
 @pytest.mark.parametrize('optimizer', [sgd, adamw])

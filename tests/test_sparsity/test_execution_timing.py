@@ -16,22 +16,8 @@ from helpers.masked_training import (
 )
 from sift_mm.kernels import (
     masked_layers,
-    sparse_conv2d,
 )
 from sift_mm.kernels import timing as clock
-
-
-@pytest.fixture
-def calls(monkeypatch):
-    """Record which products of each call run sparse."""
-    made = []
-
-    def noting(x, weight, bias, pattern, numbers, choice, check):
-        made.append(tuple(choice))
-        return sparse_conv2d(x, weight, bias, pattern, numbers, choice, check)
-
-    monkeypatch.setattr(masked_layers, 'sparse_conv2d', noting)
-    return made
 
 
 def set_clock(monkeypatch, dense, sparse):
