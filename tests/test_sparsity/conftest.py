@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from sift_mm.kernels import masked_layers, sparse_conv2d
+
 
 @pytest.fixture(scope='package', autouse=True)
 def one_thread():
@@ -10,3 +12,16 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Record which products of each call run sparse."""
+    made = []
+
+    def noting(x, weight, bias, pattern, numbers, choice, check):
+        made.append(tuple(choice))
+        return sparse_conv2d(x, weight, bias, pattern, numbers, choice, check)
+
+    monkeypatch.setattr(masked_layers, 'sparse_conv2d', noting)
+    return made

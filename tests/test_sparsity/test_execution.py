@@ -33,19 +33,6 @@ from sift_mm.sparsity import SparseTraining
 from sift_mm.sparsity import execution as execution_module
 
 
-@pytest.fixture
-def calls(monkeypatch):
-    """Record which products of each call run sparse."""
-    made = []
-
-    def noting(x, weight, bias, pattern, numbers, choice, check):
-        made.append(tuple(choice))
-        return sparse_conv2d(x, weight, bias, pattern, numbers, choice, check)
-
-    monkeypatch.setattr(masked_layers, 'sparse_conv2d', noting)
-    return made
-
-
 @pytest.mark.parametrize('optimizer', [sgd, adamw])
 @pytest.mark.parametrize('algorithm', ['RigL', 'SET'])
 def test_fifty_steps_end_where_dense_ones_do(optimizer, algorithm):
