@@ -10,6 +10,9 @@ import torch
 import torch.nn.utils.parametrize
 from torch import nn
 from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import sift_mm
@@ -18,6 +21,8 @@ from sift_mm.kernels import masked_layers
 from sift_mm.sparsity import SparseExecution
 from sift_mm.sparsity import execution as execution_module
 
+aten = torch.ops.aten
+CONVOLUTION = torch.ops.aten.convolution.default
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 
 
@@ -281,6 +286,80 @@ def test_shared_weights_and_two_kinds_of_call():
     assert_equal(model, dense, IMAGES / 4, masks=sparse.masks)
 
 
+class Doubling(TorchDispatchMode):
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        return found * 2 if func is CONVOLUTION else found
+
+
+class FunctionMode(TorchFunctionMode):
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        found = func(*args, **(kwargs or {}))
+        doubled = F.conv2d, F.linear, F.max_pool2d
+        return found * 2 if func in doubled else found
+
+
+def run_under(mode, model, x):
+    with mode():
+        return model(x)
+
+
+@pytest.mark.parametrize('mode', [Doubling, FunctionMode])
+def test_modes_see_the_functions_of_pytorch(mode):
+    model = convolution()
+    sparse, dense = execute(model)
+    run, other = (partial(run_under, mode, each) for each in (model, dense))
+    masks = sparse.masks
+    assert_equal(model, dense, IMAGES, masks=masks, run=run, other=other)
+
+
+def test_patched_poolings_run(monkeypatch):
+    model = convolution()
+    sparse, dense = execute(model)
+    pool = F.max_pool2d
+    monkeypatch.setattr(F, 'max_pool2d', lambda *a, **k: 2 * pool(*a, **k))
+    assert_equal(model, dense, IMAGES, masks=sparse.masks)
+
+
+def change_input(model, x):
+    x = x * 1
+    return model(x) + x.mul_(2)
+
+
+def change_weight(model, x):
+    out = model(x.detach())
+    with torch.no_grad():
+        model.weight.mul_(0.5)
+    return out + x.sum()
+
+
+def sparsify_input(model, x):
+    return model(x.detach().to_sparse()) + x.sum()
+
+
+@pytest.mark.parametrize('run', [change_input, change_weight, sparsify_input])
+def test_a_linear_layer_keeps_only_what_its_gradients_read(run):
+    model = nn.Sequential(nn.Linear(8, 8))
+    sparse, dense = execute(model)
+    for each in (model, dense):
+        each[0].weight.requires_grad_(run is not change_input)
+    run, other = (partial(run, each[0]) for each in (model, dense))
+    x, masks = torch.randn(3, 8), sparse.masks
+    assert_equal(model, dense, x, masks=masks, run=run, other=other)
+
+
+@pytest.mark.parametrize('use_reentrant', [False, True])
+def test_statistics_under_checkpoints_are_those_of_pytorch(use_reentrant):
+    model = convolution()[:2]
+    _, dense = execute(model)
+    for each in (model, dense):
+        x = IMAGES.clone().requires_grad_()
+        out = checkpoint(each, x, use_reentrant=use_reentrant)
+        out.square().sum().backward()
+    for one, two in zip(model.buffers(), dense.buffers(), strict=True):
+        torch.testing.assert_close(one, two, **CLOSE)
+
+
 def test_empty_inputs_have_the_shapes_and_gradients_of_dense():
     for model, shapes in (
         (nn.Sequential(nn.Linear(8, 6)), [(0, 8), (2, 0, 8), (0, 3, 8)]),
@@ -481,10 +560,12 @@ def test_views_other_layouts_and_broken_inputs():
         IMAGES.mT.contiguous().mT,
         IMAGES[:1].expand(3, -1, -1, -1),
     ):
-        torch.testing.assert_close(model(x), dense(x), **CLOSE)
+        one, two = model[:5](x), dense[:5](x)
+        torch.testing.assert_close(one, two, **CLOSE, check_stride=True)
     for each in (model, dense):
         each.to(memory_format=torch.channels_last)
-    torch.testing.assert_close(model(IMAGES), dense(IMAGES), **CLOSE)
+    one, two = model[:5](IMAGES), dense[:5](IMAGES)
+    torch.testing.assert_close(one, two, **CLOSE, check_stride=True)
     for each in (model, dense):
         each.double()
     x = IMAGES.double()
