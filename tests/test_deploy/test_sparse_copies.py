@@ -52,6 +52,10 @@ def test_layouts_are_those_of_the_dense_network(layout: Callable) -> None:
     for name in ('conv', 'pool', 'branch', 'linear'):
         one, two = (n.get_submodule(name)(x) for n in (model, sparse))
         torch.testing.assert_close(two, one, check_stride=True)
+    model.to(memory_format=torch.channels_last)
+    x = torch.randn(2, 4, 6, 8)
+    one, two = model.conv(x), to_all_sparse(model).conv(x)
+    torch.testing.assert_close(two, one, check_stride=True)
 
 
 @pytest.mark.parametrize(

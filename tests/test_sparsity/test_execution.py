@@ -26,7 +26,6 @@ from helpers.masked_training import (
 from sift_mm.kernels import (
     Geometry,
     make_pattern,
-    masked_layers,
     sparse_conv2d,
 )
 from sift_mm.sparsity import SparseTraining
