@@ -29,7 +29,7 @@ class Registry(Choice, Generic[T]):
         self._classes: dict[str, type[T]] = {}
 
     def register(self, cls: type[T]) -> type[T]:
-        """Class decorator: register a class under its own name.
+        """Register a class under its own name, as a decorator.
 
         Raises:
             ValueError: If another class has that name.
@@ -58,7 +58,7 @@ class Registry(Choice, Generic[T]):
         )
 
     def accepts(self, value: Any) -> bool:
-        """Whether it is a known name, a dict, or such an object."""
+        """Return whether a value is a known name, a dict, or an object."""
         if isinstance(value, str):
             return _key(value) in self._classes
         return isinstance(value, (Mapping, self.base))

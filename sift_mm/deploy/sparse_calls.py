@@ -156,6 +156,13 @@ def fits(
     fused = not (norm is None and residual is None and relu is None)
     if 'values' not in getattr(layer, '_buffers', ()):
         return False  # Dense, now or always.
+    if (
+        layer.timed
+        and type(x) is Tensor
+        and layer.choices.get(_size_class(layer, x)) is False
+        and not torch.compiler.is_compiling()
+    ):
+        return False  # The checks would cost small layers half their time.
     if has_own_methods(layer) or (fused and altered(layer)):
         return False
     if not can_run(layer, x):
@@ -254,17 +261,18 @@ def _equal(one: Tensor | None, other: Tensor | None) -> bool:
     return torch.equal(one, other)
 
 
+def _size_class(layer: Any, x: Tensor) -> tuple[int, int]:
+    """Return the number of pixels up to a factor of four, and of threads."""
+    pixels = x.numel() // layer.weight_shape[1]
+    return pixels.bit_length() // 2, torch.get_num_threads()
+
+
 def _is_faster(
     layer: Any, x: Tensor, norm: Any, residual: Tensor | None, relu: Any
 ) -> bool:
-    """Return whether a layer is faster sparse, timed once for a size of input.
-
-    A size is the number of pixels up to a factor of four, and the number of
-    threads.
-    """
+    """Return whether a layer is faster sparse, timed once for a size of input."""
     linear = isinstance(layer, nn.Linear)
-    pixels = x.numel() // layer.weight_shape[1]
-    key = pixels.bit_length() // 2, torch.get_num_threads()
+    key = _size_class(layer, x)
     if key in layer.choices:
         return layer.choices[key]
     if linear:
