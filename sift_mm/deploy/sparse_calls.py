@@ -270,7 +270,7 @@ def _size_class(layer: Any, x: Tensor) -> tuple[int, int]:
 def _is_faster(
     layer: Any, x: Tensor, norm: Any, residual: Tensor | None, relu: Any
 ) -> bool:
-    """Return whether a layer is faster sparse, timed once for a size of input."""
+    """Return whether a layer is faster sparse; time each size once."""
     linear = isinstance(layer, nn.Linear)
     key = _size_class(layer, x)
     if key in layer.choices:
