@@ -167,7 +167,9 @@ def _open_whole(path: Path) -> int | None:
         int: The descriptor; None if the library has to be built.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+        # A pipe without a writer would keep this waiting.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path, flags)
     except OSError:
         return None
     status = os.fstat(descriptor)

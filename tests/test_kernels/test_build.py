@@ -396,3 +396,8 @@ print('GiB', taken >> 30)
         **KEPT,
     )
     assert finish(process) == 'GiB 0'
+
+
+def test_a_pipe_in_the_place_of_the_library_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / 'kernels.so')
+    assert build._open_whole(tmp_path / 'kernels.so') is None
