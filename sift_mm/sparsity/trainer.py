@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from sift_mm import validation
 from sift_mm.checkpoint.packing import count
 from sift_mm.errors import UserCallError, UserError
+from sift_mm.sparsity import updates
 from sift_mm.sparsity.agreement import check_agreement
 from sift_mm.sparsity.algorithms import Algorithm, Growth, LayerState
 from sift_mm.sparsity.execution import SparseExecution
@@ -26,12 +27,7 @@ from sift_mm.sparsity.optimizers import (
 )
 from sift_mm.sparsity.random import generator_for
 from sift_mm.sparsity.schedules import DropFraction, UpdateSchedule
-from sift_mm.sparsity.updates import (
-    Change,
-    UpdateReport,
-    finish,
-    why_to_skip,
-)
+from sift_mm.sparsity.updates import Change, UpdateReport
 from sift_mm.sparsity.watch import WeightWatch
 
 Placement = Literal['after_step', 'replace_step']
@@ -211,7 +207,7 @@ class MaskTrainer:
                 self._in_step = False
         if live is not None:
             self._plan(optimizer, change, live, growth)
-        finish(lambda: self._write(optimizer, change))
+        updates.finish(lambda: self._write(optimizer, change))
         self._watch.remember(optimizer)
         if self.execution is not None:
             # All ranks update masks at the same steps, and rarely.
@@ -247,7 +243,7 @@ class MaskTrainer:
 
         A parameter that is frozen or unused in the step keeps its mask.
         """
-        if reason := why_to_skip(optimizer):
+        if reason := updates.why_to_skip(optimizer):
             # Scores with inf or NaN would move masks at random; a loss scaler
             # skips such a step too.
             change.report = UpdateReport(change.step, 0.0, 0.0, reason)
@@ -398,5 +394,5 @@ class MaskTrainer:
                 self.execution.restore(state.get('choices', {}))
             self._update_execution()
 
-        finish(write)
+        updates.finish(write)
         self._ranks_agree = False

@@ -16,7 +16,6 @@ from helpers.runs import ROOT
 from sift_mm.kernels import build
 
 PRINT = 'from sift_mm.kernels import build; print(build.build())'
-
 # The user's own cache, and kernels that other tests use too.
 KEPT = {'SIFT_MM_CACHE': '', 'SIFT_MM_KERNEL_FLAGS': ''}
 
@@ -360,11 +359,9 @@ import resource, torch
 import sift_mm
 from sift_mm.kernels import why_unavailable
 from torch import nn
-
 def addresses():
     pages = int(open('/proc/self/statm').read().split()[0])
     return pages * resource.getpagesize()
-
 def work():
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -388,8 +385,8 @@ assert why_unavailable() is None
 before = addresses()
 work()
 taken = addresses() - before
-most = addresses() + (1 << 30)
-resource.setrlimit(resource.RLIMIT_AS, (most, most))  # As ulimit -v.
+# As ulimit -v.
+resource.setrlimit(resource.RLIMIT_AS, (addresses() + (1 << 30),) * 2)
 work()
 print('GiB', taken >> 30)
 """,
