@@ -303,10 +303,7 @@ def _load_from(path: Path) -> ctypes.CDLL:
     # It stays open: the loader knows a library by its name, and a number that
     # is free again would name another one.
     opened = f'/proc/self/fd/{descriptor}'
-    loaded = ctypes.CDLL(opened if os.path.exists(opened) else str(path))
-    for name in COUNTING:
-        getattr(loaded, name).restype = ctypes.c_int64
-    return loaded
+    return ctypes.CDLL(opened if os.path.exists(opened) else str(path))
 
 
 def _printable(error: Exception) -> str:
@@ -341,7 +338,10 @@ def call(name: str, *arguments: Any) -> int:
         *arguments: Tensors go by address, None as a null pointer, structures
             by reference, integers as int64 and floats as double.
     """
-    return getattr(library(), name)(*map(_to_c, arguments))
+    function = getattr(library(), name)
+    if name in COUNTING:
+        function.restype = ctypes.c_int64
+    return function(*map(_to_c, arguments))
 
 
 def _to_c(value: Any) -> Any:

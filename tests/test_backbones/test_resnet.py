@@ -367,7 +367,11 @@ GN32 = dict(type='GN', num_groups=32)
         ('wide', dict(sparsity=None), 'needs a sparsity'),
         ('wide', dict(dcn=dict(type='DCN')), 'dcn'),
         ('wide', dict(depth=20), '18, 34, 50, 101, 152'),
-        ('wide', dict(conv_cfg=WS), 'ConvWS2d.*masks; set conv_cfg=None'),
+        (
+            'wide',
+            dict(conv_cfg=WS),
+            'ConvWS2d.*masks do not support; set conv_cfg=None',
+        ),
         ('factorized', dict(conv_cfg=WS), 'ConvWS2d.*conv_cfg=None'),
         ('parallel', dict(sparsity=0.2), 'layer1.0.conv1: .*1/3 or more'),
         (

@@ -157,7 +157,7 @@ def test_what_a_checkpoint_lacks_is_said(what, sparse, tmp_path):
         checkpoint['state_dict'][name][~masks[name]] = 1
         size = sum(mask.numel() for mask in masks.values())
         density = sum(int(mask.sum()) for mask in masks.values()) / size
-        words = f'are not zero, so that its density .*: {name}'
+        words = f'are not zero, so that the density is higher: {name}'
     path = tmp_path / 'tampered.pth'
     torch.save(checkpoint, path)
     metrics = tester.main([config, str(path), '--work-dir', str(tmp_path)])

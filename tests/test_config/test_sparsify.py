@@ -382,5 +382,5 @@ def test_a_config_of_a_library_is_read_in_its_scope():
 
 
 def test_an_empty_name_of_a_checkpoint_is_named():
-    with pytest.raises(UserError, match="its name is ''"):
+    with pytest.raises(UserError, match="checkpoint to load is ''"):
         check_checkpoint('')

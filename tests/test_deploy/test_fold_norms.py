@@ -125,8 +125,8 @@ def test_norms_that_are_kept(changes, reason):
             nn.Sequential(nn.Conv2d(4, 6, 3), nn.BatchNorm2d(4)),
             'of 4 channels',
         ),
-        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm2d(4)), 'not for what'),
-        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm1d(4)), 'not for what'),
+        (nn.Sequential(nn.Linear(4, 4), nn.BatchNorm2d(4)), 'does not fit'),
+        (nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm1d(4)), 'does not fit'),
         (nn.ModuleList([nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)]), 'ModuleList'),
         (
             nn.ModuleDict(dict(a=nn.Conv2d(4, 4, 3), b=nn.BatchNorm2d(4))),

@@ -40,7 +40,7 @@ assert 'mmengine' not in sys.modules
 
 
 def test_the_code_of_the_page_runs(tmp_path):
-    code, _ = re.findall(r'```python\n(.*?)```', PAGE.read_text(), re.S)
+    code, *_ = re.findall(r'```python\n(.*?)```', PAGE.read_text(), re.S)
     assert len([line for line in code.splitlines() if line.strip()]) <= 20
     done = subprocess.run(
         [sys.executable, '-c', ABSENT + code + CHECKS],

@@ -64,9 +64,9 @@ def test_random_programs_train_as_they_do_densely() -> None:
         expected, found = step(dense, seed), step(sparse, seed)
         execution.detach()
         refused += expected is None
-        if expected is None or found is None:
-            assert expected is found, f'{what}: PyTorch refuses one of both'
+        if expected is None:  # The kernels may save less for the gradients.
             continue
+        assert found is not None, f'{what}: refused on kernels alone'
         for one, other in zip(expected, found, strict=True):
             assert one.keys() == other.keys(), what
             error = difference(one.values(), [other[name] for name in one])
