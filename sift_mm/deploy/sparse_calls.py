@@ -23,7 +23,10 @@ ENOUGH = 1_000_000_000
 
 
 def dense_weight(layer: Any) -> Tensor:
-    """Return the dense weight of a sparse layer."""
+    """Return the dense weight of a sparse layer, or the one given to it."""
+    given = layer._parameters.get('weight')
+    if given is not None:
+        return given
     source = layer.values, _version(layer.values)
     if layer._dense and _same(layer._dense[:2], source):
         return layer._dense[2]
@@ -156,6 +159,8 @@ def fits(
     fused = not (norm is None and residual is None and relu is None)
     if 'values' not in getattr(layer, '_buffers', ()):
         return False  # Dense, now or always.
+    if layer._parameters.get('weight') is not None:
+        return False  # Another weight is given for the time being.
     if (
         layer.timed
         and type(x) is Tensor

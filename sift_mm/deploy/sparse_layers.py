@@ -46,6 +46,9 @@ class SparseLayer(nn.Module):
     @property
     def weight(self) -> Tensor:
         """The dense weight."""
+        given = self._parameters.get('weight')
+        if given is not None:
+            return given
         if torch.compiler.is_compiling():
             return dense_weight(self)  # A trace must not change the layer.
         restore(self)
@@ -147,7 +150,8 @@ def sparsify(layer: Any, mask: Tensor, timed: bool) -> None:
     layer.channels_last = is_channels_last(weight)
     layer.settings = calls.settings_of(layer)
     layer.timed, layer.choices = timed, {}
-    del layer._parameters['weight']
+    # Not removed: torch.func.functional_call puts another weight in its place.
+    layer._parameters['weight'] = None
     for name, part in zip(PATTERN, pattern, strict=True):
         layer.register_buffer(name, part)
     flat = weight.reshape(-1)

@@ -185,3 +185,18 @@ def test_weights_of_the_trained_network_can_be_loaded() -> None:
     sparse = to_all_sparse(other)
     sparse.load_state_dict(model.state_dict())
     assert_equal(model, sparse)
+
+
+def test_a_weight_that_is_given_is_used() -> None:
+    model = block()
+    sparse = to_all_sparse(model.eval())
+    x, given = torch.randn(2, 4, 6, 8), torch.randn(4, 4, 3, 3)
+    for _ in range(2):
+        found, expected = (
+            torch.func.functional_call(each, {'conv.weight': given}, (x,))
+            for each in (sparse, model)
+        )
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    assert 'conv' in sparse.sparse_report.sparse
+    sparse.conv.weight = model.conv.weight = nn.Parameter(given)
+    assert_equal(model, sparse)
