@@ -116,7 +116,7 @@ def set_up() -> None:
         options = ['--clear', '--without-pip', str(VENV)]
         subprocess.run([sys.executable, '-m', 'venv', *options], check=True)
     run('pip', '-m', 'ensurepip', '--default-pip')
-    pip = ['-m', 'pip', 'install', '--no-compile']  # that saves 30 seconds
+    pip = ['-m', 'pip', 'install']
     tools = ['pip>=23.1', 'ninja', 'packaging', 'wheel']
     torch = [p for p in PINS if re.match('setuptools|torch', p)]
     # The constraints keep torchvision from bringing another NumPy.

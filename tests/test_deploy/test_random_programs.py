@@ -15,6 +15,7 @@ from helpers.random_programs import (
 )
 from sift_mm.deploy import to_sparse
 from sift_mm.deploy.sparse_layers import SparseConv2d
+from sift_mm.errors import UserError
 
 CASES = int(os.environ.get('SIFT_MM_CASES', 1300))
 
@@ -32,7 +33,11 @@ def test_random_programs_compute_what_they_do_densely() -> None:
     fused = sparse_layers = 0
     for seed in range(first, first + CASES):
         dense = random_network(seed).eval()
-        sparse = to_sparse(dense, execution='sparse')
+        try:
+            sparse = to_sparse(dense, execution='sparse')
+        except UserError as error:  # One small layer may be too dense.
+            assert 'gains nothing' in str(error)
+            continue
         what = f'random_network({seed})\n{dense.text}{sparse.sparse_report}'
         given = inputs()
         expected = run_program(dense, given)
