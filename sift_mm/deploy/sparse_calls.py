@@ -161,13 +161,11 @@ def fits(
         return False  # Dense, now or always.
     if layer._parameters.get('weight') is not None:
         return False  # Another weight is given for the time being.
-    if (
-        layer.timed
-        and type(x) is Tensor
-        and layer.choices.get(_size_class(layer, x)) is False
-        and not torch.compiler.is_compiling()
-    ):
-        return False  # The checks would cost small layers half their time.
+    choice = None
+    if layer.timed and type(x) is Tensor and not torch.compiler.is_compiling():
+        choice = layer.choices.get(_size_class(layer, x))
+        if choice is False:
+            return False  # The checks would cost small layers half their time.
     if has_own_methods(layer) or (fused and altered(layer)):
         return False
     if not can_run(layer, x):
@@ -181,7 +179,11 @@ def fits(
         or not (residual is None or _can_add(residual, out_shape(layer, x)))
     ):
         return False
-    return not layer.timed or _is_faster(layer, x, norm, residual, relu)
+    return (
+        choice is True
+        or not layer.timed
+        or _is_faster(layer, x, norm, residual, relu)
+    )
 
 
 def _can_add(residual: Any, shape: tuple) -> bool:
@@ -275,11 +277,9 @@ def _size_class(layer: Any, x: Tensor) -> tuple[int, int]:
 def _is_faster(
     layer: Any, x: Tensor, norm: Any, residual: Tensor | None, relu: Any
 ) -> bool:
-    """Return whether a layer is faster sparse; time each size once."""
+    """Time a layer on a new size of input; return whether sparse is faster."""
     linear = isinstance(layer, nn.Linear)
     key = _size_class(layer, x)
-    if key in layer.choices:
-        return layer.choices[key]
     if linear:
         x = x.reshape(-1, x.shape[-1])
         work = len(x) * layer.weight_shape.numel()

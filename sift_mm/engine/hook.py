@@ -141,9 +141,10 @@ class SparseTrainingHook(Hook):
         check_channels(model, runner.cfg)
         start = read_start(self._start, plan)
         self._start = Start()  # Frees the masks, which are read once.
-        masks, algorithm = self._first_masks(runner, plan, start)
+        seed = self._shared_seed(runner)
+        masks, algorithm = self._first_masks(seed, plan, start)
         if masks is not None:
-            self._make_trainer(runner, masks, algorithm, start)
+            self._make_trainer(runner, masks, algorithm, seed, start)
             self._attach(runner, wrapper, start)
         runner.logger.info(self._describe(plan))
 
@@ -172,7 +173,7 @@ class SparseTrainingHook(Hook):
         )
 
     def _first_masks(
-        self, runner: Runner, plan: MaskPlan, start: Start
+        self, seed: int, plan: MaskPlan, start: Start
     ) -> tuple[MaskSet | None, Algorithm]:
         """Return the first masks, or None, and the algorithm."""
         origin = (
@@ -187,7 +188,6 @@ class SparseTrainingHook(Hook):
         if origin in (Origin.NEEDLESS, Origin.DROPPED):
             return None, algorithm
         if origin is Origin.DRAWN:
-            seed = self._shared_seed(runner)
             return plan.draw(self.options.initializer, seed), algorithm
         if origin is Origin.TRANSFERRED:
             algorithm = choose_algorithm(self.options, start)
@@ -211,6 +211,7 @@ class SparseTrainingHook(Hook):
         runner: Runner,
         masks: MaskSet,
         algorithm: Algorithm,
+        seed: int,
         start: Start,
     ) -> None:
         """Build the trainer and restore the state of a resumed run."""
@@ -221,7 +222,7 @@ class SparseTrainingHook(Hook):
             algorithm,
             self.options.schedule(steps, algorithm),
             self.options.drop_fraction,
-            self._shared_seed(runner),
+            seed,
             self.options.placement,
         )
         model = unwrap(runner.model)

@@ -58,14 +58,20 @@ def forward(
     geometry: Geometry,
 ) -> Tensor:
     """Convolve an input with the active weights."""
+    x, weight, layout, nonzeros = _check_operands(x, weight, pattern, geometry)
+    values = _gather(weight, nonzeros[2])
+    return _forward(x, values, Epilogue(bias), nonzeros, layout, geometry)
+
+
+def _check_operands(
+    x: Tensor, weight: Tensor, pattern: Sequence[Tensor], geometry: Geometry
+) -> tuple[Tensor, Tensor, Layout, Nonzeros]:
+    """Return input and weight contiguous, with the layout of the nonzeros."""
     weight = check(weight, 'weight', None, None, *geometry.kernel)
     filters, channels = weight.shape[:2]
     x = check(x, 'input', None, channels, None, None)
-    layout, nonzeros = _nonzeros(
-        pattern[:3], forward_layout(geometry, channels), filters
-    )
-    values = _gather(weight, nonzeros[2])
-    return _forward(x, values, Epilogue(bias), nonzeros, layout, geometry)
+    usual = forward_layout(geometry, channels)
+    return x, weight, *_nonzeros(pattern[:3], usual, filters)
 
 
 def fused_forward(
@@ -128,14 +134,10 @@ def weight_gradient(
     geometry: Geometry,
 ) -> Tensor:
     """Return the gradient of the active weights, zero elsewhere."""
-    weight = check(weight, 'weight', None, None, *geometry.kernel)
-    filters, channels = weight.shape[:2]
-    x = check(x, 'input', None, channels, None, None)
+    x, weight, layout, nonzeros = _check_operands(x, weight, pattern, geometry)
+    rows, positions, index = nonzeros
     size = _out_size(geometry, x.shape[2], x.shape[3])
-    grad = check(grad, 'gradient', x.shape[0], filters, *size)
-    layout, (rows, positions, index) = _nonzeros(
-        pattern[:3], forward_layout(geometry, channels), filters
-    )
+    grad = check(grad, 'gradient', x.shape[0], weight.shape[0], *size)
     values = new(index.numel()).zero_()
     if grad.numel():
         for walk in _forward_walks(geometry, x.shape[2], x.shape[3]):
