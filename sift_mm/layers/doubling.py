@@ -40,6 +40,8 @@ def double_chain(network: nn.Module, place: Place, reads_new: bool) -> None:
             if getattr(new, name) is not getattr(old, name):
                 tensor, wide = getattr(old, name), getattr(new, name)
                 columns = size if name == 'weight' else None
+                # A caller's mode may leave new weights without values.
+                wide.copy_(_random_weight(name, wide))
                 _put_old(tensor, wide, rows, columns, reads_new)
         for name in link.followers if link.name in widths else ():
             _copy_vectors(change.before[name], change.after[name], rows)
@@ -59,8 +61,6 @@ def _put_old(
     dimension of the same size.
     """
     places = _places(len(old), rows)
-    if old.dim() == 1 and rows:
-        new.normal_()
     kept = new[places]
     if old.dim() > 1:
         if not reads_new:
@@ -81,6 +81,8 @@ def _places(count: int, part: int | None) -> Tensor:
 
 def _copy_vectors(old: nn.Module, new: nn.Module, part: int | None) -> None:
     """Copy the numbers of a norm or depthwise layer to a wider one."""
+    for name, weight in new.named_parameters():
+        weight.copy_(_random_weight(name, weight))
     tensors = dict(new.named_parameters()) | dict(new.named_buffers())
     for name, tensor in [*old.named_parameters(), *old.named_buffers()]:
         wide = tensors[name]

@@ -31,7 +31,8 @@ def masks_of(network: nn.Module) -> MaskSet:
 def step(network: nn.Module, seed: int) -> list[dict[str, Tensor]] | None:
     """Return values and gradients of a step, or None if PyTorch refuses."""
     torch.default_generator.manual_seed(seed)
-    given = tuple(x.requires_grad_() for x in inputs())
+    dtype = next(network.parameters()).dtype
+    given = tuple(x.to(dtype).requires_grad_() for x in inputs())
     network.zero_grad()
     found = run_program(network, given)
     if found is None:
@@ -54,10 +55,32 @@ def step(network: nn.Module, seed: int) -> list[dict[str, Tensor]] | None:
     ]
 
 
+def is_rounding(
+    dense: nn.Module,
+    seed: int,
+    values: list[dict[str, Tensor]],
+    others: list[dict[str, Tensor]],
+) -> bool:
+    """Compare with double precision: a dead channel has gradients of noise.
+
+    Batch norm divides by its standard deviation, nearly 0.
+    """
+    exact = step(copy.deepcopy(dense).double(), seed)
+    for right, one, other in zip(exact, values, others, strict=True):
+        errors = [
+            difference(right.values(), [found[name] for name in right])
+            for found in (one, other)
+        ]
+        if errors[1] > max(1e-3, 10 * errors[0]):
+            return False
+    return True
+
+
 def test_random_programs_train_as_they_do_densely() -> None:
     first, refused = random.SystemRandom().randrange(10**9), 0
     for seed in range(first, first + CASES):
         dense = random_network(seed, learns=True).train()
+        fresh = copy.deepcopy(dense)
         sparse = copy.deepcopy(dense)
         execution = SparseExecution(sparse, masks_of(sparse), 'sparse')
         what = f'random_network({seed}, learns=True)\n{dense.text}'
@@ -70,5 +93,7 @@ def test_random_programs_train_as_they_do_densely() -> None:
         for one, other in zip(expected, found, strict=True):
             assert one.keys() == other.keys(), what
             error = difference(one.values(), [other[name] for name in one])
-            assert error < 1e-3, f'{what}: {error}'
+            assert error < 1e-3 or is_rounding(
+                fresh, seed, expected, found
+            ), f'{what}: {error}'
     assert refused < CASES / 2  # Else little was tried.
