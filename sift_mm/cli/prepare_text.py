@@ -28,7 +28,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser(description='Turn text files into tokens for a GPT')
     add = parser.add_argument
     add(
-        'files', nargs='+', metavar='FILE', help='text file in UTF-8, a document'
+        'files',
+        nargs='+',
+        metavar='FILE',
+        help='text file in UTF-8, a document',
     )
     add('--out', required=True, help='folder for tokens and tokenizer')
     add(

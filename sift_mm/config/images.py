@@ -57,7 +57,7 @@ def image_size(cfg: Config, phase: str) -> tuple[Shape, str] | None:
     if leaf.get('context'):
         return (leaf['context'],), f'context of {phase} data'
     known = find_data_set(type_name(leaf))
-    size = None if known is None else known.size
+    size: Shape | None = None if known is None else known.size
     source = f'{type_name(leaf)} images'
     for step in leaf.get('pipeline', []):
         name = type_name(step)

@@ -63,8 +63,11 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return the residual stream behind the block, of the same shape."""
         h = self.norm1(x)
+        q, k, v = (self._split(f(h)) for f in (self.q, self.k, self.v))
         h = functional.scaled_dot_product_attention(
-            *(self._split(layer(h)) for layer in (self.q, self.k, self.v)),
+            q,
+            k,
+            v,
             dropout_p=self.dropout if self.training else 0.0,
             is_causal=True,
         )
@@ -106,7 +109,8 @@ class GPT(SparseIFTBackbone, BaseModel):
         sparse_factors (str, optional): As for :class:`Member`.
         unmasked (bool): Whether a run may train all weights, without a hook.
         data_preprocessor (dict, optional): As for MMEngine's BaseModel.
-        init_cfg (dict, optional): Config of type 'Pretrained'.
+        init_cfg (dict, optional): Config of type 'Pretrained', or one that
+            MMEngine applies after our initialization.
 
     Raises:
         ValueError: If an argument is invalid, or the heads do not divide a
@@ -135,7 +139,7 @@ class GPT(SparseIFTBackbone, BaseModel):
         member = make_member(family, sparsity, inner, sparse_factors)
         super().__init__(data_preprocessor)
         d_ff = d_ff or 4 * d_model
-        self._dense = dict(
+        self._dense: dict[str, Any] = dict(
             vocabulary=vocabulary,
             context=context,
             layers=layers,
@@ -178,7 +182,6 @@ class GPT(SparseIFTBackbone, BaseModel):
         """
         if self._has_weights():
             return
-        super().init_weights()
         for table in (self.embedding, self.positions):
             nn.init.trunc_normal_(table.weight, 0, STD, -2 * STD, 2 * STD)
         for block in self.blocks:
@@ -187,6 +190,9 @@ class GPT(SparseIFTBackbone, BaseModel):
                 if name in LAYERS[-2:]:
                     std /= math.sqrt(2 * len(self.blocks))
                 draw(getattr(block, name), std)
+        if self.init_cfg:
+            super().init_weights()
+        self._is_init = True
 
     def forward(
         self,
@@ -243,8 +249,9 @@ class GPT(SparseIFTBackbone, BaseModel):
         ]
 
     def dense_twin(self) -> nn.Module:
-        """Build the dense network, without the weights of a run."""
-        with torch.random.fork_rng(devices=[]):
+        """Build the dense network on the same device, without its weights."""
+        device = self.embedding.weight.device
+        with torch.random.fork_rng(devices=[]), device:
             return GPT(**self._dense)
 
     @property

@@ -1,8 +1,10 @@
-# Text in data/text, by tools/prepare_text.py --vocabulary 50257. 4778 batches of 256.
+# Text in data/text, by tools/prepare_text.py --vocabulary 50257.
+# 4778 batches of 256.
 context = 2048
 train_dataloader = dict(
     batch_size=8,
     num_workers=2,
+    collate_fn=dict(type='default_collate'),
     persistent_workers=True,
     sampler=dict(type='InfiniteSampler', shuffle=False),
     dataset=dict(
@@ -17,6 +19,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=8,
     num_workers=2,
+    collate_fn=dict(type='default_collate'),
     persistent_workers=True,
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(

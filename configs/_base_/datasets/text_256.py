@@ -1,8 +1,10 @@
-# Text in data/text, by tools/prepare_text.py --vocabulary 2048. 2000 batches of 16.
+# Text in data/text, by tools/prepare_text.py --vocabulary 2048.
+# 2000 batches of 16.
 context = 256
 train_dataloader = dict(
     batch_size=16,
     num_workers=0,
+    collate_fn=dict(type='default_collate'),
     sampler=dict(type='InfiniteSampler', shuffle=False),
     dataset=dict(
         type='TokenWindows',
@@ -16,6 +18,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=16,
     num_workers=0,
+    collate_fn=dict(type='default_collate'),
     sampler=dict(type='DefaultSampler', shuffle=False),
     dataset=dict(
         type='TokenWindows',

@@ -8,7 +8,9 @@ optim_wrapper = dict(
     paramwise_cfg=dict(norm_decay_mult=0.0, bias_decay_mult=0.0),
 )
 param_scheduler = [
-    dict(type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=715),
+    dict(
+        type='LinearLR', start_factor=0.001, by_epoch=False, begin=0, end=715
+    ),
     dict(
         type='CosineAnnealingLR',
         by_epoch=False,

@@ -93,7 +93,8 @@ class Perplexity(BaseMetric):
     """Perplexity by token, and bits by byte of text.
 
     Bits by byte do not depend on the vocabulary. End tokens of documents
-    count as tokens of no bytes. ``loss`` is in nats by token.
+    count as tokens of no bytes. ``nats`` is the mean loss of a token; the
+    log would smooth a number called loss.
     """
 
     default_prefix = 'text'
@@ -104,11 +105,11 @@ class Perplexity(BaseMetric):
             self.results.append((sample['nats'], sample['tokens']))
 
     def compute_metrics(self, results: list[Any]) -> dict[str, float]:
-        """Return loss, perplexity and bits by byte of all windows."""
-        nats, tokens = (math.fsum(column) for column in zip(*results))
-        loss = nats / tokens
-        found = dict(loss=loss, perplexity=math.exp(min(loss, 700)))
+        """Return mean loss, perplexity and bits by byte of all windows."""
+        total = math.fsum(nats for nats, _ in results)
+        mean = total / sum(tokens for _, tokens in results)
+        found = dict(nats=mean, perplexity=math.exp(min(mean, 700)))
         size = (self.dataset_meta or {}).get('bytes_per_token')
         if size:
-            found['bits_per_byte'] = loss / math.log(2) / size
+            found['bits_per_byte'] = mean / math.log(2) / size
         return found
