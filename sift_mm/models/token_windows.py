@@ -73,6 +73,8 @@ class TokenWindows(Dataset):
         return math.ceil((len(self.ids) - 1) / self.context)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
         last = len(self.ids) - 1 - self.context
         seen = 0
         if self.windows is not None:

@@ -6,9 +6,7 @@ import numpy as np
 
 from sift_mm.data.tokens import TokenHeader, write_tokens
 
-SMALL = dict(
-    vocabulary=16, context=8, layers=2, d_model=16, d_ff=64, heads=4
-)
+SMALL = dict(vocabulary=16, context=8, layers=2, d_model=16, d_ff=64, heads=4)
 
 
 def mini_text(root: Path, train: int = 200, val: int = 30) -> Path:
