@@ -15,6 +15,7 @@ from helpers.sparse_runs import load, probed, train
 from helpers.texts import SMALL, mini_text
 from sift_mm.cli import generate, prepare_text, test
 from sift_mm.config.building import build
+from sift_mm.config.dense import dense_config
 from sift_mm.config.loading import read_config
 from sift_mm.data.tokens import HEADER, TokenHeader, open_tokens, write_tokens
 from sift_mm.errors import UserError
@@ -185,8 +186,8 @@ def test_without_tokenizers(monkeypatch, tmp_path):
 
 def test_a_tiny_gpt_trains_tests_resumes_and_writes(tmp_path, capsys):
     files = [tmp_path / f'{i}.txt' for i in range(3)]
-    for i, file in enumerate(files):
-        file.write_text(f'aab{i} ' * 60)
+    for file in files:
+        file.write_text('aabc ' * 60)
     data = tmp_path / 'data'
     prepare(data, *files, vocabulary=264)
     config = write_run(tmp_path, data, 'model["vocabulary"]')
@@ -254,19 +255,19 @@ def test_two_ranks_have_equal_masks(tmp_path):
     assert not any(record['stray'] for record in ranks[0])
 
 
-def test_options_make_a_dense_config_sparse(tmp_path):
-    data = mini_text(tmp_path / 'text')
-    config = write_run(tmp_path, data)
-    options = {'model.family': None, 'model.sparsity': None}
-    cfg = read_config(config, options)
-    assert build(cfg).d_model == SMALL['d_model']
-    cfg = read_config(
-        config, options, family='wide', sparsity=0.5, algorithm='RigL'
-    )
-    assert build(cfg).d_model == 24
+def test_options_make_a_dense_config_sparse():
+    path = str(CONFIG.with_name('gpt-tiny_1xb16-2k_text.py'))
+    cfg = read_config(path, family='wide', sparsity=0.5, algorithm='RigL')
+    # 128 sqrt(2) is 181, and 46 x 4 heads are the next.
+    assert build(cfg).d_model == 184
     assert cfg.custom_hooks[0]['algorithm'] == 'RigL'
+    dense = build(dense_config(cfg))
+    assert (dense.family, dense.d_model) == (None, 128)
+    cfg = read_config(path, pretrained='a.pth')
+    assert cfg.model.init_cfg == dict(type='Pretrained', checkpoint='a.pth')
 
 
+@pytest.mark.filterwarnings('ignore:Detected call of')
 def test_the_recipe_of_gpt3_small():
     path = CONFIG.with_name('gpt3-small_32xb8-4778_text.py')
     cfg = read_config(str(path))
@@ -286,7 +287,6 @@ def test_the_recipe_of_gpt3_small():
     rates = []
     for _ in range(4778):
         rates.append(optimizer.param_groups[0]['lr'])
-        optimizer.step()
         for one in steps:
             one.step()
     # 375 M tokens are 715 batches of 256 x 2048.
