@@ -168,3 +168,15 @@ def add_shape_option(parser: argparse.ArgumentParser) -> None:
         metavar='N',
         help="length of the text of a language model; by default the data's",
     )
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``, the argument of :func:`print_report`."""
+    parser.add_argument(
+        '--json',
+        nargs='?',
+        const='-',
+        metavar='FILE',
+        help='write all numbers, unrounded, to this file; without a name, '
+        'print them and nothing else',
+    )
