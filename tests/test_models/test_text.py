@@ -135,11 +135,12 @@ def prepare(folder, *files, **options):
     prepare_text.main([*flags, '--out', str(folder)])
 
 
-def test_preparing_text(tmp_path):
+def test_preparing_text(tmp_path, monkeypatch):
     documents = [f'Text {i}: ä <|endoftext|>\n\n ß {i}\n' for i in range(9)]
     path = tmp_path / 'all.txt'
     path.write_bytes('=====\n'.join(documents).encode())
     out = tmp_path / 'out'
+    monkeypatch.setattr(prepare_text, 'PIECE', 10)
     prepare(out, path, separator='=====', vocabulary=300, val_share=0.2)
     bpe = open_tokenizer(str(out))
     found = {}
