@@ -3,6 +3,7 @@
 from .build import why_unavailable
 from .convolution import in_format_of, is_channels_last
 from .geometry import Geometry, geometry_of, pair, reads_images
+from .masked_layers import why_dense
 from .memory import keep_freed_memory
 from .norm import batch_norm
 from .ops import PRODUCTS, sparse_conv2d, sparse_conv2d_fused
@@ -29,5 +30,6 @@ __all__ = [
     'reads_images',
     'sparse_conv2d',
     'sparse_conv2d_fused',
+    'why_dense',
     'why_unavailable',
 ]
