@@ -4,7 +4,6 @@ Each trains two iterations with RigL on generated data. Backbones stay of the
 library's class; like necks and heads they are narrowed by their arguments.
 """
 
-import copy
 import math
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import Runner
 
 from helpers import datasets
-from helpers.runs import forget_instances
 from helpers.small_configs import (
     Watch,
     check_masks,
@@ -25,8 +23,7 @@ from helpers.small_configs import (
     narrow_data,
     small,
 )
-from helpers.sparse_runs import final, load
-from sift_mm.checkpoint.state import with_digest
+from helpers.sparse_runs import final
 from sift_mm.config.building import replace_sync_norms
 from sift_mm.config.data import check_data
 from sift_mm.config.loading import read_config
@@ -148,10 +145,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         backbone__widen_factor=0.25,
         neck__in_channels=[64, 128, 256],
     ),
-    'mmdet::rtmdet/rtmdet_tiny_8xb32-300e_coco.py': dense_head(
-        backbone__widen_factor=0.25,
-        neck__in_channels=[64, 128, 256],
-    ),
     'mmdet::mask_rcnn/mask-rcnn_r50_fpn_1x_coco.py': TWO_STAGES
     | {
         'model.roi_head.mask_roi_extractor.out_channels': 16,
@@ -226,8 +219,6 @@ def read(name: str, **member: Any) -> Config:
         # What comes late in a run comes before its second epoch.
         if 'num_last_epochs' in hook:
             hook['num_last_epochs'] = 0
-        if 'switch_epoch' in hook:
-            hook['switch_epoch'] = 1
     schedules = cfg.param_scheduler
     for one in schedules if isinstance(schedules, list) else [schedules]:
         if one.get('begin'):
@@ -236,14 +227,8 @@ def read(name: str, **member: Any) -> Config:
     return cfg
 
 
-def train(
-    cfg: Config, work_dir: Path, checkpoint: Path | None = None
-) -> tuple[Runner, Watch]:
-    """Train, or resume from a checkpoint."""
-    cfg = copy.deepcopy(cfg)
+def train(cfg: Config, work_dir: Path) -> tuple[Runner, Watch]:
     cfg.work_dir = str(work_dir)
-    if checkpoint is not None:
-        cfg.update(resume=True, load_from=str(checkpoint))
     runner = build_runner(cfg)
     watch = Watch()
     runner.register_hook(watch)
@@ -289,57 +274,6 @@ def test_a_librarys_config_trains_at_the_dense_flops(
             weights = dict(other.ema_model.module.named_parameters())
             for key, mask in masks.items():
                 assert not weights[key][~mask].any(), key
-
-
-CHANCE = ('Random', 'Mosaic', 'MixUp', 'PhotoMetric', 'Lighting')
-
-
-def without_chance(dataset: dict) -> None:
-    """Remove the random steps of all pipelines."""
-    if 'dataset' in dataset:
-        without_chance(dataset['dataset'])
-    steps = [
-        step
-        for step in dataset['pipeline']
-        if not any(word in step['type'] for word in CHANCE)
-    ]
-    loads = sum(step['type'].startswith('Load') for step in steps)
-    if loads:
-        resize = dict(type='Resize', scale=(32, 32), keep_ratio=False)
-        steps.insert(loads, resize)
-    dataset['pipeline'] = steps
-
-
-def digest(value: Any) -> str:
-    """Return the digest of a part of a checkpoint."""
-    return with_digest(dict(value=value))['digest']
-
-
-@pytest.mark.parametrize(
-    'name',
-    [
-        'mmdet::yolox/yolox_s_8xb8-300e_coco.py',
-        'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py',
-    ],
-)
-def test_a_resumed_run_ends_as_the_whole_one(
-    name: str, tmp_path: Path
-) -> None:
-    cfg = read(name, hook=HOOK, **MEMBER)
-    without_chance(cfg.train_dataloader.dataset)
-    if 'segformer' in name:
-        cfg.model.backbone.backbone.drop_path_rate = 0.0
-        cfg.model.decode_head.dropout_ratio = 0.0
-    train(cfg, tmp_path / 'whole')
-    first = next((tmp_path / 'whole').glob('*_1.pth'))
-    forget_instances()
-    train(cfg, tmp_path / 'resumed', first)
-    whole, resumed = final(tmp_path / 'whole'), final(tmp_path / 'resumed')
-    for key, value in whole.items():
-        if key not in ('meta', 'message_hub'):  # They hold times.
-            assert digest(value) == digest(resumed[key]), key
-    begin, end = load(first)['sparse_training'], whole['sparse_training']
-    assert digest(begin) != digest(end)
 
 
 def test_weights_known_by_the_networks_name_are_taken_out() -> None:
