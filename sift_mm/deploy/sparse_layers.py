@@ -121,8 +121,10 @@ class FastMaxPool2d(ExecutedMaxPool2d):
     """``nn.MaxPool2d`` on the kernels, with bit-identical outputs."""
 
     execution = UnmaskedExecution(sparse=True)
-    # Its copies and pickles stay fast.
-    __reduce_ex__ = nn.Module.__reduce_ex__
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Copies and pickles stay fast.
+        return nn.Module.__reduce_ex__(self, protocol)
 
 
 def sparsify(layer: Any, mask: Tensor, timed: bool) -> None:
