@@ -13,7 +13,7 @@ from sift_mm.config.channels import (
     fit_channels,
     reader_channels,
 )
-from sift_mm.config.dense import build_dense, dense_config
+from sift_mm.config.dense import make_dense
 from sift_mm.config.libraries import import_library
 from sift_mm.config.loading import read_config
 from sift_mm.config.nodes import set_at, walk
@@ -92,7 +92,7 @@ def test_configs_of_the_libraries(name, dense, assumed):
     before = cfg.model.to_dict()
     fit_channels(cfg)  # It fits already.
     assert cfg.model.to_dict() == before
-    assert numbers(dense_config(cfg)) == small
+    assert numbers(make_dense(cfg)[0]) == small
     assert cfg.model.to_dict() == before
     _, said = count_model(build(cfg), (128, 128))
     assert ' '.join(said).startswith(assumed)
@@ -118,7 +118,7 @@ def test_a_head_that_reads_itself():
     assert cfg.model.auxiliary_head.in_channels == 64
     head = copy.deepcopy(cfg.model.decode_head)
     assert head.kernel_generate_head.in_channels == 128
-    back = dense_config(cfg).model
+    back = make_dense(cfg)[0].model
     assert back.decode_head == dense
     assert back.auxiliary_head.in_channels == 32
     head.kernel_generate_head.in_channels = 64
@@ -135,7 +135,7 @@ def test_a_neck_that_passes_features_on():
     # It insists on a tuple.
     assert cfg.model.neck.in_channels == (32, 64, 128)
     assert cfg.model.auxiliary_head.in_channels == 64
-    dense = dense_config(cfg).model
+    dense = make_dense(cfg)[0].model
     assert dense.neck.in_channels == (16, 32, 64)
     assert dense.auxiliary_head.in_channels == 32
     cfg.model.neck.in_channels = (16, 32, 64)
@@ -252,10 +252,10 @@ def test_the_whole_model_and_its_dense_one(tmp_path):
 
 def test_the_dense_one_of_any_backbone(tmp_path):
     cfg = read(write_config(tmp_path, 'mmdet', tmp_path))
-    assert dense_config(cfg).model.to_dict() == cfg.model.to_dict()
+    assert make_dense(cfg)[0].model.to_dict() == cfg.model.to_dict()
     inner = cfg.model.backbone.to_dict()
     wrapped = dict(type='SparseIFT', backbone=inner, family='wide')
     other = Config(dict(cfg.to_dict(), default_scope='mmdet'))
     other.model.backbone = dict(wrapped, sparsity=0.75)
-    assert dense_config(other).model.to_dict() == cfg.model.to_dict()
-    assert str(build_dense(other)) == str(build_dense(cfg))
+    assert make_dense(other)[0].model.to_dict() == cfg.model.to_dict()
+    assert str(make_dense(other)[1]) == str(make_dense(cfg)[1])
