@@ -213,6 +213,6 @@ def check(case: Case) -> None:
 
 
 def forget_layouts() -> None:
-    """Forget the layouts, which depend on the library that is loaded."""
+    """Clear the cached layouts, which depend on the loaded library."""
     pattern.forward_layout.cache_clear()
     pattern.backward_layouts.cache_clear()

@@ -40,7 +40,7 @@ def one_rank():
 
 
 def flat(model, mesh):
-    """Shard like PyTorch's first FSDP."""
+    """Wrap a model in PyTorch's first FSDP."""
     with pytest.warns(UserWarning, match='NO_SHARD'):
         return MMFullyShardedDataParallel(
             model, device_id=torch.device('cpu'), use_orig_params=True
