@@ -13,6 +13,7 @@ from sift_mm.cli import test as test_tool
 from sift_mm.layers import families
 
 SCOPES = ['mmdet', 'mmseg', 'mmpretrain']
+ONE_EPOCH = '', "train_cfg['max_epochs'] = 1\n"
 
 
 def backbone_state(checkpoint):
@@ -42,7 +43,7 @@ def test_members_train_with_every_algorithm(
     config = make_config(
         scope,
         f"custom_hooks[0]['algorithm'] = '{algorithm}'\n"
-        + ("train_cfg['max_epochs'] = 1\n" if scope == 'mmpretrain' else ''),
+        + ONE_EPOCH[scope == 'mmpretrain'],
         family,
     )
     checkpoint = train(config, tmp_path / 'run')
@@ -63,7 +64,8 @@ def test_members_train_with_every_algorithm(
 
 @pytest.mark.parametrize('scope', SCOPES)
 def test_wide_factorized_trains_without_masks(scope, make_config, tmp_path):
-    config = make_config(scope, family='wide_factorized')
+    epochs = ONE_EPOCH[scope == 'mmpretrain']
+    config = make_config(scope, epochs, 'wide_factorized')
     checkpoint = train(config, tmp_path / 'run')
     assert 'sparse_training' not in checkpoint
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
@@ -73,8 +75,8 @@ def test_wide_factorized_trains_without_masks(scope, make_config, tmp_path):
     # Neither hook nor wrapper is needed.
     config = make_config(
         scope,
-        "custom_hooks = []\noptim_wrapper['type'] = 'OptimWrapper'\n",
-        family='wide_factorized',
+        epochs + "custom_hooks = []\noptim_wrapper['type'] = 'OptimWrapper'\n",
+        'wide_factorized',
     )
     other = train(config, tmp_path / 'plain')
     assert_same(checkpoint['state_dict'], other['state_dict'])
@@ -87,7 +89,8 @@ def test_members_resume_evaluate_and_load_downstream(
     # The ordinary stem, which a detector has too.
     config = make_config(
         'mmpretrain',
-        "model['backbone']['type'] = 'SparseIFTResNet'\n",
+        "model['backbone']['type'] = 'SparseIFTResNet'\n"
+        "train_cfg['max_epochs'] = 2\n",
         family,
     )
     whole = train(config, tmp_path / 'whole')
