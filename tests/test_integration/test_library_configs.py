@@ -102,9 +102,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
     'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py': classifier(
         1280, widen_factor=0.25
     ),
-    'mmpretrain::resnext/resnext50-32x4d_8xb32_in1k.py': classifier(
-        512, groups=4, base_channels=16, stem_channels=16
-    ),
     'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py': classifier(
         128,
         arch=dict(
@@ -136,11 +133,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
             img_size=32,
         )
     ),
-    'mmdet::pvt/retinanet_pvtv2-b0_fpn_1x_coco.py': dense_head(
-        backbone__embed_dims=16,
-        backbone__num_layers=[1, 1, 1, 1],
-        neck__in_channels=[16, 32, 80, 128],
-    ),
     'mmdet::yolox/yolox_s_8xb8-300e_coco.py': dense_head(
         backbone__widen_factor=0.25,
         neck__in_channels=[64, 128, 256],
@@ -162,7 +154,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         'model.num_queries': 10,
     },
     'mmseg::hrnet/fcn_hr18_4xb2-40k_cityscapes-512x1024.py': hrnet(),
-    'mmseg::segformer/segformer_mit-b0_8xb2-160k_ade20k-512x512.py': {
+    'mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py': {
         'model.backbone.embed_dims': 16,
         'model.backbone.num_layers': [1, 1, 1, 1],
         'model.decode_head.in_channels': [16, 32, 80, 128],
@@ -181,7 +173,6 @@ def library_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     datasets.mini_coco(data / 'coco', num_train=2, num_val=1, size=(64, 64))
     datasets.mini_cityscapes(data / 'cityscapes', num_train=2, num_val=1)
-    datasets.mini_ade20k(data / 'ade/ADEChallengeData2016')
     return root
 
 
