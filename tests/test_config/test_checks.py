@@ -134,7 +134,7 @@ COMMON = dict(
 HOOK = dict(
     COMMON,
     transfer=word('fixed', 'train', 'dense'),
-    log_layers=flag,
+    log_layers=lambda v: flag(v) or whole(1)(v),
 )
 BACKBONE = dict(
     family=word('wide', 'parallel', 'factorized', 'doped', 'wide_factorized'),
