@@ -1,0 +1,306 @@
+"""Charts as SVG inside a page: colours follow its light or dark scheme.
+
+Colours are placeholders in matplotlib, and CSS variables in the SVG. Text
+stays text, in the page's font, which is narrower than matplotlib's.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from itertools import count
+from typing import Any
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+
+from sift_mm.cli.reports.statistics import Summary, summarize
+
+#: Placeholders of text and axes, and of grid lines.
+TEXT, GRID = '#010101', '#020202'
+#: Number of colours --s1, --s2, ... of the page.
+COLORS = 6
+MARKERS = 'os^Dv<>PX'
+DASHES: tuple[Any, ...] = ('-', (0, (4, 1.5)), (0, (1.5, 1.2)), (0, (6, 1, 1)))
+WIDTH, HEIGHT = 4.4, 2.9  # Inches; 96 pixels of CSS each.
+#: Largest number of columns of a heat map.
+COLUMNS = 80
+
+SETTINGS = {
+    'font.size': 8.5,
+    'axes.titlesize': 9.5,
+    'axes.grid': True,
+    'axes.spines.top': False,
+    'axes.spines.right': False,
+    'grid.color': GRID,
+    'grid.linewidth': 0.6,
+    'lines.markersize': 4,
+    'lines.linewidth': 1.4,
+    'svg.fonttype': 'none',
+    'svg.hashsalt': 'report',
+    **dict.fromkeys(
+        (
+            *('text.color', 'axes.labelcolor', 'axes.edgecolor'),
+            *('xtick.color', 'ytick.color'),
+        ),
+        TEXT,
+    ),
+}
+
+Curve = Sequence[tuple[float, float]]
+_numbers = count(1)
+
+
+@dataclass(frozen=True)
+class Style:
+    """Look of a network in all charts.
+
+    Args:
+        color (int): 0 for the colour of text, else 1 to ``COLORS``.
+        marker (str): Marker of matplotlib.
+        dash (Any): Line style of matplotlib.
+    """
+
+    color: int = 0
+    marker: str = 'o'
+    dash: Any = '-'
+
+    @property
+    def placeholder(self) -> str:
+        """Colour in matplotlib."""
+        return f'#0000{self.color + 16:02x}' if self.color else TEXT
+
+
+def styles_of(series: Mapping[str, str], dense: str | None) -> dict[str, Style]:
+    """Return the style of each network.
+
+    Args:
+        series (Mapping[str, str]): Series of each network, by name. A series
+            has one colour and marker, and its networks differ in dashes.
+        dense (str, optional): Network in the colour of text.
+    """
+    found: dict[str, Style] = {}
+    known = dict.fromkeys(s for name, s in series.items() if name != dense)
+    for i, one in enumerate(known):
+        names = [n for n, s in series.items() if s == one and n != dense]
+        for j, name in enumerate(names):
+            found[name] = Style(
+                i % COLORS + 1,
+                MARKERS[i % len(MARKERS)],
+                DASHES[j % len(DASHES)],
+            )
+    if dense is not None:
+        found[dense] = Style()
+    return found
+
+
+def _figure(width: float = WIDTH, height: float = HEIGHT) -> tuple[Any, Any]:
+    """Return a figure without a window, and its axes."""
+    figure = Figure((width, height), layout='constrained')
+    return figure, figure.add_subplot()
+
+
+def _svg(figure: Any, title: str) -> str:
+    """Return a figure as an SVG element for a page."""
+    out = StringIO()
+    nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
+    figure.savefig(out, format='svg', transparent=True, metadata=nothing)
+    text = out.getvalue()
+    text = text[text.index('<svg') :]
+    text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.S)
+    text = re.sub(r'<!--.*?-->', '', text, flags=re.S)
+    text = re.sub(r"'DejaVu Sans'[^;\"]*", 'inherit', text)
+    text = text.replace(TEXT, 'currentColor').replace(GRID, 'var(--grid)')
+    text = re.sub(
+        r'#0000(1[1-9a-f])',
+        lambda match: f'var(--s{int(match[1], 16) - 16})',
+        text,
+    )
+    # Names are unique in the page; those that nothing refers to go.
+    used, prefix = {*re.findall(r'#([\w-]+)', text)}, f'c{next(_numbers)}-'
+    text = re.sub(
+        r' id="([^"]*)"',
+        lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else '',
+        text,
+    )
+    text = re.sub(r'(href="|url\()#', rf'\1#{prefix}', text)
+    label = title.replace('&', '&amp;').replace('"', '&quot;')
+    return text.replace('<svg', f'<svg role="img" aria-label="{label}"', 1)
+
+
+@rc_context(SETTINGS)
+def swatch(style: Style) -> str:
+    """Return a piece of a network's line with its marker, for a legend."""
+    figure, axis = _figure(0.42, 0.16)
+    figure.set_layout_engine('none')
+    axis.set_position((0, 0, 1, 1))
+    axis.set_axis_off()
+    line = dict(color=style.placeholder, linestyle=style.dash)
+    axis.plot([0, 1, 2], [0, 0, 0], **line)
+    axis.plot([1], [0], style.marker, color=style.placeholder)
+    return _svg(figure, '')
+
+
+@rc_context(SETTINGS)
+def curve_chart(
+    title: str,
+    labels: tuple[str, str],
+    curves: Sequence[tuple[Style, Sequence[Curve]]],
+    log: bool = False,
+) -> str:
+    """Draw the mean of each network's curves, and a band of their spread.
+
+    Args:
+        title (str): Title.
+        labels (tuple[str, str]): Labels of x and y, with units.
+        curves (Sequence): Style of each network, and a curve of each run.
+        log (bool): Whether y is logarithmic.
+    """
+    figure, axis = _figure()
+    for style, runs in curves:
+        values: dict[float, list[float]] = {}
+        for x, y in (point for run in runs for point in run):
+            values.setdefault(x, []).append(y)
+        steps = sorted(values)
+        found = [summarize(values[step]) for step in steps]
+        mean = np.array([s.mean for s in found])
+        spread = np.array([s.deviation for s in found])
+        axis.plot(
+            steps,
+            mean,
+            color=style.placeholder,
+            linestyle=style.dash,
+            marker=style.marker if len(steps) < 15 else None,
+            zorder=3,
+        )
+        if len(runs) > 1:
+            low, high = mean - spread, mean + spread
+            shade = dict(color=style.placeholder, alpha=0.13, linewidth=0)
+            axis.fill_between(steps, low, high, **shade)
+    axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    if log:
+        axis.set_yscale('log')
+    return _svg(figure, title)
+
+
+@dataclass(frozen=True)
+class Point:
+    """A network in a chart of metric against cost.
+
+    Args:
+        style (Style): Style of the network.
+        series (str): Points of one series are joined.
+        x (Summary): Cost.
+        y (Summary): Metric.
+    """
+
+    style: Style
+    series: str
+    x: Summary
+    y: Summary
+
+
+@rc_context(SETTINGS)
+def cost_chart(
+    title: str,
+    labels: tuple[str, str],
+    points: Sequence[Point],
+    dense: Summary | None,
+    least: float = 0,
+) -> str:
+    """Draw means with standard deviations, and dense as a band.
+
+    Args:
+        title (str): Title.
+        labels (tuple[str, str]): Labels of x and y, with units.
+        points (Sequence[Point]): Networks.
+        dense (Summary, optional): Metric of the dense network.
+        least (float): Smallest range of x, so that costs that are equal but
+            for a rounding are drawn as equal.
+    """
+    figure, axis = _figure()
+    if dense is not None:
+        axis.axhline(dense.mean, color=TEXT, linewidth=0.9, zorder=2)
+        low, high = (dense.mean + s * dense.deviation for s in (-1, 1))
+        axis.axhspan(low, high, color=TEXT, alpha=0.13, linewidth=0)
+    series: dict[str, list[Point]] = {}
+    for point in sorted(points, key=lambda point: point.x.mean):
+        series.setdefault(point.series, []).append(point)
+    for members in series.values():
+        axis.plot(
+            [point.x.mean for point in members],
+            [point.y.mean for point in members],
+            color=members[0].style.placeholder,
+            linewidth=0.7,
+            alpha=0.6,
+        )
+    for point in points:
+        axis.errorbar(
+            point.x.mean,
+            point.y.mean,
+            xerr=point.x.deviation or None,
+            yerr=point.y.deviation or None,
+            color=point.style.placeholder,
+            marker=point.style.marker,
+            markersize=5,
+            capsize=2.5,
+            elinewidth=1,
+            zorder=3,
+        )
+    axis.margins(x=0.08)
+    low, high = axis.get_xlim()
+    if high - low < least:
+        middle = (low + high) / 2
+        axis.set_xlim(middle - least / 2, middle + least / 2)
+    axis.ticklabel_format(axis='x', useOffset=False, style='plain')
+    axis.ticklabel_format(axis='y', useOffset=False, style='plain')
+    axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
+    return _svg(figure, title)
+
+
+@rc_context(SETTINGS)
+def heat_map(
+    title: str,
+    labels: tuple[str, str],
+    rows: Mapping[str, Curve],
+    log: bool = False,
+) -> str:
+    """Draw one row a layer, one column a step, the value as a colour.
+
+    Args:
+        title (str): Title.
+        labels (tuple[str, str]): Labels of x and of the values, with units.
+        rows (Mapping): Steps and values of each layer.
+        log (bool): Whether colours are logarithmic.
+    """
+    steps = sorted({x for curve in rows.values() for x, _ in curve})
+    if len(steps) > COLUMNS:
+        kept = np.linspace(0, len(steps) - 1, COLUMNS).round().astype(int)
+        steps = [steps[i] for i in kept]
+    known = [dict(curve) for curve in rows.values()]
+    values = np.array([[row.get(s, np.nan) for s in steps] for row in known])
+    positive = values[values > 0]
+    figure, axis = _figure(height=0.95 + 0.145 * len(rows))
+    image = axis.imshow(
+        values,
+        aspect='auto',
+        cmap='cividis',
+        interpolation='none',
+        norm=LogNorm(positive.min(), positive.max())
+        if log and positive.size
+        else None,
+    )
+    axis.grid(False)
+    shown = range(0, len(rows), -(-len(rows) // 60))
+    axis.set_yticks(shown, [[*rows][i] for i in shown], fontsize=7)
+    ticks = np.linspace(0, len(steps) - 1, min(len(steps), 5)).round()
+    columns = [int(i) for i in dict.fromkeys(ticks)]
+    axis.set_xticks(columns, [f'{steps[i]:g}' for i in columns])
+    axis.set(title=title, xlabel=labels[0])
+    bar = figure.colorbar(image, ax=axis, fraction=0.08, aspect=30)
+    bar.set_label(labels[1])
+    bar.outline.set_visible(False)
+    return _svg(figure, title)
