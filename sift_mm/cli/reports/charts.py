@@ -28,7 +28,7 @@ WIDTH, HEIGHT = 4.4, 2.9  # Inches; 96 pixels of CSS each.
 #: Largest number of columns of a heat map.
 COLUMNS = 80
 
-SETTINGS = {
+SETTINGS: Any = {
     'font.size': 8.5,
     'axes.titlesize': 9.5,
     'axes.grid': True,
@@ -73,15 +73,20 @@ class Style:
         return f'#0000{self.color + 16:02x}' if self.color else TEXT
 
 
-def styles_of(series: Mapping[str, str], dense: str | None) -> dict[str, Style]:
+def styles_of(
+    series: Mapping[str, str], dense: str | None
+) -> dict[str, Style]:
     """Return the style of each network.
 
     Args:
-        series (Mapping[str, str]): Series of each network, by name. A series
-            has one colour and marker, and its networks differ in dashes.
+        series (Mapping[str, str]): Series of each network, by name. Of more
+            networks than colours, a series has one colour and marker, and its
+            networks differ in dashes.
         dense (str, optional): Network in the colour of text.
     """
     found: dict[str, Style] = {}
+    if len(series.keys() - {dense}) <= COLORS:
+        series = {name: name for name in series}
     known = dict.fromkeys(s for name, s in series.items() if name != dense)
     for i, one in enumerate(known):
         names = [n for n, s in series.items() if s == one and n != dense]

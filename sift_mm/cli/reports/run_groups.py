@@ -21,6 +21,8 @@ from sift_mm.names import check_names
 
 #: Keys of a config that differ between runs of one network.
 PER_RUN = ('randomness', 'work_dir', 'resume', 'launcher', 'experiment_name')
+#: Beginnings of metrics in per cent.
+PERCENT = ('accuracy', 'single-label', 'mIoU', 'aAcc', 'mAcc', 'mDice')
 #: Metrics to compare, where the config does not name one in save_best.
 METRICS = ('accuracy/top1', 'coco/bbox_mAP', 'mIoU')
 # The part of a path that names a seed, with the separator before it.
@@ -97,9 +99,14 @@ class Group:
         found = [*self.values(read).values()]
         return summarize(found) if found else None
 
-    def cost(self, key: str) -> Summary | None:
-        """Return mean and spread of a cost."""
-        return self.summary(lambda run: run.costs.get(key))
+    def mean(self, read: Callable[[Run], float | None]) -> float | None:
+        """Return the mean over the runs, None without values."""
+        found = self.summary(read)
+        return None if found is None else found.mean
+
+    def cost(self, key: str) -> float | None:
+        """Return the mean of a cost."""
+        return self.mean(lambda run: run.costs.get(key))
 
 
 def group_runs(paths: Sequence[Path]) -> list[Group]:
@@ -119,12 +126,13 @@ def group_runs(paths: Sequence[Path]) -> list[Group]:
             '/'.join(part[-depth:]) if names.count(name) > 1 else name
             for part, name in zip(parts, names, strict=True)
         ]
-    return [
+    named = [
         Group(
             name if names.count(name) == 1 else runs[0].path.name, tuple(runs)
         )
         for name, runs in zip(names, groups, strict=True)
     ]
+    return sorted(named, key=lambda group: not group.is_dense)
 
 
 def find_dense(groups: Sequence[Group], name: str | None) -> Group | None:
@@ -164,6 +172,37 @@ def find_metric(groups: Sequence[Group], name: str | None) -> str | None:
     best = [(hook.get('checkpoint') or {}).get('save_best') for hook in hooks]
     wanted = [name, *(b for b in best if isinstance(b, str)), *METRICS, *known]
     return next((key for key in wanted if key in known), None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Networks to show, and what they are compared by.
+
+    Args:
+        groups (Sequence[Group]): Networks.
+        dense (Group, optional): Network that others are compared with.
+        metric (str, optional): Metric; None if no run has one.
+    """
+
+    groups: Sequence[Group]
+    dense: Group | None
+    metric: str | None
+
+    @property
+    def unit(self) -> str:
+        """Metric with its unit."""
+        name = self.metric or ''
+        return f'{name} (%)' if name.startswith(PERCENT) else name
+
+    @property
+    def digits(self) -> int:
+        """Digits behind the point of the metric: 2 of per cents, else 4."""
+        found = [
+            v
+            for g in self.groups
+            for v in g.metric(self.metric or '').values()
+        ]
+        return 2 if any(abs(value) > 1.5 for value in found) else 4
 
 
 def difference(
@@ -244,7 +283,6 @@ def comparison_rows(
     for group in groups:
         found = group.summary(lambda run: run.metrics.get(metric or ''))
         less = difference(group, dense, metric)
-        seconds = group.summary(lambda run: run.seconds)
         row: dict[str, Any] = {
             'network': group.name,
             'sparsity': group.sparsity,
@@ -254,10 +292,9 @@ def comparison_rows(
             *('flops', 'flops_ratio', 'training_ratio'),
             *('parameters', 'active'),
         ):
-            cost = group.cost(key)
-            row[key] = cost and cost.mean
+            row[key] = group.cost(key)
         row |= {
-            'seconds': seconds and seconds.mean,
+            'seconds': group.mean(lambda run: run.seconds),
             'metric': metric,
             'mean': found and found.mean,
             'sd': found.deviation if found and found.n > 1 else None,
