@@ -38,7 +38,7 @@ from sift_mm.engine.transfer import (
     check_member,
     check_optimizer,
     choose_algorithm,
-    masks_of,
+    fit_masks,
     read_start,
 )
 from sift_mm.engine.wrappers import unwrap
@@ -193,7 +193,7 @@ class SparseTrainingHook(Hook):
             algorithm = choose_algorithm(self.options, start)
         check_member(state, {'sparsity': plan.nominal_sparsity})
         check_structure(state, algorithm.structure)
-        masks = masks_of(state, plan.parameters, plan.counts)
+        masks = fit_masks(state, plan.parameters, plan.counts)
         if origin is Origin.RESTORED:
             check_counts(masks, plan.counts)
         return masks, algorithm
