@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.colors import LogNorm
+from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
 from sift_mm.cli.reports.statistics import Summary, summarize
@@ -269,16 +269,19 @@ def cost_chart(
 @rc_context(SETTINGS)
 def heat_map(
     title: str,
-    labels: tuple[str, str],
+    unit: str,
     rows: Mapping[str, Curve],
+    ends: tuple[float | None, float | None] = (None, None),
     log: bool = False,
 ) -> str:
     """Draw one row a layer, one column a step, the value as a colour.
 
     Args:
         title (str): Title.
-        labels (tuple[str, str]): Labels of x and of the values, with units.
+        unit (str): Label of x.
         rows (Mapping): Steps and values of each layer.
+        ends (tuple): Values of the first and the last colour; None is that of
+            the smallest or largest value.
         log (bool): Whether colours are logarithmic.
     """
     steps = sorted({x for curve in rows.values() for x, _ in curve})
@@ -288,15 +291,19 @@ def heat_map(
     known = [dict(curve) for curve in rows.values()]
     values = np.array([[row.get(s, np.nan) for s in steps] for row in known])
     positive = values[values > 0]
+    low, high = ends
+    if low == 0 and high is None:
+        high = max(float(np.nanmax(values)), 1e-3)
+    norm = Normalize(low, high)
+    if log and positive.size:
+        norm = LogNorm(positive.min(), positive.max())
     figure, axis = _figure(height=0.95 + 0.145 * len(rows))
     image = axis.imshow(
         values,
         aspect='auto',
         cmap='cividis',
         interpolation='none',
-        norm=LogNorm(positive.min(), positive.max())
-        if log and positive.size
-        else None,
+        norm=norm,
     )
     axis.grid(False)
     shown = range(0, len(rows), -(-len(rows) // 60))
@@ -304,8 +311,7 @@ def heat_map(
     ticks = np.linspace(0, len(steps) - 1, min(len(steps), 5)).round()
     columns = [int(i) for i in dict.fromkeys(ticks)]
     axis.set_xticks(columns, [f'{steps[i]:g}' for i in columns])
-    axis.set(title=title, xlabel=labels[0])
+    axis.set(title=title, xlabel=unit)
     bar = figure.colorbar(image, ax=axis, fraction=0.08, aspect=30)
-    bar.set_label(labels[1])
     bar.outline.set_visible(False)
     return _svg(figure, title)

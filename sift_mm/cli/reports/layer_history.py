@@ -20,21 +20,21 @@ from sift_mm.sparsity.mask_table import mask_table
 #: Spectral quantities, with their labels.
 SPECTRAL = {
     'ramanujan_gap': 'Ramanujan gap',
-    'imdb': 'iterative mean difference of bound',
+    'imdb': 'IMDB',
     'weighted_gap': 'weighted spectral gap',
-    'imsg': 'iterated mean spectral gap',
+    'imsg': 'iterated spectral gap',
 }
-#: Quantities of a layer, with labels of their axes.
-QUANTITIES = {
-    'density': 'share of active weights',
-    'moved': 'share of active weights moved',
-    'itop_rate': 'share ever active (ITOP)',
-    'doc_rate': 'share always active (DoC)',
-    'dead_inputs': 'input channels without a weight',
-    'dead_outputs': 'output channels without a weight',
-    'gradient_norm': 'norm of the gradient',
-    'sparse_products': 'products on sparse kernels, of 3',
-    **SPECTRAL,
+#: Quantities of a layer: label, and ends of the colours if they are fixed.
+QUANTITIES: dict[str, tuple[str, float | None, float | None]] = {
+    'density': ('share of active weights', 0, 1),
+    'moved': ('share of active weights moved', 0, None),
+    'itop_rate': ('share ever active (ITOP)', 0, 1),
+    'doc_rate': ('share always active (DoC)', 0, 1),
+    'dead_inputs': ('input channels without a weight', 0, None),
+    'dead_outputs': ('output channels without a weight', 0, None),
+    'gradient_norm': ('norm of the gradient', None, None),
+    'sparse_products': ('products on sparse kernels, of 3', 0, 3),
+    **{key: (label, None, None) for key, label in SPECTRAL.items()},
 }
 # Names in the table of a checkpoint.
 IN_TABLE = {'itop_rate': 'itop', 'doc_rate': 'doc'}

@@ -62,7 +62,8 @@ def render(
         title=title,
         now=strftime('%Y-%m-%d %H:%M'),
         headline=headline(compared),
-        legend=[
+        # Called for each section: names in an SVG are unique in the page.
+        legend=lambda: [
             (group.name, Markup(swatch(style[group.name])))
             for group in compared.groups
         ],

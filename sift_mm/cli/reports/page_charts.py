@@ -154,21 +154,31 @@ def spectral_charts(
         ]
         if curves:
             labels = 'optimizer step', 'mean of the layers'
-            yield curve_chart(label.capitalize(), labels, curves)
+            yield curve_chart(label[0].upper() + label[1:], labels, curves)
 
 
 def layer_charts(layers: Layers) -> list[str]:
     """Return heat maps of a run's layers: logged, or from checkpoints."""
     shown: History = {**layers.saved, **layers.logged}
     charts = []
-    for quantity, label in QUANTITIES.items():
+    order = {
+        name: i
+        for i, name in enumerate(
+            row['name']
+            for _, table in layers.tables
+            for row in table['layers']
+        )
+    }
+    for quantity, (label, low, high) in QUANTITIES.items():
         if quantity not in shown:
             continue
         rows = shown[quantity]
-        short = short_names([*rows])
+        # A layer may lack a quantity at first.
+        names = sorted(rows, key=lambda name: order.get(name, 0))
+        short = short_names(names)
         unit = 'iteration' if quantity in layers.logged else 'optimizer step'
         title = label[0].upper() + label[1:]
-        curves = {short[name]: curve for name, curve in rows.items()}
+        curves = {short[name]: rows[name] for name in names}
         log = quantity == 'gradient_norm'
-        charts.append(heat_map(title, (unit, ''), curves, log))
+        charts.append(heat_map(title, unit, curves, (low, high), log))
     return charts

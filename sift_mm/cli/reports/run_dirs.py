@@ -42,7 +42,7 @@ def is_run(folder: Path) -> bool:
     """Return whether a folder is the work dir of a run."""
     return any(
         next(folder.glob(pattern), None)
-        for pattern in ('*/vis_data', '*/run.json', '*.pth')
+        for pattern in ('*/vis_data', '*/run.json', '*.pth', 'result.json')
     )
 
 
@@ -196,13 +196,14 @@ class Run:
 
     @cached_property
     def checkpoints(self) -> list[Path]:
-        """Checkpoints of epochs or iterations, in order."""
+        """Checkpoints of epochs or iterations, in order; else all others."""
         found = {
             int(match[1]): path
             for path in self.path.glob('*.pth')
             if (match := re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem))
         }
-        return [found[number] for number in sorted(found)]
+        ordered = [found[number] for number in sorted(found)]
+        return ordered or sorted(self.path.glob('*.pth'))
 
     @cached_property
     def state(self) -> dict[str, Any]:

@@ -36,6 +36,8 @@ def _key(run: Run) -> str:
     content = {k: v for k, v in run.config.items() if k not in PER_RUN}
     if not content:
         return SEED.sub('', str(run.path.resolve()))
+    # Options may come from a script, and not be in the config.
+    content['network'] = run.member, run.masks.get('algorithm')
     # A seed's own pretrained checkpoint, say.
     return SEED.sub('', json.dumps(content, default=repr, sort_keys=True))
 

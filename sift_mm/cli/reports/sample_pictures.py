@@ -3,10 +3,13 @@
 import copy
 import tempfile
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
+from io import StringIO
 from itertools import count
 from pathlib import Path
 from typing import Any
+from warnings import catch_warnings, simplefilter
 
 import numpy as np
 import torch
@@ -175,9 +178,12 @@ def draw_samples(
         try:
             if not run.checkpoints:
                 raise UserError('there is no checkpoint of it.')
-            drawer = Drawer(run)
-            samples = samples or drawer.samples(number)
-            drawn = [drawer.draw(sample, not images) for sample in samples]
+            # Data sets print, and drawing warns of boxes on the border.
+            with redirect_stdout(StringIO()), catch_warnings():
+                simplefilter('ignore')
+                drawer = Drawer(run)
+                samples = samples or drawer.samples(number)
+                drawn = [drawer.draw(sample, not images) for sample in samples]
         # Data sets and models of users raise errors of any type.
         except Exception as error:
             text = f'{type(error).__name__}: {error}'
