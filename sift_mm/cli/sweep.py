@@ -10,6 +10,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from sift_mm.cli import html_report
 from sift_mm.cli.arguments import check_pairs, name_of, positive
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.experiments import run_experiments
@@ -108,3 +109,5 @@ def main(argv: Sequence[str] | None = None) -> None:
     by_size = sorted(networks, key=lambda network: network.sparsity or 0)
     plan = [runs[n][seed] for seed in range(args.seeds) for n in by_size]
     run_experiments(plan, args.jobs, args.threads)
+    page = html_report.write_report([root], root / 'report')
+    print(f'The report is {page}')

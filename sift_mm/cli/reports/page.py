@@ -20,6 +20,7 @@ from sift_mm.cli.reports.page_charts import (
 from sift_mm.cli.reports.page_tables import (
     comparison_table,
     fact_rows,
+    flops_notes,
     headline,
     layer_table,
     machine_rows,
@@ -68,6 +69,7 @@ def render(
             for group in compared.groups
         ],
         facts=fact_rows(compared),
+        flops=flops_notes(compared),
         machines=machine_rows(compared),
         comparison=comparison_table(compared),
         dense=compared.dense.name if compared.dense else None,

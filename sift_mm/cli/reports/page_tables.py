@@ -102,6 +102,15 @@ def _without_empty(rows: list[dict[str, str]]) -> list[dict[str, str]]:
     return [{k: v for k, v in row.items() if k in kept} for row in rows]
 
 
+def flops_notes(compared: Comparison) -> list[str]:
+    """Return what the FLOPs of the runs are counts of, in words."""
+    runs = [run for group in compared.groups for run in group.runs]
+    found = [run.record.get('flops', {}).get('of') for run in runs]
+    return [*dict.fromkeys(text for text in found if text)] or [
+        '2 x MACs of one image'
+    ]
+
+
 def machine_rows(compared: Comparison) -> list[dict[str, str]]:
     """Return machines and versions, a row for each that differs."""
     rows: dict[str, dict[str, str]] = {}
@@ -190,12 +199,12 @@ def headline(compared: Comparison) -> list[str]:
     rows = [row for row in rows if row['mean'] is not None]
     other = [row for row in rows if row['difference'] is not None]
     if not other:
-        best = max(rows, key=lambda row: row['mean'])
+        best = max(rows, key=lambda row: compared.sign * row['mean'])
         value = number(best['mean'], f'.{digits}f')
         return [*said, f'{best["network"]} has {compared.unit} {value}.']
-    best = max(other, key=lambda row: row['difference'])
+    best = max(other, key=lambda row: compared.sign * row['difference'])
     text = (
-        f'The network with the largest difference from '
+        f'The network with the best difference from '
         f'{compared.dense.name if compared.dense else "dense"} in {metric} is '
         f'{best["network"]}: {number(best["difference"], f"+.{digits}f")}'
     )

@@ -9,6 +9,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
+from mmengine.hooks import CheckpointHook
+
 from sift_mm.cli.reports.run_dirs import NO_METRICS, Run
 from sift_mm.cli.reports.statistics import (
     Estimate,
@@ -195,6 +197,12 @@ class Comparison:
         """Metric with its unit."""
         name = self.metric or ''
         return f'{name} (%)' if name.startswith(PERCENT) else name
+
+    @property
+    def sign(self) -> int:
+        """-1 for a metric that should be low, by MMEngine's words, else 1."""
+        words = CheckpointHook._default_less_keys
+        return -1 if any(word in (self.metric or '') for word in words) else 1
 
     @property
     def digits(self) -> int:
