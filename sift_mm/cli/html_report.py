@@ -7,9 +7,13 @@ config with several seeds are shown as one network.
 import argparse
 import csv
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from rich.console import Console
+from rich.progress import track
 
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.reports.layer_history import Layers, read_layers
@@ -119,8 +123,16 @@ def write_report(
     compared = Comparison(
         groups, find_dense(groups, dense), find_metric(groups, metric)
     )
+    # Spectra of a large network take a minute a checkpoint.
+    shown = track(
+        groups,
+        'Reading checkpoints',
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
     layers = {
-        group.name: read_layers(group.first, checkpoints) for group in groups
+        group.name: read_layers(group.first, checkpoints) for group in shown
     }
     drawn = draw_samples(groups, samples, images)
     name = os.path.commonpath([path.resolve() for path in paths])

@@ -7,6 +7,7 @@ stays text, in the page's font, which is narrower than matplotlib's.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from io import StringIO
 from itertools import count
 from typing import Any
@@ -25,6 +26,8 @@ COLORS = 6
 MARKERS = 'os^Dv<>PX'
 DASHES: tuple[Any, ...] = ('-', (0, (4, 1.5)), (0, (1.5, 1.2)), (0, (6, 1, 1)))
 WIDTH, HEIGHT = 4.4, 2.9  # Inches; 96 pixels of CSS each.
+#: Largest number of points of a curve.
+POINTS = 400
 #: Largest number of columns of a heat map.
 COLUMNS = 80
 
@@ -38,6 +41,7 @@ SETTINGS: Any = {
     'grid.linewidth': 0.6,
     'lines.markersize': 4,
     'lines.linewidth': 1.4,
+    'text.parse_math': False,
     'svg.fonttype': 'none',
     'svg.hashsalt': 'report',
     **dict.fromkeys(
@@ -131,8 +135,9 @@ def _svg(figure: Any, title: str) -> str:
         text,
     )
     text = re.sub(r'(href="|url\()#', rf'\1#{prefix}', text)
-    label = title.replace('&', '&amp;').replace('"', '&quot;')
-    return text.replace('<svg', f'<svg role="img" aria-label="{label}"', 1)
+    return text.replace(
+        '<svg', f'<svg role="img" aria-label="{escape(title)}"', 1
+    )
 
 
 @rc_context(SETTINGS)
@@ -169,6 +174,7 @@ def curve_chart(
         for x, y in (point for run in runs for point in run):
             values.setdefault(x, []).append(y)
         steps = sorted(values)
+        steps = steps[:: -(-len(steps) // POINTS) or 1]
         found = [summarize(values[step]) for step in steps]
         mean = np.array([s.mean for s in found])
         spread = np.array([s.deviation for s in found])
@@ -293,7 +299,7 @@ def heat_map(
     positive = values[values > 0]
     low, high = ends
     if low == 0 and high is None:
-        high = max(float(np.nanmax(values)), 1e-3)
+        high = float(np.nanmax(values)) or 1.0
     norm = Normalize(low, high)
     if log and positive.size:
         norm = LogNorm(positive.min(), positive.max())

@@ -38,6 +38,8 @@ QUANTITIES: dict[str, tuple[str, float | None, float | None]] = {
 }
 # Names in the table of a checkpoint.
 IN_TABLE = {'itop_rate': 'itop', 'doc_rate': 'doc'}
+#: Products of a layer, as a checkpoint has them.
+PRODUCTS = ('forward', 'input gradient', 'weight gradient')
 #: Largest side of a picture of a mask, in pixels.
 SIDE = 192
 #: Largest number of layers whose masks are shown.
@@ -58,6 +60,7 @@ class Layers:
         tables (list): Name and table of each checkpoint that was read.
         pictures (list): Name of each shown layer, its shape, and images of
             its first and last mask.
+        products (dict[str, str]): Products on sparse kernels, by layer.
         notes (list[str]): Checkpoints that could not be read.
     """
 
@@ -66,6 +69,7 @@ class Layers:
     means: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     tables: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     pictures: list[dict[str, str]] = field(default_factory=list)
+    products: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -118,6 +122,10 @@ def read_layers(run: Run, most: int) -> Layers:
         read.append(path)
         found.tables.append((path.name, table))
         _add(found, table)
+    for name, sizes in run.state.get('choices', {}).items():
+        used = zip(PRODUCTS, *sizes.values(), strict=False)
+        some = [product for product, *sparse in used if any(sparse)]
+        found.products[name] = ', '.join(some) or 'none'
     if read:
         first, last = masks_of(read[0]), masks_of(read[-1])
         found.pictures = mask_pictures(first, last)

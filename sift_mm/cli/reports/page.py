@@ -49,6 +49,8 @@ def render(
             'charts': [*map(Markup, layer_charts(found))],
             'table': layer_table(found),
             'pictures': found.pictures,
+            'first': found.tables[0][0] if found.tables else '',
+            'last': found.tables[-1][0] if found.tables else '',
         }
         for name, found in layers.items()
         if found.logged or found.tables

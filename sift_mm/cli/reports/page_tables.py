@@ -165,6 +165,7 @@ def layer_table(layers: Layers) -> list[dict[str, str]]:
     short = short_names([row['name'] for row in table['layers']])
     rows = []
     for row in [*table['layers'], table['total'] | {'name': 'all'}]:
+        layer = row['name'].removesuffix('.weight')
         shape = ' x '.join(map(str, row.get('shape', ())))
         rows.append(
             {
@@ -180,6 +181,7 @@ def layer_table(layers: Layers) -> list[dict[str, str]]:
                     label: number(row.get(key), '.3f')
                     for key, label in SPECTRAL.items()
                 },
+                'sparse products': layers.products.get(layer, '–'),
             }
         )
     return _without_empty(rows)

@@ -342,7 +342,7 @@ class Run:
 
     @property
     def by_epoch(self) -> bool:
-        """Whether metrics are logged by epoch."""
+        """Truth of "metrics are logged by epoch"."""
         train = self.scalars.train.values()
         last = max(self.scalars.valid, default=0)
         epochs = [record.get('epoch', 0) for record in train]

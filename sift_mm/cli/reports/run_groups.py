@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from math import isfinite
 from pathlib import Path
 from typing import Any
@@ -68,7 +67,7 @@ class Group:
 
     @property
     def is_dense(self) -> bool:
-        """Whether the network has no member and no masks."""
+        """Truth of "the network has no member and no masks"."""
         run = self.first
         return not (run.member.get('family') or run.masks or run.hook)
 
@@ -81,21 +80,22 @@ class Group:
         nominal = run.masks.get('nominal', run.member.get('sparsity'))
         return run.hook.get('sparsity') if nominal is None else nominal
 
-    @cached_property
-    def seeds(self) -> list[int]:
-        """Seed of each run, or its number where it is unknown or repeated."""
-        found = [run.seed for run in self.runs]
-        if None in found or len(set(found)) < len(found):
-            return [*range(len(found))]
-        return [seed for seed in found if seed is not None]
+    def values(self, read: Callable[[Run], float | None]) -> dict[Any, float]:
+        """Return a value of each run that has it, by seed.
 
-    def values(self, read: Callable[[Run], float | None]) -> dict[int, float]:
-        """Return a value of each run that has it, by seed."""
-        pairs = zip(self.seeds, map(read, self.runs), strict=True)
-        return {s: v for s, v in pairs if v is not None and isfinite(v)}
+        A run whose seed is unknown or repeated is named by its path, so that
+        it is paired with no other.
+        """
+        found: dict[Any, float] = {}
+        for run in self.runs:
+            value = read(run)
+            if value is not None and isfinite(value):
+                known = run.seed is not None and run.seed not in found
+                found[run.seed if known else str(run.path)] = value
+        return found
 
-    def metric(self, key: str) -> dict[int, float]:
-        """Return a metric of each run that has it, by seed."""
+    def metric(self, key: str) -> dict[Any, float]:
+        """Return a metric of each run that has it, as :meth:`values`."""
         return self.values(lambda run: run.metrics.get(key))
 
     def summary(self, read: Callable[[Run], float | None]) -> Summary | None:
