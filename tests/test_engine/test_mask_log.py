@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from mmengine.hooks import Hook
-from test_engine.test_hook import scalars
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from helpers.toy_runs import hook_of, scalars, toy_run, toy_runner
