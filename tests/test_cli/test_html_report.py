@@ -144,6 +144,11 @@ def test_a_run_of_sift_mm_is_shown_with_its_masks():
     titles = re.findall(r'aria-label="([^"]+)"', text)
     for title in ('Training loss', 'outputs in validation', 'Ramanujan gap'):
         assert title in titles
+    # A line through all 12 iterations, in a colour of the page.
+    loss = text[text.index('aria-label="Training loss"') :].split('</svg>')[0]
+    lines = re.findall(r'd="([^"]+)"[^>]*stroke: var\(--s1\)', loss)
+    assert max(line.count('L') for line in lines) == 11
+    assert not re.search('#0000[12]|#010101|#020202', text)
 
 
 def test_foreign_and_interrupted_runs_lack_something():
@@ -161,6 +166,9 @@ def test_foreign_and_interrupted_runs_lack_something():
     assert 'epoch_3.pth' in text and 'is no checkpoint' in text
     assert 'foreign, seed –: no' not in text
 
+    # A test leaves a config, and no scalars.
+    (cut / '20990101_000000/vis_data').mkdir(parents=True)
+    (cut / '20990101_000000/vis_data/config.py').write_text('train_cfg = {}')
     (cut / 'epoch_3.pth').unlink()
     text, _ = report(cut)
     assert 'One run, cut: not finished, epoch 3 of 3, last written' in text

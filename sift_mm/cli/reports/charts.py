@@ -34,6 +34,7 @@ COLUMNS = 80
 SETTINGS: Any = {
     'font.size': 8.5,
     'axes.titlesize': 9.5,
+    'axes.formatter.useoffset': False,
     'axes.grid': True,
     'axes.spines.top': False,
     'axes.spines.right': False,
@@ -158,7 +159,6 @@ def curve_chart(
     title: str,
     labels: tuple[str, str],
     curves: Sequence[tuple[Style, Sequence[Curve]]],
-    log: bool = False,
 ) -> str:
     """Draw the mean of each network's curves, and a band of their spread.
 
@@ -166,7 +166,6 @@ def curve_chart(
         title (str): Title.
         labels (tuple[str, str]): Labels of x and y, with units.
         curves (Sequence): Style of each network, and a curve of each run.
-        log (bool): Whether y is logarithmic.
     """
     figure, axis = _figure()
     for style, runs in curves:
@@ -192,8 +191,6 @@ def curve_chart(
             axis.fill_between(steps, low, high, **shade)
     axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
     axis.xaxis.get_major_locator().set_params(integer=True)
-    if log:
-        axis.set_yscale('log')
     return _svg(figure, title)
 
 
@@ -266,8 +263,6 @@ def cost_chart(
     if high - low < least:
         middle = (low + high) / 2
         axis.set_xlim(middle - least / 2, middle + least / 2)
-    axis.ticklabel_format(axis='x', useOffset=False, style='plain')
-    axis.ticklabel_format(axis='y', useOffset=False, style='plain')
     axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
     return _svg(figure, title)
 
@@ -318,6 +313,8 @@ def heat_map(
     columns = [int(i) for i in dict.fromkeys(ticks)]
     axis.set_xticks(columns, [f'{steps[i]:g}' for i in columns])
     axis.set(title=title, xlabel=unit)
-    bar = figure.colorbar(image, ax=axis, fraction=0.08, aspect=30)
+    bar = figure.colorbar(
+        image, ax=axis, fraction=0.08, aspect=30, format='%g'
+    )
     bar.outline.set_visible(False)
     return _svg(figure, title)

@@ -26,10 +26,10 @@ SPECTRAL = {
 }
 #: Quantities of a layer: label, and ends of the colours if they are fixed.
 QUANTITIES: dict[str, tuple[str, float | None, float | None]] = {
-    'density': ('share of active weights', 0, 1),
+    'density': ('share of active weights', 0, None),
     'moved': ('share of active weights moved', 0, None),
-    'itop_rate': ('share ever active (ITOP)', 0, 1),
-    'doc_rate': ('share always active (DoC)', 0, 1),
+    'itop_rate': ('share ever active (ITOP)', 0, None),
+    'doc_rate': ('share always active (DoC)', 0, None),
     'dead_inputs': ('input channels without a weight', 0, None),
     'dead_outputs': ('output channels without a weight', 0, None),
     'gradient_norm': ('norm of the gradient', None, None),

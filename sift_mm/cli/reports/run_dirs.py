@@ -153,19 +153,20 @@ class Run:
 
     @cached_property
     def sessions(self) -> list[Path]:
-        """Folders of the run's starts, in order."""
-        found = {
-            path.parent
-            for name in ('vis_data', 'run.json')
-            for path in self.path.glob(f'*/{name}')
-        }
-        return sorted(found)
+        """Folders of the run's starts, in order; tests only without any."""
+        for name in ('vis_data/scalars.json', 'run.json', 'vis_data'):
+            if found := sorted(self.path.glob(f'*/{name}')):
+                return [
+                    self.path / p.relative_to(self.path).parts[0]
+                    for p in found
+                ]
+        return []
 
     @cached_property
     def record(self) -> dict[str, Any]:
         """Content of the last ``run.json``."""
-        found = [_json(s / 'run.json') for s in self.sessions]
-        return next((record for record in reversed(found) if record), {})
+        found = map(_json, sorted(self.path.glob('*/run.json'), reverse=True))
+        return next(filter(None, found), {})
 
     @cached_property
     def result(self) -> dict[str, float]:
@@ -334,11 +335,6 @@ class Run:
             if key not in (*NO_METRICS, *COSTS)
             and isinstance(value, (int, float))
         }
-
-    @property
-    def best(self) -> dict[str, float]:
-        """Best values of the metrics, where they are recorded."""
-        return self.record.get('best') or {}
 
     @property
     def by_epoch(self) -> bool:
