@@ -109,11 +109,13 @@ def toy(folder, hook=True, epochs=3, **kwargs):
 
 def write_tested(folder, seed, config, **result):
     """Write a work dir of a sweep's run that is tested."""
-    logs = Path(folder, '20260101_000000', 'vis_data')
-    logs.mkdir(parents=True)
-    (logs / 'config.py').write_text(
-        f'{config}\nrandomness = dict(seed={seed})'
-    )
+    Path(folder).mkdir(parents=True)
+    if config:
+        logs = Path(folder, '20260101_000000', 'vis_data')
+        logs.mkdir(parents=True)
+        (logs / 'config.py').write_text(
+            f'{config}\nrandomness = dict(seed={seed})'
+        )
     Path(folder, 'result.json').write_text(json.dumps(result))
 
 
@@ -238,6 +240,18 @@ custom_hooks = [dict(type='SparseTrainingHook')]"""
     _, page = report('sweep', '--dense', 'wide-s75')
     found = page.rows('Comparison by accuracy/top1 (%)')
     assert found['dense']['less dense'] == '−1.33'
+
+
+def test_results_alone_are_compared():
+    for seed, (dense, wide) in enumerate([(0.25, 0.5), (0.25, 0.75)]):
+        write_tested(f'runs/dense/seed{seed}', seed, '', mIoU=dense)
+        write_tested(f'runs/wide-s75/seed{seed}', seed, '', mIoU=wide)
+    text, page = report('runs')
+    found = page.rows('Comparison by mIoU (%)')['wide-s75']
+    # Differences 0.25 and 0.5: deviation 0.25/sqrt(2), t(0.975; 1) = 12.706.
+    assert found['less dense'] == '+0.3750' and found['pairs'] == '2'
+    assert found['interval, 95 %'] == '−1.2133 to +1.9633'
+    assert 'wide-s75, seed 1: no config was found.' in text
 
 
 def test_run_json_is_preferred():

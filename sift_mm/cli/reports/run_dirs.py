@@ -233,6 +233,11 @@ class Run:
             found = (self.config.get('randomness') or {}).get('seed')
         if found is None and (match := SEED.search(self.log)):
             found = int(match[1])
+        # Of a run of a sweep that is known by its result alone.
+        if found is None and (
+            match := re.search(r'seed(\d+)$', str(self.path))
+        ):
+            found = int(match[1])
         return found
 
     @property

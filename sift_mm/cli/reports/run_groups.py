@@ -69,6 +69,8 @@ class Group:
     def is_dense(self) -> bool:
         """Truth of "the network has no member and no masks"."""
         run = self.first
+        if not (run.config or run.record or run.checkpoints):
+            return False  # Nothing is known but results.
         return not (run.member.get('family') or run.masks or run.hook)
 
     @property
@@ -144,17 +146,16 @@ def find_dense(groups: Sequence[Group], name: str | None) -> Group | None:
 
     Args:
         groups (Sequence[Group]): All groups.
-        name (str, optional): Name of the group; None is the first dense one.
+        name (str, optional): Name of the group; None is the one called
+            dense, else the first dense one.
 
     Raises:
         UserError: If there is no group of this name.
     """
-    dense = [group for group in groups if group.is_dense]
-    if name is None:
-        return next(
-            (g for g in dense if g.name == 'dense'), next(iter(dense), None)
-        )
     found = {group.name: group for group in groups}
+    if name is None:
+        dense = next((group for group in groups if group.is_dense), None)
+        return found.get('dense', dense)
     check_names('No run is called', [name], found)
     return found[name]
 
