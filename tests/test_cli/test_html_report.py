@@ -242,6 +242,22 @@ custom_hooks = [dict(type='SparseTrainingHook')]"""
     assert found['dense']['less dense'] == '−1.33'
 
 
+def test_names_are_those_of_folders_and_unique():
+    for folder, config in (
+        ('a/one', 'a = 1'),
+        ('b/one', 'a = 2'),
+        ('c/two_seed0', 'a = 3'),
+        ('c/two_seed1', 'a = 3'),
+        ('c/three/seed0', 'a = 4'),
+        ('c/three/seed1', 'a = 5'),  # Another network, by its config.
+    ):
+        write_tested(folder, int(folder[-1] == '1'), config, acc=0.5)
+    _, page = report('a', 'b', 'c')
+    assert [*page.rows('What was run')] == [
+        *('a/one', 'b/one', 'c/three/seed0', 'c/three/seed1', 'two')
+    ]
+
+
 def test_results_alone_are_compared():
     for seed, (dense, wide) in enumerate([(0.25, 0.5), (0.25, 0.75)]):
         write_tested(f'runs/dense/seed{seed}', seed, '', mIoU=dense)

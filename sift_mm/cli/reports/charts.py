@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from html import escape
 from io import StringIO
 from itertools import count
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -28,6 +29,8 @@ DASHES: tuple[Any, ...] = ('-', (0, (4, 1.5)), (0, (1.5, 1.2)), (0, (6, 1, 1)))
 WIDTH, HEIGHT = 4.4, 2.9  # Inches; 96 pixels of CSS each.
 #: Largest number of points of a curve.
 POINTS = 400
+#: Largest number of networks whose curves have bands.
+BANDS = 8
 #: Largest number of columns of a heat map.
 COLUMNS = 80
 
@@ -185,7 +188,7 @@ def curve_chart(
             marker=style.marker if len(steps) < 15 else None,
             zorder=3,
         )
-        if len(runs) > 1:
+        if len(runs) > 1 and len(curves) <= BANDS:
             low, high = mean - spread, mean + spread
             shade = dict(color=style.placeholder, alpha=0.13, linewidth=0)
             axis.fill_between(steps, low, high, **shade)
@@ -234,20 +237,23 @@ def cost_chart(
         axis.axhline(dense.mean, color=TEXT, linewidth=0.9, zorder=2)
         low, high = (dense.mean + s * dense.deviation for s in (-1, 1))
         axis.axhspan(low, high, color=TEXT, alpha=0.13, linewidth=0)
-    series: dict[str, list[Point]] = {}
-    for point in sorted(points, key=lambda point: point.x.mean):
-        series.setdefault(point.series, []).append(point)
+    places = _side_by_side(points, least)
+    series: dict[str, list[tuple[float, Point]]] = {}
+    for x, point in sorted(
+        zip(places, points, strict=True), key=itemgetter(0)
+    ):
+        series.setdefault(point.series, []).append((x, point))
     for members in series.values():
         axis.plot(
-            [point.x.mean for point in members],
-            [point.y.mean for point in members],
-            color=members[0].style.placeholder,
+            [x for x, _ in members],
+            [point.y.mean for _, point in members],
+            color=members[0][1].style.placeholder,
             linewidth=0.7,
             alpha=0.6,
         )
-    for point in points:
+    for x, point in zip(places, points, strict=True):
         axis.errorbar(
-            point.x.mean,
+            x,
             point.y.mean,
             xerr=point.x.deviation or None,
             yerr=point.y.deviation or None,
@@ -265,6 +271,24 @@ def cost_chart(
         axis.set_xlim(middle - least / 2, middle + least / 2)
     axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
     return _svg(figure, title)
+
+
+def _side_by_side(points: Sequence[Point], least: float) -> list[float]:
+    """Return x of each point, with points of nearly equal x side by side."""
+    costs = [point.x.mean for point in points]
+    span = max(max(costs) - min(costs), least)
+    places = [0.0] * len(points)
+    clusters: list[list[int]] = []
+    for i in sorted(range(len(points)), key=costs.__getitem__):
+        if clusters and costs[i] - costs[clusters[-1][0]] < 0.01 * span:
+            clusters[-1].append(i)
+        else:
+            clusters.append([i])
+    for cluster in clusters:
+        for j, i in enumerate(sorted(cluster)):
+            shift = j - (len(cluster) - 1) / 2
+            places[i] = costs[i] + 0.016 * span * shift
+    return places
 
 
 @rc_context(SETTINGS)

@@ -70,38 +70,35 @@ def comparison_charts(compared: Comparison) -> Iterator[str]:
     if metric is None or len(compared.groups) < 2:
         return
     style = look(compared)
-    flops, prefix = scale(
-        [g.cost('flops') or 0 for g in compared.groups], SIZES
-    )
+    most = max(g.cost('flops') or 0 for g in compared.groups)
+    flops, prefix = scale([most], SIZES)
     times = [run.seconds or 0 for g in compared.groups for run in g.runs]
     second, unit = scale(times, TIMES)
+    # Title, label, cost of a run in its unit, and smallest range of the axis.
     axes: dict[str, tuple[str, Callable[[Run], float | None], float]] = {
-        'sparsity': (
-            'nominal sparsity (share of weights)',
-            lambda r: None,
-            0.1,
-        ),
+        'sparsity': ('nominal sparsity (share of weights)', _nothing, 0.1),
         'FLOPs': (
             f'FLOPs of an image ({prefix}FLOPs)',
-            lambda r: _over(r.costs.get('flops'), flops),
-            0.0,
-        ),
-        'FLOPs over dense': (
-            'FLOPs of an image, divided by dense',
-            lambda r: r.costs.get('flops_ratio'),
-            0.1,
+            lambda run: _over(run.costs.get('flops'), flops),
+            0.1 * most / flops,
         ),
         'training FLOPs': (
             'FLOPs of the training, divided by dense',
-            lambda r: r.costs.get('training_ratio'),
+            lambda run: run.costs.get('training_ratio'),
             0.1,
         ),
         'time': (
             f'training time ({unit})',
-            lambda r: _over(r.seconds, second),
+            lambda run: _over(run.seconds, second),
             0.0,
         ),
     }
+    if not most:
+        axes['FLOPs'] = (
+            'FLOPs of an image, divided by dense',
+            lambda run: run.costs.get('flops_ratio'),
+            0.1,
+        )
     known = compared.dense and compared.dense.summary(
         lambda run: run.metrics.get(metric)
     )
@@ -122,6 +119,10 @@ def comparison_charts(compared: Comparison) -> Iterator[str]:
                 known or None,
                 least,
             )
+
+
+def _nothing(run: Run) -> None:
+    """Return None: a group knows its sparsity."""
 
 
 def _over(value: float | None, unit: float) -> float | None:

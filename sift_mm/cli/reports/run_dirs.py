@@ -73,7 +73,7 @@ def find_runs(folder: Path) -> list[Path]:
             f'{folder} is no work dir, and has none in it: there are neither '
             'logs (*/vis_data) nor checkpoints (*.pth).'
         )
-    return found
+    return sorted(found)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Runs of one config with several seeds, and tables that compare them."""
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -134,7 +135,8 @@ def group_runs(paths: Sequence[Path]) -> list[Group]:
         ]
     named = [
         Group(
-            name if names.count(name) == 1 else runs[0].path.name, tuple(runs)
+            name if names.count(name) == 1 else os.path.relpath(runs[0].path),
+            tuple(runs),
         )
         for name, runs in zip(names, groups, strict=True)
     ]
