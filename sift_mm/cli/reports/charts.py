@@ -58,6 +58,7 @@ SETTINGS: Any = {
 }
 
 Curve = Sequence[tuple[float, float]]
+_HIDDEN = 'aria-hidden="true"'
 _numbers = count(1)
 
 
@@ -116,14 +117,15 @@ def _figure(width: float = WIDTH, height: float = HEIGHT) -> tuple[Any, Any]:
 
 
 def _svg(figure: Any, title: str) -> str:
-    """Return a figure as an SVG element for a page."""
+    """Return a figure as an SVG element; without a title, of no meaning."""
     out = StringIO()
     nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
     figure.savefig(out, format='svg', transparent=True, metadata=nothing)
     text = out.getvalue()
     text = text[text.index('<svg') :]
-    text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.S)
-    text = re.sub(r'<!--.*?-->', '', text, flags=re.S)
+    # The page has the one rule of the style.
+    unused = r'<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>'
+    text = re.sub(unused, '', text, flags=re.S)
     text = re.sub(r"'DejaVu Sans'[^;\"]*", 'inherit', text)
     text = text.replace(TEXT, 'currentColor').replace(GRID, 'var(--grid)')
     text = re.sub(
@@ -139,9 +141,8 @@ def _svg(figure: Any, title: str) -> str:
         text,
     )
     text = re.sub(r'(href="|url\()#', rf'\1#{prefix}', text)
-    return text.replace(
-        '<svg', f'<svg role="img" aria-label="{escape(title)}"', 1
-    )
+    label = f'role="img" aria-label="{escape(title)}"'
+    return text.replace('<svg', f'<svg {label if title else _HIDDEN}', 1)
 
 
 @rc_context(SETTINGS)
