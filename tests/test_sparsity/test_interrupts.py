@@ -8,7 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from sift_mm.sparsity import SparseTraining, algorithms, trainer
+from sift_mm.sparsity import (
+    SparseTraining,
+    algorithms,
+    structures,
+    trainer,
+)
 
 UPDATE = 2
 
@@ -151,9 +156,9 @@ FUNCTIONS = [
     (algorithms.RigL, 'drop_score'),
     (algorithms.RigL, 'shortlist'),
     (algorithms.RigL, 'exchange'),
-    (algorithms.Unstructured, 'drop'),
-    (algorithms.Unstructured, 'grow'),
-    (algorithms.Unstructured, 'shortlist'),
+    (structures.Unstructured, 'drop'),
+    (structures.Unstructured, 'grow'),
+    (structures.Unstructured, 'shortlist'),
     (trainer.MaskHistory, 'after'),
     (trainer.MaskTrainer, '_state'),
     (trainer, 'apply_mask_with_slots_'),

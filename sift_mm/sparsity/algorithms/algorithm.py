@@ -1,4 +1,4 @@
-"""Mask-training algorithms: static, SET, RigL.
+"""Base of the mask-training algorithms.
 
 An algorithm is a drop score and a growth score; its structure picks the
 weights of highest score. An update is a pure function from the state of a
@@ -165,33 +165,3 @@ ALGORITHMS: Registry[Algorithm] = Registry(
     'mask-training algorithm', Algorithm
 )
 AlgorithmLike = Annotated[str | Mapping[str, Any] | Algorithm, ALGORITHMS]
-
-
-@ALGORITHMS.register
-class Static(Algorithm):
-    """Algorithm that never changes the first masks."""
-
-    dynamic = False
-
-
-@ALGORITHMS.register
-class SET(Algorithm):
-    """Sparse Evolutionary Training: random growth (Mocanu et al. 2018)."""
-
-    def growth_score(self, layer: LayerState) -> Tensor:
-        """Draw uniform random numbers."""
-        shape = layer.weight.shape
-        drawn = torch.rand(shape, generator=layer.generator)
-        return drawn.to(layer.weight.device)
-
-
-@ALGORITHMS.register
-class RigL(Algorithm):
-    """Algorithm that grows by dense gradient magnitude (Evci et al. 2020)."""
-
-    needs_gradient = True
-
-    def growth_score(self, layer: LayerState) -> Tensor:
-        """Return the magnitudes of the dense mean gradient."""
-        assert layer.gradient is not None
-        return layer.gradient.abs()

@@ -1,0 +1,28 @@
+"""Mask-training algorithms, one file each; every file here is imported."""
+
+from sift_mm.discovery import import_modules
+from sift_mm.sparsity.algorithms.algorithm import (
+    ALGORITHMS,
+    Algorithm,
+    AlgorithmLike,
+    Growth,
+    LayerState,
+    drop_count,
+)
+from sift_mm.sparsity.algorithms.rigl import RigL
+from sift_mm.sparsity.algorithms.set import SET
+from sift_mm.sparsity.algorithms.static import Static
+
+__all__ = [
+    'ALGORITHMS',
+    'SET',
+    'Algorithm',
+    'AlgorithmLike',
+    'Growth',
+    'LayerState',
+    'RigL',
+    'Static',
+    'drop_count',
+]
+
+import_modules(__name__)
