@@ -152,7 +152,9 @@ class Algorithm:
         kept = self.structure.drop(
             self.drop_score(layer), layer.mask, growth.k
         )
-        return self.structure.grow(growth.scores, kept, growth.k)
+        # A structure of blocks drops slightly fewer than k.
+        missing = count(layer.mask) - count(kept)
+        return self.structure.grow(growth.scores, kept, missing)
 
 
 def drop_count(mask: Tensor, fraction: float) -> int:
