@@ -192,7 +192,7 @@ class SparseTrainingHook(Hook):
         if origin is Origin.TRANSFERRED:
             algorithm = choose_algorithm(self.options, start)
         check_member(state, {'sparsity': plan.nominal_sparsity})
-        check_structure(state, algorithm.structure)
+        check_structure(state, algorithm.structure, state['masks'])
         masks = masks_of(state, plan.parameters, plan.counts)
         if origin is Origin.RESTORED:
             check_counts(masks, plan.counts)

@@ -12,7 +12,7 @@ from sift_mm.backbones import SparseIFTBackbone
 from sift_mm.backbones.base import sparse_backbone
 from sift_mm.errors import UserError
 from sift_mm.flops import FlopCount, count_flops
-from sift_mm.flops.isoflop import solve_sparsity
+from sift_mm.flops.isoflop import nearest_sparsity, solve_sparsity
 from sift_mm.sparsity import (
     Distribution,
     Explicit,
@@ -24,6 +24,7 @@ from sift_mm.sparsity import (
     sparse_parameter_names,
 )
 from sift_mm.sparsity.parameters import layer_densities
+from sift_mm.sparsity.structures import describe_structure, fit_counts
 
 
 @dataclass(frozen=True)
@@ -198,15 +199,57 @@ class MaskPlan:
                 )
         if not self.parameters:
             return self.nominal_sparsity
+        if self.structure.density is not None:
+            return self._fixed_sparsity(budget)
+        return self._solve(budget)
+
+    def _solve(self, target: FlopBudget) -> float:
+        """Return the sparsity that gives a budget's dense FLOPs.
+
+        Raises:
+            ValueError: If there is none.
+        """
         shapes = self.shapes
-        target = budget
         try:
-            return solve_sparsity(
+            found = solve_sparsity(
                 lambda s: target.cost(self.distribution.densities(shapes, s)),
                 target.dense,
             )
         except ValueError as error:
             raise UserError(f'{error} {self._advice}') from None
+        if self._fit(found) == self.distribution.counts(shapes, found):
+            return found
+        # The FLOPs of rounded counts can be farther from the budget.
+        return nearest_sparsity(
+            lambda s: target.cost(self._densities(self._fit(s))), target.dense
+        )
+
+    def _fixed_sparsity(self, target: FlopBudget) -> float:
+        """Return the sparsity of a structure with one density.
+
+        Raises:
+            ValueError: If it does not give the budget's dense FLOPs.
+        """
+        counts = self._fit(self.nominal_sparsity)
+        ratio = target.ratio(self._densities(counts))
+        if not math.isclose(ratio, 1, rel_tol=1e-3):
+            structure = describe_structure(self.structure.describe())
+            raise UserError(
+                f'structure={structure} fixes the density of the masks, at '
+                f'which the FLOPs are {ratio:.4f} of the dense ones and '
+                'cannot be matched; accept them by '
+                "flops='nominal' of the backbone, or choose another structure."
+            )
+        return self.nominal_sparsity
+
+    def _fit(self, sparsity: float) -> dict[str, int]:
+        """Return the active weights at a sparsity, rounded by structure."""
+        asked = self.distribution.counts(self.shapes, sparsity)
+        return fit_counts(self.structure, self.model, asked)
+
+    def _densities(self, counts: Mapping[str, int]) -> dict[str, float]:
+        """Return the densities of active weights, by full name."""
+        return {n: counts[n] / p.numel() for n, p in self.parameters.items()}
 
     @property
     def _advice(self) -> str:
@@ -229,11 +272,12 @@ class MaskPlan:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Active weights of each parameter, rounded by the structure."""
-        return {
-            name: self.structure.fit(self.shapes[name], count)
-            for name, count in self._asked.items()
-        }
+        """Active weights of each parameter, rounded by the structure.
+
+        Raises:
+            ValueError: If the structure does not fit a layer.
+        """
+        return self._fit(self.solved_sparsity)
 
     @cached_property
     def _asked(self) -> dict[str, int]:
@@ -247,8 +291,9 @@ class MaskPlan:
         if asked == found:
             return ''
         size = sum(p.numel() for p in self.parameters.values())
+        structure = describe_structure(self.structure.describe())
         return (
-            f'structure={type(self.structure).__name__!r} rounds density '
+            f'structure={structure} rounds density '
             f'{asked / size:.6f} to {found / size:.6f}'
         )
 
@@ -261,9 +306,7 @@ class MaskPlan:
     @property
     def densities(self) -> dict[str, float]:
         """Density of each parameter, by full name."""
-        return {
-            n: self.counts[n] / p.numel() for n, p in self.parameters.items()
-        }
+        return self._densities(self.counts)
 
     @property
     def ratio(self) -> float | None:

@@ -22,6 +22,7 @@ from sift_mm.sparsity.structures import (
     Structure,
     Unstructured,
     check_structure,
+    fit_counts,
 )
 from sift_mm.sparsity.trainer import MaskTrainer
 from sift_mm.sparsity.updates import UpdateReport
@@ -67,17 +68,18 @@ class SparseTraining:
             if name in parameters
         }
         share = chosen.distribution
-        counts = share.counts(
+        asked = share.counts(
             {n: tuple(p.shape) for n, p in parameters.items()},
             _sparsity(chosen.sparsity, layers, share),
         )
         structure = chosen.algorithm.structure
+        counts = fit_counts(structure, model, asked)
         seed = chosen.seed or 0
         masks = MaskSet.draw(
             parameters, counts, chosen.initializer, seed, structure
         )
         _check_density(masks, layers)
-        _check_structure_fits(masks, counts, structure)
+        _check_structure_fits(masks, asked, structure)
         self.optimizer = optimizer
         self.trainer = MaskTrainer(
             masks,
@@ -223,7 +225,9 @@ class SparseTraining:
                 'The weights of the network were not loaded: create '
                 'SparseTraining, then load the network, then this state.'
             )
-        check_structure(state, self.trainer.algorithm.structure)
+        check_structure(
+            state, self.trainer.algorithm.structure, state.get('masks')
+        )
         now, counts = self.state_dict(), self.masks.counts()
         for name, mask in state.get('masks', {}).items():
             count = int(mask.count_nonzero())
