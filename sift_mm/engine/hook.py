@@ -229,7 +229,7 @@ class SparseTrainingHook(Hook):
         trainer.set_execution(
             SparseExecution(model, masks, self.options.execution)
         )
-        if still := trainer.why_still():
+        if still := trainer.counts.why_still():
             runner.logger.warning(still)
         if not start.resumed:
             return

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self
 from sift_mm.errors import UserError
 from sift_mm.names import check_names
 from sift_mm.sparsity.algorithms import ALGORITHMS, Algorithm, RigL
+from sift_mm.sparsity.counts import CountSchedule
 from sift_mm.sparsity.distributions import (
     DISTRIBUTIONS,
     Distribution,
@@ -51,9 +52,8 @@ class MaskOptions:
     Each part is a name, a ``dict(type=name, ...)`` or an object.
 
     Args:
-        algorithm (str | dict): 'Static', 'SET', 'RigL' or another registered
-            algorithm, with its structure: ``dict(type='RigL',
-            structure=...)``.
+        algorithm (str | dict): 'RigL' or another registered algorithm, with
+            its arguments: ``dict(type='GraNet', initial=0.5)``.
         sparsity (float, optional): Share of zero weights, in [0, 1). None
             takes the sparsity of the Sparse-IFT layers; give a number only
             for networks without them.
@@ -132,6 +132,27 @@ class MaskOptions:
         if not (algorithm or self.algorithm).dynamic:
             return None
         return UpdateSchedule(self.interval, int(self.end * steps + 1e-9))
+
+    def count_schedule(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        final: Mapping[str, int],
+        steps: int,
+    ) -> CountSchedule:
+        """Return the active weights of each layer as a function of the step.
+
+        Args:
+            shapes (Mapping): Weight shapes by name.
+            final (Mapping): Active weights after the last update, by name.
+            steps (int): Optimizer steps of the whole training.
+        """
+        return CountSchedule(
+            self.algorithm,
+            shapes,
+            final,
+            self.schedule(steps),
+            self.drop_fraction,
+        )
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import density
 from sift_mm.sparsity.options import MaskOptions, find_changes
 from sift_mm.sparsity.parameters import layer_densities, select_parameters
+from sift_mm.sparsity.saved_state import check_state
 from sift_mm.sparsity.structures import (
     Structure,
     Unstructured,
@@ -38,8 +40,8 @@ class SparseTraining:
     Args:
         model (nn.Module): Network, which keeps its dense tensors.
         optimizer (Optimizer): Optimizer of the network's parameters.
-        algorithm (str | dict | Algorithm): 'Static', 'SET', 'RigL' or another
-            registered algorithm.
+        algorithm (str | dict | Algorithm): 'RigL' or another registered
+            algorithm.
         steps (int): Optimizer steps of the whole training.
         **options: Other options of :class:`MaskOptions`.
 
@@ -67,17 +69,20 @@ class SparseTraining:
             if name in parameters
         }
         share = chosen.distribution
+        shapes = {n: tuple(p.shape) for n, p in parameters.items()}
         counts = share.counts(
-            {n: tuple(p.shape) for n, p in parameters.items()},
+            shapes,
             _sparsity(chosen.sparsity, layers, share),
         )
         structure = chosen.algorithm.structure
         seed = chosen.seed or 0
+        fitted = {n: structure.fit(shapes[n], counts[n]) for n in counts}
+        _check_density(shapes, fitted, layers)
+        _check_structure_fits(shapes, fitted, counts, structure)
+        first = chosen.count_schedule(shapes, fitted, steps).at(0)
         masks = MaskSet.draw(
-            parameters, counts, chosen.initializer, seed, structure
+            parameters, first, chosen.initializer, seed, structure
         )
-        _check_density(masks, layers)
-        _check_structure_fits(masks, counts, structure)
         self.optimizer = optimizer
         self.trainer = MaskTrainer(
             masks,
@@ -86,8 +91,9 @@ class SparseTraining:
             chosen.drop_fraction,
             seed,
             chosen.placement,
+            fitted if chosen.algorithm.changes_density else None,
         )
-        if still := self.trainer.why_still():
+        if still := self.trainer.counts.why_still():
             warnings.warn(still, stacklevel=3)
         execution = SparseExecution(model, masks, chosen.execution)
         self.trainer.set_execution(execution)
@@ -224,16 +230,18 @@ class SparseTraining:
                 'SparseTraining, then load the network, then this state.'
             )
         check_structure(state, self.trainer.algorithm.structure)
-        now, counts = self.state_dict(), self.masks.counts()
-        for name, mask in state.get('masks', {}).items():
+        check_state(state)
+        wanted = self.trainer.counts.saved(state)
+        for name, mask in state['masks'].items():
             count = int(mask.count_nonzero())
-            miss = abs(count - counts.get(name, count))
+            miss = abs(count - wanted.get(name, count))
             if miss > count_tolerance(mask.numel()):
                 raise UserError(
                     f'The mask of {name!r} has {count} active weights and '
-                    f'{counts[name]} are asked for; use the sparsity and '
-                    'distribution that it was trained with.'
+                    f'{wanted[name]} are asked for; use the sparsity, '
+                    'distribution and algorithm that it was trained with.'
                 )
+        now = self.state_dict()
         self.trainer.load_state_dict(state)
         self.trainer.enforce(self.optimizer)
         for key, then, goes_on in find_changes(now, state):
@@ -289,13 +297,17 @@ def _sparsity(
     return found.pop()
 
 
-def _check_density(masks: MaskSet, layers: Mapping[str, float]) -> None:
-    """Warn if masks do not have the density that layers are built for."""
+def _check_density(
+    shapes: Mapping[str, tuple[int, ...]],
+    counts: Mapping[str, int],
+    layers: Mapping[str, float],
+) -> None:
+    """Warn if masks do not get the density that layers are built for."""
     if not layers:
         return
-    size = sum(masks[name].numel() for name in layers)
-    wanted = sum(value * masks[n].numel() for n, value in layers.items())
-    found = sum(int(masks[name].count_nonzero()) for name in layers)
+    size = sum(prod(shapes[name]) for name in layers)
+    wanted = sum(value * prod(shapes[n]) for n, value in layers.items())
+    found = sum(counts[name] for name in layers)
     if abs(found - wanted) > max(0.01 * wanted, len(layers)):
         warnings.warn(
             f'The masks have density {found / size:.4f} where the layers are '
@@ -306,12 +318,15 @@ def _check_density(masks: MaskSet, layers: Mapping[str, float]) -> None:
 
 
 def _check_structure_fits(
-    masks: MaskSet, wanted: Mapping[str, int], structure: Structure
+    shapes: Mapping[str, tuple[int, ...]],
+    counts: Mapping[str, int],
+    wanted: Mapping[str, int],
+    structure: Structure,
 ) -> None:
     """Warn if the structure rounds the number of active weights."""
-    size = sum(mask.numel() for mask in masks.values())
-    asked, found = sum(wanted.values()), sum(masks.counts().values())
-    if abs(found - asked) > max(0.01 * asked, len(masks)) and not isinstance(
+    size = sum(map(prod, shapes.values()))
+    asked, found = sum(wanted.values()), sum(counts.values())
+    if abs(found - asked) > max(0.01 * asked, len(counts)) and not isinstance(
         structure, Unstructured
     ):
         warnings.warn(
