@@ -142,9 +142,21 @@ class SparseTrainingHook(Hook):
         start = read_start(self._start, plan)
         self._start = Start()  # Frees the masks, which are read once.
         seed = self._shared_seed(runner)
-        masks, algorithm = self._first_masks(seed, plan, start)
+        accumulated = runner.optim_wrapper._accumulative_counts
+        steps = math.ceil(runner.max_iters / accumulated)
+        masks, algorithm = self._first_masks(seed, plan, start, steps)
         if masks is not None:
-            self._make_trainer(runner, masks, algorithm, seed, start)
+            final = plan.counts if algorithm.changes_density else None
+            self.trainer = MaskTrainer(
+                masks,
+                algorithm,
+                self.options.schedule(steps, algorithm),
+                self.options.drop_fraction,
+                seed,
+                self.options.placement,
+                final,
+            )
+            self._prepare_trainer(runner, self.trainer, start)
             self._attach(runner, wrapper, start)
         runner.logger.info(self._describe(plan))
 
@@ -173,7 +185,7 @@ class SparseTrainingHook(Hook):
         )
 
     def _first_masks(
-        self, seed: int, plan: MaskPlan, start: Start
+        self, seed: int, plan: MaskPlan, start: Start, steps: int
     ) -> tuple[MaskSet | None, Algorithm]:
         """Return the first masks, or None, and the algorithm."""
         origin = (
@@ -187,15 +199,20 @@ class SparseTrainingHook(Hook):
             plan.backbone.masks_attached = True  # It may train.
         if origin in (Origin.NEEDLESS, Origin.DROPPED):
             return None, algorithm
-        if origin is Origin.DRAWN:
-            return plan.draw(self.options.initializer, seed), algorithm
         if origin is Origin.TRANSFERRED:
             algorithm = choose_algorithm(self.options, start)
+        else:
+            counts = self.options.count_schedule(
+                plan.shapes, plan.counts, steps
+            )
+        if origin is Origin.DRAWN:
+            masks = plan.draw(self.options.initializer, seed, counts.at(0))
+            return masks, algorithm
         check_member(state, {'sparsity': plan.nominal_sparsity})
         check_structure(state, algorithm.structure)
         masks = masks_of(state, plan.parameters, plan.counts)
         if origin is Origin.RESTORED:
-            check_counts(masks, plan.counts)
+            check_counts(masks, counts.saved(state))
         return masks, algorithm
 
     def _shared_seed(self, runner: Runner) -> int:
@@ -206,28 +223,13 @@ class SparseTrainingHook(Hook):
         broadcast_object_list(seed)
         return seed[0]
 
-    def _make_trainer(
-        self,
-        runner: Runner,
-        masks: MaskSet,
-        algorithm: Algorithm,
-        seed: int,
-        start: Start,
+    def _prepare_trainer(
+        self, runner: Runner, trainer: MaskTrainer, start: Start
     ) -> None:
-        """Build the trainer and restore the state of a resumed run."""
-        accumulated = runner.optim_wrapper._accumulative_counts
-        steps = math.ceil(runner.max_iters / accumulated)
-        self.trainer = trainer = MaskTrainer(
-            masks,
-            algorithm,
-            self.options.schedule(steps, algorithm),
-            self.options.drop_fraction,
-            seed,
-            self.options.placement,
-        )
+        """Set the execution, and restore the state of a resumed run."""
         model = unwrap(runner.model)
         trainer.set_execution(
-            SparseExecution(model, masks, self.options.execution)
+            SparseExecution(model, trainer.masks, self.options.execution)
         )
         if still := trainer.counts.why_still():
             runner.logger.warning(still)

@@ -252,10 +252,22 @@ class MaskPlan:
             f'{asked / size:.6f} to {found / size:.6f}'
         )
 
-    def draw(self, initializer: Initializer, seed: int) -> MaskSet:
-        """Draw the first masks of a run, the same on every rank."""
+    def draw(
+        self,
+        initializer: Initializer,
+        seed: int,
+        counts: Mapping[str, int] | None = None,
+    ) -> MaskSet:
+        """Draw the first masks of a run, the same on every rank.
+
+        They have ``counts`` active weights, by default those of the plan.
+        """
         return MaskSet.draw(
-            self.parameters, self.counts, initializer, seed, self.structure
+            self.parameters,
+            self.counts if counts is None else counts,
+            initializer,
+            seed,
+            self.structure,
         )
 
     @property

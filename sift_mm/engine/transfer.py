@@ -175,9 +175,19 @@ def read_start(start: Start, plan: MaskPlan) -> Start:
 
 
 def choose_algorithm(options: RunOptions, start: Start) -> Algorithm:
-    """Return the algorithm for transferred masks."""
+    """Return the algorithm for transferred masks.
+
+    Raises:
+        ValueError: If it would change their density.
+    """
     algorithm = options.algorithm
     if options.transfer != 'fixed':
+        if algorithm.changes_density:
+            raise UserError(
+                "transfer='train' trains the masks of the checkpoint at their "
+                f'density, and {type(algorithm).__name__} changes it: choose '
+                "another algorithm, or first masks by the hook's init."
+            )
         return algorithm
     # Fixed masks keep their structure, unless the hook has one.
     structure: Any = algorithm.structure

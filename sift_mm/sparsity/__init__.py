@@ -52,7 +52,14 @@ from sift_mm.sparsity.schedules import (
 )
 from sift_mm.sparsity.selection import apply_masks_, top_mask
 from sift_mm.sparsity.sparse_training import SparseTraining
-from sift_mm.sparsity.structures import STRUCTURES, Structure, Unstructured
+from sift_mm.sparsity.structures import (
+    NM,
+    STRUCTURES,
+    Block,
+    ConstantFanIn,
+    Structure,
+    Unstructured,
+)
 from sift_mm.sparsity.trainer import MaskTrainer
 from sift_mm.sparsity.updates import UpdateReport
 
@@ -63,10 +70,13 @@ __all__ = [
     'ER',
     'ERK',
     'INITIALIZERS',
+    'NM',
     'SET',
     'STRUCTURES',
     'Algorithm',
+    'Block',
     'Constant',
+    'ConstantFanIn',
     'Cosine',
     'Distribution',
     'DropFraction',

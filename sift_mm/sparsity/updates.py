@@ -77,7 +77,7 @@ class MaskUpdate:
     targets: Mapping[str, int]
     final: Mapping[str, int]
     live: list[str]
-    growth: dict[str, Growth | None] = field(default_factory=dict)
+    growth: dict[str, Growth] = field(default_factory=dict)
 
     def _state(self, name: str, draw: str) -> LayerState:
         parameter = self.masks.parameters[name]
@@ -110,15 +110,13 @@ class MaskUpdate:
         kept_count = active_count = 0
         for name in self.live:
             mask = self.masks[name]
-            if name not in self.growth:
-                layer = self._state(name, '')
-                new = self.algorithm.update(layer, self.fraction)
-            elif (scores := self.growth.pop(name)) is None:
-                new = mask.clone()
-            else:
+            if name in self.growth:
                 # Random numbers must differ from those of the growth score.
                 layer = self._state(name, '/drop')
-                new = self.algorithm.exchange(layer, scores)
+                new = self.algorithm.exchange(layer, self.growth.pop(name))
+            else:
+                layer = self._state(name, '')
+                new = self.algorithm.update(layer, self.fraction)
             if (after := count(new)) != (wanted := self.targets[name]):
                 structure = type(self.algorithm.structure).__name__
                 raise UserError(

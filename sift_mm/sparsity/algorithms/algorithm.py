@@ -14,9 +14,12 @@ from torch import Tensor
 
 from sift_mm.checkpoint.packing import count
 from sift_mm.registry import Registry
-from sift_mm.sparsity.structures import STRUCTURES, Structure, Unstructured
-
-StructureLike = Annotated[str | Mapping[str, Any] | Structure, STRUCTURES]
+from sift_mm.sparsity.structures import (
+    STRUCTURES,
+    Structure,
+    StructureLike,
+    Unstructured,
+)
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,10 @@ class Growth:
     """Growth scores of a layer.
 
     Args:
-        k (int): Number of weights to drop.
-        scores (Any): Scores for :meth:`Structure.grow`.
+        k (int): Number of weights to drop, besides those by which the
+            density falls.
+        scores (Any): Scores for :meth:`Structure.grow`; None if nothing is
+            to grow.
     """
 
     k: int
@@ -177,44 +182,45 @@ class Algorithm:
             layer (LayerState): State of the layer, with a dense gradient.
             fraction (float): Share of the active weights to drop, in [0, 1].
         """
-        drop, grow = self._amounts(layer, fraction)
-        if drop == grow == 0:
-            return layer.mask.clone()
+        k, grow = self._amounts(layer, fraction)
         scores = self.growth_score(layer) if grow else None
-        return self.exchange(layer, Growth(drop, scores))
+        return self.exchange(layer, Growth(k, scores))
 
     def _amounts(self, layer: LayerState, fraction: float) -> tuple[int, int]:
-        """Return how many weights to drop and how many to grow."""
-        active, kept = count(layer.mask), self.keep_count(layer, fraction)
-        return active - kept, (layer.target or active) - kept
+        """Return how many weights to drop for growth, and how many to grow."""
+        active = count(layer.mask)
+        target, kept = layer.target or active, self.keep_count(layer, fraction)
+        return min(active, target) - kept, target - kept
 
     @torch.no_grad()
-    def shortlist(self, layer: LayerState, fraction: float) -> Growth | None:
+    def shortlist(self, layer: LayerState, fraction: float) -> Growth:
         """Compute the growth scores, the first half of an update.
 
-        Takes the arguments of :meth:`update`. Returns the argument of
-        :meth:`exchange`, or None if no weight will move.
+        Takes the arguments of :meth:`update`; returns the argument of
+        :meth:`exchange`.
         """
-        drop, grow = self._amounts(layer, fraction)
-        if drop == grow == 0:
-            return None
+        k, grow = self._amounts(layer, fraction)
         if grow == 0:
-            return Growth(drop, None)
+            return Growth(k, None)
         scores = self.growth_score(layer)
-        return Growth(drop, self.structure.shortlist(scores, layer.mask, grow))
+        return Growth(k, self.structure.shortlist(scores, layer.mask, grow))
 
     @torch.no_grad()
     def exchange(self, layer: LayerState, growth: Growth) -> Tensor:
         """Return the new mask, the second half of an update."""
-        active = count(layer.mask)
-        kept = self.structure.drop(
-            self.drop_score(layer), layer.mask, growth.k
-        )
-        # The structure may have rounded what is dropped.
-        grow = (layer.target or active) - count(kept)
-        if growth.scores is None or grow == 0:
-            return kept
-        return self.structure.grow(growth.scores, kept, grow)
+        mask, active = layer.mask, count(layer.mask)
+        target = layer.target or active
+        if target >= active and growth.scores is None:
+            return mask.clone()
+        score = self.drop_score(layer)
+        if target < active:
+            mask = self.structure.prune(score, mask, target)
+        if growth.scores is None:
+            return mask
+        kept = self.structure.drop(score, mask, growth.k)
+        # A structure of blocks drops slightly fewer than k.
+        missing = target - count(kept)
+        return self.structure.grow(growth.scores, kept, missing)
 
 
 def drop_count(active: int, fraction: float) -> int:

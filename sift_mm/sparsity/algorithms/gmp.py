@@ -6,8 +6,8 @@ from sift_mm.sparsity.algorithms.algorithm import (
     ALGORITHMS,
     Algorithm,
     LayerState,
-    StructureLike,
 )
+from sift_mm.sparsity.structures import StructureLike
 from sift_mm.validation import Sparsity
 
 

@@ -5,9 +5,9 @@ from torch import Tensor
 from sift_mm.sparsity.algorithms.algorithm import (
     ALGORITHMS,
     LayerState,
-    StructureLike,
 )
 from sift_mm.sparsity.algorithms.gmp import GMP
+from sift_mm.sparsity.structures import StructureLike
 from sift_mm.validation import Sparsity
 
 
