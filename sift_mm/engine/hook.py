@@ -27,8 +27,10 @@ from sift_mm.engine.accumulation import (
     partial_gradients,
     restore_gradients,
 )
+from sift_mm.engine.budget import whole_model_budget
+from sift_mm.engine.first_batches import first_passes
 from sift_mm.engine.optim_wrapper import SparseOptimWrapper, make_maskable
-from sift_mm.engine.plan import MaskPlan, sparse_backbone, whole_model_budget
+from sift_mm.engine.plan import MaskPlan, sparse_backbone
 from sift_mm.engine.randomness import SeededIterations
 from sift_mm.engine.saving import save_whole, use_safe_files
 from sift_mm.engine.transfer import (
@@ -47,6 +49,7 @@ from sift_mm.sparsity import (
     Algorithm,
     MaskSet,
     MaskTrainer,
+    NetworkInitializer,
     RunOptions,
     SparseExecution,
     density,
@@ -142,9 +145,21 @@ class SparseTrainingHook(Hook):
         start = read_start(self._start, plan)
         self._start = Start()  # Frees the masks, which are read once.
         seed = self._shared_seed(runner)
-        masks, algorithm = self._first_masks(seed, plan, start)
+        accumulated = runner.optim_wrapper._accumulative_counts
+        steps = math.ceil(runner.max_iters / accumulated)
+        masks, algorithm = self._first_masks(runner, seed, plan, start, steps)
         if masks is not None:
-            self._make_trainer(runner, masks, algorithm, seed, start)
+            final = plan.counts if algorithm.changes_density else None
+            self.trainer = MaskTrainer(
+                masks,
+                algorithm,
+                self.options.schedule(steps, algorithm),
+                self.options.drop_fraction,
+                seed,
+                self.options.placement,
+                final,
+            )
+            self._prepare_trainer(runner, self.trainer, start)
             self._attach(runner, wrapper, start)
         runner.logger.info(self._describe(plan))
 
@@ -173,7 +188,12 @@ class SparseTrainingHook(Hook):
         )
 
     def _first_masks(
-        self, seed: int, plan: MaskPlan, start: Start
+        self,
+        runner: Runner,
+        seed: int,
+        plan: MaskPlan,
+        start: Start,
+        steps: int,
     ) -> tuple[MaskSet | None, Algorithm]:
         """Return the first masks, or None, and the algorithm."""
         origin = (
@@ -187,15 +207,23 @@ class SparseTrainingHook(Hook):
             plan.backbone.masks_attached = True  # It may train.
         if origin in (Origin.NEEDLESS, Origin.DROPPED):
             return None, algorithm
-        if origin is Origin.DRAWN:
-            return plan.draw(self.options.initializer, seed), algorithm
         if origin is Origin.TRANSFERRED:
             algorithm = choose_algorithm(self.options, start)
+        else:
+            counts = self.options.count_schedule(
+                plan.shapes, plan.counts, steps
+            )
+        if origin is Origin.DRAWN:
+            init = self.options.initializer
+            passes = first_passes(runner, init)
+            return plan.draw(init, seed, counts.at(0), passes), algorithm
         check_member(state, {'sparsity': plan.nominal_sparsity})
         check_structure(state, algorithm.structure, state['masks'])
         masks = masks_of(state, plan.parameters, plan.counts)
         if origin is Origin.RESTORED:
-            check_counts(masks, plan.counts)
+            spread = isinstance(self.options.initializer, NetworkInitializer)
+            costs = plan.costs if spread else None
+            check_counts(masks, counts.saved(state), costs)
         return masks, algorithm
 
     def _shared_seed(self, runner: Runner) -> int:
@@ -206,30 +234,15 @@ class SparseTrainingHook(Hook):
         broadcast_object_list(seed)
         return seed[0]
 
-    def _make_trainer(
-        self,
-        runner: Runner,
-        masks: MaskSet,
-        algorithm: Algorithm,
-        seed: int,
-        start: Start,
+    def _prepare_trainer(
+        self, runner: Runner, trainer: MaskTrainer, start: Start
     ) -> None:
-        """Build the trainer and restore the state of a resumed run."""
-        accumulated = runner.optim_wrapper._accumulative_counts
-        steps = math.ceil(runner.max_iters / accumulated)
-        self.trainer = trainer = MaskTrainer(
-            masks,
-            algorithm,
-            self.options.schedule(steps, algorithm),
-            self.options.drop_fraction,
-            seed,
-            self.options.placement,
-        )
+        """Set the execution, and restore the state of a resumed run."""
         model = unwrap(runner.model)
         trainer.set_execution(
-            SparseExecution(model, masks, self.options.execution)
+            SparseExecution(model, trainer.masks, self.options.execution)
         )
-        if still := trainer.why_still():
+        if still := trainer.counts.why_still():
             runner.logger.warning(still)
         if not start.resumed:
             return

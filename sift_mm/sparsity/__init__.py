@@ -28,9 +28,13 @@ from sift_mm.sparsity.execution import (
 )
 from sift_mm.sparsity.initializers import (
     INITIALIZERS,
+    SNIP,
     FromWeights,
+    GraSP,
     Initializer,
+    NetworkInitializer,
     Random,
+    SynFlow,
     TopK,
 )
 from sift_mm.sparsity.masks import MaskSet
@@ -72,6 +76,7 @@ __all__ = [
     'INITIALIZERS',
     'NM',
     'SET',
+    'SNIP',
     'STRUCTURES',
     'Algorithm',
     'Block',
@@ -83,6 +88,7 @@ __all__ = [
     'ExecutionMode',
     'Explicit',
     'FromWeights',
+    'GraSP',
     'Initializer',
     'LayerState',
     'Linear',
@@ -90,6 +96,7 @@ __all__ = [
     'MaskOptions',
     'MaskSet',
     'MaskTrainer',
+    'NetworkInitializer',
     'Random',
     'RigL',
     'RunOptions',
@@ -97,6 +104,7 @@ __all__ = [
     'SparseTraining',
     'Static',
     'Structure',
+    'SynFlow',
     'TopK',
     'Uniform',
     'UniformPlus',

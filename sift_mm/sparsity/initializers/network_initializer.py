@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from sift_mm.errors import UserError
-from sift_mm.flops.counting import count_while
 from sift_mm.sparsity.initializers.initializer import Initializer
 from sift_mm.sparsity.processes import mean_of_ranks_
 from sift_mm.validation import Count
@@ -69,15 +68,9 @@ class NetworkInitializer(Initializer):
         """Return :meth:`scores` on the CPU by name, of unchanged layers.
 
         Raises:
-            ValueError: If there is no pass, or no score is above the others.
+            ValueError: If the passes give no score.
         """
         name = type(self).__name__
-        if not passes:
-            raise UserError(
-                f'init={name!r} scores weights on first batches, and there '
-                'are none here: give first_pass to SparseTraining, or a '
-                'checkpoint with masks to the command.'
-            )
         with undisturbed(model), torch.enable_grad():
             for parameter in parameters.values():
                 parameter.requires_grad_()
@@ -119,15 +112,6 @@ def total_of(output: Any) -> Tensor:
     if not tensors:
         raise UserError('The first pass returned no tensor.')
     return torch.stack(tensors).sum()
-
-
-def flops_per_weight(
-    model: nn.Module, parameters: Mapping[str, nn.Parameter], passes: Passes
-) -> dict[str, float]:
-    """Count the FLOPs of a weight in the first pass, by parameter name."""
-    with undisturbed(model):
-        count = count_while(model, passes[0])
-    return {n: count.of(n) / p.numel() for n, p in parameters.items()}
 
 
 @contextmanager

@@ -6,10 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from sift_mm.checkpoint.packing import count
+from sift_mm.errors import UserError
+from sift_mm.flops.counting import count_while
 from sift_mm.sparsity.initializers import Initializer, NetworkInitializer
 from sift_mm.sparsity.initializers.network_initializer import (
     Passes,
-    flops_per_weight,
+    undisturbed,
 )
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.processes import take_first_
@@ -38,11 +41,11 @@ def draw_masks(
         structure (Structure): Structure of the masks.
         passes (Sequence): Functions that run the network, for initializers of
             the whole network.
-        costs (Mapping, optional): FLOPs of a weight by parameter name; None to
-            count them in the first pass.
+        costs (Mapping, optional): FLOPs of a weight by parameter name, for
+            initializers of the whole network.
 
     Raises:
-        ValueError: If the initializer needs passes and has none.
+        ValueError: If the passes give no score.
     """
     if not isinstance(initializer, NetworkInitializer):
         return MaskSet.draw(parameters, counts, initializer, seed, structure)
@@ -50,7 +53,7 @@ def draw_masks(
     density = sum(counts.values()) / size
     scores = initializer.network_scores(model, parameters, passes, density)
     if structure.density is None:
-        costs = costs or flops_per_weight(model, parameters, passes)
+        assert costs is not None
         counts = spread(scores, counts, costs, structure.fit)
     masks = MaskSet(
         parameters,
@@ -58,6 +61,67 @@ def draw_masks(
     )
     take_first_(list(masks.values()))
     return masks
+
+
+def flops_per_weight(
+    initializer: Initializer,
+    model: nn.Module,
+    parameters: Mapping[str, nn.Parameter],
+    passes: Passes,
+) -> dict[str, float] | None:
+    """Count the FLOPs of a weight in the first pass, by parameter name.
+
+    None for an initializer that reads no batches.
+
+    Raises:
+        ValueError: If the initializer needs passes and has none, or has some
+            and needs none.
+    """
+    name, needed = (
+        type(initializer).__name__,
+        isinstance(initializer, NetworkInitializer),
+    )
+    if needed and not passes:
+        raise UserError(
+            f'init={name!r} scores weights on first batches, and there are '
+            'none here: give first_pass to SparseTraining, or to a command a '
+            'checkpoint with masks.'
+        )
+    if not needed:
+        if passes:
+            raise UserError(
+                f'first_pass is for init=SNIP, GraSP and SynFlow; {name!r} '
+                'reads no batch.'
+            )
+        return None
+    with undisturbed(model):
+        count = count_while(model, passes[0])
+    return {n: count.of(n) / p.numel() for n, p in parameters.items()}
+
+
+def check_flops(
+    masks: Mapping[str, Tensor],
+    expected: Mapping[str, int],
+    costs: Mapping[str, float],
+) -> None:
+    """Refuse saved masks with other FLOPs than those asked for.
+
+    Args:
+        masks (Mapping): Masks that an initializer of the whole network drew,
+            whose layers have counts of their own.
+        expected (Mapping): Active weights whose FLOPs they have to have.
+        costs (Mapping): FLOPs of a weight, by name.
+
+    Raises:
+        ValueError: If they differ by more than a hundredth.
+    """
+    found = sum(count(m) * costs.get(n, 0) for n, m in masks.items())
+    asked = sum(expected[name] * costs[name] for name in expected)
+    if abs(found - asked) > 0.01 * asked:
+        raise UserError(
+            f'The saved masks have {found / asked:.3f} of the FLOPs that the '
+            'sparsity asks for; use the sparsity and structure of that run.'
+        )
 
 
 def spread(
