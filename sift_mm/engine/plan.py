@@ -261,9 +261,8 @@ class MaskPlan:
         if asked == found:
             return ''
         size = sum(p.numel() for p in self.parameters.values())
-        structure = describe_structure(self.structure.describe())
         return (
-            f'structure={structure} rounds density '
+            f'structure={type(self.structure).__name__!r} rounds density '
             f'{asked / size:.6f} to {found / size:.6f}'
         )
 
