@@ -1,7 +1,6 @@
 """Hook that trains masks in an MMEngine run."""
 
 import math
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -29,6 +28,7 @@ from sift_mm.engine.accumulation import (
 )
 from sift_mm.engine.budget import whole_model_budget
 from sift_mm.engine.first_batches import first_passes
+from sift_mm.engine.mask_description import MaskDescription
 from sift_mm.engine.optim_wrapper import SparseOptimWrapper, make_maskable
 from sift_mm.engine.plan import MaskPlan, sparse_backbone
 from sift_mm.engine.randomness import SeededIterations
@@ -147,7 +147,14 @@ class SparseTrainingHook(Hook):
         seed = self._shared_seed(runner)
         accumulated = runner.optim_wrapper._accumulative_counts
         steps = math.ceil(runner.max_iters / accumulated)
-        masks, algorithm = self._first_masks(runner, seed, plan, start, steps)
+        origin = (
+            start.find_origin(self.options)
+            if plan.parameters
+            else Origin.NEEDLESS
+        )
+        masks, algorithm = self._first_masks(
+            runner, seed, plan, start, origin, steps
+        )
         if masks is not None:
             final = plan.counts if algorithm.changes_density else None
             self.trainer = MaskTrainer(
@@ -161,7 +168,15 @@ class SparseTrainingHook(Hook):
             )
             self._prepare_trainer(runner, self.trainer, start)
             self._attach(runner, wrapper, start)
-        runner.logger.info(self._describe(plan))
+        described = MaskDescription(
+            plan,
+            origin,
+            self.options.transfer,
+            None if masks is None else self.trainer,
+            steps,
+        )
+        self._record = described.record
+        runner.logger.info(described.text)
 
     def _take_wrapper(self, runner: Runner) -> SparseOptimWrapper:
         """Return the run's optim wrapper with a masked step."""
@@ -193,16 +208,11 @@ class SparseTrainingHook(Hook):
         seed: int,
         plan: MaskPlan,
         start: Start,
+        origin: Origin,
         steps: int,
     ) -> tuple[MaskSet | None, Algorithm]:
         """Return the first masks, or None, and the algorithm."""
-        origin = (
-            start.find_origin(self.options)
-            if plan.parameters
-            else Origin.NEEDLESS
-        )
         algorithm, state = self.options.algorithm, start.state or {}
-        self._record = {'origin': origin}
         if plan.backbone is not None:
             plan.backbone.masks_attached = True  # It may train.
         if origin in (Origin.NEEDLESS, Origin.DROPPED):
@@ -269,71 +279,6 @@ class SparseTrainingHook(Hook):
         # A user's train_step may step without the wrapper.
         self.trainer.attach(model, wrapper.optimizer)
         self._mask_averages(runner)
-
-    def _describe(self, plan: MaskPlan) -> str:
-        """Describe masks and FLOPs in a line, and record them."""
-        origin = self._record.pop('origin')
-        self._record |= {'budget': {}, 'member': {}, 'transfer': ''}
-        if origin is Origin.NEEDLESS:
-            return (
-                'The backbone needs no masks: its FLOPs (with a classifier, '
-                f'if it has one) are {plan.ratio:.6f} of the dense one '
-                f'without them{self._whole_ratio(plan, {})}.'
-            )
-        if origin is Origin.DROPPED:
-            text = "transfer='dense': masks are dropped, and all weights train"
-            if plan.budget is not None:
-                text += (
-                    f', at {plan.budget.ratio({}):.4f} times the FLOPs of the '
-                    f"dense twin's backbone{self._whole_ratio(plan, {})}"
-                )
-            return f'{text}.'
-        assert self.trainer is not None
-        masks = self.trainer.masks
-        text = (
-            f'{type(self.trainer.algorithm).__name__} on {len(masks)} '
-            f'parameters: sparsity {plan.nominal_sparsity} as written, masks '
-            f'at density {density(masks):.6f}'
-        )
-        if origin is Origin.TRANSFERRED:
-            transfer = self.options.transfer
-            self._record['transfer'] = transfer
-            text += f', taken from the loaded checkpoint ({transfer=})'
-        elif plan.rounds:
-            text += f' ({plan.rounds})'
-        self._record['budget'] = {
-            'nominal': plan.nominal_sparsity,
-            'sparsity': 1 - density(masks),
-        }
-        return text + self._describe_flops(plan, masks)
-
-    def _describe_flops(self, plan: MaskPlan, masks: MaskSet) -> str:
-        """Describe the FLOPs of a Sparse-IFT backbone, else ''."""
-        if plan.budget is None or plan.backbone is None:
-            return ''
-        densities = {
-            name: count / masks[name].numel()
-            for name, count in masks.counts().items()
-        }
-        ratio = plan.budget.ratio(densities)
-        self._record['budget']['flops_ratio'] = ratio
-        self._record['member'] = plan.backbone.describe_member()
-        return (
-            ', FLOPs of the backbone (with a classifier, if it has one) '
-            f'{ratio:.6f} of the dense one'
-            f'{self._whole_ratio(plan, densities)}'
-        )
-
-    def _whole_ratio(
-        self, plan: MaskPlan, densities: Mapping[str, float]
-    ) -> str:
-        """Describe the FLOPs of the whole model, heads included."""
-        try:
-            ratio = plan.whole.ratio(densities)
-        except ValueError as error:
-            return f' (the whole model was not counted: {error})'
-        self._record['budget']['model_flops_ratio'] = ratio
-        return f', of the whole model {ratio:.4f}'
 
     def _mask_averages(self, runner: Runner) -> None:
         """Apply the masks to averaged networks.

@@ -11,6 +11,7 @@ from sift_mm.sparsity.algorithms import (
     Algorithm,
     LayerState,
     RigL,
+    SRigL,
     Static,
 )
 from sift_mm.sparsity.distributions import (
@@ -100,6 +101,7 @@ __all__ = [
     'Random',
     'RigL',
     'RunOptions',
+    'SRigL',
     'SparseExecution',
     'SparseTraining',
     'Static',

@@ -185,7 +185,9 @@ def test_they_keep_a_structure_and_resume():
 )
 def test_what_does_not_go_together_is_refused(init, options, words):
     model, start = training(init)
-    arguments = dict(algorithm='RigL', steps=200, sparsity=0.5, include=INCLUDE)
+    arguments = dict(
+        algorithm='RigL', steps=200, sparsity=0.5, include=INCLUDE
+    )
     arguments |= dict(init=init, first_pass=lambda: model(torch.ones(1)))
     with pytest.raises(ValueError, match=words):
         SparseTraining(
