@@ -26,9 +26,11 @@ from sift_mm.engine.accumulation import (
     partial_gradients,
     restore_gradients,
 )
+from sift_mm.engine.budget import whole_model_budget
+from sift_mm.engine.first_batches import first_passes
 from sift_mm.engine.mask_description import MaskDescription
 from sift_mm.engine.optim_wrapper import SparseOptimWrapper, make_maskable
-from sift_mm.engine.plan import MaskPlan, sparse_backbone, whole_model_budget
+from sift_mm.engine.plan import MaskPlan, sparse_backbone
 from sift_mm.engine.randomness import SeededIterations
 from sift_mm.engine.saving import save_whole, use_safe_files
 from sift_mm.engine.transfer import (
@@ -47,6 +49,7 @@ from sift_mm.sparsity import (
     Algorithm,
     MaskSet,
     MaskTrainer,
+    NetworkInitializer,
     RunOptions,
     SparseExecution,
     density,
@@ -149,7 +152,9 @@ class SparseTrainingHook(Hook):
             if plan.parameters
             else Origin.NEEDLESS
         )
-        masks, algorithm = self._first_masks(seed, plan, start, origin, steps)
+        masks, algorithm = self._first_masks(
+            runner, seed, plan, start, origin, steps
+        )
         if masks is not None:
             final = plan.counts if algorithm.changes_density else None
             self.trainer = MaskTrainer(
@@ -199,6 +204,7 @@ class SparseTrainingHook(Hook):
 
     def _first_masks(
         self,
+        runner: Runner,
         seed: int,
         plan: MaskPlan,
         start: Start,
@@ -218,13 +224,16 @@ class SparseTrainingHook(Hook):
                 plan.shapes, plan.counts, steps
             )
         if origin is Origin.DRAWN:
-            masks = plan.draw(self.options.initializer, seed, counts.at(0))
-            return masks, algorithm
+            init = self.options.initializer
+            passes = first_passes(runner, init)
+            return plan.draw(init, seed, counts.at(0), passes), algorithm
         check_member(state, {'sparsity': plan.nominal_sparsity})
-        check_structure(state, algorithm.structure)
+        check_structure(state, algorithm.structure, state['masks'])
         masks = masks_of(state, plan.parameters, plan.counts)
         if origin is Origin.RESTORED:
-            check_counts(masks, counts.saved(state))
+            spread = isinstance(self.options.initializer, NetworkInitializer)
+            costs = plan.costs if spread else None
+            check_counts(masks, counts.saved(state), costs)
         return masks, algorithm
 
     def _shared_seed(self, runner: Runner) -> int:

@@ -27,6 +27,7 @@ from sift_mm.sparsity import (
     Static,
     Unstructured,
 )
+from sift_mm.sparsity.first_masks import check_flops
 from sift_mm.sparsity.initializers import count_tolerance
 
 # Slots with the shape of their weight in every optimizer.
@@ -271,13 +272,28 @@ def masks_of(
     return masks
 
 
-def check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
+def check_counts(
+    masks: MaskSet,
+    expected: Mapping[str, int],
+    costs: Mapping[str, float] | None = None,
+) -> None:
     """Refuse masks with another sparsity than the config's.
+
+    Args:
+        masks (MaskSet): Restored masks.
+        expected (Mapping): Active weights by the config.
+        costs (Mapping, optional): FLOPs of a weight, where an initializer of
+            the whole network gave the layers other counts of the same FLOPs;
+            empty if they are unknown.
 
     Raises:
         ValueError: If the active weights of a layer differ by more than
-            :func:`count_tolerance`.
+            :func:`count_tolerance`, or their FLOPs by a hundredth.
     """
+    if costs is not None:
+        if costs:
+            check_flops(masks, expected, costs)
+        return
     found = masks.counts()
     wrong = [
         name

@@ -11,6 +11,7 @@ from sift_mm.sparsity.algorithms import (
     Algorithm,
     LayerState,
     RigL,
+    SRigL,
     Static,
 )
 from sift_mm.sparsity.distributions import (
@@ -28,9 +29,13 @@ from sift_mm.sparsity.execution import (
 )
 from sift_mm.sparsity.initializers import (
     INITIALIZERS,
+    SNIP,
     FromWeights,
+    GraSP,
     Initializer,
+    NetworkInitializer,
     Random,
+    SynFlow,
     TopK,
 )
 from sift_mm.sparsity.masks import MaskSet
@@ -72,6 +77,7 @@ __all__ = [
     'INITIALIZERS',
     'NM',
     'SET',
+    'SNIP',
     'STRUCTURES',
     'Algorithm',
     'Block',
@@ -83,6 +89,7 @@ __all__ = [
     'ExecutionMode',
     'Explicit',
     'FromWeights',
+    'GraSP',
     'Initializer',
     'LayerState',
     'Linear',
@@ -90,13 +97,16 @@ __all__ = [
     'MaskOptions',
     'MaskSet',
     'MaskTrainer',
+    'NetworkInitializer',
     'Random',
     'RigL',
     'RunOptions',
+    'SRigL',
     'SparseExecution',
     'SparseTraining',
     'Static',
     'Structure',
+    'SynFlow',
     'TopK',
     'Uniform',
     'UniformPlus',

@@ -22,8 +22,8 @@ from sift_mm.kernels.unmasked_layers import (
     ExecutedMaxPool2d,
     UnmaskedExecution,
 )
-from sift_mm.sparsity.agreement import world_size
 from sift_mm.sparsity.masks import MaskSet
+from sift_mm.sparsity.processes import world_size
 
 ExecutionMode = Literal['auto', 'sparse', 'dense']
 

@@ -14,7 +14,11 @@ from sift_mm.sparsity.distributions import (
     Uniform,
 )
 from sift_mm.sparsity.execution import ExecutionMode
-from sift_mm.sparsity.initializers import INITIALIZERS, Initializer
+from sift_mm.sparsity.initializers import (
+    INITIALIZERS,
+    Initializer,
+    NetworkInitializer,
+)
 from sift_mm.sparsity.schedules import (
     DROP_FRACTIONS,
     Cosine,
@@ -60,9 +64,9 @@ class MaskOptions:
         distribution (str | dict): Distribution of the sparsity over layers:
             'Uniform', 'UniformPlus', 'ER', 'ERK' or ``dict(type='Explicit',
             sparsities={pattern: sparsity})``.
-        init (str | dict, optional): First masks: 'Random', 'TopK' or
-            'FromWeights'. None takes the masks of loaded weights; a run from
-            scratch draws random masks.
+        init (str | dict, optional): First masks: 'Random', 'TopK',
+            'FromWeights', 'SNIP', 'GraSP' or 'SynFlow'. None takes the masks
+            of loaded weights; a run from scratch draws random masks.
         drop_fraction (float | str | dict): Share of the active weights to
             drop at an update: a number, the start of a cosine, or 'Constant',
             'Linear', 'Cosine' or ``dict(type='Linear', initial=0.3)``.
@@ -100,6 +104,20 @@ class MaskOptions:
     def __post_init__(self) -> None:
         for name, value in read_arguments(type(self), vars(self)).items():
             object.__setattr__(self, name, value)
+        if not isinstance(self.init, NetworkInitializer):
+            return
+        name = type(self.init).__name__
+        if self.distribution != Uniform():
+            raise UserError(
+                f'init={name!r} spreads the active weights over the layers by '
+                'its scores; leave distribution out.'
+            )
+        if self.algorithm.changes_density:
+            raise UserError(
+                f'init={name!r} gives each layer a density of its own, and '
+                f'{type(self.algorithm).__name__} changes densities; choose '
+                "the algorithm 'RigL', 'SET' or 'Static'."
+            )
 
     @classmethod
     def of(cls, who: str, given: Mapping[str, Any]) -> Self:

@@ -58,7 +58,7 @@ class Candidates:
         """
         if k == 0:
             return self.places[:0]
-        last = _kth_highest(self.values, k)
+        last = kth_highest(self.values, k)
         higher = self.places[self.values > last]
         equal = self.places[self.values == last]
         return torch.cat([higher, equal[: k - len(higher)]])
@@ -146,7 +146,8 @@ def _nonzero(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(flat.numpy()))
 
 
-def _kth_highest(values: Tensor, k: int) -> float:
+def kth_highest(values: Tensor, k: int) -> float:
+    """Return the k-th highest value."""
     if not _is_on_cpu(values):
         return float(values.topk(k, sorted=False).values.min())
     # Vectorized: 11 ms for 2.4 million scores, against 126 ms of torch.topk.

@@ -14,6 +14,11 @@ from sift_mm.errors import UserError
 from sift_mm.sparsity.algorithms import AlgorithmLike
 from sift_mm.sparsity.distributions import Distribution
 from sift_mm.sparsity.execution import SparseExecution
+from sift_mm.sparsity.first_masks import (
+    check_flops,
+    draw_masks,
+    flops_per_weight,
+)
 from sift_mm.sparsity.initializers import count_tolerance
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import density
@@ -24,6 +29,7 @@ from sift_mm.sparsity.structures import (
     Structure,
     Unstructured,
     check_structure,
+    fit_counts,
 )
 from sift_mm.sparsity.trainer import MaskTrainer
 from sift_mm.sparsity.updates import UpdateReport
@@ -43,6 +49,9 @@ class SparseTraining:
         algorithm (str | dict | Algorithm): 'RigL' or another registered
             algorithm.
         steps (int): Optimizer steps of the whole training.
+        first_pass (Callable, optional): Function that runs the network on a
+            first batch and returns the loss, for ``init='SNIP'`` and 'GraSP';
+            for 'SynFlow' it returns the output for an input of ones.
         **options: Other options of :class:`MaskOptions`.
 
     Raises:
@@ -58,6 +67,7 @@ class SparseTraining:
         algorithm: AlgorithmLike = 'RigL',
         *,
         steps: Count,
+        first_pass: Callable[[], Any] | None = None,
         **options: Any,
     ) -> None:
         given = dict(algorithm=algorithm, **options)
@@ -70,18 +80,25 @@ class SparseTraining:
         }
         share = chosen.distribution
         shapes = {n: tuple(p.shape) for n, p in parameters.items()}
-        counts = share.counts(
-            shapes,
-            _sparsity(chosen.sparsity, layers, share),
-        )
+        asked = share.counts(shapes, _sparsity(chosen.sparsity, layers, share))
         structure = chosen.algorithm.structure
+        counts = fit_counts(structure, model, asked)
         seed = chosen.seed or 0
-        fitted = {n: structure.fit(shapes[n], counts[n]) for n in counts}
-        _check_density(shapes, fitted, layers)
-        _check_structure_fits(shapes, fitted, counts, structure)
-        first = chosen.count_schedule(shapes, fitted, steps).at(0)
-        masks = MaskSet.draw(
-            parameters, first, chosen.initializer, seed, structure
+        _check_density(shapes, counts, layers)
+        _check_structure_fits(shapes, counts, asked, structure)
+        passes = [first_pass] if first_pass else []
+        self._costs = flops_per_weight(
+            chosen.initializer, model, parameters, passes
+        )
+        masks = draw_masks(
+            model,
+            parameters,
+            chosen.count_schedule(shapes, counts, steps).at(0),
+            chosen.initializer,
+            seed,
+            structure,
+            passes,
+            self._costs,
         )
         self.optimizer = optimizer
         self.trainer = MaskTrainer(
@@ -91,7 +108,7 @@ class SparseTraining:
             chosen.drop_fraction,
             seed,
             chosen.placement,
-            fitted if chosen.algorithm.changes_density else None,
+            None if self._costs else counts,
         )
         if still := self.trainer.counts.why_still():
             warnings.warn(still, stacklevel=3)
@@ -229,9 +246,13 @@ class SparseTraining:
                 'The weights of the network were not loaded: create '
                 'SparseTraining, then load the network, then this state.'
             )
-        check_structure(state, self.trainer.algorithm.structure)
         check_state(state)
+        structure = self.trainer.algorithm.structure
+        check_structure(state, structure, state['masks'])
         wanted = self.trainer.counts.saved(state)
+        if self._costs:
+            check_flops(state['masks'], wanted, self._costs)
+            wanted = {}
         for name, mask in state['masks'].items():
             count = int(mask.count_nonzero())
             miss = abs(count - wanted.get(name, count))

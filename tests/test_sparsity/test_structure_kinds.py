@@ -13,6 +13,7 @@ from sift_mm.sparsity import (
     ConstantFanIn,
     LayerState,
     RigL,
+    SRigL,
     Unstructured,
 )
 
@@ -143,6 +144,51 @@ def test_updates_by_hand():
     state = LayerState(mask, weight, gradient)
     new = RigL(ConstantFanIn()).update(state, 0.75)
     assert new.int().tolist() == [[0, 0, 1, 1], [1, 0, 1, 0]]
+
+
+FILTERS = [[9.0, 8, 0, 0], [7, 6, 0, 0], [0.1, 0.2, 0, 0], [5, 4, 0, 0]]
+GRADIENT = [[9.0, 9, 5, 10], [9, 9, 8, 1], [99, 99, 3, 4], [9, 9, 1, 2]]
+
+
+@pytest.mark.parametrize(
+    'share, expected',
+    [
+        # k = 2: the third filter's weights go, and 10 and 8 are the largest
+        # gradients of inactive weights: 3, 3, 0 and 2 salient weights. The
+        # 8 active weights are 3, 3 and 2 without the third filter.
+        (0.5, [[1, 1, 0, 1], [1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 0, 0]]),
+        # Of 2, a share of 1.0 would leave the filters of 3, 3 and 2 too.
+        (1.0, [[1, 1, 0, 1], [1, 1, 1, 0], [0, 0, 0, 0], [1, 1, 0, 0]]),
+        # Without ablation each filter has two: the third one's best are its
+        # own, of gradient 99.
+        (0.0, [[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 0, 0]]),
+    ],
+)
+def test_srigl_by_hand(share, expected):
+    weight = torch.tensor(FILTERS)
+    state = LayerState(weight != 0, weight, torch.tensor(GRADIENT))
+    rule = SRigL(salient=share)
+    new = rule.update(state, 0.25)
+    assert new.int().tolist() == expected
+    assert rule.structure.holds(new, 8)
+    # The two weights that are grown, still zero, go. The largest gradients
+    # are of the ablated filter, which comes back: two salient weights each.
+    gradient = torch.tensor(GRADIENT)
+    gradient[2] = 200
+    again = rule.update(LayerState(new, weight * new, gradient), 0.25)
+    if share:
+        assert again.int().tolist() == [[1, 1, 0, 0]] * 4
+
+
+def test_srigl_keeps_filters_that_have_room():
+    # 10 weights of 12 fit in 3 filters of 4, whatever is salient.
+    mask = torch.ones(3, 4).bool()
+    mask[0, 0] = mask[1, 0] = False
+    weight = torch.tensor([[5.0] * 4, [4.0] * 4, [0.1] * 4]) * mask
+    state = LayerState(mask, weight, torch.zeros(3, 4))
+    assert SRigL(1.0).update(state, 0.5).sum(1).tolist() == [4, 3, 3]
+    with pytest.raises(ValueError, match="structure='ConstantFanIn' alone"):
+        SRigL(structure='NM')
 
 
 def test_what_a_shape_does_not_divide():

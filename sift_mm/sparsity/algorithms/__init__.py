@@ -16,6 +16,7 @@ from sift_mm.sparsity.algorithms.mest import MEST
 from sift_mm.sparsity.algorithms.rigl import RigL
 from sift_mm.sparsity.algorithms.set import SET
 from sift_mm.sparsity.algorithms.snfs import SNFS
+from sift_mm.sparsity.algorithms.srigl import SRigL
 from sift_mm.sparsity.algorithms.static import Static
 
 __all__ = [
@@ -31,6 +32,7 @@ __all__ = [
     'Growth',
     'LayerState',
     'RigL',
+    'SRigL',
     'Static',
     'drop_count',
 ]
