@@ -34,9 +34,14 @@ class MEST(SET):
         super().__init__(structure)
         self.lam, self.soft = lam, soft
 
+    @property
+    def changes_density(self) -> bool:
+        """True under a soft bound."""
+        return self.soft
+
     def density(self, final: float, progress: float, fraction: float) -> float:
         """Return the density, above the final one under a soft bound."""
-        return min(1.0, final * (1 + fraction)) if self.soft else final
+        return min(1.0, final * (1 + fraction))
 
     def keep_count(self, layer: LayerState, fraction: float) -> int:
         """Count the active weights that an update keeps."""
