@@ -130,6 +130,12 @@ def _masks(masks: dict[str, Any] | None) -> str:
         f'sparsity {masks["nominal_sparsity"]} as written, '
         f'{masks["sparsity"]:.6f} as solved.'
     )
+    if course := masks.get('course'):
+        text += (
+            f' These are after the last update: their density is '
+            f'{course["start"]:.4f} at the start and {course["mean"]:.4f} on '
+            'average over the training.'
+        )
     if masks['transferred']:
         text += (
             ' They are counted as drawn from scratch; the run takes those of '
