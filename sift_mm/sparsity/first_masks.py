@@ -130,7 +130,7 @@ def spread(
     costs: Mapping[str, float],
     fit: Callable[[tuple[int, ...], int], int],
 ) -> dict[str, int]:
-    """Spread the FLOPs of active weights over layers by one threshold.
+    """Share the FLOPs of active weights among layers by one threshold.
 
     The weights above the threshold have, as nearly as whole weights can, the
     FLOPs of the counts. Each layer keeps at least one.

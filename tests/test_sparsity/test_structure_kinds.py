@@ -5,14 +5,17 @@ import random
 
 import pytest
 import torch
+from torch import nn
 
 from sift_mm.sparsity import (
+    ALGORITHMS,
     NM,
     SET,
     Block,
     ConstantFanIn,
     LayerState,
     RigL,
+    SparseTraining,
     SRigL,
     Unstructured,
 )
@@ -73,7 +76,7 @@ def test_masks_keep_structure_and_count(kind, shape, seed):
     for step, fraction in enumerate([0.1, 0.3, 1.0, 0.5]):
         assert mask.shape == shape and mask.is_contiguous()
         assert int(mask.sum()) == count and has(mask)
-        assert structure.holds(mask, count)
+        assert structure.has(mask) and structure.holds(mask, count)
         weight = scores(shape, generator) * mask
         state = LayerState(
             mask,
@@ -170,7 +173,7 @@ def test_srigl_by_hand(share, expected):
     rule = SRigL(salient=share)
     new = rule.update(state, 0.25)
     assert new.int().tolist() == expected
-    assert rule.structure.holds(new, 8)
+    assert rule.structure.has(new)
     # The two weights that are grown, still zero, go. The largest gradients
     # are of the ablated filter, which comes back: two salient weights each.
     gradient = torch.tensor(GRADIENT)
@@ -201,3 +204,69 @@ def test_what_a_shape_does_not_divide():
     assert Block(4).fit((3, 8), 7) == 6
     assert ConstantFanIn().fit((5, 6), 12) == 10
     assert ConstantFanIn().fit((5, 6), 1) == 5
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(8, 8, 3, groups=2)
+        self.fc = nn.Linear(8, 6)
+
+    def forward(self, x):
+        return self.fc(self.conv(x).mean((2, 3)))
+
+
+def train(algorithm, structure, masked, steps, seed=0):
+    """Train; yield the masks after each step."""
+    torch.manual_seed(seed)
+    model = Net()
+    sparse = SparseTraining(
+        model,
+        torch.optim.SGD(model.parameters(), 0.1, momentum=0.9),
+        dict(type=algorithm, structure=structure),
+        steps=steps,
+        interval=2,
+        sparsity=0.5,
+        include=[masked],
+        execution='dense',
+    )
+    for _ in range(steps):
+        yield model, sparse, sparse.masks[masked].clone()
+        model.zero_grad()
+        model(torch.randn(4, 8, 5, 5)).square().mean().backward()
+        sparse.step()
+
+
+@pytest.mark.parametrize('kind', KINDS[:1] + KINDS[3:4] + KINDS[5:6])
+@pytest.mark.parametrize('algorithm', ALGORITHMS.names)
+def test_the_table_of_algorithms_and_structures(algorithm, kind):
+    structure, has = kind
+    name = structure.describe()
+    masked = 'fc.weight' if algorithm == 'CHT' else 'conv.weight'
+    if algorithm == 'SRigL' and name['type'] != 'ConstantFanIn':
+        with pytest.raises(ValueError, match="'ConstantFanIn' alone"):
+            next(train(algorithm, name, masked, 9))
+        return
+    masks = [mask for *_, mask in train(algorithm, name, masked, 9)]
+    for mask in masks:
+        assert structure.has(mask)
+        # An update of SRigL may ablate filters.
+        assert algorithm == 'SRigL' or mask.all() or has(mask)
+    moved = not torch.equal(masks[0], masks[-1])
+    assert moved == (algorithm != 'Static')
+    assert int(masks[-1].sum()) == structure.fit(mask.shape, mask.numel() // 2)
+
+
+def test_files_with_other_masks_are_refused():
+    *_, (model, sparse, _) = train('RigL', 'NM', 'conv.weight', 5)
+    state = sparse.state_dict()
+    *_, (model, sparse, mask) = train('RigL', 'NM', 'conv.weight', 5, seed=1)
+    model.load_state_dict(model.state_dict())
+    # One weight moves from a group to another one.
+    wrong = mask.clone()
+    wrong[0, 0, 0, 0] ^= True
+    wrong[1, 0, 0, 0] ^= mask[0, 0, 0, 0] == mask[1, 0, 0, 0]
+    state['masks']['conv.weight'] = wrong
+    words = 'does not have structure=.*n=2, m=4.*the file was changed'
+    with pytest.raises(ValueError, match=words):
+        sparse.load_state_dict(state)

@@ -72,6 +72,7 @@ class NetworkInitializer(Initializer):
         """
         name = type(self).__name__
         with undisturbed(model), torch.enable_grad():
+            model.train()
             for parameter in parameters.values():
                 parameter.requires_grad_()
             found = self.scores(model, parameters, passes, density)

@@ -75,9 +75,9 @@ class Block(Structure):
 
     def holds(self, mask: Tensor, count: int) -> bool:
         """Return True if a mask is of the structure, whatever the count."""
-        active = count_active(mask)
-        exact = self.fit(tuple(mask.shape), active) == active
-        return exact and super().holds(mask, active)
+        # A place is active in all filters of a block or in none.
+        whole = self.first(mask.float(), count_active(mask))
+        return bool((mask == whole).all())
 
     def _sizes(self, shape: tuple[int, ...]) -> list[int]:
         """Return the filters of a full block, and of the last if fewer."""

@@ -30,12 +30,17 @@ class ConstantFanIn(Rows):
         return fan_in + (torch.arange(shape[0]) < more).long()
 
     def holds(self, mask: Tensor, count: int) -> bool:
-        """Return True if no filter exceeds the fan-in of a mask's filters."""
+        """Return True if no filter exceeds the fan-in of the active ones."""
         fan_ins = self.rows(mask).sum(1)
         live = int((fan_ins > 0).sum())
         active = max(count, count_active(mask))
-        # The fan-in, rounded up, leaves no room for filters below the others.
         return live > 0 and int(fan_ins.max()) <= -(-active // live)
+
+    def has(self, mask: Tensor) -> bool:
+        """Return True if the fan-ins of active filters differ by one."""
+        fan_ins = self.rows(mask).sum(1)
+        live = fan_ins[fan_ins > 0]
+        return len(live) > 0 and bool(live.max() - live.min() <= 1)
 
     def rows(self, tensor: Tensor, fill: Any = 0) -> Tensor:
         """Return the filters."""

@@ -46,18 +46,19 @@ class NM(Rows):
 
     def fit(self, shape: tuple[int, ...], count: int) -> int:
         """Return the only count, or all weights of a dense layer."""
-        size = torch.Size(shape)
-        return int(self.row_counts(size, count).sum())
+        return sum(self._groups(shape, count)) * (prod(shape) // shape[1])
 
     def row_counts(self, shape: torch.Size, count: int) -> Tensor:
         """Return n for each group, fewer for the last one of a filter."""
-        inputs = shape[1]
-        dense = count >= prod(shape)
-        whole, rest = divmod(inputs, self.m)
-        groups = [self.m if dense else self.n] * whole
-        if rest:
-            groups.append(rest if dense else -(-self.n * rest // self.m))
-        return torch.tensor(groups).repeat(prod(shape) // inputs)
+        groups = torch.tensor(self._groups(shape, count))
+        return groups.repeat(prod(shape) // shape[1])
+
+    def _groups(self, shape: tuple[int, ...], count: int) -> list[int]:
+        """Return the active weights of the groups of a filter's tap."""
+        whole, rest = divmod(shape[1], self.m)
+        if count >= prod(shape):
+            return [self.m] * whole + [rest] * (rest > 0)
+        return [self.n] * whole + [-(-self.n * rest // self.m)] * (rest > 0)
 
     def rows(self, tensor: Tensor, fill: Any = 0) -> Tensor:
         """Return groups of m inputs."""

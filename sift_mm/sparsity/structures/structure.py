@@ -84,6 +84,12 @@ class Structure:
         whole = self.first(mask.float(), self.fit(tuple(mask.shape), count))
         return not bool((mask & ~whole).any())
 
+    def has(self, mask: Tensor) -> bool:
+        """Return True if a mask is of the structure."""
+        active = count_active(mask)
+        exact = self.fit(tuple(mask.shape), active) == active
+        return exact and self.holds(mask, active)
+
     def describe(self) -> dict[str, Any]:
         """Return name and attributes in the form of a config."""
         return {'type': type(self).__name__, **vars(self)}
@@ -157,7 +163,7 @@ def check_structure(
             f'{describe_structure(there)}).'
         )
     for name, mask in (masks or {}).items():
-        if not structure.holds(mask, count_active(mask)):
+        if not structure.has(mask):
             raise UserError(
                 f'The saved mask of {name!r} does not have structure='
                 f'{describe_structure(here)}: the file was changed after it '

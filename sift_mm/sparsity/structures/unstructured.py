@@ -42,3 +42,7 @@ class Unstructured(Structure):
         wanted = (mask & ~(score < floor)).contiguous()  # NaN stays in.
         wanted.view(-1)[chosen] = True
         return Candidates.where(score, wanted)
+
+    def holds(self, mask: Tensor, count: int) -> bool:
+        """Return True: any mask has this structure."""
+        return True
