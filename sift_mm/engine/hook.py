@@ -78,6 +78,7 @@ class SparseTrainingHook(Hook):
     def __init__(self, **options: Any) -> None:
         self.options = RunOptions.of(type(self).__name__, options)
         self.trainer: MaskTrainer | None = None
+        self.planned: MaskPlan | None = None
         self.iterations: SeededIterations | None = None
         self._start = Start()
         self._gradients: list[Gradients] | None = None
@@ -137,7 +138,7 @@ class SparseTrainingHook(Hook):
         wrapper = self._take_wrapper(runner)
         if self.trainer is not None and self._start.state is None:
             return  # A second call of train() goes on.
-        plan = self.plan(model, runner.cfg)
+        plan = self.planned = self.plan(model, runner.cfg)
         check_channels(model, runner.cfg)
         start = read_start(self._start, plan)
         self._start = Start()  # Frees the masks, which are read once.
