@@ -9,6 +9,7 @@ figure.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from sift_mm.cli.arguments import check_pairs, name_of, positive
 from sift_mm.cli.entry import Parser, entry_point
@@ -19,11 +20,25 @@ from sift_mm.flops.isoflop import INNER, check_sparsity
 from sift_mm.layers import families
 from sift_mm.sparsity import ALGORITHMS
 
-# Options that take names: all names, and the default.
-AXES = {
-    '--family': (families(), families()),
-    '--algorithm': (ALGORITHMS.names, ('Static', 'RigL')),
-    '--inner': (INNER, (None,)),
+# Options that take names, and all names.
+NAMES = {
+    '--family': families(),
+    '--algorithm': ALGORITHMS.names,
+    '--inner': INNER,
+}
+SPARSITIES = [0.5, 0.75, 0.9]
+# Values of options that are not given.
+DEFAULTS: dict[str, Sequence[Any]] = dict(
+    family=families(),
+    algorithm=('Static', 'RigL'),
+    inner=(None,),
+    sparsity=SPARSITIES,
+)
+# Sets of such values, each a comparison of the paper.
+PRESETS: dict[str, dict[str, Sequence[Any]]] = {
+    'members': dict(algorithm=('RigL',)),
+    'algorithms': dict(family=('wide',), algorithm=('Static', 'SET', 'RigL')),
+    'table7': dict(algorithm=('RigL',), inner=INNER),
 }
 
 
@@ -39,16 +54,31 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='path of the config of a member; options change it for the '
         'other members',
     )
-    for option, (names, default) in AXES.items():
+    add(
+        '--preset',
+        choices=PRESETS,
+        help='networks of a comparison, where other options do not say: '
+        'members are all members with RigL, algorithms is wide with static, '
+        'SET and RigL masks, table7 is every member with and without inner '
+        'norm and activation; all at 0.5, 0.75 and 0.9',
+    )
+    for option, names in NAMES.items():
         add(
             option,
             nargs='+',
             type=name_of(names),
             choices=names,
-            default=default,
             help='in upper or lower case',
         )
-    add('--sparsity', nargs='+', type=float, default=[0.5, 0.75, 0.9])
+    add('--sparsity', nargs='+', type=float)
+    add(
+        '--axis',
+        nargs='+',
+        action='extend',
+        metavar='KEY=VALUE,VALUE',
+        help='values of a config key, or of the only key that ends so, such '
+        'as lr=0.05,0.1; the dense network has them too if it has the key',
+    )
     add(
         '--cfg-options',
         nargs='+',
@@ -77,6 +107,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     for settings in args.cfg_options or ():
         check_pairs(parser, '--cfg-options', settings)
+    for key, values in (DEFAULTS | PRESETS.get(args.preset, {})).items():
+        if getattr(args, key) is None:
+            setattr(args, key, values)
     for sparsity in args.sparsity:
         try:
             check_sparsity(sparsity)
