@@ -11,11 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sift_mm.cli.arguments import check_pairs, name_of, positive
+from sift_mm.cli.arguments import Settings, check_pairs, name_of, positive
+from sift_mm.cli.cluster import Slurm
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.cli.experiments import run_experiments
+from sift_mm.cli.experiments import Launcher, Local, run_experiments
 from sift_mm.cli.sweep_networks import plan_networks
 from sift_mm.cli.sweep_report import write_report
+from sift_mm.cli.sweep_results import Results
 from sift_mm.flops.isoflop import INNER, check_sparsity
 from sift_mm.layers import families
 from sift_mm.sparsity import ALGORITHMS
@@ -42,11 +44,8 @@ PRESETS: dict[str, dict[str, Sequence[Any]]] = {
 }
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = Parser(
-        description='Train members of the family beside the dense network'
-    )
+def add_networks(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which networks are compared."""
     add = parser.add_argument
     add('dense', help='path of the config of the baseline')
     add(
@@ -88,8 +87,37 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'the option for another set',
     )
     add('--seeds', type=positive, default=3, help='runs of each')
-    add('--jobs', type=positive, default=1, help='runs at a time')
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how the networks are trained."""
+    add = parser.add_argument
+    add(
+        '--jobs',
+        type=positive,
+        help='runs at a time (default: 1, and all on a cluster)',
+    )
     add('--threads', type=positive, default=1, help='of PyTorch, in each run')
+    add(
+        '--launcher',
+        choices=('local', 'slurm'),
+        default='local',
+        help='run on this machine, or as jobs of a Slurm cluster by submitit',
+    )
+    add(
+        '--slurm',
+        nargs='+',
+        action=Settings,
+        metavar='KEY=VALUE',
+        help="arguments of submitit's SlurmExecutor, such as partition=gpu "
+        'gpus_per_node=1 time=600 (in minutes; default: a day)',
+    )
+    add(
+        '--results',
+        type=Path,
+        metavar='FILE.csv',
+        help='add each finished run to this table, and take its rows as done',
+    )
     add(
         '--work-dir',
         type=Path,
@@ -104,7 +132,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'sweep, and the figure beside it; train nothing',
     )
     add('--metric', default='accuracy/top1', help='that --report compares')
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = Parser(
+        description='Train members of the family beside the dense network'
+    )
+    add_networks(parser)
+    add_running(parser)
     args = parser.parse_args(argv)
+    if args.slurm and args.launcher != 'slurm':
+        parser.error('--slurm needs --launcher slurm')
     for settings in args.cfg_options or ():
         check_pairs(parser, '--cfg-options', settings)
     for key, values in (DEFAULTS | PRESETS.get(args.preset, {})).items():
@@ -140,4 +179,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Seed by seed, for an early table; small networks first.
     by_size = sorted(networks, key=lambda network: network.sparsity or 0)
     plan = [runs[n][seed] for seed in range(args.seeds) for n in by_size]
-    run_experiments(plan, args.jobs, args.threads)
+    launcher: Launcher = Local(args.threads)
+    jobs = args.jobs or 1
+    if args.launcher == 'slurm':
+        launcher, jobs = Slurm(args.slurm or {}, args.threads), args.jobs
+    results = None if args.results is None else Results(args.results)
+    if results is not None:
+        number = results.restore(plan)
+        print(f'{number} runs are done by {args.results}', flush=True)
+        results.add(*(run for run in plan if results.lacks(run)))
+    run_experiments(plan, jobs, launcher, results.add if results else None)
