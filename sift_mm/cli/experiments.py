@@ -236,6 +236,7 @@ class Local:
 def run_experiments(
     experiments: Sequence[Experiment],
     jobs: int | None = 1,
+    threads: int | None = None,
     launcher: Launcher | None = None,
     done: Callable[[Experiment], None] | None = None,
 ) -> None:
@@ -247,14 +248,15 @@ def run_experiments(
     Args:
         experiments (Sequence[Experiment]): The plan.
         jobs (int, optional): Experiments at a time; None is all.
-        launcher (Launcher, optional): How to run them; None is on this
-            machine.
+        threads (int, optional): Threads of PyTorch in each.
+        launcher (Launcher, optional): How to run them, with threads of its
+            own; None is on this machine.
         done (Callable, optional): Function to call with each new result.
 
     Raises:
         UserError: If some failed.
     """
-    launcher = launcher or Local()
+    launcher = launcher or Local(threads)
     board = Board(deque(e for e in experiments if not e.is_done()))
     board.done = len(experiments) - len(board.todo)
     print(f'{len(board.todo)} runs to do', flush=True)

@@ -14,7 +14,7 @@ from typing import Any
 from sift_mm.cli.arguments import Settings, check_pairs, name_of, positive
 from sift_mm.cli.cluster import Slurm
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.cli.experiments import Launcher, Local, run_experiments
+from sift_mm.cli.experiments import run_experiments
 from sift_mm.cli.sweep_networks import plan_networks
 from sift_mm.cli.sweep_report import write_report
 from sift_mm.cli.sweep_results import Results
@@ -179,8 +179,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Seed by seed, for an early table; small networks first.
     by_size = sorted(networks, key=lambda network: network.sparsity or 0)
     plan = [runs[n][seed] for seed in range(args.seeds) for n in by_size]
-    launcher: Launcher = Local(args.threads)
-    jobs = args.jobs or 1
+    launcher, jobs = None, args.jobs or 1
     if args.launcher == 'slurm':
         launcher, jobs = Slurm(args.slurm or {}, args.threads), args.jobs
     results = None if args.results is None else Results(args.results)
@@ -188,4 +187,5 @@ def main(argv: Sequence[str] | None = None) -> None:
         number = results.restore(plan)
         print(f'{number} runs are done by {args.results}', flush=True)
         results.add(*(run for run in plan if results.lacks(run)))
-    run_experiments(plan, jobs, launcher, results.add if results else None)
+    done = None if results is None else results.add
+    run_experiments(plan, jobs, args.threads, launcher, done)

@@ -8,6 +8,8 @@ from typing import Any
 
 from mmengine.config import DictAction
 
+from sift_mm.config.checks import check_config
+from sift_mm.config.explain import explained
 from sift_mm.config.keys import find_key, hook_of, keys_of
 from sift_mm.config.loading import read_config
 from sift_mm.errors import UserError
@@ -108,7 +110,9 @@ def _check_values(
         except AssertionError as error:
             raise UserError(f'--axis {axis.key}={value}: {error}.') from None
         config = args.dense if axis.of_dense else args.sparse
-        read_config(config, {axis.key: parsed}, **member)
+        cfg = read_config(config, {axis.key: parsed}, **member)
+        with explained(config, cfg):
+            check_config(cfg)
 
 
 def settings(

@@ -2,12 +2,16 @@
 
 import json
 import os
+import shlex
 import signal
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from submitit.core.submission import submitit_main
 
 from helpers.fake_tools import new_calls
 from sift_mm.cli.cluster import Slurm
@@ -16,36 +20,22 @@ from sift_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('standins')
 
-# A job is a process; its number is that of the process, its state a look-up.
+# Commands of a cluster: a job waits in a folder for a process to run it.
 SLURM = {
     'sbatch': """
-import os, subprocess, sys
-job = subprocess.Popen(
-    ['bash', '-c', 'SLURM_JOB_ID=$$ exec bash "$0"', sys.argv[1]],
-    stdout=open('sbatch.log', 'a'), stderr=subprocess.STDOUT,
-    env={**os.environ, 'SLURM_NTASKS': '1', 'SLURM_JOB_NUM_NODES': '1',
-         'SLURM_NODEID': '0', 'SLURM_PROCID': '0', 'SLURM_LOCALID': '0'},
-    start_new_session=True)
-with open('submitted.txt', 'a') as file:
-    print(open(sys.argv[1]).read(), file=file)
-print('Submitted batch job', job.pid)
+import os, shutil, sys
+shutil.copy(sys.argv[1], f'queue/{os.getpid()}.part')
+os.rename(f'queue/{os.getpid()}.part', f'queue/{os.getpid()}.sh')
+print('Submitted batch job', os.getpid())
 """,
-    'srun': """
-import os, sys
-words = sys.argv[1:]
-place = words.index('--output')
-log = words[place + 1].replace('%j', os.environ['SLURM_JOB_ID'])
-out = os.open(log.replace('%t', '0'), os.O_WRONLY | os.O_CREAT)
-os.dup2(out, 1), os.dup2(out, 2)
-os.execvp(words[place + 2], words[place + 2:])
-""",
+    'srun': '',
     'sacct': """
 import os, sys
 print('JobID|State|NodeList')
 for word in sys.argv[1:]:
     if word.isdigit():
-        lives = os.path.exists(f'/proc/{word}')
-        print(f'{word}|{"RUNNING" if lives else "COMPLETED"}|here')
+        ended = os.path.exists(f'queue/{word}.ended')
+        print(f'{word}|{"COMPLETED" if ended else "RUNNING"}|here')
 """,
 }
 # Waits in a, fails in b.
@@ -60,17 +50,56 @@ while not os.path.exists('go') and time.monotonic() < end:
 """
 
 
+def work(script):
+    """Run what a job's script does, in a fork that has the libraries."""
+    (line,) = (x for x in script.read_text().splitlines() if 'srun ' in x)
+    number = script.stem
+    words = shlex.split(line.replace('%j', number).replace('%t', '0'))
+    out = os.open(words[words.index('--output') + 1], os.O_WRONLY | os.O_CREAT)
+    os.dup2(out, 1)
+    os.dup2(out, 2)
+    names = ('NTASKS', 'JOB_NUM_NODES', 'NODEID', 'PROCID', 'LOCALID')
+    values = zip(names, '11000', strict=True)
+    os.environ.update({f'SLURM_{name}': value for name, value in values})
+    os.environ.update(SLURM_JOB_ID=number, SUBMITIT_EXECUTOR='slurm')
+    assert words[-2] == 'submitit.core._submit'
+    sys.argv = ['', words[-1]]
+    submitit_main()
+
+
+def run_queue(stop):
+    """Run the jobs that wait until an event is set."""
+    jobs = {}
+    while jobs or not stop.is_set():
+        for script in Path('queue').glob('*.sh'):
+            script = script.rename(script.with_suffix('.started'))
+            pid = os.fork()
+            if not pid:
+                try:
+                    work(script)
+                finally:
+                    os._exit(0)
+            jobs[pid] = script.with_suffix('.ended')
+        for pid in [*jobs]:
+            if os.waitpid(pid, os.WNOHANG)[0]:
+                jobs.pop(pid).touch()
+        time.sleep(0.02)
+
+
 @pytest.fixture
 def slurm(tmp_path, monkeypatch):
-    """Put stand-ins of Slurm on the path."""
-    folder = tmp_path / 'bin'
-    folder.mkdir()
+    """Put stand-ins of Slurm on the path, and run its jobs."""
     for name, text in SLURM.items():
-        (folder / name).write_text(f'#!{sys.executable}{text}')
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv('PATH', str(folder), prepend=os.pathsep)
-    root = Path(__file__).resolve().parents[2]
-    monkeypatch.setenv('PYTHONPATH', str(root))
+        (tmp_path / 'bin' / name).parent.mkdir(exist_ok=True)
+        (tmp_path / 'bin' / name).write_text(f'#!{sys.executable}{text}')
+        (tmp_path / 'bin' / name).chmod(0o755)
+    Path('queue').mkdir()
+    monkeypatch.setenv('PATH', str(tmp_path / 'bin'), prepend=os.pathsep)
+    stop = threading.Event()
+    with ThreadPoolExecutor() as pool:
+        pool.submit(run_queue, stop)
+        yield
+        stop.set()
 
 
 def test_jobs_outlive_a_killed_sweep_which_follows_them(slurm, capsys):
@@ -80,7 +109,7 @@ def test_jobs_outlive_a_killed_sweep_which_follows_them(slurm, capsys):
     launcher = Slurm(dict(partition='gpu', time=90), threads=2)
     forked = os.fork()
     if not forked:
-        run_experiments(plan, None, launcher)
+        run_experiments(plan, None, launcher=launcher)
     try:
         end = time.monotonic() + 60
         while not Path('runs/a/waits').exists():
@@ -89,15 +118,16 @@ def test_jobs_outlive_a_killed_sweep_which_follows_them(slurm, capsys):
     finally:
         os.kill(forked, signal.SIGKILL)
         os.waitpid(forked, 0)
-    submitted = Path('submitted.txt').read_text()
-    assert submitted.count('#SBATCH --partition=gpu') == 2
-    assert '--time=90' in submitted and '--cpus-per-task=2' in submitted
+    scripts = [p.read_text() for p in Path('queue').glob('*.started')]
+    assert len(scripts) == 2
+    for option in ('partition=gpu', 'time=90', 'cpus-per-task=2'):
+        assert all(f'#SBATCH --{option}\n' in text for text in scripts)
     capsys.readouterr()
 
     Path('go').touch()
-    # Nothing is known of b's job but that it has ended: it is another one.
+    # The job of b has ended: it gets another one.
     with pytest.raises(UserError, match='^1 runs failed. b/train failed'):
-        run_experiments(plan, None, launcher)
+        run_experiments(plan, None, launcher=launcher)
     number = Path('runs/slurm/a/job.txt').read_text()
     said = capsys.readouterr().out
     assert f'a is job {number}\n' in said and '\na: {"accuracy' in said
@@ -108,7 +138,7 @@ def test_jobs_outlive_a_killed_sweep_which_follows_them(slurm, capsys):
     assert {words[1] for words in trained} == {'2'}
     assert 'no such optimizer' in Path('runs/b/train.log').read_text()
     assert json.loads(plan[0].result.read_text())['mIoU'] == 40
-    run_experiments(plan[:1], None, launcher)
+    run_experiments(plan[:1], launcher=launcher)
     assert capsys.readouterr().out == '0 runs to do\n'
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.fake_tools import new_calls
 from sift_mm.cli import experiments
-from sift_mm.cli.experiments import Experiment, Local, run_experiments
+from sift_mm.cli.experiments import Experiment, run_experiments
 from sift_mm.errors import UserError
 
 pytestmark = pytest.mark.usefixtures('standins')
@@ -107,7 +107,7 @@ def test_one_that_is_killed_stops_no_other_and_goes_on(capsys):
     )
     log = Path('runs/b/seed0/train.log')
     with pytest.raises(UserError, match=f'^1 runs failed. .*{log}'):
-        run_experiments(runs, 2, Local(3))
+        run_experiments(runs, jobs=2, threads=3)
     said = capsys.readouterr()
     assert said.out.startswith('3 runs to do')
     assert '\na/seed0: {"acc' in said.out and '\nc/seed0: {"acc' in said.out
@@ -115,7 +115,7 @@ def test_one_that_is_killed_stops_no_other_and_goes_on(capsys):
     assert said.err == log.read_text() and 'about to die' in said.err
     new_calls()
     Path('misbehave.py').unlink()
-    run_experiments(runs, launcher=Local(3))
+    run_experiments(runs, threads=3)
     assert capsys.readouterr().out.startswith('1 runs to do')
     (_, threads, *words), _ = new_calls()
     assert threads == '3' and 'about to die' in log.read_text()
