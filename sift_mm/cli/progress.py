@@ -11,7 +11,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +21,8 @@ from sift_mm.errors import UserError
 # MMEngine's line of a step, and the time left in it.
 STEP = re.compile(r'(Epoch|Iter)\(.{,90}')
 ETA = re.compile(r'eta: (?:(\d+) days?, )?(\d+):(\d\d):(\d\d)')
+# Parts of it that the table leaves out.
+TIMES = re.compile(rf'{ETA.pattern}|(data_)?time: [\d.]+')
 
 
 def duration(seconds: float | None) -> str:
@@ -165,17 +167,17 @@ class Board:
             text += f', about {duration(left)} left'
         return text
 
-    def table(self) -> Table:
-        """Return the running jobs as a table."""
-        grid = Table(title=self.summary(), title_justify='left', box=None)
+    def table(self) -> Group:
+        """Return the state, and the running jobs as a table."""
+        grid = Table(box=None)
         for name in ('run', 'step', 'time', 'left'):
-            grid.add_column(name, no_wrap=name != 'step')
+            grid.add_column(name, no_wrap=True)
         for job in self.running:
-            # The time left has a column of its own.
-            step = ETA.sub('', job.step).strip()
+            step = ' '.join(TIMES.sub('', job.step).split())
             cells = (job.title or job.name, step, duration(job.elapsed))
             grid.add_row(*map(Text, cells), duration(job.eta))
-        return grid
+        rows = [grid] if self.running else []
+        return Group(Text(self.summary(), 'bold'), *rows)
 
 
 class PlainView:
