@@ -120,4 +120,4 @@ def last_lines(record: dict[str, Any], work_dir: str) -> Iterator[str]:
         f'{record["parameters"] / 1e6:,.3f} M parameters are active'
     )
     yield f'Seconds: {record["seconds"]:,.1f} of training'
-    yield f'Report: python tools/report.py {work_dir}'
+    yield f'Report: sift-report {work_dir}'

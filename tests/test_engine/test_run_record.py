@@ -40,7 +40,7 @@ def test_a_dense_log_is_short_and_says_what_ran(runs, scope):
     for head in ('Config', 'Model', 'Member', 'Data', 'Schedule', 'Work dir'):
         assert head in heads[:first]
     assert heads[-5:] == ['Result', 'FLOPs', 'Density', 'Seconds', 'Report']
-    assert lines[-1] == f'Report: python tools/report.py {folder}'
+    assert lines[-1] == f'Report: sift-report {folder}'
     log = '\n'.join(lines)
     environment = next(folder.glob('*/environment.txt')).read_text()
     for text in (
