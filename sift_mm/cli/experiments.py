@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,12 @@ TOOLS: dict[str, tuple[str, ...]] = {
     name: ('-m', f'sift_mm.cli.{name}') for name in ('train', 'test')
 }
 GRACE_SECONDS = 10.0  # for a process to end by itself
+
+
+@cache
+def content_of(config: str) -> dict[str, Any]:
+    """Read a config with its bases, once for all runs of this process."""
+    return read_config(config).to_dict()
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class Experiment:
     @cached_property
     def plan(self) -> str:
         """Text of the config, its bases and the options."""
-        content = read_config(self.config).to_dict()
+        content = dict(content_of(self.config))
         content['options'] = self.options, self.cfg_options
         return json.dumps(content, default=repr, indent=1)
 

@@ -10,7 +10,7 @@ import pytest
 from helpers.fake_tools import METRICS, new_calls
 from helpers.runs import write_config
 from helpers.sparse_runs import sparse_config
-from sift_mm.cli import sweep
+from sift_mm.cli import experiments, sweep
 from sift_mm.cli.sweep_axes import split
 from sift_mm.cli.sweep_networks import Network, plan_networks
 from sift_mm.cli.sweep_report import COSTS, Cell, to_markdown
@@ -147,6 +147,7 @@ def test_rows_of_finished_runs_are_done_elsewhere(capsys):
 
     shutil.rmtree('work_dirs')
     Path('s_1e.py').write_text('train_cfg = dict(max_epochs=1)\nseed = 1')
+    experiments.content_of.cache_clear()
     capsys.readouterr()
     sweep.main([*args, '--seeds', '1'])
     said = capsys.readouterr().out
