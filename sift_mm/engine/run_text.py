@@ -33,12 +33,18 @@ def first_lines(runner: Runner, record: dict[str, Any]) -> Iterator[str]:
     yield f'Data: {_data(runner.train_dataloader)}, {validation}'
     yield f'Schedule: {_schedule(runner)}'
     yield (
-        f'Work dir: {runner.work_dir}; environment, config and hooks are in '
-        f'{Path(runner.timestamp, FILE)} there'
+        f'Work dir: {_short(runner.work_dir)}; environment, config and hooks '
+        f'are in {Path(runner.timestamp, FILE)} there'
     )
     used = ', '.join(f'{k} {v}' for k, v in record['versions'].items())
     yield f'Seed: {record["seed"]}; versions: {used}'
     yield f'Machine: {record["machine"]}'
+
+
+def _short(folder: str) -> str:
+    """Return a folder's path, relative if it is below the current one."""
+    path, here = Path(folder), Path.cwd()
+    return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def _backbone(runner: Runner) -> str:
@@ -96,8 +102,8 @@ def flops_line(record: dict[str, Any]) -> str:
         return f'FLOPs: {found["of"]}'
     return (
         f'FLOPs: {flops(found["inference"])} an image, {found["ratio"]:.4f} '
-        f"of the dense network's {flops(found['dense'])}; a training step "
-        f'{found["training_ratio"]:.4f} of its'
+        f'of dense ({flops(found["dense"])}); a training step '
+        f'{found["training_ratio"]:.4f} of dense'
     )
 
 
@@ -120,4 +126,4 @@ def last_lines(record: dict[str, Any], work_dir: str) -> Iterator[str]:
         f'{record["parameters"] / 1e6:,.3f} M parameters are active'
     )
     yield f'Seconds: {record["seconds"]:,.1f} of training'
-    yield f'Report: sift-report {work_dir}'
+    yield f'Report: sift-report {_short(work_dir)}'
