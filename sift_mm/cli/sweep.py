@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sift_mm.cli import html_report
 from sift_mm.cli.arguments import Settings, check_pairs, name_of, positive
 from sift_mm.cli.cluster import Slurm
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.cli.experiments import run_experiments
+from sift_mm.cli.experiments import Experiment, run_experiments
 from sift_mm.cli.sweep_networks import plan_networks
 from sift_mm.cli.sweep_report import write_report
 from sift_mm.cli.sweep_results import Results
+from sift_mm.errors import UserError
 from sift_mm.flops.isoflop import INNER, check_sparsity
 from sift_mm.layers import families
 from sift_mm.sparsity import ALGORITHMS
@@ -157,6 +159,25 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def train(args: argparse.Namespace, plan: Sequence[Experiment]) -> None:
+    """Run what is missing of a plan.
+
+    Raises:
+        UserError: If runs failed, or the launcher is not available.
+    """
+    launcher, jobs = None, args.jobs or 1
+    if args.launcher == 'slurm':
+        launcher, jobs = Slurm(args.slurm or {}, args.threads), args.jobs
+    done = None
+    if args.results is not None:
+        results = Results(args.results)
+        number = results.restore(plan)
+        print(f'{number} runs are done by {args.results}', flush=True)
+        results.add(*(run for run in plan if results.lacks(run)))
+        done = results.add
+    run_experiments(plan, jobs, args.threads, launcher, done)
+
+
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Train the missing runs, or write the report.
@@ -179,13 +200,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Seed by seed, for an early table; small networks first.
     by_size = sorted(networks, key=lambda network: network.sparsity or 0)
     plan = [runs[n][seed] for seed in range(args.seeds) for n in by_size]
-    launcher, jobs = None, args.jobs or 1
-    if args.launcher == 'slurm':
-        launcher, jobs = Slurm(args.slurm or {}, args.threads), args.jobs
-    results = None if args.results is None else Results(args.results)
-    if results is not None:
-        number = results.restore(plan)
-        print(f'{number} runs are done by {args.results}', flush=True)
-        results.add(*(run for run in plan if results.lacks(run)))
-    done = None if results is None else results.add
-    run_experiments(plan, jobs, args.threads, launcher, done)
+    failed = None
+    try:
+        train(args, plan)
+    except UserError as error:
+        failed = error  # The report shows the runs that ended well.
+    if failed is None or any(run.is_done() for run in plan):
+        page = html_report.write_report([root], root / 'report')
+        print(f'The report is {page}')
+    if failed is not None:
+        raise failed

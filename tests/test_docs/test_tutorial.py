@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 from helpers.datasets import mini_coco
 from helpers.forked_scripts import run_forked
@@ -11,6 +12,7 @@ PAGE = (ROOT / 'docs/tutorial.md').read_text()
 TOOLS = {
     'sift-train': 'tools/train.py',
     'sift-test': 'tools/test.py',
+    'sift-report': 'tools/report.py',
     'sift-publish': 'tools/model_converters/publish_model.py',
 }
 NARROW = """
@@ -66,6 +68,8 @@ def test_the_tutorial_runs(tmp_path, monkeypatch):
         assert done.returncode == 0, done.stdout
         said[tool] = done.stdout
     assert 'bbox_mAP' in said['sift-test'] and 'seconds' in said['sift-test']
+    (page,) = Path('work_dirs/mine').rglob('*.html')
+    assert 'bbox_mAP' in page.read_text()
     (tmp_path / 'deploy.py').write_text(deploy + CHECKS)
     done = run_forked(tmp_path / 'deploy.py')
     assert done.returncode == 0, done.stdout
