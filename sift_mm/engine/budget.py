@@ -83,6 +83,8 @@ def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
     channels = channels_of(cfg, model)
     own, _ = count_model(model, shape, channels)
     found = sparse_backbone(model)
-    wide = found[1] if found and found[0] == 'backbone.' else None
+    if found is None:
+        return FlopBudget(own, own.total)
+    wide = found[1] if found[0] == 'backbone.' else None
     dense, _ = count_model(build_dense(cfg, wide), shape, channels)
     return FlopBudget(own, dense.total)

@@ -53,7 +53,6 @@ from sift_mm.sparsity import (
     NetworkInitializer,
     RunOptions,
     SparseExecution,
-    density,
 )
 from sift_mm.sparsity.options import find_changes
 from sift_mm.sparsity.structures import check_structure
@@ -80,6 +79,7 @@ class SparseTrainingHook(Hook):
     def __init__(self, **options: Any) -> None:
         self.options = RunOptions.of(type(self).__name__, options)
         self.trainer: MaskTrainer | None = None
+        self.planned: MaskPlan | None = None
         self.log: MaskLog | None = None
         self.iterations: SeededIterations | None = None
         self._start = Start()
@@ -140,7 +140,7 @@ class SparseTrainingHook(Hook):
         wrapper = self._take_wrapper(runner)
         if self.trainer is not None and self._start.state is None:
             return  # A second call of train() goes on.
-        plan = self.plan(model, runner.cfg)
+        plan = self.planned = self.plan(model, runner.cfg)
         check_channels(model, runner.cfg)
         start = read_start(self._start, plan)
         self._start = Start()  # Frees the masks, which are read once.

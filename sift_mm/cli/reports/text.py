@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-PREFIXES = dict(E=1e18, P=1e15, T=1e12, G=1e9, M=1e6, k=1e3)
+from sift_mm.flops.units import flops
 
 
 def table(
@@ -61,21 +61,6 @@ def scaled(number: float | None, unit: float) -> str:
     """Return a number in a unit, '-' for None."""
     # Format z drops the minus of a zero.
     return '-' if number is None else f'{number / unit:z,.3f}'
-
-
-def flops(number: float | None) -> str:
-    """Return a number of FLOPs with the prefix of its size, '-' for None.
-
-    >>> flops(1_234_000), flops(5.6e9), flops(0)
-    ('1.234 M', '5.600 G', '0')
-    """
-    if number is None:
-        return '-'
-    for prefix, unit in PREFIXES.items():
-        # A number that rounds up to 1000 gets the next prefix.
-        if abs(number) >= 0.9999995 * unit:
-            return f'{number / unit:,.3f} {prefix}'
-    return f'{number:.3g}'
 
 
 def to_text(report: dict[str, Any]) -> str:
