@@ -291,6 +291,9 @@ def test_run_json_is_preferred():
         best={'outputs': 8.0},
     )
     (log / 'run.json').write_text(json.dumps(record))
+    # As with log_with_hierarchy.
+    scalars = log / 'vis_data/scalars.json'
+    scalars.write_text(scalars.read_text().replace('"loss"', '"train/loss"'))
     text, page = report(run)
     (fact,) = page.rows('What was run').values()
     assert fact == {
@@ -312,6 +315,7 @@ def test_run_json_is_preferred():
     (machine,) = page.rows('Machines and versions').values()
     assert machine['machine'] == '8 cores of a machine'
     assert 'run has outputs 7.00.' in text
+    assert 'aria-label="Training loss"' in text
 
 
 def steps(found):

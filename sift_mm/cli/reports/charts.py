@@ -17,6 +17,7 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from sift_mm.cli.reports.statistics import Summary, summarize
 
@@ -338,8 +339,9 @@ def heat_map(
     columns = [int(i) for i in dict.fromkeys(ticks)]
     axis.set_xticks(columns, [f'{steps[i]:g}' for i in columns])
     axis.set(title=title, xlabel=unit)
+    whole = MaxNLocator(integer=True) if np.nanmax(values % 1) == 0 else None
     bar = figure.colorbar(
-        image, ax=axis, fraction=0.08, aspect=30, format='%g'
+        image, ax=axis, fraction=0.08, aspect=30, format='%g', ticks=whole
     )
     bar.outline.set_visible(False)
     return _svg(figure, title)

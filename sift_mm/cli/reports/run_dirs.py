@@ -94,7 +94,10 @@ def _records(path: Path) -> Iterator[dict[str, Any]]:
         except ValueError:
             continue
         if isinstance(record, dict) and isinstance(record.get('step'), int):
-            yield record
+            # MMEngine's log_with_hierarchy puts the loop before a name.
+            yield {
+                re.sub('^(train|val)/', '', k): v for k, v in record.items()
+            }
 
 
 def _is_train(record: Mapping[str, Any]) -> bool:
