@@ -1,0 +1,146 @@
+"""Run the study on Fashion-MNIST, and keep its results in a CSV file.
+
+    python docs/scripts/study.py run --work-dir work_dirs/study
+    python docs/scripts/study.py collect --work-dir work_dirs/study
+    python docs/scripts/study.py report
+
+``run`` trains what the CSV file lacks, by worth; broken off, it goes on where
+it was. ``collect`` adds finished runs to the CSV file. ``report`` writes
+docs/results.md from it. ``--only`` names questions.
+"""
+
+import argparse
+import csv
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from study_grid import BY_KEY, ROOT, Row, plan
+
+from sift_mm.cli.entry import Parser, entry_point
+from sift_mm.cli.experiments import Experiment, run_experiments
+from sift_mm.config.loading import read_config
+
+METRIC = 'accuracy/top1'
+RUNS = ROOT / 'docs' / 'results' / 'runs.csv'
+COLUMNS = (
+    *('row', 'seed', 'recipe', 'config', 'options', METRIC, 'flops'),
+    *('flops_of_dense', 'parameters', 'active_parameters', 'density', 'itop'),
+    *('ramanujan_gap', 'imdb', 'weighted_gap', 'imsg'),
+    *('seconds', 'machine', 'date'),
+)
+
+
+def recipe_of(run: Experiment) -> str:
+    """Return a digest of a run's config and options."""
+    content = read_config(run.config).to_dict()
+    text = json.dumps(
+        [content, run.options, run.cfg_options], default=repr, sort_keys=True
+    )
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def read_runs(path: Path = RUNS) -> list[dict[str, str]]:
+    """Return the results that are kept, a dict for each run."""
+    if not path.exists():
+        return []
+    with path.open(newline='') as stream:
+        return list(csv.DictReader(stream))
+
+
+def keys_of(runs: Sequence[dict[str, str]]) -> set[tuple[str, int, str]]:
+    """Return name, seed and recipe of each run."""
+    return {(run['row'], int(run['seed']), run['recipe']) for run in runs}
+
+
+def missing(
+    root: Path, keys: tuple[str, ...], done: set[tuple[str, int, str]]
+) -> Iterator[tuple[Row, int, Experiment]]:
+    """Yield the runs of the study that are not among the results."""
+    recipes: dict[Row, str] = {}
+    for row, seed in plan(keys):
+        run = row.experiment(root, seed)
+        # The seed is an option too, and no part of the recipe.
+        recipe = recipes.setdefault(row, recipe_of(row.experiment(root, 0)))
+        if (row.name, seed, recipe) not in done:
+            yield row, seed, run
+
+
+def describe(row: Row, seed: int, run: Experiment) -> dict[str, Any]:
+    """Return the results of a finished run, by column."""
+    ended = time.gmtime(run.result.stat().st_mtime)
+    itop = [s['sparse/itop_rate'] for s in run.logged() if is_update(s)]
+    found = {
+        'row': row.name,
+        'seed': seed,
+        'recipe': recipe_of(row.experiment(run.root, 0)),
+        'config': Path(row.network.config).relative_to(ROOT).as_posix(),
+        'options': ' '.join((*run.options, *row.network.cfg_options)),
+        'itop': itop[-1] if itop else '',
+        'seconds': round(run.seconds()),
+        'machine': f'{os.cpu_count()} x {platform.machine()}',
+        'date': time.strftime('%Y-%m-%d', ended),
+    }
+    return run.metrics() | found
+
+
+def is_update(record: dict) -> bool:
+    """Return whether a record of the log is that of a mask update."""
+    return 'sparse/itop_rate' in record
+
+
+def collect(root: Path, path: Path = RUNS) -> int:
+    """Add finished runs to the CSV file, and return their number."""
+    runs = read_runs(path)
+    new = [
+        {k: v for k, v in describe(row, seed, run).items() if k in COLUMNS}
+        for row, seed, run in missing(root, (), keys_of(runs))
+        if run.is_done()
+    ]
+    if new:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open('w', newline='') as stream:
+            writer = csv.DictWriter(stream, COLUMNS, lineterminator='\n')
+            writer.writeheader()
+            writer.writerows([*runs, *new])
+    return len(new)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = Parser(description='Study on Fashion-MNIST')
+    commands = parser.add_subparsers(dest='command', required=True)
+    for name in ('run', 'collect', 'report'):
+        command = commands.add_parser(name)
+        if name != 'report':
+            command.add_argument(
+                '--work-dir', type=Path, default=Path('work_dirs/study')
+            )
+        if name == 'run':
+            command.add_argument(
+                '--only', nargs='+', choices=[*BY_KEY], default=[]
+            )
+            command.add_argument('--jobs', type=int, default=1)
+            command.add_argument('--threads', type=int, default=1)
+    return parser.parse_args(argv)
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the study, collect results, or write the report."""
+    args = parse_args(argv)
+    if args.command == 'run':
+        done = keys_of(read_runs())
+        runs = [r for *_, r in missing(args.work_dir, tuple(args.only), done)]
+        run_experiments(runs, args.jobs, args.threads)
+    elif args.command == 'collect':
+        print(f'{collect(args.work_dir)} runs added to {RUNS}')
+
+
+if __name__ == '__main__':
+    main()
