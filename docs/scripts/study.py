@@ -17,6 +17,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +37,16 @@ COLUMNS = (
 )
 
 
+@cache
+def content_of(config: str) -> dict[str, Any]:
+    """Return a config with its bases."""
+    return read_config(config).to_dict()
+
+
 def recipe_of(run: Experiment) -> str:
     """Return a digest of a run's config and options."""
-    content = read_config(run.config).to_dict()
-    text = json.dumps(
-        [content, run.options, run.cfg_options], default=repr, sort_keys=True
-    )
+    content = [content_of(run.config), run.options, run.cfg_options]
+    text = json.dumps(content, default=repr, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
