@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any
 
 from study_grid import BY_KEY, ROOT, Row, plan
+from study_report import METRIC, group, write_report
 
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.experiments import Experiment, run_experiments
 from sift_mm.config.loading import read_config
 
-METRIC = 'accuracy/top1'
-RUNS = ROOT / 'docs' / 'results' / 'runs.csv'
+DOCS = ROOT / 'docs'
+RUNS = DOCS / 'results' / 'runs.csv'
 COLUMNS = (
     *('row', 'seed', 'recipe', 'config', 'options', METRIC, 'flops'),
     *('flops_of_dense', 'parameters', 'active_parameters', 'density', 'itop'),
@@ -74,6 +75,13 @@ def missing(
         recipe = recipes.setdefault(row, recipe_of(row.experiment(root, 0)))
         if (row.name, seed, recipe) not in done:
             yield row, seed, run
+
+
+def current(runs: Sequence[dict[str, str]]) -> list[dict[str, str]]:
+    """Return the results of the recipes as they are now."""
+    rows = {row for row, _ in plan()}
+    known = {(r.name, recipe_of(r.experiment(ROOT, 0))) for r in rows}
+    return [run for run in runs if (run['row'], run['recipe']) in known]
 
 
 def describe(row: Row, seed: int, run: Experiment) -> dict[str, Any]:
@@ -145,6 +153,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         run_experiments(runs, args.jobs, args.threads)
     elif args.command == 'collect':
         print(f'{collect(args.work_dir)} runs added to {RUNS}')
+    else:
+        page, figure = DOCS / 'results.md', DOCS / 'results' / 'study.svg'
+        write_report(group(current(read_runs())), page, figure)
 
 
 if __name__ == '__main__':

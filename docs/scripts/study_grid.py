@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 from sift_mm.cli.experiments import Experiment
@@ -86,12 +87,15 @@ class Question:
         title (str): Heading of its section.
         rows (tuple[Row, ...]): Networks, the one to compare with first.
         seeds (int): Runs of each network.
+        pairs (tuple[tuple[Row, Row], ...]): Further networks to compare, the
+            second being taken from the first.
     """
 
     key: str
     title: str
     rows: tuple[Row, ...]
     seeds: int = 3
+    pairs: tuple[tuple[Row, Row], ...] = ()
 
 
 def wide(
@@ -134,11 +138,19 @@ QUESTIONS = (
                 for algorithm in ('Static', 'SET', 'RigL')
             ),
         ),
+        pairs=tuple(
+            (wide(sparsity, one), wide(sparsity, other))
+            for sparsity in SPARSITIES
+            for one, other in (('RigL', 'SET'), ('SET', 'Static'))
+        ),
     ),
     Question(
         'upper',
         'Is a wider dense network the upper bound?',
         (dense(), *(dense(wide_width(WIDTH, s)) for s in SPARSITIES)),
+        pairs=tuple(
+            (wide(s), dense(wide_width(WIDTH, s))) for s in SPARSITIES
+        ),
     ),
     Question(
         'members',
@@ -150,6 +162,11 @@ QUESTIONS = (
                 for family in ('wide', *INNER)
                 for sparsity in SPARSITIES
             ),
+        ),
+        pairs=tuple(
+            (member(family, sparser), member(family, sparsity))
+            for family in ('wide', *INNER)
+            for sparsity, sparser in pairwise(SPARSITIES)
         ),
     ),
     Question(
@@ -163,6 +180,15 @@ QUESTIONS = (
                 for sparsity in SPARSITIES
                 for inner in ('none', 'norm', 'norm_act')
             ),
+        ),
+        pairs=tuple(
+            (
+                member(family, sparsity, 'RigL', inner),
+                member(family, sparsity, 'RigL', 'none'),
+            )
+            for family in INNER
+            for sparsity in SPARSITIES
+            for inner in ('norm', 'norm_act')
         ),
     ),
     Question(
@@ -179,6 +205,11 @@ QUESTIONS = (
                 wide(sparsity, 'Static', f'{HOOK}.init=SNIP')
                 for sparsity in SPARSITIES
             ),
+        ),
+        pairs=tuple(
+            (wide(sparsity), wide(sparsity, algorithm))
+            for sparsity in SPARSITIES
+            for algorithm in ('GMP', 'GraNet')
         ),
     ),
     Question(
