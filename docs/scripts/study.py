@@ -27,6 +27,7 @@ from study_report import METRIC, group, write_report
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.experiments import Experiment, run_experiments
 from sift_mm.config.loading import read_config
+from sift_mm.sparsity.mask_table import mask_table
 
 DOCS = ROOT / 'docs'
 RUNS = DOCS / 'results' / 'runs.csv'
@@ -87,24 +88,20 @@ def current(runs: Sequence[dict[str, str]]) -> list[dict[str, str]]:
 def describe(row: Row, seed: int, run: Experiment) -> dict[str, Any]:
     """Return the results of a finished run, by column."""
     ended = time.gmtime(run.result.stat().st_mtime)
-    itop = [s['sparse/itop_rate'] for s in run.logged() if is_update(s)]
-    found = {
+    found: dict[str, Any] = {
         'row': row.name,
         'seed': seed,
         'recipe': recipe_of(row.experiment(run.root, 0)),
         'config': Path(row.network.config).relative_to(ROOT).as_posix(),
         'options': ' '.join((*run.options, *row.network.cfg_options)),
-        'itop': itop[-1] if itop else '',
         'seconds': round(run.seconds()),
         'machine': f'{os.cpu_count()} x {platform.machine()}',
         'date': time.strftime('%Y-%m-%d', ended),
     }
+    if row.network.algorithm is not None:
+        checkpoint = (run.folder / 'trained.txt').read_text().strip()
+        found |= mask_table(run.folder / Path(checkpoint).name)['total']
     return run.metrics() | found
-
-
-def is_update(record: dict) -> bool:
-    """Return whether a record of the log is that of a mask update."""
-    return 'sparse/itop_rate' in record
 
 
 def collect(root: Path, path: Path = RUNS) -> int:

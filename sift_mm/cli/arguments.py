@@ -159,3 +159,15 @@ def add_shape_option(parser: argparse.ArgumentParser) -> None:
         metavar=('H', 'W'),
         help="height and width of the image; by default the pipelines'",
     )
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``, the argument of :func:`print_report`."""
+    parser.add_argument(
+        '--json',
+        nargs='?',
+        const='-',
+        metavar='FILE',
+        help='write all numbers, unrounded, to this file; without a name, '
+        'print them and nothing else',
+    )

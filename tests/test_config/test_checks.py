@@ -135,7 +135,7 @@ COMMON = dict(
 HOOK = dict(
     COMMON,
     transfer=word('fixed', 'train', 'dense'),
-    log_layers=flag,
+    log_layers=lambda v: flag(v) or whole(1)(v),
 )
 LOOP = dict(COMMON, steps=whole(1))
 BACKBONE = dict(

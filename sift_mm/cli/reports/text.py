@@ -1,10 +1,12 @@
 """The report of get_flops.py as text."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from textwrap import fill
 from typing import Any
 
+import mmengine
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -32,6 +34,27 @@ def table(
     Console(file=out, width=10**4, color_system=None).print(grid)
     lines = out.getvalue().splitlines()
     return '\n'.join(line.rstrip() for line in lines)
+
+
+def print_report(
+    report: dict[str, Any],
+    to_text: Callable[[dict[str, Any]], str],
+    file: str | None,
+) -> None:
+    """Print a report and write it to a JSON file.
+
+    Args:
+        report: Plain values.
+        to_text: Function that formats the report.
+        file: Name of the file, '-' to print JSON in place of text, None for
+            text only.
+    """
+    if file == '-':
+        print(json.dumps(report, indent=2))
+        return
+    print(to_text(report))
+    if file is not None:
+        mmengine.dump(report, file, 'json', indent=2)
 
 
 def scaled(number: float | None, unit: float) -> str:
