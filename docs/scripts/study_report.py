@@ -1,6 +1,7 @@
 """Report of the study: tables, differences with intervals, figures, text."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from math import isinf, isnan
 from pathlib import Path
 
@@ -49,78 +50,87 @@ def values(results: Results, row: Row) -> dict[int, float]:
 
 
 def interval(estimate: Estimate, digits: int = 2) -> str:
-    """Return the interval of a difference in words."""
+    """Return the interval of a value in words."""
     if isinf(estimate.low):
         return 'one seed'
     return f'{estimate.low:+.{digits}f} to {estimate.high:+.{digits}f}'
 
 
-def describe(results: Results, row: Row, base: Row) -> dict[str, str]:
-    """Return a table's line: costs, accuracy and difference from a base."""
-    found = values(results, row)
-    costs = next(iter(results[row.name].values()))
-    ratio = float(costs['flops']) / float(costs['flops_of_dense'])
-    summary = summarize([*found.values()])
-    gain = paired_difference(found, values(results, base))
-    if row == base:
-        gain = None
+def verdict(gain: Estimate | None) -> str:
+    """Return the conclusion from a difference."""
+    if gain is None:
+        return 'not run yet'
+    if not gain.is_clear:
+        return 'not clear'
+    return 'higher' if gain.low > 0 else 'lower'
+
+
+def compare(results: Results, one: Row, other: Row) -> Estimate | None:
+    """Return the difference of two networks; None if not run."""
+    return paired_difference(values(results, one), values(results, other))
+
+
+def gain_cells(gain: Estimate | None) -> dict[str, str]:
+    """Return the cells of a difference."""
     return {
-        'network': row.name,
-        'FLOPs, of dense': f'{ratio:.3f}',
-        'parameters': f'{float(costs["parameters"]) / 1e3:.1f} k',
-        'active': f'{float(costs["active_parameters"]) / 1e3:.1f} k',
-        'accuracy': f'{summary.mean:.2f} ± {summary.deviation:.2f}',
         'difference': f'{gain.value:+.2f}' if gain else '-',
         '95 % interval': interval(gain) if gain else '-',
-        'runs': str(summary.n),
+        'it is': verdict(gain),
     }
 
 
-def compare(results: Results, one: Row, other: Row) -> str | None:
-    """Return the difference of two networks in words; None if not run."""
-    gain = paired_difference(values(results, one), values(results, other))
-    if gain is None:
-        return None
-    pair = f'{one.name} less {other.name}: {gain.value:+.2f}'
-    return f'{pair} ({interval(gain)}, n = {gain.n})'
+def describe(results: Results, row: Row, base: Row) -> dict[str, str]:
+    """Return a table's line: costs, accuracy and difference from a base."""
+    found = [*values(results, row).values()]
+    cells = dict.fromkeys(('MFLOPs', 'active', 'accuracy'), '-')
+    if found:
+        costs = next(iter(results[row.name].values()))
+        summary = summarize(found)
+        cells = {
+            'MFLOPs': f'{float(costs["flops"]) / 1e6:.3f}',
+            'active': f'{float(costs["active_parameters"]) / 1e3:.1f} k',
+            'accuracy': f'{summary.mean:.2f} ± {summary.deviation:.2f}',
+        }
+    gain = gain_cells(compare(results, row, base))
+    if row == base and found:
+        gain = dict.fromkeys(gain, '-')
+    return {'network': row.name, **cells, 'runs': str(len(found)), **gain}
 
 
-def conclude(results: Results, question: Question) -> Iterator[str]:
-    """Yield the sentences on a question, as far as the data answer it."""
+def conclude(results: Results, question: Question) -> str:
+    """Return the sentence on a question, as far as the data answer it."""
     base, *others = question.rows
-    pairs = [(row, base) for row in others] + [*question.pairs]
-    gains = {
-        f'{one.name} against {other.name}': gain
-        for one, other in pairs
-        if (
-            gain := paired_difference(
-                values(results, one), values(results, other)
-            )
+    pairs = [*((row, base) for row in others), *question.pairs]
+    counts = Counter(verdict(compare(results, *pair)) for pair in pairs)
+    parts = [
+        f'{counts[name]} {text}'
+        for name, text in (
+            ('higher', 'above zero'),
+            ('lower', 'below zero'),
+            ('not clear', 'not clear'),
+            ('not run yet', 'not run yet'),
         )
-    }
-    for words, names in (
-        ('Higher', [name for name, g in gains.items() if g.low > 0]),
-        ('Lower', [name for name, g in gains.items() if g.high < 0]),
-        ('Not clear', [name for name, g in gains.items() if not g.is_clear]),
-    ):
-        if names:
-            yield f'- {words}: {"; ".join(names)}.'
-    absent = [row.name for row in others if not values(results, row)]
-    if absent:
-        yield f'- Not run yet: {", ".join(absent)}.'
+        if counts[name]
+    ]
+    return f'Of {len(pairs)} differences: {", ".join(parts)}.'
 
 
 def section(results: Results, question: Question) -> str:
-    """Return a question's section: sentences, table, further pairs."""
+    """Return a question's section: sentence, table, further pairs."""
     base = question.rows[0]
-    parts = [f'## {question.title}', '\n'.join(conclude(results, question))]
-    rows = [row for row in question.rows if values(results, row)]
-    if rows:
-        lines = [describe(results, row, base) for row in rows]
-        parts.append(markdown_table(lines))
-    pairs = [compare(results, *pair) for pair in question.pairs]
-    if found := [f'- {pair}' for pair in pairs if pair is not None]:
-        parts.append('\n'.join(found))
+    lines = [describe(results, row, base) for row in question.rows]
+    parts = [
+        f'## {question.title}',
+        conclude(results, question),
+        markdown_table(lines),
+    ]
+    if question.pairs:
+        pairs = [
+            {'network': one.name, 'less': other.name}
+            | gain_cells(compare(results, one, other))
+            for one, other in question.pairs
+        ]
+        parts.append(markdown_table(pairs))
     return '\n\n'.join(parts)
 
 
@@ -152,7 +162,7 @@ def topology(results: Results) -> str:
         (
             '## Does the topology of the masks explain the accuracy?',
             "Spearman's correlation with the accuracy over all runs of width "
-            f'{WIDTH} with masks. It mixes members, sparsities and '
+            f'{WIDTH} with masks.\nIt mixes members, sparsities and '
             'algorithms; a correlation is no cause.',
             markdown_table(lines),
         )
@@ -198,7 +208,8 @@ def plot(results: Results, path: Path) -> None:
                     label=name,
                 )
         axis.set(title=title, xlabel='sparsity', xticks=SPARSITIES)
-        axis.legend(fontsize='small')
+        if axis.get_legend_handles_labels()[0]:
+            axis.legend(fontsize='small')
     axes[0].set_ylabel('test accuracy, %')
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
