@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from study_grid import BY_KEY, ROOT, Row, plan
-from study_report import METRIC, group, write_report
+from study_report import group, write_report
 
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.experiments import Experiment, run_experiments
@@ -32,8 +32,15 @@ from sift_mm.sparsity.mask_table import mask_table
 DOCS = ROOT / 'docs'
 RUNS = DOCS / 'results' / 'runs.csv'
 COLUMNS = (
-    *('row', 'seed', 'recipe', 'config', 'options', METRIC, 'flops'),
-    *('flops_of_dense', 'parameters', 'active_parameters', 'density', 'itop'),
+    *('row', 'seed', 'recipe', 'config', 'options', 'metric', 'value'),
+    *(
+        'flops',
+        'flops_of_dense',
+        'parameters',
+        'active_parameters',
+        'density',
+        'itop',
+    ),
     *('ramanujan_gap', 'imdb', 'weighted_gap', 'imsg'),
     *('seconds', 'machine', 'date'),
 )
@@ -45,8 +52,10 @@ def content_of(config: str) -> dict[str, Any]:
     return read_config(config).to_dict()
 
 
-def recipe_of(run: Experiment) -> str:
-    """Return a digest of a run's config and options."""
+def recipe_of(row: Row) -> str:
+    """Return a digest of a network's config and options."""
+    # Of one seed and one folder: they are options too, and no recipe.
+    run = row.experiment(Path('runs'), 0)
     content = [content_of(run.config), run.options, run.cfg_options]
     text = json.dumps(content, default=repr, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -66,51 +75,63 @@ def keys_of(runs: Sequence[dict[str, str]]) -> set[tuple[str, int, str]]:
 
 
 def missing(
-    root: Path, keys: tuple[str, ...], done: set[tuple[str, int, str]]
-) -> Iterator[tuple[Row, int, Experiment]]:
-    """Yield the runs of the study that are not among the results."""
+    keys: tuple[str, ...], done: set[tuple[str, int, str]]
+) -> Iterator[tuple[Row, int]]:
+    """Yield network and seed of the runs that are not among the results."""
     recipes: dict[Row, str] = {}
     for row, seed in plan(keys):
-        run = row.experiment(root, seed)
-        # The seed is an option too, and no part of the recipe.
-        recipe = recipes.setdefault(row, recipe_of(row.experiment(root, 0)))
+        recipe = recipes.setdefault(row, recipe_of(row))
         if (row.name, seed, recipe) not in done:
-            yield row, seed, run
+            yield row, seed
+
+
+def to_run(root: Path, keys: tuple[str, ...]) -> list[Experiment]:
+    """Return the missing runs, each behind the run that it starts from."""
+    runs = [
+        one.experiment(root, seed)
+        for row, seed in missing(keys, keys_of(read_runs()))
+        for one in (row.start, row)
+        if one is not None
+    ]
+    return [*{run.name: run for run in runs}.values()]
 
 
 def current(runs: Sequence[dict[str, str]]) -> list[dict[str, str]]:
     """Return the results of the recipes as they are now."""
     rows = {row for row, _ in plan()}
-    known = {(r.name, recipe_of(r.experiment(ROOT, 0))) for r in rows}
+    known = {(row.name, recipe_of(row)) for row in rows}
     return [run for run in runs if (run['row'], run['recipe']) in known]
 
 
-def describe(row: Row, seed: int, run: Experiment) -> dict[str, Any]:
+def describe(row: Row, seed: int, root: Path) -> dict[str, Any]:
     """Return the results of a finished run, by column."""
+    run = row.experiment(root, seed)
     ended = time.gmtime(run.result.stat().st_mtime)
     found: dict[str, Any] = {
         'row': row.name,
         'seed': seed,
-        'recipe': recipe_of(row.experiment(run.root, 0)),
+        'recipe': recipe_of(row),
         'config': Path(row.network.config).relative_to(ROOT).as_posix(),
         'options': ' '.join((*run.options, *row.network.cfg_options)),
         'seconds': round(run.seconds()),
         'machine': f'{os.cpu_count()} x {platform.machine()}',
         'date': time.strftime('%Y-%m-%d', ended),
     }
-    if row.network.algorithm is not None:
+    metrics = run.metrics()
+    found |= {'metric': row.metric, 'value': metrics[row.metric]}
+    if metrics['density'] < 1:
         checkpoint = (run.folder / 'trained.txt').read_text().strip()
         found |= mask_table(run.folder / Path(checkpoint).name)['total']
-    return run.metrics() | found
+    return metrics | found
 
 
 def collect(root: Path, path: Path = RUNS) -> int:
     """Add finished runs to the CSV file, and return their number."""
     runs = read_runs(path)
     new = [
-        {k: v for k, v in describe(row, seed, run).items() if k in COLUMNS}
-        for row, seed, run in missing(root, (), keys_of(runs))
-        if run.is_done()
+        {k: v for k, v in describe(row, seed, root).items() if k in COLUMNS}
+        for row, seed in missing((), keys_of(runs))
+        if row.experiment(root, seed).is_done()
     ]
     if new:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -145,8 +166,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the study, collect results, or write the report."""
     args = parse_args(argv)
     if args.command == 'run':
-        done = keys_of(read_runs())
-        runs = [r for *_, r in missing(args.work_dir, tuple(args.only), done)]
+        runs = to_run(args.work_dir, tuple(args.only))
         run_experiments(runs, args.jobs, args.threads)
     elif args.command == 'collect':
         print(f'{collect(args.work_dir)} runs added to {RUNS}')

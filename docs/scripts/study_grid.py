@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/fashion_mnist/resnet18-w{}_1xb128-12e_fashion-mnist.py'
 SPARSITIES = (0.5, 0.75, 0.9)
 WIDTH = 4
+AP = 'coco/bbox_mAP_50'
 LR = 'optim_wrapper.optimizer.lr'
 # Inner modules of the authors' CIFAR networks.
 INNER = {'parallel': 'norm', 'factorized': 'norm_act', 'doped': 'none'}
@@ -26,15 +27,25 @@ class Row:
         name (str): Name in tables and of its folder, such as
             'w4/wide-s75-rigl'.
         network (Network): Config and options.
+        metric (str): Metric to compare.
+        start (Row, optional): Classifier of one epoch whose weights and masks
+            the network starts from, seed by seed.
     """
 
     name: str
     network: Network
+    metric: str = 'accuracy/top1'
+    start: 'Row | None' = None
 
     def experiment(self, root: Path, seed: int) -> Experiment:
         """Return the run with a seed."""
         found = self.network.experiment(root, seed)
-        return replace(found, name=f'{self.name}/seed{seed}')
+        options = found.cfg_options
+        if self.start is not None:
+            checkpoint = root / f'{self.start.name}/seed{seed}/epoch_1.pth'
+            options += (f'model.backbone.init_cfg.checkpoint={checkpoint}',)
+        name = f'{self.name}/seed{seed}'
+        return replace(found, name=name, cfg_options=options)
 
 
 def dense(width: int = WIDTH, *settings: str) -> Row:
@@ -103,6 +114,21 @@ def wide(
 ) -> Row:
     """Return Sparse Wide at the study's width."""
     return member('wide', sparsity, algorithm, None, *settings)
+
+
+def chain(sparse: str, pretrained: bool) -> Row:
+    """Return a RetinaNet on tree crowns, dense ('') or of a member."""
+    folder = ROOT / 'configs/chain'
+    name = f'chain/retinanet{sparse}{"-pre" if pretrained else ""}'
+    config = folder / f'retinanet_r18-w16{sparse}-pre_fpn_5e_tree-crowns.py'
+    network = Network(str(config))
+    if not pretrained:
+        scratch = ('model.backbone.init_cfg=None',)
+        return Row(name, replace(network, cfg_options=scratch), AP)
+    rule = '_rigl-' if sparse else '_'
+    config = folder / f'resnet18-w16{sparse}{rule}1xb128-1e_fashion-mnist.py'
+    start = Row(f'chain/resnet18{sparse}', Network(str(config)))
+    return Row(name, network, AP, start)
 
 
 HOOK = 'custom_hooks.0'
@@ -239,13 +265,28 @@ QUESTIONS = (
         ),
         seeds=5,
     ),
+    Question(
+        'transfer',
+        'Does the gain transfer to detection?',
+        tuple(
+            chain(sparse, pretrained)
+            for pretrained in (True, False)
+            for sparse in ('', '-sift-wide-s75')
+        ),
+    ),
 )
 BY_KEY = {question.key: question for question in QUESTIONS}
 #: Questions in order of worth, each with the number of seeds to reach.
 ORDER = (
     *(('rate', 1), ('main', 3), ('passes', 1), ('main', 5)),
     *(('algorithms', 1), ('upper', 1), ('rate', 3), ('members', 1)),
-    *(('passes', 3), ('algorithms', 3), ('upper', 3), ('members', 3)),
+    *(
+        ('transfer', 3),
+        ('passes', 3),
+        ('algorithms', 3),
+        ('upper', 3),
+        ('members', 3),
+    ),
     *((q.key, q.seeds) for q in QUESTIONS),
 )
 

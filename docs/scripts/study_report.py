@@ -27,7 +27,6 @@ from sift_mm.cli.reports.statistics import (
 from sift_mm.cli.sweep_report import markdown_table
 from sift_mm.errors import UserError
 
-METRIC = 'accuracy/top1'
 BEGIN, END = '<!-- study: begin -->', '<!-- study: end -->'
 #: Columns of the results that may explain the accuracy, and their names.
 TOPOLOGY = {
@@ -44,9 +43,10 @@ Results = Mapping[str, Mapping[int, Mapping[str, str]]]
 
 
 def values(results: Results, row: Row) -> dict[int, float]:
-    """Return the accuracy of each finished seed of a network."""
+    """Return the metric of each finished seed of a network, in percent."""
+    scale = 100 if row.metric.startswith('coco/') else 1
     found = results.get(row.name, {})
-    return {seed: float(run[METRIC]) for seed, run in found.items()}
+    return {seed: scale * float(run['value']) for seed, run in found.items()}
 
 
 def interval(estimate: Estimate, digits: int = 2) -> str:
@@ -82,14 +82,15 @@ def gain_cells(gain: Estimate | None) -> dict[str, str]:
 def describe(results: Results, row: Row, base: Row) -> dict[str, str]:
     """Return a table's line: costs, accuracy and difference from a base."""
     found = [*values(results, row).values()]
-    cells = dict.fromkeys(('MFLOPs', 'active', 'accuracy'), '-')
+    metric = row.metric.rpartition('/')[2]
+    cells = dict.fromkeys(('MFLOPs', 'active', metric), '-')
     if found:
         costs = next(iter(results[row.name].values()))
         summary = summarize(found)
         cells = {
             'MFLOPs': f'{float(costs["flops"]) / 1e6:.3f}',
             'active': f'{float(costs["active_parameters"]) / 1e3:.1f} k',
-            'accuracy': f'{summary.mean:.2f} ± {summary.deviation:.2f}',
+            metric: f'{summary.mean:.2f} ± {summary.deviation:.2f}',
         }
     gain = gain_cells(compare(results, row, base))
     if row == base and found:
@@ -147,7 +148,7 @@ def topology(results: Results) -> str:
         known = [run for run in runs if run[column]]
         found = rank_correlation(
             [float(run[column]) for run in known],
-            [float(run[METRIC]) for run in known],
+            [float(run['value']) for run in known],
         )
         is_known = not isnan(found.value)
         lines.append(

@@ -12,9 +12,7 @@ import study_report
 from helpers.runs import ROOT
 
 PAGE = ROOT / 'docs/results.md'
-COSTS = dict(
-    flops=2e6, flops_of_dense=2e6, parameters=9000, active_parameters=4000
-)
+COSTS = dict(flops=2e6, active_parameters=4000, density=1.0)
 
 
 def test_the_grid_has_each_run_once_and_its_configs_exist():
@@ -49,12 +47,11 @@ def test_finished_runs_are_collected_once_and_not_run_again(
     assert study.collect(root, kept) == 0
     (run,) = study.read_runs(kept)
     assert (run['row'], run['seed']) == ('w4/dense', '1')
-    assert float(run['accuracy/top1']) == 90.25
+    assert (run['metric'], float(run['value'])) == ('accuracy/top1', 90.25)
 
     def seeds():
         done = study.keys_of(study.read_runs(kept))
-        found = study.missing(root, ('rate',), done)
-        return [seed for r, seed, _ in found if r == row]
+        return [seed for r, seed in study.missing(('rate',), done) if r == row]
 
     assert seeds() == [0, 2]
     # Another recipe has other results.
@@ -62,10 +59,19 @@ def test_finished_runs_are_collected_once_and_not_run_again(
     assert seeds() == [0, 1, 2]
 
 
+def test_a_detector_runs_behind_the_classifier_of_its_seed(tmp_path):
+    first, second, *_ = study.to_run(tmp_path, ('transfer',))
+    assert first.name == 'chain/resnet18/seed0'
+    assert second.name == 'chain/retinanet-pre/seed0'
+    checkpoint = first.folder / 'epoch_1.pth'
+    key = 'model.backbone.init_cfg.checkpoint'
+    assert f'{key}={checkpoint}' in second.cfg_options
+
+
 def test_differences_are_paired_by_seed(tmp_path):
     def runs(*accuracies):
         return {
-            seed: {'accuracy/top1': str(a), **COSTS}
+            seed: {'value': str(a), **COSTS}
             for seed, a in enumerate(accuracies)
         }
 
