@@ -118,7 +118,7 @@ def describe(row: Row, seed: int, root: Path) -> dict[str, Any]:
         'date': time.strftime('%Y-%m-%d', ended),
     }
     metrics = run.metrics()
-    found |= {'metric': row.metric, 'value': metrics[row.metric]}
+    found |= {'metric': row.metric, 'value': round(metrics[row.metric], 4)}
     if metrics['density'] < 1:
         checkpoint = (run.folder / 'trained.txt').read_text().strip()
         found |= mask_table(run.folder / Path(checkpoint).name)['total']

@@ -178,7 +178,7 @@ def plot(results: Results, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     plt.rcParams['svg.hashsalt'] = 'sift_mm'  # The same file each time.
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), sharey=True)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
     members = {f: [member(f, s) for s in SPARSITIES] for f in ('wide', *INNER)}
     rules = {
         rule: [wide(s, rule) for s in SPARSITIES]
@@ -210,7 +210,13 @@ def plot(results: Results, path: Path) -> None:
                 )
         axis.set(title=title, xlabel='sparsity', xticks=SPARSITIES)
         if axis.get_legend_handles_labels()[0]:
-            axis.legend(fontsize='small')
+            axis.legend(
+                loc='upper center',
+                bbox_to_anchor=(0.5, -0.2),
+                ncols=5,
+                fontsize='small',
+                frameon=False,
+            )
     axes[0].set_ylabel('test accuracy, %')
     figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
