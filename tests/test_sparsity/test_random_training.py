@@ -93,7 +93,7 @@ def test_random_programs_train_as_they_do_densely() -> None:
         for one, other in zip(expected, found, strict=True):
             assert one.keys() == other.keys(), what
             error = difference(one.values(), [other[name] for name in one])
-            assert error < 1e-3 or is_rounding(
-                fresh, seed, expected, found
-            ), f'{what}: {error}'
+            assert error < 1e-3 or is_rounding(fresh, seed, expected, found), (
+                f'{what}: {error}'
+            )
     assert refused < CASES / 2  # Else little was tried.
