@@ -14,6 +14,7 @@ CONFIG = 'configs/fashion_mnist/resnet18-w{}_1xb128-12e_fashion-mnist.py'
 SPARSITIES = (0.5, 0.75, 0.9)
 WIDTH = 4
 AP = 'coco/bbox_mAP_50'
+HOOK = 'custom_hooks.0'
 LR = 'optim_wrapper.optimizer.lr'
 # Inner modules of the authors' CIFAR networks.
 INNER = {'parallel': 'norm', 'factorized': 'norm_act', 'doped': 'none'}
@@ -28,22 +29,24 @@ class Row:
             'w4/wide-s75-rigl'.
         network (Network): Config and options.
         metric (str): Metric to compare.
-        start (Row, optional): Classifier of one epoch whose weights and masks
-            the network starts from, seed by seed.
+        start (Row, optional): Network whose last checkpoint this one starts
+            from, seed by seed.
+        start_option (str): Setting that loads it, '{}' being its folder.
     """
 
     name: str
     network: Network
     metric: str = 'accuracy/top1'
     start: 'Row | None' = None
+    start_option: str = 'load_from={}/epoch_12.pth'
 
     def experiment(self, root: Path, seed: int) -> Experiment:
         """Return the run with a seed."""
         found = self.network.experiment(root, seed)
         options = found.cfg_options
         if self.start is not None:
-            checkpoint = root / f'{self.start.name}/seed{seed}/epoch_1.pth'
-            options += (f'model.backbone.init_cfg.checkpoint={checkpoint}',)
+            folder = root / f'{self.start.name}/seed{seed}'
+            options += (self.start_option.format(folder),)
         name = f'{self.name}/seed{seed}'
         return replace(found, name=name, cfg_options=options)
 
@@ -128,10 +131,22 @@ def chain(sparse: str, pretrained: bool) -> Row:
     rule = '_rigl-' if sparse else '_'
     config = folder / f'resnet18-w16{sparse}{rule}1xb128-1e_fashion-mnist.py'
     start = Row(f'chain/resnet18{sparse}', Network(str(config)))
-    return Row(name, network, AP, start)
+    option = 'model.backbone.init_cfg.checkpoint={}/epoch_1.pth'
+    return Row(name, network, AP, start, option)
 
 
-HOOK = 'custom_hooks.0'
+def pruned(sparsity: float, init: str) -> Row:
+    """Return the trained wide dense network, pruned at once and tuned."""
+    row = wide(
+        sparsity,
+        'Static',
+        f'{HOOK}.init={init}',
+        'train_cfg.max_epochs=2',
+        f'{LR}=0.01',
+    )
+    return replace(row, start=dense(wide_width(WIDTH, sparsity)))
+
+
 QUESTIONS = (
     Question(
         'rate',
@@ -231,11 +246,20 @@ QUESTIONS = (
                 wide(sparsity, 'Static', f'{HOOK}.init=SNIP')
                 for sparsity in SPARSITIES
             ),
+            *(
+                pruned(sparsity, init)
+                for sparsity in SPARSITIES
+                for init in ('TopK', 'Random')
+            ),
         ),
         pairs=tuple(
-            (wide(sparsity), wide(sparsity, algorithm))
+            (wide(sparsity), other)
             for sparsity in SPARSITIES
-            for algorithm in ('GMP', 'GraNet')
+            for other in (
+                wide(sparsity, 'GMP'),
+                wide(sparsity, 'GraNet'),
+                pruned(sparsity, 'TopK'),
+            )
         ),
     ),
     Question(
