@@ -15,10 +15,11 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.runner import Runner
 from torch import nn
 
+from sift_mm.backbones.base import sparse_backbone
 from sift_mm.checkpoint.writing import written_whole
 from sift_mm.config.images import find_sizes
+from sift_mm.engine.budget import FlopBudget, whole_model_budget
 from sift_mm.engine.hook import SparseTrainingHook
-from sift_mm.engine.plan import FlopBudget, sparse_backbone, whole_model_budget
 from sift_mm.engine.run_text import first_lines, flops_line, last_lines
 from sift_mm.engine.wrappers import unwrap
 from sift_mm.sparsity.metrics import training_flops
