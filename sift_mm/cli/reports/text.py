@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from sift_mm.flops import describe_shape
 from sift_mm.flops.units import flops
 
 
@@ -81,8 +82,8 @@ def to_text(report: dict[str, Any]) -> str:
 
 
 def _pixels(report: dict[str, Any]) -> str:
-    height, width = report['shape']
-    return f'{height} x {width} ({report["shape_source"]})'
+    size = describe_shape(report['shape']).removesuffix(' pixels')
+    return f'{size} ({report["shape_source"]})'
 
 
 def _layers(report: dict[str, Any]) -> str:
@@ -153,6 +154,9 @@ def _comparison(report: dict[str, Any]) -> str:
             f'{lines}\nThe config has no Sparse-IFT backbone: the dense '
             'network is this one, without masks.'
         )
+    if not found['backbone_ratio']:
+        ratio = found['total']['flops'] / found['total']['flops_of_dense']
+        return f"{lines}\nThe model has {ratio:.4f} of the dense one's FLOPs."
     return (
         f'{lines}\nThe backbone has {found["backbone_ratio"]:.4f} of the '
         "dense one's FLOPs. Neck and heads, which read its features, add "
