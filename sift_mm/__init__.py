@@ -23,7 +23,7 @@ __all__ = [
 __version__ = '0.1.0'
 
 if find_spec('mmengine') is not None:
-    from sift_mm import engine  # noqa: F401
+    from sift_mm import engine, models  # noqa: F401
     from sift_mm.backbones import register_backbones
 
     register_backbones()

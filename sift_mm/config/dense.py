@@ -11,6 +11,8 @@ from sift_mm.backbones import SparseIFTMixin
 from sift_mm.backbones.base import sparse_backbone
 from sift_mm.config.building import build, build_backbone
 from sift_mm.config.channels import fit
+from sift_mm.config.checks import backbone_node
+from sift_mm.config.family_options import MEMBER_ARGUMENTS
 from sift_mm.config.nodes import type_name
 from sift_mm.errors import UserError
 
@@ -25,9 +27,12 @@ def make_dense(cfg: Config, wide: Any = None) -> tuple[Config, nn.Module]:
         wide (nn.Module, optional): Its backbone, if it is already built.
     """
     cfg = copy.deepcopy(cfg)
-    backbone = cfg.model.get('backbone') or {}
+    backbone = backbone_node(cfg)
     kind = type_name(backbone)
-    if kind == 'SparseIFT':
+    if backbone is cfg.model:
+        for name in MEMBER_ARGUMENTS:
+            backbone.pop(name, None)
+    elif kind == 'SparseIFT':
         cfg.model.backbone = backbone['backbone']
     elif kind.startswith('SparseIFT'):
         wide = build_backbone(cfg) if wide is None else wide
@@ -50,11 +55,12 @@ def dense_network(cfg: Config, model: nn.Module) -> nn.Module:
     It is the model itself if no backbone has a family.
 
     Raises:
-        UserError: If the Sparse-IFT backbone is not ``model.backbone``.
+        UserError: If the Sparse-IFT backbone is neither ``model.backbone``
+            nor the model.
     """
     found = sparse_backbone(model)
     if found is None:
         return model
-    if found[0] != 'backbone.':
+    if found[0] not in ('', 'backbone.'):
         raise UserError(f'the Sparse-IFT backbone is model.{found[0][:-1]}')
     return build_dense(cfg, found[1])

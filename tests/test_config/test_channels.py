@@ -17,7 +17,7 @@ from sift_mm.config.dense import make_dense
 from sift_mm.config.libraries import import_library
 from sift_mm.config.loading import read_config
 from sift_mm.config.nodes import set_at, walk
-from sift_mm.engine.plan import whole_model_budget
+from sift_mm.engine.budget import whole_model_budget
 from sift_mm.errors import UserError
 from sift_mm.flops import count_model
 

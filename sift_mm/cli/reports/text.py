@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-PREFIXES = dict(E=1e18, P=1e15, T=1e12, G=1e9, M=1e6, k=1e3)
+from sift_mm.flops import describe_shape
+from sift_mm.flops.units import flops
 
 
 def table(
@@ -63,21 +64,6 @@ def scaled(number: float | None, unit: float) -> str:
     return '-' if number is None else f'{number / unit:z,.3f}'
 
 
-def flops(number: float | None) -> str:
-    """Return a number of FLOPs with the prefix of its size, '-' for None.
-
-    >>> flops(1_234_000), flops(5.6e9), flops(0)
-    ('1.234 M', '5.600 G', '0')
-    """
-    if number is None:
-        return '-'
-    for prefix, unit in PREFIXES.items():
-        # A number that rounds up to 1000 gets the next prefix.
-        if abs(number) >= 0.9999995 * unit:
-            return f'{number / unit:,.3f} {prefix}'
-    return f'{number:.3g}'
-
-
 def to_text(report: dict[str, Any]) -> str:
     """Return the tables of a report, with a note on the counted operations."""
     assumed = '; '.join(report['assumed'])
@@ -96,8 +82,8 @@ def to_text(report: dict[str, Any]) -> str:
 
 
 def _pixels(report: dict[str, Any]) -> str:
-    height, width = report['shape']
-    return f'{height} x {width} ({report["shape_source"]})'
+    size = describe_shape(report['shape']).removesuffix(' pixels')
+    return f'{size} ({report["shape_source"]})'
 
 
 def _layers(report: dict[str, Any]) -> str:
@@ -130,6 +116,12 @@ def _masks(masks: dict[str, Any] | None) -> str:
         f'sparsity {masks["nominal_sparsity"]} as written, '
         f'{masks["sparsity"]:.6f} as solved.'
     )
+    if course := masks.get('course'):
+        text += (
+            f' These are after the last update: their density is '
+            f'{course["start"]:.4f} at the start and {course["mean"]:.4f} on '
+            'average over the training.'
+        )
     if masks['transferred']:
         text += (
             ' They are counted as drawn from scratch; the run takes those of '
@@ -162,6 +154,9 @@ def _comparison(report: dict[str, Any]) -> str:
             f'{lines}\nThe config has no Sparse-IFT backbone: the dense '
             'network is this one, without masks.'
         )
+    if not found['backbone_ratio']:
+        ratio = found['total']['flops'] / found['total']['flops_of_dense']
+        return f"{lines}\nThe model has {ratio:.4f} of the dense one's FLOPs."
     return (
         f'{lines}\nThe backbone has {found["backbone_ratio"]:.4f} of the '
         "dense one's FLOPs. Neck and heads, which read its features, add "
