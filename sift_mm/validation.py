@@ -134,6 +134,9 @@ Seed = Annotated[
     Field(ge=0, lt=2**63, description='a whole number of 64 bits, at least 0'),
 ]
 _Pixels = Annotated[int, BeforeValidator(_number), Strict(), Field(ge=1)]
+Factor = Annotated[
+    _Real, Field(ge=0, description='a finite number, at least 0')
+]
 Size = Annotated[
     tuple[_Pixels, _Pixels],
     Strict(False),

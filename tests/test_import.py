@@ -40,12 +40,24 @@ def test_mask_training_needs_only_pytorch():
     )
 
 
-def test_without_the_libraries_the_engine_is_there():
+def test_the_import_changes_nothing_of_mmengine():
+    # Nor does it need the libraries. A run sets its files for good.
     run(
         {'mmcv', 'mmdet', 'mmseg', 'mmpretrain'},
-        'import sift_mm\n'
+        'from mmengine.fileio import file_client, io\n'
+        'from mmengine.fileio.backends import registry_utils as files\n'
         'from mmengine.registry import HOOKS\n'
+        'from mmengine.runner import CheckpointLoader\n'
+        'def state():\n'
+        '    return (dict(CheckpointLoader._schemes), dict(files.backends),\n'
+        '            dict(files.prefix_to_backends),\n'
+        '            dict(io.backend_instances))\n'
+        'before = state()\n'
+        'import sift_mm\n'
         'assert HOOKS.get("SparseTrainingHook")\n'
+        'assert state() == before\n'
+        'sift_mm.engine.use_safe_files()\n'
+        'assert state() != before\n'
         'import sift_mm.backbones as b\n'
         'try: b.mmdet\n'
         'except ImportError as e: assert "pip install" in str(e)\n'

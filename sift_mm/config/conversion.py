@@ -13,7 +13,7 @@ from sift_mm.config.family_options import MemberOptions
 from sift_mm.config.helpers import pretrained_backbone
 from sift_mm.config.nodes import hook_place, set_type, type_name
 from sift_mm.errors import UserError
-from sift_mm.layers import families
+from sift_mm.layers.family import family_of
 
 # Sparse class and further arguments for each of the libraries' ResNets. Every
 # other backbone is wrapped.
@@ -106,11 +106,7 @@ def convert(cfg: Config, member: MemberOptions) -> None:
     if member.pretrained is not None:
         backbone['init_cfg'] = _start(cfg, member.pretrained)
     if member.family is not None:
-        if member.family not in families():
-            raise UserError(
-                f'Unknown family {member.family!r}; choose one of '
-                f'{", ".join(families())}.'
-            )
+        family_of(member.family)  # Refuses an unknown one.
         if member.family != backbone.get('family'):
             # Another member may not know the variant.
             backbone.pop('inner', None)

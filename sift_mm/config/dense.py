@@ -17,29 +17,15 @@ from sift_mm.config.nodes import type_name
 from sift_mm.errors import UserError
 
 
-def dense_config(cfg: Config) -> Config:
-    """Return the config of the dense network, in a copy.
+def make_dense(cfg: Config, wide: Any = None) -> tuple[Config, nn.Module]:
+    """Return the config of the dense network, a copy, with its model.
 
     A backbone of Sparse-IFT becomes the library's, and neck and heads follow.
-    """
-    return _make_dense(cfg)[0]
-
-
-def build_dense(cfg: Config, wide: Any = None) -> nn.Module:
-    """Build the dense network of :func:`dense_config`.
 
     Args:
         cfg (Config): Config of the sparse network.
         wide (nn.Module, optional): Its backbone, if it is already built.
     """
-    cfg, model = _make_dense(cfg, wide)
-    return build(cfg) if model is None else model
-
-
-def _make_dense(
-    cfg: Config, wide: Any = None
-) -> tuple[Config, nn.Module | None]:
-    """Return the dense config, with its model if a trial run built it."""
     cfg = copy.deepcopy(cfg)
     backbone = backbone_node(cfg)
     kind = type_name(backbone)
@@ -55,7 +41,12 @@ def _make_dense(
             if argument.kind is argument.KEYWORD_ONLY:
                 backbone.pop(name, None)
         return cfg, fit(cfg, wide, dense=True)[0]
-    return cfg, None
+    return cfg, build(cfg)
+
+
+def build_dense(cfg: Config, wide: Any = None) -> nn.Module:
+    """Build the dense network, see :func:`make_dense`."""
+    return make_dense(cfg, wide)[1]
 
 
 def dense_network(cfg: Config, model: nn.Module) -> nn.Module:

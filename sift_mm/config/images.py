@@ -121,7 +121,7 @@ def epoch_images(dataset: Any) -> int | None:
     if kind == 'ConcatDataset':
         sizes = [epoch_images(child) for child in dataset['datasets']]
         return None if None in sizes else sum(filter(None, sizes))
-    if kind in ('RepeatDataset', 'MultiImageMixDataset'):
+    if kind in ('RepeatDataset', 'MultiImageMixDataset', 'InMemoryDataset'):
         inner = epoch_images(dataset['dataset'])
         return inner and inner * dataset.get('times', 1)
     known = find_data_set(kind)

@@ -1,7 +1,6 @@
 """Hook that trains masks in an MMEngine run."""
 
 import math
-from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -27,9 +26,12 @@ from sift_mm.engine.accumulation import (
     partial_gradients,
     restore_gradients,
 )
+from sift_mm.engine.budget import whole_model_budget
+from sift_mm.engine.first_batches import first_passes
+from sift_mm.engine.mask_description import MaskDescription
 from sift_mm.engine.mask_log import MaskLog
 from sift_mm.engine.optim_wrapper import SparseOptimWrapper, make_maskable
-from sift_mm.engine.plan import MaskPlan, sparse_backbone, whole_model_budget
+from sift_mm.engine.plan import MaskPlan, sparse_backbone
 from sift_mm.engine.randomness import SeededIterations
 from sift_mm.engine.saving import save_whole, use_safe_files
 from sift_mm.engine.transfer import (
@@ -48,9 +50,9 @@ from sift_mm.sparsity import (
     Algorithm,
     MaskSet,
     MaskTrainer,
+    NetworkInitializer,
     RunOptions,
     SparseExecution,
-    density,
 )
 from sift_mm.sparsity.options import find_changes
 from sift_mm.sparsity.structures import check_structure
@@ -77,6 +79,7 @@ class SparseTrainingHook(Hook):
     def __init__(self, **options: Any) -> None:
         self.options = RunOptions.of(type(self).__name__, options)
         self.trainer: MaskTrainer | None = None
+        self.planned: MaskPlan | None = None
         self.log: MaskLog | None = None
         self.iterations: SeededIterations | None = None
         self._start = Start()
@@ -137,16 +140,43 @@ class SparseTrainingHook(Hook):
         wrapper = self._take_wrapper(runner)
         if self.trainer is not None and self._start.state is None:
             return  # A second call of train() goes on.
-        plan = self.plan(model, runner.cfg)
+        plan = self.planned = self.plan(model, runner.cfg)
         check_channels(model, runner.cfg)
         start = read_start(self._start, plan)
         self._start = Start()  # Frees the masks, which are read once.
         seed = self._shared_seed(runner)
-        masks, algorithm = self._first_masks(seed, plan, start)
+        accumulated = runner.optim_wrapper._accumulative_counts
+        steps = math.ceil(runner.max_iters / accumulated)
+        origin = (
+            start.find_origin(self.options)
+            if plan.parameters
+            else Origin.NEEDLESS
+        )
+        masks, algorithm = self._first_masks(
+            runner, seed, plan, start, origin, steps
+        )
         if masks is not None:
-            self._make_trainer(runner, masks, algorithm, seed, start)
+            final = plan.counts if algorithm.changes_density else None
+            self.trainer = MaskTrainer(
+                masks,
+                algorithm,
+                self.options.schedule(steps, algorithm),
+                self.options.drop_fraction,
+                seed,
+                self.options.placement,
+                final,
+            )
+            self._prepare_trainer(runner, self.trainer, start)
             self._attach(runner, wrapper, start)
-        runner.logger.info(self._describe(plan))
+        described = MaskDescription(
+            plan,
+            origin,
+            self.options.transfer,
+            None if masks is None else self.trainer,
+            steps,
+        )
+        self._record = described.record
+        runner.logger.info(described.text)
 
     def _take_wrapper(self, runner: Runner) -> SparseOptimWrapper:
         """Return the run's optim wrapper with a masked step."""
@@ -173,29 +203,37 @@ class SparseTrainingHook(Hook):
         )
 
     def _first_masks(
-        self, seed: int, plan: MaskPlan, start: Start
+        self,
+        runner: Runner,
+        seed: int,
+        plan: MaskPlan,
+        start: Start,
+        origin: Origin,
+        steps: int,
     ) -> tuple[MaskSet | None, Algorithm]:
         """Return the first masks, or None, and the algorithm."""
-        origin = (
-            start.find_origin(self.options)
-            if plan.parameters
-            else Origin.NEEDLESS
-        )
         algorithm, state = self.options.algorithm, start.state or {}
-        self._record = {'origin': origin}
         if plan.backbone is not None:
             plan.backbone.masks_attached = True  # It may train.
         if origin in (Origin.NEEDLESS, Origin.DROPPED):
             return None, algorithm
-        if origin is Origin.DRAWN:
-            return plan.draw(self.options.initializer, seed), algorithm
         if origin is Origin.TRANSFERRED:
             algorithm = choose_algorithm(self.options, start)
+        else:
+            counts = self.options.count_schedule(
+                plan.shapes, plan.counts, steps
+            )
+        if origin is Origin.DRAWN:
+            init = self.options.initializer
+            passes = first_passes(runner, init)
+            return plan.draw(init, seed, counts.at(0), passes), algorithm
         check_member(state, {'sparsity': plan.nominal_sparsity})
-        check_structure(state, algorithm.structure)
+        check_structure(state, algorithm.structure, state['masks'])
         masks = fit_masks(state, plan.parameters, plan.counts)
         if origin is Origin.RESTORED:
-            check_counts(masks, plan.counts)
+            spread = isinstance(self.options.initializer, NetworkInitializer)
+            costs = plan.costs if spread else None
+            check_counts(masks, counts.saved(state), costs)
         return masks, algorithm
 
     def _shared_seed(self, runner: Runner) -> int:
@@ -206,30 +244,15 @@ class SparseTrainingHook(Hook):
         broadcast_object_list(seed)
         return seed[0]
 
-    def _make_trainer(
-        self,
-        runner: Runner,
-        masks: MaskSet,
-        algorithm: Algorithm,
-        seed: int,
-        start: Start,
+    def _prepare_trainer(
+        self, runner: Runner, trainer: MaskTrainer, start: Start
     ) -> None:
-        """Build the trainer and restore the state of a resumed run."""
-        accumulated = runner.optim_wrapper._accumulative_counts
-        steps = math.ceil(runner.max_iters / accumulated)
-        self.trainer = trainer = MaskTrainer(
-            masks,
-            algorithm,
-            self.options.schedule(steps, algorithm),
-            self.options.drop_fraction,
-            seed,
-            self.options.placement,
-        )
+        """Set the execution, and restore the state of a resumed run."""
         model = unwrap(runner.model)
         trainer.set_execution(
-            SparseExecution(model, masks, self.options.execution)
+            SparseExecution(model, trainer.masks, self.options.execution)
         )
-        if still := trainer.why_still():
+        if still := trainer.counts.why_still():
             runner.logger.warning(still)
         if not start.resumed:
             return
@@ -260,71 +283,6 @@ class SparseTrainingHook(Hook):
         # A user's train_step may step without the wrapper.
         self.trainer.attach(model, wrapper.optimizer)
         self._mask_averages(runner)
-
-    def _describe(self, plan: MaskPlan) -> str:
-        """Describe masks and FLOPs in a line, and record them."""
-        origin = self._record.pop('origin')
-        self._record |= {'budget': {}, 'member': {}, 'transfer': ''}
-        if origin is Origin.NEEDLESS:
-            return (
-                'The backbone needs no masks: its FLOPs (with a classifier, '
-                f'if it has one) are {plan.ratio:.6f} of the dense one '
-                f'without them{self._whole_ratio(plan, {})}.'
-            )
-        if origin is Origin.DROPPED:
-            text = "transfer='dense': masks are dropped, and all weights train"
-            if plan.budget is not None:
-                text += (
-                    f', at {plan.budget.ratio({}):.4f} times the FLOPs of the '
-                    f"dense twin's backbone{self._whole_ratio(plan, {})}"
-                )
-            return f'{text}.'
-        assert self.trainer is not None
-        masks = self.trainer.masks
-        text = (
-            f'{type(self.trainer.algorithm).__name__} on {len(masks)} '
-            f'parameters: sparsity {plan.nominal_sparsity} as written, masks '
-            f'at density {density(masks):.6f}'
-        )
-        if origin is Origin.TRANSFERRED:
-            transfer = self.options.transfer
-            self._record['transfer'] = transfer
-            text += f', taken from the loaded checkpoint ({transfer=})'
-        elif plan.rounds:
-            text += f' ({plan.rounds})'
-        self._record['budget'] = {
-            'nominal': plan.nominal_sparsity,
-            'sparsity': 1 - density(masks),
-        }
-        return text + self._describe_flops(plan, masks)
-
-    def _describe_flops(self, plan: MaskPlan, masks: MaskSet) -> str:
-        """Describe the FLOPs of a Sparse-IFT backbone, else ''."""
-        if plan.budget is None or plan.backbone is None:
-            return ''
-        densities = {
-            name: count / masks[name].numel()
-            for name, count in masks.counts().items()
-        }
-        ratio = plan.budget.ratio(densities)
-        self._record['budget']['flops_ratio'] = ratio
-        self._record['member'] = plan.backbone.describe_member()
-        return (
-            ', FLOPs of the backbone (with a classifier, if it has one) '
-            f'{ratio:.6f} of the dense one'
-            f'{self._whole_ratio(plan, densities)}'
-        )
-
-    def _whole_ratio(
-        self, plan: MaskPlan, densities: Mapping[str, float]
-    ) -> str:
-        """Describe the FLOPs of the whole model, heads included."""
-        try:
-            ratio = plan.whole.ratio(densities)
-        except ValueError as error:
-            return f' (the whole model was not counted: {error})'
-        self._record['budget']['model_flops_ratio'] = ratio
-        return f', of the whole model {ratio:.4f}'
 
     def _mask_averages(self, runner: Runner) -> None:
         """Apply the masks to averaged networks.

@@ -5,14 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from mmengine.config import Config
 from torch import nn
 
 from sift_mm.backbones import SparseIFTBackbone
 from sift_mm.backbones.base import sparse_backbone
+from sift_mm.engine.budget import FlopBudget, backbone_flops
 from sift_mm.errors import UserError
-from sift_mm.flops import FlopCount, count_flops, describe_shape
-from sift_mm.flops.isoflop import solve_sparsity
+from sift_mm.flops.isoflop import nearest_sparsity, solve_sparsity
 from sift_mm.sparsity import (
     Distribution,
     Explicit,
@@ -23,38 +22,10 @@ from sift_mm.sparsity import (
     select_parameters,
     sparse_parameter_names,
 )
+from sift_mm.sparsity.first_masks import draw_masks, flops_per_weight
+from sift_mm.sparsity.initializers.network_initializer import Passes
 from sift_mm.sparsity.parameters import layer_densities
-
-
-@dataclass(frozen=True)
-class FlopBudget:
-    """FLOPs of a network and of its dense twin, in 2 x MACs.
-
-    Args:
-        own (FlopCount): FLOPs of the network with dense weights.
-        dense (float): FLOPs of the dense twin.
-        prefix (str): Prefix of the names of ``own`` in the model.
-        classifier (float): FLOPs of a linear head that is not in ``own``.
-    """
-
-    own: FlopCount
-    dense: float
-    prefix: str = ''
-    classifier: float = 0
-
-    def cost(self, densities: Mapping[str, float]) -> float:
-        """Return the FLOPs under masks of given densities, by full name."""
-        return self.classifier + self.own.sparse(
-            {
-                name.removeprefix(self.prefix): density
-                for name, density in densities.items()
-                if name.startswith(self.prefix)
-            }
-        )
-
-    def ratio(self, densities: Mapping[str, float]) -> float:
-        """Return :meth:`cost` divided by the FLOPs of the dense twin."""
-        return self.cost(densities) / self.dense
+from sift_mm.sparsity.structures import describe_structure, fit_counts
 
 
 @dataclass(eq=False)
@@ -198,15 +169,57 @@ class MaskPlan:
                 )
         if not self.parameters:
             return self.nominal_sparsity
+        if self.structure.density is not None:
+            return self._fixed_sparsity(budget)
+        return self._solve(budget)
+
+    def _solve(self, target: FlopBudget) -> float:
+        """Return the sparsity that gives a budget's dense FLOPs.
+
+        Raises:
+            ValueError: If there is none.
+        """
         shapes = self.shapes
-        target = budget
         try:
-            return solve_sparsity(
+            found = solve_sparsity(
                 lambda s: target.cost(self.distribution.densities(shapes, s)),
                 target.dense,
             )
         except ValueError as error:
             raise UserError(f'{error} {self._advice}') from None
+        if self._fit(found) == self.distribution.counts(shapes, found):
+            return found
+        # The FLOPs of rounded counts can be farther from the budget.
+        return nearest_sparsity(
+            lambda s: target.cost(self._densities(self._fit(s))), target.dense
+        )
+
+    def _fixed_sparsity(self, target: FlopBudget) -> float:
+        """Return the sparsity of a structure with one density.
+
+        Raises:
+            ValueError: If it does not give the budget's dense FLOPs.
+        """
+        counts = self._fit(self.nominal_sparsity)
+        ratio = target.ratio(self._densities(counts))
+        if not math.isclose(ratio, 1, rel_tol=1e-3):
+            structure = describe_structure(self.structure.describe())
+            raise UserError(
+                f'structure={structure} fixes the density of the masks, at '
+                f'which the FLOPs are {ratio:.4f} of the dense ones and '
+                'cannot be matched; accept them by '
+                "flops='nominal' of the backbone, or choose another structure."
+            )
+        return self.nominal_sparsity
+
+    def _fit(self, sparsity: float) -> dict[str, int]:
+        """Return the active weights at a sparsity, rounded by structure."""
+        asked = self.distribution.counts(self.shapes, sparsity)
+        return fit_counts(self.structure, self.model, asked)
+
+    def _densities(self, counts: Mapping[str, int]) -> dict[str, float]:
+        """Return the densities of active weights, by full name."""
+        return {n: counts[n] / p.numel() for n, p in self.parameters.items()}
 
     @property
     def _advice(self) -> str:
@@ -229,11 +242,12 @@ class MaskPlan:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """Active weights of each parameter, rounded by the structure."""
-        return {
-            name: self.structure.fit(self.shapes[name], count)
-            for name, count in self._asked.items()
-        }
+        """Active weights of each parameter, rounded by the structure.
+
+        Raises:
+            ValueError: If the structure does not fit a layer.
+        """
+        return self._fit(self.solved_sparsity)
 
     @cached_property
     def _asked(self) -> dict[str, int]:
@@ -252,18 +266,46 @@ class MaskPlan:
             f'{asked / size:.6f} to {found / size:.6f}'
         )
 
-    def draw(self, initializer: Initializer, seed: int) -> MaskSet:
-        """Draw the first masks of a run, the same on every rank."""
-        return MaskSet.draw(
-            self.parameters, self.counts, initializer, seed, self.structure
+    def draw(
+        self,
+        initializer: Initializer,
+        seed: int,
+        counts: Mapping[str, int] | None = None,
+        passes: Passes = (),
+    ) -> MaskSet:
+        """Draw the first masks of a run, the same on every rank.
+
+        They have ``counts`` active weights, by default those of the plan.
+        """
+        model, parameters = self.model, self.parameters
+        measured = flops_per_weight(initializer, model, parameters, passes)
+        return draw_masks(
+            model,
+            parameters,
+            self.counts if counts is None else counts,
+            initializer,
+            seed,
+            self.structure,
+            passes,
+            self.costs or measured,
         )
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """FLOPs of a weight in the budget, by full name; empty without one."""
+        matched = self.backbone and self.backbone.flops == 'match_model'
+        budget = self.whole if matched else self.budget
+        if budget is None:
+            return {}
+        return {
+            name: budget.own.of(name.removeprefix(budget.prefix)) / p.numel()
+            for name, p in self.parameters.items()
+        }
 
     @property
     def densities(self) -> dict[str, float]:
         """Density of each parameter, by full name."""
-        return {
-            n: self.counts[n] / p.numel() for n, p in self.parameters.items()
-        }
+        return self._densities(self.counts)
 
     @property
     def ratio(self) -> float | None:
@@ -288,48 +330,3 @@ class MaskPlan:
             return 0, 0
         flops = 2 * layer.in_features * layer.out_features
         return flops, flops / self.backbone.growth
-
-
-def backbone_flops(backbone: SparseIFTBackbone) -> tuple[FlopCount, float]:
-    """Count the FLOPs of a backbone with dense weights, and of its dense twin.
-
-    Counts are 2 x MACs at the backbone's ``match_shape``.
-
-    Raises:
-        ValueError: If the backbone does not run on an input of that shape.
-    """
-    shape, channels = backbone.match_shape, backbone.image_channels
-    try:
-        return (
-            count_flops(backbone, shape, channels),
-            count_flops(backbone.dense_twin(), shape, channels).total,
-        )
-    except Exception as error:  # Layers raise errors of any type.
-        kind = getattr(backbone, 'kind', type(backbone))
-        raise UserError(
-            f'The FLOPs of {kind.__name__} cannot be matched: it '
-            f'does not run on an input of {describe_shape(shape)} '
-            f'alone ({type(error).__name__}: '
-            f'{str(error).partition(chr(10))[0]}); set match_shape of the '
-            "backbone, or flops='nominal'."
-        ) from error
-
-
-def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
-    """Count the FLOPs of a model and of its dense twin for a test image.
-
-    Raises:
-        ValueError: If the config has no image size, or the FLOPs cannot be
-            counted.
-    """
-    from sift_mm.config.dense import build_dense
-    from sift_mm.config.images import channels_of, find_sizes
-    from sift_mm.flops.model_forward import count_model
-
-    (shape, _), _ = find_sizes(cfg, None)
-    channels = channels_of(cfg, model)
-    own, _ = count_model(model, shape, channels)
-    found = sparse_backbone(model)
-    wide = found[1] if found and found[0] == 'backbone.' else None
-    dense, _ = count_model(build_dense(cfg, wide), shape, channels)
-    return FlopBudget(own, dense.total)

@@ -30,6 +30,11 @@ def seed_generators(*key: int) -> None:
     torch.manual_seed(pytorch)
 
 
+def seed_batch(seed: int, rank: int, number: int) -> None:
+    """Seed the data of a rank's batch, by its training iteration."""
+    seed_generators(seed, rank, number, _DATA)
+
+
 class NumberedBatch(list[int]):
     """Indices of a batch, with the number of its training iteration."""
 
@@ -99,10 +104,10 @@ class SeededFetch:
 
     Args:
         dataset (Any): Dataset.
-        key (tuple[int, ...]): Common part of the run's seeds.
+        key (tuple[int, int]): Seed and rank of the run.
     """
 
-    def __init__(self, dataset: Any, key: tuple[int, ...]) -> None:
+    def __init__(self, dataset: Any, key: tuple[int, int]) -> None:
         self.dataset = dataset
         self.read = getattr(dataset, '__getitems__', None)
         self.key = key
@@ -110,7 +115,7 @@ class SeededFetch:
     def __call__(self, batch: list[int]) -> list[Any]:
         """Return the samples of a batch."""
         if isinstance(batch, NumberedBatch):
-            seed_generators(*self.key, batch.number, _DATA)
+            seed_batch(*self.key, batch.number)
         if self.read is not None:
             return self.read(batch)
         return [self.dataset[index] for index in batch]

@@ -27,6 +27,7 @@ from sift_mm.sparsity import (
     Static,
     Unstructured,
 )
+from sift_mm.sparsity.first_masks import check_flops
 from sift_mm.sparsity.initializers import count_tolerance
 
 # Slots with the shape of their weight in every optimizer.
@@ -175,9 +176,19 @@ def read_start(start: Start, plan: MaskPlan) -> Start:
 
 
 def choose_algorithm(options: RunOptions, start: Start) -> Algorithm:
-    """Return the algorithm for transferred masks."""
+    """Return the algorithm for transferred masks.
+
+    Raises:
+        ValueError: If it would change their density.
+    """
     algorithm = options.algorithm
     if options.transfer != 'fixed':
+        if algorithm.changes_density:
+            raise UserError(
+                "transfer='train' trains the masks of the checkpoint at their "
+                f'density, and {type(algorithm).__name__} changes it: choose '
+                "another algorithm, or first masks by the hook's init."
+            )
         return algorithm
     # Fixed masks keep their structure, unless the hook has one.
     structure: Any = algorithm.structure
@@ -261,13 +272,28 @@ def fit_masks(
     return masks
 
 
-def check_counts(masks: MaskSet, expected: Mapping[str, int]) -> None:
+def check_counts(
+    masks: MaskSet,
+    expected: Mapping[str, int],
+    costs: Mapping[str, float] | None = None,
+) -> None:
     """Refuse masks with another sparsity than the config's.
+
+    Args:
+        masks (MaskSet): Restored masks.
+        expected (Mapping): Active weights by the config.
+        costs (Mapping, optional): FLOPs of a weight, where an initializer of
+            the whole network gave the layers other counts of the same FLOPs;
+            empty if they are unknown.
 
     Raises:
         ValueError: If the active weights of a layer differ by more than
-            :func:`count_tolerance`.
+            :func:`count_tolerance`, or their FLOPs by a hundredth.
     """
+    if costs is not None:
+        if costs:
+            check_flops(masks, expected, costs)
+        return
     found = masks.counts()
     wrong = [
         name

@@ -234,3 +234,21 @@ def solve_sparsity(cost: Callable[[float], float], budget: float) -> float:
         f'No sparsity was found that meets {budget:.4g} FLOPs: '
         'the cost has to fall steadily with the sparsity.'
     )
+
+
+def nearest_sparsity(cost: Callable[[float], float], budget: float) -> float:
+    """Return the sparsity at which a network of whole steps is nearest.
+
+    Args:
+        cost (Callable): FLOPs at a sparsity in [0, 1], falling in steps, as a
+            structure of the masks rounds active weights.
+        budget (float): FLOPs to come near to.
+    """
+    low, high = 0.0, 1.0
+    while high - low > 1e-12:
+        middle = (low + high) / 2
+        if cost(middle) > budget:
+            low = middle
+        else:
+            high = middle
+    return min(high, low, key=lambda s: abs(cost(s) - budget))

@@ -11,6 +11,7 @@ from sift_mm.sparsity.algorithms import (
     Algorithm,
     LayerState,
     RigL,
+    SRigL,
     Static,
 )
 from sift_mm.sparsity.distributions import (
@@ -28,9 +29,13 @@ from sift_mm.sparsity.execution import (
 )
 from sift_mm.sparsity.initializers import (
     INITIALIZERS,
+    SNIP,
     FromWeights,
+    GraSP,
     Initializer,
+    NetworkInitializer,
     Random,
+    SynFlow,
     TopK,
 )
 from sift_mm.sparsity.masks import MaskSet
@@ -52,7 +57,14 @@ from sift_mm.sparsity.schedules import (
 )
 from sift_mm.sparsity.selection import apply_masks_, top_mask
 from sift_mm.sparsity.sparse_training import SparseTraining
-from sift_mm.sparsity.structures import STRUCTURES, Structure, Unstructured
+from sift_mm.sparsity.structures import (
+    NM,
+    STRUCTURES,
+    Block,
+    ConstantFanIn,
+    Structure,
+    Unstructured,
+)
 from sift_mm.sparsity.trainer import MaskTrainer
 from sift_mm.sparsity.updates import UpdateReport
 
@@ -63,16 +75,21 @@ __all__ = [
     'ER',
     'ERK',
     'INITIALIZERS',
+    'NM',
     'SET',
+    'SNIP',
     'STRUCTURES',
     'Algorithm',
+    'Block',
     'Constant',
+    'ConstantFanIn',
     'Cosine',
     'Distribution',
     'DropFraction',
     'ExecutionMode',
     'Explicit',
     'FromWeights',
+    'GraSP',
     'Initializer',
     'LayerState',
     'Linear',
@@ -80,13 +97,16 @@ __all__ = [
     'MaskOptions',
     'MaskSet',
     'MaskTrainer',
+    'NetworkInitializer',
     'Random',
     'RigL',
     'RunOptions',
+    'SRigL',
     'SparseExecution',
     'SparseTraining',
     'Static',
     'Structure',
+    'SynFlow',
     'TopK',
     'Uniform',
     'UniformPlus',

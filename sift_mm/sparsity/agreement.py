@@ -9,13 +9,7 @@ from torch import distributed
 from sift_mm.checkpoint.packing import pack
 from sift_mm.errors import UserCallError
 from sift_mm.sparsity.masks import MaskSet
-
-
-def world_size() -> int:
-    """Return the number of processes, 1 without a process group."""
-    if distributed.is_available() and distributed.is_initialized():
-        return distributed.get_world_size()
-    return 1
+from sift_mm.sparsity.processes import world_size
 
 
 def fingerprint(masks: MaskSet, plan: tuple[Any, ...] = ()) -> int:

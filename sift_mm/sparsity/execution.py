@@ -22,8 +22,8 @@ from sift_mm.kernels.unmasked_layers import (
     ExecutedMaxPool2d,
     UnmaskedExecution,
 )
-from sift_mm.sparsity.agreement import world_size
 from sift_mm.sparsity.masks import MaskSet
+from sift_mm.sparsity.processes import world_size
 
 ExecutionMode = Literal['auto', 'sparse', 'dense']
 
@@ -57,6 +57,7 @@ class SparseExecution:
         self.reasons: dict[str, str] = {}
         self._others = UnmaskedExecution(sparse=mode == 'sparse')
         self._chosen = self._begun = False
+        self._level = 0  # Of the density that products were timed at.
         self._on_cpu = any(m.device.type == 'cpu' for m in masks.values())
         if mode == 'dense':
             return
@@ -65,6 +66,7 @@ class SparseExecution:
         self._detach.atexit = False
         try:
             self._attach(model, masks)
+            self._level = self._density_level()
         except BaseException:
             self.detach()
             raise
@@ -142,9 +144,24 @@ class SparseExecution:
             self._detach()
 
     def refresh_patterns(self) -> None:
-        """Rebuild the patterns of changed masks."""
+        """Rebuild the patterns of changed masks.
+
+        Products are timed again each time that the density has halved.
+        """
         for layer in self._masked().values():
             layer.refresh()
+        if self.mode == 'auto' and self._level != self._density_level():
+            self._level = self._density_level()
+            for layer in self.layers.values():
+                layer.choices, layer.timings = {}, {}
+            self._chosen = False
+
+    def _density_level(self) -> int:
+        """Return how often the masked layers were halved, rounded down."""
+        masks = [layer.mask for layer in self._masked().values()]
+        active = sum(int(mask.count_nonzero()) for mask in masks)
+        size = sum(mask.numel() for mask in masks)
+        return (size // active).bit_length() if active else 0
 
     def expect_dense_gradient(self, needed: bool) -> None:
         """Set whether the next step reads gradients outside the masks."""
@@ -208,6 +225,7 @@ class SparseExecution:
             return
         for layer in self.layers.values():
             layer.choices = {}
+        self._level = self._density_level()
         self._set_choices(
             {
                 name: {size: tuple(each) for size, each in choice.items()}

@@ -7,13 +7,18 @@ from typing import Annotated, Any, Literal, Self
 from sift_mm.errors import UserError
 from sift_mm.names import check_names
 from sift_mm.sparsity.algorithms import ALGORITHMS, Algorithm, RigL
+from sift_mm.sparsity.counts import CountSchedule
 from sift_mm.sparsity.distributions import (
     DISTRIBUTIONS,
     Distribution,
     Uniform,
 )
 from sift_mm.sparsity.execution import ExecutionMode
-from sift_mm.sparsity.initializers import INITIALIZERS, Initializer
+from sift_mm.sparsity.initializers import (
+    INITIALIZERS,
+    Initializer,
+    NetworkInitializer,
+)
 from sift_mm.sparsity.schedules import (
     DROP_FRACTIONS,
     Cosine,
@@ -51,18 +56,17 @@ class MaskOptions:
     Each part is a name, a ``dict(type=name, ...)`` or an object.
 
     Args:
-        algorithm (str | dict): 'Static', 'SET', 'RigL' or another registered
-            algorithm, with its structure: ``dict(type='RigL',
-            structure=...)``.
+        algorithm (str | dict): 'RigL' or another registered algorithm, with
+            its arguments: ``dict(type='GraNet', initial=0.5)``.
         sparsity (float, optional): Share of zero weights, in [0, 1). None
             takes the sparsity of the Sparse-IFT layers; give a number only
             for networks without them.
         distribution (str | dict): Distribution of the sparsity over layers:
             'Uniform', 'UniformPlus', 'ER', 'ERK' or ``dict(type='Explicit',
             sparsities={pattern: sparsity})``.
-        init (str | dict, optional): First masks: 'Random', 'TopK' or
-            'FromWeights'. None takes the masks of loaded weights; a run from
-            scratch draws random masks.
+        init (str | dict, optional): First masks: 'Random', 'TopK',
+            'FromWeights', 'SNIP', 'GraSP' or 'SynFlow'. None takes the masks
+            of loaded weights; a run from scratch draws random masks.
         drop_fraction (float | str | dict): Share of the active weights to
             drop at an update: a number, the start of a cosine, or 'Constant',
             'Linear', 'Cosine' or ``dict(type='Linear', initial=0.3)``.
@@ -100,6 +104,20 @@ class MaskOptions:
     def __post_init__(self) -> None:
         for name, value in read_arguments(type(self), vars(self)).items():
             object.__setattr__(self, name, value)
+        if not isinstance(self.init, NetworkInitializer):
+            return
+        name = type(self.init).__name__
+        if self.distribution != Uniform():
+            raise UserError(
+                f'init={name!r} spreads the active weights over the layers by '
+                'its scores; leave distribution out.'
+            )
+        if self.algorithm.changes_density:
+            raise UserError(
+                f'init={name!r} gives each layer a density of its own, and '
+                f'{type(self.algorithm).__name__} changes densities; choose '
+                "the algorithm 'RigL', 'SET' or 'Static'."
+            )
 
     @classmethod
     def of(cls, who: str, given: Mapping[str, Any]) -> Self:
@@ -132,6 +150,27 @@ class MaskOptions:
         if not (algorithm or self.algorithm).dynamic:
             return None
         return UpdateSchedule(self.interval, int(self.end * steps + 1e-9))
+
+    def count_schedule(
+        self,
+        shapes: Mapping[str, tuple[int, ...]],
+        final: Mapping[str, int],
+        steps: int,
+    ) -> CountSchedule:
+        """Return the active weights of each layer as a function of the step.
+
+        Args:
+            shapes (Mapping): Weight shapes by name.
+            final (Mapping): Active weights after the last update, by name.
+            steps (int): Optimizer steps of the whole training.
+        """
+        return CountSchedule(
+            self.algorithm,
+            shapes,
+            final,
+            self.schedule(steps),
+            self.drop_fraction,
+        )
 
 
 @dataclass(frozen=True)

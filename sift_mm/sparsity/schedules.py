@@ -38,6 +38,10 @@ class UpdateSchedule:
         """Return True if a step, counted from 1, updates masks."""
         return step % self.interval == 0 and 0 < step <= self.end
 
+    def last_due(self, step: int) -> int:
+        """Return the last step, up to a step, that updates masks; else 0."""
+        return min(step, self.end) // self.interval * self.interval
+
 
 @dataclass(frozen=True)
 class DropFraction:

@@ -58,7 +58,7 @@ class Candidates:
         """
         if k == 0:
             return self.places[:0]
-        last = _kth_highest(self.values, k)
+        last = kth_highest(self.values, k)
         higher = self.places[self.values > last]
         equal = self.places[self.values == last]
         return torch.cat([higher, equal[: k - len(higher)]])
@@ -83,6 +83,57 @@ def top_mask(score: Tensor, k: int, allowed: Tensor) -> Tensor:
     return mask
 
 
+def best_of_rows(score: Tensor, counts: Tensor) -> Tensor:
+    """Return a mask of the highest scores of each row.
+
+    Among equal scores the first positions win. The cost is linear in the
+    number of scores, for each number that is among the counts.
+
+    Args:
+        score (Tensor): float32 or float64 without NaN, shape (rows, width).
+        counts (Tensor): int64, shape (rows,), positions of each row.
+
+    Returns:
+        Tensor: Bool, shape (rows, width).
+    """
+    counts = counts.to(score.device)
+    mask = torch.zeros_like(score, dtype=torch.bool)
+    for k in counts.unique().tolist():
+        if k == 0:
+            continue
+        some = counts == k
+        every = bool(some.all())
+        best = _best_of_each(score if every else score[some], k)
+        if every:
+            return best
+        mask[some] = best
+    return mask
+
+
+def _best_of_each(score: Tensor, k: int) -> Tensor:
+    """Return a mask of the k highest scores of each row."""
+    if k == score.shape[1]:
+        return torch.ones_like(score, dtype=torch.bool)
+    last = _kth_of_rows(score, k)
+    best = score >= last
+    spare = best.sum(1) - k
+    if bool(spare.any()):  # Rows with equal scores at the end.
+        tied = spare.nonzero()[:, 0]
+        equal = score[tied] == last[tied]
+        room = equal.sum(1, keepdim=True) - spare[tied].unsqueeze(1)
+        best[tied] &= ~equal | (equal.cumsum(1) <= room)
+    return best
+
+
+def _kth_of_rows(score: Tensor, k: int) -> Tensor:
+    """Return the k-th highest score of each row, shape (rows, 1)."""
+    if not _is_on_cpu(score):
+        return score.topk(k, 1).values[:, -1:]
+    place = score.shape[1] - k
+    part = np.partition(score.numpy(), place, axis=1)
+    return torch.from_numpy(part[:, place : place + 1])
+
+
 def _is_on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == 'cpu'
 
@@ -95,7 +146,8 @@ def _nonzero(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(flat.numpy()))
 
 
-def _kth_highest(values: Tensor, k: int) -> float:
+def kth_highest(values: Tensor, k: int) -> float:
+    """Return the k-th highest value."""
     if not _is_on_cpu(values):
         return float(values.topk(k, sorted=False).values.min())
     # Vectorized: 11 ms for 2.4 million scores, against 126 ms of torch.topk.

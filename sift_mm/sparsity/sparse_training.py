@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
+from math import prod
 from typing import Any
 
 import torch
@@ -13,15 +14,22 @@ from sift_mm.errors import UserError
 from sift_mm.sparsity.algorithms import AlgorithmLike
 from sift_mm.sparsity.distributions import Distribution
 from sift_mm.sparsity.execution import SparseExecution
+from sift_mm.sparsity.first_masks import (
+    check_flops,
+    draw_masks,
+    flops_per_weight,
+)
 from sift_mm.sparsity.initializers import count_tolerance
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import density
 from sift_mm.sparsity.options import MaskOptions, find_changes
 from sift_mm.sparsity.parameters import layer_densities, select_parameters
+from sift_mm.sparsity.saved_state import check_state
 from sift_mm.sparsity.structures import (
     Structure,
     Unstructured,
     check_structure,
+    fit_counts,
 )
 from sift_mm.sparsity.trainer import MaskTrainer
 from sift_mm.sparsity.updates import UpdateReport
@@ -38,9 +46,12 @@ class SparseTraining:
     Args:
         model (nn.Module): Network, which keeps its dense tensors.
         optimizer (Optimizer): Optimizer of the network's parameters.
-        algorithm (str | dict | Algorithm): 'Static', 'SET', 'RigL' or another
-            registered algorithm.
+        algorithm (str | dict | Algorithm): 'RigL' or another registered
+            algorithm.
         steps (int): Optimizer steps of the whole training.
+        first_pass (Callable, optional): Function that runs the network on a
+            first batch and returns the loss, for ``init='SNIP'`` and 'GraSP';
+            for 'SynFlow' it returns the output for an input of ones.
         **options: Other options of :class:`MaskOptions`.
 
     Raises:
@@ -56,6 +67,7 @@ class SparseTraining:
         algorithm: AlgorithmLike = 'RigL',
         *,
         steps: Count,
+        first_pass: Callable[[], Any] | None = None,
         **options: Any,
     ) -> None:
         given = dict(algorithm=algorithm, **options)
@@ -67,17 +79,27 @@ class SparseTraining:
             if name in parameters
         }
         share = chosen.distribution
-        counts = share.counts(
-            {n: tuple(p.shape) for n, p in parameters.items()},
-            _sparsity(chosen.sparsity, layers, share),
-        )
+        shapes = {n: tuple(p.shape) for n, p in parameters.items()}
+        asked = share.counts(shapes, _sparsity(chosen.sparsity, layers, share))
         structure = chosen.algorithm.structure
+        counts = fit_counts(structure, model, asked)
         seed = chosen.seed or 0
-        masks = MaskSet.draw(
-            parameters, counts, chosen.initializer, seed, structure
+        _check_density(shapes, counts, layers)
+        _check_structure_fits(shapes, counts, asked, structure)
+        passes = [first_pass] if first_pass else []
+        self._costs = flops_per_weight(
+            chosen.initializer, model, parameters, passes
         )
-        _check_density(masks, layers)
-        _check_structure_fits(masks, counts, structure)
+        masks = draw_masks(
+            model,
+            parameters,
+            chosen.count_schedule(shapes, counts, steps).at(0),
+            chosen.initializer,
+            seed,
+            structure,
+            passes,
+            self._costs,
+        )
         self.optimizer = optimizer
         self.trainer = MaskTrainer(
             masks,
@@ -86,8 +108,9 @@ class SparseTraining:
             chosen.drop_fraction,
             seed,
             chosen.placement,
+            None if self._costs else counts,
         )
-        if still := self.trainer.why_still():
+        if still := self.trainer.counts.why_still():
             warnings.warn(still, stacklevel=3)
         execution = SparseExecution(model, masks, chosen.execution)
         self.trainer.set_execution(execution)
@@ -223,17 +246,23 @@ class SparseTraining:
                 'The weights of the network were not loaded: create '
                 'SparseTraining, then load the network, then this state.'
             )
-        check_structure(state, self.trainer.algorithm.structure)
-        now, counts = self.state_dict(), self.masks.counts()
-        for name, mask in state.get('masks', {}).items():
+        check_state(state)
+        structure = self.trainer.algorithm.structure
+        check_structure(state, structure, state['masks'])
+        wanted = self.trainer.counts.saved(state)
+        if self._costs:
+            check_flops(state['masks'], wanted, self._costs)
+            wanted = {}
+        for name, mask in state['masks'].items():
             count = int(mask.count_nonzero())
-            miss = abs(count - counts.get(name, count))
+            miss = abs(count - wanted.get(name, count))
             if miss > count_tolerance(mask.numel()):
                 raise UserError(
                     f'The mask of {name!r} has {count} active weights and '
-                    f'{counts[name]} are asked for; use the sparsity and '
-                    'distribution that it was trained with.'
+                    f'{wanted[name]} are asked for; use the sparsity, '
+                    'distribution and algorithm that it was trained with.'
                 )
+        now = self.state_dict()
         self.trainer.load_state_dict(state)
         self.trainer.enforce(self.optimizer)
         for key, then, goes_on in find_changes(now, state):
@@ -289,13 +318,17 @@ def _sparsity(
     return found.pop()
 
 
-def _check_density(masks: MaskSet, layers: Mapping[str, float]) -> None:
-    """Warn if masks do not have the density that layers are built for."""
+def _check_density(
+    shapes: Mapping[str, tuple[int, ...]],
+    counts: Mapping[str, int],
+    layers: Mapping[str, float],
+) -> None:
+    """Warn if masks do not get the density that layers are built for."""
     if not layers:
         return
-    size = sum(masks[name].numel() for name in layers)
-    wanted = sum(value * masks[n].numel() for n, value in layers.items())
-    found = sum(int(masks[name].count_nonzero()) for name in layers)
+    size = sum(prod(shapes[name]) for name in layers)
+    wanted = sum(value * prod(shapes[n]) for n, value in layers.items())
+    found = sum(counts[name] for name in layers)
     if abs(found - wanted) > max(0.01 * wanted, len(layers)):
         warnings.warn(
             f'The masks have density {found / size:.4f} where the layers are '
@@ -306,12 +339,15 @@ def _check_density(masks: MaskSet, layers: Mapping[str, float]) -> None:
 
 
 def _check_structure_fits(
-    masks: MaskSet, wanted: Mapping[str, int], structure: Structure
+    shapes: Mapping[str, tuple[int, ...]],
+    counts: Mapping[str, int],
+    wanted: Mapping[str, int],
+    structure: Structure,
 ) -> None:
     """Warn if the structure rounds the number of active weights."""
-    size = sum(mask.numel() for mask in masks.values())
-    asked, found = sum(wanted.values()), sum(masks.counts().values())
-    if abs(found - asked) > max(0.01 * asked, len(masks)) and not isinstance(
+    size = sum(map(prod, shapes.values()))
+    asked, found = sum(wanted.values()), sum(counts.values())
+    if abs(found - asked) > max(0.01 * asked, len(counts)) and not isinstance(
         structure, Unstructured
     ):
         warnings.warn(

@@ -7,32 +7,30 @@ from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sift_mm import validation
-from sift_mm.checkpoint.packing import count
 from sift_mm.errors import UserCallError, UserError
 from sift_mm.sparsity import updates
 from sift_mm.sparsity.agreement import check_agreement
-from sift_mm.sparsity.algorithms import Algorithm, Growth, LayerState
+from sift_mm.sparsity.algorithms import Algorithm
+from sift_mm.sparsity.counts import CountSchedule
 from sift_mm.sparsity.execution import SparseExecution
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import MaskHistory
+from sift_mm.sparsity.momentum import mean_gradients, momentum_of
 from sift_mm.sparsity.optimizers import (
     apply_mask_with_slots_,
     check_optimizer,
-    slots_of,
     with_wrapped,
 )
-from sift_mm.sparsity.random import generator_for
+from sift_mm.sparsity.saved_state import STATE_VERSION, check_state
 from sift_mm.sparsity.schedules import DropFraction, UpdateSchedule
-from sift_mm.sparsity.updates import Change, UpdateReport
+from sift_mm.sparsity.updates import Change, MaskUpdate, UpdateReport
 from sift_mm.sparsity.watch import WeightWatch
 
 Placement = Literal['after_step', 'replace_step']
-# Version of the state; raised if older releases would misread it.
-STATE_VERSION = 1
 
 
 class MaskTrainer:
@@ -52,6 +50,9 @@ class MaskTrainer:
         placement (str): 'after_step' updates masks from the new weights and
             the step's gradient (the Sparse-IFT code). 'replace_step' updates
             them in place of the optimizer's step (RigL, algorithm 1).
+        final (Mapping, optional): Active weights after the last update, by
+            name; None for those of ``masks``. The first masks have
+            ``counts.at(0)`` active weights.
 
     The optimizer must keep a weight at zero if its gradient and slots are
     zero, like all element-wise optimizers; :meth:`enforce` tests it.
@@ -68,6 +69,7 @@ class MaskTrainer:
         drop_fraction: DropFraction,
         seed: int = 0,
         placement: Placement = 'after_step',
+        final: Mapping[str, int] | None = None,
     ) -> None:
         validation.read('placement', placement, Placement)
         self.masks = masks
@@ -76,8 +78,21 @@ class MaskTrainer:
         self.drop_fraction = drop_fraction
         self.seed = seed
         self.placement = placement
+        shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
+        for name, shape in shapes.items():
+            algorithm.check_layer(name, shape)
+        self.counts = CountSchedule(
+            algorithm,
+            shapes,
+            masks.counts() if final is None else final,
+            self.schedule,
+            drop_fraction,
+        )
         self.history = MaskHistory(masks)
         self.steps = 0
+        self.momentum: Mapping[str, Tensor] = {}
+        # Step of the update that gave the masks their counts.
+        self._counted = 0
         self.report: UpdateReport | None = None
         self.execution: SparseExecution | None = None
         self._watch = WeightWatch(masks, masks.parameters)
@@ -88,23 +103,26 @@ class MaskTrainer:
     @property
     def needs_dense_gradient(self) -> bool:
         """True if the next step reads gradients outside the masks."""
-        return self.algorithm.needs_gradient and self._is_due(self.steps + 1)
+        step = self.steps + 1
+        return self._needs_momentum(step) or (
+            self.algorithm.needs_gradient and self._is_due(step)
+        )
 
     def _is_due(self, step: int) -> bool:
-        return self.schedule is not None and self.schedule.is_due(step)
-
-    def why_still(self) -> str:
-        """Return why no update will move a weight, or ''."""
         if self.schedule is None:
-            return ''
-        first, end = self.schedule.interval, self.schedule.end
-        if self.drop_fraction.at(first, end) > 0:
-            return ''
-        return (
-            f'Masks will never change: the first update, at step {first} of '
-            f'{end}, has the drop fraction 0. Choose a shorter interval, a '
-            "drop_fraction above 0 or the algorithm 'Static'."
-        )
+            return False
+        # A skipped update of the density is made up at the next step.
+        late = self.counts.last_due(step) > self._counted
+        return self.schedule.is_due(step) or (self.counts.changes and late)
+
+    def _needs_momentum(self, step: int) -> bool:
+        return self.algorithm.needs_momentum and step <= self.counts.end
+
+    def _targets(self, step: int) -> dict[str, int]:
+        """Return the active weights after a step, by name."""
+        if self.counts.changes:
+            return self.counts.at(step)
+        return self.masks.counts()
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Mask weights and slots, and refuse steps that bypass the masks.
@@ -157,8 +175,21 @@ class MaskTrainer:
         """
         self._watch.check_objects(optimizer)
         check_optimizer(optimizer, self.masks.parameters)
+        self._check_algorithm(optimizer)
         self._optimizer = optimizer
         self._apply_masks(optimizer)
+
+    def _check_algorithm(self, optimizer: Optimizer) -> None:
+        """Refuse parameters that the algorithm could not train."""
+        for name, parameter in self.masks.parameters.items():
+            if self.algorithm.needs_momentum:
+                momentum_of(optimizer, parameter)
+            if self.counts.changes and not parameter.requires_grad:
+                raise UserError(
+                    f'{type(self.algorithm).__name__} changes the density of '
+                    f'{name!r}, which is frozen: let it train, or leave it '
+                    'out by exclude.'
+                )
 
     def _apply_masks(self, optimizer: Optimizer) -> None:
         for name, parameter in self.masks.parameters.items():
@@ -193,20 +224,19 @@ class MaskTrainer:
         due = self._is_due(step)
         self._check_ranks(step, due)
         self._check_weights(optimizer)
-        change = Change(step, self.history)
-        live = self._live_layers(optimizer, change) if due else None
-        growth: dict[str, Growth | None] = {}
-        if live is None or self.placement == 'after_step':
-            if live and self.algorithm.needs_gradient:
-                growth = self._shortlist(optimizer, step, live)
+        change = Change(step, self.history, momentum=self.momentum)
+        update = self._begin(optimizer, change, due)
+        if update is None or self.placement == 'after_step':
+            if update is not None:
+                update.shortlist()
             self.masks.mask_gradients_()
             try:
                 self._in_step = True
                 run()
             finally:
                 self._in_step = False
-        if live is not None:
-            self._plan(optimizer, change, live, growth)
+        if update is not None:
+            update.plan()
         updates.finish(lambda: self._write(optimizer, change))
         self._watch.remember(optimizer)
         if self.execution is not None:
@@ -215,7 +245,7 @@ class MaskTrainer:
 
     def _check_ranks(self, step: int, due: bool) -> None:
         if due or not self._ranks_agree:
-            plan = self.seed, self.schedule, self.drop_fraction
+            plan = (self.seed, *self.counts.plan(step))
             check_agreement(self.masks, step, plan if self.schedule else ())
             self._ranks_agree = True
 
@@ -236,87 +266,52 @@ class MaskTrainer:
         if strays or self._watch.slots_replaced(optimizer):
             self._apply_masks(optimizer)
 
-    def _live_layers(
-        self, optimizer: Optimizer, change: Change
-    ) -> list[str] | None:
-        """Return the layers to update, or None if the update is skipped.
+    def _begin(
+        self, optimizer: Optimizer, change: Change, due: bool
+    ) -> MaskUpdate | None:
+        """Return the mask update of a step, None if there is none.
 
         A parameter that is frozen or unused in the step keeps its mask.
         """
-        if reason := updates.why_to_skip(optimizer):
+        averages = self._needs_momentum(change.step)
+        if not (due or averages):
+            change.momentum = {}
+            return None
+        reason = updates.why_to_skip(optimizer)
+        parameters = self.masks.parameters
+        if averages and not reason:
+            change.momentum = mean_gradients(
+                optimizer, parameters, self.momentum
+            )
+        if not due:
+            return None
+        live = [
+            name
+            for name, parameter in parameters.items()
+            if parameter.grad is not None and parameter.requires_grad
+        ]
+        if self.counts.changes and not reason and len(live) < len(parameters):
+            rest = next(name for name in parameters if name not in live)
+            reason = f'{rest!r}, whose density is to change, had no gradient'
+        if reason:
             # Scores with inf or NaN would move masks at random; a loss scaler
             # skips such a step too.
             change.report = UpdateReport(change.step, 0.0, 0.0, reason)
             return None
-        return [
-            name
-            for name, parameter in self.masks.parameters.items()
-            if parameter.grad is not None and parameter.requires_grad
-        ]
-
-    def _fraction(self, step: int) -> float:
         assert self.schedule is not None
-        return self.drop_fraction.at(step, self.schedule.end)
-
-    def _state(
-        self, optimizer: Optimizer, step: int, name: str, draw: str
-    ) -> LayerState:
-        parameter = self.masks.parameters[name]
-        return LayerState(
-            self.masks[name],
-            parameter.detach(),
-            parameter.grad if self.algorithm.needs_gradient else None,
-            slots_of(optimizer, parameter),
-            step,
-            generator_for(self.seed, step, f'{name}{draw}'),
+        end = self.schedule.end
+        targets = self._targets(change.step)
+        return MaskUpdate(
+            change,
+            self.masks,
+            self.algorithm,
+            optimizer,
+            self.seed,
+            self.drop_fraction.at(min(change.step, end), end),
+            targets,
+            self.counts.final if self.counts.changes else targets,
+            live,
         )
-
-    def _shortlist(
-        self, optimizer: Optimizer, step: int, live: list[str]
-    ) -> dict[str, Growth | None]:
-        fraction = self._fraction(step)
-        return {
-            name: self.algorithm.shortlist(
-                self._state(optimizer, step, name, ''), fraction
-            )
-            for name in live
-        }
-
-    @torch.no_grad()
-    def _plan(
-        self,
-        optimizer: Optimizer,
-        change: Change,
-        live: list[str],
-        growth: dict[str, Growth | None],
-    ) -> None:
-        """Compute the new masks without writing them."""
-        step, fraction = change.step, self._fraction(change.step)
-        kept_count = active_count = 0
-        for name in live:
-            mask = self.masks[name]
-            if name not in growth:
-                layer = self._state(optimizer, step, name, '')
-                new = self.algorithm.update(layer, fraction)
-            elif (scores := growth.pop(name)) is None:
-                new = mask.clone()
-            else:
-                # Random numbers must differ from those of the growth score.
-                layer = self._state(optimizer, step, name, '/drop')
-                new = self.algorithm.exchange(layer, scores)
-            if (after := count(new)) != (before := count(mask)):
-                structure = type(self.algorithm.structure).__name__
-                raise UserError(
-                    f'The structure {structure} made {after} active weights '
-                    f'of {before} in {name!r}: its drop and grow have to move '
-                    'the same number.'
-                )
-            kept_count += count(mask & new)
-            active_count += after
-            change.masks[name] = new
-        change.history = self.history.after(change.masks)
-        moved = 1 - kept_count / active_count if active_count else 0.0
-        change.report = UpdateReport(step, fraction, moved)
 
     @torch.no_grad()
     def _write(self, optimizer: Optimizer, change: Change) -> None:
@@ -333,6 +328,9 @@ class MaskTrainer:
         self.history = change.history
         self.steps = change.step
         self.report = change.report
+        self.momentum = change.momentum
+        if change.masks:
+            self._counted = self.counts.last_due(change.step)
         self._update_execution(masks_changed=bool(change.masks))
 
     def state_dict(self) -> dict[str, Any]:
@@ -342,7 +340,14 @@ class MaskTrainer:
         resumed run; without updates interval and end are 0.
         """
         schedule = self.schedule
-        return {
+        more: dict[str, Any] = {}
+        if self.counts.changes:
+            more['counted'] = self._counted
+        if self.momentum:
+            more['momentum'] = {
+                n: m.cpu().clone() for n, m in self.momentum.items()
+            }
+        return more | {
             'version': STATE_VERSION,
             'algorithm': type(self.algorithm).__name__,
             'placement': self.placement,
@@ -368,18 +373,7 @@ class MaskTrainer:
             ValueError: If the state has a newer version, is incomplete or has
                 another network.
         """
-        if state.get('version', STATE_VERSION) > STATE_VERSION:
-            raise UserError(
-                f'The state of the masks is of version {state["version"]} and '
-                f'this release reads up to {STATE_VERSION}; update sift_mm.'
-            )
-        missing = {'masks', 'history', 'steps', 'seed'} - state.keys()
-        missing |= {'ever', 'always'} - state.get('history', {}).keys()
-        if missing:
-            raise UserError(
-                'This is not the whole state of a mask trainer: '
-                f'{", ".join(sorted(missing))} missing.'
-            )
+        check_state(state)
         restored = MaskSet(self.masks.parameters, state['masks'])
         history = MaskHistory(restored)
         history.load_state_dict(state['history'])
@@ -390,6 +384,13 @@ class MaskTrainer:
             self.history = history
             self.steps = state['steps']
             self.seed = state['seed']
+            self._counted = state.get(
+                'counted', self.counts.last_due(self.steps)
+            )
+            self.momentum = {
+                name: mean.to(self.masks.parameters[name], copy=True)
+                for name, mean in state.get('momentum', {}).items()
+            }
             if self.execution is not None:
                 self.execution.restore(state.get('choices', {}))
             self._update_execution()

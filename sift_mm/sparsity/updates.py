@@ -1,13 +1,19 @@
-"""Parts of a mask update: report, change and uninterrupted writing."""
+"""A mask update: report, new masks and uninterrupted writing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sift_mm.checkpoint.packing import count
+from sift_mm.errors import UserError
+from sift_mm.sparsity.algorithms import Algorithm, Growth, LayerState
+from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import MaskHistory
+from sift_mm.sparsity.optimizers import slots_of
+from sift_mm.sparsity.random import generator_for
 
 
 @dataclass(frozen=True)
@@ -36,12 +42,97 @@ class Change:
         history (MaskHistory): History with the new masks.
         masks (dict): New masks of the updated layers.
         report (UpdateReport, optional): Report, if an update was due.
+        momentum (Mapping): Running means of the dense gradients.
     """
 
     step: int
     history: MaskHistory
     masks: dict[str, Tensor] = field(default_factory=dict)
     report: UpdateReport | None = None
+    momentum: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class MaskUpdate:
+    """Computation of new masks, in two halves around the optimizer's step.
+
+    Args:
+        change (Change): Change that takes the new masks.
+        masks (MaskSet): Masks, which do not change.
+        algorithm (Algorithm): Algorithm.
+        optimizer (Optimizer): Optimizer, for its slots.
+        seed (int): Seed of the run.
+        fraction (float): Drop fraction.
+        targets (Mapping): Active weights after the update, by name.
+        final (Mapping): Active weights after the last update, by name.
+        live (list): Names of the layers to update.
+    """
+
+    change: Change
+    masks: MaskSet
+    algorithm: Algorithm
+    optimizer: Optimizer
+    seed: int
+    fraction: float
+    targets: Mapping[str, int]
+    final: Mapping[str, int]
+    live: list[str]
+    growth: dict[str, Growth] = field(default_factory=dict)
+
+    def _state(self, name: str, draw: str) -> LayerState:
+        parameter = self.masks.parameters[name]
+        step = self.change.step
+        return LayerState(
+            self.masks[name],
+            parameter.detach(),
+            parameter.grad,
+            slots_of(self.optimizer, parameter),
+            step,
+            generator_for(self.seed, step, f'{name}{draw}'),
+            self.change.momentum.get(name),
+            self.targets[name],
+            self.final[name],
+        )
+
+    def shortlist(self) -> None:
+        """Compute growth scores from the dense gradients."""
+        if self.algorithm.needs_gradient:
+            self.growth = {
+                name: self.algorithm.shortlist(
+                    self._state(name, ''), self.fraction
+                )
+                for name in self.live
+            }
+
+    @torch.no_grad()
+    def plan(self) -> None:
+        """Compute the new masks without writing them."""
+        kept_count = active_count = 0
+        for name in self.live:
+            mask = self.masks[name]
+            if name in self.growth:
+                # Random numbers must differ from those of the growth score.
+                layer = self._state(name, '/drop')
+                new = self.algorithm.exchange(layer, self.growth.pop(name))
+            else:
+                layer = self._state(name, '')
+                new = self.algorithm.update(layer, self.fraction)
+            if (after := count(new)) != (wanted := self.targets[name]):
+                structure = type(self.algorithm.structure).__name__
+                raise UserError(
+                    f'{type(self.algorithm).__name__} with structure='
+                    f'{structure!r} made {after} active weights where '
+                    f'{wanted} are due in {name!r}: drop and grow have to '
+                    'give the asked numbers.'
+                )
+            kept_count += count(mask & new)
+            active_count += after
+            self.change.masks[name] = new
+        self.change.history = self.change.history.after(self.change.masks)
+        moved = 1 - kept_count / active_count if active_count else 0.0
+        self.change.report = UpdateReport(
+            self.change.step, self.fraction, moved
+        )
 
 
 def finish(write: Callable[[], None]) -> None:

@@ -12,6 +12,7 @@ from helpers.sparse_runs import sparse_config
 from sift_mm.cli import get_flops
 from sift_mm.cli.reports.text import flops
 from sift_mm.flops import count_flops
+from sift_mm.sparsity import ALGORITHMS
 
 NOWHERE = Path('nowhere')
 
@@ -82,7 +83,7 @@ def test_what_a_wider_neck_costs(tmp_path, report):
 def test_training_by_hand(tmp_path, report):
     more = "custom_hooks[0].update(interval=9, end=0.5, algorithm='SET')"
     config = sparse_config(tmp_path, 'mmpretrain', NOWHERE, more)
-    found = report(config, '--epoch-samples', '1000')
+    found = report(config, '--epoch-samples', '1000', '--batch-size', '10')
     sparse = found['total']['flops_sparse']
     full = found['total']['flops_dense']
     dense = found['comparison']['total']['flops_of_dense']
@@ -94,11 +95,39 @@ def test_training_by_hand(tmp_path, report):
     # dense; for half of the training.
     updating = (9 * 3 * sparse + 2 * sparse + full) / 10
     assert methods['RigL'] == pytest.approx((updating + 3 * sparse) / 2)
-    # Three epochs of a thousand.
+    # Three epochs of a thousand; GMP's density falls by a cubic until step
+    # 144 of 300, and stays for nine steps each. Counts are rounded.
+    left = [max(0, 1 - step // 9 * 9 / 144) ** 3 for step in range(300)]
+    mean = sparse + (full - sparse) * sum(left) / 300
+    assert methods['GMP'] == pytest.approx(3 * mean, rel=1e-4)
     assert found['training']['samples'] == 3000
+    assert methods.pop('CHT') is found['training']['flops'].pop('CHT') is None
     assert found['training']['flops'] == pytest.approx(
         {name: 3000 * flops for name, flops in methods.items()}
     )
+
+
+def test_a_density_that_falls_is_told(tmp_path, report, monkeypatch):
+    class Needy(ALGORITHMS.base):
+        def __init__(self, depth: int) -> None:
+            super().__init__()
+
+    monkeypatch.setattr(ALGORITHMS, '_classes', dict(ALGORITHMS._classes))
+    ALGORITHMS.register(Needy)
+    more = """
+custom_hooks[0].update(
+    interval=10, end=1.0, algorithm=dict(type='GraNet', initial=0.5))
+"""
+    config = sparse_config(tmp_path, 'mmpretrain', NOWHERE, more)
+    found = report(config, '--epoch-samples', '100', '--batch-size', '10')
+    # Of three updates, at steps 10 to 30, the third gives the final density.
+    masks, last = found['masks'], 1 - found['masks']['sparsity']
+    mean = last + (0.5 - last) * (1 + (2 / 3) ** 3 + (1 / 3) ** 3) / 3
+    assert masks['course'] == pytest.approx(
+        dict(start=0.5, mean=mean), abs=1e-4
+    )
+    methods = found['training']['flops_per_sample']
+    assert methods['Needy'] is None and methods['RigL'] < methods['GraNet']
 
 
 def test_training_images_may_be_smaller(report, dense):
@@ -144,7 +173,8 @@ model['head']['in_channels'] = {width}
         assert list(methods) == ['dense', 'unmasked']
         assert methods['unmasked'] == 3 * found['total']['flops_dense']
     else:
-        assert list(methods) == ['dense', 'Static', 'SET', 'RigL']
+        assert list(methods) == ['dense', *ALGORITHMS.names]
+        assert methods['CHT'] is None  # It trains linear layers alone.
         assert methods['Static'] < methods['RigL']
         assert found['total']['active'] < found['total']['parameters']
 

@@ -9,10 +9,10 @@ import yaml
 
 from helpers.runs import ROOT
 
-DENSE = ROOT / 'configs/fashion_mnist/resnet18-w8_1xb128-1e_fashion-mnist.py'
+DENSE = ROOT / 'configs/fashion_mnist/resnet18-w4_1xb128-12e_fashion-mnist.py'
 
 WIDE = DENSE.with_name(
-    'resnet18-w8-sift-wide-s75_rigl-1xb128-1e_fashion-mnist.py'
+    'resnet18-w4-sift-wide-s75_rigl-1xb128-12e_fashion-mnist.py'
 )
 FOLDERS = (
     *('cifar100', 'deeplabv3plus', 'fashion_mnist', 'gpt'),

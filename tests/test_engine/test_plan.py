@@ -11,7 +11,16 @@ from torch import nn
 from sift_mm.engine import SparseOptimWrapper
 from sift_mm.engine.plan import MaskPlan, sparse_backbone
 from sift_mm.flops import count_flops
-from sift_mm.sparsity import ERK, Explicit, Uniform, UniformPlus
+from sift_mm.sparsity import (
+    ERK,
+    NM,
+    SNIP,
+    Block,
+    ConstantFanIn,
+    Explicit,
+    Uniform,
+    UniformPlus,
+)
 
 
 def backbone(registry=MODELS, **kwargs):
@@ -189,3 +198,63 @@ def test_a_sparse_network_without_a_hook_does_not_train():
         wrapper.initialize_count_status(model, 0, 10)
     wrapper.has_hook = True
     wrapper.initialize_count_status(model, 0, 10)
+
+
+@pytest.mark.parametrize('distribution', [Uniform(), ERK()], ids=['u', 'erk'])
+@pytest.mark.parametrize(
+    'structure', [Block(4), ConstantFanIn()], ids=['block', 'fan-in']
+)
+def test_flops_are_solved_for_the_counts_of_a_structure(
+    structure, distribution
+):
+    with torch.device('meta'):
+        network = backbone(SEG)
+        found = MaskPlan(network, distribution, structure=structure)
+        plain = MaskPlan(network, distribution)
+    ratios = [
+        found.budget.ratio(found._densities(found._fit(s)))
+        for s in (plain.solved_sparsity, found.solved_sparsity)
+    ]
+    assert found.ratio == ratios[1]
+    # Rounding alone would miss by more.
+    assert abs(ratios[1] - 1) <= abs(ratios[0] - 1)
+    assert abs(ratios[1] - 1) < 2e-4
+    for name, count in found.counts.items():
+        shape = found.shapes[name]
+        assert structure.fit(shape, count) == count
+
+
+def test_a_structure_of_one_density_has_the_flops_that_it_has():
+    words = r"fixes the density .* are 1\.\d+ of .*flops='nominal'"
+    with torch.device('meta'):
+        matched = MaskPlan(backbone(SEG), Uniform(), structure=NM(1, 4))
+        with pytest.raises(ValueError, match=words):
+            assert matched.counts
+        network = backbone(SEG, flops='nominal')
+        found = MaskPlan(network, Uniform(), structure=NM(1, 4))
+        counts = found.counts
+    assert counts == {n: p.numel() // 4 for n, p in found.parameters.items()}
+    # Two stems, as in the count by hand; all else costs the same.
+    cost = CONVS + SHORTCUTS + STEM
+    assert found.ratio == pytest.approx(1 + STEM / cost, abs=1e-9)
+    wrong = MaskPlan(network, Uniform(), structure=NM(2, 4))
+    with pytest.raises(ValueError, match=r'leaves 0\.5 .* leave 0\.25; excl'):
+        assert wrong.counts
+    with pytest.raises(ValueError, match='of the weights or all of them'):
+        assert MaskPlan(network, ERK(), structure=NM(1, 4)).counts
+
+
+def test_scores_of_the_whole_network_have_the_flops_of_the_budget():
+    torch.manual_seed(0)
+    network = backbone(SEG, base_channels=8, stem_channels=8)
+    network.masks_attached = True
+    image = torch.randn(2, 3, 64, 64)
+    found = MaskPlan(network, Uniform())
+    masks = found.draw(
+        SNIP(), 0, passes=[lambda: network(image)[-1].square().sum()]
+    )
+    counts = masks.counts()
+    assert counts != found.counts
+    assert found.budget.ratio(found._densities(counts)) == pytest.approx(
+        1, abs=1e-4
+    )

@@ -2,8 +2,9 @@
 
 import pytest
 
-from helpers.forked_scripts import train_ranks
-from helpers.sparse_runs import load, probed
+from helpers.forked_scripts import run_forked, train_ranks
+from helpers.runs import ROOT
+from helpers.sparse_runs import assert_masked, load, probed
 from helpers.toy_runs import assert_same
 
 AUGMENTED = """
@@ -42,3 +43,33 @@ def test_a_run_broken_inside_a_step_and_an_epoch_ends_as_the_unbroken_one(
     assert a['meta']['iter'] == b['meta']['iter']
     assert_same(a['state_dict'], b['state_dict'])
     assert_same(*(state['sparse_training']['masks'] for state in states))
+
+
+def test_ranks_killed_while_the_density_falls_end_as_unbroken_ones(
+    make_config, tmp_path
+):
+    ranks = 2
+    config = make_config(
+        'mmpretrain',
+        AUGMENTED + "custom_hooks[0].update(algorithm=dict(type='GraNet'"
+        ', initial=0.0))\n',
+    )
+    train_ranks(config, tmp_path / 'whole', ranks=ranks)
+    tool, folder = ROOT / 'tools/train.py', tmp_path / 'broken'
+    options = config, '--work-dir', folder
+    assert run_forked(tool, *options, ranks=ranks, KILL_AT='4').returncode
+    broken = load((folder / 'last_checkpoint').read_text())
+    train_ranks(config, folder, '--resume', 'auto', ranks=ranks)
+    a, b = (
+        load((tmp_path / name / 'last_checkpoint').read_text())
+        for name in ('whole', 'broken')
+    )
+    assert a['meta']['iter'] == b['meta']['iter']
+    assert_same(a['state_dict'], b['state_dict'])
+    states = [each['sparse_training'] for each in (broken, a, b)]
+    assert_same(states[1]['masks'], states[2]['masks'])
+    active = [sum(m.sum() for m in s['masks'].values()) for s in states]
+    assert active[0] > active[1]  # It was broken on the way.
+    budget = states[1]['budget']
+    assert abs(budget['flops_ratio'] - 1) < 1e-3 < budget['mean_flops_ratio']
+    assert_masked(a, [dict(counts=probed(folder)[-1]['counts'])] * 2)

@@ -3,12 +3,19 @@
 import copy
 import itertools
 import sys
+from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
-from sift_mm.sparsity import SparseTraining, algorithms, trainer
+from sift_mm.sparsity import (
+    SparseTraining,
+    algorithms,
+    structures,
+    trainer,
+    updates,
+)
 
 UPDATE = 2
 
@@ -74,8 +81,9 @@ def same(first, second):
 def outcomes():
     """Return the states of a run with the optimizer's step alone, and all."""
     model, sparse = started()
-    sparse.trainer._plan = lambda *_: None  # Leaves the masks as they are.
-    sparse.step()
+    # Leaves the masks as they are.
+    with mock.patch.object(updates.MaskUpdate, 'plan', lambda _: None):
+        sparse.step()
     sparse.trainer.steps -= 1
     without = state(model, sparse)
     model, sparse = started()
@@ -101,7 +109,7 @@ def check_whole_or_not(model, sparse, without, whole):
 
 
 class At:
-    """Tracer that raises at the n-th call or line of the trainer."""
+    """Tracer that raises at the n-th call, or line of an update."""
 
     def __init__(self, number, error):
         self.number, self.error, self.seen = number, error, 0
@@ -114,7 +122,8 @@ class At:
         if self.seen == self.number:
             sys.settrace(None)
             raise self.error
-        return self if file == trainer.__file__ else None
+        lines = trainer.__file__, updates.__file__
+        return self if file in lines else None
 
     def run(self, function):
         before = sys.gettrace()
@@ -151,15 +160,15 @@ FUNCTIONS = [
     (algorithms.RigL, 'drop_score'),
     (algorithms.RigL, 'shortlist'),
     (algorithms.RigL, 'exchange'),
-    (algorithms.Unstructured, 'drop'),
-    (algorithms.Unstructured, 'grow'),
-    (algorithms.Unstructured, 'shortlist'),
+    (structures.Unstructured, 'drop'),
+    (structures.Unstructured, 'grow'),
+    (structures.Unstructured, 'shortlist'),
     (trainer.MaskHistory, 'after'),
-    (trainer.MaskTrainer, '_state'),
+    (updates.MaskUpdate, '_state'),
     (trainer, 'apply_mask_with_slots_'),
-    (trainer, 'count'),
-    (trainer, 'generator_for'),
-    (trainer, 'slots_of'),
+    (updates, 'count'),
+    (updates, 'generator_for'),
+    (updates, 'slots_of'),
 ]
 
 

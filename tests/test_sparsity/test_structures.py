@@ -94,7 +94,7 @@ def test_a_shortlist_gives_what_all_scores_give(seed, fraction, density):
         LayerState(mask, torch.zeros(20, 20), gradient), fraction
     )
     whole = update(RigL(), fraction, mask, after, gradient)
-    if growth is None:
+    if growth.scores is None:
         assert torch.equal(whole, mask)
         return
     k = growth.k
@@ -136,7 +136,7 @@ def test_a_structure_that_loses_count_is_told():
     optimizer = torch.optim.SGD([weight], 0.1)
     trainer.enforce(optimizer)
     weight.grad = torch.randn(40)
-    with pytest.raises(ValueError, match='Losing made 19 .* of 20 in .a.'):
+    with pytest.raises(ValueError, match='.Losing. made 19 .* 20 are due'):
         trainer.step(optimizer, optimizer.step)
     assert masks.counts() == {'a': 20} and trainer.steps == 0
 
@@ -214,7 +214,8 @@ def test_rounding_is_said_and_weights_are_checked(monkeypatch):
 
 
 def test_structures_have_names():
-    assert STRUCTURES.names == ['Unstructured']
+    known = {'Unstructured', 'NM', 'Block', 'ConstantFanIn'}
+    assert known <= set(STRUCTURES.names)
     assert isinstance(Static('unstructured').structure, Unstructured)
     with pytest.raises(ValueError, match="Unknown mask structure '2:4'"):
         RigL(structure='2:4')

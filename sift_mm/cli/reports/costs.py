@@ -1,7 +1,8 @@
 """Costs of the network of a config."""
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,8 @@ from sift_mm.engine.plan import MaskPlan
 from sift_mm.engine.transfer import pretrained_source
 from sift_mm.errors import UserError
 from sift_mm.flops.layer_costs import compare, profile
-from sift_mm.sparsity import ALGORITHMS, training_flops
+from sift_mm.sparsity import ALGORITHMS, Algorithm
+from sift_mm.sparsity.counts import CountSchedule
 
 COUNTS = (
     'FLOPs are 2 x MACs of convolutions and matrix products, for one input; '
@@ -60,36 +62,94 @@ def report_masks(
     )
 
 
-def report_training(
-    forward: Callable[..., tuple[float, float]],
-    model: nn.Module,
-    densities: Mapping[str, float],
-    dense: nn.Module | None,
-    masks: dict[str, Any] | None,
-) -> dict[str, float]:
-    """Return the FLOPs of training on one sample, by method.
+def count_steps(
+    cfg: Config, samples: int | None, batch: int | None
+) -> int | None:
+    """Count the optimizer steps of a training, None if unknown.
 
     Args:
-        forward (Callable): Function that returns the FLOPs of a network's
-            forward pass, under masks and dense.
-        model (nn.Module): The network.
-        densities (Mapping[str, float]): Share of active weights, by name.
-        dense (nn.Module, optional): Dense network of the method 'dense'.
-        masks (dict, optional): Entry on masks; without it, the model has the
-            method 'unmasked' if it is not the dense network.
+        cfg (Config): Config of a run.
+        samples (int, optional): Samples of the training.
+        batch (int, optional): Batch size over all processes; None is the
+            config's.
     """
-    methods = {}
-    if dense is not None:
-        methods['dense'] = training_flops('dense', *forward(dense))
-    flops = forward(model, densities)
-    if masks is not None:
-        schedule = masks['interval'], masks['end']
-        methods |= {
-            name: training_flops(name, *flops, *schedule)
-            for name in ALGORITHMS.names
-        }
-    elif dense is not model:
-        methods['unmasked'] = training_flops('dense', *flops)
+    accumulated = cfg.get('optim_wrapper', {}).get('accumulative_counts', 1)
+    iterations = cfg.get('train_cfg', {}).get('max_iters')
+    if not iterations and samples is not None:
+        scale = cfg.get('auto_scale_lr') or {}
+        alone = cfg.train_dataloader.get('batch_size', 1)
+        iterations = samples // (batch or scale.get('base_batch_size', alone))
+    return math.ceil(iterations / accumulated) if iterations else None
+
+
+def count_schedule(
+    algorithm: Algorithm, hook: SparseTrainingHook, plan: MaskPlan, steps: int
+) -> CountSchedule:
+    """Return the active weights of a training by an algorithm."""
+    options = replace(hook.options, algorithm=algorithm)
+    one_update = math.ceil(options.interval / options.end) + 1
+    return options.count_schedule(
+        plan.shapes, plan.counts, max(steps, one_update)
+    )
+
+
+def report_course(
+    hook: SparseTrainingHook, plan: MaskPlan, steps: int
+) -> dict[str, dict[str, float]]:
+    """Return the density at the start and its mean, where it changes."""
+    counts = count_schedule(hook.options.algorithm, hook, plan, steps)
+    if not counts.changes:
+        return {}
+    sizes = {name: math.prod(s) for name, s in counts.shapes.items()}
+    mean, size = counts.mean_densities(steps), sum(sizes.values())
+    start = sum(counts.at(0).values())
+    return dict(
+        course=dict(
+            start=start / size,
+            mean=sum(mean[name] * sizes[name] for name in sizes) / size,
+        )
+    )
+
+
+def report_methods(
+    forward: Callable[[Mapping[str, float]], tuple[float, float]],
+    hook: SparseTrainingHook,
+    plan: MaskPlan,
+    steps: int,
+) -> dict[str, float | None]:
+    """Return the FLOPs of training on one sample, by algorithm.
+
+    The config's algorithm has the config's arguments, another one its
+    defaults; None stands for one that cannot train the network, or that has
+    arguments without default.
+
+    Args:
+        forward (Callable): Function that returns the FLOPs of the network's
+            forward pass, under masks of given densities and dense.
+        hook (SparseTrainingHook): Hook of the config.
+        plan (MaskPlan): Plan of the masks.
+        steps (int): Optimizer steps.
+    """
+    options = hook.options
+    final = forward(plan.densities)
+    methods: dict[str, float | None] = {}
+    for name in ALGORITHMS.names:
+        try:
+            algorithm = options.algorithm
+            if type(algorithm).__name__ != name:
+                algorithm = ALGORITHMS.build(name)
+            for layer, shape in plan.shapes.items():
+                algorithm.check_layer(layer, shape)
+        except UserError:
+            methods[name] = None
+            continue
+        flops = final
+        if algorithm.changes_density:
+            counts = count_schedule(algorithm, hook, plan, steps)
+            flops = forward(counts.mean_densities(steps))
+        methods[name] = algorithm.training_flops(
+            *flops, options.interval, options.end
+        )
     return methods
 
 
@@ -141,8 +201,18 @@ def make_report(
         total = measure(network, train, *masked, auxiliary=True).total()
         return total.flops_sparse, total.flops_dense
 
-    methods = report_training(forward, model, densities, dense, masks)
     samples, samples_source = schedule_samples(cfg, epoch_samples, batch)
+    methods: dict[str, float | None] = {}
+    if dense is not None:
+        methods['dense'] = 3 * forward(dense)[1]
+    if hook is not None and plan is not None and masks is not None:
+        steps = count_steps(cfg, samples, batch) or math.ceil(
+            1000 * masks['interval'] / masks['end']
+        )
+        masks |= report_course(hook, plan, steps)
+        methods |= report_methods(partial(forward, model), hook, plan, steps)
+    elif dense is not model:
+        methods['unmasked'] = 3 * forward(model)[1]
     return dict(
         counts=COUNTS,
         shape=test,
@@ -161,6 +231,6 @@ def make_report(
             samples_source=samples_source,
             flops_per_sample=methods,
             flops=samples
-            and {name: samples * flops for name, flops in methods.items()},
+            and {n: one and samples * one for n, one in methods.items()},
         ),
     )

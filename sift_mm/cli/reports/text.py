@@ -12,8 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sift_mm.flops import describe_shape
-
-PREFIXES = dict(E=1e18, P=1e15, T=1e12, G=1e9, M=1e6, k=1e3)
+from sift_mm.flops.units import flops
 
 
 def table(
@@ -63,21 +62,6 @@ def scaled(number: float | None, unit: float) -> str:
     """Return a number in a unit, '-' for None."""
     # Format z drops the minus of a zero.
     return '-' if number is None else f'{number / unit:z,.3f}'
-
-
-def flops(number: float | None) -> str:
-    """Return a number of FLOPs with the prefix of its size, '-' for None.
-
-    >>> flops(1_234_000), flops(5.6e9), flops(0)
-    ('1.234 M', '5.600 G', '0')
-    """
-    if number is None:
-        return '-'
-    for prefix, unit in PREFIXES.items():
-        # A number that rounds up to 1000 gets the next prefix.
-        if abs(number) >= 0.9999995 * unit:
-            return f'{number / unit:,.3f} {prefix}'
-    return f'{number:.3g}'
 
 
 def to_text(report: dict[str, Any]) -> str:
@@ -132,6 +116,12 @@ def _masks(masks: dict[str, Any] | None) -> str:
         f'sparsity {masks["nominal_sparsity"]} as written, '
         f'{masks["sparsity"]:.6f} as solved.'
     )
+    if course := masks.get('course'):
+        text += (
+            f' These are after the last update: their density is '
+            f'{course["start"]:.4f} at the start and {course["mean"]:.4f} on '
+            'average over the training.'
+        )
     if masks['transferred']:
         text += (
             ' They are counted as drawn from scratch; the run takes those of '

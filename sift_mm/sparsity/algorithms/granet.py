@@ -1,0 +1,41 @@
+"""Gradual pruning with zero-cost neuroregeneration."""
+
+from torch import Tensor
+
+from sift_mm.sparsity.algorithms.algorithm import (
+    ALGORITHMS,
+    LayerState,
+)
+from sift_mm.sparsity.algorithms.gmp import GMP
+from sift_mm.sparsity.structures import StructureLike
+from sift_mm.validation import Sparsity
+
+
+@ALGORITHMS.register
+class GraNet(GMP):
+    """Gradual pruning with regrowth (Liu et al. 2021, arXiv:2106.10404).
+
+    The density falls as that of GMP. At each update, the drop fraction of the
+    weights that are left is dropped too, and as many are grown by the
+    magnitude of the dense gradient. The authors prune all layers together;
+    here each layer has its own density, so that FLOPs are known.
+
+    Args:
+        initial (float): Sparsity of the first masks; 0 starts dense.
+        structure (str | dict | Structure): Structure of the masks.
+    """
+
+    regrows = True
+    needs_gradient = True
+
+    def __init__(
+        self,
+        initial: Sparsity = 0.5,
+        structure: StructureLike = 'Unstructured',
+    ) -> None:
+        super().__init__(initial, structure)
+
+    def growth_score(self, layer: LayerState) -> Tensor:
+        """Return the magnitudes of the dense mean gradient."""
+        assert layer.gradient is not None
+        return layer.gradient.abs()
