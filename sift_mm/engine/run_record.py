@@ -119,6 +119,10 @@ def describe_flops(
     )
 
 
+# Metrics of text that should be low.
+OF_TEXT = ('nats', 'perplexity', 'bits_per_byte')
+
+
 def order_of(name: str) -> int:
     """Return 1 if a metric should be high, -1 if low, 0 if unknown."""
 
@@ -126,7 +130,7 @@ def order_of(name: str) -> int:
         return any(key.lower() in name.lower() for key in keys)
 
     # Words that MMEngine knows the best checkpoint by.
-    if matches(CheckpointHook._default_less_keys):
+    if matches([*CheckpointHook._default_less_keys, *OF_TEXT]):
         return -1
     return int(matches(CheckpointHook._default_greater_keys))
 
