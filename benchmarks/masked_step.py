@@ -6,6 +6,7 @@ other load affects all of them; figures are medians over the rounds, of times
 or of ratios within a round.
 
     python benchmarks/masked_step.py [--rounds 15] [--batch 8] [--size 224]
+        [--structure Block]
 
 An update is measured without the optimizer's step. "One read" sums weights and
 gradients and counts the masks; "topk" selects the weights to drop and to grow.
@@ -27,11 +28,13 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from sift_mm.kernels import keep_freed_memory
 from sift_mm.sparsity import (
     SET,
+    STRUCTURES,
     Constant,
     MaskSet,
     MaskTrainer,
     Random,
     RigL,
+    Structure,
     Uniform,
     UpdateSchedule,
     apply_masks_,
@@ -78,6 +81,7 @@ class Bench:
         size: Height and width of images.
         width: Channels of the first stage.
         device: Device of model and images.
+        structure: Structure of the masks.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class Bench:
         size: int,
         width: int,
         device: torch.device,
+        structure: Structure,
     ) -> None:
         torch.manual_seed(0)
         self.model = build_model(width).to(device)
@@ -97,13 +102,16 @@ class Bench:
         counts = Uniform().counts(
             {n: tuple(p.shape) for n, p in parameters.items()}, SPARSITY
         )
-        self.masks = MaskSet.draw(parameters, counts, Random(), 0)
+        self.masks = MaskSet.draw(parameters, counts, Random(), 0, structure)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4
         )
         self.trainers = {
             kind.__name__: MaskTrainer(
-                self.masks, kind(), UpdateSchedule(1, 10**9), Constant(DROPPED)
+                self.masks,
+                kind(structure),
+                UpdateSchedule(1, 10**9),
+                Constant(DROPPED),
             )
             for kind in (SET, RigL)
         }
@@ -175,10 +183,12 @@ def main() -> None:
     parser.add_argument('--rounds', type=int, default=15)
     parser.add_argument('--batch', type=int, default=8)
     parser.add_argument('--size', type=int, default=224)
+    parser.add_argument('--structure', default='Unstructured')
     args = parser.parse_args()
     keep_freed_memory()
     device = torch.device('cuda' if torch.cuda.is_available() else 'cpu')
-    bench = Bench(args.batch, args.size, 128, device)
+    structure = STRUCTURES.build(args.structure)
+    bench = Bench(args.batch, args.size, 128, device, structure)
     masks = list(bench.masks.values())
     variants: dict[str, Callable[[], object]] = {
         'unmasked step': bench.unmasked,

@@ -80,9 +80,9 @@ def trains(algorithm, check):
     return TRAIN.format(algorithm=algorithm, check=check)
 
 
-TWO_OF_FOUR = trains(
-    "dict(type='RigL', structure='TwoOfFour')",
-    'assert (mask.view(-1, 4).sum(1) == 2).all()',
+FAN_OUT = trains(
+    "dict(type='RigL', structure='ConstantFanOut')",
+    'assert (mask.sum(0) == 4).all()',
 )
 # 64 (1 + 4 p (1 - p)) weights, at steps 2, 4, 6 and 8.
 BREATHES = trains(
@@ -109,7 +109,7 @@ BREATHES = trains(
             'trained',
         ),
         ('sift_mm.sparsity.algorithms', DENSITY, BREATHES, 'trained'),
-        ('sift_mm.sparsity.structures', STRUCTURE, TWO_OF_FOUR, 'trained'),
+        ('sift_mm.sparsity.structures', STRUCTURE, FAN_OUT, 'trained'),
         (
             'sift_mm.backbones',
             BACKBONE,

@@ -4,6 +4,7 @@ from sift_mm.discovery import import_modules
 from sift_mm.sparsity.structures.block import Block
 from sift_mm.sparsity.structures.constant_fan_in import ConstantFanIn
 from sift_mm.sparsity.structures.nm import NM
+from sift_mm.sparsity.structures.rows import Rows
 from sift_mm.sparsity.structures.structure import (
     STRUCTURES,
     Structure,
@@ -19,6 +20,7 @@ __all__ = [
     'STRUCTURES',
     'Block',
     'ConstantFanIn',
+    'Rows',
     'Structure',
     'StructureLike',
     'Unstructured',
