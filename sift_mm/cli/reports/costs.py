@@ -26,11 +26,11 @@ from sift_mm.sparsity import ALGORITHMS, Algorithm
 from sift_mm.sparsity.counts import CountSchedule
 
 COUNTS = (
-    'FLOPs are 2 x MACs of convolutions and matrix products, for one image; '
+    'FLOPs are 2 x MACs of convolutions and matrix products, for one input; '
     'norms, activations, pooling, interpolation, losses and NMS are not '
     'counted. Sparse: a masked layer costs its share of active weights. '
     'Memory is that of the parameters, and of the output of each layer for '
-    'one image, without gradients and optimizer. k is 10^3, M 10^6, '
+    'one input, without gradients and optimizer. k is 10^3, M 10^6, '
     'G 10^9, T 10^12, P 10^15, E 10^18.'
 )
 
