@@ -23,6 +23,7 @@ FLOORS = [
     {'flops', 'kernels', 'checkpoint', 'data'},
     {'layers', 'sparsity'},
     {'backbones', 'deploy'},
+    {'models'},
     {'config'},
     {'engine'},
     {'cli'},

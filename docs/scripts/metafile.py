@@ -4,7 +4,7 @@ FLOPs and parameters are counted from the configs, as get_flops.py does it.
 Results are measured elsewhere and handed over in a JSON file that maps the
 name of a config to its metrics, in the metafile's words::
 
-    {"resnet18-w8_1xb128-1e_fashion-mnist": {"Top 1 Accuracy": 86.61}}
+    {"resnet18-w4_1xb128-12e_fashion-mnist": {"Top 1 Accuracy": 90.61}}
 
 Task and data set are the config's; "Task" and "Dataset" among the metrics
 replace them. Results that a metafile has already are kept where the JSON has
@@ -23,6 +23,7 @@ from mmengine.config import Config
 
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.reports.costs import make_report
+from sift_mm.config.checks import backbone_node
 from sift_mm.config.data import leaf_datasets
 from sift_mm.config.loading import read_config
 from sift_mm.config.nodes import type_name
@@ -39,7 +40,7 @@ PAPER = {
 HEADER = """\
 # Written by docs/scripts/metafile.py.
 # As in the metafiles of the OpenMMLab libraries, FLOPs are multiply-
-# accumulates of one image of Input Size (height, width): half of what
+# accumulates of one image (height, width) or text (tokens): half of what
 # tools/analysis/get_flops.py prints. A masked layer costs its share of active
 # weights. Parameters are all that a checkpoint holds; Active Parameters
 # leaves out those that are masked. FLOPs and Active Parameters are not given
@@ -94,7 +95,7 @@ def describe(path: Path) -> tuple[dict[str, Any], str]:
             'with their own classes.'
         )
     data = data_set.title
-    backbone, masks = cfg.model.backbone, report['masks'] or {}
+    backbone, masks = backbone_node(cfg), report['masks'] or {}
     total, loop = report['total'], cfg.train_cfg
     transferred, training = masks.get('transferred'), []
     if transferred is not None:

@@ -7,6 +7,8 @@ as ``sift_mm.backbones.mmdet.SparseIFTResNet`` and its siblings.
 
 import importlib
 from importlib.util import find_spec
+from pathlib import Path
+from traceback import extract_tb
 
 from sift_mm.backbones.base import SparseIFTBackbone
 from sift_mm.backbones.resnet import SparseIFTMixin
@@ -39,12 +41,15 @@ def check_library(name: str) -> None:
             f'`pip install {PACKAGES[name]}`.'
         )
     if name in BROKEN:
-        reason = ' '.join(str(BROKEN[name]).split())
+        error = BROKEN[name]
+        reason = ' '.join(str(error).split())
+        place = extract_tb(error.__traceback__)[-1]
         raise ImportError(
             f'{name} is installed and cannot be imported: {reason} '
-            f'({type(BROKEN[name]).__name__}). Install versions of {name} '
-            'and its requirements that fit each other.'
-        ) from BROKEN[name]
+            f'({type(error).__name__}, at `{place.line}` in '
+            f'{"/".join(Path(place.filename).parts[-5:])}). Install versions '
+            f'of {name} and its requirements that fit each other.'
+        ) from error
 
 
 def __getattr__(name: str) -> object:

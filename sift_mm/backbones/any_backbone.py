@@ -151,7 +151,7 @@ def sparse_ift(
     shape = match_shape or _image(network, backbone, channels)
     # Networks that read more than an image have no example.
     example = _trial(network, channels, shape)
-    replaced = _transform(network, member, include, exclude, example)
+    replaced = apply_member(network, member, include, exclude, example)
     del network._dump_init_info
     dense_kind: Any = type(network)
     network.__class__ = _mixed(dense_kind, library.scope)
@@ -165,7 +165,7 @@ def sparse_ift(
         network.init_cfg = init_cfg
     network._become(member, flops, shape, unmasked)
     if not replaced and flops != 'nominal':
-        _check_unmasked_flops(network)
+        check_unmasked_flops(network)
     return network
 
 
@@ -180,7 +180,7 @@ def register(library: Registry) -> None:
         return make(**read_arguments(make, kwargs, 'SparseIFT'))
 
 
-def _transform(
+def apply_member(
     network: Any, member: Member, include: Any, exclude: Any, example: Any
 ) -> list[str]:
     """Replace layers and return the names of masked weights.
@@ -230,14 +230,16 @@ def _image(network: Any, config: Any, channels: int) -> tuple[int, int]:
     return SIDES[0], SIDES[0]
 
 
-def _check_unmasked_flops(network: TransformedBackbone) -> None:
+def check_unmasked_flops(network: SparseIFTBackbone) -> None:
+    """Refuse a network without masks whose FLOPs are not the dense ones."""
+    kind = getattr(network, 'kind', type(network))
     own, dense = (
         count_flops(model, network.match_shape, network.image_channels).total
         for model in (network, network.dense_twin())
     )
     if abs(own / dense - 1) > TOLERANCE:
         raise UserError(
-            f'family={network.family!r} gives {network.kind.__name__} '
+            f'family={network.family!r} gives {kind.__name__} '
             f'{own / dense:.4f} of the dense FLOPs, and without masks nothing '
             "makes up for it: set sparse_factors='both', or flops='nominal'."
         )

@@ -35,8 +35,8 @@ class SparseIFTBackbone(nn.Module):
         sparsity (float): Nominal share of zero weights.
         flops (str): FLOPs that masks match, see :class:`SparseIFTMixin`.
         member (Member, optional): The member with its variants.
-        match_shape (tuple[int, int]): Height and width, in pixels, at which
-            FLOPs are matched.
+        match_shape (tuple[int, ...]): Height and width of images, in pixels,
+            or length of texts, in tokens, at which FLOPs are matched.
         unmasked (bool): Whether training without masks is allowed.
         masks_attached (bool): Whether a hook applies the masks.
         core_keys (Pattern, optional): Keys of its ``state_dict`` that a
@@ -49,7 +49,7 @@ class SparseIFTBackbone(nn.Module):
     sparsity: float
     flops: str
     member: Member | None
-    match_shape: tuple[int, int]
+    match_shape: tuple[int, ...]
     unmasked = False
     masks_attached = False
     core_keys: re.Pattern[str] | None = None
@@ -62,7 +62,7 @@ class SparseIFTBackbone(nn.Module):
         self,
         member: Member | None,
         flops: str,
-        match_shape: tuple[int, int] | None,
+        match_shape: tuple[int, ...] | None,
         unmasked: bool,
     ) -> None:
         """Store the member and its options, once the network is built."""
@@ -72,7 +72,7 @@ class SparseIFTBackbone(nn.Module):
         self.flops = flops
         self.unmasked = unmasked
         if match_shape is not None:
-            self.match_shape = (match_shape[0], match_shape[1])
+            self.match_shape = tuple(match_shape)
         if member is not None:
             self.register_forward_pre_hook(_refuse_unmasked_training)
 

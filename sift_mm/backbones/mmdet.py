@@ -1,6 +1,6 @@
 """Sparse-IFT backbones on top of MMDetection's."""
 
-from mmdet.models.backbones import ResNet
+from mmdet.models import ResNet
 from mmdet.registry import MODELS
 
 from sift_mm.backbones.any_backbone import register

@@ -1,6 +1,6 @@
 """Sparse-IFT backbones on top of MMPretrain's."""
 
-from mmpretrain.models.backbones import ResNet, ResNet_CIFAR
+from mmpretrain.models import ResNet, ResNet_CIFAR
 from mmpretrain.registry import MODELS
 
 from sift_mm.backbones.any_backbone import register

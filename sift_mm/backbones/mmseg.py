@@ -1,6 +1,6 @@
 """Sparse-IFT backbones on top of MMSegmentation's."""
 
-from mmseg.models.backbones import ResNet
+from mmseg.models import ResNet
 from mmseg.registry import MODELS
 
 from sift_mm.backbones.any_backbone import register

@@ -97,7 +97,7 @@ class SparseIFTMixin(SparseIFTBackbone):
     # Behind each branch of a Parallel layer.
     parallel_inner = 'norm_act'
     core_keys = _CORE
-    match_shape: tuple[int, int] = (224, 224)
+    match_shape: tuple[int, ...] = (224, 224)
 
     @checked
     def __init__(

@@ -92,6 +92,41 @@ def load_compact(path: str | Path) -> dict[str, Tensor]:
     return checkpoint['state_dict']
 
 
+def masks_of(path: str | Path) -> dict[str, Tensor]:
+    """Return the masks of a full, compact or published checkpoint.
+
+    Returns:
+        dict: Bool tensors on the CPU by parameter name.
+
+    Raises:
+        UserError: As in :func:`read`, or if the checkpoint has no masks.
+    """
+    return read_masked(path)[1]['masks']
+
+
+def read_masked(
+    path: str | Path,
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Read a checkpoint with masks.
+
+    Returns:
+        tuple: Checkpoint, and its mask training.
+
+    Raises:
+        UserError: As in :func:`read`, or if the checkpoint has no masks.
+    """
+    checkpoint = load(os.fspath(path))
+    with with_context(path):
+        training = mask_training(checkpoint)
+    if training is None or not training['masks']:
+        raise UserError(
+            f'{path} has no masks: SparseTrainingHook saves them under '
+            f'{CHECKPOINT_KEY!r}, and the network of this checkpoint was '
+            'trained without it.'
+        )
+    return checkpoint, training
+
+
 def load(path: str, map_location: Any = 'cpu') -> dict[str, Any]:
     """Load a checkpoint from a local file, or from an address by MMEngine.
 

@@ -151,11 +151,32 @@ def add_run_options(
 
 
 def add_shape_option(parser: argparse.ArgumentParser) -> None:
-    """Add ``--shape``, the size of the input image."""
-    parser.add_argument(
+    """Add ``--shape`` of an input image, and ``--tokens`` of a text."""
+    add = parser.add_mutually_exclusive_group().add_argument
+    add(
         '--shape',
         nargs=2,
         type=positive,
         metavar=('H', 'W'),
         help="height and width of the image; by default the pipelines'",
+    )
+    add(
+        '--tokens',
+        dest='shape',
+        nargs=1,
+        type=positive,
+        metavar='N',
+        help="length of the text of a language model; by default the data's",
+    )
+
+
+def add_json_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``, the argument of :func:`print_report`."""
+    parser.add_argument(
+        '--json',
+        nargs='?',
+        const='-',
+        metavar='FILE',
+        help='write all numbers, unrounded, to this file; without a name, '
+        'print them and nothing else',
     )

@@ -1,4 +1,4 @@
-"""Plan of experiments: a pool of processes runs the missing ones.
+"""Plan of experiments: a launcher runs the missing ones.
 
 The folder of a run holds its state: ``plan.txt`` the config and options,
 ``trained.txt`` the last checkpoint's name, ``result.json`` the metrics.
@@ -7,24 +7,33 @@ The folder of a run holds its state: ``plan.txt`` the config and options,
 import fcntl
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, Protocol
 
+from sift_mm.cli.progress import Board, Job, open_view
 from sift_mm.config.loading import read_config
 from sift_mm.errors import UserError
 
-TOOLS = {name: ('-m', f'sift_mm.cli.{name}') for name in ('train', 'test')}
+TOOLS: dict[str, tuple[str, ...]] = {
+    name: ('-m', f'sift_mm.cli.{name}') for name in ('train', 'test')
+}
 GRACE_SECONDS = 10.0  # for a process to end by itself
+
+
+@cache
+def content_of(config: str) -> dict[str, Any]:
+    """Read a config with its bases, once for all runs of this process."""
+    return read_config(config).to_dict()
 
 
 @dataclass(frozen=True)
@@ -60,7 +69,7 @@ class Experiment:
     @cached_property
     def plan(self) -> str:
         """Text of the config, its bases and the options."""
-        content = read_config(self.config).to_dict()
+        content = dict(content_of(self.config))
         content['options'] = self.options, self.cfg_options
         return json.dumps(content, default=repr, indent=1)
 
@@ -92,7 +101,7 @@ class Experiment:
             yield 'train', self._words(self.folder, '--resume')
             latest = self.folder / 'last_checkpoint'
             if not latest.exists():
-                log = self.folder / 'train.log'
+                log = self.log('train')
                 raise UserError(f'{self.name} left no checkpoint; see {log}.')
             trained.write_text(latest.read_text())
         words = str(self._named_in(trained)), f'--out={self.result}'
@@ -112,6 +121,10 @@ class Experiment:
             *self.cfg_options,
         ]
 
+    def log(self, tool: str) -> Path:
+        """Return the file with the output of a command."""
+        return self.folder / f'{tool}.log'
+
     def metrics(self) -> dict[str, float]:
         """Return the metrics by name, and the costs of the network."""
         return json.loads(self.result.read_text())
@@ -128,54 +141,59 @@ class Experiment:
         return sum(times[step] * (step - before) for before, step in steps)
 
 
-class Job:
-    """Running experiment: one process at a time, its output in a log."""
+def command_line(tool: str, words: Sequence[str]) -> list[str]:
+    """Return the command of a tool, for this Python."""
+    return [sys.executable, *TOOLS[tool], *words]
+
+
+def environment(threads: int | None) -> dict[str, str]:
+    """Return the environment of a command with some threads of PyTorch."""
+    number = {'OMP_NUM_THREADS': str(threads)} if threads else {}
+    return {**os.environ, 'PYTHONUNBUFFERED': '1', **number}
+
+
+class LocalJob(Job):
+    """Experiment on this machine: one process at a time, output in a log."""
 
     def __init__(self, experiment: Experiment, threads: int | None) -> None:
+        super().__init__(experiment.name)
         self.experiment = experiment
         self.process: subprocess.Popen[bytes] | None = None
         self._commands = experiment.commands()
-        self._env = {**os.environ, 'PYTHONUNBUFFERED': '1'}
-        self._env |= {'OMP_NUM_THREADS': str(threads)} if threads else {}
+        self._env = environment(threads)
 
     def advance(self) -> bool:
-        """Show progress, start the next command; return whether all is done.
+        """Read progress, start the next command; return whether all is done.
 
         Raises:
             UserError: If a command fails; the end of its log is printed.
         """
         if self.process is not None:
             status = self.process.poll()
-            self._show_progress()
+            self.read_log()
             if status is None:
                 return False
             if status:
-                lines = self._log.read_text(errors='replace').splitlines()
-                print(*lines[-20:], sep='\n', file=sys.stderr)
-                raise UserError(
-                    f'{self._title} failed; its log is {self._log}.'
-                )
+                raise self.failure()
         for command in self._commands:
             self._start(*command)
             return False
         return True
 
     def _start(self, tool: str, words: list[str]) -> None:
-        self._title = f'{self.experiment.name}/{tool}'
-        self._log = self.experiment.folder / f'{tool}.log'
-        print(f'Starting {self._title}', flush=True)
-        with self._log.open('a') as stream:
+        log = self.experiment.log(tool)
+        with log.open('a') as stream:
             try:
                 # The process inherits the lock and outlives a killed plan.
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                text = f'Another process still runs {self._title}: wait for it'
-                raise UserError(f'{text}, or end it.') from None
+                text = f'Another process still runs {self.name}/{tool}'
+                raise UserError(f'{text}: wait for it, or end it.') from None
             except OSError:
                 pass  # this file system has no locks
-            self._shown = stream.tell()
+            self.begin(tool, log, stream.tell())
             self.process = subprocess.Popen(
-                [sys.executable, *TOOLS[tool], *words],
+                command_line(tool, words),
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
@@ -183,70 +201,97 @@ class Job:
                 start_new_session=True,  # with its data loaders
             )
 
-    def _show_progress(self) -> None:
-        with self._log.open('rb') as stream:
-            stream.seek(self._shown)
-            lines, _, _ = stream.read().rpartition(b'\n')  # whole lines
-        self._shown += len(lines)
-        for line in lines.decode(errors='replace').splitlines():
-            if found := re.search(r'(Epoch|Iter)\(.{,90}', line):
-                print(f'  {self._title}: {found[0]}', flush=True)
+
+class Launcher(Protocol):
+    """Way to run experiments: on this machine, or on a cluster."""
+
+    def start(self, experiment: Experiment) -> Job:
+        """Start an experiment."""
+
+    def stop(self, jobs: Sequence[Any]) -> None:
+        """Leave or end the jobs that run, since this process ends."""
 
 
-def stop(jobs: Sequence[Job]) -> None:
-    """End the processes of jobs and their children."""
-    processes = [job.process for job in jobs if job.process is not None]
-    end = time.monotonic() + GRACE_SECONDS
-    for number in (signal.SIGTERM, signal.SIGKILL):
-        for process in processes:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, number)
-        for process in processes:
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0, end - time.monotonic()))
+@dataclass(frozen=True)
+class Local:
+    """Launcher of processes on this machine.
+
+    Args:
+        threads (int, optional): Threads of PyTorch in each.
+    """
+
+    threads: int | None = None
+
+    def start(self, experiment: Experiment) -> LocalJob:
+        """Start an experiment."""
+        return LocalJob(experiment, self.threads)
+
+    def stop(self, jobs: Sequence[LocalJob]) -> None:
+        """End the processes of jobs and their children."""
+        processes = [job.process for job in jobs if job.process is not None]
+        end = time.monotonic() + GRACE_SECONDS
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for process in processes:
+                with suppress(ProcessLookupError):
+                    os.killpg(process.pid, number)
+            for process in processes:
+                with suppress(subprocess.TimeoutExpired):
+                    process.wait(max(0, end - time.monotonic()))
 
 
 def run_experiments(
     experiments: Sequence[Experiment],
-    jobs: int = 1,
+    jobs: int | None = 1,
     threads: int | None = None,
+    launcher: Launcher | None = None,
+    done: Callable[[Experiment], None] | None = None,
 ) -> None:
     """Run the missing experiments in order, and print results.
 
     A failed experiment stops no other. A signal that ends this process ends
-    the running commands.
+    the commands that run on this machine.
 
     Args:
         experiments (Sequence[Experiment]): The plan.
-        jobs (int): Experiments at a time.
+        jobs (int, optional): Experiments at a time; None is all.
         threads (int, optional): Threads of PyTorch in each.
+        launcher (Launcher, optional): How to run them, with threads of its
+            own; None is on this machine.
+        done (Callable, optional): Function to call with each new result.
 
     Raises:
         UserError: If some failed.
     """
-    todo = deque(e for e in experiments if not e.is_done())
-    print(f'{len(todo)} runs to do', flush=True)
-    running: list[Job] = []
+    launcher = launcher or Local(threads)
+    board = Board(deque(e for e in experiments if not e.is_done()))
+    board.done = len(experiments) - len(board.todo)
+    print(f'{len(board.todo)} runs to do', flush=True)
     errors = []
     with ExitStack() as stack:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if (before := signal.getsignal(number)) is not signal.SIG_IGN:
                 stack.callback(signal.signal, number, before)
                 signal.signal(number, lambda *_: sys.exit(143))
-        stack.callback(stop, running)
-        while todo or running:
-            while todo and len(running) < jobs:
-                running.append(Job(todo.popleft(), threads))
-            for job in [*running]:
+        view = stack.enter_context(open_view())
+        stack.callback(launcher.stop, board.running)
+        while board.todo or board.running:
+            while board.todo and (not jobs or len(board.running) < jobs):
+                board.running.append(launcher.start(board.todo.popleft()))
+            for job in [*board.running]:
+                error = None
                 try:
                     if not job.advance():
                         continue
                     outcome = job.experiment.result.read_text()
-                except UserError as error:
-                    errors.append(error)
-                    outcome = str(error)
-                print(f'{job.experiment.name}: {outcome}', flush=True)
-                running.remove(job)
+                except UserError as found:
+                    errors.append(error := found)
+                    outcome = str(found)
+                view.show(board)  # Its last lines.
+                board.end(job, failed=error is not None)
+                view.say(f'{job.name}: {outcome}', board)
+                if done is not None and error is None:
+                    done(job.experiment)
+            view.show(board)
             time.sleep(0.1)
     if errors:
         raise UserError(f'{len(errors)} runs failed. {errors[0]}')

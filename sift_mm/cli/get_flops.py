@@ -4,21 +4,19 @@ Only the config is needed: no data set, no checkpoint, no accelerator.
 """
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
-import mmengine
-
 from sift_mm.cli.arguments import (
     add_config_options,
+    add_json_option,
     add_shape_option,
     positive,
 )
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.reports.costs import make_report
-from sift_mm.cli.reports.text import to_text
+from sift_mm.cli.reports.text import print_report, to_text
 from sift_mm.config.checks import check_config
 from sift_mm.config.explain import explained
 from sift_mm.config.loading import load_config
@@ -45,14 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='samples of an iteration, over all processes, for trainings by '
         "iterations; by default auto_scale_lr's, else that of one process",
     )
-    add(
-        '--json',
-        nargs='?',
-        const='-',
-        metavar='FILE',
-        help='write all numbers, unrounded, to this file; without a name, '
-        'print them and nothing else',
-    )
+    add_json_option(parser)
     return parser.parse_args(argv)
 
 
@@ -68,9 +59,4 @@ def main(argv: Sequence[str] | None = None) -> None:
             report = dict(config=args.config) | make_report(
                 cfg, args.shape, args.epoch_samples, args.batch_size
             )
-    if args.json == '-':
-        print(json.dumps(report, indent=2))
-        return
-    print(to_text(report))
-    if args.json is not None:
-        mmengine.dump(report, args.json, 'json', indent=2)
+    print_report(report, to_text, args.json)

@@ -9,29 +9,45 @@ figure.
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from sift_mm.cli.arguments import check_pairs, name_of, positive
+from sift_mm.cli import html_report
+from sift_mm.cli.arguments import Settings, check_pairs, name_of, positive
+from sift_mm.cli.cluster import Slurm
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.cli.experiments import run_experiments
+from sift_mm.cli.experiments import Experiment, run_experiments
 from sift_mm.cli.sweep_networks import plan_networks
 from sift_mm.cli.sweep_report import write_report
+from sift_mm.cli.sweep_results import Results
+from sift_mm.errors import UserError
 from sift_mm.flops.isoflop import INNER, check_sparsity
 from sift_mm.layers import families
 from sift_mm.sparsity import ALGORITHMS
 
-# Options that take names: all names, and the default.
-AXES = {
-    '--family': (families(), families()),
-    '--algorithm': (ALGORITHMS.names, ('Static', 'RigL')),
-    '--inner': (INNER, (None,)),
+# Options that take names, and all names.
+NAMES = {
+    '--family': families(),
+    '--algorithm': ALGORITHMS.names,
+    '--inner': INNER,
+}
+SPARSITIES = [0.5, 0.75, 0.9]
+# Values of options that are not given.
+DEFAULTS: dict[str, Sequence[Any]] = dict(
+    family=families(),
+    algorithm=('Static', 'RigL'),
+    inner=(None,),
+    sparsity=SPARSITIES,
+)
+# Sets of such values, each a comparison of the paper.
+PRESETS: dict[str, dict[str, Sequence[Any]]] = {
+    'members': dict(algorithm=('RigL',)),
+    'algorithms': dict(family=('wide',), algorithm=('Static', 'SET', 'RigL')),
+    'table7': dict(algorithm=('RigL',), inner=INNER),
 }
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the command line."""
-    parser = Parser(
-        description='Train members of the family beside the dense network'
-    )
+def add_networks(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say which networks are compared."""
     add = parser.add_argument
     add('dense', help='path of the config of the baseline')
     add(
@@ -39,16 +55,31 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='path of the config of a member; options change it for the '
         'other members',
     )
-    for option, (names, default) in AXES.items():
+    add(
+        '--preset',
+        choices=PRESETS,
+        help='networks of a comparison, where other options do not say: '
+        'members are all members with RigL, algorithms is wide with static, '
+        'SET and RigL masks, table7 is every member with and without inner '
+        'norm and activation; all at 0.5, 0.75 and 0.9',
+    )
+    for option, names in NAMES.items():
         add(
             option,
             nargs='+',
             type=name_of(names),
             choices=names,
-            default=default,
             help='in upper or lower case',
         )
-    add('--sparsity', nargs='+', type=float, default=[0.5, 0.75, 0.9])
+    add('--sparsity', nargs='+', type=float)
+    add(
+        '--axis',
+        nargs='+',
+        action='extend',
+        metavar='KEY=VALUE,VALUE',
+        help='values of a config key, or of the only key that ends so, such '
+        'as lr=0.05,0.1; the dense network has them too if it has the key',
+    )
     add(
         '--cfg-options',
         nargs='+',
@@ -58,8 +89,37 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'the option for another set',
     )
     add('--seeds', type=positive, default=3, help='runs of each')
-    add('--jobs', type=positive, default=1, help='runs at a time')
+
+
+def add_running(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how the networks are trained."""
+    add = parser.add_argument
+    add(
+        '--jobs',
+        type=positive,
+        help='runs at a time (default: 1, and all on a cluster)',
+    )
     add('--threads', type=positive, default=1, help='of PyTorch, in each run')
+    add(
+        '--launcher',
+        choices=('local', 'slurm'),
+        default='local',
+        help='run on this machine, or as jobs of a Slurm cluster by submitit',
+    )
+    add(
+        '--slurm',
+        nargs='+',
+        action=Settings,
+        metavar='KEY=VALUE',
+        help="arguments of submitit's SlurmExecutor, such as partition=gpu "
+        'gpus_per_node=1 time=600 (in minutes; default: a day)',
+    )
+    add(
+        '--results',
+        type=Path,
+        metavar='FILE.csv',
+        help='add each finished run to this table, and take its rows as done',
+    )
     add(
         '--work-dir',
         type=Path,
@@ -74,15 +134,48 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         'sweep, and the figure beside it; train nothing',
     )
     add('--metric', default='accuracy/top1', help='that --report compares')
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Parse the command line."""
+    parser = Parser(
+        description='Train members of the family beside the dense network'
+    )
+    add_networks(parser)
+    add_running(parser)
     args = parser.parse_args(argv)
+    if args.slurm and args.launcher != 'slurm':
+        parser.error('--slurm needs --launcher slurm')
     for settings in args.cfg_options or ():
         check_pairs(parser, '--cfg-options', settings)
+    for key, values in (DEFAULTS | PRESETS.get(args.preset, {})).items():
+        if getattr(args, key) is None:
+            setattr(args, key, values)
     for sparsity in args.sparsity:
         try:
             check_sparsity(sparsity)
         except ValueError as error:
             parser.error(str(error))
     return args
+
+
+def train(args: argparse.Namespace, plan: Sequence[Experiment]) -> None:
+    """Run what is missing of a plan.
+
+    Raises:
+        UserError: If runs failed, or the launcher is not available.
+    """
+    launcher, jobs = None, args.jobs or 1
+    if args.launcher == 'slurm':
+        launcher, jobs = Slurm(args.slurm or {}, args.threads), args.jobs
+    done = None
+    if args.results is not None:
+        results = Results(args.results)
+        number = results.restore(plan)
+        print(f'{number} runs are done by {args.results}', flush=True)
+        results.add(*(run for run in plan if results.lacks(run)))
+        done = results.add
+    run_experiments(plan, jobs, args.threads, launcher, done)
 
 
 @entry_point
@@ -107,4 +200,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Seed by seed, for an early table; small networks first.
     by_size = sorted(networks, key=lambda network: network.sparsity or 0)
     plan = [runs[n][seed] for seed in range(args.seeds) for n in by_size]
-    run_experiments(plan, args.jobs, args.threads)
+    failed = None
+    try:
+        train(args, plan)
+    except UserError as error:
+        failed = error  # The report shows the runs that ended well.
+    if failed is None or any(run.is_done() for run in plan):
+        page = html_report.write_report([root], root / 'report')
+        print(f'The report is {page}')
+    if failed is not None:
+        raise failed

@@ -3,11 +3,12 @@
 import argparse
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 from sift_mm.cli.experiments import Experiment
+from sift_mm.cli.sweep_axes import has_masks, read_axes, settings
 from sift_mm.config.family_options import MemberOptions
 from sift_mm.errors import UserError
 from sift_mm.layers.family import family_of
@@ -46,9 +47,9 @@ class Network:
 
     @property
     def name(self) -> str:
-        """Name of the folder: 'dense', or as 'wide-s75-rigl-interval=50'."""
+        """Name of the folder: 'dense', or as 'wide-s75-rigl-lr=0.1'."""
         found = MemberOptions(self.family, self.sparsity, self.algorithm)
-        return '-'.join(filter(None, (found.name, self.variant))) or 'dense'
+        return '-'.join(filter(None, (found.name or 'dense', self.variant)))
 
     def experiment(self, root: Path, seed: int) -> Experiment:
         """Return the run with a seed, in the folder of a sweep."""
@@ -69,13 +70,17 @@ class Network:
 
 
 def plan_networks(args: argparse.Namespace) -> list[Network]:
-    """Return the networks of a sweep, the unchanged dense one first.
+    """Return the networks of a sweep, the dense ones first.
 
     Raises:
-        UserError: If two networks have one name.
+        UserError: If two networks have one name, or an axis is not possible.
     """
-    found = [Network(args.dense)]
-    for family, sparsity, algorithm, inner, settings in product(
+    axes = read_axes(args)
+    found = [
+        Network(args.dense, cfg_options=options)
+        for options in settings(axes, dense=True)
+    ]
+    for family, sparsity, algorithm, inner, more in product(
         args.family,
         args.sparsity,
         args.algorithm,
@@ -83,20 +88,24 @@ def plan_networks(args: argparse.Namespace) -> list[Network]:
         args.cfg_options or [()],
     ):
         # Options that a member lacks do not make another network.
-        member = family_of(family)
-        if member.default_factors == 'none':
-            algorithm = None  # The member has no masks.
-        if not member.composite:
-            inner = None
-        settings = tuple(settings)
-        found.append(
-            Network(args.sparse, family, sparsity, algorithm, inner, settings)
+        masks = has_masks(family)
+        member = Network(
+            args.sparse,
+            family,
+            sparsity,
+            algorithm if masks else None,
+            inner if family_of(family).composite else None,
         )
+        found += [
+            replace(member, cfg_options=(*more, *options))
+            for options in settings(axes, masks=masks)
+        ]
     found = list(dict.fromkeys(found))
     name, number = Counter(n.name for n in found).most_common(1)[0]
     if number > 1:
         raise UserError(
-            f'{number} networks would have the folder {name}: let the sets of '
-            '--cfg-options differ in a value or the last part of a key.'
+            f'{number} networks would have the folder {name}: let --axis and '
+            'the sets of --cfg-options differ in a value or the last part of '
+            'a key.'
         )
     return found

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from sift_mm.cli.experiments import Experiment
@@ -78,13 +79,21 @@ def read_cell(
     return None if costs is None else Cell(network, values, costs)
 
 
+def dense_of(cell: Cell, cells: Sequence[Cell]) -> Cell:
+    """Return the dense network of the same settings, else the first cell."""
+    own = set(cell.network.cfg_options)
+    dense = (c for c in cells if c.network.family is None)
+    like = (c for c in dense if own.issuperset(c.network.cfg_options))
+    return next(like, cells[0])
+
+
 def to_markdown(cells: Sequence[Cell], metric: str) -> str:
-    """Return the table; its first row is the dense network."""
-    dense = cells[0]
-    digits = 2 if dense.mean > 1 else 4  # Percent, else a share.
+    """Return the table; its first rows are the dense networks."""
+    digits = 2 if cells[0].mean > 1 else 4  # Percent, else a share.
     rows = []
     for cell in cells:
         network, costs = cell.network, cell.costs
+        dense = dense_of(cell, cells)
         sparsity, gain = '-', '-'
         if network.family:
             sparsity = f'{network.sparsity:.2f}'
@@ -114,7 +123,8 @@ def plot(cells: Sequence[Cell], metric: str, path: Path) -> None:
     matplotlib.use('Agg')
     import matplotlib.pyplot as plt
 
-    dense, *others = cells
+    dense = [cell for cell in cells if cell.network.family is None]
+    others = [cell for cell in cells if cell.network.family]
     named = dict.fromkeys(c.network.algorithm for c in others)
     algorithms = [name for name in named if name] or ['no masks']
     figure, axes = plt.subplots(
@@ -125,9 +135,11 @@ def plot(cells: Sequence[Cell], metric: str, path: Path) -> None:
         squeeze=False,
     )
     for axis, algorithm in zip(axes[0], algorithms, strict=True):
-        axis.axhline(dense.mean, color='black', label='dense')
-        low, high = (dense.mean + s * spread(dense.values) for s in (-1, 1))
-        axis.axhspan(low, high, color='black', alpha=0.12)
+        for cell, style in zip(dense, cycle(('-', '--', ':', '-.'))):
+            middle, half = cell.mean, spread(cell.values)
+            label = f'dense {cell.network.variant}'
+            axis.axhline(middle, color='black', label=label, linestyle=style)
+            axis.axhspan(middle - half, middle + half, color='k', alpha=0.12)
         lines: dict[str, list[Cell]] = {}
         for cell in others:
             # A network without masks is drawn in every panel.

@@ -19,6 +19,7 @@ from sift_mm.config.loading import load_run_config
 from sift_mm.config.resume import check_pretrained, find_start
 from sift_mm.engine.launch import run, set_loader_defaults, switch_off
 from sift_mm.engine.precision import check_amp, disable_amp, enable_amp
+from sift_mm.engine.run_record import RunRecordHook
 from sift_mm.engine.saving import lock_work_dir
 from sift_mm.errors import UserError
 
@@ -93,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     def task(runner: Runner) -> None:
         for line in start:
             runner.logger.info(line)
+        runner.register_hook(RunRecordHook())
         runner.train()
 
     with lock_work_dir(cfg):

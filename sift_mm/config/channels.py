@@ -188,7 +188,7 @@ def find_misfit(model: nn.Module, cfg: Config) -> tuple[str, int, int] | None:
     return misfit
 
 
-def _shapes(cfg: Config) -> Iterable[tuple[int, int]]:
+def _shapes(cfg: Config) -> Iterable[tuple[int, ...]]:
     """Return the image sizes of the config, or two default ones."""
     try:
         return dict.fromkeys(shape for shape, _ in find_sizes(cfg, None))
@@ -197,7 +197,7 @@ def _shapes(cfg: Config) -> Iterable[tuple[int, int]]:
 
 
 def _misfit_at(
-    trial: nn.Module, shape: tuple[int, int], channels: int
+    trial: nn.Module, shape: tuple[int, ...], channels: int
 ) -> tuple[str, int, int] | None:
     """Return the misfit of a model without numbers, see :func:`_misfit`.
 

@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.registry import HOOKS, MODELS, OPTIMIZERS, Registry
 
-from sift_mm.backbones.base import make_member
+from sift_mm.backbones.base import SparseIFTBackbone, make_member
 from sift_mm.config.family_options import VARIANT
 from sift_mm.config.libraries import import_library
 from sift_mm.config.nodes import type_name, walk
@@ -36,6 +36,20 @@ def _maker(cfg: Config, registry: Registry, kind: Any) -> Any:
         return found.get(kind)
 
 
+def backbone_node(cfg: Config) -> ConfigDict:
+    """Return the node that takes the arguments of a member of the family.
+
+    It is ``model.backbone``, or ``model`` if that is a Sparse-IFT network
+    itself, such as GPT; an empty node if there is none.
+    """
+    model = cfg.get('model') or ConfigDict()
+    if model.get('backbone'):
+        return model.backbone
+    maker = _maker(cfg, MODELS, model.get('type'))
+    own = inspect.isclass(maker) and issubclass(maker, SparseIFTBackbone)
+    return model if own else ConfigDict()
+
+
 def check_config(cfg: Config) -> None:
     """Refuse invalid arguments of sparse training.
 
@@ -55,9 +69,12 @@ def check_config(cfg: Config) -> None:
         if inspect.isclass(maker) and issubclass(maker, hook_class):
             with _at(f'custom_hooks.{i}'):
                 maker(**_without(hook, 'type', 'priority'))
+    own = backbone_node(cfg)
     for key, node in walk(cfg.get('model'), 'model'):
         # Other nodes may be in no registry of models.
-        if isinstance(node, dict) and 'SparseIFT' in str(node.get('type')):
+        if isinstance(node, dict) and (
+            'SparseIFT' in str(node.get('type')) or node is own is cfg.model
+        ):
             maker = _maker(cfg, MODELS, node['type'])
             if maker is not None:
                 with _at(key):

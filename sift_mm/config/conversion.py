@@ -8,12 +8,12 @@ from mmengine.logging import print_log
 
 from sift_mm.checkpoint.state import pretrained_cfg
 from sift_mm.config.channels import fit_channels
-from sift_mm.config.checks import arguments
+from sift_mm.config.checks import arguments, backbone_node
 from sift_mm.config.family_options import MemberOptions
 from sift_mm.config.helpers import pretrained_backbone
 from sift_mm.config.nodes import hook_place, set_type, type_name
 from sift_mm.errors import UserError
-from sift_mm.layers import families
+from sift_mm.layers.family import family_of
 
 # Sparse class and further arguments for each of the libraries' ResNets. Every
 # other backbone is wrapped.
@@ -43,7 +43,8 @@ def sparsify(
     and keeps its interface. ``SparseTrainingHook`` is added if it is missing.
 
     Args:
-        cfg (Config): Config with a ``model.backbone``, changed in place.
+        cfg (Config): Config with a ``model.backbone``, or of a GPT; changed
+            in place.
         family (str, optional): Member of the family; None leaves it.
         sparsity (float, optional): Nominal sparsity; None leaves it.
         algorithm (str, optional): Mask training; None leaves it ('RigL'
@@ -74,7 +75,7 @@ def is_wrapped(cfg: Config) -> bool:
 
 def convert(cfg: Config, member: MemberOptions) -> None:
     """Apply :func:`sparsify` without neck and heads."""
-    backbone = cfg.get('model', {}).get('backbone') or {}
+    backbone = backbone_node(cfg)
     kind = type_name(backbone)
     if not kind:
         raise UserError(
@@ -82,13 +83,17 @@ def convert(cfg: Config, member: MemberOptions) -> None:
             'become members of the Sparse-IFT family.'
         )
     for_hook = member.of_hook  # Checked before any change.
-    is_sparse = kind == WRAPPER or kind.startswith('SparseIFTResNet')
+    is_sparse = (
+        kind == WRAPPER
+        or kind.startswith('SparseIFTResNet')
+        or backbone is cfg.model
+    )
     is_dense = backbone.get('family') is None
     if member.pretrained is not None:
         _drop_weights(cfg, member.pretrained)
         if is_dense and member == MemberOptions(pretrained=member.pretrained):
             # The dense baseline.
-            backbone['init_cfg'] = pretrained_backbone(member.pretrained)
+            backbone['init_cfg'] = _start(cfg, member.pretrained)
             return
     elif not is_sparse:
         _drop_weights(cfg, None)
@@ -99,13 +104,9 @@ def convert(cfg: Config, member: MemberOptions) -> None:
     elif not is_sparse:
         backbone = _wrap(cfg)
     if member.pretrained is not None:
-        backbone['init_cfg'] = pretrained_backbone(member.pretrained)
+        backbone['init_cfg'] = _start(cfg, member.pretrained)
     if member.family is not None:
-        if member.family not in families():
-            raise UserError(
-                f'Unknown family {member.family!r}; choose one of '
-                f'{", ".join(families())}.'
-            )
+        family_of(member.family)  # Refuses an unknown one.
         if member.family != backbone.get('family'):
             # Another member may not know the variant.
             backbone.pop('inner', None)
@@ -124,6 +125,14 @@ def convert(cfg: Config, member: MemberOptions) -> None:
             'The config trains nothing (it has no optim_wrapper), so that '
             f'{", ".join(for_hook)} of the hook would not count.'
         )
+
+
+def _start(cfg: Config, checkpoint: str) -> dict[str, str]:
+    """Return the ``init_cfg`` of a checkpoint of the model."""
+    init_cfg = pretrained_backbone(checkpoint)
+    if backbone_node(cfg) is cfg.model:
+        del init_cfg['prefix']
+    return init_cfg
 
 
 def _wrap(cfg: Config) -> ConfigDict:
@@ -147,7 +156,7 @@ def _drop_weights(cfg: Config, pretrained: str | None) -> None:
     train. The user's own file may be of the new network and stays. Empty
     names are dropped too.
     """
-    backbone = cfg.model['backbone']
+    backbone = backbone_node(cfg)
     owners = [backbone, cfg.model]
     if is_wrapped(cfg):
         owners.append(backbone['backbone'])
@@ -232,7 +241,7 @@ def _loads_masks(cfg: Config, hook: Mapping[str, Any]) -> bool:
     """Return whether a run starts from the masks of a checkpoint."""
     sources = [
         pretrained_cfg(module.get('init_cfg'))
-        for module in (cfg.model, cfg.model.backbone)
+        for module in (cfg.model, backbone_node(cfg))
     ]
     load_from = cfg.get('load_from') and not cfg.get('resume')
     return bool(any(sources) or load_from) and not hook.get('init')

@@ -11,37 +11,28 @@ from sift_mm.backbones import SparseIFTMixin
 from sift_mm.backbones.base import sparse_backbone
 from sift_mm.config.building import build, build_backbone
 from sift_mm.config.channels import fit
+from sift_mm.config.checks import backbone_node
+from sift_mm.config.family_options import MEMBER_ARGUMENTS
 from sift_mm.config.nodes import type_name
 from sift_mm.errors import UserError
 
 
-def dense_config(cfg: Config) -> Config:
-    """Return the config of the dense network, in a copy.
+def make_dense(cfg: Config, wide: Any = None) -> tuple[Config, nn.Module]:
+    """Return the config of the dense network, a copy, with its model.
 
     A backbone of Sparse-IFT becomes the library's, and neck and heads follow.
-    """
-    return _make_dense(cfg)[0]
-
-
-def build_dense(cfg: Config, wide: Any = None) -> nn.Module:
-    """Build the dense network of :func:`dense_config`.
 
     Args:
         cfg (Config): Config of the sparse network.
         wide (nn.Module, optional): Its backbone, if it is already built.
     """
-    cfg, model = _make_dense(cfg, wide)
-    return build(cfg) if model is None else model
-
-
-def _make_dense(
-    cfg: Config, wide: Any = None
-) -> tuple[Config, nn.Module | None]:
-    """Return the dense config, with its model if a trial run built it."""
     cfg = copy.deepcopy(cfg)
-    backbone = cfg.model.get('backbone') or {}
+    backbone = backbone_node(cfg)
     kind = type_name(backbone)
-    if kind == 'SparseIFT':
+    if backbone is cfg.model:
+        for name in MEMBER_ARGUMENTS:
+            backbone.pop(name, None)
+    elif kind == 'SparseIFT':
         cfg.model.backbone = backbone['backbone']
     elif kind.startswith('SparseIFT'):
         wide = build_backbone(cfg) if wide is None else wide
@@ -50,7 +41,12 @@ def _make_dense(
             if argument.kind is argument.KEYWORD_ONLY:
                 backbone.pop(name, None)
         return cfg, fit(cfg, wide, dense=True)[0]
-    return cfg, None
+    return cfg, build(cfg)
+
+
+def build_dense(cfg: Config, wide: Any = None) -> nn.Module:
+    """Build the dense network, see :func:`make_dense`."""
+    return make_dense(cfg, wide)[1]
 
 
 def dense_network(cfg: Config, model: nn.Module) -> nn.Module:
@@ -59,11 +55,12 @@ def dense_network(cfg: Config, model: nn.Module) -> nn.Module:
     It is the model itself if no backbone has a family.
 
     Raises:
-        UserError: If the Sparse-IFT backbone is not ``model.backbone``.
+        UserError: If the Sparse-IFT backbone is neither ``model.backbone``
+            nor the model.
     """
     found = sparse_backbone(model)
     if found is None:
         return model
-    if found[0] != 'backbone.':
+    if found[0] not in ('', 'backbone.'):
         raise UserError(f'the Sparse-IFT backbone is model.{found[0][:-1]}')
     return build_dense(cfg, found[1])

@@ -1,4 +1,4 @@
-"""Size and number of the images of a run, from the config alone."""
+"""Size and number of the images or texts of a run, from the config alone."""
 
 from collections.abc import Sequence
 from math import ceil
@@ -13,7 +13,7 @@ from sift_mm.data import find_data_set
 from sift_mm.errors import UserError
 from sift_mm.flops import image_channels
 
-Shape = tuple[int, int]  # Height and width, in pixels.
+Shape = tuple[int, ...]  # Height and width in pixels, or tokens.
 
 # Size argument of transforms that fix the image size, and its order.
 SIZES = {
@@ -48,13 +48,16 @@ def image_size(cfg: Config, phase: str) -> tuple[Shape, str] | None:
     """Return the image size after the pipeline of a phase.
 
     Returns:
-        tuple, optional: Height and width in pixels, padded for the model, and
-        their source in words. None if sizes differ, or the config has none.
+        tuple, optional: Height and width in pixels, padded for the model, or
+        the tokens of a text; and their source in words. None if sizes differ,
+        or the config has none.
     """
     loader = cfg.get(f'{phase}_dataloader') or {}
     leaf: dict = next(leaf_datasets(loader.get('dataset') or []), {})
+    if leaf.get('context'):
+        return (leaf['context'],), f'context of {phase} data'
     known = find_data_set(type_name(leaf))
-    size = None if known is None else known.size
+    size: Shape | None = None if known is None else known.size
     source = f'{type_name(leaf)} images'
     for step in leaf.get('pipeline', []):
         name = type_name(step)
@@ -82,21 +85,21 @@ def find_sizes(
 ) -> tuple[tuple[Shape, str], tuple[Shape, str]]:
     """Return the image sizes in testing and in training.
 
-    Each is that of :func:`image_size`, or ``given`` height and width. If only
-    one size is fixed, the other is the same.
+    Each is that of :func:`image_size`, or the ``given`` one. If only one size
+    is fixed, the other is the same.
 
     Raises:
         ValueError: If the config fixes no size.
     """
     if given is not None:
-        found = (given[0], given[1]), 'as given'
+        found = tuple(given), 'as given'
         return found, found
     test, train = (image_size(cfg, phase) for phase in ('test', 'train'))
     first, second = test or train, train or test
     if first is None or second is None:
         raise UserError(
             'neither test nor train pipeline fixes a size of the images; '
-            'give it by --shape H W'
+            'give it by --shape H W, or --tokens N'
         )
     return first, second
 
@@ -118,13 +121,15 @@ def epoch_images(dataset: Any) -> int | None:
     if kind == 'ConcatDataset':
         sizes = [epoch_images(child) for child in dataset['datasets']]
         return None if None in sizes else sum(filter(None, sizes))
-    if kind in ('RepeatDataset', 'MultiImageMixDataset'):
+    if kind in ('RepeatDataset', 'MultiImageMixDataset', 'InMemoryDataset'):
         inner = epoch_images(dataset['dataset'])
         return inner and inner * dataset.get('times', 1)
     known = find_data_set(kind)
     parts = [dataset.get(key) for key in ('metainfo', 'indices')]
     paths = [dataset.get(key) for key in ('ann_file', 'data_prefix', 'split')]
-    if known is None or parts != [None, None] or known.path not in str(paths):
+    if known is None or known.images is None or parts != [None, None]:
+        return None  # Unknown, or a part of it.
+    if known.path not in str(paths):
         return None  # Unknown, or a part of it.
     if not (dataset.get('filter_cfg') or {}).get('filter_empty_gt'):
         return known.images

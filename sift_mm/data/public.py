@@ -102,5 +102,15 @@ for data_set in (
         remedy="run `torchvision.datasets.MNIST('data/mnist', "
         'download=True)` in Python',
     ),
+    DataSet(
+        name='text',
+        title='Text',
+        task='Language Modeling',
+        types=('TokenWindows',),
+        folder='data/text',
+        images=None,
+        contents='train.bin and val.bin of tools/prepare_text.py',
+        remedy='run `python tools/prepare_text.py FILES... --out FOLDER`',
+    ),
 ):
     register(data_set)

@@ -16,7 +16,8 @@ class DataSet:
         types (tuple[str, ...]): Dataset classes of the libraries that read
             it, without scope.
         folder (str): Folder in which the libraries' configs look for it.
-        images (int): Number of training images.
+        images (int, optional): Number of training images; None if it is the
+            user's own data.
         path (str): Part of the paths in a config that reads all of them.
         without_annotations (int, optional): Number of images that
             ``filter_empty_gt`` removes; None if unknown.
@@ -35,7 +36,7 @@ class DataSet:
     task: str
     types: tuple[str, ...]
     folder: str
-    images: int
+    images: int | None
     path: str = 'train'
     without_annotations: int | None = None
     size: tuple[int, int] | None = None

@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from sift_mm.deploy.folding import altered, has_own_methods
@@ -14,6 +13,7 @@ from sift_mm.kernels import (
     in_format_of,
     is_overridden,
     sparse_conv2d_fused,
+    why_dense,
 )
 
 PATTERN = ('row', 'position', 'index')
@@ -59,13 +59,9 @@ def is_plain(x: Any) -> bool:
     """Return whether x is in a plain forward pass without gradients."""
     return (
         not torch.compiler.is_compiling()
-        and type(x) is Tensor
-        and x.layout is torch.strided
+        and isinstance(x, Tensor)
+        and not why_dense(x)
         and not (torch.is_grad_enabled() and x.requires_grad)
-        and not torch._C._len_torch_dispatch_stack()
-        and torch._C._functorch.maybe_current_level() is None
-        and forward_ad._current_level < 0
-        and not torch.jit.is_tracing()
         and not is_overridden()
     )
 
@@ -187,12 +183,7 @@ def fits(
 
 
 def _can_add(residual: Any, shape: tuple) -> bool:
-    return (
-        is_plain(residual)
-        and residual.shape == shape
-        and residual.dtype == torch.float32
-        and residual.device.type == 'cpu'
-    )
+    return is_plain(residual) and residual.shape == shape
 
 
 def run(

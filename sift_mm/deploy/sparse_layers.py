@@ -14,13 +14,14 @@ from sift_mm.deploy.sparse_calls import PATTERN, dense_weight
 from sift_mm.errors import UserCallError
 from sift_mm.kernels import (
     Geometry,
-    can_pool,
     geometry_of,
     is_channels_last,
     is_overridden,
     make_pattern,
-    max_pool2d,
-    pair,
+)
+from sift_mm.kernels.unmasked_layers import (
+    ExecutedMaxPool2d,
+    UnmaskedExecution,
 )
 
 
@@ -116,21 +117,14 @@ class SparseLinear(SparseLayer, nn.Linear):
     """Linear layer with a masked weight, for inference."""
 
 
-class FastMaxPool2d(nn.MaxPool2d):
+class FastMaxPool2d(ExecutedMaxPool2d):
     """``nn.MaxPool2d`` on the kernels, with bit-identical outputs."""
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Pool."""
-        if not (can_pool(self) and calls.is_plain(input) and input.ndim == 4):
-            return super().forward(input)
-        window = self.kernel_size, self.stride, self.padding
-        return max_pool2d(input, *map(pair, window))
+    execution = UnmaskedExecution(sparse=True)
 
-    def __prepare_scriptable__(self) -> nn.Module:
-        """Return PyTorch's layer, which TorchScript can compile."""
-        layer = nn.MaxPool2d(1)
-        layer.__dict__ = self.__dict__.copy()
-        return layer
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # Copies and pickles stay fast.
+        return nn.Module.__reduce_ex__(self, protocol)
 
 
 def sparsify(layer: Any, mask: Tensor, timed: bool) -> None:

@@ -1,6 +1,7 @@
-"""Mask training in MMEngine runs: optim wrappers and a hook."""
+"""Mask training in MMEngine runs: optim wrappers, a hook, a data set."""
 
 from sift_mm.engine.hook import SparseTrainingHook
+from sift_mm.engine.in_memory import InMemoryDataset
 from sift_mm.engine.optim_wrapper import (
     SparseAmpOptimWrapper,
     SparseOptimWrapper,
@@ -8,6 +9,7 @@ from sift_mm.engine.optim_wrapper import (
 from sift_mm.engine.saving import use_safe_files
 
 __all__ = [
+    'InMemoryDataset',
     'SparseAmpOptimWrapper',
     'SparseOptimWrapper',
     'SparseTrainingHook',

@@ -9,7 +9,7 @@ from torch import nn
 from sift_mm.backbones import SparseIFTBackbone
 from sift_mm.backbones.base import sparse_backbone
 from sift_mm.errors import UserError
-from sift_mm.flops import FlopCount, count_flops
+from sift_mm.flops import FlopCount, count_flops, describe_shape
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def backbone_flops(backbone: SparseIFTBackbone) -> tuple[FlopCount, float]:
     Counts are 2 x MACs at the backbone's ``match_shape``.
 
     Raises:
-        ValueError: If the backbone does not run on an image of that shape.
+        ValueError: If the backbone does not run on an input of that shape.
     """
     shape, channels = backbone.match_shape, backbone.image_channels
     try:
@@ -61,7 +61,7 @@ def backbone_flops(backbone: SparseIFTBackbone) -> tuple[FlopCount, float]:
         kind = getattr(backbone, 'kind', type(backbone))
         raise UserError(
             f'The FLOPs of {kind.__name__} cannot be matched: it '
-            f'does not run on an image of {shape[0]} x {shape[1]} pixels '
+            f'does not run on an input of {describe_shape(shape)} '
             f'alone ({type(error).__name__}: '
             f'{str(error).partition(chr(10))[0]}); set match_shape of the '
             "backbone, or flops='nominal'."
@@ -83,6 +83,8 @@ def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
     channels = channels_of(cfg, model)
     own, _ = count_model(model, shape, channels)
     found = sparse_backbone(model)
-    wide = found[1] if found and found[0] == 'backbone.' else None
+    if found is None:
+        return FlopBudget(own, own.total)
+    wide = found[1] if found[0] == 'backbone.' else None
     dense, _ = count_model(build_dense(cfg, wide), shape, channels)
     return FlopBudget(own, dense.total)

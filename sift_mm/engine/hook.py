@@ -29,6 +29,7 @@ from sift_mm.engine.accumulation import (
 from sift_mm.engine.budget import whole_model_budget
 from sift_mm.engine.first_batches import first_passes
 from sift_mm.engine.mask_description import MaskDescription
+from sift_mm.engine.mask_log import MaskLog
 from sift_mm.engine.optim_wrapper import SparseOptimWrapper, make_maskable
 from sift_mm.engine.plan import MaskPlan, sparse_backbone
 from sift_mm.engine.randomness import SeededIterations
@@ -40,7 +41,7 @@ from sift_mm.engine.transfer import (
     check_member,
     check_optimizer,
     choose_algorithm,
-    masks_of,
+    fit_masks,
     read_start,
 )
 from sift_mm.engine.wrappers import unwrap
@@ -52,7 +53,6 @@ from sift_mm.sparsity import (
     NetworkInitializer,
     RunOptions,
     SparseExecution,
-    density,
 )
 from sift_mm.sparsity.options import find_changes
 from sift_mm.sparsity.structures import check_structure
@@ -62,11 +62,9 @@ from sift_mm.sparsity.structures import check_structure
 class SparseTrainingHook(Hook):
     """Hook that draws, trains, saves, restores and logs the masks of a run.
 
-    It gives a plain ``OptimWrapper`` or ``AmpOptimWrapper`` a masked step. At
-    each update it writes ``sparse/density``, ``sparse/drop_fraction``,
-    ``sparse/moved`` (share of the active weights that moved) and
-    ``sparse/itop_rate`` to the run's visualizer. Checkpoints hold the masks
-    under the key ``sparse_training``.
+    It gives a plain ``OptimWrapper`` or ``AmpOptimWrapper`` a masked step, and
+    writes the scalars of :class:`MaskLog` to the run's visualizer. Checkpoints
+    hold the masks under the key ``sparse_training``.
 
     Args:
         **options: Options of :class:`sift_mm.sparsity.RunOptions`.
@@ -81,6 +79,8 @@ class SparseTrainingHook(Hook):
     def __init__(self, **options: Any) -> None:
         self.options = RunOptions.of(type(self).__name__, options)
         self.trainer: MaskTrainer | None = None
+        self.planned: MaskPlan | None = None
+        self.log: MaskLog | None = None
         self.iterations: SeededIterations | None = None
         self._start = Start()
         self._gradients: list[Gradients] | None = None
@@ -140,7 +140,7 @@ class SparseTrainingHook(Hook):
         wrapper = self._take_wrapper(runner)
         if self.trainer is not None and self._start.state is None:
             return  # A second call of train() goes on.
-        plan = self.plan(model, runner.cfg)
+        plan = self.planned = self.plan(model, runner.cfg)
         check_channels(model, runner.cfg)
         start = read_start(self._start, plan)
         self._start = Start()  # Frees the masks, which are read once.
@@ -229,7 +229,7 @@ class SparseTrainingHook(Hook):
             return plan.draw(init, seed, counts.at(0), passes), algorithm
         check_member(state, {'sparsity': plan.nominal_sparsity})
         check_structure(state, algorithm.structure, state['masks'])
-        masks = masks_of(state, plan.parameters, plan.counts)
+        masks = fit_masks(state, plan.parameters, plan.counts)
         if origin is Origin.RESTORED:
             spread = isinstance(self.options.initializer, NetworkInitializer)
             costs = plan.costs if spread else None
@@ -276,6 +276,10 @@ class SparseTrainingHook(Hook):
             if lost:
                 runner.logger.warning(lost)
         wrapper.mask_trainer = self.trainer
+        self.log = MaskLog(self.trainer, self.options.log_layers)
+        wrapper.before_step = (
+            self.log.before_step if self.options.log_layers else None
+        )
         # A user's train_step may step without the wrapper.
         self.trainer.attach(model, wrapper.optimizer)
         self._mask_averages(runner)
@@ -306,7 +310,7 @@ class SparseTrainingHook(Hook):
             )
 
     def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
-        """Log a mask update, and once the execution."""
+        """Log masks, and once the execution."""
         trainer = self.trainer
         if trainer is None:
             return
@@ -317,27 +321,16 @@ class SparseTrainingHook(Hook):
             self._execution_is_logged = True
             assert trainer.execution is not None
             runner.logger.info(trainer.execution.describe())
-        if trainer.report is None:
-            return
         report, trainer.report = trainer.report, None
-        if report.skipped:
+        if report is not None and report.skipped:
             runner.logger.warning(
                 f'Mask update at step {report.step} skipped: {report.skipped}.'
             )
-            return
-        self._mask_averages(runner)
-        scalars = {
-            'sparse/density': density(trainer.masks),
-            'sparse/drop_fraction': report.drop_fraction,
-            'sparse/moved': report.moved,
-            'sparse/itop_rate': trainer.history.itop_rate(),
-        }
-        if self.options.log_layers:
-            scalars |= {
-                f'sparse/density/{name}': count / trainer.masks[name].numel()
-                for name, count in trainer.masks.counts().items()
-            }
-        runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
+        elif report is not None:
+            self._mask_averages(runner)
+        assert self.log is not None
+        if scalars := self.log.after_step(report):
+            runner.visualizer.add_scalars(scalars, step=runner.iter + 1)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Add the trainer's state to the checkpoint."""

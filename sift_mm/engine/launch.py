@@ -20,6 +20,7 @@ from sift_mm.config.libraries import import_library
 from sift_mm.config.nodes import type_name
 from sift_mm.engine.saving import use_safe_files
 from sift_mm.engine.start import starting
+from sift_mm.engine.start_log import short_start
 
 T = TypeVar('T')
 
@@ -109,8 +110,9 @@ def run(cfg: Config, task: Callable[[Runner], T]) -> T:
     before: the task must not return the runner or its model.
     """
     use_safe_files()
-    with starting(cfg) as hook:
+    with starting(cfg) as hook, short_start(cfg) as log:
         runner = build_runner(cfg)
+        log.end_building(runner)
         runner.register_hook(hook)
         result = task(runner)
         end_workers(runner)

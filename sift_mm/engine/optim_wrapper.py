@@ -1,5 +1,6 @@
 """Optim wrappers with a masked step."""
 
+from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
@@ -18,10 +19,12 @@ class SparseOptimWrapper(OptimWrapper):
     In ``step`` the dense gradient is complete, after backward, accumulation
     and averaging over ranks, and not yet clipped. Without ``mask_trainer`` the
     wrapper acts like its parent. :class:`SparseTrainingHook` sets
-    ``mask_trainer``, and ``has_hook`` before.
+    ``mask_trainer``, and ``has_hook`` before; ``before_step``, if set, is
+    called with the complete gradients.
     """
 
     mask_trainer: MaskTrainer | None = None
+    before_step: Callable[[], None] | None = None
     has_hook = False
 
     def initialize_count_status(
@@ -48,7 +51,13 @@ class SparseOptimWrapper(OptimWrapper):
         if self.mask_trainer is None:
             step(**kwargs)
         else:
-            self.mask_trainer.step(self.optimizer, lambda: step(**kwargs))
+            self._masked_step(lambda: step(**kwargs))
+
+    def _masked_step(self, run: Callable[[], None]) -> None:
+        assert self.mask_trainer is not None
+        if self.before_step is not None:
+            self.before_step()
+        self.mask_trainer.step(self.optimizer, run)
 
 
 @OPTIM_WRAPPERS.register_module()
@@ -72,7 +81,7 @@ class SparseAmpOptimWrapper(SparseOptimWrapper, AmpOptimWrapper):
                 self._clip_grad()
             self.loss_scaler.step(self.optimizer, **kwargs)
 
-        self.mask_trainer.step(self.optimizer, run)
+        self._masked_step(run)
         self.loss_scaler.update(self._scale_update_param)
 
 

@@ -221,12 +221,12 @@ def check_member(state: Mapping[str, Any], here: Mapping[str, Any]) -> None:
         )
 
 
-def masks_of(
+def fit_masks(
     state: Mapping[str, Any],
     parameters: Mapping[str, nn.Parameter],
     expected: Mapping[str, int],
 ) -> MaskSet:
-    """Return the masks of a checkpoint for a network with loaded weights.
+    """Fit the masks of a checkpoint to a network with loaded weights.
 
     The masks keep their density: a classifier's differs from the density of a
     detector from scratch.

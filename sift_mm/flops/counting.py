@@ -7,7 +7,7 @@ get_flops tools print MACs under that name, half of this.
 import copy
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from sift_mm.errors import UserError
@@ -29,7 +30,8 @@ class FlopCount:
     """FLOPs of one forward pass of one sample, in 2 x MACs.
 
     Convolutions and matrix products are counted; norms, activations and
-    pooling are not. A shared module counts as often as it runs.
+    pooling are not. A shared module counts as often as it runs. Of causal
+    attention (``is_causal``), each query counts with the keys up to its own.
 
     Args:
         total (int): FLOPs of the network, with every weight dense.
@@ -68,42 +70,58 @@ class FlopCount:
 
 def count_flops(
     model: nn.Module,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     in_channels: int = 3,
     **forward_kwargs: Any,
 ) -> FlopCount:
-    """Count the FLOPs of a forward pass on one image.
+    """Count the FLOPs of a forward pass on one image or text.
 
     A copy of the model runs on the meta device, without arithmetic and
     without memory for activations.
 
     Args:
         model (nn.Module): The network; it does not change.
-        shape (tuple[int, int]): Height and width of the image, in pixels.
+        shape (tuple[int, ...]): As for :func:`meta_image`.
         in_channels (int): Channels of the image.
         **forward_kwargs: Arguments of forward; detectors, segmentors and
             classifiers need ``mode='tensor'``.
 
     Raises:
-        ValueError: If the shape is not two numbers.
+        ValueError: If the shape is neither one nor two numbers.
     """
     image = meta_image(shape, in_channels)
     with plain_operators():
         return count_call(on_meta(model, norms=False), image, **forward_kwargs)
 
 
-def meta_image(shape: tuple[int, int], channels: int = 3) -> Tensor:
-    """Return an image without numbers, (1, channels, height, width).
+def meta_image(shape: tuple[int, ...], channels: int = 3) -> Tensor:
+    """Return an input of batch 1 without numbers.
+
+    Args:
+        shape (tuple[int, ...]): Height and width of an image, in pixels; or
+            one number, the length of a text in tokens.
+        channels (int): Channels of an image.
+
+    Returns:
+        Tensor: (1, channels, height, width), or ids of shape (1, tokens).
 
     Raises:
-        ValueError: If the shape is not two numbers.
+        ValueError: If the shape is neither one nor two numbers.
     """
+    if len(shape) == 1:
+        return torch.empty(1, *shape, dtype=torch.long, device='meta')
     if len(shape) != 2:
         raise UserError(
-            f'The shape is height and width in pixels, not {tuple(shape)}; '
-            'channels are a number of their own.'
+            'The shape is height and width in pixels, or a number of tokens, '
+            f'not {tuple(shape)}; channels are a number of their own.'
         )
     return torch.empty(1, channels, *shape, device='meta')
+
+
+def describe_shape(shape: Sequence[int]) -> str:
+    """Return a shape in words: '224 x 256 pixels', or '2048 tokens'."""
+    unit = 'tokens' if len(shape) == 1 else 'pixels'
+    return f'{" x ".join(map(str, shape))} {unit}'
 
 
 def image_channels(network: nn.Module) -> int:
@@ -217,6 +235,36 @@ def watched(
         yield
 
 
+class _Future(TorchFunctionMode):
+    """Mode that sums the FLOPs on scores that causal attention masks.
+
+    PyTorch's counter takes every query with every key. Fused kernels leave
+    out the keys behind a query, which no output depends on.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is functional.scaled_dot_product_attention:
+            names = ('query', 'key', 'value', 'attn_mask', 'dropout_p')
+            call = dict(zip((*names, 'is_causal'), args, strict=False))
+            call |= kwargs
+            if call.get('is_causal'):
+                query, key, value = (call[name] for name in names[:3])
+                masked = sum(
+                    max(key.shape[-2] - 1 - i, 0)
+                    for i in range(query.shape[-2])
+                )
+                width = query.shape[-1] + value.shape[-1]
+                self.flops += 2 * masked * width * query[..., 0, 0].numel()
+        return func(*args, **kwargs)
+
+
 def count_call(model: nn.Module, *args: Any, **kwargs: Any) -> FlopCount:
     """Count the FLOPs of one call of a model, see :class:`FlopCount`."""
     return count_while(model, lambda: model(*args, **kwargs))
@@ -226,21 +274,24 @@ def count_while(model: nn.Module, run: Callable[[], Any]) -> FlopCount:
     """Count the FLOPs of a model while a function runs it."""
     # The counter's own table uses the last name of a shared module, and adds
     # the modules that a module calls.
-    counter = FlopCounterMode(display=False)
+    counter, future = FlopCounterMode(display=False), _Future()
     by_module: dict[str, int] = defaultdict(int)
     own: dict[str, int] = defaultdict(int)
     running: list[tuple[str, int]] = []
 
+    def total() -> int:
+        return counter.get_total_flops() - future.flops
+
     def enter(name: str, *_: Any) -> None:
-        running.append((name, counter.get_total_flops()))
+        running.append((name, total()))
 
     def leave(name: str, *_: Any) -> None:
-        spent = counter.get_total_flops() - running.pop()[1]
+        spent = total() - running.pop()[1]
         by_module[name] += spent
         own[name] += spent
         if running:
             own[running[-1][0]] -= spent
 
-    with watched(model, enter, leave), counter, torch.no_grad():
+    with watched(model, enter, leave), counter, future, torch.no_grad():
         run()
-    return FlopCount(counter.get_total_flops(), dict(by_module), dict(own))
+    return FlopCount(total(), dict(by_module), dict(own))

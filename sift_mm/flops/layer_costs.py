@@ -86,19 +86,19 @@ def _sum(name: str, rows: list[Row]) -> Row:
 
 def profile(
     model: nn.Module,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     densities: Mapping[str, float] | None = None,
     in_channels: int = 3,
     auxiliary: bool = False,
 ) -> Profile:
-    """Count FLOPs, parameters and memory of each layer, for one image.
+    """Count FLOPs, parameters and memory of each layer, for one input.
 
     Every report of a network's costs comes from here.
 
     Args:
         model (nn.Module): Any of the libraries' models, or a plain network;
             it does not change.
-        shape (tuple[int, int]): Height and width of the image, in pixels.
+        shape (tuple[int, ...]): As for :func:`~sift_mm.flops.meta_image`.
         densities (Mapping[str, float], optional): Share of active weights by
             parameter name, as of :func:`mask_densities`.
         in_channels (int): Channels of the image.

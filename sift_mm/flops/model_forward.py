@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_any, tree_map_only
 from sift_mm.flops.counting import (
     FlopCount,
     count_while,
+    describe_shape,
     meta_image,
     on_meta,
     plain_operators,
@@ -229,25 +230,26 @@ def count_trial(
     except NotCountable:
         raise
     except Exception as error:  # Any error of a layer.
-        height, width = image.shape[-2:]
+        text = image.dim() == 2
+        shape = describe_shape(image.shape[1 if text else -2 :])
         reason = str(error).partition('\n')[0]
         raise NotCountable(
-            'the model does not run in tensor mode on an image of '
-            f'{height} x {width} pixels alone '
+            f'the model does not run in tensor mode on '
+            f'{"a text" if text else "an image"} of {shape} alone '
             f'({type(error).__name__}: {reason})'
         ) from error
     return count, tuple(assumed)
 
 
 def count_model(
-    model: nn.Module, shape: tuple[int, int], channels: int = 3
+    model: nn.Module, shape: tuple[int, ...], channels: int = 3
 ) -> tuple[FlopCount, tuple[str, ...]]:
-    """Count the FLOPs of any of the libraries' models on one image.
+    """Count the FLOPs of any of the libraries' models on one image or text.
 
     Args:
         model (nn.Module): Detector, segmentor, classifier or backbone; it
             does not change.
-        shape (tuple[int, int]): Height and width of the image, in pixels.
+        shape (tuple[int, ...]): As for :func:`~sift_mm.flops.meta_image`.
         channels (int): Channels of the image.
 
     Returns:

@@ -2,13 +2,14 @@
 
 from .build import why_unavailable
 from .convolution import in_format_of, is_channels_last
-from .geometry import Geometry, geometry_of, pair, reads_images
+from .geometry import Geometry, geometry_of, reads_images
+from .masked_layers import why_dense
 from .memory import keep_freed_memory
 from .norm import batch_norm
 from .ops import PRODUCTS, sparse_conv2d, sparse_conv2d_fused
 from .patches import is_overridden
 from .pattern import make_pattern
-from .pooling import can_pool, max_pool2d
+from .pooling import max_pool2d
 from .timing import SMALLEST, fastest
 
 __all__ = [
@@ -16,7 +17,6 @@ __all__ = [
     'SMALLEST',
     'Geometry',
     'batch_norm',
-    'can_pool',
     'fastest',
     'geometry_of',
     'in_format_of',
@@ -25,9 +25,9 @@ __all__ = [
     'keep_freed_memory',
     'make_pattern',
     'max_pool2d',
-    'pair',
     'reads_images',
     'sparse_conv2d',
     'sparse_conv2d_fused',
+    'why_dense',
     'why_unavailable',
 ]

@@ -122,10 +122,7 @@ def batch_norm(
     """
     fits = (
         x.ndim == 4
-        and all(
-            t.dtype == torch.float32 and t.device.type == 'cpu'
-            for t in (x, weight, bias)
-        )
+        and all(t.dtype == torch.float32 for t in (x, weight, bias))
         and len(weight) == len(bias) == x.shape[1]
         and x.numel() > x.shape[1]
         and not why_unavailable()

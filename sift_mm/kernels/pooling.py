@@ -5,12 +5,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import max_pool2d as dense_max_pool2d
 
 from .build import call, int64_fields, why_unavailable
 from .convolution import in_format_of, new
-from .geometry import pair
 
 
 class Pool(ctypes.Structure):
@@ -117,16 +116,6 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
 _max_pool2d.register_autograd(_backward, setup_context=_save)
 
 
-def can_pool(module: nn.Module) -> bool:
-    """Return True for a max-pooling that the kernel can run."""
-    return (
-        isinstance(module, nn.MaxPool2d)
-        and pair(module.dilation) == (1, 1)
-        and not module.ceil_mode
-        and not module.return_indices
-    )
-
-
 def max_pool2d(
     x: Tensor,
     kernel: tuple[int, int],
@@ -150,7 +139,6 @@ def max_pool2d(
     fits = (
         x.ndim == 4
         and x.dtype == torch.float32
-        and x.device.type == 'cpu'
         and kernel[0] * kernel[1] <= 256
         and all(2 * p <= k for p, k in zip(padding, kernel, strict=True))
         and x.numel() > 0

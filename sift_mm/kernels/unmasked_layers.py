@@ -14,7 +14,7 @@ from .geometry import pair
 from .masked_layers import why_dense
 from .norm import batch_norm
 from .patches import is_overridden
-from .pooling import can_pool, max_pool2d
+from .pooling import max_pool2d
 
 
 class UnmaskedExecution:
@@ -65,7 +65,8 @@ class UnmaskedExecution:
         """Return True if a max-pooling of an input runs on the kernel."""
         return (
             self.sparse
-            and can_pool(pool)
+            and pair(pool.dilation) == (1, 1)
+            and not (pool.ceil_mode or pool.return_indices)
             and not why_dense(x)
             and not is_overridden()
         )

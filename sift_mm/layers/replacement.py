@@ -1,7 +1,5 @@
 """Transformation of any built network into a member of the family."""
 
-import re
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +16,8 @@ from sift_mm.layers.report import (
     NothingReplaced,
     Replacement,
     TransformReport,
+    find_refused,
+    note_refused,
     record,
 )
 from sift_mm.layers.widening import widen_chains
@@ -124,42 +124,6 @@ def output_shapes(module: nn.Module, example: Any) -> list[Any] | str:
     return [getattr(leaf, 'shape', None) for leaf in tree_leaves(out)]
 
 
-def _undo_what_fails(
-    module: nn.Module,
-    changes: Sequence[Change],
-    example: Any,
-    expected: list[Any],
-    skipped: dict[str, str],
-) -> set[tuple[str, ...]]:
-    """Undo the changes that change the outputs' shapes; return their layers.
-
-    Changes whose names differ only in numbers are undone together.
-    """
-    if output_shapes(module, example) == expected:
-        return set()
-    kinds: dict[str, list[Change]] = defaultdict(list)
-    for change in changes:
-        kinds[re.sub(r'\d+', '#', ' '.join(change.names))].append(change)
-        change.undo()
-    failed = set()
-    for alike in kinds.values():
-        for change in alike:
-            change.redo()
-        found = output_shapes(module, example)
-        if found == expected:
-            continue
-        why = found if isinstance(found, str) else 'other outputs'
-        for change in alike:
-            change.undo()
-            failed.add(change.names)
-            for name in change.names:
-                skipped[name] = (
-                    f'{change.kind} is read from outside, where its values '
-                    f'would change ({why})'
-                )
-    return failed
-
-
 def _replace(
     module: nn.Module,
     member: Member,
@@ -174,12 +138,25 @@ def _replace(
             f'The network does not run with the example: {expected}'
         )
     changes = _put_composites(module, member, layers, skipped)
-    bad: set[tuple[str, ...]] = set()
-    if expected is not None:
-        bad = _undo_what_fails(module, changes, example, expected, skipped)
+    for change in changes if expected is not None else ():
+        change.undo()
+
+    def objection(some: Sequence[Change]) -> str:
+        for change in some:
+            change.redo()
+        found = output_shapes(module, example)
+        for change in some:
+            change.undo()
+        if found == expected:
+            return ''
+        return found if isinstance(found, str) else 'other outputs'
+
+    refused = {} if expected is None else find_refused(changes, objection)
+    note_refused(changes, refused, skipped)
     replaced: dict[str, Replacement] = {}
     for change in changes:
-        if change.names not in bad:
+        if change.names not in refused:
+            change.redo()
             replaced |= change.replaced
     return replaced
 

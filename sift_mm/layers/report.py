@@ -1,7 +1,8 @@
 """Report of what a transformation did to a network."""
 
-from collections import Counter
-from collections.abc import Mapping
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -73,6 +74,45 @@ class NothingReplaced(UserError):
     def __init__(self, report: TransformReport) -> None:
         super().__init__(f'No layer could be replaced. {report}')
         self.report = report
+
+
+def find_refused(
+    changes: Sequence[Any], objection: Callable[[Sequence[Any]], str]
+) -> dict[tuple[str, ...], str]:
+    """Return the names of the changes that a network refuses, with reasons.
+
+    Changes whose names differ only in numbers are refused together.
+
+    Args:
+        changes (Sequence): Changes with ``names``, the layers' full names.
+        objection (Callable): Function that returns why the network cannot
+            have some of the changes, or ''.
+    """
+    reason = objection(changes) if changes else ''
+    if not reason:
+        return {}
+    kinds: dict[str, list[Any]] = defaultdict(list)
+    for change in changes:
+        kinds[re.sub(r'\d+', '#', ' '.join(change.names))].append(change)
+    refused: dict[tuple[str, ...], str] = {}
+    for alike in kinds.values():
+        why = objection(alike)
+        refused |= {change.names: why for change in alike if why}
+    return refused or {change.names: reason for change in changes}
+
+
+def note_refused(
+    changes: Sequence[Any],
+    refused: Mapping[tuple[str, ...], str],
+    skipped: dict[str, str],
+) -> None:
+    """Note the reasons of refused changes of ``kind`` by layer."""
+    for change in changes:
+        for name in change.names if change.names in refused else ():
+            skipped[name] = (
+                f'{change.kind} is read from outside, where its values would '
+                f'change ({refused[change.names]})'
+            )
 
 
 def record(name: str, old: nn.Module, new: Any, ratio: float) -> Replacement:

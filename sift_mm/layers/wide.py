@@ -111,6 +111,11 @@ class Widening:
         """Names of the layers in the network."""
         return self.place.names()
 
+    @property
+    def kind(self) -> str:
+        """Class name of the block."""
+        return type(self.block).__name__
+
 
 def plan_widening(block: nn.Module, place: Place, sparsity: float) -> Widening:
     """Plan the widths of a chain, and run the block with them on meta tensors.

@@ -1,8 +1,7 @@
 """Widening of all chains of a network that the value check accepts."""
 
 import math
-import re
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -17,7 +16,12 @@ from sift_mm.flops import image_channels, on_meta
 from sift_mm.layers.chains import Link, Place, find_chains
 from sift_mm.layers.family import Member, check_share, share_of_flops
 from sift_mm.layers.plain import Change, size_of, weight_scale
-from sift_mm.layers.report import Replacement, record
+from sift_mm.layers.report import (
+    Replacement,
+    find_refused,
+    note_refused,
+    record,
+)
 from sift_mm.layers.value_check import ValueCheck
 from sift_mm.layers.wide import Widening, plan_widening, put_wider
 
@@ -60,12 +64,7 @@ def widen_chains(
             break
         # A part of a refused chain may be one.
         failed |= refused.keys()
-        for plan in new:
-            for name in plan.names if plan.names in refused else ():
-                skipped[name] = (
-                    f'{type(plan.block).__name__} is read from outside, where '
-                    f'its values would change ({refused[plan.names]})'
-                )
+        note_refused(new, refused, skipped)
     replaced: dict[str, Replacement] = {}
     for plan in plans:
         replaced |= _put(plan.block, plan, member)
@@ -255,31 +254,16 @@ def _cropped(inputs: Any, side: int) -> Any:
 def _refused_by_network(
     whole: ValueCheck | None, plans: Sequence[Widening]
 ) -> dict[Names, str]:
-    """Return the chains that the whole network refuses, with the reasons.
-
-    Chains whose names differ only in numbers are refused together.
-    """
-    plans = [plan for plan in plans if _runs(whole, plan)]
-    if whole is None or not plans:
-        return {}
+    """Return the chains that the whole network refuses, with the reasons."""
 
     def objection(some: Sequence[Widening]) -> str:
+        assert whole is not None
         try:
             return whole.objection([plan.place for plan in some])
         except Exception as error:  # Any error of a layer.
             return _first_line(error)
 
-    reason = objection(plans)
-    if not reason:
-        return {}
-    kinds: dict[str, list[Widening]] = defaultdict(list)
-    for plan in plans:
-        kinds[re.sub(r'\d+', '#', ' '.join(plan.names))].append(plan)
-    refused: dict[Names, str] = {}
-    for alike in kinds.values():
-        why = objection(alike)
-        refused |= {plan.names: why for plan in alike if why}
-    return refused or {plan.names: reason for plan in plans}
+    return find_refused([p for p in plans if _runs(whole, p)], objection)
 
 
 def _put(

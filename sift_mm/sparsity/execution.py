@@ -234,6 +234,14 @@ class SparseExecution:
         )
         self._chosen = any(layer.choices for layer in self.layers.values())
 
+    def products(self, parameter: str) -> int:
+        """Count the products, of three, of a weight that run sparse."""
+        prefix, _, key = parameter.rpartition('.')
+        layer = self.layers.get(prefix if key == 'weight' else parameter)
+        if layer is None or self._reason(layer):
+            return 0
+        return sum(self._choice(layer))
+
     def describe(self) -> str:
         """Return a line on the sparse layers, and why others run dense."""
         if self.mode == 'dense':

@@ -16,6 +16,22 @@ def density(masks: Mapping[str, Tensor]) -> float:
     return active / sum(mask.numel() for mask in masks.values())
 
 
+def dead_channels(mask: Tensor) -> tuple[int, int]:
+    """Count input and output channels of a layer without active weight.
+
+    Output channels are the first axis, filters; input channels the second,
+    over all taps. In a grouped convolution the second axis numbers the inputs
+    of a group, and one counts if it is dead in all groups. Transposed
+    convolutions have their inputs on the first axis.
+
+    Returns:
+        tuple: Dead inputs, dead outputs.
+    """
+    taps = mask.flatten(2).any(2) if mask.ndim > 2 else mask
+    dead = [count(~taps.any(axis)) for axis in (0, 1)]
+    return dead[0], dead[1]
+
+
 class MaskHistory:
     """History of the weights that were ever and always active.
 
@@ -43,23 +59,25 @@ class MaskHistory:
             found._always[name] = self._always[name] & bits
         return found
 
-    def _share(self, packed: Mapping[str, Tensor]) -> float:
-        ones = sum(
-            count(unpack(packed[name], size))
-            for name, size in self._sizes.items()
-        )
-        return ones / sum(self._sizes.values())
+    def _share(self, packed: Mapping[str, Tensor], name: str | None) -> float:
+        sizes = self._sizes if name is None else {name: self._sizes[name]}
+        ones = sum(count(unpack(packed[n], size)) for n, size in sizes.items())
+        return ones / sum(sizes.values())
 
-    def itop_rate(self) -> float:
+    def itop_rate(self, name: str | None = None) -> float:
         """Return the share of weights that were active at any time.
 
-        The in-time over-parameterization rate of Liu et al. 2021.
+        The in-time over-parameterization rate of Liu et al. 2021, of one layer
+        or of all together.
         """
-        return self._share(self._ever)
+        return self._share(self._ever, name)
 
-    def degree_of_constraint(self) -> float:
-        """Return the share of weights that were active all the time."""
-        return self._share(self._always)
+    def degree_of_constraint(self, name: str | None = None) -> float:
+        """Return the share of weights that were active all the time.
+
+        It is that of one layer, or of all together.
+        """
+        return self._share(self._always, name)
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
         """Return the packed bits by name, as uint8 tensors."""

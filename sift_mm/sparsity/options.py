@@ -181,14 +181,15 @@ class RunOptions(MaskOptions):
         transfer (str): Use of the masks of loaded weights: 'fixed' keeps them;
             'train' trains them further; 'dense' drops them and trains all
             weights, at more FLOPs.
-        log_layers (bool): True to log the density of each layer too.
+        log_layers (bool | int): True to log each layer too, at each mask
+            update; a number to log it every so many optimizer steps.
 
     Raises:
         ValueError: If ``init`` and ``transfer`` contradict each other.
     """
 
     transfer: Transfer = 'fixed'
-    log_layers: bool = False
+    log_layers: bool | Count = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -1,7 +1,7 @@
 """Tiny data sets in the layouts of the real ones, made on the spot.
 
 They look enough like the real thing that the libraries' own dataset classes
-and metrics read them: COCO, Cityscapes, ADE20K and ImageNet. Each is made in
+and metrics read them: COCO, Cityscapes and ImageNet. Each is made in
 a folder, which it returns: the ``data_root``. The same arguments make the
 same pixels. There is no CIFAR: MMPreTrain checks the MD5 of its files.
 """
@@ -154,25 +154,6 @@ def mini_imagenet(
                 image.save(folder / file_name, quality=95)
                 lines.append(f'{name}/{file_name} {label}')
         (root / 'meta' / f'{split}.txt').write_text('\n'.join(lines) + '\n')
-    return root
-
-
-def mini_ade20k(root: Path) -> Path:
-    """Make a segmentation set in the layout of ADE20K.
-
-    Noise with rectangles of the classes 1 to 4; 0 is not labelled.
-    """
-    rng = np.random.default_rng(0)
-    for split, number in (('training', 2), ('validation', 1)):
-        for kind in ('images', 'annotations'):
-            (root / kind / split).mkdir(parents=True)
-        for index in range(number):
-            label = rng.integers(0, 5, (4, 6)).repeat(16, 0).repeat(16, 1)
-            name = f'ADE_{split[:-3]}_{index + 1:08d}'
-            _noise(rng, 64, 96).save(root / 'images' / split / f'{name}.jpg')
-            Image.fromarray(label.astype(np.uint8)).save(
-                root / 'annotations' / split / f'{name}.png'
-            )
     return root
 
 

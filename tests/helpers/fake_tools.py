@@ -57,6 +57,7 @@ def standins(
     """Replace the tools of experiments by fakes in a temporary folder."""
     from sift_mm.cli import experiments
 
+    experiments.content_of.cache_clear()
     for name, text in (('train', TRAIN), ('test', TEST)):
         path = tmp_path / f'{name}_tool.py'
         path.write_text(text)

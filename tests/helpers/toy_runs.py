@@ -1,6 +1,7 @@
 """A small MMEngine run on generated points, for tests of the engine."""
 
 import itertools
+import json
 
 import torch
 from mmengine.model import BaseModel
@@ -109,6 +110,17 @@ def hook_of(runner):
     return next(
         h for h in runner.hooks if type(h).__name__ == 'SparseTrainingHook'
     )
+
+
+def scalars(work_dir):
+    """Read the scalars of the run's visualizer by name."""
+    found = {}
+    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
+        for line in path.read_text().splitlines():
+            record = json.loads(line)
+            for key, value in record.items():
+                found.setdefault(key, []).append((record.get('step'), value))
+    return found
 
 
 def final_state(runner):

@@ -125,20 +125,6 @@ def test_deformable_convolutions_stay(kind, places):
     assert stages == {'layer1', 'layer2', 'layer3'}
 
 
-@pytest.mark.parametrize('name', ['mobilenet', 'darknet', 'vit', 'mit'])
-def test_a_training_step_moves_every_masked_weight(name):
-    model = sparse(name)
-    model.train()
-    model.init_weights()
-    before = {n: p.clone() for n, p in model.named_parameters()}
-    size = 224 if name == 'vit' else 64
-    out = tree_leaves(model(torch.rand(2, 3, size, size)))
-    sum(x.square().mean() for x in out).backward()
-    torch.optim.SGD(model.parameters(), lr=1.0).step()
-    for name in model.sparse_parameter_names():
-        assert not torch.equal(before[name], model.get_parameter(name)), name
-
-
 def test_a_rule_of_the_whole_model_leaves_replaced_layers_alone():
     torch.manual_seed(0)
     model = MODELS.build(

@@ -247,30 +247,6 @@ def test_the_parents_options_keep_working(family, kwargs):
         assert (layer.stride, layer.dilation) == (old.stride, old.dilation)
 
 
-@pytest.mark.parametrize('family', ['wide', 'parallel', 'doped'])
-def test_checkpointing_changes_nothing(family):
-    x = torch.rand(2, 3, 64, 64, requires_grad=True)
-    grads = []
-    for with_cp in (False, True):
-        model = build(family=family, with_cp=with_cp, zero_init_residual=False)
-        model.train()
-        sum(o.square().mean() for o in model(x)).backward()
-        grads.append({n: p.grad for n, p in model.named_parameters()})
-    for name, grad in grads[0].items():
-        torch.testing.assert_close(grad, grads[1][name])
-
-
-@pytest.mark.parametrize('registry, name, family', PAIRS)
-def test_frozen_stages_are_frozen(registry, name, family):
-    model = build(registry, name, family=family, frozen_stages=2)
-    model.train()
-    for key, parameter in model.named_parameters():
-        frozen = key.startswith(('conv1', 'bn1', 'layer1', 'layer2'))
-        assert parameter.requires_grad != frozen, key
-    assert not any(m.training for m in model.layer2.modules())
-    assert model.layer3[0].conv1.training
-
-
 @pytest.mark.parametrize('family', ['parallel', 'wide_factorized'])
 def test_the_three_libraries_build_the_same_network(family):
     x = torch.rand(1, 3, 64, 64)
@@ -329,15 +305,6 @@ def test_pretrained_weights_are_kept(registry, name, family, tmp_path):
         loaded = build(registry, name, init_cfg=init_cfg, **kwargs)
         for key, value in saved.items():
             assert torch.equal(value, loaded.state_dict()[key]), key
-
-
-@pytest.mark.parametrize('family', LAYERS)
-def test_initialising_twice_changes_nothing(family):
-    model = build(family=family)
-    before = {k: v.clone() for k, v in model.state_dict().items()}
-    model.init_weights()
-    for key, value in model.state_dict().items():
-        assert torch.equal(value, before[key]), key
 
 
 @pytest.mark.parametrize('family', ['factorized', 'doped'])

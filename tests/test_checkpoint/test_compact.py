@@ -3,8 +3,6 @@ import torch
 from torch import nn
 
 import sift_mm
-from helpers.runs import forget_instances
-from helpers.sparse_runs import sparse_config, train
 from helpers.toy_runs import assert_same
 from sift_mm.checkpoint.compact import COMPACT_KEY, compact, expand
 from sift_mm.cli.publish_model import main as publish
@@ -102,25 +100,6 @@ def test_at_0_9_a_file_is_below_a_sixth(tmp_path):
         torch.save(content, tmp_path / 'a.pth')
         sizes.append((tmp_path / 'a.pth').stat().st_size)
     assert sizes[1] < (sizes[0] - 10**6) / 6  # Without the mask.
-
-
-@pytest.mark.usefixtures('fresh_process')
-def test_a_training_starts_from_a_compact_file(data, tmp_path):
-    config = sparse_config(tmp_path / 'c', 'mmpretrain', data['mmpretrain'])
-    options = ['--no-validate', '--cfg-options', 'train_cfg.max_epochs=1']
-    options.append('optim_wrapper.optimizer.lr=0')
-    there = train(config, tmp_path / 'a', *options)
-    run = tmp_path / 'a/epoch_1.pth'
-    publish([str(run), str(tmp_path / 'b.pth'), '--compact'])
-    (path,) = tmp_path.glob('b-*.pth')
-    forget_instances()
-    options += ['randomness.seed=9', '--pretrained', str(path)]
-    here = train(config, tmp_path / 'd', *options)
-    masks = (c['sparse_training']['masks'] for c in (here, there))
-    assert_same(*masks)
-    for name, mask in here['sparse_training']['masks'].items():
-        weights = (c['state_dict'][name] for c in (here, there))
-        assert torch.equal(*weights) and mask.any(), name
 
 
 def test_published_twice_and_loaded_by_mmengine(tmp_path):

@@ -4,8 +4,6 @@ import http.server
 import io
 import os
 import pickle
-import subprocess
-import sys
 import threading
 import zipfile
 from functools import partial
@@ -83,7 +81,6 @@ def sparse(training):
 OLD = dict(_use_new_zipfile_serialization=False)
 BAD = {
     'empty': (b'', 'damaged: it is no pickle of tensors'),
-    'a line': (b'hello\n', 'damaged: it is no pickle of tensors'),
     'text': (b'# Notes\nNo checkpoint.', 'no pickle of tensors'),
     'jpeg': (b'\xff\xd8\xff\xe0\0\x10JFIF' + bytes(99), 'no pickle of'),
     'safetensors': (
@@ -102,12 +99,10 @@ BAD = {
     'reach, old': (saved(Reach(), **OLD), 'contains builtins.getattr'),
     'no weights': (saved({'meta': {'epoch': 1}}), 'no weights by name'),
     'weights in a list': (saved({'state_dict': [1]}), 'no weights by name'),
-    'weights a text': (saved({'state_dict': 'a'}), 'no weights by name'),
     'no tensor': (saved({'state_dict': {**WEIGHTS, 'b': 3}}), "'b' in its"),
 }
 BAD_MASKS = {
     'no masks': (sparse({'version': 1}), 'holds no masks'),
-    'masks a list': (sparse({'masks': [1]}), 'holds no masks'),
     'mask a text': (sparse({'masks': {'a.weight': 'x'}}), 'no bool tensor'),
     'mask of floats': (sparse({'masks': WEIGHTS}), 'no bool tensor'),
     'newer': (sparse({'version': 99, 'masks': {}}), 'version 99'),
@@ -143,25 +138,6 @@ def test_a_bad_file_is_named(name, tmp_path):
     for reader in (read, load_compact, CheckpointLoader.load_checkpoint):
         with pytest.raises(UserError, match=f'{path} .*{words}'):
             reader(str(path))
-
-
-def test_the_import_changes_nothing_of_mmengine():
-    # In a process of its own: a run sets its readers and writers for good.
-    program = (
-        'from mmengine.fileio import file_client, io\n'
-        'from mmengine.fileio.backends import registry_utils as files\n'
-        'from mmengine.runner import CheckpointLoader\n'
-        'def state():\n'
-        '    return (dict(CheckpointLoader._schemes), dict(files.backends),\n'
-        '            dict(files.prefix_to_backends),\n'
-        '            dict(io.backend_instances))\n'
-        'before = state()\n'
-        'import sift_mm.engine\n'
-        'assert state() == before\n'
-        'sift_mm.engine.use_safe_files()\n'
-        'assert state() != before\n'
-    )
-    subprocess.run([sys.executable, '-c', program], check=True)
 
 
 def test_a_start_is_read_once(tmp_path, monkeypatch):

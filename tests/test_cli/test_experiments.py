@@ -89,6 +89,7 @@ def test_a_run_of_another_plan_is_set_aside(run, capsys, what):
     else:
         with Path(what).open('a') as file:
             file.write('\nseed = 1')
+        experiments.content_of.cache_clear()
     assert not again.is_done()
     run_experiments([again])
     assert tools() == ['train', 'test'] and again.is_done()

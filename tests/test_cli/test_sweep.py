@@ -236,6 +236,7 @@ def test_the_tools_do_what_a_sweep_asks(data, tmp_path, capsys, monkeypatch):
         assert 'Iter(train) [' in logged  # As progress shows.
         rate = '1.0000e-03' if name == 'dense' else '1.0000e-01'
         assert f'lr: {rate}' in logged
+    assert (tmp_path / 'runs/report/report.html').exists()
     sweep.main(args)
     assert capsys.readouterr().out.startswith('0 runs to do')
 

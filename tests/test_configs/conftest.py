@@ -11,6 +11,7 @@ from PIL import Image
 from helpers import datasets
 from helpers.datasets import idx
 from helpers.small_configs import shallow
+from helpers.texts import mini_text
 
 
 def mini_cifar100(root, train=4, test=2):
@@ -71,6 +72,7 @@ def checkout(tmp_path_factory):
     mini_cifar100(data / 'cifar100')
     mini_fashion_mnist(data / 'fashion_mnist')
     mini_tree_crowns(data / 'tree_crowns')
+    mini_text(data / 'text')
     datasets.mini_imagenet(
         data / 'imagenet', num_train=2, num_val=1, num_classes=2
     )

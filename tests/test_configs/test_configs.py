@@ -14,10 +14,12 @@ from helpers.small_configs import (
     shrink,
     without_pretrained,
 )
+from helpers.texts import SMALL
 from sift_mm.backbones import SparseIFTMixin
 from sift_mm.cli import train
 from sift_mm.config.building import build_backbone, replace_sync_norms
 from sift_mm.config.channels import follow
+from sift_mm.config.checks import backbone_node
 from sift_mm.config.data import check_data
 from sift_mm.config.loading import import_library, load_run_config
 from sift_mm.engine import SparseTrainingHook
@@ -56,6 +58,9 @@ def narrow(cfg):
 
 
 def narrow_model(cfg):
+    if cfg.model.type == 'GPT':
+        cfg.model.update(SMALL)
+        return
     backbone = cfg.model.backbone
     width = WIDTH_CIFAR if backbone.type.endswith('_CIFAR') else WIDTH
     width = min(width, backbone.get('base_channels', width))
@@ -74,11 +79,12 @@ def narrow_model(cfg):
 def is_repeated(name):
     """Return True if a narrow run of another config is the same but for s.
 
-    ResNet-34 has two blocks a stage here, as ResNet-18 has.
+    Epochs are narrowed too, and ResNet-34 to the blocks of ResNet-18.
     """
-    return 'resnet34' in name or (
-        re.search('-s(50|90)[-_]', name) and 'imagenet/resnet18' not in name
-    )
+    if 'resnet34' in name or '-5e_fashion-mnist' in name:
+        return True
+    wide = 'imagenet/resnet18-sift-wide' in name
+    return bool(re.search('-s(50|90)[-_]', name)) and not wide
 
 
 @pytest.mark.parametrize('name', CONFIGS)
@@ -109,12 +115,14 @@ def test_a_config_trains_and_keeps_its_density(name, tmp_path, in_checkout):
 
 def check_name(name, cfg):
     """Check that a file's name fits its network and masks."""
-    backbone = cfg.model.backbone
+    backbone = backbone_node(cfg)
     found = re.search(r'-sift-([a-z-]+)-s(\d+)[-_]', name)
     if found is not None:
         assert backbone.family == found[1].replace('-', '_')
         assert backbone.sparsity == int(found[2]) / 100
     elif 'sift' not in name:
         assert backbone.get('family') is None
-    if '_rigl-' in name:
-        assert [hook.algorithm for hook in cfg.custom_hooks] == ['RigL']
+    for algorithm in ('RigL', 'SET'):
+        if f'_{algorithm.lower()}-' in name:
+            hooks = [hook.algorithm for hook in cfg.custom_hooks]
+            assert hooks == [algorithm]

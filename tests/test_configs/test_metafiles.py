@@ -9,12 +9,15 @@ import yaml
 
 from helpers.runs import ROOT
 
-DENSE = ROOT / 'configs/fashion_mnist/resnet18-w8_1xb128-1e_fashion-mnist.py'
+DENSE = ROOT / 'configs/fashion_mnist/resnet18-w4_1xb128-12e_fashion-mnist.py'
 
 WIDE = DENSE.with_name(
-    'resnet18-w8-sift-wide-s75_rigl-1xb128-1e_fashion-mnist.py'
+    'resnet18-w4-sift-wide-s75_rigl-1xb128-12e_fashion-mnist.py'
 )
-FOLDERS = 'cifar100', 'deeplabv3plus', 'fashion_mnist', 'imagenet', 'retinanet'
+FOLDERS = (
+    *('cifar100', 'deeplabv3plus', 'fashion_mnist', 'gpt'),
+    *('imagenet', 'retinanet'),
+)
 
 
 def load(path):
@@ -36,7 +39,7 @@ def test_a_metafile_names_every_config(name):
         assert (ROOT / collection['README']).is_file()
 
 
-@pytest.mark.parametrize('name', ['cifar100', 'imagenet'])
+@pytest.mark.parametrize('name', ['cifar100', 'gpt', 'imagenet'])
 def test_members_have_the_flops_of_the_dense_network(name):
     models = load(ROOT / 'configs' / name / 'metafile.yml')['Models']
     counts = {m['Name']: m['Metadata'] for m in models}

@@ -62,21 +62,6 @@ class Reader(nn.Module):
         return F.linear(F.pad(x, (1, 1)), self.linear.weight) + 1
 
 
-class Tied(nn.Module):
-    """Language model whose head is its embedding."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.embedding = nn.Embedding(16, 8)
-        self.hidden = nn.Linear(8, 8)
-        self.head = nn.Linear(8, 16, bias=False)
-        self.head.weight = self.embedding.weight
-
-    def forward(self, x: Tensor) -> Tensor:
-        index = (x.flatten() > 0).long()
-        return self.head(self.hidden(self.embedding(index)))
-
-
 class Attention(nn.Module):
     def __init__(self, fast: bool) -> None:
         super().__init__()
@@ -91,7 +76,7 @@ class Attention(nn.Module):
 
 
 @pytest.mark.parametrize(
-    'make', [Reader, Tied, partial(Attention, True), partial(Attention, False)]
+    'make', [Reader, partial(Attention, True), partial(Attention, False)]
 )
 @torch.no_grad()
 def test_owners_that_read_weights(make: Callable) -> None:
@@ -177,26 +162,6 @@ def preactivation(self: Any, x: Tensor) -> Tensor:
     return out + x
 
 
-def aliased(self: Any, x: Tensor) -> Tensor:
-    """Change in place a tensor that another name reads later."""
-    x = self.norm(x)
-    kept = x
-    x += self.conv(x)
-    return self.conv(kept).relu_() + kept
-
-
-def read(self: Any, x: Tensor) -> Tensor:
-    """Read the convolution's output beside the norm's."""
-    y = self.conv(x)
-    return self.norm(y).relu() + y
-
-
-def spread(self: Any, x: Tensor) -> Tensor:
-    """Add a tensor of another shape."""
-    mean = x.mean((2, 3), keepdim=True)
-    return (self.conv(x) + mean).relu() + self.conv(mean)
-
-
 def joined(self: Any, parts: Any) -> Any:
     """Take a dict and return a tuple."""
     out = self.conv(parts['a'][0])
@@ -211,9 +176,7 @@ CALLS: dict[Callable, Callable] = {
 }
 
 
-@pytest.mark.parametrize(
-    'run', [noisy, preactivation, aliased, read, spread, joined]
-)
+@pytest.mark.parametrize('run', [noisy, preactivation, joined])
 @torch.no_grad()
 def test_blocks_run_their_own_program(run: Callable) -> None:
     layers = dict(conv=nn.Conv2d(4, 4, 3, padding=1), norm=nn.BatchNorm2d(4))

@@ -1,6 +1,5 @@
 """The hook: checks, logs, saves and restores, in real MMEngine runs."""
 
-import json
 import re
 
 import pytest
@@ -12,22 +11,12 @@ from helpers.toy_runs import (
     assert_same,
     final_state,
     hook_of,
+    scalars,
     toy_run,
     toy_runner,
 )
 from sift_mm.checkpoint.state import with_digest
 from sift_mm.errors import UserError
-
-
-def scalars(work_dir):
-    """Read the scalars of the run's visualizer by name."""
-    found = {}
-    for path in sorted(work_dir.glob('*/vis_data/scalars.json')):
-        for line in path.read_text().splitlines():
-            record = json.loads(line)
-            for key, value in record.items():
-                found.setdefault(key, []).append((record.get('step'), value))
-    return found
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The optim wrappers: what happens between backward and the step."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -115,13 +116,20 @@ def test_amp_trains_as_single_precision_does(amp, placement):
                 clip_grad=dict(max_norm=1.0),
             )
         attached(wrapper, trainer)
+        seen = []
+        wrapper.before_step = partial(record_gradient, model, seen)
         for _ in range(8):
             x = torch.randn(5, 8)
             wrapper.update_params((model(x) - 1).square().mean())
-        states.append((model.weight.detach(), masks['weight']))
+        states.append((model.weight.detach(), masks['weight'], *seen))
     # Scales are powers of two, so that unscaling is exact.
-    assert torch.equal(states[0][0], states[1][0])
-    assert torch.equal(states[0][1], states[1][1])
+    assert len(states[0]) == 10
+    assert all(map(torch.equal, *states))
+
+
+def record_gradient(model, seen):
+    """Append the gradient of the model's weight."""
+    seen.append(model.weight.grad.clone())
 
 
 @pytest.mark.parametrize('placement', ['after_step', 'replace_step'])

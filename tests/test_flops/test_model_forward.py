@@ -117,12 +117,6 @@ def test_heads_behind_boxes_and_masks() -> None:
     assert rows[head] == 2 * 100 * 7**2 * 9 * 256 * 576
 
 
-def test_a_head_for_each_pixel_beside_boxes() -> None:
-    rows, said = rows_of('panoptic_fpn/panoptic-fpn_r50_fpn_1x_coco.py')
-    assert 'masks of 100 objects, as test_cfg.rcnn.max_per_img' in said
-    assert rows['roi_head.mask_head.convs.0.conv'] == conv(100)
-
-
 def test_masks_that_read_what_boxes_give() -> None:
     rows, _ = rows_of('scnet/scnet_r50_fpn_1x_coco.py')
     assert rows['roi_head.bbox_head.1.fc_cls'] == 2 * 1000 * 1024 * 81
@@ -156,15 +150,6 @@ def test_masks_of_one_stage() -> None:
     # Of each object, layers of its own at 8 x 8 pixels: from 8 channels and
     # two coordinates to 8, 8 and 1.
     assert rows[''] == 2 * 8**2 * 100 * (10 * 8 + 8 * 8 + 8)
-
-
-def test_queries_that_differ() -> None:
-    rows, _ = rows_of(
-        'ddq/ddq-detr-4scale_r50_8xb2-12e_coco.py',
-        **{'model.neck.in_channels': [128, 256, 512]},
-    )
-    # Of 900 queries.
-    assert rows['decoder.layers.0.ffn.layers.0.0'] == 2 * 900 * 256 * 2048
 
 
 def test_proposals_from_a_file() -> None:

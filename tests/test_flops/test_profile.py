@@ -78,6 +78,8 @@ def test_sums_by_hand():
     assert list(parts) == ['conv', 'head', 'attention', 'unused']
     assert parts['attention'] == costs.total('attention')
     assert costs.total('att').numbers == (0, 0, 0, 0, 0, 0, 0)
+    mask = torch.arange(16).view(4, 4) < 12
+    assert mask_densities({'a': mask}) == {'a': 0.75}
 
 
 def check_sums(model, shape, **kwargs):
@@ -206,29 +208,6 @@ def test_only_new_memory_is_counted():
     assert list(profile(Summing(), (3, 4)).parts()) == ['']
 
 
-class Half(nn.Module):
-    """A layer in half precision on an image that is not."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv = nn.Conv2d(3, 2, 1, bias=False).half()
-
-    def forward(self, x):
-        return self.conv(x.half())
-
-
-def test_memory_is_of_the_precision_that_there_is():
-    (row,) = profile(Half(), (3, 4), {'conv.weight': 0.5}).rows
-    assert row.numbers[2:] == (6, 3, 12, 6, 2 * 2 * 12)
-
-
 def test_densities_of_another_model_are_refused():
     with pytest.raises(KeyError, match='other.weight'):
         profile(Net(), (4, 6), {'other.weight': 0.5})
-
-
-def test_densities_are_those_of_masks():
-    first = torch.arange(16).view(4, 4) < 4
-    second = torch.arange(16).view(4, 4) < 12
-    densities = mask_densities({'first': first, 'second': second})
-    assert densities == {'first': 0.25, 'second': 0.75}

@@ -2,8 +2,6 @@
 
 import os
 
-import mmengine
-import pytest
 import torch
 
 from helpers.forked_scripts import train_ranks
@@ -62,10 +60,6 @@ def test_an_average_survives_a_resume(make_config, tmp_path):
 
 
 # So that predictions differ from place to place, and metrics are not 0.
-DET = """
-optim_wrapper['optimizer']['lr'] = 0.01
-train_cfg['max_epochs'] = 8
-"""
 SEG = """
 optim_wrapper['optimizer']['lr'] = 0.03
 train_cfg.update(max_iters=10, val_interval=10)
@@ -75,32 +69,17 @@ for part in ('backbone', 'decode_head', 'auxiliary_head'):
 """
 
 
-@pytest.mark.parametrize(
-    'scope, more, metric',
-    [('mmdet', DET, 'coco/bbox_mAP'), ('mmseg', SEG, 'mIoU')],
-    ids=['mmdet', 'mmseg'],
-)
-def test_on_sparse_kernels_metrics_are_the_same(
-    make_config, tmp_path, scope, more, metric
-):
-    config = make_config(scope, more)
+def test_on_sparse_kernels_metrics_are_the_same(make_config, tmp_path):
+    config = make_config('mmseg', SEG)
     train(config, tmp_path / 'run')
     checkpoint = (tmp_path / 'run/last_checkpoint').read_text()
     found = []
     for folder, option in (('dense', []), ('sparse', ['--sparse'])):
         forget_instances()
         argv = [config, checkpoint, '--work-dir', str(tmp_path / folder)]
-        if scope == 'mmdet':
-            argv += ['--out', str(tmp_path / f'{folder}.pkl')]
         found.append(test_tool.main(argv + option))
     assert found[1].pop('seconds_per_image') > 0
     assert found[0] == found[1]
-    assert found[0][metric] > 0
-    if scope == 'mmdet':  # Its metrics are coarse.
-        scores = [
-            [one['pred_instances']['scores'] for one in mmengine.load(path)]
-            for path in sorted(tmp_path.glob('*.pkl'))
-        ]
-        torch.testing.assert_close(*scores, rtol=1e-5, atol=0)
+    assert found[0]['mIoU'] > 0
     said = next(tmp_path.glob('sparse/*/*.log')).read_text()
     assert 'backbone.layer4.1.conv2: ' in said

@@ -1,5 +1,6 @@
 """Sparse runs of the three libraries, through the tools that users call."""
 
+import json
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,7 +23,11 @@ def test_two_processes_hold_equal_masks_after_every_update(
         "custom_hooks[0]['algorithm'] = 'SET'\n"
         "train_dataloader['batch_size'] = 2\n",
     )
-    train_ranks(config, tmp_path / 'run')
+    said = train_ranks(config, tmp_path / 'run')
+    # The first rank alone says and writes what is run.
+    assert said.count('Schedule: ') == said.count('Seconds: ') == 1
+    (record,) = (tmp_path / 'run').glob('*/run.json')
+    assert json.loads(record.read_text())['masks']['algorithm'] == 'SET'
     ranks = [probed(tmp_path / 'run', rank) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
     assert len({r['digest'] for r in ranks[0]}) == len(ranks[0]) > 5

@@ -136,12 +136,8 @@ def build(checkpoint, prefix='backbone.', **changes):
             r'of another shape: .*conv1.weight \(16, 3, 7, 7\) '
             r'instead of \(25, 3, 7, 7\)',
         ),
-        (dict(base_channels=16), 'of another shape'),
         (dict(depth=34), 'missing in the checkpoint: layer1.2.conv1.weight'),
-        (dict(depth=50), 'missing in the checkpoint: .*conv3.weight'),
         (dict(family='parallel'), 'missing in the checkpoint: .*conv1.'),
-        (dict(family='wide_factorized'), 'missing in the checkpoint'),
-        (dict(prefix='model.'), 'missing in the checkpoint: conv1.weight'),
         (dict(family=None, sparsity=None), 'family=None.*of another shape'),
         (dict(prefix=None), 'missing in the checkpoint: conv1.weight'),
     ],
@@ -151,14 +147,13 @@ def test_another_networks_checkpoint_is_refused(pretrained, changes, words):
         build(pretrained, **changes).init_weights()
 
 
-@pytest.mark.parametrize('option', ["transfer='dense'", "init='TopK'"])
 def test_load_from_another_network_is_refused(
-    make_config, pretrained, tmp_path, option
+    make_config, pretrained, tmp_path
 ):
     config = make_config(
         'mmdet',
         f'load_from = {str(pretrained)!r}\n'
-        f'custom_hooks[0].update({option})\n'
+        "custom_hooks[0]['transfer'] = 'dense'\n"
         "model['backbone']['base_channels'] = 16\n"
         "model['neck'].update(in_channels=[32, 64, 128, 256])\n",
     )
@@ -220,12 +215,8 @@ def test_a_weight_more_is_no_other_network(tmp_path, more, prefix):
 
 @pytest.mark.parametrize(
     'family, hook',
-    [
-        ('wide', 'transfer="fixed"'),
-        ('wide', 'transfer="dense"'),
-        ('wide', 'init="TopK"'),
-        ('wide_factorized', ''),
-    ],
+    [('wide', 'transfer="fixed"'), ('wide', 'init="TopK"')]
+    + [('wide_factorized', '')],
 )
 def test_a_checkpoint_that_the_model_loads_is_checked_too(
     make_config, published, tmp_path, family, hook

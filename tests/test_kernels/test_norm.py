@@ -43,7 +43,7 @@ def test_outputs_and_gradients_are_pytorchs() -> None:
         )
         spread, shift = rng.choice([0.1, 1, 30]), rng.choice([0, 1, -20])
         x = x * spread + shift
-        weight, bias = torch.randn(2, channels).unbind()
+        weight, bias = torch.randn(channels, 2).unbind(1)  # Strided.
         ours, theirs = both(x, weight, bias, rng.choice([1e-5, 0.1]))
         # A number's rounding, in units of the spread, and of sums of them.
         one = 4e-6 * (1 + abs(shift) / spread)
@@ -81,13 +81,6 @@ def test_large_planes_are_as_exact_as_pytorchs(size, shift) -> None:
         assert off <= 2 * allowed + rounding
 
 
-def test_large_means_keep_their_variance() -> None:
-    torch.manual_seed(0)
-    x = torch.randn(8, 2, 64, 64) + 1000
-    ours, theirs = both(x, torch.ones(2), torch.zeros(2), 1e-5)
-    torch.testing.assert_close(ours[2].double(), theirs[2], rtol=1e-4, atol=0)
-
-
 def test_nan_stays_in_its_channel() -> None:
     x = torch.randn(2, 3, 4, 4)
     x[1, 1, 2, 2] = float('nan')
@@ -112,16 +105,6 @@ def test_threads_and_layout_change_no_bit() -> None:
     last = x.to(memory_format=torch.channels_last)
     for other in (found[1], batch_norm(last, *parts[1:])[0]):
         assert torch.equal(found[0], other)
-
-
-def test_weights_may_be_strided() -> None:
-    torch.manual_seed(0)
-    x, pairs = torch.randn(2, 300, 3, 3), torch.randn(300, 2)
-    weight, bias = pairs.unbind(1)
-    own, *_ = batch_norm(x, weight, bias, 1e-5)
-    assert torch.equal(
-        own, batch_norm(x, weight.clone(), bias.clone(), 1e-5)[0]
-    )
 
 
 @pytest.mark.parametrize(

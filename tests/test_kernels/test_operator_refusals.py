@@ -7,12 +7,10 @@ import torch
 from torch import Tensor
 
 from helpers.operator_layers import Layer
-from helpers.random_convolutions import (
-    Case,
-    pattern_of,
-)
+from helpers.random_convolutions import Case, forget_layouts, pattern_of
 from sift_mm.kernels import (
     Geometry,
+    build,
     convolution,
     make_pattern,
     sparse_conv2d,
@@ -153,8 +151,6 @@ def test_a_forward_pattern_alone_has_no_gradient():
 
 def test_a_pattern_of_another_cpu_is_refused(monkeypatch):
     # Blocks of planes are as large as a core's cache.
-    from sift_mm.kernels import build, pattern
-
     layer = Layer(Case(channels=200))
     library = build.library()
 
@@ -165,16 +161,12 @@ def test_a_pattern_of_another_cpu_is_refused(monkeypatch):
         def sift_tile_vectors(self) -> int:
             return library.sift_tile_vectors() // 3
 
-    def forget() -> None:
-        pattern.forward_layout.cache_clear()
-        pattern.backward_layouts.cache_clear()
-
     expected = layer(layer.x)
     with monkeypatch.context() as patch:
         patch.setattr(build, 'library', Other)
-        forget()
+        forget_layouts()
         with pytest.raises(ValueError, match='made here'):
             layer(layer.x)
         layer.pattern = pattern_of(layer.case, layer.mask)
         torch.testing.assert_close(layer(layer.x), expected)
-    forget()
+    forget_layouts()

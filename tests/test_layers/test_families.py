@@ -126,6 +126,10 @@ def test_the_output_varies_as_the_dense_layers(
     dense = make()
     member = Member(family, sparsity, inner)
     layer = nn.Sequential(member.build(dense))
+    if sparsity == 0.75:
+        for p in layer.parameters():
+            nn.init.constant_(p, 7.0)
+        layer[0].init_weights()
     parameters = (
         select_parameters(layer) if member.family != 'wide_factorized' else {}
     )
@@ -141,20 +145,6 @@ def test_the_output_varies_as_the_dense_layers(
             # Normed, then: 1, or of a ReLU (1 - 1 / pi) / 2, which is .34.
             expected = torch.tensor(1.0 if inner == 'norm' else 0.34)
         assert 0.6 < layer(x).var() / expected < 1.6
-
-
-@pytest.mark.parametrize('family', FAMILIES)
-def test_weights_are_drawn_anew(family):
-    layer = Member(family, 0.75, 'norm').build(nn.Conv2d(16, 16, 3))
-    before = {n: p.square().mean().item() for n, p in layer.named_parameters()}
-    for p in layer.parameters():
-        nn.init.constant_(p, 7.0)
-    layer.init_weights()
-    for name, p in layer.named_parameters():
-        assert not (p == 7).any(), name
-        assert p.square().mean().item() == pytest.approx(
-            before[name], rel=0.5
-        ), name
 
 
 @pytest.mark.parametrize(
@@ -191,6 +181,10 @@ def test_it_looks_like_the_layer_it_replaces():
             _ = layer.weight
         linear = Member(family, 0.75).build(dense).named_parameters()
         assert sum(name.endswith('bias') for name, _ in linear) == 1
+        last = dict(memory_format=torch.channels_last)
+        layer = Member(family, 0.75).build(nn.Conv2d(4, 6, 3).to(**last))
+        for p in layer.parameters():
+            assert p.dim() < 4 or p.is_contiguous(**last)
 
 
 def test_a_replaced_layer_stays_frozen_and_in_its_mode():
@@ -220,12 +214,3 @@ def test_mistakes_are_named(kwargs, words):
 def test_wide_is_no_layer_of_its_own():
     with pytest.raises(ValueError, match='sift_mm.transform'):
         Member('wide', 0.5).build(nn.Linear(8, 8))
-
-
-@pytest.mark.parametrize('family', FAMILIES)
-def test_the_memory_format_is_kept(family):
-    dense = nn.Conv2d(8, 8, 3).to(memory_format=torch.channels_last)
-    layer = Member(family, 0.5).build(dense)
-    for p in layer.parameters():
-        if p.dim() == 4:
-            assert p.is_contiguous(memory_format=torch.channels_last)

@@ -317,13 +317,6 @@ def test_chains_of_blocks_of_their_own_kind(make, names):
     assert list(report.replaced) == names
 
 
-def test_a_list_of_modules_is_no_block():
-    model = nn.ModuleList([nn.Linear(8, 8), nn.Linear(8, 8)])
-    with pytest.raises(ValueError, match='0: no width between it') as error:
-        sift_mm.transform(model, 'wide', 0.75)
-    assert 'ModuleList' not in str(error.value)
-
-
 def test_an_example_tells_which_blocks_are_looked_into():
     model = asks()
     third = model.shows.third

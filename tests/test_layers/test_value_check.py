@@ -172,8 +172,6 @@ def shuffle(x):
 
 REFUSED = {
     'opt': lambda: Attention(True),
-    'opt without a mask': lambda: Attention(False),
-    'one head': lambda: Attention(False, ('q', 'k', 'v', 'out')),
     'softmax': lambda: pair(
         'Softmax', lambda self, x: self.two(self.one(x).softmax(-1))
     ),
@@ -181,10 +179,6 @@ REFUSED = {
         'Normed',
         lambda self, x: self.two(self.norm(self.one(x))),
         norm=nn.LayerNorm(32),
-    ),
-    'layer norm of no numbers': lambda: pair(
-        'Plain',
-        lambda self, x: self.two(F.normalize(self.one(x), dim=-1)),
     ),
     'group norm': lambda: convolutions(
         'Grouped',
@@ -197,13 +191,6 @@ REFUSED = {
         one=nn.Conv2d(8, 16, 1, groups=4),
         two=nn.Conv2d(16, 8, 1, groups=4),
     ),
-    'pixel shuffle': lambda: convolutions(
-        'Pixels',
-        lambda self, x: self.two(
-            F.pixel_unshuffle(F.pixel_shuffle(self.one(x), 2), 2)
-            + self.one(x).mean(1, keepdim=True)
-        ),
-    ),
     'concatenation': lambda: convolutions(
         'Joins',
         lambda self, x: self.two(torch.cat([x, self.one(x)], 1)),
@@ -213,10 +200,6 @@ REFUSED = {
         'Squeezes',
         lambda self, x: self.two(self.gate(self.one(x))),
         gate=SqueezeExcitation(16, 4),
-    ),
-    'mean': lambda: pair(
-        'Means',
-        lambda self, x: self.two(h := self.one(x)) + h.mean(-1, keepdim=True),
     ),
     'in training alone': lambda: pair(
         'Trains',

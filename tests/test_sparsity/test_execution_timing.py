@@ -1,5 +1,6 @@
 """The choice of execution='auto' by timed products."""
 
+import copy
 import io
 
 import pytest
@@ -103,6 +104,43 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(monkeypatch, mode):
         part.load_state_dict(state)
     run(resumed, 8)
     assert_alike(resumed, whole, rtol=0, atol=0)
+
+
+def test_products_are_timed_again_when_the_density_has_halved(monkeypatch):
+    # Densities at steps 0, 5, ...: 1, 0.64, 0.41, 0.30, 0.26, 0.25; below
+    # 1 / 2 they are timed anew, and at most 1 / 4 just so.
+    taken = set_clock(monkeypatch, (1.0, 1.0, 1.0), (2.0, 2.0, 2.0))
+    options = dict(algorithm='GMP', steps=25)
+    parts = run(training('auto', **options), 8)
+    assert len(taken) == 5 and '5 faster dense' in parts[2].execution
+    state = copy.deepcopy([part.state_dict() for part in parts])
+    set_clock(monkeypatch, (1.0, 1.0, 1.0), (0.5, 0.5, 0.5))
+    resumed = training('auto', seed=7, **options)
+    for part, saved in zip(resumed, state, strict=True):
+        part.load_state_dict(saved)
+    for each in (parts, resumed):
+        run(each, 16)
+        assert 'forward 5, input gradient 5' in each[2].execution
+    assert_alike(parts, resumed, rtol=0, atol=0)
+    dense = run(training('dense', **options), 24)
+    assert_alike(parts, dense, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize('algorithm', ['SNFS', 'GraNet', 'MEST', 'GMP'])
+def test_rules_train_the_same_masks_on_sparse_kernels(algorithm, calls):
+    sparse = run(training('sparse', algorithm=algorithm), 11)
+    assert_alike(
+        sparse,
+        run(training('dense', algorithm=algorithm), 11),
+        rtol=1e-3,
+        atol=1e-4,
+    )
+    # The weight gradient is dense where it is read, and nowhere else.
+    dense = [not choice[2] for choice in calls]
+    layers = len(dense) // 11
+    steps = [any(dense[i * layers : (i + 1) * layers]) for i in range(11)]
+    expected = dict(SNFS=range(1, 12), GraNet=(5, 10)).get(algorithm, ())
+    assert steps == [number in expected for number in range(1, 12)]
 
 
 @pytest.mark.parametrize('mode', ['sparse', 'auto'])

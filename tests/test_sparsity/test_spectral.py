@@ -1,66 +1,123 @@
-from math import sqrt
+from math import cos, pi, sqrt
 
 import numpy as np
 import pytest
 import torch
 
-from sift_mm.sparsity.spectral import spectral_gap
+from sift_mm.sparsity import spectral
+from sift_mm.sparsity.spectral import Spectrum, spectrum
 
 
-# Every output to every input: rank one, sigma_1 = sqrt(m n). Outputs have
-# degree n, inputs m. A 3 x 3 kernel makes nine inputs of one.
+def complete(right, left):
+    return torch.ones(right, left, dtype=torch.bool)
+
+
+def circulant(size, places):
+    """Connect vertex i to i + place, for each place, modulo the size."""
+    rows = [torch.arange(size)] * len(places)
+    mask = torch.zeros(size, size, dtype=torch.bool)
+    for row, place in zip(rows, places, strict=True):
+        mask[row, (row + place) % size] = True
+    return mask
+
+
+def union(*masks):
+    return torch.block_diag(*(mask.float() for mask in masks)).bool()
+
+
+def close(value):
+    # The root of a rounded zero is large.
+    return pytest.approx(value, rel=1e-6, abs=1e-6)
+
+
+# Of K(m, n) the singular values are sqrt(m n), 0, ...
+@pytest.mark.parametrize('shape', [(4, 9), (9, 4), (5, 2, 3, 3), (5, 7, 1, 1)])
+def test_complete_graph(shape):
+    right, left = shape[0], int(np.prod(shape[1:]))
+    found = spectrum(torch.ones(shape).bool(), torch.full(shape, -2.0))
+    bound = sqrt(right - 1) + sqrt(left - 1)
+    first = 2 * sqrt(right * left)
+    assert found == Spectrum(*map(close, (bound, bound, first, first)))
+
+
+# Of the incidence graph of a projective plane of order q, whose lines are the
+# shifts of a difference set, they are q + 1, sqrt(q), ...
+@pytest.mark.parametrize('gram', [0, spectral.GRAM])
 @pytest.mark.parametrize(
-    'shape, m, n',
-    [
-        ((4, 9), 4, 9),
-        ((9, 4), 9, 4),
-        ((2, 2), 2, 2),
-        ((5, 2, 3, 3), 5, 18),
-        ((5, 7, 1, 1), 5, 7),
-    ],
+    'q, points', [(2, [0, 1, 3]), (3, [0, 1, 3, 9]), (4, [0, 1, 4, 14, 16])]
 )
-def test_complete_bipartite_graph(shape, m, n):
-    gap = spectral_gap(torch.ones(shape, dtype=torch.bool))
-    assert gap.first == pytest.approx(sqrt(m * n), rel=1e-5)
-    assert gap.second == pytest.approx(0, abs=1e-5)
-    assert gap.bound == pytest.approx(sqrt(m - 1) + sqrt(n - 1))
-    assert gap.excess == pytest.approx(gap.bound, abs=1e-5)
+def test_projective_plane(monkeypatch, q, points, gram):
+    monkeypatch.setattr(spectral, 'GRAM', gram)
+    mask = circulant(q**2 + q + 1, points)
+    found = spectrum(mask, mask.float())
+    gap, weighted = 2 * sqrt(q) - sqrt(q), q + 1 - sqrt(q)
+    assert found == Spectrum(*map(close, (gap, gap, weighted, weighted)))
 
 
-def test_degrees_are_means_and_the_bound_takes_none_below_one():
-    # Three edges in 2 x 6: rows have 1.5 on average, columns 0.5.
-    mask = torch.zeros(2, 6, dtype=torch.bool)
-    mask[0, 0] = mask[0, 1] = mask[1, 2] = True
-    assert spectral_gap(mask).bound == pytest.approx(sqrt(0.5))
+# Of a cycle of 2 n vertices they are 2 |cos(pi k / n)|. Its degree is below 3.
+@pytest.mark.parametrize('n', [3, 8, 30])
+def test_cycle(n):
+    assert spectrum(circulant(n, [0, 1])) == Spectrum(
+        ramanujan_gap=close(2 - 2 * cos(pi / n))
+    )
 
 
-def test_a_nan_outside_the_mask_plays_no_part():
-    weight = torch.diag(torch.tensor([3.0, 2.0]))
-    weight[0, 1] = float('nan')
-    gap = spectral_gap(torch.eye(2).bool(), weight)
-    assert (gap.first, gap.second) == pytest.approx((3, 2))
-    # The bound stays that of the graph.
-    assert gap.bound == 0
+@pytest.mark.parametrize('gram', [0, spectral.GRAM])
+def test_two_copies_have_every_value_twice(monkeypatch, gram):
+    monkeypatch.setattr(spectral, 'GRAM', gram)
+    mask = union(complete(4, 6), complete(4, 6))
+    found = spectrum(mask, mask.float())
+    assert found.ramanujan_gap == close(sqrt(3) + sqrt(5) - sqrt(24))
+    assert found.weighted_gap == close(0)
 
 
-@pytest.mark.parametrize('seed', range(5))
-@pytest.mark.parametrize('shape', [(6, 11), (8, 3, 3, 3)])
-@pytest.mark.parametrize('weighted', [False, True])
-def test_against_eigenvalues(seed, shape, weighted):
-    # Singular values are the roots of the eigenvalues of A A^T.
+def test_regular_subgraphs_are_those_of_one_left_degree():
+    # Five left vertices of degree 3, six of degree 4, nine of degree 2, which
+    # are too few, and a row and a column without any.
+    parts = complete(3, 5), complete(4, 6), complete(2, 9), complete(1, 1)
+    mask = union(*parts)
+    mask[-1] = False
+    values = [part * v for part, v in zip(parts, (2, -3, 1, 1), strict=True)]
+    found = spectrum(mask, torch.block_diag(*values))
+    right, left = 57 / 9, 57 / 20
+    singular = [2 * sqrt(15), 3 * sqrt(24)]
+    assert found == Spectrum(
+        # sqrt(24), sqrt(18), sqrt(15).
+        close(sqrt(right - 1) + sqrt(left - 1) - sqrt(18)),
+        close((sqrt(2) + sqrt(4) + sqrt(3) + sqrt(5)) / 2),
+        close(singular[1] - singular[0]),
+        close(sum(singular) / 2),
+    )
+
+
+@pytest.mark.parametrize('seed', range(3))
+@pytest.mark.parametrize('shape', [(11, 40), (12, 8, 3, 3)])
+def test_against_a_plain_decomposition(seed, shape):
+    print(f'seed {seed}')
     generator = torch.Generator().manual_seed(seed)
     mask = torch.rand(shape, generator=generator) < 0.4
-    weight = torch.randn(shape, generator=generator) if weighted else None
+    weight = torch.randn(shape, generator=generator)
     matrix = mask.flatten(1).double().numpy()
-    if weighted:
-        matrix = matrix * np.abs(weight.flatten(1).double().numpy())
-    values = np.sqrt(np.abs(np.linalg.eigvalsh(matrix @ matrix.T)))[::-1]
-    gap = spectral_gap(mask, weight)
-    assert gap.first == pytest.approx(values[0], rel=1e-4)
-    assert gap.second == pytest.approx(values[1], rel=1e-4)
+    values = matrix * np.abs(weight.flatten(1).double().numpy())
+    weight[~mask] = float('nan')
+    gaps = []
+    degrees = matrix.sum(0)
+    for degree in (None, *sorted({*degrees} - {0})):
+        chosen = slice(None) if degree is None else degrees == degree
+        graph, weights = matrix[:, chosen], values[:, chosen]
+        sides = [(graph.sum(axis) > 0).sum() for axis in (0, 1)]
+        means = [graph.sum() / side for side in sides]
+        if degree is None or min(means) >= 3:
+            second = np.linalg.svd(graph, compute_uv=False)[1]
+            first, other = np.linalg.svd(weights, compute_uv=False)[:2]
+            bound = sqrt(means[0] - 1) + sqrt(means[1] - 1)
+            gaps.append((bound - second, first - other))
+    means = np.mean(gaps[1:], axis=0)
+    found = spectrum(mask, weight)
+    assert (found.ramanujan_gap, found.weighted_gap) == close(gaps[0])
+    assert (found.imdb, found.imsg) == close(tuple(means))
 
 
 @pytest.mark.parametrize('shape', [(1, 9), (9, 1), (4, 1, 1, 1)])
-def test_a_layer_without_a_second_value_is_refused(shape):
-    with pytest.raises(ValueError, match='at least 2 x 2; got'):
-        spectral_gap(torch.ones(shape, dtype=torch.bool))
+def test_a_star_has_no_second_value(shape):
+    assert spectrum(torch.ones(shape).bool(), torch.ones(shape)) == Spectrum()

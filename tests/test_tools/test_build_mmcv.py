@@ -114,13 +114,3 @@ def test_the_op_that_is_tried_tells(build):
     build.monkeypatch.setattr(build.tool.torch, '__version__', '9.10')
     with pytest.raises(SystemExit, match='not the one for this torch'):
         build.tool.check()
-
-
-def test_the_name_in_the_cache_holds_the_device(build):
-    assert build.tool.device_name() == 'cpu'
-    build.monkeypatch.setattr(build.tool, 'GPU', True)
-    build.monkeypatch.setattr(build.tool.torch.version, 'cuda', '13.0')
-    build.monkeypatch.setenv('TORCH_CUDA_ARCH_LIST', '9.0;10.0 /x')
-    name = build.tool.cache_folder(build.tool.device_name()).name
-    assert name.endswith('_cuda13.0-sm9.0-10.0-x')
-    assert name.startswith(build.tool.cache_folder().name)

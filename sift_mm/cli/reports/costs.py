@@ -26,11 +26,11 @@ from sift_mm.sparsity import ALGORITHMS, Algorithm
 from sift_mm.sparsity.counts import CountSchedule
 
 COUNTS = (
-    'FLOPs are 2 x MACs of convolutions and matrix products, for one image; '
+    'FLOPs are 2 x MACs of convolutions and matrix products, for one input; '
     'norms, activations, pooling, interpolation, losses and NMS are not '
     'counted. Sparse: a masked layer costs its share of active weights. '
     'Memory is that of the parameters, and of the output of each layer for '
-    'one image, without gradients and optimizer. k is 10^3, M 10^6, '
+    'one input, without gradients and optimizer. k is 10^3, M 10^6, '
     'G 10^9, T 10^12, P 10^15, E 10^18.'
 )
 
@@ -93,13 +93,21 @@ def count_schedule(
     )
 
 
-def report_course(counts: CountSchedule, steps: int) -> dict[str, float]:
-    """Return the density at the start and its mean over a training."""
+def report_course(
+    hook: SparseTrainingHook, plan: MaskPlan, steps: int
+) -> dict[str, dict[str, float]]:
+    """Return the density at the start and its mean, where it changes."""
+    counts = count_schedule(hook.options.algorithm, hook, plan, steps)
+    if not counts.changes:
+        return {}
     sizes = {name: math.prod(s) for name, s in counts.shapes.items()}
-    mean = counts.mean_densities(steps)
+    mean, size = counts.mean_densities(steps), sum(sizes.values())
+    start = sum(counts.at(0).values())
     return dict(
-        start=sum(counts.at(0).values()) / sum(sizes.values()),
-        mean=sum(mean[n] * sizes[n] for n in sizes) / sum(sizes.values()),
+        course=dict(
+            start=start / size,
+            mean=sum(mean[name] * sizes[name] for name in sizes) / size,
+        )
     )
 
 
@@ -198,13 +206,10 @@ def make_report(
     if dense is not None:
         methods['dense'] = 3 * forward(dense)[1]
     if hook is not None and plan is not None and masks is not None:
-        options = hook.options
         steps = count_steps(cfg, samples, batch) or math.ceil(
-            1000 * options.interval / options.end
+            1000 * masks['interval'] / masks['end']
         )
-        counts = count_schedule(options.algorithm, hook, plan, steps)
-        if counts.changes:
-            masks['course'] = report_course(counts, steps)
+        masks |= report_course(hook, plan, steps)
         methods |= report_methods(partial(forward, model), hook, plan, steps)
     elif dense is not model:
         methods['unmasked'] = 3 * forward(model)[1]

@@ -15,6 +15,7 @@ from sift_mm.cli.reports.text import table
 from sift_mm.config.images import channels_of
 from sift_mm.deploy import to_sparse
 from sift_mm.engine.plan import sparse_backbone
+from sift_mm.flops import describe_shape
 from sift_mm.flops.model_forward import call_model
 
 
@@ -32,7 +33,7 @@ def measure_speed(
     cfg: Config,
     model: nn.Module,
     masks: Mapping[str, Tensor],
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     batches: Sequence[int],
     rounds: int,
     whole: bool = False,
@@ -44,7 +45,8 @@ def measure_speed(
         model (nn.Module): The network, with zeros outside the masks.
         masks (Mapping[str, Tensor]): Bool masks by parameter name; if empty,
             nonzero weights are active.
-        shape (tuple[int, int]): Height and width of the images.
+        shape (tuple[int, ...]): Height and width of the images, or tokens of
+            the texts.
         batches (Sequence[int]): Batch sizes.
         rounds (int): Turns of each network.
         whole (bool): Whether neck and heads are timed too, without their
@@ -73,6 +75,8 @@ def measure_speed(
     rows = []
     for batch in batches:
         image = torch.randn(batch, channels, *shape)
+        if len(shape) == 1:
+            image = torch.zeros(batch, *shape, dtype=torch.long)
         with torch.inference_mode():
             for network in ways.values():
                 call_model(network, image)
@@ -118,10 +122,9 @@ def to_text(report: dict[str, Any]) -> str:
         )
         for row in report['rows']
     ]
-    height, width = report['shape']
     head = (
-        f'{report["network"]} at {height} x {width}, {report["threads"]} '
-        'threads, float32, inference'
+        f'{report["network"]} at {describe_shape(report["shape"])}, '
+        f'{report["threads"]} threads, float32, inference'
     )
     names = ('batch', '', 'seconds', 'over the twin', 'quartiles')
     return f'{report["layers"]}\n\n{head}\n{table(names, rows)}'

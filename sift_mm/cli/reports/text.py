@@ -1,15 +1,18 @@
 """The report of get_flops.py as text."""
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from io import StringIO
 from textwrap import fill
 from typing import Any
 
+import mmengine
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-PREFIXES = dict(E=1e18, P=1e15, T=1e12, G=1e9, M=1e6, k=1e3)
+from sift_mm.flops import describe_shape
+from sift_mm.flops.units import flops
 
 
 def table(
@@ -34,25 +37,31 @@ def table(
     return '\n'.join(line.rstrip() for line in lines)
 
 
+def print_report(
+    report: dict[str, Any],
+    to_text: Callable[[dict[str, Any]], str],
+    file: str | None,
+) -> None:
+    """Print a report and write it to a JSON file.
+
+    Args:
+        report: Plain values.
+        to_text: Function that formats the report.
+        file: Name of the file, '-' to print JSON in place of text, None for
+            text only.
+    """
+    if file == '-':
+        print(json.dumps(report, indent=2))
+        return
+    print(to_text(report))
+    if file is not None:
+        mmengine.dump(report, file, 'json', indent=2)
+
+
 def scaled(number: float | None, unit: float) -> str:
     """Return a number in a unit, '-' for None."""
     # Format z drops the minus of a zero.
     return '-' if number is None else f'{number / unit:z,.3f}'
-
-
-def flops(number: float | None) -> str:
-    """Return a number of FLOPs with the prefix of its size, '-' for None.
-
-    >>> flops(1_234_000), flops(5.6e9), flops(0)
-    ('1.234 M', '5.600 G', '0')
-    """
-    if number is None:
-        return '-'
-    for prefix, unit in PREFIXES.items():
-        # A number that rounds up to 1000 gets the next prefix.
-        if abs(number) >= 0.9999995 * unit:
-            return f'{number / unit:,.3f} {prefix}'
-    return f'{number:.3g}'
 
 
 def to_text(report: dict[str, Any]) -> str:
@@ -73,8 +82,8 @@ def to_text(report: dict[str, Any]) -> str:
 
 
 def _pixels(report: dict[str, Any]) -> str:
-    height, width = report['shape']
-    return f'{height} x {width} ({report["shape_source"]})'
+    size = describe_shape(report['shape']).removesuffix(' pixels')
+    return f'{size} ({report["shape_source"]})'
 
 
 def _layers(report: dict[str, Any]) -> str:
@@ -145,6 +154,9 @@ def _comparison(report: dict[str, Any]) -> str:
             f'{lines}\nThe config has no Sparse-IFT backbone: the dense '
             'network is this one, without masks.'
         )
+    if not found['backbone_ratio']:
+        ratio = found['total']['flops'] / found['total']['flops_of_dense']
+        return f"{lines}\nThe model has {ratio:.4f} of the dense one's FLOPs."
     return (
         f'{lines}\nThe backbone has {found["backbone_ratio"]:.4f} of the '
         "dense one's FLOPs. Neck and heads, which read its features, add "

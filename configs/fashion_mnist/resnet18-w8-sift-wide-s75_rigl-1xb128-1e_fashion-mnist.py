@@ -1,7 +1,0 @@
-# Training is short, so masks are updated every 10 steps.
-_base_ = './resnet18-w8_1xb128-1e_fashion-mnist.py'
-
-from sift_mm.config import classifier
-
-model = classifier('wide', sparsity=0.75, base_channels=8)
-custom_hooks = [dict(type='SparseTrainingHook', algorithm='RigL', interval=10)]

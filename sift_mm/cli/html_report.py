@@ -1,0 +1,206 @@
+"""Write a report of runs: one HTML file, with CSV files beside it.
+
+Give work dirs of any MMEngine runs, or the folder of a sweep. Runs of one
+config with several seeds are shown as one network.
+"""
+
+import argparse
+import csv
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from sift_mm.cli.entry import Parser, entry_point
+from sift_mm.cli.reports.layer_history import Layers, read_layers
+from sift_mm.cli.reports.page import render
+from sift_mm.cli.reports.run_dirs import find_runs
+from sift_mm.cli.reports.run_groups import (
+    Comparison,
+    comparison_rows,
+    epoch_rows,
+    find_dense,
+    find_metric,
+    group_runs,
+    run_rows,
+)
+from sift_mm.cli.reports.sample_pictures import draw_samples
+from sift_mm.errors import UserError
+
+
+def natural(text: str) -> int:
+    """Return a whole number from the command line."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number')
+    return int(text)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description='Write a report of runs as an HTML page')
+    add = parser.add_argument
+    add(
+        'work_dirs',
+        nargs='+',
+        type=Path,
+        metavar='WORK_DIR',
+        help='work dir of a run, or a folder with several',
+    )
+    add(
+        '--out',
+        type=Path,
+        help='folder of the page and its CSV files (default: the folder '
+        'report in the first WORK_DIR)',
+    )
+    add('--metric', help='metric to compare, such as coco/bbox_mAP')
+    add(
+        '--dense',
+        metavar='NAME',
+        help='network that the others are compared with, by its name in the '
+        'page (default: the first one without family and masks)',
+    )
+    add(
+        '--checkpoints',
+        type=natural,
+        default=8,
+        metavar='N',
+        help='checkpoints to read for each network, first and last included; '
+        '0 leaves out masks and spectral quantities (default: 8)',
+    )
+    add(
+        '--samples',
+        type=natural,
+        default=3,
+        metavar='N',
+        help='images of the test set to draw detections or segmentations on; '
+        '0 draws none (default: 3)',
+    )
+    add(
+        '--images',
+        nargs='+',
+        type=Path,
+        default=[],
+        metavar='FILE',
+        help='images in place of those of the test set',
+    )
+    args = parser.parse_args(argv)
+    for path in args.images:
+        if not path.is_file():
+            parser.error(f'there is no image {path}')
+    return args
+
+
+def write_report(
+    work_dirs: Sequence[Path],
+    out: Path,
+    metric: str | None = None,
+    dense: str | None = None,
+    checkpoints: int = 8,
+    samples: int = 3,
+    images: Sequence[Path] = (),
+) -> Path:
+    """Write the report of runs, and return the path of its page.
+
+    Args:
+        work_dirs (Sequence[Path]): Work dirs, or folders with several.
+        out (Path): Folder of the page and the CSV files.
+        metric (str, optional): Metric to compare; None chooses one.
+        dense (str, optional): Name of the network to compare with; None is
+            the first one without family and masks.
+        checkpoints (int): Checkpoints to read for each network.
+        samples (int): Images of the test set to draw predictions on.
+        images (Sequence[Path]): Images in place of the test set's.
+
+    Raises:
+        UserError: If a folder holds no run, or a name is unknown.
+    """
+    paths = [path for folder in work_dirs for path in find_runs(folder)]
+    groups = group_runs(paths)
+    compared = Comparison(
+        groups, find_dense(groups, dense), find_metric(groups, metric)
+    )
+    # Spectra of a large network take a minute a checkpoint.
+    shown = track(
+        groups,
+        'Reading checkpoints',
+        console=Console(stderr=True),
+        transient=True,
+        disable=not sys.stderr.isatty(),
+    )
+    layers = {
+        group.name: read_layers(group.first, checkpoints) for group in shown
+    }
+    drawn = draw_samples(groups, samples, images)
+    name = os.path.commonpath([path.resolve() for path in paths])
+    page = render(compared, layers, drawn, f'Report of {Path(name).name}')
+    out.mkdir(parents=True, exist_ok=True)
+    write_csv(out / 'summary.csv', epoch_rows(groups))
+    write_csv(out / 'runs.csv', run_rows(groups))
+    rows = comparison_rows(groups, compared.dense, compared.metric)
+    write_csv(out / 'networks.csv', rows)
+    write_csv(out / 'layers.csv', layer_rows(layers))
+    path = out / 'report.html'
+    path.write_text(page, encoding='utf-8')
+    return path
+
+
+def layer_rows(layers: Mapping[str, Layers]) -> list[dict[str, Any]]:
+    """Return one row a value of a layer, for layers.csv."""
+    return [
+        {
+            'network': network,
+            'source': source,
+            'step': step,
+            'layer': layer,
+            'quantity': quantity,
+            'value': value,
+        }
+        for network, found in layers.items()
+        for source, history in (
+            ('log', found.logged),
+            ('checkpoint', found.saved),
+        )
+        for quantity, curves in history.items()
+        for layer, curve in curves.items()
+        for step, value in curve
+    ]
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write rows with all their columns; an absent value is empty."""
+    columns = dict.fromkeys(key for row in rows for key in row)
+    with path.open('w', newline='', encoding='utf-8') as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the report and say where it is.
+
+    Raises:
+        UserError: As in :func:`write_report`.
+    """
+    args = parse_args(argv)
+    out = args.out or args.work_dirs[0] / 'report'
+    if out.exists() and not out.is_dir():
+        raise UserError(f'--out is a folder, and {out} is a file.')
+    path = write_report(
+        args.work_dirs,
+        out,
+        args.metric,
+        args.dense,
+        args.checkpoints,
+        args.samples,
+        args.images,
+    )
+    print(f'The report is {path}')
+
+
+if __name__ == '__main__':
+    main()

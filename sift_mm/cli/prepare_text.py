@@ -1,0 +1,183 @@
+"""Turn text files into the tokens that a GPT trains on.
+
+It trains a byte-level BPE on the training documents and writes train.bin,
+val.bin and tokenizer.json into a folder.
+"""
+
+import argparse
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sift_mm.cli.arguments import positive
+from sift_mm.cli.entry import Parser, entry_point
+from sift_mm.data.tokens import LARGEST, TokenHeader, write_tokens
+from sift_mm.errors import UserError
+from sift_mm.models.tokenizer import END, TOKENIZER, import_tokenizers
+from sift_mm.validation import Share, read
+
+# Ids of single bytes and of the end of a document.
+SMALLEST = 257
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = Parser(description='Turn text files into tokens for a GPT')
+    add = parser.add_argument
+    add(
+        'files',
+        nargs='+',
+        metavar='FILE',
+        help='text file in UTF-8, a document',
+    )
+    add('--out', required=True, help='folder for tokens and tokenizer')
+    add(
+        '--vocabulary',
+        type=positive,
+        default=2048,
+        help='tokens of the BPE, at most; GPT-3 has 50257 (default: 2048)',
+    )
+    add(
+        '--separator',
+        metavar='TEXT',
+        help='line between two documents of a file; by default a file is one '
+        'document',
+    )
+    add(
+        '--val-share',
+        type=float,
+        default=0.05,
+        metavar='SHARE',
+        help='share of the documents to hold out for validation, drawn at '
+        'random (default: 0.05)',
+    )
+    add('--seed', type=int, default=0, help='seed of that draw (default: 0)')
+    args = parser.parse_args(argv)
+    if not SMALLEST <= args.vocabulary <= LARGEST:
+        parser.error(
+            f'--vocabulary is {SMALLEST} to {LARGEST}: 256 bytes, an end '
+            'token, and ids of 16 bits'
+        )
+    return args
+
+
+def read_documents(
+    files: Sequence[str], separator: str | None = None
+) -> list[str]:
+    """Return the documents of text files.
+
+    Raises:
+        UserError: If a file is missing, empty or not in UTF-8, or the
+            separator is in none of them.
+    """
+    found: list[str] = []
+    for name in files:
+        try:
+            text = Path(name).read_bytes().decode('utf-8')
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f'{name} is not in UTF-8 (byte {error.start} is '
+                f'{error.object[error.start]:#04x}): convert it, for example '
+                'by iconv -t utf-8, or leave it out.'
+            ) from None
+        except OSError as error:
+            raise UserError(
+                f'{name} cannot be read ({error.strerror}).'
+            ) from None
+        parts = [text]
+        if separator is not None:
+            line = rf'(?m)^{re.escape(separator)}\r?(?:\n|\Z)'
+            parts = re.split(line, text)
+        parts = [part for part in parts if part.strip()]
+        if not parts:
+            raise UserError(f'{name} has no text: leave it out.')
+        found += parts
+    if separator is not None and len(found) <= len(files):
+        raise UserError(
+            f'No file has the line {separator!r} between two documents; '
+            'correct --separator, or leave it out.'
+        )
+    return found
+
+
+def hold_out(
+    documents: Sequence[str], share: float, seed: int
+) -> tuple[list[str], list[str]]:
+    """Split documents at random into those of training and of validation.
+
+    Raises:
+        UserError: If there are not two documents.
+    """
+    share = read('--val-share', share, Share)
+    number = min(max(round(share * len(documents)), 1), len(documents) - 1)
+    if number < 1:
+        raise UserError(
+            'There is one document, and validation needs another: give '
+            'several files, or a --separator.'
+        )
+    order = np.random.default_rng(seed).permutation(len(documents))
+    held = set(order[:number].tolist())
+    return (
+        [text for i, text in enumerate(documents) if i not in held],
+        [documents[i] for i in sorted(held)],
+    )
+
+
+def train_bpe(documents: Sequence[str], vocabulary: int) -> Any:
+    """Train a byte-level BPE; the last id is the end of a document."""
+    tokenizers = import_tokenizers()
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.pre_tokenizer = level
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary - 1,
+        initial_alphabet=sorted(level.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(_pieces(documents), trainer)
+    bpe.add_special_tokens([END])
+    return bpe
+
+
+def _pieces(documents: Sequence[str]) -> Iterator[str]:
+    """Yield lines: a whole document at a time would need much memory."""
+    for text in documents:
+        yield from text.splitlines(keepends=True)
+
+
+def encode(bpe: Any, documents: Sequence[str]) -> tuple[Any, TokenHeader]:
+    """Return the ids of documents, each with its end token, and the header."""
+    bpe.encode_special_tokens = True  # END in a text is text.
+    end = bpe.token_to_id(END)
+    parts = []
+    for text in documents:
+        ids = bpe.encode(text, add_special_tokens=False).ids
+        parts.append(np.array([*ids, end], '<u2'))
+    tokens = np.concatenate(parts)
+    size = sum(len(text.encode()) for text in documents)
+    vocabulary = bpe.get_vocab_size()
+    return tokens, TokenHeader(vocabulary, len(tokens), size, len(documents))
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write tokens and tokenizer, and print their sizes."""
+    args = parse_args(argv)
+    import_tokenizers()
+    documents = read_documents(args.files, args.separator)
+    train, val = hold_out(documents, args.val_share, args.seed)
+    bpe = train_bpe(train, args.vocabulary)
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    bpe.save(str(out / TOKENIZER))
+    for name, texts in (('train', train), ('val', val)):
+        tokens, header = encode(bpe, texts)
+        write_tokens(out / f'{name}.bin', tokens, header)
+        print(
+            f'{name}.bin: {header.documents} documents, {header.bytes:,} '
+            f'bytes, {header.tokens:,} tokens of {header.vocabulary}'
+        )

@@ -1,0 +1,185 @@
+"""Charts of a report's page."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from sift_mm.cli.reports.charts import (
+    Point,
+    Style,
+    cost_chart,
+    curve_chart,
+    heat_map,
+    styles_of,
+)
+from sift_mm.cli.reports.layer_history import (
+    QUANTITIES,
+    SPECTRAL,
+    History,
+    Layers,
+    short_names,
+)
+from sift_mm.cli.reports.page_tables import SIZES, TIMES, scale
+from sift_mm.cli.reports.run_dirs import Run
+from sift_mm.cli.reports.run_groups import Comparison, Group
+from sift_mm.cli.reports.statistics import Summary
+
+#: Scalars of all masks of a run: title and axis.
+NETWORK = {
+    'density': ('Density', 'share of active weights'),
+    'moved': ('Moved weights', 'share of active weights'),
+    'drop_fraction': ('Drop fraction', 'share of active weights'),
+    'itop_rate': ('ITOP rate', 'share of weights ever active'),
+    'doc_rate': ('DoC rate', 'share of weights always active'),
+}
+
+
+def look(compared: Comparison) -> dict[str, Style]:
+    """Return the style of each network."""
+    series = {group.name: group.series for group in compared.groups}
+    return styles_of(series, compared.dense.name if compared.dense else None)
+
+
+def learning_charts(compared: Comparison) -> Iterator[str]:
+    """Yield charts of loss and metrics over the training."""
+    style = look(compared)
+
+    def curves(kind: str, key: str, groups: Sequence[Group]) -> list[Any]:
+        found = [
+            (style[group.name], [run.curve(kind, key) for run in group.runs])
+            for group in groups
+        ]
+        return [(look, runs) for look, runs in found if any(runs)]
+
+    groups = compared.groups
+    for key, label in (('loss', 'loss'), ('lr', 'learning rate')):
+        if shown := curves('train', key, groups):
+            title = 'Training loss' if key == 'loss' else 'Learning rate'
+            yield curve_chart(title, ('iteration', label), shown)
+    if compared.metric is None:
+        return
+    for by_epoch, unit in ((True, 'epoch'), (False, 'iteration')):
+        some = [g for g in groups if g.first.by_epoch == by_epoch]
+        if shown := curves('valid', compared.metric, some):
+            title = f'{compared.metric} in validation'
+            yield curve_chart(title, (unit, compared.unit), shown)
+
+
+def comparison_charts(compared: Comparison) -> Iterator[str]:
+    """Yield charts of the metric against sparsity and costs."""
+    metric = compared.metric
+    if metric is None or len(compared.groups) < 2:
+        return
+    style = look(compared)
+    most = max(g.cost('flops') or 0 for g in compared.groups)
+    flops, prefix = scale([most], SIZES)
+    times = [run.seconds or 0 for g in compared.groups for run in g.runs]
+    second, unit = scale(times, TIMES)
+    # Title, label, cost of a run in its unit, and smallest range of the axis.
+    axes: dict[str, tuple[str, Callable[[Run], float | None], float]] = {
+        'sparsity': ('nominal sparsity (share of weights)', _nothing, 0.1),
+        'FLOPs': (
+            f'FLOPs of an image ({prefix}FLOPs)',
+            lambda run: _over(run.costs.get('flops'), flops),
+            0.1 * most / flops,
+        ),
+        'training FLOPs': (
+            'FLOPs of the training, divided by dense',
+            lambda run: run.costs.get('training_ratio'),
+            0.1,
+        ),
+        'time': (
+            f'training time ({unit})',
+            lambda run: _over(run.seconds, second),
+            0.0,
+        ),
+    }
+    if not most:
+        axes['FLOPs'] = (
+            'FLOPs of an image, divided by dense',
+            lambda run: run.costs.get('flops_ratio'),
+            0.1,
+        )
+    known = compared.dense and compared.dense.summary(
+        lambda run: run.metrics.get(metric)
+    )
+    for name, (label, read, least) in axes.items():
+        points = []
+        for group in compared.groups:
+            y = group.summary(lambda run: run.metrics.get(metric))
+            x = group.summary(read)
+            if name == 'sparsity' and group.sparsity is not None:
+                x = Summary(group.sparsity, 0.0, len(group.runs))
+            if x is not None and y is not None:
+                points.append(Point(style[group.name], group.series, x, y))
+        if len(points) > 1:
+            yield cost_chart(
+                f'{metric} against {name}',
+                (label, compared.unit),
+                points,
+                known or None,
+                least,
+            )
+
+
+def _nothing(run: Run) -> None:
+    """Return None: a group knows its sparsity."""
+
+
+def _over(value: float | None, unit: float) -> float | None:
+    return None if value is None else value / unit
+
+
+def mask_charts(compared: Comparison) -> Iterator[str]:
+    """Yield charts of the scalars of all masks."""
+    style = look(compared)
+    for key, (title, label) in NETWORK.items():
+        curves = []
+        for group in compared.groups:
+            runs = [r.curve('masks', f'sparse/{key}') for r in group.runs]
+            if any(runs):
+                curves.append((style[group.name], runs))
+        if curves:
+            yield curve_chart(title, ('iteration', label), curves)
+
+
+def spectral_charts(
+    compared: Comparison, layers: Mapping[str, Layers]
+) -> Iterator[str]:
+    """Yield charts of the spectral quantities' means along checkpoints."""
+    style = look(compared)
+    for key, label in SPECTRAL.items():
+        curves = [
+            (style[name], [found.means[key]])
+            for name, found in layers.items()
+            if key in found.means
+        ]
+        if curves:
+            labels = 'optimizer step', 'mean of the layers'
+            yield curve_chart(label[0].upper() + label[1:], labels, curves)
+
+
+def layer_charts(layers: Layers) -> list[str]:
+    """Return heat maps of a run's layers: logged, or from checkpoints."""
+    shown: History = {**layers.saved, **layers.logged}
+    charts = []
+    order = {
+        name: i
+        for i, name in enumerate(
+            row['name']
+            for _, table in layers.tables
+            for row in table['layers']
+        )
+    }
+    for quantity, (label, low, high) in QUANTITIES.items():
+        if quantity not in shown:
+            continue
+        rows = shown[quantity]
+        # A layer may lack a quantity at first.
+        names = sorted(rows, key=lambda name: order.get(name, 0))
+        short = short_names(names)
+        unit = 'iteration' if quantity in layers.logged else 'optimizer step'
+        title = label[0].upper() + label[1:]
+        curves = {short[name]: rows[name] for name in names}
+        log = quantity == 'gradient_norm'
+        charts.append(heat_map(title, unit, curves, (low, high), log))
+    return charts

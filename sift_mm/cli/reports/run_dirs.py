@@ -1,0 +1,391 @@
+"""Work dirs of runs: configs, logged scalars, records and checkpoints.
+
+Any run of MMEngine has its config and scalars in ``*/vis_data``. Runs of
+sift_mm also have ``*/run.json``, those of a sweep ``result.json``.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+from time import localtime, strftime
+from typing import Any
+
+from mmengine.config import Config
+
+from sift_mm.checkpoint.reading import read
+from sift_mm.checkpoint.state import mask_training
+from sift_mm.errors import UserError
+
+Records = dict[int, dict[str, Any]]
+
+#: Type of the hook that trains masks.
+HOOK = 'SparseTrainingHook'
+#: Folders below a given one that are searched for runs.
+DEPTH = 3
+#: Values of a validation record that are no metrics.
+NO_METRICS = ('step', 'iter', 'epoch', 'time', 'data_time', 'memory')
+#: Costs in result.json of a sweep, which are no metrics.
+COSTS = (
+    *('flops', 'flops_of_dense', 'parameters', 'active_parameters'),
+    *('density', 'seconds_per_image'),
+)
+# Lines of MMEngine's log on the environment.
+VERSION = re.compile(r'^ +(Python|PyTorch|TorchVision|MMEngine): (\S+)', re.M)
+SEED = re.compile(r'^ +seed: (\d+)', re.M)
+
+
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is the work dir of a run."""
+    return any(
+        next(folder.glob(pattern), None)
+        for pattern in ('*/vis_data', '*/run.json', '*.pth', 'result.json')
+    )
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """Return a work dir, or the work dirs in a folder.
+
+    Runs that a sweep put aside are left out.
+
+    Raises:
+        UserError: If the folder does not exist or holds no run.
+    """
+    if not folder.is_dir():
+        raise UserError(f'There is no folder {folder}: give a work dir.')
+    if is_run(folder):
+        return [folder]
+    found: list[Path] = []
+    for depth in range(1, DEPTH + 1):
+        found += [
+            path
+            for path in sorted(folder.glob('/'.join('*' * depth)))
+            if path.is_dir()
+            and is_run(path)
+            and not path.name.startswith('old-')
+            and not any(above in found for above in path.parents)
+        ]
+    if not found:
+        raise UserError(
+            f'{folder} is no work dir, and has none in it: there are neither '
+            'logs (*/vis_data) nor checkpoints (*.pth).'
+        )
+    return sorted(found)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """Return the object in a file; {} if it is missing or incomplete."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the scalars of a session; a line may still be incomplete."""
+    text = path.read_text(errors='replace') if path.is_file() else ''
+    for line in text.splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(record, dict) and isinstance(record.get('step'), int):
+            # MMEngine's log_with_hierarchy puts the loop before a name.
+            yield {
+                re.sub('^(train|val)/', '', k): v for k, v in record.items()
+            }
+
+
+def _is_train(record: Mapping[str, Any]) -> bool:
+    return 'iter' in record or 'loss' in record
+
+
+@dataclass
+class Scalars:
+    """Logged scalars of a training, by step.
+
+    Attributes:
+        train (Records): Loss, learning rate and time, by iteration.
+        valid (Records): Metrics, by epoch or iteration, as they were logged.
+        masks (Records): Scalars ``sparse/*``, by iteration.
+    """
+
+    train: Records = field(default_factory=dict)
+    valid: Records = field(default_factory=dict)
+    masks: Records = field(default_factory=dict)
+
+    def add(self, records: Sequence[dict[str, Any]]) -> None:
+        """Add a session; it replaces the steps that it trains again."""
+        first = next(filter(_is_train, records), None)
+        if first is None and self.train:
+            return  # A test or a validation alone.
+        if first is not None:
+            start = first['step']
+            # Metrics are logged by epoch, or by iteration.
+            epoch = first.get('epoch', start)
+            for found, end in (
+                (self.train, start),
+                (self.masks, start),
+                (self.valid, epoch),
+            ):
+                for step in [step for step in found if step >= end]:
+                    del found[step]
+            if not self.train:  # Trained again from the start.
+                self.valid.clear()
+                self.masks.clear()
+        for record in records:
+            is_mask = any(key.startswith('sparse/') for key in record)
+            kind = self.masks if is_mask else self.valid
+            kind = self.train if _is_train(record) else kind
+            kind.setdefault(record['step'], {}).update(record)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Work dir of a run; what it lacks is empty.
+
+    Args:
+        path (Path): The work dir.
+    """
+
+    path: Path
+
+    @cached_property
+    def sessions(self) -> list[Path]:
+        """Folders of the run's starts, in order; tests only without any."""
+        for name in ('vis_data/scalars.json', 'run.json', 'vis_data'):
+            if found := sorted(self.path.glob(f'*/{name}')):
+                return [
+                    self.path / p.relative_to(self.path).parts[0]
+                    for p in found
+                ]
+        return []
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """Content of the last ``run.json``."""
+        found = map(_json, sorted(self.path.glob('*/run.json'), reverse=True))
+        return next(filter(None, found), {})
+
+    @cached_property
+    def result(self) -> dict[str, float]:
+        """Metrics and costs of the test in a sweep."""
+        return _json(self.path / 'result.json')
+
+    @cached_property
+    def scalars(self) -> Scalars:
+        """Logged scalars of all sessions."""
+        found = Scalars()
+        for session in self.sessions:
+            records = [*_records(session / 'vis_data' / 'scalars.json')]
+            found.add(records)
+        return found
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """Config of the last session."""
+        paths = [s / 'vis_data' / 'config.py' for s in self.sessions]
+        for path in [*reversed(paths), *sorted(self.path.glob('*.py'))]:
+            if path.is_file():
+                try:
+                    loaded = Config.fromfile(path, import_custom_modules=False)
+                    return loaded.to_dict()
+                except Exception:  # A config may raise errors of any type.
+                    continue
+        return {}
+
+    @cached_property
+    def checkpoints(self) -> list[Path]:
+        """Checkpoints of epochs or iterations, in order; else all others."""
+        found = {
+            int(match[1]): path
+            for path in self.path.glob('*.pth')
+            if (match := re.fullmatch(r'(?:epoch|iter)_(\d+)', path.stem))
+        }
+        ordered = [found[number] for number in sorted(found)]
+        return ordered or sorted(self.path.glob('*.pth'))
+
+    @cached_property
+    def state(self) -> dict[str, Any]:
+        """Mask training of the last checkpoint; {} without one."""
+        for path in reversed(self.checkpoints):
+            try:
+                return mask_training(read(path)) or {}
+            except UserError:  # Being written, or damaged.
+                continue
+        return {}
+
+    @cached_property
+    def log(self) -> str:
+        """Text of the last session's log up to the training."""
+        for session in reversed(self.sessions):
+            for path in session.glob('*.log'):
+                with path.open(errors='replace') as stream:
+                    return stream.read(40_000)
+        return ''
+
+    @property
+    def seed(self) -> int | None:
+        """Seed of the run."""
+        found = self.record.get('seed')
+        if found is None:
+            found = (self.config.get('randomness') or {}).get('seed')
+        if found is None and (match := SEED.search(self.log)):
+            found = int(match[1])
+        # Of a run of a sweep that is known by its result alone.
+        if found is None and (
+            match := re.search(r'seed(\d+)$', str(self.path))
+        ):
+            found = int(match[1])
+        return found
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Versions of Python and the libraries."""
+        return self.record.get('versions') or dict(VERSION.findall(self.log))
+
+    @property
+    def hook(self) -> dict[str, Any]:
+        """Config of the run's SparseTrainingHook; {} without one."""
+        hooks = self.config.get('custom_hooks') or []
+        return next(
+            (h for h in hooks if str(h.get('type')).endswith(HOOK)), {}
+        )
+
+    @cached_property
+    def member(self) -> dict[str, Any]:
+        """Member of the family: family, sparsity and options."""
+        backbone = (self.config.get('model') or {}).get('backbone') or {}
+        written = {
+            key: backbone[key]
+            for key in ('family', 'sparsity', 'inner', 'sparse_factors')
+            if backbone.get(key) is not None
+        }
+        if 'member' in self.record:
+            return self.record['member']
+        return self.state.get('member') or (
+            written if 'family' in written else {}
+        )
+
+    @cached_property
+    def masks(self) -> dict[str, Any]:
+        """Algorithm, nominal and solved sparsity, active weights and size."""
+        if 'masks' in self.record:
+            return self.record['masks']
+        if not self.state:
+            return {}
+        budget, masks = self.state.get('budget', {}), self.state['masks']
+        return {
+            'algorithm': self.state.get('algorithm'),
+            'nominal': budget.get('nominal'),
+            'solved': budget.get('sparsity'),
+            'active': sum(int(m.count_nonzero()) for m in masks.values()),
+            'size': sum(m.numel() for m in masks.values()),
+        }
+
+    @cached_property
+    def costs(self) -> dict[str, float]:
+        """Costs that are known: FLOPs of an image, ratios, weights.
+
+        Keys are flops, flops_ratio, training_ratio, parameters and active.
+        """
+        counted, result = self.record.get('flops') or {}, self.result
+        found = {
+            'flops': counted.get('inference', result.get('flops')),
+            'flops_ratio': counted.get('ratio'),
+            'training_ratio': counted.get('training_ratio'),
+            'parameters': self.record.get(
+                'parameters', result.get('parameters')
+            ),
+            'active': self.record.get(
+                'active_parameters', result.get('active_parameters')
+            ),
+        }
+        budget = self.state.get('budget', {}) if not counted else {}
+        if found['flops_ratio'] is None:
+            dense = result.get('flops_of_dense')
+            found['flops_ratio'] = (
+                result['flops'] / dense
+                if dense and 'flops' in result
+                else budget.get('model_flops_ratio', budget.get('flops_ratio'))
+            )
+        return {k: v for k, v in found.items() if v is not None}
+
+    @cached_property
+    def seconds(self) -> float | None:
+        """Seconds of training, without steps that were lost."""
+        if self.record.get('seconds') is not None:
+            return self.record['seconds']
+        times = [
+            (step, record['time'])
+            for step, record in sorted(self.scalars.train.items())
+            if 'time' in record
+        ]
+        steps = pairwise([(0, 0.0), *times])
+        total = sum(time * (step - last) for (last, _), (step, time) in steps)
+        return total if times else None
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """Metrics of the test, else of the last validation."""
+        found: dict[str, float] = {}
+        for _, record in sorted(self.scalars.valid.items()):
+            found |= record
+        found |= self.record.get('metrics') or {}
+        found |= self.result
+        return {
+            key: value
+            for key, value in found.items()
+            if key not in (*NO_METRICS, *COSTS)
+            and isinstance(value, (int, float))
+        }
+
+    @property
+    def by_epoch(self) -> bool:
+        """Truth of "metrics are logged by epoch"."""
+        train = self.scalars.train.values()
+        last = max(self.scalars.valid, default=0)
+        epochs = [record.get('epoch', 0) for record in train]
+        return 0 not in epochs and last <= max(epochs, default=-1)
+
+    @property
+    def status(self) -> str:
+        """'finished', or how far the run came and when it wrote last."""
+        if self.result or self.record.get('status') == 'finished':
+            return 'finished'
+        loop = self.config.get('train_cfg') or {}
+        train = self.scalars.train
+        last = train[max(train)] if train else {}
+        done = ''
+        for name, key in (('epoch', 'max_epochs'), ('iter', 'max_iters')):
+            if not loop.get(key):
+                continue
+            if (self.path / f'{name}_{loop[key]}.pth').exists():
+                return 'finished'
+            unit = 'epoch' if name == 'epoch' else 'iteration'
+            done = f', {unit} {last.get(name, 0)} of {loop[key]}'
+        written = [
+            path.stat().st_mtime
+            for session in self.sessions
+            for path in session.rglob('*')
+        ]
+        when = strftime('%Y-%m-%d %H:%M', localtime(max(written, default=0)))
+        return f'not finished{done}' + f', last written {when}' * bool(written)
+
+    def curve(self, kind: str, key: str) -> list[tuple[int, float]]:
+        """Return steps and values of a scalar.
+
+        Args:
+            kind (str): 'train', 'valid' or 'masks'.
+            key (str): Name of the scalar.
+        """
+        records: Records = getattr(self.scalars, kind)
+        return [
+            (step, float(records[step][key]))
+            for step in sorted(records)
+            if isinstance(records[step].get(key), (int, float))
+        ]

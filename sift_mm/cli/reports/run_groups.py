@@ -1,0 +1,321 @@
+"""Runs of one config with several seeds, and tables that compare them."""
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from mmengine.hooks import CheckpointHook
+
+from sift_mm.cli.reports.run_dirs import NO_METRICS, Run
+from sift_mm.cli.reports.statistics import (
+    Estimate,
+    Summary,
+    paired_difference,
+    summarize,
+)
+from sift_mm.errors import UserError
+from sift_mm.names import check_names
+
+#: Keys of a config that differ between runs of one network.
+PER_RUN = ('randomness', 'work_dir', 'resume', 'launcher', 'experiment_name')
+#: Beginnings of metrics in per cent.
+PERCENT = ('accuracy', 'single-label', 'mIoU', 'aAcc', 'mAcc', 'mDice')
+#: Metrics to compare, where the config does not name one in save_best.
+METRICS = ('accuracy/top1', 'coco/bbox_mAP', 'mIoU')
+# The part of a path that names a seed, with the separator before it.
+SEED = re.compile(r'[-_./]?seed[-_=]?\d+')
+# The part of a name that gives the sparsity: wide-s75-rigl.
+SPARSITY = re.compile(r'[-_]?s\d\d+(?=[-_]|$)')
+
+
+def _key(run: Run) -> str:
+    """Return a text that is the same for all seeds of a config."""
+    content = {k: v for k, v in run.config.items() if k not in PER_RUN}
+    if not content:
+        return SEED.sub('', str(run.path.resolve()))
+    # Options may come from a script, and not be in the config.
+    content['network'] = run.member, run.masks.get('algorithm')
+    # A seed's own pretrained checkpoint, say.
+    return SEED.sub('', json.dumps(content, default=repr, sort_keys=True))
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs of one config, which differ in their seeds.
+
+    Args:
+        name (str): Name in tables and figures.
+        runs (tuple[Run, ...]): At least one run.
+    """
+
+    name: str
+    runs: tuple[Run, ...]
+
+    @property
+    def first(self) -> Run:
+        """First run, for what is the same in all."""
+        return self.runs[0]
+
+    @property
+    def series(self) -> str:
+        """Name without the sparsity, equal for networks of one kind."""
+        return SPARSITY.sub('', self.name) or self.name
+
+    @property
+    def is_dense(self) -> bool:
+        """Truth of "the network has no member and no masks"."""
+        run = self.first
+        if not (run.config or run.record or run.checkpoints):
+            return False  # Nothing is known but results.
+        return not (run.member.get('family') or run.masks or run.hook)
+
+    @property
+    def sparsity(self) -> float | None:
+        """Nominal sparsity; 0 of a dense network."""
+        run = self.first
+        if self.is_dense:
+            return 0.0
+        nominal = run.masks.get('nominal', run.member.get('sparsity'))
+        return run.hook.get('sparsity') if nominal is None else nominal
+
+    def values(self, read: Callable[[Run], float | None]) -> dict[Any, float]:
+        """Return a value of each run that has it, by seed.
+
+        A run whose seed is unknown or repeated is named by its path, so that
+        it is paired with no other.
+        """
+        found: dict[Any, float] = {}
+        for run in self.runs:
+            value = read(run)
+            if value is not None and isfinite(value):
+                known = run.seed is not None and run.seed not in found
+                found[run.seed if known else str(run.path)] = value
+        return found
+
+    def metric(self, key: str) -> dict[Any, float]:
+        """Return a metric of each run that has it, as :meth:`values`."""
+        return self.values(lambda run: run.metrics.get(key))
+
+    def summary(self, read: Callable[[Run], float | None]) -> Summary | None:
+        """Return mean and spread over the runs, None without values."""
+        found = [*self.values(read).values()]
+        return summarize(found) if found else None
+
+    def mean(self, read: Callable[[Run], float | None]) -> float | None:
+        """Return the mean over the runs, None without values."""
+        found = self.summary(read)
+        return None if found is None else found.mean
+
+    def cost(self, key: str) -> float | None:
+        """Return the mean of a cost."""
+        return self.mean(lambda run: run.costs.get(key))
+
+
+def group_runs(paths: Sequence[Path]) -> list[Group]:
+    """Group runs that differ in their seed alone."""
+    found: dict[str, list[Run]] = {}
+    for path in dict.fromkeys(path.resolve() for path in paths):
+        run = Run(path)
+        found.setdefault(_key(run), []).append(run)
+    groups = [*found.values()]
+    # A folder's name without the seed; more of the path where names repeat.
+    parts = [
+        Path(SEED.sub('', str(runs[0].path))).parts[1:] for runs in groups
+    ]
+    names = ['/'.join(part[-1:]) for part in parts]
+    for depth in range(2, max(map(len, parts), default=0) + 1):
+        names = [
+            '/'.join(part[-depth:]) if names.count(name) > 1 else name
+            for part, name in zip(parts, names, strict=True)
+        ]
+    named = [
+        Group(
+            name if names.count(name) == 1 else os.path.relpath(runs[0].path),
+            tuple(runs),
+        )
+        for name, runs in zip(names, groups, strict=True)
+    ]
+    return sorted(named, key=lambda group: not group.is_dense)
+
+
+def find_dense(groups: Sequence[Group], name: str | None) -> Group | None:
+    """Return the group that others are compared with.
+
+    Args:
+        groups (Sequence[Group]): All groups.
+        name (str, optional): Name of the group; None is the one called
+            dense, else the first dense one.
+
+    Raises:
+        UserError: If there is no group of this name.
+    """
+    found = {group.name: group for group in groups}
+    if name is None:
+        dense = next((group for group in groups if group.is_dense), None)
+        return found.get('dense', dense)
+    check_names('No run is called', [name], found)
+    return found[name]
+
+
+def find_metric(groups: Sequence[Group], name: str | None) -> str | None:
+    """Return the metric to compare, None if no run has one.
+
+    Raises:
+        UserError: If no run has the metric of this name.
+    """
+    runs = [run for group in groups for run in group.runs]
+    known = dict.fromkeys(key for run in runs for key in run.metrics)
+    if name is not None and name not in known:
+        raise UserError(
+            f'No run has the metric {name}; '
+            + (f'there are {", ".join(known)}.' if known else 'none has any.')
+        )
+    hooks = [run.config.get('default_hooks') or {} for run in runs]
+    best = [(hook.get('checkpoint') or {}).get('save_best') for hook in hooks]
+    wanted = [name, *(b for b in best if isinstance(b, str)), *METRICS, *known]
+    return next((key for key in wanted if key in known), None)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Networks to show, and what they are compared by.
+
+    Args:
+        groups (Sequence[Group]): Networks.
+        dense (Group, optional): Network that others are compared with.
+        metric (str, optional): Metric; None if no run has one.
+    """
+
+    groups: Sequence[Group]
+    dense: Group | None
+    metric: str | None
+
+    @property
+    def unit(self) -> str:
+        """Metric with its unit."""
+        name = self.metric or ''
+        return f'{name} (%)' if name.startswith(PERCENT) else name
+
+    @property
+    def sign(self) -> int:
+        """-1 for a metric that should be low, by MMEngine's words, else 1."""
+        words = CheckpointHook._default_less_keys
+        return -1 if any(word in (self.metric or '') for word in words) else 1
+
+    @property
+    def digits(self) -> int:
+        """Digits behind the point of the metric: 2 of per cents, else 4."""
+        found = [
+            v
+            for g in self.groups
+            for v in g.metric(self.metric or '').values()
+        ]
+        return 2 if any(abs(value) > 1.5 for value in found) else 4
+
+
+def difference(
+    group: Group, dense: Group | None, metric: str | None
+) -> Estimate | None:
+    """Return the difference from dense, paired by seed."""
+    if dense is None or metric is None or group is dense:
+        return None
+    return paired_difference(group.metric(metric), dense.metric(metric))
+
+
+def run_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return one row a run, for runs.csv."""
+    return [
+        {
+            'network': group.name,
+            'seed': run.seed,
+            'work_dir': str(run.path),
+            'config': run.record.get('config', ''),
+            'status': run.status,
+            'family': run.member.get('family', ''),
+            'algorithm': run.masks.get('algorithm', ''),
+            'nominal_sparsity': group.sparsity,
+            'solved_sparsity': run.masks.get('solved', ''),
+            **run.costs,
+            'seconds': run.seconds,
+            **run.metrics,
+        }
+        for group in groups
+        for run in group.runs
+    ]
+
+
+def epoch_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
+    """Return one row an epoch or validation of each run, for summary.csv."""
+    return [
+        {'network': group.name, 'seed': run.seed, **row}
+        for group in groups
+        for run in group.runs
+        for row in _epochs(run)
+    ]
+
+
+def _epochs(run: Run) -> Iterator[dict[str, Any]]:
+    """Yield metrics, and the last training record before each of them."""
+    by_epoch, valid = run.by_epoch, run.scalars.valid
+    trained = {
+        record['epoch'] if by_epoch else step: record
+        for step, record in sorted(run.scalars.train.items())
+    }
+    steps = {*valid, *(trained if by_epoch else [*trained][-1:])}
+    for step in sorted(steps):
+        last = max((s for s in trained if s <= step), default=None)
+        logged = {} if last is None else trained[last]
+        yield (
+            {'epoch' if by_epoch else 'iter': step}
+            | {
+                f'train_{key}': logged[key]
+                for key in ('loss', 'lr', 'time')
+                if key in logged
+            }
+            | {
+                key: value
+                for key, value in valid.get(step, {}).items()
+                if key not in NO_METRICS
+            }
+        )
+
+
+def comparison_rows(
+    groups: Sequence[Group], dense: Group | None, metric: str | None
+) -> list[dict[str, Any]]:
+    """Return one row a network, with its difference from dense.
+
+    Intervals are of the paired t test over common seeds, at 95 %.
+    """
+    rows = []
+    for group in groups:
+        found = group.summary(lambda run: run.metrics.get(metric or ''))
+        less = difference(group, dense, metric)
+        row: dict[str, Any] = {
+            'network': group.name,
+            'sparsity': group.sparsity,
+            'n': len(group.runs),
+        }
+        for key in (
+            *('flops', 'flops_ratio', 'training_ratio'),
+            *('parameters', 'active'),
+        ):
+            row[key] = group.cost(key)
+        row |= {
+            'seconds': group.mean(lambda run: run.seconds),
+            'metric': metric,
+            'mean': found and found.mean,
+            'sd': found.deviation if found and found.n > 1 else None,
+            'runs_with_metric': found.n if found else 0,
+            'difference': less and less.value,
+            'low': less.low if less and less.n > 1 else None,
+            'high': less.high if less and less.n > 1 else None,
+            'pairs': less.n if less else 0,
+        }
+        rows.append(row)
+    return rows

@@ -1,0 +1,79 @@
+"""Print the masks of a checkpoint, by layer and in total."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sift_mm.cli.arguments import add_json_option
+from sift_mm.cli.entry import Parser, entry_point
+from sift_mm.cli.reports.text import print_report, table
+from sift_mm.sparsity.mask_table import mask_table
+
+#: Columns of numbers, with their keys in a row and their formats.
+SHARES = {'density': 'density', 'ITOP': 'itop', 'DoC': 'doc'}
+DEAD = {'dead inputs': 'inputs', 'dead outputs': 'outputs'}
+SPECTRAL = {
+    'Ramanujan gap': 'ramanujan_gap',
+    'IMDB': 'imdb',
+    'weighted gap': 'weighted_gap',
+    'IMSG': 'imsg',
+}
+
+
+@entry_point
+def main(argv: Sequence[str] | None = None) -> None:
+    """Print as the command line says."""
+    parser = Parser(description='Show the masks of a checkpoint, by layer')
+    add = parser.add_argument
+    add('checkpoint', help='full, compact or published checkpoint')
+    add(
+        '--spectral',
+        action='store_true',
+        help='add the Ramanujan gap, its mean over regular subgraphs (IMDB), '
+        'the weighted spectral gap and its mean (IMSG); seconds for a layer '
+        'of millions of weights',
+    )
+    add_json_option(parser)
+    args = parser.parse_args(argv)
+    found = mask_table(args.checkpoint, args.spectral)
+    print_report({'checkpoint': args.checkpoint} | found, to_text, args.json)
+
+
+def to_text(report: dict[str, Any]) -> str:
+    """Return the table of a report, with a line on the mask training."""
+    rows, total = report['layers'], report['total']
+    spectral = SPECTRAL if 'imdb' in total else {}
+    header = ('layer', 'shape', 'active', *SHARES, *DEAD, *spectral)
+    shape = f'{len(rows)} layers'
+    cells = [
+        (row['name'], shape, f'{row["active"]:,}')
+        + tuple(_number(row[key], 4) for key in SHARES.values())
+        + tuple(f'{row[f"dead_{key}"]} of {row[key]}' for key in DEAD.values())
+        + tuple(_number(row[key], 3) for key in spectral.values())
+        for row, shape in [
+            *((row, ' x '.join(map(str, row['shape']))) for row in rows),
+            (total | {'name': 'all'}, shape),
+        ]
+    ]
+    text = f'{_training(report)}\n\n{table(header, cells, left=2)}'
+    if total['itop'] is None:
+        text += '\nITOP and DoC are missing: the file has no history of masks.'
+    if spectral:
+        text += '\nSpectral quantities of all are means over layers.'
+    return text
+
+
+def _training(report: Mapping[str, Any]) -> str:
+    """Describe algorithm and structure in a line."""
+    algorithm, structure = report['algorithm'], report['structure']
+    if algorithm is None:
+        return report['checkpoint']
+    text = f'{report["checkpoint"]}: {algorithm}'
+    if structure is not None:
+        options = [f'{k}={v}' for k, v in structure.items() if k != 'type']
+        text += f', structure {structure.get("type", "")}'
+        text += f' ({", ".join(options)})' if options else ''
+    return f'{text}, after {report["steps"]:,} steps'
+
+
+def _number(value: float | None, digits: int) -> str:
+    return '-' if value is None else f'{value:z.{digits}f}'
