@@ -77,26 +77,25 @@ def flops_per_weight(
         ValueError: If the initializer needs passes and has none, or has some
             and needs none.
     """
-    name, needed = (
-        type(initializer).__name__,
-        isinstance(initializer, NetworkInitializer),
-    )
-    if needed and not passes:
-        raise UserError(
-            f'init={name!r} scores weights on first batches, and there are '
-            'none here: give first_pass to SparseTraining, or to a command a '
-            'checkpoint with masks.'
-        )
-    if not needed:
+    name = type(initializer).__name__
+    if not isinstance(initializer, NetworkInitializer):
         if passes:
             raise UserError(
                 f'first_pass is for init=SNIP, GraSP and SynFlow; {name!r} '
                 'reads no batch.'
             )
         return None
+    if not passes:
+        raise UserError(
+            f'init={name!r} scores weights on first batches, and there are '
+            'none here: give first_pass to SparseTraining, or to a command a '
+            'checkpoint with masks.'
+        )
     with undisturbed(model):
-        count = count_while(model, passes[0])
-    return {n: count.of(n) / p.numel() for n, p in parameters.items()}
+        # One input of ones has no statistics for norms.
+        model.train(initializer.reads == 'loss')
+        flops = count_while(model, passes[0])
+    return {n: flops.of(n) / p.numel() for n, p in parameters.items()}
 
 
 def check_flops(

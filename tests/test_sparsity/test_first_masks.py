@@ -179,7 +179,7 @@ def test_they_keep_a_structure_and_resume():
         (
             'SNIP',
             dict(first_pass=lambda: torch.zeros(1, requires_grad=True).sum()),
-            "'SNIP' found no score",
+            "'SNIP' has no score for 2 of 2 layers, 'conv.weight' first",
         ),
     ],
 )
@@ -195,6 +195,13 @@ def test_what_does_not_go_together_is_refused(init, options, words):
             torch.optim.SGD(model.parameters(), 0.1),
             **arguments | options,
         )
+
+
+def test_layers_behind_a_norm_of_zero_are_refused():
+    model, start = training('SNIP')
+    model.norm.weight.data.zero_()
+    with pytest.raises(ValueError, match='of the backbone'):
+        start()
 
 
 def draw_on_rank(init):

@@ -77,10 +77,18 @@ class NetworkInitializer(Initializer):
                 parameter.requires_grad_()
             found = self.scores(model, parameters, passes, density)
         values = [score.detach().cpu() for score in found]
-        if not any(score.isfinite().all() and score.any() for score in values):
+        blind = [
+            layer
+            for layer, score in zip(parameters, values, strict=True)
+            if not (score.isfinite().all() and score.any())
+        ]
+        if blind:
             raise UserError(
-                f'init={name!r} found no score: the {self.reads} of the first '
-                'batches does not depend on the weights, or is not finite.'
+                f'init={name!r} has no score for {len(blind)} of '
+                f'{len(values)} layers, {blind[0]!r} first: the {self.reads} '
+                'of the first batches does not depend on them, or is not '
+                'finite. A norm that starts at zero cuts the layers before '
+                'it off: set zero_init_residual=False of the backbone.'
             )
         return dict(zip(parameters, values, strict=True))
 

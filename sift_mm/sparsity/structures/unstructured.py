@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sift_mm.checkpoint.packing import count as count_active
 from sift_mm.sparsity.selection import Candidates
 from sift_mm.sparsity.structures.structure import STRUCTURES, Structure
 
@@ -16,6 +17,11 @@ class Unstructured(Structure):
         kept = mask.clone(memory_format=torch.contiguous_format)
         kept.view(-1)[Candidates.where(score, mask).best(k)] = False
         return kept
+
+    def prune(self, score: Tensor, mask: Tensor, count: int) -> Tensor:
+        """Keep the ``count`` lowest scores among active weights."""
+        # Twice as fast as a selection among all positions.
+        return self.drop(score, mask, count_active(mask) - count)
 
     def grow(self, score: Tensor | Candidates, mask: Tensor, k: int) -> Tensor:
         """Grow the k highest scores among inactive weights."""
