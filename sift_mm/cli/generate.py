@@ -22,6 +22,8 @@ from sift_mm.config.resume import check_checkpoint
 from sift_mm.errors import UserError
 from sift_mm.models import GPT
 from sift_mm.models.tokenizer import END, open_tokenizer
+from sift_mm.validation import Seed
+from sift_mm.validation import read as check
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -121,6 +123,7 @@ def load_gpt(cfg: Config, checkpoint: str) -> GPT:
 def main(argv: Sequence[str] | None = None) -> None:
     """Print the prompt and its continuation."""
     args = parse_args(argv)
+    check('--seed', args.seed, Seed)
     cfg = load_config(args)
     with explained(args.config, cfg):
         check_config(cfg)

@@ -44,7 +44,7 @@ def backbone_node(cfg: Config) -> ConfigDict:
     """
     model = cfg.get('model') or ConfigDict()
     if model.get('backbone'):
-        return model.backbone
+        return model['backbone']
     maker = _maker(cfg, MODELS, model.get('type'))
     own = inspect.isclass(maker) and issubclass(maker, SparseIFTBackbone)
     return model if own else ConfigDict()
@@ -73,7 +73,7 @@ def check_config(cfg: Config) -> None:
     for key, node in walk(cfg.get('model'), 'model'):
         # Other nodes may be in no registry of models.
         if isinstance(node, dict) and (
-            'SparseIFT' in str(node.get('type')) or node is own is cfg.model
+            'SparseIFT' in str(node.get('type')) or node is own
         ):
             maker = _maker(cfg, MODELS, node['type'])
             if maker is not None:

@@ -22,6 +22,7 @@ from sift_mm.engine.budget import FlopBudget, whole_model_budget
 from sift_mm.engine.hook import SparseTrainingHook
 from sift_mm.engine.run_text import first_lines, flops_line, last_lines
 from sift_mm.engine.wrappers import unwrap
+from sift_mm.flops import describe_shape
 from sift_mm.sparsity.metrics import training_flops
 
 #: File of the record, beside the run's log.
@@ -116,10 +117,14 @@ def describe_flops(
         dense=budget.dense,
         ratio=budget.ratio(densities),
         training_ratio=training / training_flops('dense', 0, budget.dense),
-        of='2 x MACs of a forward pass of one test image of '
-        f'{shape[0]} x {shape[1]} pixels ({source}); training: forward and '
-        'backward pass of such an image, without auxiliary heads',
+        of='2 x MACs of a forward pass of one test input of '
+        f'{describe_shape(shape)} ({source}); training: forward and backward '
+        'pass of such an input, without auxiliary heads',
     )
+
+
+# Metrics of text that should be low.
+OF_TEXT = ('nats', 'perplexity', 'bits_per_byte')
 
 
 def order_of(name: str) -> int:
@@ -129,7 +134,7 @@ def order_of(name: str) -> int:
         return any(key.lower() in name.lower() for key in keys)
 
     # Words that MMEngine knows the best checkpoint by.
-    if matches(CheckpointHook._default_less_keys):
+    if matches([*CheckpointHook._default_less_keys, *OF_TEXT]):
         return -1
     return int(matches(CheckpointHook._default_greater_keys))
 

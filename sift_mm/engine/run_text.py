@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.runner import Runner
 
+from sift_mm.config.checks import backbone_node
 from sift_mm.config.nodes import type_name
 from sift_mm.engine.start_log import FILE
 from sift_mm.engine.wrappers import unwrap
@@ -63,7 +64,7 @@ def _backbone(runner: Runner) -> str:
 
 def _member(runner: Runner) -> str:
     """Return the member of the family and its sparsity in words."""
-    backbone = (runner.cfg.get('model') or {}).get('backbone') or {}
+    backbone = backbone_node(runner.cfg)
     if backbone.get('family') is None:
         return 'none, the network as the library builds it'
     text = f'{backbone["family"]} at sparsity {backbone.get("sparsity")}'
@@ -101,7 +102,7 @@ def flops_line(record: dict[str, Any]) -> str:
     if 'inference' not in found:
         return f'FLOPs: {found["of"]}'
     return (
-        f'FLOPs: {flops(found["inference"])} an image, {found["ratio"]:.4f} '
+        f'FLOPs: {flops(found["inference"])} an input, {found["ratio"]:.4f} '
         f'of dense ({flops(found["dense"])}); a training step '
         f'{found["training_ratio"]:.4f} of dense'
     )

@@ -172,6 +172,7 @@ def test_metrics_and_the_best_of_them(tmp_path):
     # Whether a shape should be high is not known.
     assert found['best'] == {'accuracy/top1': 70, 'loss': 0.2}
     assert (order_of('mIoU'), order_of('NME')) == (1, 0)
+    assert order_of('text/bits_per_byte') == -1
 
 
 def test_a_full_disk_stops_no_training(tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from helpers.sparse_runs import load, probed, train
 from helpers.texts import SMALL, mini_text
 from sift_mm.cli import generate, prepare_text, test
 from sift_mm.config.building import build
-from sift_mm.config.dense import dense_config
+from sift_mm.config.dense import build_dense
 from sift_mm.config.loading import read_config
 from sift_mm.data.tokens import HEADER, TokenHeader, open_tokens, write_tokens
 from sift_mm.errors import UserError
@@ -135,11 +135,12 @@ def prepare(folder, *files, **options):
     prepare_text.main([*flags, '--out', str(folder)])
 
 
-def test_preparing_text(tmp_path):
+def test_preparing_text(tmp_path, monkeypatch):
     documents = [f'Text {i}: ä <|endoftext|>\n\n ß {i}\n' for i in range(9)]
     path = tmp_path / 'all.txt'
     path.write_bytes('=====\n'.join(documents).encode())
     out = tmp_path / 'out'
+    monkeypatch.setattr(prepare_text, 'PIECE', 10)
     prepare(out, path, separator='=====', vocabulary=300, val_share=0.2)
     bpe = open_tokenizer(str(out))
     found = {}
@@ -261,7 +262,7 @@ def test_options_make_a_dense_config_sparse():
     # 128 sqrt(2) is 181, and 46 x 4 heads are the next.
     assert build(cfg).d_model == 184
     assert cfg.custom_hooks[0]['algorithm'] == 'RigL'
-    dense = build(dense_config(cfg))
+    dense = build_dense(cfg)
     assert (dense.family, dense.d_model) == (None, 128)
     cfg = read_config(path, pretrained='a.pth')
     assert cfg.model.init_cfg == dict(type='Pretrained', checkpoint='a.pth')
