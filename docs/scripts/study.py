@@ -4,9 +4,10 @@
     python docs/scripts/study.py collect --work-dir work_dirs/study
     python docs/scripts/study.py report
 
-``run`` trains what the CSV file lacks, by worth; broken off, it goes on where
-it was. ``collect`` adds finished runs to the CSV file. ``report`` writes
-docs/results.md from it. ``--only`` names questions.
+``run`` trains what the CSV file lacks, by worth, and adds each finished run to
+it; broken off, it goes on where it was. ``collect`` adds finished runs of
+another checkout. ``report`` writes docs/results.md from the file. ``--only``
+names questions.
 """
 
 import argparse
@@ -61,7 +62,7 @@ def recipe_of(row: Row) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def read_runs(path: Path = RUNS) -> list[dict[str, str]]:
+def read_runs(path: Path) -> list[dict[str, str]]:
     """Return the results that are kept, a dict for each run."""
     if not path.exists():
         return []
@@ -85,11 +86,13 @@ def missing(
             yield row, seed
 
 
-def to_run(root: Path, keys: tuple[str, ...]) -> list[Experiment]:
+def to_run(
+    root: Path, keys: tuple[str, ...], done: set[tuple[str, int, str]]
+) -> list[Experiment]:
     """Return the missing runs, each behind the run that it starts from."""
     runs = [
         one.experiment(root, seed)
-        for row, seed in missing(keys, keys_of(read_runs()))
+        for row, seed in missing(keys, done)
         for one in (row.start, row)
         if one is not None
     ]
@@ -125,7 +128,7 @@ def describe(row: Row, seed: int, root: Path) -> dict[str, Any]:
     return metrics | found
 
 
-def collect(root: Path, path: Path = RUNS) -> int:
+def collect(root: Path, path: Path) -> int:
     """Add finished runs to the CSV file, and return their number."""
     runs = read_runs(path)
     new = [
@@ -166,13 +169,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the study, collect results, or write the report."""
     args = parse_args(argv)
     if args.command == 'run':
-        runs = to_run(args.work_dir, tuple(args.only))
-        run_experiments(runs, args.jobs, args.threads)
+        runs = to_run(
+            args.work_dir, tuple(args.only), keys_of(read_runs(RUNS))
+        )
+
+        def keep(run: Experiment) -> None:
+            collect(args.work_dir, RUNS)
+
+        run_experiments(runs, args.jobs, args.threads, done=keep)
     elif args.command == 'collect':
-        print(f'{collect(args.work_dir)} runs added to {RUNS}')
+        print(f'{collect(args.work_dir, RUNS)} runs added to {RUNS}')
     else:
         page, figure = DOCS / 'results.md', DOCS / 'results' / 'study.svg'
-        write_report(group(current(read_runs())), page, figure)
+        write_report(group(current(read_runs(RUNS))), page, figure)
 
 
 if __name__ == '__main__':

@@ -87,10 +87,11 @@ def describe(results: Results, row: Row, base: Row) -> dict[str, str]:
     if found:
         costs = next(iter(results[row.name].values()))
         summary = summarize(found)
+        spread = f' ± {summary.deviation:.2f}' if summary.n > 1 else ''
         cells = {
             'MFLOPs': f'{float(costs["flops"]) / 1e6:.3f}',
             'active': f'{float(costs["active_parameters"]) / 1e3:.1f} k',
-            metric: f'{summary.mean:.2f} ± {summary.deviation:.2f}',
+            metric: f'{summary.mean:.2f}{spread}',
         }
     gain = gain_cells(compare(results, row, base))
     if row == base and found:

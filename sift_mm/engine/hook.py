@@ -79,6 +79,7 @@ class SparseTrainingHook(Hook):
     def __init__(self, **options: Any) -> None:
         self.options = RunOptions.of(type(self).__name__, options)
         self.trainer: MaskTrainer | None = None
+        self.steps = 0  # Optimizer steps of the run.
         self.planned: MaskPlan | None = None
         self.log: MaskLog | None = None
         self.iterations: SeededIterations | None = None
@@ -146,7 +147,7 @@ class SparseTrainingHook(Hook):
         self._start = Start()  # Frees the masks, which are read once.
         seed = self._shared_seed(runner)
         accumulated = runner.optim_wrapper._accumulative_counts
-        steps = math.ceil(runner.max_iters / accumulated)
+        steps = self.steps = math.ceil(runner.max_iters / accumulated)
         origin = (
             start.find_origin(self.options)
             if plan.parameters

@@ -1,6 +1,7 @@
 """Build and run the runner of a config, with or without accelerator."""
 
 import gc
+import logging
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -54,9 +55,10 @@ def switch_off(cfg: Config, phase: str, option: str) -> None:
 
 
 def _log(message: str) -> None:
-    """Log a line in the first process."""
+    """Log a change of the run in the first process."""
     if os.environ.get('RANK', os.environ.get('SLURM_PROCID', '0')) == '0':
-        print_log(message, logger='current')
+        # Messages of lower levels go to the file of the environment.
+        print_log(message, logger='current', level=logging.WARNING)
 
 
 def fit_to_cpu(cfg: Config) -> None:

@@ -66,11 +66,12 @@ def describe_masks(hook: SparseTrainingHook | None) -> dict[str, Any]:
         return {}
     masks = hook.trainer.masks
     active = sum(masks.counts().values())
+    final = sum(hook.trainer.final_counts().values())
     size = sum(mask.numel() for mask in masks.values())
     return dict(
         algorithm=type(hook.trainer.algorithm).__name__,
         nominal=hook.planned.nominal_sparsity,
-        solved=1 - active / size,
+        solved=1 - final / size,
         active=active,
         size=size,
     )
@@ -97,12 +98,15 @@ def describe_flops(
         return dict(of=f'not counted: {error}')
     densities, training = {}, 3 * budget.cost({})
     if hook is not None and hook.trainer is not None:
-        masks, options = hook.trainer.masks, hook.options
-        counts = masks.counts()
+        trainer, options = hook.trainer, hook.options
+        counts, masks = trainer.final_counts(), trainer.masks
         densities = {n: counts[n] / m.numel() for n, m in masks.items()}
+        mean = densities
+        if trainer.counts.changes:
+            mean = trainer.counts.mean_densities(hook.steps)
         training = training_flops(
-            hook.trainer.algorithm,
-            budget.cost(densities),
+            trainer.algorithm,
+            budget.cost(mean),
             budget.cost({}),
             options.interval,
             options.end,

@@ -118,11 +118,10 @@ class MaskTrainer:
     def _needs_momentum(self, step: int) -> bool:
         return self.algorithm.needs_momentum and step <= self.counts.end
 
-    def _targets(self, step: int) -> dict[str, int]:
-        """Return the active weights after a step, by name."""
-        if self.counts.changes:
-            return self.counts.at(step)
-        return self.masks.counts()
+    def final_counts(self) -> dict[str, int]:
+        """Return the active weights after the last update, by name."""
+        final, changes = self.counts.final, self.counts.changes
+        return dict(final) if changes else self.masks.counts()
 
     def attach(self, model: nn.Module, optimizer: Optimizer) -> None:
         """Mask weights and slots, and refuse steps that bypass the masks.
@@ -298,9 +297,10 @@ class MaskTrainer:
             # skips such a step too.
             change.report = UpdateReport(change.step, 0.0, 0.0, reason)
             return None
-        assert self.schedule is not None
-        end = self.schedule.end
-        targets = self._targets(change.step)
+        end = self.counts.end
+        final = targets = self.final_counts()
+        if self.counts.changes:
+            targets = self.counts.at(change.step)
         return MaskUpdate(
             change,
             self.masks,
@@ -309,7 +309,7 @@ class MaskTrainer:
             self.seed,
             self.drop_fraction.at(min(change.step, end), end),
             targets,
-            self.counts.final if self.counts.changes else targets,
+            final,
             live,
         )
 

@@ -42,8 +42,15 @@ def test_finished_runs_are_collected_once_and_not_run_again(
 ):
     root, kept = tmp_path / 'runs', tmp_path / 'results' / 'runs.csv'
     row = study_grid.dense()
-    finish(row.experiment(root, 1), 90.25)
-    assert study.collect(root, kept) == 1
+
+    def train(runs, jobs, threads, done):
+        assert runs[0].name == 'w4/dense/seed0'
+        finish(row.experiment(root, 1), 90.25)
+        done(runs[1])
+
+    monkeypatch.setattr(study, 'RUNS', kept)
+    monkeypatch.setattr(study, 'run_experiments', train)
+    study.main(['run', '--work-dir', str(root)])
     assert study.collect(root, kept) == 0
     (run,) = study.read_runs(kept)
     assert (run['row'], run['seed']) == ('w4/dense', '1')
@@ -60,7 +67,7 @@ def test_finished_runs_are_collected_once_and_not_run_again(
 
 
 def test_a_detector_runs_behind_the_classifier_of_its_seed(tmp_path):
-    first, second, *_ = study.to_run(tmp_path, ('transfer',))
+    first, second, *_ = study.to_run(tmp_path, ('transfer',), set())
     assert first.name == 'chain/resnet18/seed0'
     assert second.name == 'chain/retinanet-pre/seed0'
     checkpoint = first.folder / 'epoch_1.pth'
@@ -99,7 +106,7 @@ def test_differences_are_paired_by_seed(tmp_path):
 def test_the_page_is_the_one_written_from_the_file(tmp_path):
     copy = tmp_path / PAGE.name
     shutil.copy(PAGE, copy)
-    results = study_report.group(study.current(study.read_runs()))
+    results = study_report.group(study.current(study.read_runs(study.RUNS)))
     study_report.write_report(results, copy, tmp_path / 'results/study.svg')
     assert copy.read_text() == PAGE.read_text()
     with pytest.raises(ValueError, match='lacks the lines'):

@@ -1,5 +1,7 @@
 """Runs of the tool with augmentation, workers and ranks, broken anywhere."""
 
+import json
+
 import pytest
 
 from helpers.forked_scripts import run_forked, train_ranks
@@ -73,3 +75,10 @@ def test_ranks_killed_while_the_density_falls_end_as_unbroken_ones(
     budget = states[1]['budget']
     assert abs(budget['flops_ratio'] - 1) < 1e-3 < budget['mean_flops_ratio']
     assert_masked(a, [dict(counts=probed(folder)[-1]['counts'])] * 2)
+    # The record of the run is on the final masks, and the mean of training.
+    path = next((tmp_path / 'whole').glob('*/run.json'))
+    record = json.loads(path.read_text())
+    assert record['masks']['solved'] == pytest.approx(budget['sparsity'])
+    ratio = pytest.approx(budget['model_flops_ratio'])
+    assert record['flops']['ratio'] == ratio
+    assert record['flops']['training_ratio'] > budget['mean_flops_ratio']

@@ -18,8 +18,9 @@ def test_dist_train(configs, tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     log = next(tmp_path.glob('*/*.log')).read_text()
-    assert 'GPU number: 2' in log
-    assert 'mIoU' in log
+    assert ' x 2, SGD lr' in log and 'mIoU' in log
+    environment = next(tmp_path.glob('*/environment.txt')).read_text()
+    assert 'GPU number: 2' in environment
     said = done.stdout + done.stderr
     assert said.count('communicate by gloo') == 1
     assert 'OneDL' not in said  # What a library prints as it is imported.
