@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+from mmengine.config import Config
+
 from sift_mm.names import check_names
 from sift_mm.sparsity import RunOptions
 
@@ -27,7 +29,7 @@ class MemberOptions:
 
     family: str | None = None
     sparsity: float | None = None
-    algorithm: str | None = None
+    algorithm: str | Mapping[str, Any] | None = None
     pretrained: str | None = None
     inner: str | None = None
     sparse_factors: str | None = None
@@ -37,7 +39,10 @@ class MemberOptions:
     def of_args(cls, args: Namespace) -> 'MemberOptions':
         """Build from a command line; ``--hook`` has priority."""
         flags = dict(algorithm=args.algorithm, interval=args.mask_interval)
-        hook = dict(args.hook or {})
+        # algorithm.type=RigL algorithm.structure=Block is one dict.
+        nested = Config()
+        nested.merge_from_dict(args.hook or {})
+        hook = nested.to_dict()
         for name, value in flags.items():
             if value is not None:
                 hook.setdefault(name, value)
@@ -83,7 +88,8 @@ class MemberOptions:
         if self.sparse_factors is not None:
             parts.append(f'factors_{self.sparse_factors}')
         if self.algorithm is not None:
-            parts.append(self.algorithm.lower())
+            text = re.sub(r'[^\w.]+', '_', str(self.algorithm))
+            parts.append(text.strip('_').lower())
         for key, value in (self.hook or {}).items():
             text = f'i{value}' if key == 'interval' else f'{key}_{value}'
             parts.append(re.sub(r'[^\w.]+', '_', text))

@@ -9,6 +9,7 @@ from torch import nn
 from helpers.runs import write_config
 from sift_mm.cli.train import parse_args
 from sift_mm.config import classifier, detector, segmentor, sparsify
+from sift_mm.config.family_options import MemberOptions
 from sift_mm.config.loading import load_config, load_run_config
 from sift_mm.config.nodes import type_name
 from sift_mm.config.resume import check_checkpoint
@@ -374,3 +375,12 @@ def test_a_config_of_a_library_is_read_in_its_scope():
 def test_an_empty_name_of_a_checkpoint_is_named():
     with pytest.raises(UserError, match="checkpoint to load is ''"):
         check_checkpoint('')
+
+
+def test_a_structure_can_be_given_on_the_command_line():
+    algorithm = ['algorithm.type=RigL', 'algorithm.structure.type=Block']
+    args = parse_args(['a.py', '--hook', 'interval=3', *algorithm])
+    options = MemberOptions.of_args(args)
+    written = dict(type='RigL', structure=dict(type='Block'))
+    assert options.of_hook == dict(interval=3, algorithm=written)
+    assert options.name == 'type_rigl_structure_type_block-i3'
