@@ -107,7 +107,7 @@ def to_markdown(cells: Sequence[Cell], metric: str) -> str:
             'parameters': f'{costs["parameters"] / 1e3:.1f} k',
             'active': f'{costs["active_parameters"] / 1e3:.1f} k',
             metric: mean_and_spread(cell.values, digits),
-            'less dense': gain,
+            'minus dense': gain,
             'runs': str(len(cell.values)),
         }
         if not any(c.network.variant for c in cells):

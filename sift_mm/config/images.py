@@ -98,8 +98,8 @@ def find_sizes(
     first, second = test or train, train or test
     if first is None or second is None:
         raise UserError(
-            'neither test nor train pipeline fixes a size of the images; '
-            'give it by --shape H W, or --tokens N'
+            'neither test nor train pipeline fixes a size of the images '
+            '(--tokens N is that of a text); give it by --shape H W'
         )
     return first, second
 

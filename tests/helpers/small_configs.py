@@ -110,7 +110,8 @@ def narrow_training(cfg: Config) -> None:
         cfg.train_cfg.update(max_iters=2, val_interval=2)
     else:
         cfg.train_cfg.update(max_epochs=1, val_interval=1)
-    for scheduler in cfg.get('param_scheduler', []):
+    schedulers = cfg.get('param_scheduler', [])
+    for scheduler in [schedulers] if 'type' in schedulers else schedulers:
         if 'end' not in scheduler and not scheduler.get('by_epoch', True):
             scheduler.begin = 0  # It ends with the run, after 2 iterations.
     cfg.default_hooks.checkpoint = None

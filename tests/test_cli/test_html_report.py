@@ -225,12 +225,12 @@ custom_hooks = [dict(type='SparseTrainingHook')]"""
         'n': '3',
         'mean': '92.33',
         'standard deviation': '0.58',
-        'less dense': '+1.33',
+        'minus dense': '+1.33',
         'interval, 95 %': '−0.10 to +2.77',
         'pairs': '3',
     }
     assert found['dense']['mean'] == '91.00'
-    assert found['dense']['less dense'] == '–'
+    assert found['dense']['minus dense'] == '–'
     assert 'the interval includes no difference' in text
     (row,) = [r for r in read_csv('networks.csv') if r['network'] != 'dense']
     assert float(row['difference']) == pytest.approx(4 / 3)
@@ -239,7 +239,7 @@ custom_hooks = [dict(type='SparseTrainingHook')]"""
 
     _, page = report('sweep', '--dense', 'wide-s75')
     found = page.rows('Comparison by accuracy/top1 (%)')
-    assert found['dense']['less dense'] == '−1.33'
+    assert found['dense']['minus dense'] == '−1.33'
 
 
 def test_names_are_those_of_folders_and_unique():
@@ -265,7 +265,7 @@ def test_results_alone_are_compared():
     text, page = report('runs')
     found = page.rows('Comparison by mIoU (%)')['wide-s75']
     # Differences 0.25 and 0.5: deviation 0.25/sqrt(2), t(0.975; 1) = 12.706.
-    assert found['less dense'] == '+0.3750' and found['pairs'] == '2'
+    assert found['minus dense'] == '+0.3750' and found['pairs'] == '2'
     assert found['interval, 95 %'] == '−1.2133 to +1.9633'
     assert 'wide-s75, seed 1: no config was found.' in text
 

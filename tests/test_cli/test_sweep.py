@@ -141,7 +141,7 @@ def test_the_table_of_a_sweep():
     head, _, dense, *members = plain(cells, 'top1')
     assert head == (
         '| network | sparsity | masks | variant | FLOPs, of dense '
-        '| parameters | active | top1 | less dense | runs |'
+        '| parameters | active | top1 | minus dense | runs |'
     )
     assert dense == (
         '| dense | - | - | - | 1.0000 | 1.0 k | 1.0 k | 91.00 ± 1.00 | - | 3 |'

@@ -148,7 +148,7 @@ def comparison_table(compared: Comparison) -> list[dict[str, str]]:
                 'n': str(row['runs_with_metric']),
                 'mean': number(row['mean'], f'.{digits}f'),
                 'standard deviation': number(row['sd'], f'.{digits}f'),
-                'less dense': number(row['difference'], f'+.{digits}f'),
+                'minus dense': number(row['difference'], f'+.{digits}f'),
                 'interval, 95 %': interval,
                 'pairs': str(row['pairs'] or '–'),
                 'training time': duration(row['seconds']),
