@@ -46,7 +46,9 @@ def read_cell(
                     f'{run.result} has no {key}; there are {", ".join(costs)}.'
                 )
         values.append(costs[metric])
-    return costs and Cell(network, summarize(values), costs)
+    if costs is None:
+        return None
+    return Cell(network, summarize(values), costs)
 
 
 def dense_of(cell: Cell, cells: Sequence[Cell]) -> Cell:

@@ -18,6 +18,7 @@ from mmengine.config import Config
 
 from sift_mm.checkpoint.reading import read
 from sift_mm.checkpoint.state import mask_training
+from sift_mm.engine.run_record import read_last
 from sift_mm.errors import UserError
 
 Records = dict[int, dict[str, Any]]
@@ -168,8 +169,7 @@ class Run:
     @cached_property
     def record(self) -> dict[str, Any]:
         """Content of the last ``run.json``."""
-        found = map(_json, sorted(self.path.glob('*/run.json'), reverse=True))
-        return next(filter(None, found), {})
+        return read_last(self.path)
 
     @cached_property
     def result(self) -> dict[str, float]:
@@ -289,9 +289,10 @@ class Run:
 
     @cached_property
     def costs(self) -> dict[str, float]:
-        """Costs that are known: FLOPs of an image, ratios, weights.
+        """Costs that are known: FLOPs of an image, ratios, weights, time.
 
-        Keys are flops, flops_ratio, training_ratio, parameters and active.
+        Keys are flops, flops_ratio, training_ratio, parameters, active and
+        seconds.
         """
         counted, result = self.record.get('flops') or {}, self.result
         found = {
@@ -304,6 +305,7 @@ class Run:
             'active': self.record.get(
                 'active_parameters', result.get('active_parameters')
             ),
+            'seconds': self.seconds,
         }
         budget = self.state.get('budget', {}) if not counted else {}
         if found['flops_ratio'] is None:
