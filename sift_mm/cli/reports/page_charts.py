@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from math import nan
-from typing import Any
 
 from sift_mm.cli.reports.charts import (
+    Curve,
     Point,
     Style,
     cost_chart,
@@ -40,27 +40,30 @@ def look(compared: Comparison) -> dict[str, Style]:
     return styles_of(series, compared.dense.name if compared.dense else None)
 
 
+def curves_of(
+    compared: Comparison, groups: Sequence[Group], kind: str, key: str
+) -> list[tuple[Style, Sequence[Curve]]]:
+    """Return style and curves of a scalar, of the networks that have it."""
+    style = look(compared)
+    found = [
+        (style[group.name], [run.curve(kind, key) for run in group.runs])
+        for group in groups
+    ]
+    return [(look, runs) for look, runs in found if any(runs)]
+
+
 def learning_charts(compared: Comparison) -> Iterator[str]:
     """Yield charts of loss and metrics over the training."""
-    style = look(compared)
-
-    def curves(kind: str, key: str, groups: Sequence[Group]) -> list[Any]:
-        found = [
-            (style[group.name], [run.curve(kind, key) for run in group.runs])
-            for group in groups
-        ]
-        return [(look, runs) for look, runs in found if any(runs)]
-
     groups = compared.groups
     for key, label in (('loss', 'loss'), ('lr', 'learning rate')):
-        if shown := curves('train', key, groups):
+        if shown := curves_of(compared, groups, 'train', key):
             title = 'Training loss' if key == 'loss' else 'Learning rate'
             yield curve_chart(title, ('iteration', label), shown)
     if compared.metric is None:
         return
     for by_epoch, unit in ((True, 'epoch'), (False, 'iteration')):
         some = [g for g in groups if g.first.by_epoch == by_epoch]
-        if shown := curves('valid', compared.metric, some):
+        if shown := curves_of(compared, some, 'valid', compared.metric):
             title = f'{compared.metric} in validation'
             yield curve_chart(title, (unit, compared.unit), shown)
 
@@ -119,15 +122,10 @@ def comparison_charts(compared: Comparison) -> Iterator[str]:
 
 def mask_charts(compared: Comparison) -> Iterator[str]:
     """Yield charts of the scalars of all masks."""
-    style = look(compared)
     for key, (title, label) in NETWORK.items():
-        curves = []
-        for group in compared.groups:
-            runs = [r.curve('masks', f'sparse/{key}') for r in group.runs]
-            if any(runs):
-                curves.append((style[group.name], runs))
-        if curves:
-            yield curve_chart(title, ('iteration', label), curves)
+        scalar = f'sparse/{key}'
+        if shown := curves_of(compared, compared.groups, 'masks', scalar):
+            yield curve_chart(title, ('iteration', label), shown)
 
 
 def spectral_charts(

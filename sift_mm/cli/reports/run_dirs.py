@@ -18,13 +18,12 @@ from mmengine.config import Config
 
 from sift_mm.checkpoint.reading import read
 from sift_mm.checkpoint.state import mask_training
+from sift_mm.config.nodes import hook_place
 from sift_mm.engine.run_record import read_last
 from sift_mm.errors import UserError
 
 Records = dict[int, dict[str, Any]]
 
-#: Type of the hook that trains masks.
-HOOK = 'SparseTrainingHook'
 #: Folders below a given one that are searched for runs.
 DEPTH = 3
 #: Values of a validation record that are no metrics.
@@ -251,10 +250,8 @@ class Run:
     @property
     def hook(self) -> dict[str, Any]:
         """Config of the run's SparseTrainingHook; {} without one."""
-        hooks = self.config.get('custom_hooks') or []
-        return next(
-            (h for h in hooks if str(h.get('type')).endswith(HOOK)), {}
-        )
+        place = hook_place(self.config)
+        return {} if place is None else self.config['custom_hooks'][place]
 
     @cached_property
     def member(self) -> dict[str, Any]:
