@@ -7,6 +7,7 @@ from sift_mm.cli.arguments import add_json_option
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.reports.text import mask_cells, print_report, table
 from sift_mm.sparsity.mask_table import mask_table
+from sift_mm.sparsity.structures import describe_structure
 
 
 @entry_point
@@ -54,7 +55,5 @@ def _training(report: Mapping[str, Any]) -> str:
         return report['checkpoint']
     text = f'{report["checkpoint"]}: {algorithm}'
     if structure is not None:
-        options = [f'{k}={v}' for k, v in structure.items() if k != 'type']
-        text += f', structure {structure.get("type", "")}'
-        text += f' ({", ".join(options)})' if options else ''
+        text += f', structure={describe_structure(structure)}'
     return f'{text}, after {report["steps"]:,} steps'
