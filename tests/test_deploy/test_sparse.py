@@ -22,7 +22,7 @@ from helpers.networks import (
 )
 from sift_mm.deploy import sparse_calls as calls
 from sift_mm.deploy import to_sparse
-from sift_mm.errors import UserError
+from sift_mm.errors import UserError, UserTypeError
 from sift_mm.kernels import timing
 
 pytestmark = pytest.mark.usefixtures('seed')
@@ -244,11 +244,12 @@ def test_masks_say_what_is_kept() -> None:
         ({}, 'dense', "execution is 'dense'"),
         ({'1.weight': torch.ones(1)}, 'auto', "'1.weight', which the model"),
         ({'0.weight': torch.ones(3, 3)}, 'auto', 'has shape'),
+        (torch.ones(3, 3), 'auto', 'masks is a Tensor'),
     ],
 )
-def test_refusals(masks: dict | None, execution: Any, words: str) -> None:
+def test_refusals(masks: Any, execution: Any, words: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 3)).train(masks is None)
-    with pytest.raises(UserError, match=words):
+    with pytest.raises((UserError, UserTypeError), match=words):
         to_sparse(model, masks, execution)
 
 
