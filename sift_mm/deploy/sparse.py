@@ -21,7 +21,7 @@ from sift_mm.deploy.sparse_layers import (
     SparseLayer,
     sparsify,
 )
-from sift_mm.errors import UserCallError, UserError
+from sift_mm.errors import UserCallError, UserError, UserTypeError
 from sift_mm.kernels import geometry_of, reads_images, why_unavailable
 from sift_mm.layers.plain import plain_type
 
@@ -107,6 +107,7 @@ def to_sparse(
     Raises:
         ValueError: The model is in training mode, a mask names no weight or
             has another shape, or no layer of it can run sparse.
+        TypeError: The masks are not a mapping.
         RuntimeError: There are no kernels for this machine.
     """
     if execution not in get_args(SparseMode):
@@ -121,12 +122,13 @@ def to_sparse(
             'The model is in training mode, and sparse execution of a whole '
             'network is for inference; call model.eval() first.'
         )
-    _check_masks(model, masks or {})
+    masks = {} if masks is None else masks
+    _check_masks(model, masks)
     # Tensors made in inference mode could not be used outside of it.
     with torch.inference_mode(False):
         model = copy.deepcopy(model).requires_grad_(False)
         report = SparseReport()
-        chosen = _choose(model, masks or {}, report)
+        chosen = _choose(model, masks, report)
         if all(bool(mask.all()) for _, mask in chosen.values()):
             raise UserError(_nothing(report))
         for name, (layer, mask) in chosen.items():
@@ -138,6 +140,11 @@ def to_sparse(
 
 
 def _check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
+    if not isinstance(masks, Mapping):
+        raise UserTypeError(
+            f'masks is a {type(masks).__name__}; give bool masks by the name '
+            'of the weight, or leave it out.'
+        )
     weights = dict(model.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
         if name not in weights:

@@ -244,9 +244,10 @@ def test_masks_say_what_is_kept() -> None:
         ({}, 'dense', "execution is 'dense'"),
         ({'1.weight': torch.ones(1)}, 'auto', "'1.weight', which the model"),
         ({'0.weight': torch.ones(3, 3)}, 'auto', 'has shape'),
+        (torch.ones(3, 3), 'auto', 'masks is a Tensor'),
     ],
 )
-def test_refusals(masks: dict | None, execution: Any, words: str) -> None:
+def test_refusals(masks: Any, execution: Any, words: str) -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 3)).train(masks is None)
     with pytest.raises(UserError, match=words):
         to_sparse(model, masks, execution)

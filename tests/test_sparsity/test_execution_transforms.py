@@ -5,6 +5,7 @@ import io
 import pickle
 from functools import partial
 
+import onnxruntime
 import pytest
 import torch
 import torch.nn.utils.parametrize
@@ -19,6 +20,7 @@ from helpers.dense_twins import (
     convolution,
     execute,
 )
+from sift_mm.deploy import to_sparse
 
 
 @pytest.mark.parametrize('training', [False, True])
@@ -100,11 +102,11 @@ def test_the_trained_network_exports_dense():
     torch.testing.assert_close(model(IMAGES), wanted, **CLOSE)
 
 
-def test_the_trained_network_goes_to_onnx(tmp_path):
-    onnxruntime = pytest.importorskip('onnxruntime')
-    pytest.importorskip('onnxscript')
+@pytest.mark.parametrize('copies', [False, True])
+def test_the_network_and_its_sparse_copy_go_to_onnx(tmp_path, copies):
     model = convolution().eval()
     _, dense = execute(model)
+    model = to_sparse(model, execution='sparse') if copies else model
     path = tmp_path / 'model.onnx'
     torch.onnx.export(model, (IMAGES,), path, dynamo=True, verbose=False)
     session = onnxruntime.InferenceSession(path)

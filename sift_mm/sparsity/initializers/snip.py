@@ -14,7 +14,7 @@ from sift_mm.sparsity.initializers.network_initializer import (
 
 @INITIALIZERS.register
 class SNIP(NetworkInitializer):
-    """Initializer with the largest |w g| of the loss (Lee et al. 2019).
+    """Initializer with the largest ``|w g|`` of the loss (Lee et al. 2019).
 
     Args:
         batches (int): First batches of the run to read, on each rank.

@@ -20,7 +20,7 @@ from sift_mm.validation import Count
 
 @INITIALIZERS.register
 class SynFlow(NetworkInitializer):
-    """Initializer with the largest |w dR/dw| (Tanaka et al. 2020).
+    """Initializer with the largest ``|w dR/dw|`` (Tanaka et al. 2020).
 
     R is the sum of the outputs for an input of ones, of the network in eval
     mode with absolute weights, in double precision. The density falls
