@@ -1,7 +1,7 @@
 """Demo: a Sparse Wide RetinaNet against its dense baseline.
 
 Train both on aerial photographs of trees, at equal FLOPs of the backbone,
-test them, and write a table, pictures and curves to work_dirs/demo. Finished
+test them, and write a table, pictures and a report to work_dirs/demo. Finished
 runs are kept, interrupted ones resumed. Run `python -m demo.demo` in the
 checkout.
 """
@@ -9,12 +9,12 @@ checkout.
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from demo.tree_crowns import prepare
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.experiments import Experiment, run_experiments
-from sift_mm.cli.sweep_report import markdown_table
+from sift_mm.cli.html_report import write_report
+from sift_mm.cli.reports.markdown import markdown_table
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
 OUT = Path('work_dirs', 'demo')
@@ -83,33 +83,6 @@ def table(results: dict[str, dict[str, float]]) -> str:
     return markdown_table(rows)
 
 
-def draw_curves(runs: Sequence[Experiment], path: Path) -> None:
-    """Draw the logged loss, AP50 and mask statistics."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(1, 3, figsize=(15, 4))
-
-    def plot(axis: Any, run: Experiment, key: str, label: str) -> None:
-        points = {s['step']: s[key] for s in run.logged() if key in s}
-        axis.plot(points.keys(), points.values(), marker='.', label=label)
-
-    for run in runs:
-        plot(axes[0], run, 'loss', run.name)
-        plot(axes[1], run, 'coco/bbox_mAP_50', run.name)
-    for key in ('density', 'drop_fraction', 'moved', 'itop_rate'):
-        plot(axes[2], runs[1], f'sparse/{key}', key)
-    axes[0].set(title='training loss', xlabel='step')
-    axes[1].set(title='AP50, validation regions', xlabel='epoch')
-    axes[2].set(title=f'masks of {runs[1].name}', xlabel='step', ylim=(0, 1))
-    for axis in axes:
-        axis.legend()
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-
-
 @entry_point
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the missing parts, then print the table."""
@@ -118,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = plan()
     run_experiments(runs)
     results = {run.name: measure(run) for run in runs}
-    draw_curves(runs, OUT / 'curves.png')
+    page = write_report([OUT / run.name for run in runs], OUT / 'report')
     (OUT / 'results.json').write_text(json.dumps(results, indent=2))
     text = table(results)
     (OUT / 'table.md').write_text(text + '\n')
@@ -134,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         'counted; the backbones are\nmatched, neck and head follow the '
         'wider features. Seconds are of training.\n\n'
         f'Pictures (truth left, predictions right) are in {OUT}/pictures,'
-        f' curves in {OUT}/curves.png,\nruns in {OUT}/*/. Next: put '
+        f' curves and\nmasks in {page}, runs in {OUT}/*/. Next: put '
         'COCO into data/coco and run\n  .venv/bin/python tools/train.py '
         'configs/retinanet_sift_wide_r18.py'
     )

@@ -18,7 +18,6 @@ import os
 import platform
 import time
 from collections.abc import Iterator, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +25,7 @@ from study_grid import BY_KEY, ROOT, Row, plan
 from study_report import group, write_report
 
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.cli.experiments import Experiment, run_experiments
-from sift_mm.config.loading import read_config
+from sift_mm.cli.experiments import Experiment, content_of, run_experiments
 from sift_mm.sparsity.mask_table import mask_table
 
 DOCS = ROOT / 'docs'
@@ -45,12 +43,6 @@ COLUMNS = (
     *('ramanujan_gap', 'imdb', 'weighted_gap', 'imsg'),
     *('seconds', 'machine', 'date'),
 )
-
-
-@cache
-def content_of(config: str) -> dict[str, Any]:
-    """Return a config with its bases."""
-    return read_config(config).to_dict()
 
 
 def recipe_of(row: Row) -> str:

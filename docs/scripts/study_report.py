@@ -1,7 +1,7 @@
 """Report of the study: tables, differences with intervals, figures, text."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import isinf, isnan
 from pathlib import Path
 
@@ -18,16 +18,15 @@ from study_grid import (
     wide,
 )
 
+from sift_mm.cli.reports.markdown import Marks, markdown_table, plot_panels
 from sift_mm.cli.reports.statistics import (
     Estimate,
+    Summary,
     paired_difference,
     rank_correlation,
     summarize,
 )
-from sift_mm.cli.sweep_report import markdown_table
-from sift_mm.errors import UserError
 
-BEGIN, END = '<!-- study: begin -->', '<!-- study: end -->'
 #: Columns of the results that may explain the accuracy, and their names.
 TOPOLOGY = {
     'itop': 'ITOP rate',
@@ -36,8 +35,6 @@ TOPOLOGY = {
     'weighted_gap': 'weighted spectral gap',
     'imsg': 'its mean over regular subgraphs (IMSG)',
 }
-# Okabe and Ito's colours, which the colour-blind tell apart.
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7')
 #: Results by row name and seed.
 Results = Mapping[str, Mapping[int, Mapping[str, str]]]
 
@@ -86,12 +83,10 @@ def describe(results: Results, row: Row, base: Row) -> dict[str, str]:
     cells = dict.fromkeys(('MFLOPs', 'active', metric), '-')
     if found:
         costs = next(iter(results[row.name].values()))
-        summary = summarize(found)
-        spread = f' ± {summary.deviation:.2f}' if summary.n > 1 else ''
         cells = {
             'MFLOPs': f'{float(costs["flops"]) / 1e6:.3f}',
             'active': f'{float(costs["active_parameters"]) / 1e3:.1f} k',
-            metric: f'{summary.mean:.2f}{spread}',
+            metric: summarize(found).to_text(2),
         }
     gain = gain_cells(compare(results, row, base))
     if row == base and found:
@@ -173,56 +168,37 @@ def topology(results: Results) -> str:
 
 def plot(results: Results, path: Path) -> None:
     """Plot accuracy against sparsity: members, and rules of Sparse Wide."""
-    import matplotlib
-
-    matplotlib.use('svg')
-    import matplotlib.pyplot as plt
-
-    plt.rcParams['svg.hashsalt'] = 'sift_mm'  # The same file each time.
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True)
     members = {f: [member(f, s) for s in SPARSITIES] for f in ('wide', *INNER)}
     rules = {
         rule: [wide(s, rule) for s in SPARSITIES]
         for rule in ('Static', 'SET', 'RigL')
     }
-    panels = {'Members, RigL': members, 'Sparse Wide': rules}
-    for axis, (title, lines) in zip(axes, panels.items(), strict=True):
-        base = [*values(results, dense()).values()]
-        if base:
-            found = summarize(base)
-            low, high = (found.mean + s * found.deviation for s in (-1, 1))
-            axis.axhline(found.mean, color='0.4', label='dense')
-            axis.axhspan(low, high, color='0.4', alpha=0.15, lw=0)
-        for i, (name, rows) in enumerate(lines.items()):
-            shown = [
-                (s + 0.008 * i, summarize([*v.values()]))
-                for s, row in zip(SPARSITIES, rows, strict=True)
-                if (v := values(results, row))
-            ]
-            if shown:
-                axis.errorbar(
-                    [x for x, _ in shown],
-                    [y.mean for _, y in shown],
-                    [y.deviation for _, y in shown],
-                    color=COLOURS[i],
-                    marker='osD^'[i],
-                    capsize=3,
-                    label=name,
-                )
-        axis.set(title=title, xlabel='sparsity', xticks=SPARSITIES)
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(
-                loc='upper center',
-                bbox_to_anchor=(0.5, -0.2),
-                ncols=5,
-                fontsize='small',
-                frameon=False,
-            )
-    axes[0].set_ylabel('test accuracy, %')
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={'Date': None})
-    plt.close(figure)
+    panels = [
+        (
+            title,
+            {
+                name: points
+                for name, rows in networks.items()
+                if (points := [*known_points(results, rows)])
+            },
+        )
+        for title, networks in (
+            ('Members, RigL', members),
+            ('Sparse Wide', rules),
+        )
+    ]
+    base = [*values(results, dense()).values()]
+    bands = {'dense': summarize(base)} if base else {}
+    plot_panels(path, 'test accuracy, %', bands, panels)
+
+
+def known_points(
+    results: Results, rows: Sequence[Row]
+) -> Iterator[tuple[float, Summary]]:
+    """Yield sparsity and accuracy of the networks that were run."""
+    for sparsity, row in zip(SPARSITIES, rows, strict=True):
+        if found := values(results, row):
+            yield sparsity, summarize([*found.values()])
 
 
 def write_report(results: Results, page: Path, figure: Path) -> None:
@@ -231,10 +207,7 @@ def write_report(results: Results, page: Path, figure: Path) -> None:
     Raises:
         UserError: If the page lacks the marks.
     """
-    head, opened, rest = page.read_text().partition(BEGIN)
-    _, closed, tail = rest.partition(END)
-    if not (opened and closed):
-        raise UserError(f'{page} lacks the lines "{BEGIN}" and "{END}".')
+    marks = Marks(page, 'study')
     plot(results, figure)
     number = sum(map(len, results.values()))
     parts = (
@@ -243,8 +216,7 @@ def write_report(results: Results, page: Path, figure: Path) -> None:
         *(section(results, question) for question in QUESTIONS),
         topology(results),
     )
-    text = '\n\n'.join(parts)
-    page.write_text(f'{head}{BEGIN}\n{text}\n{END}{tail}')
+    marks.fill('\n\n'.join(parts))
 
 
 def group(runs: Sequence[Mapping[str, str]]) -> Results:

@@ -16,11 +16,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 from sift_mm.cli.progress import Board, Job, open_view
+from sift_mm.cli.reports.run_dirs import Run
 from sift_mm.config.loading import read_config
 from sift_mm.errors import UserError
 
@@ -129,16 +129,9 @@ class Experiment:
         """Return the metrics by name, and the costs of the network."""
         return json.loads(self.result.read_text())
 
-    def logged(self) -> Iterator[dict]:
-        """Yield the records of the training in order, resumed parts too."""
-        for path in sorted(self.folder.glob('*/vis_data/scalars.json')):
-            yield from map(json.loads, path.read_text().splitlines())
-
     def seconds(self) -> float:
-        """Return the seconds of the training's steps, without lost steps."""
-        times = {s['step']: s['time'] for s in self.logged() if 'loss' in s}
-        steps = pairwise([0, *sorted(times)])
-        return sum(times[step] * (step - before) for before, step in steps)
+        """Return the seconds of the training, without lost steps."""
+        return Run(self.folder).seconds or 0.0
 
 
 def command_line(tool: str, words: Sequence[str]) -> list[str]:

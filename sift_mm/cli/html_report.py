@@ -140,8 +140,7 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     write_csv(out / 'summary.csv', epoch_rows(groups))
     write_csv(out / 'runs.csv', run_rows(groups))
-    rows = comparison_rows(groups, compared.dense, compared.metric)
-    write_csv(out / 'networks.csv', rows)
+    write_csv(out / 'networks.csv', comparison_rows(compared))
     write_csv(out / 'layers.csv', layer_rows(layers))
     path = out / 'report.html'
     path.write_text(page, encoding='utf-8')

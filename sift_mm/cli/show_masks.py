@@ -5,18 +5,9 @@ from typing import Any
 
 from sift_mm.cli.arguments import add_json_option
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.cli.reports.text import print_report, table
+from sift_mm.cli.reports.text import mask_cells, print_report, table
 from sift_mm.sparsity.mask_table import mask_table
-
-#: Columns of numbers, with their keys in a row and their formats.
-SHARES = {'density': 'density', 'ITOP': 'itop', 'DoC': 'doc'}
-DEAD = {'dead inputs': 'inputs', 'dead outputs': 'outputs'}
-SPECTRAL = {
-    'Ramanujan gap': 'ramanujan_gap',
-    'IMDB': 'imdb',
-    'weighted gap': 'weighted_gap',
-    'IMSG': 'imsg',
-}
+from sift_mm.sparsity.structures import describe_structure
 
 
 @entry_point
@@ -41,23 +32,18 @@ def main(argv: Sequence[str] | None = None) -> None:
 def to_text(report: dict[str, Any]) -> str:
     """Return the table of a report, with a line on the mask training."""
     rows, total = report['layers'], report['total']
-    spectral = SPECTRAL if 'imdb' in total else {}
-    header = ('layer', 'shape', 'active', *SHARES, *DEAD, *spectral)
-    shape = f'{len(rows)} layers'
-    cells = [
-        (row['name'], shape, f'{row["active"]:,}')
-        + tuple(_number(row[key], 4) for key in SHARES.values())
-        + tuple(f'{row[f"dead_{key}"]} of {row[key]}' for key in DEAD.values())
-        + tuple(_number(row[key], 3) for key in spectral.values())
-        for row, shape in [
-            *((row, ' x '.join(map(str, row['shape']))) for row in rows),
-            (total | {'name': 'all'}, shape),
-        ]
+    lines = [
+        *((row, ' x '.join(map(str, row['shape']))) for row in rows),
+        (total | {'name': 'all'}, f'{len(rows)} layers'),
     ]
+    cells = [
+        (row['name'], shape, *mask_cells(row).values()) for row, shape in lines
+    ]
+    header = ('layer', 'shape', *mask_cells(total))
     text = f'{_training(report)}\n\n{table(header, cells, left=2)}'
     if total['itop'] is None:
         text += '\nITOP and DoC are missing: the file has no history of masks.'
-    if spectral:
+    if 'imdb' in total:
         text += '\nSpectral quantities of all are means over layers.'
     return text
 
@@ -69,11 +55,5 @@ def _training(report: Mapping[str, Any]) -> str:
         return report['checkpoint']
     text = f'{report["checkpoint"]}: {algorithm}'
     if structure is not None:
-        options = [f'{k}={v}' for k, v in structure.items() if k != 'type']
-        text += f', structure {structure.get("type", "")}'
-        text += f' ({", ".join(options)})' if options else ''
+        text += f', structure={describe_structure(structure)}'
     return f'{text}, after {report["steps"]:,} steps'
-
-
-def _number(value: float | None, digits: int) -> str:
-    return '-' if value is None else f'{value:z.{digits}f}'

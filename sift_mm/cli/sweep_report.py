@@ -1,42 +1,17 @@
 """Report of a sweep: a table and a figure."""
 
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import cycle
 from pathlib import Path
 
 from sift_mm.cli.experiments import Experiment
+from sift_mm.cli.reports.markdown import Marks, markdown_table, plot_panels
+from sift_mm.cli.reports.statistics import Summary, summarize
 from sift_mm.cli.sweep_networks import Network
 from sift_mm.errors import UserError
 
 # Costs in the result of tools/test.py.
 COSTS = ('flops', 'parameters', 'active_parameters')
-# Marks around the table of a sweep.
-BEGIN, END = '<!-- sweep {}: begin -->', '<!-- sweep {}: end -->'
-
-
-def spread(values: Sequence[float]) -> float:
-    """Return the standard deviation of the sample; 0 of a single value."""
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def mean_and_spread(values: Sequence[float], digits: int) -> str:
-    """Return the mean and, for several values, the :func:`spread`."""
-    mean = f'{statistics.mean(values):.{digits}f}'
-    if len(values) == 1:
-        return mean
-    return f'{mean} ± {spread(values):.{digits}f}'
-
-
-def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Return an aligned Markdown table of rows with the same columns."""
-    cells = [[*row.values()] for row in rows]
-    lines = [[*rows[0]], ['---'] * len(rows[0]), *cells]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return '\n'.join(
-        f'| {" | ".join(map(str.ljust, line, widths))} |' for line in lines
-    )
 
 
 @dataclass(frozen=True)
@@ -45,18 +20,13 @@ class Cell:
 
     Attributes:
         network (Network): The network.
-        values (Sequence[float]): Metric of each run.
+        metric (Summary): Metric over the runs.
         costs (Mapping[str, float]): Costs of one run.
     """
 
     network: Network
-    values: Sequence[float]
+    metric: Summary
     costs: Mapping[str, float]
-
-    @property
-    def mean(self) -> float:
-        """Mean of the metric."""
-        return statistics.mean(self.values)
 
 
 def read_cell(
@@ -76,7 +46,9 @@ def read_cell(
                     f'{run.result} has no {key}; there are {", ".join(costs)}.'
                 )
         values.append(costs[metric])
-    return None if costs is None else Cell(network, values, costs)
+    if costs is None:
+        return None
+    return Cell(network, summarize(values), costs)
 
 
 def dense_of(cell: Cell, cells: Sequence[Cell]) -> Cell:
@@ -89,7 +61,7 @@ def dense_of(cell: Cell, cells: Sequence[Cell]) -> Cell:
 
 def to_markdown(cells: Sequence[Cell], metric: str) -> str:
     """Return the table; its first rows are the dense networks."""
-    digits = 2 if cells[0].mean > 1 else 4  # Percent, else a share.
+    digits = 2 if cells[0].metric.mean > 1 else 4  # Percent, else a share.
     rows = []
     for cell in cells:
         network, costs = cell.network, cell.costs
@@ -97,7 +69,7 @@ def to_markdown(cells: Sequence[Cell], metric: str) -> str:
         sparsity, gain = '-', '-'
         if network.family:
             sparsity = f'{network.sparsity:.2f}'
-            gain = f'{cell.mean - dense.mean:+.{digits}f}'
+            gain = f'{cell.metric.mean - dense.metric.mean:+.{digits}f}'
         row = {
             'network': network.family or 'dense',
             'sparsity': sparsity,
@@ -106,9 +78,9 @@ def to_markdown(cells: Sequence[Cell], metric: str) -> str:
             'FLOPs, of dense': f'{costs["flops"] / dense.costs["flops"]:.4f}',
             'parameters': f'{costs["parameters"] / 1e3:.1f} k',
             'active': f'{costs["active_parameters"] / 1e3:.1f} k',
-            metric: mean_and_spread(cell.values, digits),
+            metric: cell.metric.to_text(digits),
             'minus dense': gain,
-            'runs': str(len(cell.values)),
+            'runs': str(cell.metric.n),
         }
         if not any(c.network.variant for c in cells):
             del row['variant']
@@ -118,49 +90,25 @@ def to_markdown(cells: Sequence[Cell], metric: str) -> str:
 
 def plot(cells: Sequence[Cell], metric: str, path: Path) -> None:
     """Plot the metric against the sparsity, one panel for each algorithm."""
-    import matplotlib
-
-    matplotlib.use('Agg')
-    import matplotlib.pyplot as plt
-
-    dense = [cell for cell in cells if cell.network.family is None]
     others = [cell for cell in cells if cell.network.family]
     named = dict.fromkeys(c.network.algorithm for c in others)
-    algorithms = [name for name in named if name] or ['no masks']
-    figure, axes = plt.subplots(
-        1,
-        len(algorithms),
-        figsize=(5 * len(algorithms), 4),
-        sharey=True,
-        squeeze=False,
-    )
-    for axis, algorithm in zip(axes[0], algorithms, strict=True):
-        for cell, style in zip(dense, cycle(('-', '--', ':', '-.'))):
-            middle, half = cell.mean, spread(cell.values)
-            label = f'dense {cell.network.variant}'
-            axis.axhline(middle, color='black', label=label, linestyle=style)
-            axis.axhspan(middle - half, middle + half, color='k', alpha=0.12)
-        lines: dict[str, list[Cell]] = {}
+    panels = []
+    for algorithm in [name for name in named if name] or ['no masks']:
+        lines: dict[str, list[tuple[float, Summary]]] = {}
         for cell in others:
+            network = cell.network
             # A network without masks is drawn in every panel.
-            if cell.network.algorithm in (algorithm, None):
-                label = f'{cell.network.family} {cell.network.variant}'
-                lines.setdefault(label, []).append(cell)
-        for i, (label, shown) in enumerate(lines.items()):
-            axis.errorbar(
-                [(c.network.sparsity or 0) + 0.006 * i for c in shown],
-                [c.mean for c in shown],
-                [spread(c.values) for c in shown],
-                marker='o',
-                capsize=3,
-                label=label,
-            )
-        axis.set(title=algorithm, xlabel='sparsity')
-    axes[0][0].set(ylabel=metric)
-    axes[0][-1].legend(fontsize='small')
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+            if network.algorithm in (algorithm, None):
+                label = f'{network.family} {network.variant}'
+                point = network.sparsity or 0, cell.metric
+                lines.setdefault(label, []).append(point)
+        panels.append((algorithm, lines))
+    dense = {
+        f'dense {cell.network.variant}': cell.metric
+        for cell in cells
+        if cell.network.family is None
+    }
+    plot_panels(path, metric, dense, panels)
 
 
 def write_report(
@@ -188,17 +136,8 @@ def write_report(
             'No run of the dense network is done: without one there is '
             'nothing to compare with.'
         )
-    begin, end = BEGIN.format(name), END.format(name)
-    text = path.read_text() if path.exists() else f'{begin}\n{end}\n'
-    head, opened, rest = text.partition(begin)
-    _, closed, tail = rest.partition(end)
-    if not (opened and closed):
-        raise UserError(
-            f'{path} lacks the lines "{begin}" and "{end}", which the table '
-            'goes between: add them.'
-        )
+    marks = Marks(path, f'sweep {name}', create=True)
     figure = path.with_name(f'{path.stem}-{name}.png')
     plot(cells, metric, figure)
     table = to_markdown(cells, metric)
-    picture = f'![{metric} against the sparsity]({figure.name})'
-    path.write_text(f'{head}{begin}\n{table}\n\n{picture}\n{end}{tail}')
+    marks.fill(f'{table}\n\n![{metric} against the sparsity]({figure.name})')

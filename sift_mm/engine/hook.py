@@ -28,7 +28,7 @@ from sift_mm.engine.accumulation import (
 )
 from sift_mm.engine.budget import whole_model_budget
 from sift_mm.engine.first_batches import first_passes
-from sift_mm.engine.mask_description import MaskDescription
+from sift_mm.engine.mask_description import with_masks, without_masks
 from sift_mm.engine.mask_log import MaskLog
 from sift_mm.engine.optim_wrapper import SparseOptimWrapper, make_maskable
 from sift_mm.engine.plan import MaskPlan, sparse_backbone
@@ -169,15 +169,14 @@ class SparseTrainingHook(Hook):
             )
             self._prepare_trainer(runner, self.trainer, start)
             self._attach(runner, wrapper, start)
-        described = MaskDescription(
-            plan,
-            origin,
-            self.options.transfer,
-            None if masks is None else self.trainer,
-            steps,
-        )
-        self._record = described.record
-        runner.logger.info(described.text)
+            transferred = origin is Origin.TRANSFERRED
+            transfer = self.options.transfer if transferred else ''
+            text, self._record = with_masks(
+                plan, self.trainer, transfer, steps
+            )
+        else:
+            text = without_masks(plan, origin)
+        runner.logger.info(text)
 
     def _take_wrapper(self, runner: Runner) -> SparseOptimWrapper:
         """Return the run's optim wrapper with a masked step."""

@@ -8,122 +8,91 @@ from sift_mm.engine.transfer import Origin
 from sift_mm.sparsity import MaskTrainer
 
 
-class MaskDescription:
-    """Description of the masks of a run and their FLOPs.
+def without_masks(plan: MaskPlan, origin: Origin) -> str:
+    """Describe a run without masks in a line."""
+    whole, _ = _whole_model(plan, {})
+    if origin is Origin.NEEDLESS:
+        return (
+            'The backbone needs no masks: its FLOPs (with a classifier, if it '
+            f'has one) are {plan.ratio:.6f} of the dense one without '
+            f'them{whole}.'
+        )
+    text = "transfer='dense': masks are dropped, and all weights train"
+    if plan.budget is not None:
+        text += (
+            f', at {plan.budget.ratio({}):.4f} times the FLOPs of the dense '
+            f"twin's backbone{whole}"
+        )
+    return f'{text}.'
+
+
+def with_masks(
+    plan: MaskPlan, trainer: MaskTrainer, transfer: str, steps: int
+) -> tuple[str, dict[str, Any]]:
+    """Describe the masks of a run and their FLOPs.
 
     Args:
         plan (MaskPlan): Plan of the masks.
-        origin (Origin): Origin of the first masks.
-        transfer (str): Option of the hook.
-        trainer (MaskTrainer, optional): Trainer, if the run has masks.
+        trainer (MaskTrainer): Trainer with its first masks.
+        transfer (str): Option of the hook, '' for masks of the run's own.
         steps (int): Optimizer steps of the run.
 
-    Attributes:
-        text (str): Line for the log.
-        record (dict): Entries 'budget', 'member' and 'transfer' of the
-            checkpoint.
+    Returns:
+        tuple[str, dict]: Line for the log, and entries 'budget', 'member' and
+        'transfer' of the checkpoint.
     """
-
-    def __init__(
-        self,
-        plan: MaskPlan,
-        origin: Origin,
-        transfer: str,
-        trainer: MaskTrainer | None,
-        steps: int,
-    ) -> None:
-        self.plan = plan
-        self.record: dict[str, Any] = dict(budget={}, member={}, transfer='')
-        if trainer is None:
-            self.text = self._without_masks(origin)
-            return
-        if origin is Origin.TRANSFERRED:
-            self.record['transfer'] = transfer
-        self.text = self._with_masks(trainer, steps)
-
-    def _without_masks(self, origin: Origin) -> str:
-        plan = self.plan
-        if origin is Origin.NEEDLESS:
-            return (
-                'The backbone needs no masks: its FLOPs (with a classifier, '
-                f'if it has one) are {plan.ratio:.6f} of the dense one '
-                f'without them{self._whole_ratio({})}.'
-            )
-        text = "transfer='dense': masks are dropped, and all weights train"
-        if plan.budget is not None:
-            text += (
-                f', at {plan.budget.ratio({}):.4f} times the FLOPs of the '
-                f"dense twin's backbone{self._whole_ratio({})}"
-            )
-        return f'{text}.'
-
-    def _with_masks(self, trainer: MaskTrainer, steps: int) -> str:
-        plan, counts = self.plan, trainer.counts
-        sizes = {name: mask.numel() for name, mask in trainer.masks.items()}
-        final = dict(counts.final)
-        density = sum(final.values()) / sum(sizes.values())
-        text = (
-            f'{type(trainer.algorithm).__name__} on {len(sizes)} '
-            f'parameters: sparsity {plan.nominal_sparsity} as written, masks '
-            f'at density {density:.6f}'
-        )
-        if transfer := self.record['transfer']:
-            text += f', taken from the loaded checkpoint ({transfer=})'
-        elif plan.rounds:
-            text += f' ({plan.rounds})'
-        self.record['budget'] = {
-            'nominal': plan.nominal_sparsity,
-            'sparsity': 1 - density,
-        }
-        text += self._flops({n: final[n] / sizes[n] for n in sizes})
-        if not counts.changes:
-            return text
-        first = {n: count / sizes[n] for n, count in counts.at(0).items()}
-        return text + self._course(first, counts.mean_densities(steps))
-
-    def _flops(self, densities: Mapping[str, float]) -> str:
-        """Describe the FLOPs of a Sparse-IFT backbone, else ''."""
-        plan = self.plan
-        if plan.budget is None or plan.backbone is None:
-            return ''
-        ratio = plan.budget.ratio(densities)
-        self.record['budget']['flops_ratio'] = ratio
-        self.record['member'] = plan.backbone.describe_member()
-        return (
+    counts = trainer.counts
+    final = plan.densities_of(counts.final)
+    size = sum(p.numel() for p in plan.parameters.values())
+    density = sum(counts.final.values()) / size
+    text = (
+        f'{type(trainer.algorithm).__name__} on {len(final)} parameters: '
+        f'sparsity {plan.nominal_sparsity} as written, masks at density '
+        f'{density:.6f}'
+    )
+    if transfer:
+        text += f', taken from the loaded checkpoint ({transfer=})'
+    elif plan.rounds:
+        text += f' ({plan.rounds})'
+    found: dict[str, Any] = dict(
+        nominal=plan.nominal_sparsity, sparsity=1 - density
+    )
+    record = dict(budget=found, member={}, transfer=transfer)
+    budget = plan.budget
+    if budget is not None and plan.backbone is not None:
+        record['member'] = plan.backbone.describe_member()
+        found['flops_ratio'] = budget.ratio(final)
+        whole, ratio = _whole_model(plan, final)
+        found |= ratio
+        text += (
             ', FLOPs of the backbone (with a classifier, if it has one) '
-            f'{ratio:.6f} of the dense one'
-            f'{self._whole_ratio(densities)}'
+            f'{found["flops_ratio"]:.6f} of the dense one{whole}'
         )
-
-    def _whole_ratio(self, densities: Mapping[str, float]) -> str:
-        """Describe the FLOPs of the whole model, heads included."""
-        try:
-            ratio = self.plan.whole.ratio(densities)
-        except ValueError as error:
-            return f' (the whole model was not counted: {error})'
-        self.record['budget']['model_flops_ratio'] = ratio
-        return f', of the whole model {ratio:.4f}'
-
-    def _course(
-        self, first: Mapping[str, float], mean: Mapping[str, float]
-    ) -> str:
-        """Describe density and FLOPs at the start and over the training."""
-        sizes = {n: p.numel() for n, p in self.plan.parameters.items()}
-
-        def density(densities: Mapping[str, float]) -> float:
-            active = sum(densities[n] * size for n, size in sizes.items())
-            return active / sum(sizes.values())
-
-        text = (
-            '; these are those after the last update: the density is '
-            f'{density(first):.4f} at the start and {density(mean):.4f} on '
-            'average over the training'
+    if not counts.changes:
+        return text, record
+    start, mean = counts.course(steps)
+    text += (
+        '; these are those after the last update: the density is '
+        f'{start:.4f} at the start and {mean:.4f} on average over the training'
+    )
+    if record['member']:
+        assert budget is not None
+        first = budget.ratio(plan.densities_of(counts.at(0)))
+        over_all = budget.ratio(counts.mean_densities(steps))
+        found['mean_flops_ratio'] = over_all
+        text += (
+            f', with {first:.4f} and {over_all:.4f} of the dense '
+            "backbone's FLOPs"
         )
-        budget = self.plan.budget
-        if budget is None or self.plan.backbone is None:
-            return text
-        ratio = self.record['budget']['mean_flops_ratio'] = budget.ratio(mean)
-        return (
-            f'{text}, with {budget.ratio(first):.4f} and {ratio:.4f} of the '
-            "dense backbone's FLOPs"
-        )
+    return text, record
+
+
+def _whole_model(
+    plan: MaskPlan, densities: Mapping[str, float]
+) -> tuple[str, dict[str, float]]:
+    """Describe the FLOPs of the whole model, heads included."""
+    try:
+        ratio = plan.whole.ratio(densities)
+    except ValueError as error:
+        return f' (the whole model was not counted: {error})', {}
+    return f', of the whole model {ratio:.4f}', {'model_flops_ratio': ratio}

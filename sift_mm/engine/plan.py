@@ -191,7 +191,8 @@ class MaskPlan:
             return found
         # The FLOPs of rounded counts can be farther from the budget.
         return nearest_sparsity(
-            lambda s: target.cost(self._densities(self._fit(s))), target.dense
+            lambda s: target.cost(self.densities_of(self._fit(s))),
+            target.dense,
         )
 
     def _fixed_sparsity(self, target: FlopBudget) -> float:
@@ -201,7 +202,7 @@ class MaskPlan:
             ValueError: If it does not give the budget's dense FLOPs.
         """
         counts = self._fit(self.nominal_sparsity)
-        ratio = target.ratio(self._densities(counts))
+        ratio = target.ratio(self.densities_of(counts))
         if not math.isclose(ratio, 1, rel_tol=1e-3):
             structure = describe_structure(self.structure.describe())
             raise UserError(
@@ -217,7 +218,7 @@ class MaskPlan:
         asked = self.distribution.counts(self.shapes, sparsity)
         return fit_counts(self.structure, self.model, asked)
 
-    def _densities(self, counts: Mapping[str, int]) -> dict[str, float]:
+    def densities_of(self, counts: Mapping[str, int]) -> dict[str, float]:
         """Return the densities of active weights, by full name."""
         return {n: counts[n] / p.numel() for n, p in self.parameters.items()}
 
@@ -305,7 +306,7 @@ class MaskPlan:
     @property
     def densities(self) -> dict[str, float]:
         """Density of each parameter, by full name."""
-        return self._densities(self.counts)
+        return self.densities_of(self.counts)
 
     @property
     def ratio(self) -> float | None:

@@ -5,6 +5,7 @@ import math
 import platform
 import sys
 import time
+from contextlib import suppress
 from datetime import datetime
 from numbers import Real
 from pathlib import Path
@@ -142,10 +143,8 @@ def order_of(name: str) -> int:
 def read_last(work_dir: str | Path) -> dict[str, Any]:
     """Return the newest readable record in a work dir, or {}."""
     for path in sorted(Path(work_dir).glob(f'*/{FILE}'), reverse=True):
-        try:
+        with suppress(OSError, ValueError):
             return json.loads(path.read_text())
-        except (OSError, ValueError):
-            continue
     return {}
 
 

@@ -100,6 +100,17 @@ class CountSchedule:
         for due, following in zip(dues, [*dues[1:], steps], strict=True):
             yield due, following - due
 
+    def course(self, steps: int) -> tuple[float, float]:
+        """Return the density of all layers at the start, and its mean.
+
+        Args:
+            steps (int): Optimizer steps of the training.
+        """
+        sizes = {name: prod(shape) for name, shape in self.shapes.items()}
+        mean, size = self.mean_densities(steps), sum(sizes.values())
+        active = sum(mean[name] * sizes[name] for name in sizes)
+        return sum(self.at(0).values()) / size, active / size
+
     def mean_densities(self, steps: int) -> dict[str, float]:
         """Return the density of each layer, averaged over a training.
 

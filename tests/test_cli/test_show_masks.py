@@ -33,7 +33,8 @@ def test_the_text(path, capsys):
     main([path])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == (
-        f'{path}: RigL, structure NofM (n=2, m=4), after 12,345 steps'
+        f"{path}: RigL, structure=dict(type='NofM', n=2, m=4), "
+        'after 12,345 steps'
     )
     assert [line.split() for line in lines[3:]] == [
         'a 2 x 2 2 0.5000 0.5000 0.5000 0 of 2 1 of 2'.split(),

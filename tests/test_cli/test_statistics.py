@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from sift_mm.cli.reports.run_groups import Comparison
 from sift_mm.cli.reports.statistics import (
     paired_difference,
     rank_correlation,
@@ -82,3 +83,11 @@ def test_no_correlation_of_a_constant(x, y):
     found = rank_correlation(x, y)
     assert isnan(found.value)
     assert (found.low, found.high) == (-1, 1)
+
+
+def test_the_best_text_model_has_the_lowest_perplexity():
+    signs = {
+        metric: Comparison([], None, metric).sign
+        for metric in ('text/perplexity', 'loss', 'mIoU', 'unknown')
+    }
+    assert list(signs.values()) == [-1, -1, 1, 1]

@@ -13,14 +13,10 @@ from helpers.forked_scripts import run_forked
 from helpers.runs import ROOT, write_config
 from helpers.sparse_runs import sparse_config
 from sift_mm.cli import experiments, sweep
+from sift_mm.cli.reports.markdown import markdown_table
+from sift_mm.cli.reports.statistics import summarize
 from sift_mm.cli.sweep_networks import Network, plan_networks
-from sift_mm.cli.sweep_report import (
-    COSTS,
-    Cell,
-    markdown_table,
-    mean_and_spread,
-    to_markdown,
-)
+from sift_mm.cli.sweep_report import COSTS, Cell, to_markdown
 from sift_mm.errors import UserError
 from sift_mm.sparsity import ALGORITHMS
 
@@ -109,11 +105,7 @@ def test_runs_of_a_seed_come_first_and_small_ones_in_it(two, capsys):
     assert Path('work_dirs/sweep/d_1e/dense/seed1/result.json').exists()
 
 
-def test_mean_and_spread_are_of_the_sample():
-    # sqrt((1 + 0 + 1) / 2) = 1; sqrt((1 + 1) / 1) = 1.41.
-    assert mean_and_spread([90, 91, 92], 2) == '91.00 ± 1.00'
-    assert mean_and_spread([92, 94], 1) == '93.0 ± 1.4'
-    assert mean_and_spread([92], 2) == '92.00'  # One run has no spread.
+def test_columns_of_a_table_are_aligned():
     assert markdown_table([{'a': '1', 'bb': '22'}]).splitlines() == [
         '| a   | bb  |',
         '| --- | --- |',
@@ -123,9 +115,8 @@ def test_mean_and_spread_are_of_the_sample():
 
 def test_the_table_of_a_sweep():
     def cell(values, costs, *network):
-        return Cell(
-            Network(*network), values, dict(zip(COSTS, costs, strict=True))
-        )
+        costs = dict(zip(COSTS, costs, strict=True))
+        return Cell(Network(*network), summarize(values), costs)
 
     some = ('w', 'factorized', 0.9, 'RigL', 'norm_act', ('a.b=1',))
     cells = [
@@ -153,7 +144,7 @@ def test_the_table_of_a_sweep():
         '| 90.00 | -1.00 | 1 |',
     ]
     assert 'variant' not in to_markdown(cells[:2], 'top1')
-    ap = Cell(Network('d'), (0.3061, 0.3063), cells[0].costs)
+    ap = Cell(Network('d'), summarize([0.3061, 0.3063]), cells[0].costs)
     assert '| 0.3062 ± 0.0001 |' in plain([ap], 'mAP')[2]
 
 

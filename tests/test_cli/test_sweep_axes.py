@@ -11,6 +11,7 @@ from helpers.fake_tools import METRICS, new_calls
 from helpers.runs import write_config
 from helpers.sparse_runs import sparse_config
 from sift_mm.cli import experiments, sweep
+from sift_mm.cli.reports.statistics import summarize
 from sift_mm.cli.sweep_axes import split
 from sift_mm.cli.sweep_networks import Network, plan_networks
 from sift_mm.cli.sweep_report import COSTS, Cell, to_markdown
@@ -113,7 +114,7 @@ def test_a_member_is_compared_with_dense_at_its_settings():
     def cell(value, *network, options):
         costs = dict(zip(COSTS, (2e9, 1000, 1000), strict=True))
         network = Network(*network, cfg_options=options)
-        return Cell(network, (value,), costs)
+        return Cell(network, summarize([value]), costs)
 
     member = ('s', 'wide', 0.75, 'RigL', None)
     cells = [

@@ -40,10 +40,11 @@ def test_both_are_trained_once_and_shown(capsys, tmp_path):
     assert dense['backbone_gflops'] == pytest.approx(expected, rel=0.2)
     assert Path('work_dirs/demo/table.md').read_text().strip() in said
     assert said.count('| 12.00 M    | 3.00 M | 0.250   | 0.100 | 0.350 |') == 2
-    for word in ('GFLOPs', '2 x MACs', 'pictures', 'curves.png', 'tools/'):
+    for word in ('GFLOPs', '2 x MACs', 'pictures', 'report.html', 'tools/'):
         assert word in said
     assert 'Something is wrong' not in said
-    assert Path('work_dirs/demo/curves.png').stat().st_size > 10_000
+    page = Path('work_dirs/demo/report/report.html').read_text()
+    assert all(name in page for name in (*demo.RUNS, 'Training loss'))
 
 
 def test_a_detector_that_did_not_learn_is_said(capsys):

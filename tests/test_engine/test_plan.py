@@ -212,7 +212,7 @@ def test_flops_are_solved_for_the_counts_of_a_structure(
         found = MaskPlan(network, distribution, structure=structure)
         plain = MaskPlan(network, distribution)
     ratios = [
-        found.budget.ratio(found._densities(found._fit(s)))
+        found.budget.ratio(found.densities_of(found._fit(s)))
         for s in (plain.solved_sparsity, found.solved_sparsity)
     ]
     assert found.ratio == ratios[1]
@@ -255,6 +255,6 @@ def test_scores_of_the_whole_network_have_the_flops_of_the_budget():
     )
     counts = masks.counts()
     assert counts != found.counts
-    assert found.budget.ratio(found._densities(counts)) == pytest.approx(
+    assert found.budget.ratio(found.densities_of(counts)) == pytest.approx(
         1, abs=1e-4
     )

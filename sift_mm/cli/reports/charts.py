@@ -19,6 +19,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from sift_mm.cli.reports.layer_history import spread_out
 from sift_mm.cli.reports.statistics import Summary, summarize
 
 #: Placeholders of text and axes, and of grid lines.
@@ -312,9 +313,7 @@ def heat_map(
         log (bool): Whether colours are logarithmic.
     """
     steps = sorted({x for curve in rows.values() for x, _ in curve})
-    if len(steps) > COLUMNS:
-        kept = np.linspace(0, len(steps) - 1, COLUMNS).round().astype(int)
-        steps = [steps[i] for i in kept]
+    steps = spread_out(steps, COLUMNS)
     known = [dict(curve) for curve in rows.values()]
     values = np.array([[row.get(s, np.nan) for s in steps] for row in known])
     positive = values[values > 0]
@@ -335,8 +334,7 @@ def heat_map(
     axis.grid(False)
     shown = range(0, len(rows), -(-len(rows) // 60))
     axis.set_yticks(shown, [[*rows][i] for i in shown], fontsize=7)
-    ticks = np.linspace(0, len(steps) - 1, min(len(steps), 5)).round()
-    columns = [int(i) for i in dict.fromkeys(ticks)]
+    columns = spread_out(range(len(steps)), 5)
     axis.set_xticks(columns, [f'{steps[i]:g}' for i in columns])
     axis.set(title=title, xlabel=unit)
     whole = MaxNLocator(integer=True) if np.nanmax(values % 1) == 0 else None

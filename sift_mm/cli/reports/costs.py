@@ -100,15 +100,8 @@ def report_course(
     counts = count_schedule(hook.options.algorithm, hook, plan, steps)
     if not counts.changes:
         return {}
-    sizes = {name: math.prod(s) for name, s in counts.shapes.items()}
-    mean, size = counts.mean_densities(steps), sum(sizes.values())
-    start = sum(counts.at(0).values())
-    return dict(
-        course=dict(
-            start=start / size,
-            mean=sum(mean[name] * sizes[name] for name in sizes) / size,
-        )
-    )
+    start, mean = counts.course(steps)
+    return dict(course=dict(start=start, mean=mean))
 
 
 def report_methods(

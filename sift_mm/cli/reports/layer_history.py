@@ -14,16 +14,10 @@ from torch import Tensor
 
 from sift_mm.checkpoint.reading import masks_of
 from sift_mm.cli.reports.run_dirs import Run
+from sift_mm.cli.reports.text import SPECTRAL
 from sift_mm.errors import UserError
 from sift_mm.sparsity.mask_table import mask_table
 
-#: Spectral quantities, with their labels.
-SPECTRAL = {
-    'ramanujan_gap': 'Ramanujan gap',
-    'imdb': 'IMDB',
-    'weighted_gap': 'weighted spectral gap',
-    'imsg': 'iterated spectral gap',
-}
 #: Quantities of a layer: label, and ends of the colours if they are fixed.
 QUANTITIES: dict[str, tuple[str, float | None, float | None]] = {
     'density': ('share of active weights', 0, None),

@@ -1,9 +1,10 @@
 """Charts of a report's page."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from math import nan
 
 from sift_mm.cli.reports.charts import (
+    Curve,
     Point,
     Style,
     cost_chart,
@@ -13,7 +14,6 @@ from sift_mm.cli.reports.charts import (
 )
 from sift_mm.cli.reports.layer_history import (
     QUANTITIES,
-    SPECTRAL,
     History,
     Layers,
     short_names,
@@ -22,6 +22,7 @@ from sift_mm.cli.reports.page_tables import SIZES, TIMES, scale
 from sift_mm.cli.reports.run_dirs import Run
 from sift_mm.cli.reports.run_groups import Comparison, Group
 from sift_mm.cli.reports.statistics import Summary
+from sift_mm.cli.reports.text import SPECTRAL
 
 #: Scalars of all masks of a run: title and axis.
 NETWORK = {
@@ -39,27 +40,30 @@ def look(compared: Comparison) -> dict[str, Style]:
     return styles_of(series, compared.dense.name if compared.dense else None)
 
 
+def curves_of(
+    compared: Comparison, groups: Sequence[Group], kind: str, key: str
+) -> list[tuple[Style, Sequence[Curve]]]:
+    """Return style and curves of a scalar, of the networks that have it."""
+    style = look(compared)
+    found = [
+        (style[group.name], [run.curve(kind, key) for run in group.runs])
+        for group in groups
+    ]
+    return [(look, runs) for look, runs in found if any(runs)]
+
+
 def learning_charts(compared: Comparison) -> Iterator[str]:
     """Yield charts of loss and metrics over the training."""
-    style = look(compared)
-
-    def curves(kind: str, key: str, groups: Sequence[Group]) -> list[Any]:
-        found = [
-            (style[group.name], [run.curve(kind, key) for run in group.runs])
-            for group in groups
-        ]
-        return [(look, runs) for look, runs in found if any(runs)]
-
     groups = compared.groups
     for key, label in (('loss', 'loss'), ('lr', 'learning rate')):
-        if shown := curves('train', key, groups):
+        if shown := curves_of(compared, groups, 'train', key):
             title = 'Training loss' if key == 'loss' else 'Learning rate'
             yield curve_chart(title, ('iteration', label), shown)
     if compared.metric is None:
         return
     for by_epoch, unit in ((True, 'epoch'), (False, 'iteration')):
         some = [g for g in groups if g.first.by_epoch == by_epoch]
-        if shown := curves('valid', compared.metric, some):
+        if shown := curves_of(compared, some, 'valid', compared.metric):
             title = f'{compared.metric} in validation'
             yield curve_chart(title, (unit, compared.unit), shown)
 
@@ -74,39 +78,34 @@ def comparison_charts(compared: Comparison) -> Iterator[str]:
     flops, prefix = scale([most], SIZES)
     times = [run.seconds or 0 for g in compared.groups for run in g.runs]
     second, unit = scale(times, TIMES)
-    # Title, label, cost of a run in its unit, and smallest range of the axis.
-    axes: dict[str, tuple[str, Callable[[Run], float | None], float]] = {
-        'sparsity': ('nominal sparsity (share of weights)', _nothing, 0.1),
-        'FLOPs': (
-            f'FLOPs of an image ({prefix}FLOPs)',
-            lambda run: _over(run.costs.get('flops'), flops),
-            0.1 * most / flops,
+    # Title, label, cost with its unit, and smallest range of the axis.
+    axes = [
+        ('sparsity', 'nominal sparsity (share of weights)', '', 1.0, 0.1),
+        (
+            *('FLOPs', f'FLOPs of an image ({prefix}FLOPs)'),
+            *('flops', flops, 0.1 * most / flops),
         ),
-        'training FLOPs': (
-            'FLOPs of the training, divided by dense',
-            lambda run: run.costs.get('training_ratio'),
-            0.1,
+        (
+            *('training FLOPs', 'FLOPs of the training, divided by dense'),
+            *('training_ratio', 1.0, 0.1),
         ),
-        'time': (
-            f'training time ({unit})',
-            lambda run: _over(run.seconds, second),
-            0.0,
-        ),
-    }
+        ('time', f'training time ({unit})', 'seconds', second, 0.0),
+    ]
     if not most:
-        axes['FLOPs'] = (
-            'FLOPs of an image, divided by dense',
-            lambda run: run.costs.get('flops_ratio'),
-            0.1,
-        )
+        ratio = 'FLOPs of an image, divided by dense'
+        axes[1] = ('FLOPs', ratio, 'flops_ratio', 1.0, 0.1)
     known = compared.dense and compared.dense.summary(
         lambda run: run.metrics.get(metric)
     )
-    for name, (label, read, least) in axes.items():
+    for name, label, key, one, least in axes:
+
+        def cost(run: Run, key: str = key, one: float = one) -> float:
+            return run.costs.get(key, nan) / one
+
         points = []
         for group in compared.groups:
             y = group.summary(lambda run: run.metrics.get(metric))
-            x = group.summary(read)
+            x = group.summary(cost)
             if name == 'sparsity' and group.sparsity is not None:
                 x = Summary(group.sparsity, 0.0, len(group.runs))
             if x is not None and y is not None:
@@ -121,25 +120,12 @@ def comparison_charts(compared: Comparison) -> Iterator[str]:
             )
 
 
-def _nothing(run: Run) -> None:
-    """Return None: a group knows its sparsity."""
-
-
-def _over(value: float | None, unit: float) -> float | None:
-    return None if value is None else value / unit
-
-
 def mask_charts(compared: Comparison) -> Iterator[str]:
     """Yield charts of the scalars of all masks."""
-    style = look(compared)
     for key, (title, label) in NETWORK.items():
-        curves = []
-        for group in compared.groups:
-            runs = [r.curve('masks', f'sparse/{key}') for r in group.runs]
-            if any(runs):
-                curves.append((style[group.name], runs))
-        if curves:
-            yield curve_chart(title, ('iteration', label), curves)
+        scalar = f'sparse/{key}'
+        if shown := curves_of(compared, compared.groups, 'masks', scalar):
+            yield curve_chart(title, ('iteration', label), shown)
 
 
 def spectral_charts(

@@ -3,18 +3,21 @@
 from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
+from typing import Any
 
-from sift_mm.cli.reports.layer_history import SPECTRAL, Layers, short_names
+from sift_mm.cli.reports.layer_history import Layers, short_names
 from sift_mm.cli.reports.run_dirs import Run
 from sift_mm.cli.reports.run_groups import Comparison, Group, comparison_rows
 from sift_mm.cli.reports.sample_pictures import Samples
+from sift_mm.cli.reports.text import mask_cells
+from sift_mm.flops.units import PREFIXES
 
 #: Least value in a unit, the unit, and its name.
 Scale = tuple[float, float, str]
 TIMES: list[Scale] = [(7200, 3600, 'h'), (300, 60, 'min'), (0, 1, 's')]
 SIZES: list[Scale] = [
-    (10.0**power, 10.0**power, name)
-    for power, name in ((12, 'T'), (9, 'G'), (6, 'M'), (3, 'k'), (0, ''))
+    *((unit, unit, name) for name, unit in PREFIXES.items()),
+    (1, 1, ''),
 ]
 
 
@@ -77,7 +80,7 @@ def fact_rows(compared: Comparison) -> list[dict[str, str]]:
                 ),
                 'parameters': scaled(group.cost('parameters')),
                 'active': scaled(group.cost('active')),
-                'training time': duration(group.mean(lambda run: run.seconds)),
+                'training time': duration(group.cost('seconds')),
                 'seeds': _seeds(group),
             }
         )
@@ -133,13 +136,8 @@ def comparison_table(compared: Comparison) -> list[dict[str, str]]:
     """Return metric and difference from dense as text, a row a network."""
     digits = compared.digits
     rows = []
-    for row in comparison_rows(
-        compared.groups, compared.dense, compared.metric
-    ):
-        interval = '–'
-        if row['low'] is not None:
-            ends = [number(row[k], f'+.{digits}f') for k in ('low', 'high')]
-            interval = ' to '.join(ends)
+    for row in comparison_rows(compared):
+        interval = '–' if row['low'] is None else _interval(row, digits)
         rows.append(
             {
                 'network': row['network'],
@@ -157,6 +155,12 @@ def comparison_table(compared: Comparison) -> list[dict[str, str]]:
     return _without_empty(rows)
 
 
+def _interval(row: Mapping[str, Any], digits: int) -> str:
+    return ' to '.join(
+        number(row[end], f'+.{digits}f') for end in ('low', 'high')
+    )
+
+
 def layer_table(layers: Layers) -> list[dict[str, str]]:
     """Return the layers of the last checkpoint as text."""
     if not layers.tables:
@@ -171,15 +175,9 @@ def layer_table(layers: Layers) -> list[dict[str, str]]:
             {
                 'layer': short.get(row['name'], row['name']),
                 'shape': shape or '–',
-                'active': scaled(row['active']),
-                'density': number(row['density'], '.4f'),
-                'ITOP': number(row['itop'], '.3f'),
-                'DoC': number(row['doc'], '.3f'),
-                'dead inputs': f'{row["dead_inputs"]} of {row["inputs"]}',
-                'dead outputs': f'{row["dead_outputs"]} of {row["outputs"]}',
                 **{
-                    label: number(row.get(key), '.3f')
-                    for key, label in SPECTRAL.items()
+                    name: '–' if cell == '-' else cell.replace('-', '−')
+                    for name, cell in mask_cells(row).items()
                 },
                 'sparse products': layers.products.get(layer, '–'),
             }
@@ -197,8 +195,7 @@ def headline(compared: Comparison) -> list[str]:
     metric, digits = compared.metric, compared.digits
     if metric is None:
         return [*said, 'No metric was logged so far.']
-    rows = comparison_rows(compared.groups, compared.dense, metric)
-    rows = [row for row in rows if row['mean'] is not None]
+    rows = [r for r in comparison_rows(compared) if r['mean'] is not None]
     other = [row for row in rows if row['difference'] is not None]
     if not other:
         best = max(rows, key=lambda row: compared.sign * row['mean'])
@@ -212,10 +209,9 @@ def headline(compared: Comparison) -> list[str]:
     )
     if best['low'] is None:
         return [*said, f'{text}, of one pair of runs: no interval.']
-    ends = [number(best[key], f'+.{digits}f') for key in ('low', 'high')]
     clear = best['low'] > 0 or best['high'] < 0
     verdict = '' if clear else '; the interval includes no difference'
-    text += f' (95 % interval {ends[0]} to {ends[1]}, {best["pairs"]} pairs'
+    text += f' (95 % interval {_interval(best, digits)}, {best["pairs"]} pairs'
     return [*said, f'{text}{verdict}).']
 
 

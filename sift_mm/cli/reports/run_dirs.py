@@ -18,12 +18,12 @@ from mmengine.config import Config
 
 from sift_mm.checkpoint.reading import read
 from sift_mm.checkpoint.state import mask_training
+from sift_mm.config.nodes import hook_place
+from sift_mm.engine.run_record import read_last
 from sift_mm.errors import UserError
 
 Records = dict[int, dict[str, Any]]
 
-#: Type of the hook that trains masks.
-HOOK = 'SparseTrainingHook'
 #: Folders below a given one that are searched for runs.
 DEPTH = 3
 #: Values of a validation record that are no metrics.
@@ -168,8 +168,7 @@ class Run:
     @cached_property
     def record(self) -> dict[str, Any]:
         """Content of the last ``run.json``."""
-        found = map(_json, sorted(self.path.glob('*/run.json'), reverse=True))
-        return next(filter(None, found), {})
+        return read_last(self.path)
 
     @cached_property
     def result(self) -> dict[str, float]:
@@ -251,10 +250,8 @@ class Run:
     @property
     def hook(self) -> dict[str, Any]:
         """Config of the run's SparseTrainingHook; {} without one."""
-        hooks = self.config.get('custom_hooks') or []
-        return next(
-            (h for h in hooks if str(h.get('type')).endswith(HOOK)), {}
-        )
+        place = hook_place(self.config)
+        return {} if place is None else self.config['custom_hooks'][place]
 
     @cached_property
     def member(self) -> dict[str, Any]:
@@ -289,9 +286,10 @@ class Run:
 
     @cached_property
     def costs(self) -> dict[str, float]:
-        """Costs that are known: FLOPs of an image, ratios, weights.
+        """Costs that are known: FLOPs of an image, ratios, weights, time.
 
-        Keys are flops, flops_ratio, training_ratio, parameters and active.
+        Keys are flops, flops_ratio, training_ratio, parameters, active and
+        seconds.
         """
         counted, result = self.record.get('flops') or {}, self.result
         found = {
@@ -304,6 +302,7 @@ class Run:
             'active': self.record.get(
                 'active_parameters', result.get('active_parameters')
             ),
+            'seconds': self.seconds,
         }
         budget = self.state.get('budget', {}) if not counted else {}
         if found['flops_ratio'] is None:

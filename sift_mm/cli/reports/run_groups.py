@@ -9,15 +9,13 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from mmengine.hooks import CheckpointHook
-
 from sift_mm.cli.reports.run_dirs import NO_METRICS, Run
 from sift_mm.cli.reports.statistics import (
-    Estimate,
     Summary,
     paired_difference,
     summarize,
 )
+from sift_mm.engine.run_record import order_of
 from sift_mm.errors import UserError
 from sift_mm.names import check_names
 
@@ -106,14 +104,10 @@ class Group:
         found = [*self.values(read).values()]
         return summarize(found) if found else None
 
-    def mean(self, read: Callable[[Run], float | None]) -> float | None:
-        """Return the mean over the runs, None without values."""
-        found = self.summary(read)
-        return None if found is None else found.mean
-
     def cost(self, key: str) -> float | None:
-        """Return the mean of a cost."""
-        return self.mean(lambda run: run.costs.get(key))
+        """Return the mean of a cost, None without values."""
+        found = self.summary(lambda run: run.costs.get(key))
+        return None if found is None else found.mean
 
 
 def group_runs(paths: Sequence[Path]) -> list[Group]:
@@ -203,9 +197,8 @@ class Comparison:
 
     @property
     def sign(self) -> int:
-        """-1 for a metric that should be low, by MMEngine's words, else 1."""
-        words = CheckpointHook._default_less_keys
-        return -1 if any(word in (self.metric or '') for word in words) else 1
+        """-1 for a metric that should be low, else 1."""
+        return order_of(self.metric or '') or 1
 
     @property
     def digits(self) -> int:
@@ -216,15 +209,6 @@ class Comparison:
             for v in g.metric(self.metric or '').values()
         ]
         return 2 if any(abs(value) > 1.5 for value in found) else 4
-
-
-def difference(
-    group: Group, dense: Group | None, metric: str | None
-) -> Estimate | None:
-    """Return the difference from dense, paired by seed."""
-    if dense is None or metric is None or group is dense:
-        return None
-    return paired_difference(group.metric(metric), dense.metric(metric))
 
 
 def run_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -241,7 +225,6 @@ def run_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
             'nominal_sparsity': group.sparsity,
             'solved_sparsity': run.masks.get('solved', ''),
             **run.costs,
-            'seconds': run.seconds,
             **run.metrics,
         }
         for group in groups
@@ -285,17 +268,18 @@ def _epochs(run: Run) -> Iterator[dict[str, Any]]:
         )
 
 
-def comparison_rows(
-    groups: Sequence[Group], dense: Group | None, metric: str | None
-) -> list[dict[str, Any]]:
+def comparison_rows(compared: Comparison) -> list[dict[str, Any]]:
     """Return one row a network, with its difference from dense.
 
     Intervals are of the paired t test over common seeds, at 95 %.
     """
+    dense, metric = compared.dense, compared.metric or ''
     rows = []
-    for group in groups:
-        found = group.summary(lambda run: run.metrics.get(metric or ''))
-        less = difference(group, dense, metric)
+    for group in compared.groups:
+        values, less = group.metric(metric), None
+        found = summarize([*values.values()]) if values else None
+        if dense is not None and group is not dense:
+            less = paired_difference(values, dense.metric(metric))
         row: dict[str, Any] = {
             'network': group.name,
             'sparsity': group.sparsity,
@@ -303,12 +287,11 @@ def comparison_rows(
         }
         for key in (
             *('flops', 'flops_ratio', 'training_ratio'),
-            *('parameters', 'active'),
+            *('parameters', 'active', 'seconds'),
         ):
             row[key] = group.cost(key)
         row |= {
-            'seconds': group.mean(lambda run: run.seconds),
-            'metric': metric,
+            'metric': compared.metric,
             'mean': found and found.mean,
             'sd': found.deviation if found and found.n > 1 else None,
             'runs_with_metric': found.n if found else 0,

@@ -28,6 +28,15 @@ class Summary:
     deviation: float
     n: int
 
+    def to_text(self, digits: int) -> str:
+        """Return the mean and, of several runs, the standard deviation.
+
+        >>> summarize([92, 94]).to_text(1), summarize([92]).to_text(2)
+        ('93.0 ± 1.4', '92.00')
+        """
+        spread = f' ± {self.deviation:.{digits}f}' if self.n > 1 else ''
+        return f'{self.mean:.{digits}f}{spread}'
+
 
 @dataclass(frozen=True)
 class Estimate:

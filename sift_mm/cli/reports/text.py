@@ -1,4 +1,4 @@
-"""The report of get_flops.py as text."""
+"""Reports of commands as text: tables, costs, masks."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +13,14 @@ from rich.text import Text
 
 from sift_mm.flops import describe_shape
 from sift_mm.flops.units import flops
+
+#: Spectral quantities of a mask, with their labels.
+SPECTRAL = {
+    'ramanujan_gap': 'Ramanujan gap',
+    'imdb': 'IMDB',
+    'weighted_gap': 'weighted gap',
+    'imsg': 'IMSG',
+}
 
 
 def table(
@@ -35,6 +43,32 @@ def table(
     Console(file=out, width=10**4, color_system=None).print(grid)
     lines = out.getvalue().splitlines()
     return '\n'.join(line.rstrip() for line in lines)
+
+
+def mask_cells(row: Mapping[str, Any]) -> dict[str, str]:
+    """Return a row of a table of masks as text, by column.
+
+    Args:
+        row (Mapping): Layer or total of :func:`sift_mm.sparsity.mask_table`.
+    """
+
+    def decimal(key: str, digits: int) -> str:
+        value = row[key]
+        return '-' if value is None else f'{value:z.{digits}f}'
+
+    return {
+        'active': f'{row["active"]:,}',
+        'density': decimal('density', 4),
+        'ITOP': decimal('itop', 4),
+        'DoC': decimal('doc', 4),
+        'dead inputs': f'{row["dead_inputs"]} of {row["inputs"]}',
+        'dead outputs': f'{row["dead_outputs"]} of {row["outputs"]}',
+        **{
+            label: decimal(key, 3)
+            for key, label in SPECTRAL.items()
+            if key in row
+        },
+    }
 
 
 def print_report(
