@@ -95,6 +95,7 @@ class Results:
         names = dict.fromkeys(
             [*KEYS, *(k for r in self.rows.values() for k in r)]
         )
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(self.path, 'w') as file:
             table = csv.DictWriter(file, [*names], lineterminator='\n')
             table.writeheader()

@@ -191,6 +191,10 @@ class RunRecordHook(Hook):
         """Log the FLOPs, and write the record for the first time."""
         if runner.rank:
             return
+        if self.record['seed'] != runner.seed:
+            # MMEngine takes the checkpoint's after the first lines.
+            self.record['seed'] = runner.seed
+            runner.logger.info(f'Seed: {runner.seed}, of the resumed run')
         before = read_last(runner.work_dir) if runner._resume else {}
         model = unwrap(runner.model)
         hooks = (h for h in runner.hooks if isinstance(h, SparseTrainingHook))

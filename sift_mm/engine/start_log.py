@@ -1,10 +1,12 @@
 """Short start of a log: descriptions of the machine go to a file."""
 
 import logging
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from unittest import mock
+from warnings import catch_warnings, filterwarnings
 
 from mmengine.config import Config
 from mmengine.logging import MMLogger
@@ -13,6 +15,9 @@ from mmengine.runner import Runner
 
 #: File of a run's environment, beside its log.
 FILE = 'environment.txt'
+# Notes of MMEngine: on the future of its classes, on each parameter with
+# options of its own, and the experiment's name, which comes with each epoch.
+NOTES = re.compile('will be deprecated in|^paramwise_options|^Exp name: ')
 
 
 class StartLog:
@@ -32,11 +37,11 @@ class StartLog:
     def takes(self, record: logging.LogRecord) -> bool:
         """Write a record of the start to the file; return False for others.
 
-        These are the messages while the runner is built, without warnings;
-        and MMEngine's notes on the future of its own classes.
+        These are the messages while the runner is built, without warnings,
+        and :data:`NOTES`, each once.
         """
         message = record.getMessage()
-        is_note = 'will be deprecated in' in message
+        is_note = NOTES.search(message) is not None
         of_start = self.building and record.levelno == logging.INFO
         if message not in self._notes and (is_note or of_start):
             self.write(message)
@@ -99,5 +104,10 @@ def short_start(cfg: Config) -> Iterator[StartLog]:
     with (
         mock.patch.object(MMLogger, 'handle', divert),
         mock.patch.object(BaseModule, '_dump_init_info', dump_init_info),
+        catch_warnings(),
     ):
+        # MMPretrain's MNIST reads its files so, and writes nothing there.
+        filterwarnings('ignore', 'The given NumPy array is not writable')
+        # MMEngine says it once a process, of its own default.
+        filterwarnings('ignore', 'Setting (MKL|OMP)_NUM_THREADS')
         yield log

@@ -220,7 +220,8 @@ class GPT(SparseIFTBackbone, BaseModel):
         if tokens > self.context:
             raise UserError(
                 f'A text has {tokens} tokens, and the context of this GPT is '
-                f'{self.context}; give shorter texts, or set context.'
+                f'{self.context}; set model.context and the context of the '
+                'data sets to one number.'
             )
         x = self.embedding(inputs) + self.positions.weight[:tokens]
         x = self.drop(x)

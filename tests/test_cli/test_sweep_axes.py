@@ -133,10 +133,10 @@ def test_rows_of_finished_runs_are_done_elsewhere(capsys, monkeypatch):
     for name in ('d_1e.py', 's_1e.py'):
         Path(name).write_text('train_cfg = dict(max_epochs=1)')
     args = ['d_1e.py', 's_1e.py', '--family', 'wide', '--sparsity', '0.5']
-    args += ['--algorithm', 'SET', '--seeds', '2', '--results', 'done.csv']
+    args += ['--algorithm', 'SET', '--seeds', '2', '--results', 'new/done.csv']
     sweep.main(args)
     assert len(new_calls()) == 2 * 2 * 2
-    with open('done.csv', newline='') as file:
+    with open('new/done.csv', newline='') as file:
         rows = [*csv.DictReader(file)]
     assert [(row['sweep'], row['run']) for row in rows] == [
         ('d_1e', f'{name}/seed{seed}')
@@ -154,12 +154,12 @@ def test_rows_of_finished_runs_are_done_elsewhere(capsys, monkeypatch):
     sweep.main([*args, '--seeds', '1'])
     said = capsys.readouterr().out
     # Those of the sparse config have another plan.
-    assert said.startswith('1 runs are done by done.csv\n1 runs to do\n')
+    assert said.startswith('1 runs are done by new/done.csv\n1 runs to do\n')
     result = Path('work_dirs/sweep/d_1e/dense/seed0/result.json')
     assert json.loads(result.read_text()) == METRICS | dict(seconds=35.0)
-    with open('done.csv', newline='') as file:
+    with open('new/done.csv', newline='') as file:
         assert len([*csv.DictReader(file)]) == 5
 
-    Path('done.csv').write_text('run,mIoU\n')
+    Path('new/done.csv').write_text('run,mIoU\n')
     with pytest.raises(SystemExit, match='no column plan, seconds, sweep'):
         sweep.main(args)

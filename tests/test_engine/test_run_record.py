@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -187,6 +188,27 @@ def test_a_full_disk_stops_no_training(tmp_path, monkeypatch):
     log = start_log.StartLog()
     log._path = tmp_path / 'none' / 'environment.txt'
     log.write('lost')  # No error.
+
+
+def test_the_seed_is_that_of_the_resumed_run(tmp_path):
+    resumed = dict(resume=True, randomness=dict(seed=None))
+    first = run(tmp_path, RunRecordHook(), randomness=dict(seed=7)).seed
+    assert run(tmp_path, RunRecordHook(), **resumed).seed == first == 7
+    assert [
+        json.loads(path.read_text())['seed']
+        for path in sorted(tmp_path.glob('*/run.json'))
+    ] == [7] * len([*tmp_path.glob('*/run.json')])
+    assert 'Seed: 7, of the resumed run' in '\n'.join(log_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    'note', ['paramwise_options -- a:lr=1', 'Exp name: a', 'Exp name is kept']
+)
+def test_notes_of_mmengine_are_in_the_file(note):
+    log = start_log.StartLog()
+    log.building = False
+    record = logging.makeLogRecord(dict(msg=note, levelno=logging.INFO))
+    assert log.takes(record) is (note != 'Exp name is kept')
 
 
 def test_debugging_keeps_the_whole_log(data, tmp_path):

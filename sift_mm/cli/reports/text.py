@@ -237,5 +237,5 @@ def metrics_to_text(
         rows.append(('FLOPs (2 x MACs)', flops(cost['flops'])))
         rows.append(('of the dense network', flops(cost['flops_of_dense'])))
     if 'seconds_per_image' in cost:
-        rows.append(('seconds an image', f'{cost["seconds_per_image"]:.4f}'))
+        rows.append(('seconds an input', f'{cost["seconds_per_image"]:.4f}'))
     return table(('', 'value'), rows)
