@@ -81,7 +81,7 @@ def is_repeated(name):
 
     Epochs are narrowed too, and ResNet-34 to the blocks of ResNet-18.
     """
-    if 'resnet34' in name or '-5e_fashion-mnist' in name:
+    if 'resnet34' in name:
         return True
     wide = 'imagenet/resnet18-sift-wide' in name
     return bool(re.search('-s(50|90)[-_]', name)) and not wide
