@@ -76,7 +76,13 @@ class NetworkInitializer(Initializer):
             for parameter in parameters.values():
                 parameter.requires_grad_()
             found = self.scores(model, parameters, passes, density)
-        values = [score.detach().cpu() for score in found]
+        # NumPy, which sorts the scores, has no bfloat16.
+        values = [
+            score.detach().to(
+                'cpu', torch.promote_types(score.dtype, torch.float32)
+            )
+            for score in found
+        ]
         blind = [
             layer
             for layer, score in zip(parameters, values, strict=True)
