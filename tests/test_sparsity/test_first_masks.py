@@ -217,6 +217,16 @@ def test_what_does_not_go_together_is_refused(init, options, words):
         )
 
 
+@pytest.mark.parametrize('init', ['SNIP', 'GraSP', 'SynFlow'])
+@pytest.mark.parametrize(
+    'returned', [None, 0.5, torch.tensor(0.5), torch.ones(2)]
+)
+def test_a_first_pass_without_loss_is_refused(init, returned):
+    _, start = training(init, first_pass=lambda: returned)
+    with pytest.raises(ValueError, match='first pass'):
+        start()
+
+
 def test_layers_behind_a_norm_of_zero_are_refused():
     model, start = training('SNIP')
     model.norm.weight.data.zero_()
