@@ -106,3 +106,5 @@ def test_a_run_is_not_resumed_with_another_density(tmp_path):
     changed = dict(algorithm=dict(type='GMP', initial=0.2), end=1.0)
     with pytest.raises(ValueError, match='Use the sparsity'):
         toy_run(tmp_path, changed, resume=True)
+    with pytest.raises(ValueError, match='its interval, end, .* and length'):
+        toy_run(tmp_path, GRADUAL['GMP'], epochs=5, resume=True)
