@@ -269,6 +269,14 @@ def test_what_cannot_change_its_density_is_refused():
     assert "'0.weight', whose density is to change" in report.skipped
 
 
+def test_a_soft_bound_needs_a_structure_of_several_densities():
+    # With 3 of 4 the whole layer would be active between updates.
+    rule = dict(type='MEST', structure=dict(type='NM', n=3, m=4))
+    with pytest.raises(ValueError, match="'NM' has one density"):
+        training(rule | dict(soft=True), sparsity=0.25)
+    training(rule, sparsity=0.25)
+
+
 def test_soft_bounds_follow_the_drop_fraction():
     counts = MaskOptions(
         algorithm=dict(type='MEST', soft=True),
