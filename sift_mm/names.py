@@ -45,6 +45,6 @@ def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
     for name in names:
         if name not in known:
             near = nearest(name, known)
-            others = f'there are {", ".join(known)}.'
+            others = f'there are {", ".join(known) or "none"}.'
             hint = f'did you mean {near}?' if near else others
             raise UserError(f'{what} {name}: {hint}')

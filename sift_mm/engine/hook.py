@@ -217,23 +217,24 @@ class SparseTrainingHook(Hook):
             plan.backbone.masks_attached = True  # It may train.
         if origin in (Origin.NEEDLESS, Origin.DROPPED):
             return None, algorithm
+        expected = plan.counts
         if origin is Origin.TRANSFERRED:
             algorithm = choose_algorithm(self.options, start)
         else:
-            counts = self.options.count_schedule(
-                plan.shapes, plan.counts, steps
-            )
+            counts = self.options.count_schedule(plan.shapes, expected, steps)
         if origin is Origin.DRAWN:
             init = self.options.initializer
             passes = first_passes(runner, init)
             return plan.draw(init, seed, counts.at(0), passes), algorithm
         check_member(state, {'sparsity': plan.nominal_sparsity})
         check_structure(state, algorithm.structure, state['masks'])
-        masks = fit_masks(state, plan.parameters, plan.counts)
+        if origin is Origin.RESTORED:
+            expected = counts.saved(state)
+        masks = fit_masks(state, plan.parameters, expected)
         if origin is Origin.RESTORED:
             spread = isinstance(self.options.initializer, NetworkInitializer)
             costs = plan.costs if spread else None
-            check_counts(masks, counts.saved(state), costs)
+            check_counts(masks, expected, costs)
         return masks, algorithm
 
     def _shared_seed(self, runner: Runner) -> int:

@@ -27,6 +27,7 @@ from sift_mm.sparsity import (
     Static,
     Unstructured,
 )
+from sift_mm.sparsity.counts import OPTIONS_OF_COUNTS
 from sift_mm.sparsity.first_masks import check_flops
 from sift_mm.sparsity.initializers import count_tolerance
 
@@ -306,8 +307,7 @@ def check_counts(
             'The masks of the checkpoint do not have the sparsity that the '
             f'config asks for: {len(wrong)} of {len(expected)} layers differ, '
             f'{name!r} has {found[name]} active weights and the config asks '
-            f'for {expected[name]}. Use the sparsity and distribution of that '
-            'run.'
+            f'for {expected[name]}. Use {OPTIONS_OF_COUNTS}.'
         )
 
 

@@ -8,6 +8,12 @@ from typing import Any
 from sift_mm.sparsity.algorithms import Algorithm
 from sift_mm.sparsity.schedules import DropFraction, UpdateSchedule
 
+#: What gives a run its counts, for messages.
+OPTIONS_OF_COUNTS = (
+    'the sparsity, distribution and algorithm of that run, and, where its '
+    'density changes, its interval, end, drop_fraction and length'
+)
+
 
 @dataclass(frozen=True)
 class CountSchedule:

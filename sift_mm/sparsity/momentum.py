@@ -56,3 +56,22 @@ def mean_gradients(
             mean.add_(before[name], alpha=decay)
         means[name] = mean
     return means
+
+
+def restore_means(
+    saved: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter]
+) -> dict[str, Tensor]:
+    """Return copies of saved running means, on their parameters' devices.
+
+    Raises:
+        ValueError: If they are not those of the parameters, or not finite.
+    """
+    for name, mean in saved.items():
+        fits = name in parameters and mean.shape == parameters[name].shape
+        if not fits or not mean.isfinite().all():
+            raise UserError(
+                f'The saved mean gradient of {name!r} is not that of this '
+                'network, or not finite: resume with the network and the '
+                'include and exclude of that run.'
+            )
+    return {n: m.to(parameters[n], copy=True) for n, m in saved.items()}

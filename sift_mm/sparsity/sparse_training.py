@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from sift_mm.errors import UserError
 from sift_mm.sparsity.algorithms import AlgorithmLike
+from sift_mm.sparsity.counts import OPTIONS_OF_COUNTS
 from sift_mm.sparsity.distributions import Distribution
 from sift_mm.sparsity.execution import SparseExecution
 from sift_mm.sparsity.first_masks import (
@@ -259,8 +260,7 @@ class SparseTraining:
             if miss > count_tolerance(mask.numel()):
                 raise UserError(
                     f'The mask of {name!r} has {count} active weights and '
-                    f'{wanted[name]} are asked for; use the sparsity, '
-                    'distribution and algorithm that it was trained with.'
+                    f'{wanted[name]} are asked for; use {OPTIONS_OF_COUNTS}.'
                 )
         now = self.state_dict()
         self.trainer.load_state_dict(state)

@@ -12,14 +12,13 @@ from torch.optim import Optimizer
 
 from sift_mm import validation
 from sift_mm.errors import UserCallError, UserError
-from sift_mm.sparsity import updates
+from sift_mm.sparsity import momentum, updates
 from sift_mm.sparsity.agreement import check_agreement
 from sift_mm.sparsity.algorithms import Algorithm
 from sift_mm.sparsity.counts import CountSchedule
 from sift_mm.sparsity.execution import SparseExecution
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import MaskHistory
-from sift_mm.sparsity.momentum import mean_gradients, momentum_of
 from sift_mm.sparsity.optimizers import (
     apply_mask_with_slots_,
     check_optimizer,
@@ -182,7 +181,7 @@ class MaskTrainer:
         """Refuse parameters that the algorithm could not train."""
         for name, parameter in self.masks.parameters.items():
             if self.algorithm.needs_momentum:
-                momentum_of(optimizer, parameter)
+                momentum.momentum_of(optimizer, parameter)
             if self.counts.changes and not parameter.requires_grad:
                 raise UserError(
                     f'{type(self.algorithm).__name__} changes the density of '
@@ -279,7 +278,7 @@ class MaskTrainer:
         reason = updates.why_to_skip(optimizer)
         parameters = self.masks.parameters
         if averages and not reason:
-            change.momentum = mean_gradients(
+            change.momentum = momentum.mean_gradients(
                 optimizer, parameters, self.momentum
             )
         if not due:
@@ -377,6 +376,8 @@ class MaskTrainer:
         restored = MaskSet(self.masks.parameters, state['masks'])
         history = MaskHistory(restored)
         history.load_state_dict(state['history'])
+        saved = state.get('momentum', {})
+        means = momentum.restore_means(saved, self.masks.parameters)
 
         def write() -> None:
             for name, mask in self.masks.items():
@@ -387,10 +388,7 @@ class MaskTrainer:
             self._counted = state.get(
                 'counted', self.counts.last_due(self.steps)
             )
-            self.momentum = {
-                name: mean.to(self.masks.parameters[name], copy=True)
-                for name, mean in state.get('momentum', {}).items()
-            }
+            self.momentum = means
             if self.execution is not None:
                 self.execution.restore(state.get('choices', {}))
             self._update_execution()

@@ -52,6 +52,21 @@ def test_a_killed_run_ends_as_the_unbroken_one(name, tmp_path):
     assert hook_of(resumed).trainer.masks.counts() == {'hidden.weight': 64}
 
 
+@pytest.mark.parametrize('initial', [0.0, 0.2])
+def test_a_run_is_resumed_before_its_first_update(initial, tmp_path):
+    # All weights of a run that starts dense are active then.
+    rule = dict(
+        algorithm=dict(type='GMP', initial=initial), interval=6, end=1.0
+    )
+    whole = toy_run(tmp_path / 'whole', rule)
+    start = dict(load_from=str(tmp_path / 'whole/epoch_1.pth'), resume=True)
+    found = toy_run(tmp_path / 'resumed', rule, **start)
+    assert_same(final_state(found), final_state(whole))
+    # Full masks stay wrong for a run that has always been sparse.
+    with pytest.raises(ValueError, match='masks|sparsity'):
+        toy_run(tmp_path / 'other', dict(interval=6), **start)
+
+
 def test_what_a_falling_density_costs_is_logged(tmp_path):
     runner = toy_run(tmp_path, GRADUAL['GMP'], log_level='INFO')
     log = next(tmp_path.glob('*/*.log')).read_text()
@@ -91,3 +106,5 @@ def test_a_run_is_not_resumed_with_another_density(tmp_path):
     changed = dict(algorithm=dict(type='GMP', initial=0.2), end=1.0)
     with pytest.raises(ValueError, match='Use the sparsity'):
         toy_run(tmp_path, changed, resume=True)
+    with pytest.raises(ValueError, match='its interval, end, .* and length'):
+        toy_run(tmp_path, GRADUAL['GMP'], epochs=5, resume=True)

@@ -226,6 +226,30 @@ def test_a_run_with_another_density_is_not_resumed(changed):
         resumed.load_state_dict(sparse.state_dict())
 
 
+@pytest.mark.parametrize(
+    'wrong',
+    [
+        {'0.weight': torch.zeros(2, 2)},
+        {'1.weight': torch.zeros(8, 12)},
+        {'0.weight': torch.full((12, 16), torch.nan)},
+    ],
+)
+def test_a_foreign_mean_gradient_changes_nothing(wrong):
+    model, sparse = training('SNFS')
+    for _ in range(4):
+        step(model, sparse)
+    other, resumed = training('SNFS', seed=1)
+    other.load_state_dict(model.state_dict())
+    before = resumed.masks.counts(), everything(other, resumed)
+    with pytest.raises(ValueError, match='mean gradient of'):
+        resumed.load_state_dict(sparse.state_dict() | dict(momentum=wrong))
+    after = resumed.masks.counts(), everything(other, resumed)
+    assert after[0] == before[0] and after[1][1] == before[1][1] == 0
+    assert all(map(torch.equal, after[1][0], before[1][0]))
+    resumed.load_state_dict(sparse.state_dict())
+    assert resumed.trainer.steps == 4
+
+
 def test_what_cannot_change_its_density_is_refused():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 12), nn.Linear(12, 8))
@@ -243,6 +267,14 @@ def test_what_cannot_change_its_density_is_refused():
     for _ in range(INTERVAL):
         report = step(model, sparse)
     assert "'0.weight', whose density is to change" in report.skipped
+
+
+def test_a_soft_bound_needs_a_structure_of_several_densities():
+    # With 3 of 4 the whole layer would be active between updates.
+    rule = dict(type='MEST', structure=dict(type='NM', n=3, m=4))
+    with pytest.raises(ValueError, match="'NM' has one density"):
+        training(rule | dict(soft=True), sparsity=0.25)
+    training(rule, sparsity=0.25)
 
 
 def test_soft_bounds_follow_the_drop_fraction():

@@ -144,6 +144,26 @@ def test_plain_pytorch_draws_them_and_changes_nothing_else(init):
     assert all(torch.equal(m, again[n]) for n, m in sparse.masks.items())
 
 
+@pytest.mark.parametrize('init', ['SNIP', 'GraSP', 'SynFlow'])
+def test_weights_of_half_precision_get_them(init):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+    model.bfloat16()
+    x = torch.ones(1, 6) if init == 'SynFlow' else torch.randn(5, 6)
+    sparse = SparseTraining(
+        model,
+        torch.optim.SGD(model.parameters(), 0.1),
+        steps=200,
+        sparsity=0.75,
+        include=['*.weight'],
+        init=init,
+        first_pass=lambda: model(x.bfloat16()).float().square().mean(),
+    )
+    # A weight of either layer costs the same.
+    assert sum(sparse.masks.counts().values()) == (48 + 16) // 4
+    assert model[0].weight.dtype == torch.bfloat16
+
+
 def test_they_keep_a_structure_and_resume():
     model, start = training('SNIP', dict(type='Block', filters=2))
     sparse = start()
@@ -195,6 +215,16 @@ def test_what_does_not_go_together_is_refused(init, options, words):
             torch.optim.SGD(model.parameters(), 0.1),
             **arguments | options,
         )
+
+
+@pytest.mark.parametrize('init', ['SNIP', 'GraSP', 'SynFlow'])
+@pytest.mark.parametrize(
+    'returned', [None, 0.5, torch.tensor(0.5), torch.ones(2)]
+)
+def test_a_first_pass_without_loss_is_refused(init, returned):
+    _, start = training(init, first_pass=lambda: returned)
+    with pytest.raises(ValueError, match='first pass'):
+        start()
 
 
 def test_layers_behind_a_norm_of_zero_are_refused():

@@ -3,6 +3,7 @@
 from torch import Tensor
 
 from sift_mm.checkpoint.packing import count
+from sift_mm.errors import UserError
 from sift_mm.sparsity.algorithms.algorithm import ALGORITHMS, LayerState
 from sift_mm.sparsity.algorithms.set import SET
 from sift_mm.sparsity.structures import StructureLike
@@ -33,6 +34,12 @@ class MEST(SET):
     ) -> None:
         super().__init__(structure)
         self.lam, self.soft = lam, soft
+        if soft and self.structure.density is not None:
+            kind = type(self.structure).__name__
+            raise UserError(
+                'MEST with soft=True makes layers denser between updates, '
+                f'and structure={kind!r} has one density: leave soft out.'
+            )
 
     @property
     def changes_density(self) -> bool:

@@ -76,7 +76,13 @@ class NetworkInitializer(Initializer):
             for parameter in parameters.values():
                 parameter.requires_grad_()
             found = self.scores(model, parameters, passes, density)
-        values = [score.detach().cpu() for score in found]
+        # NumPy, which sorts the scores, has no bfloat16.
+        values = [
+            score.detach().to(
+                'cpu', torch.promote_types(score.dtype, torch.float32)
+            )
+            for score in found
+        ]
         blind = [
             layer
             for layer, score in zip(parameters, values, strict=True)
@@ -103,12 +109,23 @@ def gradients(
     ]
     for run in passes:
         found = torch.autograd.grad(
-            run(), list(parameters.values()), allow_unused=True
+            _with_graph(run()), list(parameters.values()), allow_unused=True
         )
         for sum_, one in zip(total, found, strict=True):
             if one is not None:
                 sum_ += one / len(passes)
     return mean_of_ranks_(total)
+
+
+def _with_graph(loss: Any) -> Tensor:
+    """Return what a pass returned, if it has gradients."""
+    if isinstance(loss, Tensor) and loss.numel() == 1 and loss.requires_grad:
+        return loss
+    raise UserError(
+        'The first pass has to return the loss of a batch, one number as a '
+        'tensor with gradients (no item(), detach() or no_grad()); for init='
+        "'SynFlow' the output, with gradients too."
+    )
 
 
 def total_of(output: Any) -> Tensor:
