@@ -75,6 +75,11 @@ class Registry(Choice, Generic[T]):
         name = kwargs.pop('type', None)
         cls = self._classes.get(_key(str(name)))
         if cls is None:
+            if name is None:
+                raise UserError(
+                    f'No type of a {self.kind} is given; choose one of '
+                    f'{", ".join(self.names)}.'
+                )
             raise UserError(
                 f'Unknown {self.kind} {name!r}; choose one of '
                 f'{", ".join(self.names)}.'

@@ -47,6 +47,8 @@ class MemberOptions:
             if value is not None:
                 hook.setdefault(name, value)
         algorithm = hook.pop('algorithm', None)
+        if isinstance(algorithm, dict) and args.algorithm:
+            algorithm.setdefault('type', args.algorithm)
         named = {key: getattr(args, key) for key in (*VARIANT, 'pretrained')}
         return cls(**named, algorithm=algorithm, hook=hook or None)
 

@@ -377,10 +377,12 @@ def test_an_empty_name_of_a_checkpoint_is_named():
         check_checkpoint('')
 
 
-def test_a_structure_can_be_given_on_the_command_line():
-    algorithm = ['algorithm.type=RigL', 'algorithm.structure.type=Block']
-    args = parse_args(['a.py', '--hook', 'interval=3', *algorithm])
+@pytest.mark.parametrize(
+    'rule', [['algorithm.type=RigL'], ['--algorithm', 'RigL']]
+)
+def test_a_structure_can_be_given_on_the_command_line(rule):
+    structure = 'algorithm.structure.type=Block'
+    args = parse_args(['a.py', '--hook', 'interval=3', structure, *rule])
     options = MemberOptions.of_args(args)
     written = dict(type='RigL', structure=dict(type='Block'))
     assert options.of_hook == dict(interval=3, algorithm=written)
-    assert options.name == 'type_rigl_structure_type_block-i3'
