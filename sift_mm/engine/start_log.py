@@ -16,8 +16,12 @@ from mmengine.runner import Runner
 #: File of a run's environment, beside its log.
 FILE = 'environment.txt'
 # Notes of MMEngine: on the future of its classes, on each parameter with
-# options of its own, and the experiment's name, which comes with each epoch.
-NOTES = re.compile('will be deprecated in|^paramwise_options|^Exp name: ')
+# options of its own, the experiment's name, which comes with each epoch, and
+# the folder of the checkpoints, that of the log.
+NOTES = re.compile(
+    'will be deprecated in|^paramwise_options|^Exp name: |'
+    '^Checkpoints will be saved to'
+)
 
 
 class StartLog:

@@ -36,7 +36,7 @@ def test_a_dense_log_is_short_and_says_what_ran(runs, scope):
     folder = runs[scope].work_dir  # Other tests may test there, later.
     lines = log_of(folder, 0)
     first = next(i for i, text in enumerate(lines) if text.startswith(STEP))
-    assert first <= 12
+    assert first <= 11
     heads = [text.partition(':')[0] for text in lines]
     for head in ('Config', 'Model', 'Member', 'Data', 'Schedule', 'Work dir'):
         assert head in heads[:first]
