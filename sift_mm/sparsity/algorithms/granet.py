@@ -1,18 +1,14 @@
 """Gradual pruning with zero-cost neuroregeneration."""
 
-from torch import Tensor
-
-from sift_mm.sparsity.algorithms.algorithm import (
-    ALGORITHMS,
-    LayerState,
-)
+from sift_mm.sparsity.algorithms.algorithm import ALGORITHMS
 from sift_mm.sparsity.algorithms.gmp import GMP
+from sift_mm.sparsity.algorithms.rigl import RigL
 from sift_mm.sparsity.structures import StructureLike
 from sift_mm.validation import Sparsity
 
 
 @ALGORITHMS.register
-class GraNet(GMP):
+class GraNet(RigL, GMP):
     """Gradual pruning with regrowth (Liu et al. 2021, arXiv:2106.10404).
 
     The density falls as that of GMP. At each update, the drop fraction of the
@@ -26,7 +22,6 @@ class GraNet(GMP):
     """
 
     regrows = True
-    needs_gradient = True
 
     def __init__(
         self,
@@ -34,8 +29,3 @@ class GraNet(GMP):
         structure: StructureLike = 'Unstructured',
     ) -> None:
         super().__init__(initial, structure)
-
-    def growth_score(self, layer: LayerState) -> Tensor:
-        """Return the magnitudes of the dense mean gradient."""
-        assert layer.gradient is not None
-        return layer.gradient.abs()
