@@ -47,7 +47,7 @@ COLUMNS = (
 
 def recipe_of(row: Row) -> str:
     """Return a digest of a network's config and options."""
-    # Of one seed and one folder: they are options too, and no recipe.
+    # Seed and folder are options too, and no part of the recipe.
     run = row.experiment(Path('runs'), 0)
     content = [content_of(run.config), run.options, run.cfg_options]
     text = json.dumps(content, default=repr, sort_keys=True)

@@ -132,7 +132,7 @@ def _import_modules(cfg: Config) -> None:
                 'PYTHONPATH, or take the name out.'
             ) from error
     try:
-        # What a config imports itself, MMEngine imports when it is read.
+        # MMEngine imports a config's own imports when a value is read.
         for _ in walk(cfg._cfg_dict, ''):
             pass
     except ImportError as error:

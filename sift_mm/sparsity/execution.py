@@ -57,7 +57,7 @@ class SparseExecution:
         self.reasons: dict[str, str] = {}
         self._others = UnmaskedExecution(sparse=mode == 'sparse')
         self._chosen = self._begun = False
-        self._level = 0  # Of the density that products were timed at.
+        self._level = 0  # Level of the density at the last timing.
         self._on_cpu = any(m.device.type == 'cpu' for m in masks.values())
         if mode == 'dense':
             return

@@ -130,7 +130,7 @@ class WeightWatch:
         weight, mask = self.parameters[name].detach(), self.masks[name]
         pair = flat_pair(weight, mask)
         if weight.device.type != 'cpu' or pair is None:
-            # Of other memory orders no part is one piece.
+            # Other memory orders have no part in one piece.
             if self._looks % _SELDOM:
                 return False
             return bool(weight.masked_fill(mask, 0).any())

@@ -120,7 +120,7 @@ custom_hooks[0].update(
 """
     config = sparse_config(tmp_path, 'mmpretrain', NOWHERE, more)
     found = report(config, '--epoch-samples', '100', '--batch-size', '10')
-    # Of three updates, at steps 10 to 30, the third gives the final density.
+    # The third update, at step 30, gives the final density.
     masks, last = found['masks'], 1 - found['masks']['sparsity']
     mean = last + (0.5 - last) * (1 + (2 / 3) ** 3 + (1 / 3) ** 3) / 3
     assert masks['course'] == pytest.approx(

@@ -153,7 +153,7 @@ def test_rows_of_finished_runs_are_done_elsewhere(capsys, monkeypatch):
     capsys.readouterr()
     sweep.main([*args, '--seeds', '1'])
     said = capsys.readouterr().out
-    # Those of the sparse config have another plan.
+    # Runs of the sparse config have another plan.
     assert said.startswith('1 runs are done by new/done.csv\n1 runs to do\n')
     result = Path('work_dirs/sweep/d_1e/dense/seed0/result.json')
     assert json.loads(result.read_text()) == METRICS | dict(seconds=35.0)

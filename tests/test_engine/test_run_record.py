@@ -170,7 +170,7 @@ def test_metrics_and_the_best_of_them(tmp_path):
         'loss': None,
         'shape': 60,
     }
-    # Whether a shape should be high is not known.
+    # No name says that a shape should be high.
     assert found['best'] == {'accuracy/top1': 70, 'loss': 0.2}
     assert (order_of('mIoU'), order_of('NME')) == (1, 0)
     assert order_of('text/bits_per_byte') == -1

@@ -62,7 +62,7 @@ def test_widths_and_flops_of_sparse_wide_by_hand(sparsity):
     uniform = dict.fromkeys(plan.parameters, 1 - sparsity)
     assert plan.budget.cost(uniform) == 2 * 2048 * nominal
     assert plan.budget.dense == 2 * 2048 * DENSE
-    # What the wider dense parts leave for the masked matrices.
+    # The masked matrices get the FLOPs that wider dense parts leave.
     matrices = 12 * (4 * d_model**2 + 2 * d_model * d_ff)
     others = nominal - matrices * (1 - sparsity)
     expected = 1 - (DENSE - others) / matrices

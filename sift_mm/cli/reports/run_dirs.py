@@ -235,7 +235,7 @@ class Run:
             found = (self.config.get('randomness') or {}).get('seed')
         if found is None and (match := SEED.search(self.log)):
             found = int(match[1])
-        # Of a run of a sweep that is known by its result alone.
+        # A sweep's run may be known by its result alone.
         if found is None and (
             match := re.search(r'seed(\d+)$', str(self.path))
         ):
