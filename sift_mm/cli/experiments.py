@@ -19,7 +19,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from sift_mm.cli.progress import Board, Job, open_view
+from sift_mm.cli.progress import Board, Job
 from sift_mm.cli.reports.run_dirs import Run
 from sift_mm.config.loading import read_config
 from sift_mm.errors import UserError
@@ -256,21 +256,22 @@ def run_experiments(
         UserError: If some failed.
     """
     launcher = launcher or Local(threads)
-    board = Board(deque(e for e in experiments if not e.is_done()))
-    board.done = len(experiments) - len(board.todo)
-    print(f'{len(board.todo)} runs to do', flush=True)
-    errors = []
+    todo = deque(e for e in experiments if not e.is_done())
+    board = Board(len(experiments), len(todo))
+    print(f'{len(todo)} runs to do', flush=True)
+    errors: list[UserError] = []
+    running: list[Any] = []
     with ExitStack() as stack:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if (before := signal.getsignal(number)) is not signal.SIG_IGN:
                 stack.callback(signal.signal, number, before)
                 signal.signal(number, lambda *_: sys.exit(143))
-        view = stack.enter_context(open_view())
-        stack.callback(launcher.stop, board.running)
-        while board.todo or board.running:
-            while board.todo and (not jobs or len(board.running) < jobs):
-                board.running.append(launcher.start(board.todo.popleft()))
-            for job in [*board.running]:
+        stack.enter_context(board.rows)
+        stack.callback(launcher.stop, running)
+        while todo or running:
+            while todo and (not jobs or len(running) < jobs):
+                running.append(launcher.start(todo.popleft()))
+            for job in [*running]:
                 error = None
                 try:
                     if not job.advance():
@@ -279,12 +280,11 @@ def run_experiments(
                 except UserError as found:
                     errors.append(error := found)
                     outcome = str(found)
-                view.show(board)  # Its last lines.
-                board.end(job, failed=error is not None)
-                view.say(f'{job.name}: {outcome}', board)
+                running.remove(job)
+                board.end(job, outcome, failed=error is not None)
                 if done is not None and error is None:
                     done(job.experiment)
-            view.show(board)
+            board.show(running)
             time.sleep(0.1)
     if errors:
         raise UserError(f'{len(errors)} runs failed. {errors[0]}')

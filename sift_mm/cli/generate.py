@@ -29,7 +29,7 @@ from sift_mm.validation import read as check
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(description='Continue a text by a trained GPT')
-    add_config_options(parser, interval=False)
+    add_config_options(parser)
     add = parser.add_argument
     add('checkpoint', help='path of the checkpoint')
     add('--prompt', required=True, help='text to continue')
