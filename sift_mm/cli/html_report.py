@@ -21,11 +21,11 @@ from sift_mm.cli.reports.page import render
 from sift_mm.cli.reports.run_dirs import find_runs
 from sift_mm.cli.reports.run_groups import (
     Comparison,
-    comparison_rows,
     epoch_rows,
     find_dense,
     find_metric,
     group_runs,
+    network_rows,
     run_rows,
 )
 from sift_mm.cli.reports.sample_pictures import draw_samples
@@ -140,7 +140,7 @@ def write_report(
     out.mkdir(parents=True, exist_ok=True)
     write_csv(out / 'summary.csv', epoch_rows(groups))
     write_csv(out / 'runs.csv', run_rows(groups))
-    write_csv(out / 'networks.csv', comparison_rows(compared))
+    write_csv(out / 'networks.csv', network_rows(compared))
     write_csv(out / 'layers.csv', layer_rows(layers))
     path = out / 'report.html'
     path.write_text(page, encoding='utf-8')

@@ -7,12 +7,10 @@ from pathlib import Path
 from matplotlib import rc_context
 from matplotlib.figure import Figure
 
-from sift_mm.cli.reports.charts import DASHES, MARKERS
+from sift_mm.cli.reports.charts import COLOURS, DASHES, MARKERS, draw_dense
 from sift_mm.cli.reports.statistics import Summary
 from sift_mm.errors import UserError
 
-# Okabe and Ito's colours, which the colour-blind tell apart.
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 #: Sparsities and summaries of a metric, by name of the line.
 Lines = Mapping[str, Sequence[tuple[float, Summary]]]
 
@@ -73,9 +71,7 @@ def plot_panels(
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for axis, (title, lines) in zip(axes, panels, strict=True):
         for (name, y), dash in zip(dense.items(), cycle(DASHES)):
-            low, high = y.mean - y.deviation, y.mean + y.deviation
-            axis.axhline(y.mean, color='0.4', linestyle=dash, label=name)
-            axis.axhspan(low, high, color='0.4', alpha=0.15, linewidth=0)
+            draw_dense(axis, y, linestyle=dash, label=name)
         for i, (name, points) in enumerate(lines.items()):
             axis.errorbar(
                 [x + 0.007 * i for x, _ in points],  # Side by side.

@@ -18,15 +18,15 @@ from sift_mm.cli.reports.page_charts import (
     spectral_charts,
 )
 from sift_mm.cli.reports.page_tables import (
-    comparison_table,
-    fact_rows,
+    comparison,
+    facts,
     flops_notes,
     headline,
     layer_table,
     machine_rows,
     missing,
 )
-from sift_mm.cli.reports.run_groups import Comparison
+from sift_mm.cli.reports.run_groups import Comparison, network_rows
 from sift_mm.cli.reports.sample_pictures import Samples
 
 
@@ -43,7 +43,7 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = look(compared)
+    style, rows = look(compared), network_rows(compared)
     shown = {
         name: {
             'charts': [*map(Markup, layer_charts(found))],
@@ -64,16 +64,15 @@ def render(
     return environment.get_template('page.html').render(
         title=title,
         now=strftime('%Y-%m-%d %H:%M'),
-        headline=headline(compared),
-        # Called for each section: names in an SVG are unique in the page.
-        legend=lambda: [
+        headline=headline(compared, rows),
+        legend=[
             (group.name, Markup(swatch(style[group.name])))
             for group in compared.groups
         ],
-        facts=fact_rows(compared),
+        facts=facts(rows),
         flops=flops_notes(compared),
         machines=machine_rows(compared),
-        comparison=comparison_table(compared),
+        comparison=comparison(rows, compared.digits),
         dense=compared.dense.name if compared.dense else None,
         unit=compared.unit,
         charts={key: [*map(Markup, found)] for key, found in charts.items()},

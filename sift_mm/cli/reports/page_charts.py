@@ -1,11 +1,12 @@
 """Charts of a report's page."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from math import nan
+from typing import Any
 
 from sift_mm.cli.reports.charts import (
     Curve,
-    Point,
     Style,
     cost_chart,
     curve_chart,
@@ -18,7 +19,6 @@ from sift_mm.cli.reports.layer_history import (
     Layers,
     short_names,
 )
-from sift_mm.cli.reports.page_tables import SIZES, TIMES, scale
 from sift_mm.cli.reports.run_dirs import Run
 from sift_mm.cli.reports.run_groups import Comparison, Group
 from sift_mm.cli.reports.statistics import Summary
@@ -31,6 +31,29 @@ NETWORK = {
     'drop_fraction': ('Drop fraction', 'share of active weights'),
     'itop_rate': ('ITOP rate', 'share of weights ever active'),
     'doc_rate': ('DoC rate', 'share of weights always active'),
+}
+
+
+def _cost(key: str, unit: float = 1) -> Callable[[Group, Run], float]:
+    return lambda group, run: run.costs.get(key, nan) / unit
+
+
+#: Name and label of axes, the function that reads the cost of a run, and the
+#: smallest range.
+AXES: dict[tuple[str, str], tuple[Callable[[Group, Run], Any], float]] = {
+    ('sparsity', 'nominal sparsity (share of weights)'): (
+        lambda group, run: group.sparsity,
+        0.1,
+    ),
+    ('FLOPs', 'FLOPs of an image, divided by dense'): (
+        _cost('flops_ratio'),
+        0.1,
+    ),
+    ('training FLOPs', 'FLOPs of the training, divided by dense'): (
+        _cost('training_ratio'),
+        0.1,
+    ),
+    ('time', 'training time (minutes)'): (_cost('seconds', 60), 0.0),
 }
 
 
@@ -73,49 +96,24 @@ def comparison_charts(compared: Comparison) -> Iterator[str]:
     metric = compared.metric
     if metric is None or len(compared.groups) < 2:
         return
-    style = look(compared)
-    most = max(g.cost('flops') or 0 for g in compared.groups)
-    flops, prefix = scale([most], SIZES)
-    times = [run.seconds or 0 for g in compared.groups for run in g.runs]
-    second, unit = scale(times, TIMES)
-    # Title, label, cost with its unit, and smallest range of the axis.
-    axes = [
-        ('sparsity', 'nominal sparsity (share of weights)', '', 1.0, 0.1),
-        (
-            *('FLOPs', f'FLOPs of an image ({prefix}FLOPs)'),
-            *('flops', flops, 0.1 * most / flops),
-        ),
-        (
-            *('training FLOPs', 'FLOPs of the training, divided by dense'),
-            *('training_ratio', 1.0, 0.1),
-        ),
-        ('time', f'training time ({unit})', 'seconds', second, 0.0),
-    ]
-    if not most:
-        ratio = 'FLOPs of an image, divided by dense'
-        axes[1] = ('FLOPs', ratio, 'flops_ratio', 1.0, 0.1)
-    known = compared.dense and compared.dense.summary(
-        lambda run: run.metrics.get(metric)
-    )
-    for name, label, key, one, least in axes:
+    style, dense = look(compared), compared.dense
 
-        def cost(run: Run, key: str = key, one: float = one) -> float:
-            return run.costs.get(key, nan) / one
+    def measured(group: Group) -> Summary | None:
+        return group.summary(lambda run: run.metrics.get(metric))
 
-        points = []
+    for (name, label), (read, least) in AXES.items():
+        series: dict[str, list[Any]] = {}
         for group in compared.groups:
-            y = group.summary(lambda run: run.metrics.get(metric))
-            x = group.summary(cost)
-            if name == 'sparsity' and group.sparsity is not None:
-                x = Summary(group.sparsity, 0.0, len(group.runs))
+            x, y = group.summary(partial(read, group)), measured(group)
             if x is not None and y is not None:
-                points.append(Point(style[group.name], group.series, x, y))
-        if len(points) > 1:
+                points = series.setdefault(group.series, [])
+                points.append((style[group.name], x, y))
+        if sum(map(len, series.values())) > 1:
             yield cost_chart(
                 f'{metric} against {name}',
                 (label, compared.unit),
-                points,
-                known or None,
+                series,
+                dense and measured(dense),
                 least,
             )
 

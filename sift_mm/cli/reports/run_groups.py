@@ -25,6 +25,11 @@ PER_RUN = ('randomness', 'work_dir', 'resume', 'launcher', 'experiment_name')
 PERCENT = ('accuracy', 'single-label', 'mIoU', 'aAcc', 'mAcc', 'mDice')
 #: Metrics to compare, where the config does not name one in save_best.
 METRICS = ('accuracy/top1', 'coco/bbox_mAP', 'mIoU')
+#: Costs of a run, see :attr:`Run.costs`.
+COSTS = (
+    *('flops', 'flops_ratio', 'training_ratio'),
+    *('parameters', 'active', 'seconds'),
+)
 # The part of a path that names a seed, with the separator before it.
 SEED = re.compile(r'[-_./]?seed[-_=]?\d+')
 # The part of a name that gives the sparsity: wide-s75-rigl.
@@ -268,7 +273,7 @@ def _epochs(run: Run) -> Iterator[dict[str, Any]]:
         )
 
 
-def comparison_rows(compared: Comparison) -> list[dict[str, Any]]:
+def network_rows(compared: Comparison) -> list[dict[str, Any]]:
     """Return one row a network, with its difference from dense.
 
     Intervals are of the paired t test over common seeds, at 95 %.
@@ -280,25 +285,43 @@ def comparison_rows(compared: Comparison) -> list[dict[str, Any]]:
         found = summarize([*values.values()]) if values else None
         if dense is not None and group is not dense:
             less = paired_difference(values, dense.metric(metric))
-        row: dict[str, Any] = {
-            'network': group.name,
-            'sparsity': group.sparsity,
-            'n': len(group.runs),
-        }
-        for key in (
-            *('flops', 'flops_ratio', 'training_ratio'),
-            *('parameters', 'active', 'seconds'),
-        ):
-            row[key] = group.cost(key)
-        row |= {
+        interval = less if less and less.n > 1 else None
+        row = _facts(group) | {
             'metric': compared.metric,
             'mean': found and found.mean,
             'sd': found.deviation if found and found.n > 1 else None,
             'runs_with_metric': found.n if found else 0,
             'difference': less and less.value,
-            'low': less.low if less and less.n > 1 else None,
-            'high': less.high if less and less.n > 1 else None,
+            'low': interval and interval.low,
+            'high': interval and interval.high,
             'pairs': less.n if less else 0,
         }
         rows.append(row)
     return rows
+
+
+def _facts(group: Group) -> dict[str, Any]:
+    """Return what a network is, and its costs."""
+    run = group.first
+    member, masks = run.member, run.masks
+    more = [
+        f'{key}={member[key]}'
+        for key in ('inner', 'sparse_factors')
+        if member.get(key) not in (None, 'none')
+    ]
+    written = run.record.get('config')
+    files = [Path(written)] if written else sorted(run.path.glob('*.py'))
+    size = masks.get('size')
+    seeds = ['–' if run.seed is None else str(run.seed) for run in group.runs]
+    return {
+        'network': group.name,
+        'config': files[0].stem if files else '',
+        'member': ', '.join(filter(None, (member.get('family'), *more))),
+        'algorithm': masks.get('algorithm'),
+        'sparsity': group.sparsity,
+        'solved': masks.get('solved'),
+        'density': size and masks['active'] / size,
+        'seeds': ', '.join(seeds),
+        'n': len(group.runs),
+        **{key: group.cost(key) for key in COSTS},
+    }

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from io import StringIO
+from io import BytesIO, StringIO
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,9 @@ class Drawer:
             )
             drawn = Image.open(path).convert('RGB')
         drawn.thumbnail((PIXELS, PIXELS))
-        return data_address(drawn, 'JPEG')
+        out = BytesIO()
+        drawn.save(out, 'JPEG', quality=82)
+        return data_address(out.getvalue(), 'jpeg')
 
 
 def draw_samples(
