@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo.tree_crowns import prepare
+from sift_mm.cli import html_report
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.experiments import Experiment, run_experiments
-from sift_mm.cli.html_report import write_report
 from sift_mm.cli.reports.markdown import markdown_table
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
@@ -91,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = plan()
     run_experiments(runs)
     results = {run.name: measure(run) for run in runs}
-    page = write_report([OUT / run.name for run in runs], OUT / 'report')
+    words = [*(str(run.folder) for run in runs), '--out', str(OUT / 'report')]
+    page = html_report.main(words)
     (OUT / 'results.json').write_text(json.dumps(results, indent=2))
     text = table(results)
     (OUT / 'table.md').write_text(text + '\n')

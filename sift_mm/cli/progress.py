@@ -3,7 +3,7 @@
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -18,42 +18,70 @@ STEP = re.compile(r'(Epoch|Iter)\(.{,90}')
 
 
 class Job:
-    """Experiment that runs, with the log of its command.
+    """Experiment that runs, with the logs of its commands.
+
+    Args:
+        experiment (Any): The experiment.
+        start (Callable): Starts it; returns a future of a sentence that says
+            what failed, or ''. A job of a cluster has ``job_id`` too.
 
     Attributes:
-        name (str): Name of the experiment.
-        experiment (Any): The experiment.
         title (str): Name and command, or '' before the first command.
         step (str): Newest line of a step.
         news (list[str]): Lines that were not shown.
     """
 
-    experiment: Any = None
-
-    def __init__(self, name: str) -> None:
-        self.name = name
+    def __init__(self, experiment: Any, start: Callable[[], Any]) -> None:
+        self.experiment, self.name = experiment, experiment.name
         self.title = self.step = ''
         self.news: list[str] = []
         self._log: Path | None = None
         self._shown = 0
+        # Logs of earlier starts go on.
+        self._sizes = {t: _size(experiment.log(t)) for t in ('train', 'test')}
+        self.future = start()
+        self.number = getattr(self.future, 'job_id', '')
+        if self.number:
+            self.news.append(f'{self.name} is job {self.number}')
 
     def advance(self) -> bool:
-        """Read progress and go on; return whether all is done.
+        """Read progress; return whether all is done.
 
         Raises:
-            UserError: If it failed.
+            UserError: If it failed; the end of its log is printed.
         """
-        raise NotImplementedError
+        ended = self.future.done()
+        for tool, before in [*self._sizes.items()]:
+            log = self.experiment.log(tool)
+            if _size(log) != before:
+                self._read_log()
+                del self._sizes[tool]
+                self._log = log
+                self._shown = before if _size(log) > before else 0
+                self.title, self.step = f'{self.name}/{tool}', ''
+                self.news.append(f'Starting {self.title}')
+        self._read_log()
+        if not ended:
+            if self.number and not self.title:
+                self.step = f'job {self.number}: {self.future.state}'
+            return False
+        try:
+            sentence = self.future.result()
+        except (RuntimeError, OSError) as error:
+            raise UserError(
+                f'{self.name} ended without a result: '
+                f'{str(error).splitlines()[0]}'
+            ) from error
+        if sentence:
+            if self._log is not None:
+                lines = self._log.read_text(errors='replace').splitlines()
+                print(*lines[-20:], sep='\n', file=sys.stderr)
+            raise UserError(sentence)
+        return True
 
-    def begin(self, tool: str, log: Path, start: int) -> None:
-        """Follow the log of the next command from a place on."""
-        self.title, self.step = f'{self.name}/{tool}', ''
-        self._log, self._shown = log, start
-        self.news.append(f'Starting {self.title}')
-
-    def read_log(self) -> None:
+    def _read_log(self) -> None:
         """Read the new lines of the log."""
-        if self._log is None or not self._log.exists():
+        if self._log is None:
             return
         with self._log.open('rb') as stream:
             stream.seek(self._shown)
@@ -64,12 +92,10 @@ class Job:
                 self.step = found[0]
                 self.news.append(f'  {self.title}: {self.step}')
 
-    def failure(self) -> UserError:
-        """Print the end of the log; return the error of a failed command."""
-        assert self._log is not None
-        lines = self._log.read_text(errors='replace').splitlines()
-        print(*lines[-20:], sep='\n', file=sys.stderr)
-        return UserError(f'{self.title} failed; its log is {self._log}.')
+
+def _size(path: Path) -> int:
+    """Return the size of a file, 0 without one."""
+    return path.stat().st_size if path.exists() else 0
 
 
 class Board:

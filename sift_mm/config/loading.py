@@ -3,10 +3,7 @@
 import argparse
 import os
 import os.path as osp
-import tempfile
-from contextlib import suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
@@ -147,12 +144,6 @@ def load_run_config(args: argparse.Namespace) -> Config:
     The config gets ``launcher`` and ``work_dir``.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    limit = os.environ.get('DYNAMO_CACHE_SIZE_LIMIT')
-    if limit is not None:
-        # Detectors have dynamic shapes: every recompilation costs minutes.
-        import torch._dynamo
-
-        torch._dynamo.config.cache_size_limit = int(limit)
     check_launcher(args.launcher)
     cfg = load_config(args)
     cfg.launcher = args.launcher
@@ -163,7 +154,6 @@ def load_run_config(args: argparse.Namespace) -> Config:
         member = MemberOptions.of_args(args)
         name = '_'.join(filter(None, (name, member.name)))
         cfg.work_dir = osp.join('./work_dirs', name)
-    check_work_dir(cfg.work_dir)
     return cfg
 
 
@@ -181,26 +171,3 @@ def check_launcher(launcher: str) -> None:
             f'environment: start the run by {command}, or leave --launcher '
             'out for a single process.'
         )
-
-
-def check_work_dir(path: str) -> None:
-    """Refuse a work dir that cannot be made or written; leave no folder.
-
-    Raises:
-        UserError: With the reason of the system.
-    """
-    folder = Path(path)
-    missing = [f for f in (folder, *folder.parents) if not f.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        for made in missing:
-            with suppress(OSError):  # Another process uses it by now.
-                made.rmdir()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        raise UserError(
-            f'The work dir {path} cannot be written ({reason}): name another '
-            'folder by --work-dir.'
-        ) from error

@@ -2,6 +2,8 @@
 
 import io
 import sys
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,14 +26,16 @@ def clock(monkeypatch):
 
 
 def job(name, tmp_path, *lines):
-    """Return a job with a log."""
-    found = Job(name)
-    log = tmp_path / f'{name}.log'
-    log.write_text('before\n')
-    found.begin('train', log, len('before\n'))
-    with log.open('a') as stream:
-        stream.writelines(lines)
-    found.read_log()
+    """Return a job with a log, after it was read."""
+
+    def log(tool):
+        return tmp_path / f'{name}-{tool}.log'
+
+    log('train').write_text('before\n')
+    found = Job(SimpleNamespace(name=name, log=log), Future)
+    with log('train').open('a') as stream:
+        stream.writelines(['x\n', *lines])
+    assert not found.advance()
     return found
 
 

@@ -182,14 +182,14 @@ def test_augmented_testing_counts_the_network_inside(
     config = make_config('mmpretrain', STEM)
     augmented = tmp_path / 'augmented.py'
     augmented.write_text(
-        f'''_base_ = {config!r}
+        f"""_base_ = {config!r}
 custom_hooks = [
     dict(type='PrepareTTAHook', tta_cfg=dict(type='AverageClsScoreTTA'))]
 *load, pack = _base_.test_dataloader.dataset.pipeline
 flips = [dict(type='RandomFlip', prob=p) for p in (0., 1.)]
 test_dataloader = dict(dataset=dict(pipeline=[
     *load, dict(type='TestTimeAug', transforms=[flips, [pack]])]))
-'''
+"""
     )
     config = str(augmented)
     options = ['--work-dir', str(tmp_path), '--out', 'm.json']

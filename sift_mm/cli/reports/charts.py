@@ -92,6 +92,8 @@ def _image(figure: Any, title: str) -> str:
 def swatch(style: Style) -> str:
     """Return a piece of a network's line with its marker, for a legend."""
     figure, axis = _figure(0.42, 0.16)
+    figure.set_layout_engine('none')
+    axis.set_position((0, 0, 1, 1))
     axis.set_axis_off()
     axis.plot([0, 1, 2], [0, 0, 0], **style, markevery=[1])
     return _image(figure, '')

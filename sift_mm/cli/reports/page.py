@@ -73,7 +73,7 @@ def render(
         flops=flops_notes(compared),
         machines=machine_rows(compared),
         comparison=comparison(rows, compared.digits),
-        dense=compared.dense.name if compared.dense else None,
+        dense=compared.dense[0].name if compared.dense else None,
         unit=compared.unit,
         charts={key: [*map(Markup, found)] for key, found in charts.items()},
         layers=shown,

@@ -60,7 +60,8 @@ AXES: dict[tuple[str, str], tuple[Callable[[Group, Run], Any], float]] = {
 def look(compared: Comparison) -> dict[str, Style]:
     """Return the style of each network."""
     series = {group.name: group.series for group in compared.groups}
-    return styles_of(series, compared.dense.name if compared.dense else None)
+    dense = compared.dense[0].name if compared.dense else None
+    return styles_of(series, dense)
 
 
 def curves_of(
@@ -113,7 +114,7 @@ def comparison_charts(compared: Comparison) -> Iterator[str]:
                 f'{metric} against {name}',
                 (label, compared.unit),
                 series,
-                dense and measured(dense),
+                measured(dense[0]) if dense else None,
                 least,
             )
 

@@ -142,23 +142,23 @@ def group_runs(paths: Sequence[Path]) -> list[Group]:
     return sorted(named, key=lambda group: not group.is_dense)
 
 
-def find_dense(groups: Sequence[Group], name: str | None) -> Group | None:
-    """Return the group that others are compared with.
+def find_dense(groups: Sequence[Group], name: str | None) -> list[Group]:
+    """Return the groups that others are compared with.
 
     Args:
         groups (Sequence[Group]): All groups.
-        name (str, optional): Name of the group; None is the one called
-            dense, else the first dense one.
+        name (str, optional): Name of the group; None is all dense ones, the
+            one called dense first.
 
     Raises:
         UserError: If there is no group of this name.
     """
-    found = {group.name: group for group in groups}
     if name is None:
-        dense = next((group for group in groups if group.is_dense), None)
-        return found.get('dense', dense)
+        dense = [group for group in groups if group.is_dense]
+        return sorted(dense, key=lambda group: group.name != 'dense')
+    found = {group.name: group for group in groups}
     check_names('No run is called', [name], found)
-    return found[name]
+    return [found[name]]
 
 
 def find_metric(groups: Sequence[Group], name: str | None) -> str | None:
@@ -186,13 +186,26 @@ class Comparison:
 
     Args:
         groups (Sequence[Group]): Networks.
-        dense (Group, optional): Network that others are compared with.
+        dense (Sequence[Group]): Networks that others are compared with.
         metric (str, optional): Metric; None if no run has one.
     """
 
     groups: Sequence[Group]
-    dense: Group | None
+    dense: Sequence[Group]
     metric: str | None
+
+    def dense_of(self, group: Group) -> Group | None:
+        """Return the dense network of a group's settings, else the first.
+
+        The settings are parts of the name: 'dense-lr=0.1' is compared with
+        'wide-s75-rigl-lr=0.1'. None for a dense network itself.
+        """
+        if group in self.dense:
+            return None
+        own = set(group.name.split('-'))
+        like = [d for d in self.dense if own.issuperset(_settings(d))]
+        first = self.dense[0] if self.dense else None
+        return max(like, key=lambda d: len(_settings(d)), default=first)
 
     @property
     def unit(self) -> str:
@@ -214,6 +227,10 @@ class Comparison:
             for v in g.metric(self.metric or '').values()
         ]
         return 2 if any(abs(value) > 1.5 for value in found) else 4
+
+
+def _settings(dense: Group) -> list[str]:
+    return dense.name.split('-')[1:]
 
 
 def run_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -278,12 +295,12 @@ def network_rows(compared: Comparison) -> list[dict[str, Any]]:
 
     Intervals are of the paired t test over common seeds, at 95 %.
     """
-    dense, metric = compared.dense, compared.metric or ''
+    metric = compared.metric or ''
     rows = []
     for group in compared.groups:
         values, less = group.metric(metric), None
         found = summarize([*values.values()]) if values else None
-        if dense is not None and group is not dense:
+        if (dense := compared.dense_of(group)) is not None:
             less = paired_difference(values, dense.metric(metric))
         interval = less if less and less.n > 1 else None
         row = _facts(group) | {
