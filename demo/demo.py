@@ -92,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run_experiments(runs)
     results = {run.name: measure(run) for run in runs}
     words = [*(str(run.folder) for run in runs), '--out', str(OUT / 'report')]
-    page = html_report.main(words)
+    html_report.main(words)
     (OUT / 'results.json').write_text(json.dumps(results, indent=2))
     text = table(results)
     (OUT / 'table.md').write_text(text + '\n')
@@ -108,8 +108,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         'counted; the backbones are\nmatched, neck and head follow the '
         'wider features. Seconds are of training.\n\n'
         f'Pictures (truth left, predictions right) are in {OUT}/pictures,'
-        f' curves and\nmasks in {page}, runs in {OUT}/*/. Next: put '
-        'COCO into data/coco and run\n  .venv/bin/python tools/train.py '
+        f' curves and\nmasks in {OUT}/report/report.html, runs in {OUT}/*/. '
+        'Next: put COCO into data/coco and run\n  .venv/bin/python tools/train.py '
         'configs/retinanet_sift_wide_r18.py'
     )
 

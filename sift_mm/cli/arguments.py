@@ -30,14 +30,20 @@ class Settings(DictAction):
         super().__call__(parser, *args)
 
 
+def natural(text: str) -> int:
+    """Return a whole number, at least 0, from the command line."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number')
+    return int(text)
+
+
 def positive(text: str) -> int:
     """Return a whole number above zero from the command line."""
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
+    if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(
             f'{text!r} is not a whole number above zero'
         )
-    return number
+    return int(text)
 
 
 def name_of(names: Iterable[str]) -> Callable[[str], str]:

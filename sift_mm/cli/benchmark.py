@@ -10,30 +10,28 @@ from functools import partial
 from timeit import timeit
 from typing import Any
 
-import mmengine
 import torch
 from mmengine.config import Config
 from mmengine.registry import init_default_scope
-from mmengine.runner import load_checkpoint
 from torch import Tensor, nn
 
 from sift_mm.backbones.base import sparse_backbone
 from sift_mm.checkpoint.state import mask_training
 from sift_mm.cli.arguments import (
     add_config_options,
+    add_json_option,
     add_shape_option,
     positive,
 )
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.reports.costs import build_hook
-from sift_mm.cli.reports.text import table
-from sift_mm.config.building import build
+from sift_mm.cli.reports.text import print_report, table
+from sift_mm.config.building import build, build_trained
 from sift_mm.config.dense import dense_network
 from sift_mm.config.explain import explained
 from sift_mm.config.images import channels_of, find_sizes
 from sift_mm.config.libraries import import_library
 from sift_mm.config.loading import load_config
-from sift_mm.config.resume import check_checkpoint
 from sift_mm.deploy import to_sparse
 from sift_mm.errors import UserError
 from sift_mm.flops import describe_shape
@@ -183,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add('--batch', nargs='+', type=positive, default=[1], help=text)
     add('--threads', type=positive, help="by default torch's")
     add('--rounds', type=positive, default=7, help='turns that each one has')
-    add('--json', metavar='FILE', help='write the numbers')
+    add_json_option(parser)
     args = parser.parse_args(argv)
     if args.rounds < 2:
         parser.error('--rounds has to be at least 2')
@@ -193,14 +191,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     with explained(args.config, cfg):
         import_library(cfg)
         init_default_scope(cfg.get('default_scope', 'mmengine'))
-        model = build(cfg)
         if args.checkpoint:
-            check_checkpoint(args.checkpoint)
-            loaded = load_checkpoint(model, args.checkpoint, 'cpu')
+            model, loaded = build_trained(cfg, args.checkpoint)
             masks = (mask_training(loaded) or {}).get('masks', {})
         else:
+            model = build(cfg)
             masks = _draw(cfg, model)
         report = measure_speed(cfg, model, masks, args)
-    print(to_text(report))
-    if args.json:
-        mmengine.dump(report, args.json, 'json', indent=2)
+    print_report(report, to_text, args.json)

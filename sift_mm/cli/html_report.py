@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from sift_mm.cli.arguments import natural
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.reports.layer_history import Layers, read_layers
 from sift_mm.cli.reports.page import render
@@ -30,13 +31,6 @@ from sift_mm.cli.reports.run_groups import (
 )
 from sift_mm.cli.reports.sample_pictures import draw_samples
 from sift_mm.errors import UserError
-
-
-def natural(text: str) -> int:
-    """Return a whole number from the command line."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number')
-    return int(text)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -95,8 +89,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 @entry_point
-def main(argv: Sequence[str] | None = None) -> Path:
-    """Write the report of runs, and return the path of its page.
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the report of runs.
 
     Raises:
         UserError: If a folder holds no run, or a name is unknown.
@@ -135,7 +129,6 @@ def main(argv: Sequence[str] | None = None) -> Path:
     path = out / 'report.html'
     path.write_text(page, encoding='utf-8')
     print(f'The report is {path}')
-    return path
 
 
 def layer_rows(layers: Mapping[str, Layers]) -> list[dict[str, Any]]:
@@ -169,10 +162,5 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writerows(rows)
 
 
-def command() -> None:
-    """Run ``main`` as a console script, without its result as exit status."""
-    main()
-
-
 if __name__ == '__main__':
-    command()
+    main()

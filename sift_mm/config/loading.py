@@ -3,12 +3,11 @@
 import argparse
 import os
 import os.path as osp
-from importlib import import_module
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.utils import is_installed
+from mmengine.utils import import_modules_from_strings, is_installed
 
 from sift_mm.config.explain import explained, one_line
 from sift_mm.config.family_options import MemberOptions
@@ -112,22 +111,15 @@ def _import_modules(cfg: Config) -> None:
     """
     custom = cfg.get('custom_imports') or {}
     check(isinstance(custom, dict), 'custom_imports', custom, 'a dict')
-    names = custom.get('imports') or []
-    names = [names] if isinstance(names, str) else names
-    for name in names:
-        check(isinstance(name, str), 'custom_imports.imports', name, 'a name')
-        try:
-            import_module(name)
-        except Exception as error:
-            if custom.get('allow_failed_imports') and isinstance(
-                error, ImportError
-            ):
-                continue
-            raise UserError(
-                f'custom_imports: the module {name} cannot be imported '
-                f'({one_line(error)}); install it, put its folder on '
-                'PYTHONPATH, or take the name out.'
-            ) from error
+    try:
+        if custom:
+            import_modules_from_strings(**custom)
+    except Exception as error:
+        reason = one_line(error.__context__ or error)
+        raise UserError(
+            f'custom_imports: a module cannot be imported ({reason}); install '
+            'it, put its folder on PYTHONPATH, or take the name out.'
+        ) from error
     try:
         # MMEngine imports a config's own imports when a value is read.
         for _ in walk(cfg._cfg_dict, ''):

@@ -109,7 +109,7 @@ CLASSES = "{}_dataloader['dataset']['metainfo'] = dict(classes=('unicorn',))"
         (
             'mmpretrain',
             "custom_imports = dict(imports=['nothing'])",
-            'custom_imports: the module nothing cannot be imported',
+            "custom_imports: .* imported .No module named 'nothing'",
         ),
         ('mmpretrain', 'model = [1]', r'model has to be a dict, not \[1\]'),
         ('mmpretrain', "default_scope = 'mmdat'", 'did you mean mmdet?'),

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from helpers.fake_tools import METRICS, new_calls
+from helpers.fake_tools import new_calls
 from helpers.forked_scripts import run_forked
 from helpers.runs import ROOT, write_config
 from helpers.sparse_runs import sparse_config
@@ -120,8 +120,8 @@ def test_a_report_is_of_runs_that_are_done(two):
     sweep.main(args)
     sweep.main([*report, 'mIoU'])
     text = Path('r.md').read_text()
-    assert re.search(r'factorized-s50-set-norm +\| 2 +\| 40.00 \| 0.00', text)
-    assert '| +0.00 ' in text
+    (row,) = re.findall(r'\| factorized-s50-set-norm .*', text)
+    assert '| 40.00 | 0.00 ' in row and '| +0.00 ' in row
     assert Path('r-d_1e.png').stat().st_size > 5000
 
     # A run of another config is not in the table.
@@ -132,9 +132,9 @@ def test_a_report_is_of_runs_that_are_done(two):
     sweep.main([*report, 'mIoU'])
     found = Path('r.md').read_text()
     assert found.startswith(f'Before\n{other}') and found.endswith('After\n')
-    assert re.search(r'\| dense .*\| 40.00 +\| - +\| 1 ', found)
+    assert re.search(r'\| dense .* 1 +\| 40.00 ', found)
 
-    with pytest.raises(SystemExit, match='no top1; there are accuracy/top1'):
+    with pytest.raises(SystemExit, match='metric top1; there are acc'):
         sweep.main([*report, 'top1'])
     for text in (
         'no marks',
@@ -144,10 +144,6 @@ def test_a_report_is_of_runs_that_are_done(two):
         with pytest.raises(SystemExit, match='lacks the lines .*d_1e: begin'):
             sweep.main([*report, 'mIoU'])
         assert Path('r.md').read_text() == text
-    incomplete = {k: v for k, v in METRICS.items() if k != 'flops'}
-    (root / 'dense/seed1/result.json').write_text(json.dumps(incomplete))
-    with pytest.raises(SystemExit, match='no flops; there are'):
-        sweep.main([*report, 'mIoU'])
 
 
 class ForkedTool:
@@ -161,7 +157,7 @@ class ForkedTool:
         stdout.write(done.stdout)
         self.status = done.returncode
 
-    def poll(self):
+    def wait(self):
         return self.status
 
 

@@ -154,7 +154,7 @@ def find_dense(groups: Sequence[Group], name: str | None) -> list[Group]:
         UserError: If there is no group of this name.
     """
     if name is None:
-        dense = [group for group in groups if group.is_dense]
+        dense = [g for g in groups if g.is_dense or g.name == 'dense']
         return sorted(dense, key=lambda group: group.name != 'dense')
     found = {group.name: group for group in groups}
     check_names('No run is called', [name], found)
