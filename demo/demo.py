@@ -109,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         'wider features. Seconds are of training.\n\n'
         f'Pictures (truth left, predictions right) are in {OUT}/pictures,'
         f' curves and\nmasks in {OUT}/report/report.html, runs in {OUT}/*/. '
-        'Next: put COCO into data/coco and run\n  .venv/bin/python tools/train.py '
+        'Next: put COCO into data/coco and run\n'
+        '  .venv/bin/python tools/train.py '
         'configs/retinanet_sift_wide_r18.py'
     )
 

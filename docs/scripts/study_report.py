@@ -2,10 +2,9 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from math import atanh, isinf, isnan, nan, sqrt, tanh
+from math import isinf, isnan
 from pathlib import Path
 
-from scipy import stats
 from study_grid import (
     INNER,
     QUESTIONS,
@@ -18,10 +17,10 @@ from study_grid import (
     plan,
     wide,
 )
+from study_tools import plot_panels, rank_correlation
 
-from sift_mm.cli.reports.markdown import Marks, markdown_table, plot_panels
+from sift_mm.cli.reports.markdown import Marks, markdown_table
 from sift_mm.cli.reports.statistics import (
-    CONFIDENCE,
     Estimate,
     Summary,
     paired_difference,
@@ -130,30 +129,6 @@ def section(results: Results, question: Question) -> str:
         ]
         parts.append(markdown_table(pairs))
     return '\n\n'.join(parts)
-
-
-def rank_correlation(
-    x: Sequence[float], y: Sequence[float], confidence: float = CONFIDENCE
-) -> Estimate:
-    """Return Spearman's rank correlation with its interval.
-
-    The interval is Fisher's, with the standard error of Bonett and Wright
-    (2000). The value is NaN if a sequence is constant.
-
-    Args:
-        x (Sequence[float]): One value a run.
-        y (Sequence[float]): Another value of the same runs.
-        confidence (float): Probability that the interval covers the value.
-    """
-    n = len(x)
-    if len(set(x)) < 2 or len(set(y)) < 2:
-        return Estimate(nan, -1.0, 1.0, n)
-    rho = float(stats.spearmanr(x, y).statistic)
-    if n <= 3 or abs(rho) > 1 - 1e-12:  # Fisher's transform has no value.
-        return Estimate(rho, -1.0, 1.0, n)
-    error = sqrt((1 + rho**2 / 2) / (n - 3))
-    half = float(stats.norm.ppf((1 + confidence) / 2)) * error
-    return Estimate(rho, tanh(atanh(rho) - half), tanh(atanh(rho) + half), n)
 
 
 def topology(results: Results) -> str:

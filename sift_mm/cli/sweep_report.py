@@ -1,10 +1,12 @@
 """Report of a sweep: a table and a figure."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 
 from sift_mm.cli.experiments import Experiment
-from sift_mm.cli.reports.markdown import Marks, markdown_table, plot_panels
+from sift_mm.cli.reports.markdown import Marks, markdown_table
+from sift_mm.cli.reports.page_charts import comparison_charts
 from sift_mm.cli.reports.page_tables import comparison
 from sift_mm.cli.reports.run_dirs import Run
 from sift_mm.cli.reports.run_groups import (
@@ -13,32 +15,8 @@ from sift_mm.cli.reports.run_groups import (
     find_metric,
     network_rows,
 )
-from sift_mm.cli.reports.statistics import Summary
 from sift_mm.cli.sweep_networks import Network
 from sift_mm.errors import UserError
-
-
-def plot(
-    groups: Mapping[Network, Group], metric: str, unit: str, path: Path
-) -> None:
-    """Plot the metric against the sparsity, one panel for each algorithm."""
-    values = {
-        network: found
-        for network, group in groups.items()
-        if (found := group.summary(lambda run: run.metrics.get(metric)))
-    }
-    named = dict.fromkeys(network.algorithm for network in values)
-    panels = []
-    for algorithm in [name for name in named if name] or ['no masks']:
-        lines: dict[str, list[tuple[float, Summary]]] = {}
-        for network, value in values.items():
-            # A network without masks is drawn in every panel.
-            if network.family and network.algorithm in (algorithm, None):
-                points = lines.setdefault(groups[network].series, [])
-                points.append((network.sparsity or 0, value))
-        panels.append((algorithm, lines))
-    dense = {n.name: value for n, value in values.items() if not n.family}
-    plot_panels(path, unit, dense, panels)
 
 
 def write_report(
@@ -73,8 +51,9 @@ def write_report(
     shown = [*groups.values()]
     compared = Comparison(shown, dense, find_metric(shown, metric))
     marks = Marks(path, f'sweep {name}', create=True)
-    figure = path.with_name(f'{path.stem}-{name}.png')
-    plot(groups, metric, compared.unit, figure)
-    rows = comparison(network_rows(compared), compared.digits)
-    picture = f'![{metric} against the sparsity]({figure.name})'
-    marks.fill(f'{markdown_table(rows)}\n\n{picture}')
+    text = markdown_table(comparison(network_rows(compared), compared.digits))
+    for chart in islice(comparison_charts(compared, legend=True), 1):
+        figure = path.with_name(f'{path.stem}-{name}.svg')
+        figure.write_bytes(chart.svg)
+        text += f'\n\n![{chart.title}]({figure.name})'
+    marks.fill(text)

@@ -255,7 +255,7 @@ def test_names_are_those_of_folders_and_unique():
         write_tested(folder, int(folder[-1] == '1'), config, acc=0.5)
     _, page = report('a', 'b', 'c')
     assert [*page.rows('What was run')] == [
-        *('a/one', 'b/one', 'c/three/seed0', 'c/three/seed1', 'two')
+        *('a/one', 'b/one', 'c/three/seed0', 'c/three/seed1', 'c/two')
     ]
 
 

@@ -5,7 +5,7 @@ from math import inf, isnan
 import numpy as np
 import pytest
 from scipy import stats
-from study_report import rank_correlation
+from study_tools import rank_correlation
 
 from sift_mm.cli.reports.run_groups import Comparison
 from sift_mm.cli.reports.statistics import paired_difference, summarize

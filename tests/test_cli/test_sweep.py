@@ -122,7 +122,7 @@ def test_a_report_is_of_runs_that_are_done(two):
     text = Path('r.md').read_text()
     (row,) = re.findall(r'\| factorized-s50-set-norm .*', text)
     assert '| 40.00 | 0.00 ' in row and '| +0.00 ' in row
-    assert Path('r-d_1e.png').stat().st_size > 5000
+    assert b'factorized-set-norm' in Path('r-d_1e.svg').read_bytes()
 
     # A run of another config is not in the table.
     root = Path('work_dirs/sweep/d_1e')
@@ -134,7 +134,7 @@ def test_a_report_is_of_runs_that_are_done(two):
     assert found.startswith(f'Before\n{other}') and found.endswith('After\n')
     assert re.search(r'\| dense .* 1 +\| 40.00 ', found)
 
-    with pytest.raises(SystemExit, match='metric top1; there are acc'):
+    with pytest.raises(SystemExit, match='metric top1; there are'):
         sweep.main([*report, 'top1'])
     for text in (
         'no marks',

@@ -1,6 +1,7 @@
 """Charts of runs by matplotlib, as images inside a page."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from io import BytesIO
 from typing import Any
@@ -80,23 +81,39 @@ def _figure(width: float = WIDTH, height: float = HEIGHT) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _image(figure: Any, title: str) -> str:
-    """Return a figure as an HTML image that holds it."""
+@dataclass(frozen=True)
+class Chart:
+    """Chart as SVG; in a page, an image that holds it.
+
+    Args:
+        title (str): Title.
+        svg (bytes): The picture.
+    """
+
+    title: str
+    svg: bytes
+
+    def __html__(self) -> str:
+        address = data_address(self.svg, 'svg+xml')
+        return f'<img alt="{escape(self.title)}" src="{address}">'
+
+
+def _chart(figure: Any, title: str) -> Chart:
     out = BytesIO()
-    figure.savefig(out, format='svg', metadata={'Date': None})
-    address = data_address(out.getvalue(), 'svg+xml')
-    return f'<img alt="{escape(title)}" src="{address}">'
+    with rc_context({'svg.hashsalt': 'report'}):  # The same file each time.
+        figure.savefig(out, format='svg', metadata={'Date': None})
+    return Chart(title, out.getvalue())
 
 
 @rc_context(SETTINGS)
-def swatch(style: Style) -> str:
+def swatch(style: Style) -> Chart:
     """Return a piece of a network's line with its marker, for a legend."""
     figure, axis = _figure(0.42, 0.16)
     figure.set_layout_engine('none')
     axis.set_position((0, 0, 1, 1))
     axis.set_axis_off()
     axis.plot([0, 1, 2], [0, 0, 0], **style, markevery=[1])
-    return _image(figure, '')
+    return _chart(figure, '')
 
 
 @rc_context(SETTINGS)
@@ -104,7 +121,7 @@ def curve_chart(
     title: str,
     labels: tuple[str, str],
     curves: Sequence[tuple[Style, Sequence[Curve]]],
-) -> str:
+) -> Chart:
     """Draw the mean of each network's curves, and a band of their spread.
 
     Args:
@@ -129,7 +146,7 @@ def curve_chart(
             axis.fill_between(steps, mean - spread, mean + spread, **shade)
     axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
     axis.xaxis.get_major_locator().set_params(integer=True)
-    return _image(figure, title)
+    return _chart(figure, title)
 
 
 def draw_dense(axis: Any, dense: Summary, **line: Any) -> None:
@@ -146,7 +163,8 @@ def cost_chart(
     series: Mapping[str, Sequence[tuple[Style, Summary, Summary]]],
     dense: Summary | None,
     least: float = 0,
-) -> str:
+    legend: bool = False,
+) -> Chart:
     """Draw means with standard deviations, and dense as a band.
 
     Args:
@@ -157,14 +175,15 @@ def cost_chart(
         dense (Summary, optional): Metric of the dense network.
         least (float): Smallest range of x, so that costs that are equal but
             for a rounding are drawn as equal.
+        legend (bool): Whether a legend of the series is drawn below.
     """
-    figure, axis = _figure()
+    figure, axis = _figure(height=1.4 * HEIGHT if legend else HEIGHT)
     if dense is not None:
         draw_dense(axis, dense)
     costs = [x.mean for points in series.values() for _, x, _ in points]
     low, high = min(costs), max(costs)
     span = max(high - low, least)
-    for points in series.values():
+    for name, points in series.items():
         points = sorted(points, key=lambda point: point[1].mean)
         places = []
         for style, x, y in points:
@@ -184,13 +203,15 @@ def cost_chart(
             )
         means = [y.mean for _, _, y in points]
         color = points[0][0]['color']
-        axis.plot(places, means, color=color, linewidth=0.7, alpha=0.6)
+        axis.plot(places, means, color=color, linewidth=0.7, label=name)
+    if legend:
+        figure.legend(loc='outside lower center', ncols=2, frameon=False)
     axis.margins(x=0.08)
     if high - low < least:
         middle = (low + high) / 2
         axis.set_xlim(middle - least / 2, middle + least / 2)
     axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
-    return _image(figure, title)
+    return _chart(figure, title)
 
 
 @rc_context(SETTINGS)
@@ -200,7 +221,7 @@ def heat_map(
     rows: Mapping[str, Curve],
     ends: tuple[float | None, float | None] = (None, None),
     log: bool = False,
-) -> str:
+) -> Chart:
     """Draw one row a layer, one column a step, the value as a colour.
 
     Args:
@@ -236,4 +257,4 @@ def heat_map(
         image, ax=axis, fraction=0.08, aspect=30, format='%g', ticks=whole
     )
     bar.outline.set_visible(False)
-    return _image(figure, title)
+    return _chart(figure, title)

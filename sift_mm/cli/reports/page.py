@@ -5,7 +5,6 @@ from pathlib import Path
 from time import strftime
 
 from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup
 
 from sift_mm.cli.reports.charts import swatch
 from sift_mm.cli.reports.layer_history import Layers
@@ -46,7 +45,7 @@ def render(
     style, rows = look(compared), network_rows(compared)
     shown = {
         name: {
-            'charts': [*map(Markup, layer_charts(found))],
+            'charts': layer_charts(found),
             'table': layer_table(found),
             'pictures': found.pictures,
             'first': found.tables[0][0] if found.tables else '',
@@ -66,7 +65,7 @@ def render(
         now=strftime('%Y-%m-%d %H:%M'),
         headline=headline(compared, rows),
         legend=[
-            (group.name, Markup(swatch(style[group.name])))
+            (group.name, swatch(style[group.name]))
             for group in compared.groups
         ],
         facts=facts(rows),
@@ -75,7 +74,7 @@ def render(
         comparison=comparison(rows, compared.digits),
         dense=compared.dense[0].name if compared.dense else None,
         unit=compared.unit,
-        charts={key: [*map(Markup, found)] for key, found in charts.items()},
+        charts={key: [*found] for key, found in charts.items()},
         layers=shown,
         samples=samples,
         missing=missing(compared, layers, samples),

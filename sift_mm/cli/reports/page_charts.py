@@ -6,6 +6,7 @@ from math import nan
 from typing import Any
 
 from sift_mm.cli.reports.charts import (
+    Chart,
     Curve,
     Style,
     cost_chart,
@@ -24,13 +25,17 @@ from sift_mm.cli.reports.run_groups import Comparison, Group
 from sift_mm.cli.reports.statistics import Summary
 from sift_mm.cli.reports.text import SPECTRAL
 
-#: Scalars of all masks of a run: title and axis.
-NETWORK = {
-    'density': ('Density', 'share of active weights'),
-    'moved': ('Moved weights', 'share of active weights'),
-    'drop_fraction': ('Drop fraction', 'share of active weights'),
-    'itop_rate': ('ITOP rate', 'share of weights ever active'),
-    'doc_rate': ('DoC rate', 'share of weights always active'),
+#: Scalars of a run: title and axis.
+LEARNING = {
+    'loss': ('Training loss', 'loss'),
+    'lr': ('Learning rate', 'learning rate'),
+}
+MASKS = {
+    'sparse/density': ('Density', 'share of active weights'),
+    'sparse/moved': ('Moved weights', 'share of active weights'),
+    'sparse/drop_fraction': ('Drop fraction', 'share of active weights'),
+    'sparse/itop_rate': ('ITOP rate', 'share of weights ever active'),
+    'sparse/doc_rate': ('DoC rate', 'share of weights always active'),
 }
 
 
@@ -76,13 +81,19 @@ def curves_of(
     return [(look, runs) for look, runs in found if any(runs)]
 
 
-def learning_charts(compared: Comparison) -> Iterator[str]:
-    """Yield charts of loss and metrics over the training."""
-    groups = compared.groups
-    for key, label in (('loss', 'loss'), ('lr', 'learning rate')):
-        if shown := curves_of(compared, groups, 'train', key):
-            title = 'Training loss' if key == 'loss' else 'Learning rate'
+def scalar_charts(
+    compared: Comparison, kind: str, scalars: Mapping[str, tuple[str, str]]
+) -> Iterator[Chart]:
+    """Yield charts of scalars over the iterations."""
+    for key, (title, label) in scalars.items():
+        if shown := curves_of(compared, compared.groups, kind, key):
             yield curve_chart(title, ('iteration', label), shown)
+
+
+def learning_charts(compared: Comparison) -> Iterator[Chart]:
+    """Yield charts of loss and metrics over the training."""
+    yield from scalar_charts(compared, 'train', LEARNING)
+    groups = compared.groups
     if compared.metric is None:
         return
     for by_epoch, unit in ((True, 'epoch'), (False, 'iteration')):
@@ -92,7 +103,9 @@ def learning_charts(compared: Comparison) -> Iterator[str]:
             yield curve_chart(title, (unit, compared.unit), shown)
 
 
-def comparison_charts(compared: Comparison) -> Iterator[str]:
+def comparison_charts(
+    compared: Comparison, legend: bool = False
+) -> Iterator[Chart]:
     """Yield charts of the metric against sparsity and costs."""
     metric = compared.metric
     if metric is None or len(compared.groups) < 2:
@@ -116,20 +129,18 @@ def comparison_charts(compared: Comparison) -> Iterator[str]:
                 series,
                 measured(dense[0]) if dense else None,
                 least,
+                legend,
             )
 
 
-def mask_charts(compared: Comparison) -> Iterator[str]:
+def mask_charts(compared: Comparison) -> Iterator[Chart]:
     """Yield charts of the scalars of all masks."""
-    for key, (title, label) in NETWORK.items():
-        scalar = f'sparse/{key}'
-        if shown := curves_of(compared, compared.groups, 'masks', scalar):
-            yield curve_chart(title, ('iteration', label), shown)
+    yield from scalar_charts(compared, 'masks', MASKS)
 
 
 def spectral_charts(
     compared: Comparison, layers: Mapping[str, Layers]
-) -> Iterator[str]:
+) -> Iterator[Chart]:
     """Yield charts of the spectral quantities' means along checkpoints."""
     style = look(compared)
     for key, label in SPECTRAL.items():
@@ -143,7 +154,7 @@ def spectral_charts(
             yield curve_chart(label[0].upper() + label[1:], labels, curves)
 
 
-def layer_charts(layers: Layers) -> list[str]:
+def layer_charts(layers: Layers) -> list[Chart]:
     """Return heat maps of a run's layers: logged, or from checkpoints."""
     shown: History = {**layers.saved, **layers.logged}
     charts = []

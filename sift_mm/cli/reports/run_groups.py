@@ -122,16 +122,10 @@ def group_runs(paths: Sequence[Path]) -> list[Group]:
         run = Run(path)
         found.setdefault(_key(run), []).append(run)
     groups = [*found.values()]
-    # A folder's name without the seed; more of the path where names repeat.
-    parts = [
-        Path(SEED.sub('', str(runs[0].path))).parts[1:] for runs in groups
-    ]
-    names = ['/'.join(part[-1:]) for part in parts]
-    for depth in range(2, max(map(len, parts), default=0) + 1):
-        names = [
-            '/'.join(part[-depth:]) if names.count(name) > 1 else name
-            for part, name in zip(parts, names, strict=True)
-        ]
+    # Paths below the common folder, without the seed.
+    bases = [Path(SEED.sub('', str(runs[0].path))) for runs in groups]
+    common = os.path.commonpath([base.parent for base in bases])
+    names = [str(base.relative_to(common)) for base in bases]
     named = [
         Group(
             name if names.count(name) == 1 else os.path.relpath(runs[0].path),
