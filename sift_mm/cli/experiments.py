@@ -146,6 +146,7 @@ class Work:
 
     Attributes:
         process (Popen, optional): The command that runs.
+        stopped (bool): Whether no other command may start.
     """
 
     experiment: Experiment
@@ -154,12 +155,13 @@ class Work:
         default_factory=lambda: dict(TOOLS)
     )
     process: Any = None
+    stopped: bool = False
 
     def __call__(self) -> str:
         """Run the commands; return a sentence if one fails, else ''."""
         try:
             for tool, words in self.experiment.commands():
-                if self._run(tool, words):
+                if self.stopped or self._run(tool, words):
                     log = self.experiment.log(tool)
                     name = f'{self.experiment.name}/{tool}'
                     return f'{name} failed; its log is {log}.'
@@ -231,9 +233,11 @@ class Local:
     def stop(self, jobs: Sequence[Job]) -> None:
         """End the processes of jobs and their children."""
         works = [self._works[job.name] for job in jobs]
-        processes = [work.process for work in works if work.process]
+        for work in works:
+            work.stopped = True
         end = time.monotonic() + GRACE_SECONDS
         for number in (signal.SIGTERM, signal.SIGKILL):
+            processes = [work.process for work in works if work.process]
             for process in processes:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
