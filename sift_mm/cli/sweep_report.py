@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sift_mm.cli.experiments import Experiment
 from sift_mm.cli.reports.markdown import Marks, markdown_table
-from sift_mm.cli.reports.page_charts import comparison_charts
+from sift_mm.cli.reports.page import comparison_charts
 from sift_mm.cli.reports.page_tables import comparison
 from sift_mm.cli.reports.run_dirs import Run
 from sift_mm.cli.reports.run_groups import (

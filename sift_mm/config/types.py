@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
-from mmengine.hooks import Hook
 
 from sift_mm.config.nodes import walk
 from sift_mm.errors import UserError
@@ -19,6 +18,8 @@ DICTS = (
     *(f'{phase}_dataloader' for phase in PHASES),
     *('model.backbone', 'model.head', 'model.data_preprocessor'),
 )
+# Types of other values; an object is a part that is already built.
+DATA = (str, int, float, list, tuple)
 LISTS = re.compile(r'custom_hooks|\w+_dataloader\..*\bpipeline')
 # Modules that a config builds.
 MODULES = re.compile(
@@ -49,7 +50,7 @@ def check_types(cfg: Config) -> None:
         if node is None:
             continue
         if key in DICTS:
-            check(isinstance(node, dict), key, node, 'a dict')
+            check(not isinstance(node, DATA), key, node, 'a dict')
         several = isinstance(node, (list, tuple))
         if LISTS.fullmatch(key):
             check(several, key, node, 'a list')
@@ -72,9 +73,9 @@ def _check_count(
 
 def _check_module(node: Any, key: str) -> None:
     """Refuse a module that is neither built nor a dict with a ``type``."""
-    if callable(node) or isinstance(node, Hook):
+    check(not isinstance(node, DATA), key, node, 'a dict')
+    if not isinstance(node, dict):
         return
-    check(isinstance(node, dict), key, node, 'a dict')
     kind = node.get('type')
     if kind is None:
         raise UserError(f'{key} has no type; add the name of its class.')

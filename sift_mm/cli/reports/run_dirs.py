@@ -327,10 +327,8 @@ class Run:
     @property
     def by_epoch(self) -> bool:
         """Truth of "metrics are logged by epoch"."""
-        train = self.scalars.train.values()
-        last = max(self.scalars.valid, default=0)
-        epochs = [record.get('epoch', 0) for record in train]
-        return 0 not in epochs and last <= max(epochs, default=-1)
+        loop = self.config.get('train_cfg') or {}
+        return bool(loop.get('max_epochs') or loop.get('by_epoch'))
 
     @property
     def status(self) -> str:
