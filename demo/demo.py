@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from demo.tree_crowns import prepare
+from sift_mm.cli import html_report
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.experiments import Experiment, run_experiments
-from sift_mm.cli.html_report import write_report
 from sift_mm.cli.reports.markdown import markdown_table
 
 CONFIGS = Path(__file__).resolve().parents[1] / 'configs' / 'demo'
@@ -91,7 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     runs = plan()
     run_experiments(runs)
     results = {run.name: measure(run) for run in runs}
-    page = write_report([OUT / run.name for run in runs], OUT / 'report')
+    words = [*(str(run.folder) for run in runs), '--out', str(OUT / 'report')]
+    html_report.main(words)
     (OUT / 'results.json').write_text(json.dumps(results, indent=2))
     text = table(results)
     (OUT / 'table.md').write_text(text + '\n')
@@ -107,8 +108,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         'counted; the backbones are\nmatched, neck and head follow the '
         'wider features. Seconds are of training.\n\n'
         f'Pictures (truth left, predictions right) are in {OUT}/pictures,'
-        f' curves and\nmasks in {page}, runs in {OUT}/*/. Next: put '
-        'COCO into data/coco and run\n  .venv/bin/python tools/train.py '
+        f' curves and\nmasks in {OUT}/report/report.html, runs in {OUT}/*/. '
+        'Next: put COCO into data/coco and run\n'
+        '  .venv/bin/python tools/train.py '
         'configs/retinanet_sift_wide_r18.py'
     )
 

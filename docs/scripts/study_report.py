@@ -17,13 +17,13 @@ from study_grid import (
     plan,
     wide,
 )
+from study_tools import plot_panels, rank_correlation
 
-from sift_mm.cli.reports.markdown import Marks, markdown_table, plot_panels
+from sift_mm.cli.reports.markdown import Marks, markdown_table
 from sift_mm.cli.reports.statistics import (
     Estimate,
     Summary,
     paired_difference,
-    rank_correlation,
     summarize,
 )
 

@@ -120,11 +120,6 @@ class SparseIFTBackbone(nn.Module):
         """Width of the features, divided by the dense twin's."""
         return 1.0
 
-    @property
-    def grows(self) -> bool:
-        """True if features are wider than the dense twin's."""
-        return self.growth > 1
-
     image_channels: int = 3
 
     def advice(self, classifier: float = 0) -> str:

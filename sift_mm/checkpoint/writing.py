@@ -1,5 +1,6 @@
 """Atomic writing of files, and the lock of a work dir."""
 
+import fcntl
 import os
 import re
 import secrets
@@ -8,11 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
 
 from sift_mm.errors import UserError
 
@@ -64,7 +60,7 @@ def locked(folder: str | Path) -> Iterator[None]:
     """
     folder = Path(folder).absolute()
     holder = os.getpid(), folder
-    if fcntl is None or holder in _held:
+    if holder in _held:
         yield
         return
     try:

@@ -30,14 +30,20 @@ class Settings(DictAction):
         super().__call__(parser, *args)
 
 
+def natural(text: str) -> int:
+    """Return a whole number, at least 0, from the command line."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number')
+    return int(text)
+
+
 def positive(text: str) -> int:
     """Return a whole number above zero from the command line."""
-    number = int(text) if text.isdecimal() else 0
-    if number < 1:
+    if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(
             f'{text!r} is not a whole number above zero'
         )
-    return number
+    return int(text)
 
 
 def name_of(names: Iterable[str]) -> Callable[[str], str]:
@@ -53,13 +59,8 @@ def name_of(names: Iterable[str]) -> Callable[[str], str]:
     return lambda text: known.get(key(text), text)
 
 
-def add_config_options(
-    parser: argparse.ArgumentParser, interval: bool = True
-) -> None:
-    """Add ``config`` and the options that change it.
-
-    ``--interval`` is that of mask updates, except for tools with another one.
-    """
+def add_config_options(parser: argparse.ArgumentParser) -> None:
+    """Add ``config`` and the options that change it."""
     parser.add_argument('config', help='path of the config file')
     parser.add_argument(
         '--cfg-options',
@@ -99,15 +100,12 @@ def add_config_options(
         ALGORITHMS.names,
         "mask training, in place of the config's",
     )
-    parser.set_defaults(mask_interval=None)
-    if interval:
-        add(
-            '--interval',
-            dest='mask_interval',
-            type=positive,
-            metavar='STEPS',
-            help='optimizer steps between two updates of the masks',
-        )
+    add(
+        '--interval',
+        type=positive,
+        metavar='STEPS',
+        help='optimizer steps between two updates of the masks',
+    )
     add(
         '--hook',
         nargs='+',
@@ -123,11 +121,9 @@ def add_config_options(
     )
 
 
-def add_run_options(
-    parser: argparse.ArgumentParser, interval: bool = True
-) -> None:
+def add_run_options(parser: argparse.ArgumentParser) -> None:
     """Add the common options of train and test."""
-    add_config_options(parser, interval)
+    add_config_options(parser)
     parser.add_argument(
         '--work-dir',
         help='folder for logs, checkpoints and metrics; by default the '

@@ -13,13 +13,14 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
-from sift_mm.cli.progress import Board, Job, open_view
+from sift_mm.cli.progress import Board, Job
 from sift_mm.cli.reports.run_dirs import Run
 from sift_mm.config.loading import read_config
 from sift_mm.errors import UserError
@@ -134,65 +135,71 @@ class Experiment:
         return Run(self.folder).seconds or 0.0
 
 
-def command_line(tool: str, words: Sequence[str]) -> list[str]:
-    """Return the command of a tool, for this Python."""
-    return [sys.executable, *TOOLS[tool], *words]
+@dataclass
+class Work:
+    """Missing commands of an experiment.
 
+    Args:
+        experiment (Experiment): The experiment.
+        threads (int, optional): Threads of PyTorch.
+        tools (dict): Commands of the process that plans.
 
-def environment(threads: int | None) -> dict[str, str]:
-    """Return the environment of a command with some threads of PyTorch."""
-    number = {'OMP_NUM_THREADS': str(threads)} if threads else {}
-    return {**os.environ, 'PYTHONUNBUFFERED': '1', **number}
+    Attributes:
+        process (Popen, optional): The command that runs.
+        stopped (bool): Whether no other command may start.
+    """
 
+    experiment: Experiment
+    threads: int | None = None
+    tools: dict[str, tuple[str, ...]] = field(
+        default_factory=lambda: dict(TOOLS)
+    )
+    process: Any = None
+    stopped: bool = False
 
-class LocalJob(Job):
-    """Experiment on this machine: one process at a time, output in a log."""
+    def __call__(self) -> str:
+        """Run the commands; return a sentence if one fails, else ''."""
+        try:
+            for tool, words in self.experiment.commands():
+                if self.stopped or self._run(tool, words):
+                    log = self.experiment.log(tool)
+                    name = f'{self.experiment.name}/{tool}'
+                    return f'{name} failed; its log is {log}.'
+        except UserError as error:
+            return str(error)
+        return ''
 
-    def __init__(self, experiment: Experiment, threads: int | None) -> None:
-        super().__init__(experiment.name)
-        self.experiment = experiment
-        self.process: subprocess.Popen[bytes] | None = None
-        self._commands = experiment.commands()
-        self._env = environment(threads)
-
-    def advance(self) -> bool:
-        """Read progress, start the next command; return whether all is done.
-
-        Raises:
-            UserError: If a command fails; the end of its log is printed.
-        """
-        if self.process is not None:
-            status = self.process.poll()
-            self.read_log()
-            if status is None:
-                return False
-            if status:
-                raise self.failure()
-        for command in self._commands:
-            self._start(*command)
-            return False
-        return True
-
-    def _start(self, tool: str, words: list[str]) -> None:
-        log = self.experiment.log(tool)
-        with log.open('a') as stream:
+    def _run(self, tool: str, words: list[str]) -> int:
+        """Run a command with its output in the log; return its status."""
+        number = {'OMP_NUM_THREADS': str(self.threads)} if self.threads else {}
+        with self.experiment.log(tool).open('a') as stream:
             try:
                 # The process inherits the lock and outlives a killed plan.
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                text = f'Another process still runs {self.name}/{tool}'
-                raise UserError(f'{text}: wait for it, or end it.') from None
+                name = f'{self.experiment.name}/{tool}'
+                raise UserError(
+                    f'Another process still runs {name}: wait for it, or end '
+                    'it.'
+                ) from None
             except OSError:
                 pass  # this file system has no locks
-            self.begin(tool, log, stream.tell())
             self.process = subprocess.Popen(
-                command_line(tool, words),
+                [sys.executable, *self.tools[tool], *words],
                 stdin=subprocess.DEVNULL,
                 stdout=stream,
                 stderr=subprocess.STDOUT,
-                env=self._env,
+                env={**os.environ, 'PYTHONUNBUFFERED': '1', **number},
                 start_new_session=True,  # with its data loaders
             )
+        return self.process.wait()
+
+    def checkpoint(self) -> Any:
+        """Return the same work: submitit queues it again at a time limit."""
+        from submitit.helpers import DelayedSubmission
+
+        self.process = None
+        return DelayedSubmission(self)
 
 
 class Launcher(Protocol):
@@ -201,29 +208,36 @@ class Launcher(Protocol):
     def start(self, experiment: Experiment) -> Job:
         """Start an experiment."""
 
-    def stop(self, jobs: Sequence[Any]) -> None:
+    def stop(self, jobs: Sequence[Job]) -> None:
         """Leave or end the jobs that run, since this process ends."""
 
 
-@dataclass(frozen=True)
 class Local:
-    """Launcher of processes on this machine.
+    """Launcher of processes on this machine, each waited for by a thread.
 
     Args:
         threads (int, optional): Threads of PyTorch in each.
     """
 
-    threads: int | None = None
+    def __init__(self, threads: int | None = None) -> None:
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(1000)
+        self._works: dict[str, Work] = {}
 
-    def start(self, experiment: Experiment) -> LocalJob:
+    def start(self, experiment: Experiment) -> Job:
         """Start an experiment."""
-        return LocalJob(experiment, self.threads)
+        work = Work(experiment, self._threads)
+        self._works[experiment.name] = work
+        return Job(experiment, lambda: self._pool.submit(work))
 
-    def stop(self, jobs: Sequence[LocalJob]) -> None:
+    def stop(self, jobs: Sequence[Job]) -> None:
         """End the processes of jobs and their children."""
-        processes = [job.process for job in jobs if job.process is not None]
+        works = [self._works[job.name] for job in jobs]
+        for work in works:
+            work.stopped = True
         end = time.monotonic() + GRACE_SECONDS
         for number in (signal.SIGTERM, signal.SIGKILL):
+            processes = [work.process for work in works if work.process]
             for process in processes:
                 with suppress(ProcessLookupError):
                     os.killpg(process.pid, number)
@@ -256,21 +270,22 @@ def run_experiments(
         UserError: If some failed.
     """
     launcher = launcher or Local(threads)
-    board = Board(deque(e for e in experiments if not e.is_done()))
-    board.done = len(experiments) - len(board.todo)
-    print(f'{len(board.todo)} runs to do', flush=True)
-    errors = []
+    todo = deque(e for e in experiments if not e.is_done())
+    board = Board(len(experiments), len(todo))
+    print(f'{len(todo)} runs to do', flush=True)
+    errors: list[UserError] = []
+    running: list[Job] = []
     with ExitStack() as stack:
         for number in (signal.SIGTERM, signal.SIGHUP):
             if (before := signal.getsignal(number)) is not signal.SIG_IGN:
                 stack.callback(signal.signal, number, before)
                 signal.signal(number, lambda *_: sys.exit(143))
-        view = stack.enter_context(open_view())
-        stack.callback(launcher.stop, board.running)
-        while board.todo or board.running:
-            while board.todo and (not jobs or len(board.running) < jobs):
-                board.running.append(launcher.start(board.todo.popleft()))
-            for job in [*board.running]:
+        stack.enter_context(board.rows)
+        stack.callback(launcher.stop, running)
+        while todo or running:
+            while todo and (not jobs or len(running) < jobs):
+                running.append(launcher.start(todo.popleft()))
+            for job in [*running]:
                 error = None
                 try:
                     if not job.advance():
@@ -279,12 +294,11 @@ def run_experiments(
                 except UserError as found:
                     errors.append(error := found)
                     outcome = str(found)
-                view.show(board)  # Its last lines.
-                board.end(job, failed=error is not None)
-                view.say(f'{job.name}: {outcome}', board)
+                running.remove(job)
+                board.end(job, outcome, failed=error is not None)
                 if done is not None and error is None:
                     done(job.experiment)
-            view.show(board)
+            board.show(running)
             time.sleep(0.1)
     if errors:
         raise UserError(f'{len(errors)} runs failed. {errors[0]}')

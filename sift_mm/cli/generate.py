@@ -9,16 +9,13 @@ from mmengine.config import Config
 from mmengine.registry import init_default_scope
 from torch import Tensor
 
-from sift_mm.checkpoint.reading import read
-from sift_mm.checkpoint.state import check_keys
 from sift_mm.cli.arguments import add_config_options, positive
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.config.building import build
+from sift_mm.config.building import build_trained
 from sift_mm.config.checks import check_config
 from sift_mm.config.data import leaf_datasets
 from sift_mm.config.explain import explained
 from sift_mm.config.loading import load_config
-from sift_mm.config.resume import check_checkpoint
 from sift_mm.errors import UserError
 from sift_mm.models import GPT
 from sift_mm.models.tokenizer import END, open_tokenizer
@@ -29,7 +26,7 @@ from sift_mm.validation import read as check
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(description='Continue a text by a trained GPT')
-    add_config_options(parser, interval=False)
+    add_config_options(parser)
     add = parser.add_argument
     add('checkpoint', help='path of the checkpoint')
     add('--prompt', required=True, help='text to continue')
@@ -105,18 +102,13 @@ def load_gpt(cfg: Config, checkpoint: str) -> GPT:
             of another network.
     """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model = build(cfg)
+    model, _ = build_trained(cfg, checkpoint)
     if not isinstance(model, GPT):
         raise UserError(
             f'model is a {type(model).__name__}, and only a GPT can continue '
             'a text.'
         )
-    check_checkpoint(checkpoint)
-    found = read(checkpoint)
-    state = found.get('state_dict', found)
-    check_keys(model, state, checkpoint, None)
-    model.load_state_dict(state)
-    return model.eval()
+    return model
 
 
 @entry_point

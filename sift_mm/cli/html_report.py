@@ -15,28 +15,22 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from sift_mm.cli.arguments import natural
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.reports.layer_history import Layers, read_layers
 from sift_mm.cli.reports.page import render
 from sift_mm.cli.reports.run_dirs import find_runs
 from sift_mm.cli.reports.run_groups import (
     Comparison,
-    comparison_rows,
     epoch_rows,
     find_dense,
     find_metric,
     group_runs,
+    network_rows,
     run_rows,
 )
 from sift_mm.cli.reports.sample_pictures import draw_samples
 from sift_mm.errors import UserError
-
-
-def natural(text: str) -> int:
-    """Return a whole number from the command line."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number')
-    return int(text)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -94,34 +88,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def write_report(
-    work_dirs: Sequence[Path],
-    out: Path,
-    metric: str | None = None,
-    dense: str | None = None,
-    checkpoints: int = 8,
-    samples: int = 3,
-    images: Sequence[Path] = (),
-) -> Path:
-    """Write the report of runs, and return the path of its page.
-
-    Args:
-        work_dirs (Sequence[Path]): Work dirs, or folders with several.
-        out (Path): Folder of the page and the CSV files.
-        metric (str, optional): Metric to compare; None chooses one.
-        dense (str, optional): Name of the network to compare with; None is
-            the first one without family and masks.
-        checkpoints (int): Checkpoints to read for each network.
-        samples (int): Images of the test set to draw predictions on.
-        images (Sequence[Path]): Images in place of the test set's.
+@entry_point
+def main(argv: Sequence[str] | None = None) -> None:
+    """Write the report of runs.
 
     Raises:
         UserError: If a folder holds no run, or a name is unknown.
     """
-    paths = [path for folder in work_dirs for path in find_runs(folder)]
+    args = parse_args(argv)
+    out = args.out or args.work_dirs[0] / 'report'
+    if out.exists() and not out.is_dir():
+        raise UserError(f'--out is a folder, and {out} is a file.')
+    paths = [path for folder in args.work_dirs for path in find_runs(folder)]
     groups = group_runs(paths)
     compared = Comparison(
-        groups, find_dense(groups, dense), find_metric(groups, metric)
+        groups,
+        find_dense(groups, args.dense),
+        find_metric(groups, args.metric),
     )
     # Spectra of a large network take a minute a checkpoint.
     shown = track(
@@ -132,19 +115,20 @@ def write_report(
         disable=not sys.stderr.isatty(),
     )
     layers = {
-        group.name: read_layers(group.first, checkpoints) for group in shown
+        group.name: read_layers(group.first, args.checkpoints)
+        for group in shown
     }
-    drawn = draw_samples(groups, samples, images)
+    drawn = draw_samples(groups, args.samples, args.images)
     name = os.path.commonpath([path.resolve() for path in paths])
     page = render(compared, layers, drawn, f'Report of {Path(name).name}')
     out.mkdir(parents=True, exist_ok=True)
     write_csv(out / 'summary.csv', epoch_rows(groups))
     write_csv(out / 'runs.csv', run_rows(groups))
-    write_csv(out / 'networks.csv', comparison_rows(compared))
+    write_csv(out / 'networks.csv', network_rows(compared))
     write_csv(out / 'layers.csv', layer_rows(layers))
     path = out / 'report.html'
     path.write_text(page, encoding='utf-8')
-    return path
+    print(f'The report is {path}')
 
 
 def layer_rows(layers: Mapping[str, Layers]) -> list[dict[str, Any]]:
@@ -176,29 +160,6 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()
         writer.writerows(rows)
-
-
-@entry_point
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write the report and say where it is.
-
-    Raises:
-        UserError: As in :func:`write_report`.
-    """
-    args = parse_args(argv)
-    out = args.out or args.work_dirs[0] / 'report'
-    if out.exists() and not out.is_dir():
-        raise UserError(f'--out is a folder, and {out} is a file.')
-    path = write_report(
-        args.work_dirs,
-        out,
-        args.metric,
-        args.dense,
-        args.checkpoints,
-        args.samples,
-        args.images,
-    )
-    print(f'The report is {path}')
 
 
 if __name__ == '__main__':

@@ -206,7 +206,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     except UserError as error:
         failed = error  # The report shows the runs that ended well.
     if failed is None or any(run.is_done() for run in plan):
-        page = html_report.write_report([root], root / 'report')
-        print(f'The report is {page}')
+        html_report.main([str(root), '--out', str(root / 'report')])
     if failed is not None:
         raise failed

@@ -18,11 +18,9 @@ from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.reports.text import metrics_to_text
 from sift_mm.config.checks import check_config
 from sift_mm.config.data import check_data
-from sift_mm.config.drawing import enable_drawing
 from sift_mm.config.explain import explained
 from sift_mm.config.loading import load_run_config
 from sift_mm.config.resume import check_checkpoint
-from sift_mm.config.tta import enable_tta
 from sift_mm.engine.cost_hook import CostHook
 from sift_mm.engine.launch import run, set_loader_defaults, switch_off
 from sift_mm.engine.sparse_test import SparseTestHook
@@ -30,12 +28,29 @@ from sift_mm.errors import UserError
 
 # Formats that mmengine.dump writes.
 FORMATS = ('.json', '.yaml', '.yml', '.pkl', '.pickle')
+# Switch and folder of each library's visualization hook; MMSegmentation's
+# draws into the folder of the visualizer.
+HOOK = 'default_hooks.visualization'
+DRAWING = {
+    'mmdet': (
+        dict(type='DetVisualizationHook', draw=True),
+        f'{HOOK}.test_out_dir',
+    ),
+    'mmseg': (
+        dict(type='SegVisualizationHook', draw=True),
+        'visualizer.save_dir',
+    ),
+    'mmpretrain': (
+        dict(type='VisualizationHook', enable=True),
+        f'{HOOK}.out_dir',
+    ),
+}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = Parser(description='Test a model')
-    add_run_options(parser, interval=False)
+    add_run_options(parser)
     add = parser.add_argument
     switch = partial(add, action='store_true')
     add('checkpoint', help='path of the checkpoint')
@@ -51,24 +66,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help='what goes to --out; by default the metrics if it is a .json '
         'file, which may also be .yaml or .pkl, and else the predictions',
     )
-    switch('--show', help='show predictions in a window')
     add(
         '--show-dir',
         help='draw predictions into this folder; for a detection config it '
         'lies in the work dir, under the time of the run',
-    )
-    add(
-        '--interval',
-        type=int,
-        default=1,
-        help='draw every n-th sample (classification only)',
-    )
-    text = 'seconds that each window of --show stays'
-    add('--wait-time', type=float, default=2, help=text)
-    switch(
-        '--tta',
-        help="test with augmentation: the config's tta_model and "
-        'tta_pipeline, or else horizontal flips',
     )
     switch('--amp', help='test in mixed precision')
     switch(
@@ -109,12 +110,11 @@ def merge_args(cfg: Config, args: argparse.Namespace) -> Config:
     cfg.resume = False  # Else the runner restores the training.
     if args.amp:
         cfg.test_cfg.fp16 = True
-    if args.show or args.show_dir:
-        enable_drawing(
-            cfg, args.show, args.show_dir, args.wait_time, args.interval
-        )
-    if args.tta:
-        enable_tta(cfg)
+    if args.show_dir:
+        if cfg.get('default_scope') not in DRAWING:
+            raise UserError(f'--show-dir works for {", ".join(DRAWING)}.')
+        hook, folder = DRAWING[cfg.default_scope]
+        cfg.merge_from_dict({HOOK: hook, folder: args.show_dir})
     if keeps_label_maps(cfg, args):
         metric = cfg.test_evaluator
         metric = metric if isinstance(metric, dict) else metric[0]

@@ -9,6 +9,8 @@ from mmengine.registry import MODELS, DefaultScope
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from sift_mm.checkpoint.reading import load
+from sift_mm.checkpoint.state import check_keys
 from sift_mm.config.explain import describe
 from sift_mm.config.nodes import walk
 from sift_mm.errors import UserError
@@ -59,6 +61,22 @@ def build(cfg: Config, part: str | None = None) -> nn.Module:
             raise
         except Exception as error:
             raise UserError(describe(error, cfg)) from error
+
+
+def build_trained(cfg: Config, path: str) -> tuple[nn.Module, dict[str, Any]]:
+    """Build the model of a config with the weights of a checkpoint.
+
+    Returns:
+        tuple: The model in evaluation mode, and the checkpoint.
+
+    Raises:
+        UserError: If the file cannot be read, or is of another network.
+    """
+    model, checkpoint = build(cfg), load(path)
+    state = checkpoint.get('state_dict', checkpoint)
+    check_keys(model, state, path, None)
+    model.load_state_dict(state, strict=False)
+    return model.eval(), checkpoint
 
 
 def build_backbone(cfg: Config) -> Any:

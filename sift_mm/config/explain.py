@@ -16,6 +16,7 @@ from typing import Any
 
 from mmengine.config import Config
 from mmengine.registry import Registry
+from mmengine.runner import Runner
 
 from sift_mm.config.nodes import type_name, walk
 from sift_mm.errors import UserError
@@ -26,23 +27,10 @@ from sift_mm.validation import parameters
 LONGEST = 400
 # Function of MMEngine that builds the module of a node.
 BUILDER = 'build_from_cfg'
-PHASES = ('train', 'val', 'test')
-# Methods of MMEngine's Runner, and the key of the config that they read.
-METHODS = {
-    'setup_env': 'env_cfg',
-    'set_randomness': 'randomness',
-    'build_logger': 'log_level',
-    'build_log_processor': 'log_processor',
-    'build_visualizer': 'visualizer',
-    'build_optim_wrapper': 'optim_wrapper',
-    'build_param_scheduler': 'param_scheduler',
-    'build_dataloader': '{phase}_dataloader',
-    'build_evaluator': '{phase}_evaluator',
-    'build_train_loop': 'train_cfg',
-    'build_val_loop': 'val_cfg',
-    'build_test_loop': 'test_cfg',
-    'wrap_model': 'model_wrapper_cfg',
-}
+# Methods of MMEngine's Runner that read a part of the config.
+METHOD = re.compile(r'build_(?!from)(\w+)|set(?:up)?_(env|randomness)')
+# Keys of the config, where the method has another name.
+KEYS = dict(env='env_cfg', logger='log_level')
 # Functions of MMEngine that read a config.
 READERS = (
     *('_file2dict', '_parse_lazy_import'),
@@ -89,11 +77,10 @@ def describe(error: BaseException, cfg: Config | None = None) -> str:
     place = '' if builds else _place_in_file(error)
     if place:
         return f'{place}{_reason(error)}.'
-    key, node = _place_in_config(frames, cfg, error)
-    own = _registry_or_argument(error, frames, node)
-    if own:
-        return f'{key}: {own}' if key else own
+    key, node = _place_in_config(frames, cfg)
     where = f'{key}: ' if key else ''
+    if own := _registry_or_argument(error, frames):
+        return f'{where}{own}'
     if isinstance(error, ImportError):
         return f'{where}a package is missing or broken: {_reason(error)}.'
     kind = type_name(node) if isinstance(node, dict) else ''
@@ -129,8 +116,6 @@ def _reason(error: BaseException) -> str:
         return f'{error.strerror}: {error.filename}'
     if isinstance(error, KeyError):
         return text if ' ' in text else f'there is no {text}'
-    if text.startswith("'ConfigDict' object has no attribute"):
-        return f'there is no {text.split()[-1]}'
     if isinstance(error, (ImportError, UserError)):
         return text
     return f'{text} ({kind})' if text else kind
@@ -142,7 +127,12 @@ def _place_in_file(error: BaseException) -> str:
     place = ''
     for frame, line in traceback.walk_tb(error.__traceback__):
         code = frame.f_code
-        if code.co_name == '<module>' and _is_config(frame):
+        caller = frame.f_back
+        if (
+            code.co_name == '<module>'
+            and caller is not None
+            and caller.f_code.co_name in READERS
+        ):
             place = f'{code.co_filename}, line {line}'
         elif code.co_name in READERS:
             place = str(frame.f_locals.get('filename'))
@@ -155,82 +145,48 @@ def _place_in_file(error: BaseException) -> str:
     return place and f'{place}: '
 
 
-def _is_config(frame: FrameType) -> bool:
-    """Return whether a frame runs a config file for MMEngine."""
-    caller = frame.f_back
-    return caller is not None and caller.f_code.co_name in READERS
-
-
 def _place_in_config(
-    frames: list[FrameType], cfg: Config | None, error: BaseException
+    frames: list[FrameType], cfg: Config | None
 ) -> tuple[str, Any]:
     """Return key and node of the module whose build failed.
 
     MMEngine copies the config; nodes are found by identity in every copy in
-    the traceback.
+    the traceback, or as the only one of their class.
     """
+    values = [value for frame in frames for value in frame.f_locals.values()]
     known: dict[int, tuple[str, Any]] = {}
-    configs = [cfg] if cfg is not None else []
-    for frame in frames:
-        found = frame.f_locals.values()
-        configs += [value for value in found if isinstance(value, Config)]
-    for config in configs:
-        for key, node in walk(config._cfg_dict, ''):
-            known[id(node)] = key.removeprefix('.'), node
-    for frame in reversed(frames):
-        if frame.f_code.co_name == BUILDER:
-            node = frame.f_locals.get('cfg')
+    for config in [cfg, *values]:
+        if isinstance(config, Config):
+            for key, node in walk(config._cfg_dict, ''):
+                known[id(node)] = key.removeprefix('.'), node
+    names = [frame.f_code.co_name for frame in frames]
+    for frame, name in reversed([*zip(frames, names, strict=True)]):
+        local = frame.f_locals
+        kind = type(local.get('self')).__name__
+        if name == BUILDER:
+            node = local.get('cfg')
             if id(node) in known:
                 return known[id(node)]
-            # For a copy, take the only node of the same class.
-            alike = {k: n for k, n in known.values() if _alike(n, node)}
-            if len(alike) == 1:
-                return alike.popitem()
-        elif frame.f_code.co_name in METHODS:
-            names = [frame.f_code.co_name for frame in frames]
-            phase = next((p for p in PHASES if f'build_{p}_loop' in names), '')
-            return METHODS[frame.f_code.co_name].format(phase=phase), None
-    return _place_by_name(configs, frames, error)
-
-
-def _alike(node: Any, built: Any) -> bool:
-    """Return whether a node of the config has the class of a built one."""
-    return (
-        isinstance(node, dict)
-        and isinstance(built, dict)
-        and type_name(node) == type_name(built) != ''
-    )
-
-
-def _place_by_name(
-    configs: list[Config], frames: list[FrameType], error: BaseException
-) -> tuple[str, Any]:
-    """Return the only node with the unknown argument or the class."""
-    asked = NO_ARGUMENT.search(str(error))
-    kinds = [
-        type(frame.f_locals['self']).__name__
-        for frame in reversed(frames)
-        if 'self' in frame.f_locals
-    ]
-    for config in configs:
-        nodes = [
-            (key.removeprefix('.'), node)
-            for key, node in walk(config._cfg_dict, '')
-            if isinstance(node, dict)
-        ]
-        if asked:
-            hits = [pair for pair in nodes if asked[1] in pair[1]]
-            if len(hits) == 1:
-                return hits[0]
-        for kind in kinds:
-            hits = [pair for pair in nodes if type_name(pair[1]) == kind]
-            if len(hits) == 1:
-                return hits[0]
+            kind = type_name(node) if isinstance(node, dict) else ''
+        alike = {
+            key: node
+            for key, node in known.values()
+            if isinstance(node, dict) and kind and type_name(node) == kind
+        }
+        if len(alike) == 1:
+            return alike.popitem()
+        hit = METHOD.fullmatch(name)
+        if hit and frame.f_globals.get('__name__') == Runner.__module__:
+            part = hit[1] or hit[2]
+            if part in ('dataloader', 'evaluator'):
+                loops = [n for n in names if n.endswith('_loop')]
+                part = f'{loops[-1].split("_")[1]}_{part}' if loops else part
+            return KEYS.get(part, part.replace('_loop', '_cfg')), None
     return '', None
 
 
 def _registry_or_argument(
-    error: BaseException, frames: list[FrameType], node: Any
+    error: BaseException, frames: list[FrameType]
 ) -> str:
     """Return the sentence on an unknown type or argument, else ''."""
     text = str(error.args[0]) if error.args else ''
@@ -240,13 +196,10 @@ def _registry_or_argument(
         name, scope, kind = hit.groups()
         near = nearest(name, _registered(local.get('registry')))
         hint = (
-            f'did you mean {near}?'
-            if near
-            else (
-                'correct the name, or import the module that registers it by '
-                'custom_imports.'
-            )
+            'correct the name, or import the module that registers it by '
+            'custom_imports.'
         )
+        hint = f'did you mean {near}?' if near else hint
         return f'{name} is not in the {kind} registry of {scope}: {hint}'
     maker = local.get('obj_cls')
     if not isinstance(error, TypeError):

@@ -38,7 +38,7 @@ class MemberOptions:
     @classmethod
     def of_args(cls, args: Namespace) -> 'MemberOptions':
         """Build from a command line; ``--hook`` has priority."""
-        flags = dict(algorithm=args.algorithm, interval=args.mask_interval)
+        flags = dict(algorithm=args.algorithm, interval=args.interval)
         # algorithm.type=RigL algorithm.structure=Block is one dict.
         nested = Config()
         nested.merge_from_dict(args.hook or {})

@@ -3,15 +3,11 @@
 import argparse
 import os
 import os.path as osp
-import tempfile
-from contextlib import suppress
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config
 from mmengine.config.utils import MODULE2PACKAGE
-from mmengine.utils import is_installed
+from mmengine.utils import import_modules_from_strings, is_installed
 
 from sift_mm.config.explain import explained, one_line
 from sift_mm.config.family_options import MemberOptions
@@ -115,22 +111,15 @@ def _import_modules(cfg: Config) -> None:
     """
     custom = cfg.get('custom_imports') or {}
     check(isinstance(custom, dict), 'custom_imports', custom, 'a dict')
-    names = custom.get('imports') or []
-    names = [names] if isinstance(names, str) else names
-    for name in names:
-        check(isinstance(name, str), 'custom_imports.imports', name, 'a name')
-        try:
-            import_module(name)
-        except Exception as error:
-            if custom.get('allow_failed_imports') and isinstance(
-                error, ImportError
-            ):
-                continue
-            raise UserError(
-                f'custom_imports: the module {name} cannot be imported '
-                f'({one_line(error)}); install it, put its folder on '
-                'PYTHONPATH, or take the name out.'
-            ) from error
+    try:
+        if custom:
+            import_modules_from_strings(**custom)
+    except Exception as error:
+        reason = one_line(error.__context__ or error)
+        raise UserError(
+            f'custom_imports: a module cannot be imported ({reason}); install '
+            'it, put its folder on PYTHONPATH, or take the name out.'
+        ) from error
     try:
         # MMEngine imports a config's own imports when a value is read.
         for _ in walk(cfg._cfg_dict, ''):
@@ -147,12 +136,6 @@ def load_run_config(args: argparse.Namespace) -> Config:
     The config gets ``launcher`` and ``work_dir``.
     """
     os.environ.setdefault('LOCAL_RANK', str(args.local_rank))
-    limit = os.environ.get('DYNAMO_CACHE_SIZE_LIMIT')
-    if limit is not None:
-        # Detectors have dynamic shapes: every recompilation costs minutes.
-        import torch._dynamo
-
-        torch._dynamo.config.cache_size_limit = int(limit)
     check_launcher(args.launcher)
     cfg = load_config(args)
     cfg.launcher = args.launcher
@@ -163,7 +146,6 @@ def load_run_config(args: argparse.Namespace) -> Config:
         member = MemberOptions.of_args(args)
         name = '_'.join(filter(None, (name, member.name)))
         cfg.work_dir = osp.join('./work_dirs', name)
-    check_work_dir(cfg.work_dir)
     return cfg
 
 
@@ -181,26 +163,3 @@ def check_launcher(launcher: str) -> None:
             f'environment: start the run by {command}, or leave --launcher '
             'out for a single process.'
         )
-
-
-def check_work_dir(path: str) -> None:
-    """Refuse a work dir that cannot be made or written; leave no folder.
-
-    Raises:
-        UserError: With the reason of the system.
-    """
-    folder = Path(path)
-    missing = [f for f in (folder, *folder.parents) if not f.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-        for made in missing:
-            with suppress(OSError):  # Another process uses it by now.
-                made.rmdir()
-    except (OSError, ValueError) as error:
-        reason = getattr(error, 'strerror', None) or error
-        raise UserError(
-            f'The work dir {path} cannot be written ({reason}): name another '
-            'folder by --work-dir.'
-        ) from error

@@ -1,21 +1,31 @@
-"""Types of a config's values, by the signature of MMEngine's Runner."""
+"""Types of a config's values: dicts, lists and modules with a ``type``."""
 
-import inspect
+import re
 from collections.abc import Mapping
-from types import UnionType
-from typing import Any, Union, get_args, get_origin
+from typing import Any
 
 from mmengine.config import Config
-from mmengine.hooks import Hook
-from mmengine.runner import Runner
 
+from sift_mm.config.nodes import walk
 from sift_mm.errors import UserError
 
-# Keys of a model that hold the config of one module; a neck may be a list.
-MODULES = ('backbone', 'neck', 'head', 'data_preprocessor')
-# Arguments of the Runner that accept more than their type hint.
-FREE = ('cfg', 'log_level')
-NAMES = {dict: 'a dict', list: 'a list', str: 'a string', bool: 'a bool'}
+PHASES = ('train', 'val', 'test')
+# Keys whose values are dicts, where they are not None.
+DICTS = (
+    *('model', 'optim_wrapper', 'default_hooks', 'auto_scale_lr', 'env_cfg'),
+    *('data_preprocessor', 'randomness', 'log_processor', 'visualizer'),
+    *(f'{phase}_cfg' for phase in PHASES),
+    *(f'{phase}_dataloader' for phase in PHASES),
+    *('model.backbone', 'model.head', 'model.data_preprocessor'),
+)
+# Types of other values; an object is a part that is already built.
+DATA = (str, int, float, list, tuple)
+LISTS = re.compile(r'custom_hooks|\w+_dataloader\..*\bpipeline')
+# Modules that a config builds.
+MODULES = re.compile(
+    r'model(\.(backbone|head|neck(\.\d+)?))?|custom_hooks\.\d+|'
+    r'\w+_dataloader\..*\b(dataset|datasets\.\d+|pipeline\.\d+)'
+)
 
 
 def check(fits: bool, key: str, value: object, what: str) -> None:
@@ -29,37 +39,27 @@ def check(fits: bool, key: str, value: object, what: str) -> None:
 
 
 def check_types(cfg: Config) -> None:
-    """Refuse a value whose type MMEngine's Runner does not take.
+    """Refuse values that no run can read.
 
     Raises:
         UserError: For the first wrong value, with its key.
     """
-    for name, parameter in inspect.signature(Runner).parameters.items():
-        kinds = _kinds(parameter.annotation)
-        value = cfg.get(name)
-        if value is not None and kinds and name not in FREE:
-            words = [NAMES[kind] for kind in kinds if kind in NAMES]
-            check(isinstance(value, kinds), name, value, ' or '.join(words))
-    model = cfg.get('model')
-    if isinstance(model, dict):
-        check_type(model, 'model')
-        for key in MODULES:
-            node: Any = model.get(key)
-            several = key == 'neck' and isinstance(node, (list, tuple))
-            for one in node if several else [node]:
-                check_node(one, f'model.{key}', key != 'data_preprocessor')
-    for i, hook in enumerate(cfg.get('custom_hooks') or ()):
-        fits = isinstance(hook, (dict, Hook))
-        check(fits, f'custom_hooks.{i}', hook, 'a dict')
+    roots = (*DICTS[:-3], 'custom_hooks')
+    nodes = [pair for name in roots for pair in walk(cfg.get(name), name)]
+    for key, node in nodes:
+        if node is None:
+            continue
+        if key in DICTS:
+            check(not isinstance(node, DATA), key, node, 'a dict')
+        several = isinstance(node, (list, tuple))
+        if LISTS.fullmatch(key):
+            check(several, key, node, 'a list')
+        elif MODULES.fullmatch(key) and not (several and key == 'model.neck'):
+            _check_module(node, key)
     for name, hook in (cfg.get('default_hooks') or {}).items():
         if isinstance(hook, dict):
             _check_count(hook, f'default_hooks.{name}', 'interval', -1)
     _check_count(cfg.get('train_cfg') or {}, 'train_cfg', 'val_interval', 1)
-    for phase in ('train', 'val', 'test'):
-        loader = cfg.get(f'{phase}_dataloader')
-        if isinstance(loader, dict):
-            key = f'{phase}_dataloader.dataset'
-            _check_dataset(loader.get('dataset') or [], key)
 
 
 def _check_count(
@@ -71,54 +71,13 @@ def _check_count(
     check(fits, f'{key}.{name}', value, what)
 
 
-def check_node(node: Any, key: str, typed: bool) -> None:
-    """Refuse a module that is no dict, or lacks ``type`` if ``typed``."""
-    if node is not None:
-        check(isinstance(node, dict), key, node, 'a dict')
-        if typed:
-            check_type(node, key)
-
-
-def check_type(node: Mapping[str, Any], key: str) -> None:
-    """Refuse a module whose ``type`` is neither a name nor a class."""
+def _check_module(node: Any, key: str) -> None:
+    """Refuse a module that is neither built nor a dict with a ``type``."""
+    check(not isinstance(node, DATA), key, node, 'a dict')
+    if not isinstance(node, dict):
+        return
     kind = node.get('type')
     if kind is None:
         raise UserError(f'{key} has no type; add the name of its class.')
     named = isinstance(kind, str) or callable(kind)
     check(named, f'{key}.type', kind, 'the name of a class')
-
-
-def _check_dataset(node: Any, key: str) -> None:
-    if isinstance(node, (list, tuple)):
-        for i, child in enumerate(node):
-            _check_dataset(child, f'{key}.{i}')
-        return
-    check(isinstance(node, dict), key, node, 'a dict')
-    check_type(node, key)
-    for name in ('dataset', 'datasets'):
-        if node.get(name) is not None:
-            _check_dataset(node[name], f'{key}.{name}')
-    steps = node.get('pipeline')
-    if steps is None:
-        return
-    check(isinstance(steps, (list, tuple)), f'{key}.pipeline', steps, 'a list')
-    for i, step in enumerate(steps):
-        place = f'{key}.pipeline.{i}'
-        check(isinstance(step, dict) or callable(step), place, step, 'a dict')
-        if isinstance(step, dict):
-            check_type(step, place)
-
-
-def _kinds(hint: Any) -> tuple[type, ...]:
-    """Return the classes of a type hint, none for other hints."""
-    if get_origin(hint) in (Union, UnionType):
-        parts = [_kinds(part) for part in get_args(hint)]
-        return tuple(dict.fromkeys(kind for part in parts for kind in part))
-    kind = get_origin(hint) or hint
-    if kind is type(None) or not isinstance(kind, type):
-        return ()
-    more: dict[Any, tuple[type, ...]] = {
-        dict: (dict, Config),
-        list: (list, tuple),
-    }
-    return more.get(kind, (kind,))

@@ -15,30 +15,6 @@ for data_set in (
         'ADEChallengeData2016.zip into data/ade',
     ),
     DataSet(
-        name='cifar10',
-        title='CIFAR-10',
-        task='Image Classification',
-        types=('CIFAR10',),
-        folder='data/cifar10',
-        images=50_000,
-        size=(32, 32),
-        fetches_itself=True,
-        remedy="run `torchvision.datasets.CIFAR10('data/cifar10', "
-        'download=True)` in Python',
-    ),
-    DataSet(
-        name='cifar100',
-        title='CIFAR-100',
-        task='Image Classification',
-        types=('CIFAR100',),
-        folder='data/cifar100',
-        images=50_000,
-        size=(32, 32),
-        fetches_itself=True,
-        remedy="run `torchvision.datasets.CIFAR100('data/cifar100', "
-        'download=True)` in Python',
-    ),
-    DataSet(
         name='cityscapes',
         title='Cityscapes',
         task='Semantic Segmentation',
@@ -91,18 +67,6 @@ for data_set in (
         'split)` of torchvision.datasets in Python, for both splits',
     ),
     DataSet(
-        name='mnist',
-        title='MNIST',
-        task='Image Classification',
-        types=('MNIST',),
-        folder='data/mnist',
-        images=60_000,
-        size=(28, 28),
-        fetches_itself=True,
-        remedy="run `torchvision.datasets.MNIST('data/mnist', "
-        'download=True)` in Python',
-    ),
-    DataSet(
         name='text',
         title='Text',
         task='Language Modeling',
@@ -114,3 +78,22 @@ for data_set in (
     ),
 ):
     register(data_set)
+for name, title, images, side in (
+    ('cifar10', 'CIFAR-10', 50_000, 32),
+    ('cifar100', 'CIFAR-100', 50_000, 32),
+    ('mnist', 'MNIST', 60_000, 28),
+):
+    register(
+        DataSet(
+            name=name,
+            title=title,
+            task='Image Classification',
+            types=(name.upper(),),
+            folder=f'data/{name}',
+            images=images,
+            size=(side, side),
+            fetches_itself=True,
+            remedy=f"run `torchvision.datasets.{name.upper()}('data/{name}', "
+            'download=True)` in Python',
+        )
+    )

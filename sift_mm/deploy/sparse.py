@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from sift_mm.checkpoint.state import weight_of
 from sift_mm.deploy.folding import altered, has_own_methods
 from sift_mm.deploy.fusion import fuse
 from sift_mm.deploy.sparse_layers import (
@@ -147,13 +148,7 @@ def _check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
         )
     weights = dict(model.named_parameters(remove_duplicate=False))
     for name, mask in masks.items():
-        if name not in weights:
-            raise UserError(f'A mask is for {name!r}, which the model lacks.')
-        if mask.shape != weights[name].shape:
-            raise UserError(
-                f'The mask of {name!r} has shape {tuple(mask.shape)}, the '
-                f'weight {tuple(weights[name].shape)}.'
-            )
+        weight_of(weights, name, mask)
 
 
 def _nothing(report: SparseReport) -> str:

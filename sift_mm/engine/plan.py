@@ -232,7 +232,7 @@ class MaskPlan:
                 "choose a smaller sparsity, or flops='match'."
             )
         everything = self.include is None and not self.exclude
-        if everything and self.backbone.grows:
+        if everything and self.backbone.growth > 1:
             return self.backbone.advice(self._classifier[1])
         return "Mask more layers, or set flops='nominal'."
 

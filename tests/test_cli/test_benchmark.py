@@ -9,7 +9,6 @@ from torch.nn.modules.module import register_module_forward_hook
 from helpers.runs import write_config
 from helpers.sparse_runs import sparse_config
 from sift_mm.cli import benchmark
-from sift_mm.cli.reports import speed
 from sift_mm.flops.model_forward import call_model
 
 NOWHERE = Path('nowhere')
@@ -45,7 +44,7 @@ def test_neck_and_heads_may_be_timed_too(
         with register_module_forward_hook(note):
             call_model(model, image)
 
-    monkeypatch.setattr(speed, 'call_model', timed)
+    monkeypatch.setattr(benchmark, 'call_model', timed)
     benchmark.main([config, *FEW, '--batch', '2', '--whole'])
     assert 'the whole model at 32 x 64' in capsys.readouterr().out
     part = dict(

@@ -1,13 +1,14 @@
-"""Progress of experiments: the time left, and the live table."""
+"""Progress of experiments: the time left, rows of a terminal, lines."""
 
 import io
 import sys
-from collections import deque
+from concurrent.futures import Future
+from types import SimpleNamespace
 
 import pytest
 
 from sift_mm.cli import progress
-from sift_mm.cli.progress import Board, Job, duration, open_view
+from sift_mm.cli.progress import Board, Job
 
 
 class Clock:
@@ -25,79 +26,62 @@ def clock(monkeypatch):
 
 
 def job(name, tmp_path, *lines):
-    """Return a job with a log."""
-    found = Job(name)
-    log = tmp_path / f'{name}.log'
-    log.write_text('before\n')
-    found.begin('train', log, len('before\n'))
-    with log.open('a') as stream:
-        stream.writelines(lines)
-    found.read_log()
+    """Return a job with a log, after it was read."""
+
+    def log(tool):
+        return tmp_path / f'{name}-{tool}.log'
+
+    log('train').write_text('before\n')
+    found = Job(SimpleNamespace(name=name, log=log), Future)
+    with log('train').open('a') as stream:
+        stream.writelines(['x\n', *lines])
+    assert not found.advance()
     return found
 
 
-STEP = 'x - INFO - Epoch(train) [2][3/9]  lr: 1e-3  eta: {}  loss: 1.0\n'
+STEP = 'x - INFO - Epoch(train) [2][3/9]  lr: 1e-3  eta: 0:00:50  loss: 1.0\n'
 
 
-def test_the_time_left(clock, tmp_path):
-    board = Board(deque('cd'))
-    assert board.seconds_left() is None
-    one = job('a', tmp_path, STEP.format('0:00:50'), 'Epoch(train) cut')
-    two = job('b', tmp_path, STEP.format('1 day, 0:01:40'))
-    assert one.eta == 50 and two.eta == 24 * 3600 + 100
-    assert one.news[-1].startswith('  a/train: Epoch(train) [2][3/9]')
-    clock.now = 10
-    board.running = [one]
-    # One has 50 s left and two others take 60 s each.
-    assert board.seconds_left() == 50 + 2 * 60
-    two.step = STEP.format('0:01:40')
-    board.running.append(two)
-    # (60 + 110) / 2 = 85 s for each of two others: 50 + 100 + 170 by two.
-    assert board.seconds_left() == (50 + 100 + 2 * 85) / 2
+def test_the_time_left_is_that_of_the_runs_that_ended(clock, tmp_path):
+    board = Board(5, 4)
+    assert board.summary() == '1 of 5 runs done'
     clock.now = 40
-    board.end(one)
-    # Two expects 100 s yet; a finished run took 40 s.
-    assert board.seconds_left() == 100 + 2 * 40
-    assert board.summary() == '1 of 4 runs done, about 0:03:00 left'
-    board.end(two, failed=True)
-    board.todo.clear()
-    assert board.summary() == '1 of 2 runs done, 1 failed'
-    assert board.seconds_left() == 0
-    assert duration(None) == '-' and duration(3725.4) == '1:02:05'
+    board.end(job('a', tmp_path), '')
+    assert board.summary() == '2 of 5 runs done, about 0:02:00 left'
+    clock.now = 50
+    board.end(job('b', tmp_path), '', failed=True)
+    assert board.summary() == '2 of 5 runs done, 1 failed, about 0:00:50 left'
 
 
-def test_a_terminal_shows_a_table_under_the_results(
-    clock, tmp_path, monkeypatch
-):
+def test_a_terminal_shows_rows_under_the_results(tmp_path, monkeypatch):
     class Terminal(io.StringIO):
         def isatty(self):
             return True
 
     monkeypatch.setattr(sys, 'stdout', terminal := Terminal())
     monkeypatch.setenv('TERM', 'xterm')
-    monkeypatch.setenv('COLUMNS', '100')
-    board = Board(deque('c'), [job('a', tmp_path, STEP.format('0:00:50'))])
-    with open_view() as view:
-        view.show(board)
-        view._live.refresh()  # A thread does so four times a second.
-        board.end(*board.running)
-        board.running = [job('[b]', tmp_path)]
-        view.say('a: {"top1": 1}', board)
+    monkeypatch.setenv('COLUMNS', '120')
+    board = Board(3, 3)
+    running = job('a', tmp_path, STEP)
+    with board.rows:
+        board.show([running])
+        board.rows.refresh()  # A thread does so ten times a second.
+        board.end(running, '{"top1": 1}')
+        board.show([job('[b]', tmp_path)])
     shown = terminal.getvalue()
-    table, _, rest = shown.partition('a: {"top1": 1}')
-    assert '0 of 2 runs done, about 0:01:40 left' in table
-    assert 'a/train' in table and '0:00:50' in table and 'loss' in table
+    rows, _, rest = shown.partition('a: {"top1": 1}')
+    assert '0 of 3 runs done' in rows and 'a/train' in rows
+    assert 'eta: 0:00:50' in rows and 'loss' in rows
     assert '1 of 3 runs done' in rest and '[b]/train' in rest
     assert 'Starting' not in shown
 
 
-def test_lines_without_a_terminal(clock, tmp_path, capsys):
-    board = Board(deque(), [job('a', tmp_path, STEP.format('0:00:50'))])
-    with open_view() as view:
-        view.show(board)
-        view.show(board)
-        board.end(*board.running)
-        view.say('a: {}', board)
+def test_lines_without_a_terminal(tmp_path, capsys):
+    board, running = Board(1, 1), job('a', tmp_path, STEP, 'Epoch(train) cut')
+    board.show([running])
+    board.show([running])
+    board.end(running, '{}')
     start, step, *ends = capsys.readouterr().out.splitlines()
-    assert start == 'Starting a/train' and step.startswith('  a/train: Epoch')
+    assert start == 'Starting a/train'
+    assert step.startswith('  a/train: Epoch(train) [2][3/9]')
     assert ends == ['a: {}', '1 of 1 runs done']

@@ -5,13 +5,10 @@ from math import inf, isnan
 import numpy as np
 import pytest
 from scipy import stats
+from study_tools import rank_correlation
 
 from sift_mm.cli.reports.run_groups import Comparison
-from sift_mm.cli.reports.statistics import (
-    paired_difference,
-    rank_correlation,
-    summarize,
-)
+from sift_mm.cli.reports.statistics import paired_difference, summarize
 
 # t of 0.975 with 2 degrees of freedom, of printed tables.
 T2 = 4.303
@@ -87,7 +84,7 @@ def test_no_correlation_of_a_constant(x, y):
 
 def test_the_best_text_model_has_the_lowest_perplexity():
     signs = {
-        metric: Comparison([], None, metric).sign
+        metric: Comparison([], [], metric).sign
         for metric in ('text/perplexity', 'loss', 'mIoU', 'unknown')
     }
     assert list(signs.values()) == [-1, -1, 1, 1]

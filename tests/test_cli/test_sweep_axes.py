@@ -11,10 +11,10 @@ from helpers.fake_tools import METRICS, new_calls
 from helpers.runs import write_config
 from helpers.sparse_runs import sparse_config
 from sift_mm.cli import experiments, sweep
-from sift_mm.cli.reports.statistics import summarize
+from sift_mm.cli.reports.run_dirs import Run
+from sift_mm.cli.reports.run_groups import Comparison, Group, network_rows
 from sift_mm.cli.sweep_axes import split
-from sift_mm.cli.sweep_networks import Network, plan_networks
-from sift_mm.cli.sweep_report import COSTS, Cell, to_markdown
+from sift_mm.cli.sweep_networks import plan_networks
 from sift_mm.errors import UserError
 
 NOWHERE = Path('nowhere')
@@ -111,25 +111,25 @@ def test_presets_are_options_that_others_replace():
 
 
 def test_a_member_is_compared_with_dense_at_its_settings():
-    def cell(value, *network, options):
-        costs = dict(zip(COSTS, (2e9, 1000, 1000), strict=True))
-        network = Network(*network, cfg_options=options)
-        return Cell(network, summarize([value]), costs)
-
-    member = ('s', 'wide', 0.75, 'RigL', None)
-    cells = [
-        cell(90.0, 'd', options=('a.lr=1',)),
-        cell(80.0, 'd', options=('a.lr=2',)),
-        cell(85.0, *member, options=('a.lr=1', 'interval=5')),
-        cell(85.0, *member, options=('a.lr=2', 'interval=5')),
-    ]
-    *_, one, two = to_markdown(cells, 'top1').splitlines()
-    assert '| -5.00 ' in one and '| +5.00 ' in two
+    values = {
+        'dense-lr=1': 90.0,
+        'dense-lr=2': 80.0,
+        'wide-s75-rigl-lr=1-interval=5': 85.0,
+        'wide-s75-rigl-lr=2-interval=5': 85.0,
+    }
+    groups = []
+    for name, value in values.items():
+        folder = Path('runs', name, 'seed0')
+        folder.mkdir(parents=True)
+        (folder / 'result.json').write_text(json.dumps({'top1': value}))
+        groups.append(Group(name, (Run(folder),)))
+    rows = network_rows(Comparison(groups, groups[:2], 'top1'))
+    assert [row['difference'] for row in rows] == [None, None, -5, 5]
 
 
 @pytest.mark.usefixtures('standins')
 def test_rows_of_finished_runs_are_done_elsewhere(capsys, monkeypatch):
-    monkeypatch.setattr(sweep.html_report, 'write_report', lambda *_: None)
+    monkeypatch.setattr(sweep.html_report, 'main', lambda *_: None)
     for name in ('d_1e.py', 's_1e.py'):
         Path(name).write_text('train_cfg = dict(max_epochs=1)')
     args = ['d_1e.py', 's_1e.py', '--family', 'wide', '--sparsity', '0.5']

@@ -14,7 +14,6 @@ from helpers.runs import forget_instances
 from helpers.sparse_runs import sparse_config
 from sift_mm.cli import publish_model, train
 from sift_mm.cli import test as tester
-from sift_mm.config.tta import flip_pipeline
 from sift_mm.errors import UserError
 
 
@@ -45,8 +44,11 @@ def test_mmseg(runs, tmp_path):
 def test_mmpretrain(runs, tmp_path):
     run = runs['mmpretrain']
     args = [run.config, run.checkpoint, '--work-dir', str(tmp_path)]
-    drawing = ['--show-dir', 'drawn', '--interval', '2']
-    metrics = tester.main([*args, '--out', 'pred.pkl', *drawing])
+    drawing = 'default_hooks.visualization.interval=2'
+    metrics = tester.main(
+        [*args, '--out', 'pred.pkl', '--show-dir', 'drawn']
+        + ['--cfg-options', drawing]
+    )
     assert 'accuracy/top1' in metrics
     assert len(pickle.loads((tmp_path / 'pred.pkl').read_bytes())) == 6
     assert len(list((tmp_path / 'drawn').iterdir())) == 3
@@ -67,29 +69,6 @@ def test_json_has_metrics_and_costs(runs, tmp_path, capsys):
     assert 'M active parameters' in printed
 
 
-@pytest.mark.parametrize('scope', ['mmdet', 'mmseg', 'mmpretrain'])
-def test_tta(scope, runs, tmp_path):
-    run = runs[scope]
-    options = ['--tta', '--work-dir', str(tmp_path)]
-    if scope == 'mmseg':  # Its base has scales that are too much here.
-        options += ['--cfg-options', 'tta_pipeline=None']
-    metrics = tester.main([run.config, run.checkpoint, *options])
-    assert metrics
-
-
-def test_flip_pipeline():
-    load, ann = dict(type='LoadImageFromFile'), dict(type='LoadAnnotations')
-    pack = dict(type='PackDetInputs', meta_keys=('img_id', 'flip'))
-    result = flip_pipeline([load, ann, pack])
-    assert result[:-1] == [load]
-    assert result[-1]['transforms'] == [
-        [dict(type='RandomFlip', prob=0.0), dict(type='RandomFlip', prob=1.0)],
-        [ann],
-        [dict(pack, meta_keys=['img_id', 'flip', 'flip_direction'])],
-    ]
-    assert pack['meta_keys'] == ('img_id', 'flip')
-
-
 def options(scope, *argv):
     cfg = Config(dict(default_scope=scope, test_cfg=dict(), visualizer={}))
     return tester.merge_args(cfg, tester.parse_args(['c', 'ckpt', *argv]))
@@ -100,14 +79,9 @@ def test_resume_of_the_config_is_not_taken():
     assert options('mmdet').resume is False
 
 
-def test_show():
-    cfg = options('mmdet', '--show', '--wait-time', '3')
-    hook = cfg.default_hooks.visualization
-    assert hook.type == 'DetVisualizationHook'
-    assert hook.draw and hook.show and hook.wait_time == 3
-    assert 'test_out_dir' not in hook
-    with pytest.raises(UserError, match='not for mmagic'):
-        options('mmagic', '--show')
+def test_pictures_of_another_library():
+    with pytest.raises(UserError, match='--show-dir works for mmdet, mmseg'):
+        options('mmagic', '--show-dir', 'drawn')
 
 
 def test_amp():

@@ -242,8 +242,8 @@ def test_masks_say_what_is_kept() -> None:
         (None, 'sparse', 'in training mode'),
         ({}, 'sparse', 'have no zeros'),
         ({}, 'dense', "execution is 'dense'"),
-        ({'1.weight': torch.ones(1)}, 'auto', "'1.weight', which the model"),
-        ({'0.weight': torch.ones(3, 3)}, 'auto', 'has shape'),
+        ({'1.weight': torch.ones(1)}, 'auto', "'1.weight' has no weight"),
+        ({'0.weight': torch.ones(3, 3)}, 'auto', 'no weight of its shape'),
         (torch.ones(3, 3), 'auto', 'masks is a Tensor'),
     ],
 )

@@ -180,7 +180,19 @@ def test_augmented_testing_counts_the_network_inside(
     make_config, published, tmp_path
 ):
     config = make_config('mmpretrain', STEM)
-    options = ['--tta', '--work-dir', str(tmp_path), '--out', 'm.json']
+    augmented = tmp_path / 'augmented.py'
+    augmented.write_text(
+        f"""_base_ = {config!r}
+custom_hooks = [
+    dict(type='PrepareTTAHook', tta_cfg=dict(type='AverageClsScoreTTA'))]
+*load, pack = _base_.test_dataloader.dataset.pipeline
+flips = [dict(type='RandomFlip', prob=p) for p in (0., 1.)]
+test_dataloader = dict(dataset=dict(pipeline=[
+    *load, dict(type='TestTimeAug', transforms=[flips, [pack]])]))
+"""
+    )
+    config = str(augmented)
+    options = ['--work-dir', str(tmp_path), '--out', 'm.json']
     metrics = test_tool.main([config, str(published), *options])
     masks = load(published)['sparse_training']['masks'].values()
     size = sum(mask.numel() for mask in masks)

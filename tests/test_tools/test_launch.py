@@ -85,10 +85,10 @@ def test_slurm_train(echo):
 
 
 def test_slurm_test(echo):
-    args = 'gpu', 'job', 'cfg.py', 'c.pth', '--tta'
+    args = 'gpu', 'job', 'cfg.py', 'c.pth', '--amp'
     lines = echo('slurm_test.sh', *args, GPUS='16')
     assert lines[3:6] == ['--gres=gpu:8', '--ntasks=16', '--ntasks-per-node=8']
     assert lines[-7:] == [
         'python', '-u', f'{TOOLS}/test.py', 'cfg.py', 'c.pth',
-        '--launcher=slurm', '--tta',
+        '--launcher=slurm', '--amp',
     ]  # fmt: skip

@@ -1,16 +1,9 @@
-"""Charts as SVG inside a page: colours follow its light or dark scheme.
+"""Charts of runs by matplotlib, as images inside a page."""
 
-Colours are placeholders in matplotlib, and CSS variables in the SVG. Text
-stays text, in the page's font, which is narrower than matplotlib's.
-"""
-
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from io import StringIO
-from itertools import count
-from operator import itemgetter
+from io import BytesIO
 from typing import Any
 
 import numpy as np
@@ -19,16 +12,15 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sift_mm.cli.reports.layer_history import spread_out
+from sift_mm.cli.reports.layer_history import data_address, spread_out
 from sift_mm.cli.reports.statistics import Summary, summarize
 
-#: Placeholders of text and axes, and of grid lines.
-TEXT, GRID = '#010101', '#020202'
-#: Number of colours --s1, --s2, ... of the page.
-COLORS = 6
+# Okabe and Ito's colours, which the colour-blind tell apart.
+COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 MARKERS = 'os^Dv<>PX'
 DASHES: tuple[Any, ...] = ('-', (0, (4, 1.5)), (0, (1.5, 1.2)), (0, (6, 1, 1)))
-WIDTH, HEIGHT = 4.4, 2.9  # Inches; 96 pixels of CSS each.
+GREY = '0.3'
+WIDTH, HEIGHT = 4.4, 2.9  # Inches.
 #: Largest number of points of a curve.
 POINTS = 400
 #: Largest number of networks whose curves have bands.
@@ -43,72 +35,43 @@ SETTINGS: Any = {
     'axes.grid': True,
     'axes.spines.top': False,
     'axes.spines.right': False,
-    'grid.color': GRID,
+    'grid.color': '0.85',
     'grid.linewidth': 0.6,
     'lines.markersize': 4,
     'lines.linewidth': 1.4,
     'text.parse_math': False,
     'svg.fonttype': 'none',
-    'svg.hashsalt': 'report',
-    **dict.fromkeys(
-        (
-            *('text.color', 'axes.labelcolor', 'axes.edgecolor'),
-            *('xtick.color', 'ytick.color'),
-        ),
-        TEXT,
-    ),
 }
 
 Curve = Sequence[tuple[float, float]]
-_HIDDEN = 'aria-hidden="true"'
-_numbers = count(1)
-
-
-@dataclass(frozen=True)
-class Style:
-    """Look of a network in all charts.
-
-    Args:
-        color (int): 0 for the colour of text, else 1 to ``COLORS``.
-        marker (str): Marker of matplotlib.
-        dash (Any): Line style of matplotlib.
-    """
-
-    color: int = 0
-    marker: str = 'o'
-    dash: Any = '-'
-
-    @property
-    def placeholder(self) -> str:
-        """Colour in matplotlib."""
-        return f'#0000{self.color + 16:02x}' if self.color else TEXT
+#: Colour, marker and dashes of a network, as arguments of matplotlib.
+Style = dict[str, Any]
 
 
 def styles_of(
     series: Mapping[str, str], dense: str | None
 ) -> dict[str, Style]:
-    """Return the style of each network.
+    """Return the style of each network; the dense one is grey.
 
     Args:
         series (Mapping[str, str]): Series of each network, by name. Of more
             networks than colours, a series has one colour and marker, and its
             networks differ in dashes.
-        dense (str, optional): Network in the colour of text.
+        dense (str, optional): Name of the dense network.
     """
-    found: dict[str, Style] = {}
-    if len(series.keys() - {dense}) <= COLORS:
-        series = {name: name for name in series}
-    known = dict.fromkeys(s for name, s in series.items() if name != dense)
-    for i, one in enumerate(known):
-        names = [n for n, s in series.items() if s == one and n != dense]
-        for j, name in enumerate(names):
-            found[name] = Style(
-                i % COLORS + 1,
-                MARKERS[i % len(MARKERS)],
-                DASHES[j % len(DASHES)],
-            )
-    if dense is not None:
-        found[dense] = Style()
+    others = {name: s for name, s in series.items() if name != dense}
+    if len(others) <= len(COLOURS):
+        others = {name: name for name in others}
+    kinds = [*others.values()]
+    order = [*dict.fromkeys(kinds)]
+    found = {str(dense): Style(color=GREY, marker='o', linestyle='-')}
+    for i, (name, kind) in enumerate(others.items()):
+        place, turn = order.index(kind), kinds[:i].count(kind)
+        found[name] = Style(
+            color=COLOURS[place % len(COLOURS)],
+            marker=MARKERS[place % len(MARKERS)],
+            linestyle=DASHES[turn % len(DASHES)],
+        )
     return found
 
 
@@ -118,46 +81,39 @@ def _figure(width: float = WIDTH, height: float = HEIGHT) -> tuple[Any, Any]:
     return figure, figure.add_subplot()
 
 
-def _svg(figure: Any, title: str) -> str:
-    """Return a figure as an SVG element; without a title, of no meaning."""
-    out = StringIO()
-    nothing = dict.fromkeys(('Date', 'Creator', 'Format', 'Type'))
-    figure.savefig(out, format='svg', transparent=True, metadata=nothing)
-    text = out.getvalue()
-    text = text[text.index('<svg') :]
-    # The page has the one rule of the style.
-    unused = r'<metadata>.*?</metadata>|<!--.*?-->|<style.*?</style>'
-    text = re.sub(unused, '', text, flags=re.S)
-    text = re.sub(r"'DejaVu Sans'[^;\"]*", 'inherit', text)
-    text = text.replace(TEXT, 'currentColor').replace(GRID, 'var(--grid)')
-    text = re.sub(
-        r'#0000(1[1-9a-f])',
-        lambda match: f'var(--s{int(match[1], 16) - 16})',
-        text,
-    )
-    # Names are unique in the page; those that nothing refers to go.
-    used, prefix = {*re.findall(r'#([\w-]+)', text)}, f'c{next(_numbers)}-'
-    text = re.sub(
-        r' id="([^"]*)"',
-        lambda m: f' id="{prefix}{m[1]}"' if m[1] in used else '',
-        text,
-    )
-    text = re.sub(r'(href="|url\()#', rf'\1#{prefix}', text)
-    label = f'role="img" aria-label="{escape(title)}"'
-    return text.replace('<svg', f'<svg {label if title else _HIDDEN}', 1)
+@dataclass(frozen=True)
+class Chart:
+    """Chart as SVG; in a page, an image that holds it.
+
+    Args:
+        title (str): Title.
+        svg (bytes): The picture.
+    """
+
+    title: str
+    svg: bytes
+
+    def __html__(self) -> str:
+        address = data_address(self.svg, 'svg+xml')
+        return f'<img alt="{escape(self.title)}" src="{address}">'
+
+
+def _chart(figure: Any, title: str) -> Chart:
+    out = BytesIO()
+    with rc_context({'svg.hashsalt': 'report'}):  # The same file each time.
+        figure.savefig(out, format='svg', metadata={'Date': None})
+    return Chart(title, out.getvalue())
 
 
 @rc_context(SETTINGS)
-def swatch(style: Style) -> str:
+def swatch(style: Style) -> Chart:
     """Return a piece of a network's line with its marker, for a legend."""
     figure, axis = _figure(0.42, 0.16)
     figure.set_layout_engine('none')
     axis.set_position((0, 0, 1, 1))
     axis.set_axis_off()
-    line = dict(color=style.placeholder, linestyle=style.dash)
-    axis.plot([0, 1, 2], [0, 0, 0], **line)
-    axis.plot([1], [0], style.marker, color=style.placeholder)
-    return _svg(figure, '')
+    axis.plot([0, 1, 2], [0, 0, 0], **style, markevery=[1])
+    return _chart(figure, '')
 
 
 @rc_context(SETTINGS)
@@ -165,7 +121,7 @@ def curve_chart(
     title: str,
     labels: tuple[str, str],
     curves: Sequence[tuple[Style, Sequence[Curve]]],
-) -> str:
+) -> Chart:
     """Draw the mean of each network's curves, and a band of their spread.
 
     Args:
@@ -183,115 +139,79 @@ def curve_chart(
         found = [summarize(values[step]) for step in steps]
         mean = np.array([s.mean for s in found])
         spread = np.array([s.deviation for s in found])
-        axis.plot(
-            steps,
-            mean,
-            color=style.placeholder,
-            linestyle=style.dash,
-            marker=style.marker if len(steps) < 15 else None,
-            zorder=3,
-        )
+        few = {} if len(steps) < 15 else {'marker': None}
+        axis.plot(steps, mean, **style | few, zorder=3)
         if len(runs) > 1 and len(curves) <= BANDS:
-            low, high = mean - spread, mean + spread
-            shade = dict(color=style.placeholder, alpha=0.13, linewidth=0)
-            axis.fill_between(steps, low, high, **shade)
+            shade = dict(color=style['color'], alpha=0.13, linewidth=0)
+            axis.fill_between(steps, mean - spread, mean + spread, **shade)
     axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
     axis.xaxis.get_major_locator().set_params(integer=True)
-    return _svg(figure, title)
+    return _chart(figure, title)
 
 
-@dataclass(frozen=True)
-class Point:
-    """A network in a chart of metric against cost.
-
-    Args:
-        style (Style): Style of the network.
-        series (str): Points of one series are joined.
-        x (Summary): Cost.
-        y (Summary): Metric.
-    """
-
-    style: Style
-    series: str
-    x: Summary
-    y: Summary
+def draw_dense(axis: Any, dense: Summary, **line: Any) -> None:
+    """Draw the dense network as a line with a band of its spread."""
+    low, high = dense.mean - dense.deviation, dense.mean + dense.deviation
+    axis.axhline(dense.mean, color=GREY, linewidth=0.9, **line)
+    axis.axhspan(low, high, color=GREY, alpha=0.13, linewidth=0)
 
 
 @rc_context(SETTINGS)
 def cost_chart(
     title: str,
     labels: tuple[str, str],
-    points: Sequence[Point],
+    series: Mapping[str, Sequence[tuple[Style, Summary, Summary]]],
     dense: Summary | None,
     least: float = 0,
-) -> str:
+    legend: bool = False,
+) -> Chart:
     """Draw means with standard deviations, and dense as a band.
 
     Args:
         title (str): Title.
         labels (tuple[str, str]): Labels of x and y, with units.
-        points (Sequence[Point]): Networks.
+        series (Mapping): Style, cost and metric of the networks of a series,
+            whose points are joined.
         dense (Summary, optional): Metric of the dense network.
         least (float): Smallest range of x, so that costs that are equal but
             for a rounding are drawn as equal.
+        legend (bool): Whether a legend of the series is drawn below.
     """
-    figure, axis = _figure()
+    figure, axis = _figure(height=1.4 * HEIGHT if legend else HEIGHT)
     if dense is not None:
-        axis.axhline(dense.mean, color=TEXT, linewidth=0.9, zorder=2)
-        low, high = (dense.mean + s * dense.deviation for s in (-1, 1))
-        axis.axhspan(low, high, color=TEXT, alpha=0.13, linewidth=0)
-    places = _side_by_side(points, least)
-    series: dict[str, list[tuple[float, Point]]] = {}
-    for x, point in sorted(
-        zip(places, points, strict=True), key=itemgetter(0)
-    ):
-        series.setdefault(point.series, []).append((x, point))
-    for members in series.values():
-        axis.plot(
-            [x for x, _ in members],
-            [point.y.mean for _, point in members],
-            color=members[0][1].style.placeholder,
-            linewidth=0.7,
-            alpha=0.6,
-        )
-    for x, point in zip(places, points, strict=True):
-        axis.errorbar(
-            x,
-            point.y.mean,
-            xerr=point.x.deviation or None,
-            yerr=point.y.deviation or None,
-            color=point.style.placeholder,
-            marker=point.style.marker,
-            markersize=5,
-            capsize=2.5,
-            elinewidth=1,
-            zorder=3,
-        )
+        draw_dense(axis, dense)
+    costs = [x.mean for points in series.values() for _, x, _ in points]
+    low, high = min(costs), max(costs)
+    span = max(high - low, least)
+    for name, points in series.items():
+        points = sorted(points, key=lambda point: point[1].mean)
+        places = []
+        for style, x, y in points:
+            # Points of nearly equal x stand side by side.
+            alike = sum(abs(cost - x.mean) < 0.01 * span for cost in costs)
+            costs.remove(x.mean)
+            places.append(x.mean + 0.016 * span * (alike - 1))
+            axis.errorbar(
+                places[-1],
+                y.mean,
+                xerr=x.deviation or None,
+                yerr=y.deviation or None,
+                **style | {'markersize': 5},
+                capsize=2.5,
+                elinewidth=1,
+                zorder=3,
+            )
+        means = [y.mean for _, _, y in points]
+        color = points[0][0]['color']
+        axis.plot(places, means, color=color, linewidth=0.7, label=name)
+    if legend:
+        figure.legend(loc='outside lower center', ncols=2, frameon=False)
     axis.margins(x=0.08)
-    low, high = axis.get_xlim()
     if high - low < least:
         middle = (low + high) / 2
         axis.set_xlim(middle - least / 2, middle + least / 2)
     axis.set(title=title, xlabel=labels[0], ylabel=labels[1])
-    return _svg(figure, title)
-
-
-def _side_by_side(points: Sequence[Point], least: float) -> list[float]:
-    """Return x of each point, with points of nearly equal x side by side."""
-    costs = [point.x.mean for point in points]
-    span = max(max(costs) - min(costs), least)
-    places = [0.0] * len(points)
-    clusters: list[list[int]] = []
-    for i in sorted(range(len(points)), key=costs.__getitem__):
-        if clusters and costs[i] - costs[clusters[-1][0]] < 0.01 * span:
-            clusters[-1].append(i)
-        else:
-            clusters.append([i])
-    for cluster in clusters:
-        for j, i in enumerate(sorted(cluster)):
-            shift = j - (len(cluster) - 1) / 2
-            places[i] = costs[i] + 0.016 * span * shift
-    return places
+    return _chart(figure, title)
 
 
 @rc_context(SETTINGS)
@@ -301,7 +221,7 @@ def heat_map(
     rows: Mapping[str, Curve],
     ends: tuple[float | None, float | None] = (None, None),
     log: bool = False,
-) -> str:
+) -> Chart:
     """Draw one row a layer, one column a step, the value as a colour.
 
     Args:
@@ -324,13 +244,8 @@ def heat_map(
     if log and positive.size:
         norm = LogNorm(positive.min(), positive.max())
     figure, axis = _figure(height=0.95 + 0.145 * len(rows))
-    image = axis.imshow(
-        values,
-        aspect='auto',
-        cmap='cividis',
-        interpolation='none',
-        norm=norm,
-    )
+    style: Any = dict(cmap='cividis', interpolation='none', norm=norm)
+    image = axis.imshow(values, aspect='auto', **style)
     axis.grid(False)
     shown = range(0, len(rows), -(-len(rows) // 60))
     axis.set_yticks(shown, [[*rows][i] for i in shown], fontsize=7)
@@ -342,4 +257,4 @@ def heat_map(
         image, ax=axis, fraction=0.08, aspect=30, format='%g', ticks=whole
     )
     bar.outline.set_visible(False)
-    return _svg(figure, title)
+    return _chart(figure, title)

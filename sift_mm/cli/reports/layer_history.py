@@ -167,12 +167,11 @@ def picture(mask: Tensor) -> str:
         scale = SIDE / max(pixels.size)
         size = [max(1, round(side * scale)) for side in pixels.size]
         pixels = pixels.resize(size, Image.Resampling.BOX)
-    return data_address(pixels, 'PNG')
-
-
-def data_address(image: Image.Image, kind: str) -> str:
-    """Return an image as an address that holds it."""
     out = BytesIO()
-    image.save(out, kind, optimize=True, quality=82)
-    text = base64.b64encode(out.getvalue()).decode()
-    return f'data:image/{kind.lower()};base64,{text}'
+    pixels.save(out, 'PNG', optimize=True)
+    return data_address(out.getvalue(), 'png')
+
+
+def data_address(content: bytes, kind: str) -> str:
+    """Return an image as an address that holds it."""
+    return f'data:image/{kind};base64,{base64.b64encode(content).decode()}'

@@ -1,20 +1,9 @@
-"""Parts of Markdown pages: tables, text between marks, and figures."""
+"""Parts of Markdown pages: tables, and text between marks."""
 
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 
-from matplotlib import rc_context
-from matplotlib.figure import Figure
-
-from sift_mm.cli.reports.charts import DASHES, MARKERS
-from sift_mm.cli.reports.statistics import Summary
 from sift_mm.errors import UserError
-
-# Okabe and Ito's colours, which the colour-blind tell apart.
-COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
-#: Sparsities and summaries of a metric, by name of the line.
-Lines = Mapping[str, Sequence[tuple[float, Summary]]]
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
@@ -56,46 +45,3 @@ class Marks:
     def fill(self, text: str) -> None:
         """Replace what is between the marks."""
         self.path.write_text(f'{self._before}\n{text}\n{self._after}')
-
-
-def plot_panels(
-    path: Path, label: str, dense: Mapping[str, Summary], panels: Sequence
-) -> None:
-    """Plot a metric against the sparsity, and dense networks as bands.
-
-    Args:
-        path (Path): File of the figure.
-        label (str): Metric with its unit.
-        dense (Mapping[str, Summary]): Metric of dense networks.
-        panels (Sequence[tuple[str, Lines]]): Title and lines of each panel.
-    """
-    figure = Figure((4.5 * len(panels), 3.8), layout='constrained')
-    axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
-    for axis, (title, lines) in zip(axes, panels, strict=True):
-        for (name, y), dash in zip(dense.items(), cycle(DASHES)):
-            low, high = y.mean - y.deviation, y.mean + y.deviation
-            axis.axhline(y.mean, color='0.4', linestyle=dash, label=name)
-            axis.axhspan(low, high, color='0.4', alpha=0.15, linewidth=0)
-        for i, (name, points) in enumerate(lines.items()):
-            axis.errorbar(
-                [x + 0.007 * i for x, _ in points],  # Side by side.
-                [y.mean for _, y in points],
-                [y.deviation for _, y in points],
-                color=COLOURS[i % len(COLOURS)],
-                marker=MARKERS[i % len(MARKERS)],
-                capsize=3,
-                label=name,
-            )
-        axis.set(title=title, xlabel='sparsity')
-        if axis.get_legend_handles_labels()[0]:
-            axis.legend(
-                loc='upper center',
-                bbox_to_anchor=(0.5, -0.2),
-                ncols=3,
-                fontsize='small',
-                frameon=False,
-            )
-    axes[0].set_ylabel(label)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with rc_context({'svg.hashsalt': 'sift_mm'}):  # The same file each time.
-        figure.savefig(path, dpi=110, metadata={'Date': None})

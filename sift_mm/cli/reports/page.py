@@ -1,33 +1,199 @@
-"""The page of a report: sections, filled into page.html."""
+"""The page of a report: its charts, and all sections in page.html."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from math import nan
 from pathlib import Path
 from time import strftime
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader
-from markupsafe import Markup
 
-from sift_mm.cli.reports.charts import swatch
-from sift_mm.cli.reports.layer_history import Layers
-from sift_mm.cli.reports.page_charts import (
-    comparison_charts,
-    layer_charts,
-    learning_charts,
-    look,
-    mask_charts,
-    spectral_charts,
+from sift_mm.cli.reports.charts import (
+    Chart,
+    Curve,
+    Style,
+    cost_chart,
+    curve_chart,
+    heat_map,
+    styles_of,
+    swatch,
+)
+from sift_mm.cli.reports.layer_history import (
+    QUANTITIES,
+    History,
+    Layers,
+    short_names,
 )
 from sift_mm.cli.reports.page_tables import (
-    comparison_table,
-    fact_rows,
+    comparison,
+    facts,
     flops_notes,
     headline,
     layer_table,
     machine_rows,
     missing,
 )
-from sift_mm.cli.reports.run_groups import Comparison
+from sift_mm.cli.reports.run_dirs import Run
+from sift_mm.cli.reports.run_groups import Comparison, Group, network_rows
 from sift_mm.cli.reports.sample_pictures import Samples
+from sift_mm.cli.reports.statistics import Summary
+from sift_mm.cli.reports.text import SPECTRAL
+
+#: Scalars of a run: title and axis.
+LEARNING = {
+    'loss': ('Training loss', 'loss'),
+    'lr': ('Learning rate', 'learning rate'),
+}
+MASKS = {
+    'sparse/density': ('Density', 'share of active weights'),
+    'sparse/moved': ('Moved weights', 'share of active weights'),
+    'sparse/drop_fraction': ('Drop fraction', 'share of active weights'),
+    'sparse/itop_rate': ('ITOP rate', 'share of weights ever active'),
+    'sparse/doc_rate': ('DoC rate', 'share of weights always active'),
+}
+
+
+def _cost(key: str, unit: float = 1) -> Callable[[Group, Run], float]:
+    return lambda group, run: run.costs.get(key, nan) / unit
+
+
+#: Name and label of axes, the function that reads the cost of a run, and the
+#: smallest range.
+AXES: dict[tuple[str, str], tuple[Callable[[Group, Run], Any], float]] = {
+    ('sparsity', 'nominal sparsity (share of weights)'): (
+        lambda group, run: group.sparsity,
+        0.1,
+    ),
+    ('FLOPs', 'FLOPs of an image, divided by dense'): (
+        _cost('flops_ratio'),
+        0.1,
+    ),
+    ('training FLOPs', 'FLOPs of the training, divided by dense'): (
+        _cost('training_ratio'),
+        0.1,
+    ),
+    ('time', 'training time (minutes)'): (_cost('seconds', 60), 0.0),
+}
+
+
+def look(compared: Comparison) -> dict[str, Style]:
+    """Return the style of each network."""
+    series = {group.name: group.series for group in compared.groups}
+    dense = compared.dense[0].name if compared.dense else None
+    return styles_of(series, dense)
+
+
+def curves_of(
+    compared: Comparison, groups: Sequence[Group], kind: str, key: str
+) -> list[tuple[Style, Sequence[Curve]]]:
+    """Return style and curves of a scalar, of the networks that have it."""
+    style = look(compared)
+    found = [
+        (style[group.name], [run.curve(kind, key) for run in group.runs])
+        for group in groups
+    ]
+    return [(look, runs) for look, runs in found if any(runs)]
+
+
+def scalar_charts(
+    compared: Comparison, kind: str, scalars: Mapping[str, tuple[str, str]]
+) -> Iterator[Chart]:
+    """Yield charts of scalars over the iterations."""
+    for key, (title, label) in scalars.items():
+        if shown := curves_of(compared, compared.groups, kind, key):
+            yield curve_chart(title, ('iteration', label), shown)
+
+
+def learning_charts(compared: Comparison) -> Iterator[Chart]:
+    """Yield charts of loss and metrics over the training."""
+    yield from scalar_charts(compared, 'train', LEARNING)
+    groups = compared.groups
+    if compared.metric is None:
+        return
+    for by_epoch, unit in ((True, 'epoch'), (False, 'iteration')):
+        some = [g for g in groups if g.first.by_epoch == by_epoch]
+        if shown := curves_of(compared, some, 'valid', compared.metric):
+            title = f'{compared.metric} in validation'
+            yield curve_chart(title, (unit, compared.unit), shown)
+
+
+def comparison_charts(
+    compared: Comparison, legend: bool = False
+) -> Iterator[Chart]:
+    """Yield charts of the metric against sparsity and costs."""
+    metric = compared.metric
+    if metric is None or len(compared.groups) < 2:
+        return
+    style, dense = look(compared), compared.dense
+
+    def measured(group: Group) -> Summary | None:
+        return group.summary(lambda run: run.metrics.get(metric))
+
+    for (name, label), (read, least) in AXES.items():
+        series: dict[str, list[Any]] = {}
+        for group in compared.groups:
+            x, y = group.summary(partial(read, group)), measured(group)
+            if x is not None and y is not None:
+                points = series.setdefault(group.series, [])
+                points.append((style[group.name], x, y))
+        if sum(map(len, series.values())) > 1:
+            yield cost_chart(
+                f'{metric} against {name}',
+                (label, compared.unit),
+                series,
+                measured(dense[0]) if dense else None,
+                least,
+                legend,
+            )
+
+
+def mask_charts(compared: Comparison) -> Iterator[Chart]:
+    """Yield charts of the scalars of all masks."""
+    yield from scalar_charts(compared, 'masks', MASKS)
+
+
+def spectral_charts(
+    compared: Comparison, layers: Mapping[str, Layers]
+) -> Iterator[Chart]:
+    """Yield charts of the spectral quantities' means along checkpoints."""
+    style = look(compared)
+    for key, label in SPECTRAL.items():
+        curves = [
+            (style[name], [found.means[key]])
+            for name, found in layers.items()
+            if key in found.means
+        ]
+        if curves:
+            labels = 'optimizer step', 'mean of the layers'
+            yield curve_chart(label[0].upper() + label[1:], labels, curves)
+
+
+def layer_charts(layers: Layers) -> list[Chart]:
+    """Return heat maps of a run's layers: logged, or from checkpoints."""
+    shown: History = {**layers.saved, **layers.logged}
+    charts = []
+    order = {
+        name: i
+        for i, name in enumerate(
+            row['name']
+            for _, table in layers.tables
+            for row in table['layers']
+        )
+    }
+    for quantity, (label, low, high) in QUANTITIES.items():
+        if quantity not in shown:
+            continue
+        rows = shown[quantity]
+        # A layer may lack a quantity at first.
+        names = sorted(rows, key=lambda name: order.get(name, 0))
+        short = short_names(names)
+        unit = 'iteration' if quantity in layers.logged else 'optimizer step'
+        title = label[0].upper() + label[1:]
+        curves = {short[name]: rows[name] for name in names}
+        log = quantity == 'gradient_norm'
+        charts.append(heat_map(title, unit, curves, (low, high), log))
+    return charts
 
 
 def render(
@@ -43,10 +209,10 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    style = look(compared)
+    style, rows = look(compared), network_rows(compared)
     shown = {
         name: {
-            'charts': [*map(Markup, layer_charts(found))],
+            'charts': layer_charts(found),
             'table': layer_table(found),
             'pictures': found.pictures,
             'first': found.tables[0][0] if found.tables else '',
@@ -64,19 +230,18 @@ def render(
     return environment.get_template('page.html').render(
         title=title,
         now=strftime('%Y-%m-%d %H:%M'),
-        headline=headline(compared),
-        # Called for each section: names in an SVG are unique in the page.
-        legend=lambda: [
-            (group.name, Markup(swatch(style[group.name])))
+        headline=headline(compared, rows),
+        legend=[
+            (group.name, swatch(style[group.name]))
             for group in compared.groups
         ],
-        facts=fact_rows(compared),
+        facts=facts(rows),
         flops=flops_notes(compared),
         machines=machine_rows(compared),
-        comparison=comparison_table(compared),
-        dense=compared.dense.name if compared.dense else None,
+        comparison=comparison(rows, compared.digits),
+        dense=compared.dense[0].name if compared.dense else None,
         unit=compared.unit,
-        charts={key: [*map(Markup, found)] for key, found in charts.items()},
+        charts={key: [*found] for key, found in charts.items()},
         layers=shown,
         samples=samples,
         missing=missing(compared, layers, samples),

@@ -1,32 +1,17 @@
 """Tables and sentences of a report's page, as text."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
 from math import isfinite
-from pathlib import Path
 from typing import Any
 
 from sift_mm.cli.reports.layer_history import Layers, short_names
-from sift_mm.cli.reports.run_dirs import Run
-from sift_mm.cli.reports.run_groups import Comparison, Group, comparison_rows
+from sift_mm.cli.reports.run_groups import Comparison
 from sift_mm.cli.reports.sample_pictures import Samples
 from sift_mm.cli.reports.text import mask_cells
-from sift_mm.flops.units import PREFIXES
+from sift_mm.flops.units import flops
 
-#: Least value in a unit, the unit, and its name.
-Scale = tuple[float, float, str]
-TIMES: list[Scale] = [(7200, 3600, 'h'), (300, 60, 'min'), (0, 1, 's')]
-SIZES: list[Scale] = [
-    *((unit, unit, name) for name, unit in PREFIXES.items()),
-    (1, 1, ''),
-]
-
-
-def scale(
-    values: Sequence[float], steps: Sequence[Scale]
-) -> tuple[float, str]:
-    """Return the unit of the largest of some values, and its name."""
-    top = max(map(abs, values), default=0)
-    return next((s[1:] for s in steps if top >= s[0]), steps[-1][1:])
+Row = Mapping[str, Any]
 
 
 def number(value: float | None, form: str = ',.4g') -> str:
@@ -36,73 +21,90 @@ def number(value: float | None, form: str = ',.4g') -> str:
     return f'{value:{form}}'.replace('-', '−')
 
 
-def scaled(value: float | None, form: str = '.4g') -> str:
-    """Return a number with the prefix of its size."""
-    if value is None:
-        return '–'
-    unit, prefix = scale([value], SIZES)
-    return f'{value / unit:{form}} {prefix}'.rstrip()
-
-
 def duration(seconds: float | None) -> str:
-    """Return a time in the unit of its size."""
-    if seconds is None:
-        return '–'
-    unit, name = scale([seconds], TIMES)
-    return f'{seconds / unit:.3g} {name}'
+    """Return hours, minutes and seconds, '–' for None."""
+    return '–' if seconds is None else str(timedelta(seconds=round(seconds)))
 
 
-def fact_rows(compared: Comparison) -> list[dict[str, str]]:
-    """Return what was run, a row a network."""
-    rows = []
-    for group in compared.groups:
-        run = group.first
-        member, masks = run.member, run.masks
-        more = [
-            f'{key}={member[key]}'
-            for key in ('inner', 'sparse_factors')
-            if member.get(key) not in (None, 'none')
+def _of(key: str, to_text: Callable[..., str], *options: str) -> Any:
+    return lambda row: to_text(row[key], *options)
+
+
+def _text(value: Any) -> str:
+    return str(value or '–')
+
+
+FACTS: dict[str, Callable[[Row], str]] = {
+    'network': _of('network', str),
+    'config': _of('config', _text),
+    'member': _of('member', _text),
+    'mask training': _of('algorithm', _text),
+    'sparsity, nominal': _of('sparsity', number, '.4g'),
+    'solved': _of('solved', number, '.4f'),
+    'density': _of('density', number, '.4f'),
+    'FLOPs an image': _of('flops', flops),
+    'of dense': _of('flops_ratio', number, '.4f'),
+    'training FLOPs, of dense': _of('training_ratio', number, '.4f'),
+    'parameters': _of('parameters', flops),
+    'active': _of('active', flops),
+    'training time': _of('seconds', duration),
+    'seeds': _of('seeds', str),
+}
+
+
+def facts(rows: Sequence[Row]) -> list[dict[str, str]]:
+    """Return what was run as text, from the rows of the networks."""
+    return cells(rows, FACTS)
+
+
+def comparison(rows: Sequence[Row], digits: int) -> list[dict[str, str]]:
+    """Return metric and difference from dense as text.
+
+    Args:
+        rows (Sequence): Rows of the networks.
+        digits (int): Digits behind the point of the metric.
+    """
+    signed = f'+.{digits}f'
+    columns: dict[str, Callable[[Row], str]] = {
+        'network': _of('network', str),
+        'sparsity': _of('sparsity', number, '.4g'),
+        'FLOPs, of dense': _of('flops_ratio', number, '.4f'),
+        'n': _of('runs_with_metric', str),
+        'mean': _of('mean', number, f'.{digits}f'),
+        'standard deviation': _of('sd', number, f'.{digits}f'),
+        'minus dense': _of('difference', number, signed),
+        'interval, 95 %': lambda row: _interval(row, digits),
+        'pairs': _of('pairs', _text),
+        'training time': _of('seconds', duration),
+    }
+    return cells(rows, columns)
+
+
+def cells(
+    rows: Sequence[Row], columns: Mapping[str, Callable[[Row], str]]
+) -> list[dict[str, str]]:
+    """Return rows as text, without columns that have no value."""
+    return _without_empty(
+        [
+            {name: to_text(row) for name, to_text in columns.items()}
+            for row in rows
         ]
-        size = masks.get('size')
-        rows.append(
-            {
-                'network': group.name,
-                'config': _config_name(run),
-                'member': ', '.join([member.get('family') or '–', *more]),
-                'mask training': str(masks.get('algorithm') or '–'),
-                'sparsity, nominal': number(group.sparsity, '.4g'),
-                'solved': number(masks.get('solved'), '.4f'),
-                'density': number(size and masks['active'] / size, '.4f'),
-                'FLOPs an image': scaled(group.cost('flops')),
-                'of dense': number(group.cost('flops_ratio'), '.4f'),
-                'training FLOPs, of dense': number(
-                    group.cost('training_ratio'), '.4f'
-                ),
-                'parameters': scaled(group.cost('parameters')),
-                'active': scaled(group.cost('active')),
-                'training time': duration(group.cost('seconds')),
-                'seeds': _seeds(group),
-            }
-        )
-    return _without_empty(rows)
-
-
-def _config_name(run: Run) -> str:
-    """Return the name of the run's config."""
-    written = run.record.get('config')
-    files = [Path(written)] if written else sorted(run.path.glob('*.py'))
-    return files[0].stem if files else '–'
-
-
-def _seeds(group: Group) -> str:
-    known = [run.seed for run in group.runs]
-    return ', '.join('–' if seed is None else str(seed) for seed in known)
+    )
 
 
 def _without_empty(rows: list[dict[str, str]]) -> list[dict[str, str]]:
-    """Leave out columns without any value."""
-    kept = {k for row in rows for k, v in row.items() if v != '–'}
-    return [{k: v for k, v in row.items() if k in kept} for row in rows]
+    kept = {k for row in rows for k, v in row.items() if v not in ('–', '-')}
+    return [
+        {k: '–' if v == '-' else v for k, v in row.items() if k in kept}
+        for row in rows
+    ]
+
+
+def _interval(row: Row, digits: int) -> str:
+    if row['low'] is None:
+        return '–'
+    ends = (number(row[end], f'+.{digits}f') for end in ('low', 'high'))
+    return ' to '.join(ends)
 
 
 def flops_notes(compared: Comparison) -> list[str]:
@@ -132,35 +134,6 @@ def machine_rows(compared: Comparison) -> list[dict[str, str]]:
     return _without_empty(found)
 
 
-def comparison_table(compared: Comparison) -> list[dict[str, str]]:
-    """Return metric and difference from dense as text, a row a network."""
-    digits = compared.digits
-    rows = []
-    for row in comparison_rows(compared):
-        interval = '–' if row['low'] is None else _interval(row, digits)
-        rows.append(
-            {
-                'network': row['network'],
-                'sparsity': number(row['sparsity'], '.4g'),
-                'FLOPs, of dense': number(row['flops_ratio'], '.4f'),
-                'n': str(row['runs_with_metric']),
-                'mean': number(row['mean'], f'.{digits}f'),
-                'standard deviation': number(row['sd'], f'.{digits}f'),
-                'minus dense': number(row['difference'], f'+.{digits}f'),
-                'interval, 95 %': interval,
-                'pairs': str(row['pairs'] or '–'),
-                'training time': duration(row['seconds']),
-            }
-        )
-    return _without_empty(rows)
-
-
-def _interval(row: Mapping[str, Any], digits: int) -> str:
-    return ' to '.join(
-        number(row[end], f'+.{digits}f') for end in ('low', 'high')
-    )
-
-
 def layer_table(layers: Layers) -> list[dict[str, str]]:
     """Return the layers of the last checkpoint as text."""
     if not layers.tables:
@@ -175,37 +148,33 @@ def layer_table(layers: Layers) -> list[dict[str, str]]:
             {
                 'layer': short.get(row['name'], row['name']),
                 'shape': shape or '–',
-                **{
-                    name: '–' if cell == '-' else cell.replace('-', '−')
-                    for name, cell in mask_cells(row).items()
-                },
+                **mask_cells(row),
                 'sparse products': layers.products.get(layer, '–'),
             }
         )
     return _without_empty(rows)
 
 
-def headline(compared: Comparison) -> list[str]:
+def headline(compared: Comparison, rows: Sequence[Row]) -> list[str]:
     """Return the sentences at the top of the page."""
-    runs = sum(len(group.runs) for group in compared.groups)
-    said = [f'{runs} runs of {len(compared.groups)} networks.']
+    groups, digits = compared.groups, compared.digits
+    runs = sum(len(group.runs) for group in groups)
+    said = [f'{runs} runs of {len(groups)} networks.']
     if runs == 1:
-        run, name = compared.groups[0].first, compared.groups[0].name
-        said = [f'One run, {name}: {run.status}.']
-    metric, digits = compared.metric, compared.digits
-    if metric is None:
+        said = [f'One run, {groups[0].name}: {groups[0].first.status}.']
+    if compared.metric is None:
         return [*said, 'No metric was logged so far.']
-    rows = [r for r in comparison_rows(compared) if r['mean'] is not None]
-    other = [row for row in rows if row['difference'] is not None]
-    if not other:
-        best = max(rows, key=lambda row: compared.sign * row['mean'])
+    key = 'difference'
+    found = [row for row in rows if row[key] is not None]
+    if not found:
+        key, found = 'mean', [row for row in rows if row['mean'] is not None]
+    best = max(found, key=lambda row: compared.sign * row[key])
+    if key == 'mean':
         value = number(best['mean'], f'.{digits}f')
         return [*said, f'{best["network"]} has {compared.unit} {value}.']
-    best = max(other, key=lambda row: compared.sign * row['difference'])
     text = (
-        f'The network with the best difference from '
-        f'{compared.dense.name if compared.dense else "dense"} in {metric} is '
-        f'{best["network"]}: {number(best["difference"], f"+.{digits}f")}'
+        f'The best difference from dense in {compared.metric} is that of '
+        f'{best["network"]}: {number(best[key], f"+.{digits}f")}'
     )
     if best['low'] is None:
         return [*said, f'{text}, of one pair of runs: no interval.']

@@ -33,9 +33,6 @@ COSTS = (
     *('flops', 'flops_of_dense', 'parameters', 'active_parameters'),
     *('density', 'seconds_per_image'),
 )
-# Lines of MMEngine's log on the environment.
-VERSION = re.compile(r'^ +(Python|PyTorch|TorchVision|MMEngine): (\S+)', re.M)
-SEED = re.compile(r'^ +seed: (\d+)', re.M)
 
 
 def is_run(folder: Path) -> bool:
@@ -218,23 +215,12 @@ class Run:
                 continue
         return {}
 
-    @cached_property
-    def log(self) -> str:
-        """Text of the last session's log up to the training."""
-        for session in reversed(self.sessions):
-            for path in session.glob('*.log'):
-                with path.open(errors='replace') as stream:
-                    return stream.read(40_000)
-        return ''
-
     @property
     def seed(self) -> int | None:
         """Seed of the run."""
         found = self.record.get('seed')
         if found is None:
             found = (self.config.get('randomness') or {}).get('seed')
-        if found is None and (match := SEED.search(self.log)):
-            found = int(match[1])
         # A sweep's run may be known by its result alone.
         if found is None and (
             match := re.search(r'seed(\d+)$', str(self.path))
@@ -245,7 +231,7 @@ class Run:
     @property
     def versions(self) -> dict[str, str]:
         """Versions of Python and the libraries."""
-        return self.record.get('versions') or dict(VERSION.findall(self.log))
+        return self.record.get('versions') or {}
 
     @property
     def hook(self) -> dict[str, Any]:
@@ -291,27 +277,22 @@ class Run:
         Keys are flops, flops_ratio, training_ratio, parameters, active and
         seconds.
         """
-        counted, result = self.record.get('flops') or {}, self.result
+        counted = self.record.get('flops') or {}
+        known = self.result | self.record
+        ratio, dense = counted.get('ratio'), self.result.get('flops_of_dense')
+        if dense:
+            ratio = self.result['flops'] / dense
+        elif not counted:
+            budget = self.state.get('budget', {})
+            ratio = budget.get('model_flops_ratio', budget.get('flops_ratio'))
         found = {
-            'flops': counted.get('inference', result.get('flops')),
-            'flops_ratio': counted.get('ratio'),
+            'flops': counted.get('inference', self.result.get('flops')),
+            'flops_ratio': ratio,
             'training_ratio': counted.get('training_ratio'),
-            'parameters': self.record.get(
-                'parameters', result.get('parameters')
-            ),
-            'active': self.record.get(
-                'active_parameters', result.get('active_parameters')
-            ),
+            'parameters': known.get('parameters'),
+            'active': known.get('active_parameters'),
             'seconds': self.seconds,
         }
-        budget = self.state.get('budget', {}) if not counted else {}
-        if found['flops_ratio'] is None:
-            dense = result.get('flops_of_dense')
-            found['flops_ratio'] = (
-                result['flops'] / dense
-                if dense and 'flops' in result
-                else budget.get('model_flops_ratio', budget.get('flops_ratio'))
-            )
         return {k: v for k, v in found.items() if v is not None}
 
     @cached_property
@@ -346,10 +327,8 @@ class Run:
     @property
     def by_epoch(self) -> bool:
         """Truth of "metrics are logged by epoch"."""
-        train = self.scalars.train.values()
-        last = max(self.scalars.valid, default=0)
-        epochs = [record.get('epoch', 0) for record in train]
-        return 0 not in epochs and last <= max(epochs, default=-1)
+        loop = self.config.get('train_cfg') or {}
+        return bool(loop.get('max_epochs') or loop.get('by_epoch'))
 
     @property
     def status(self) -> str:

@@ -25,6 +25,11 @@ PER_RUN = ('randomness', 'work_dir', 'resume', 'launcher', 'experiment_name')
 PERCENT = ('accuracy', 'single-label', 'mIoU', 'aAcc', 'mAcc', 'mDice')
 #: Metrics to compare, where the config does not name one in save_best.
 METRICS = ('accuracy/top1', 'coco/bbox_mAP', 'mIoU')
+#: Costs of a run, see :attr:`Run.costs`.
+COSTS = (
+    *('flops', 'flops_ratio', 'training_ratio'),
+    *('parameters', 'active', 'seconds'),
+)
 # The part of a path that names a seed, with the separator before it.
 SEED = re.compile(r'[-_./]?seed[-_=]?\d+')
 # The part of a name that gives the sparsity: wide-s75-rigl.
@@ -117,16 +122,10 @@ def group_runs(paths: Sequence[Path]) -> list[Group]:
         run = Run(path)
         found.setdefault(_key(run), []).append(run)
     groups = [*found.values()]
-    # A folder's name without the seed; more of the path where names repeat.
-    parts = [
-        Path(SEED.sub('', str(runs[0].path))).parts[1:] for runs in groups
-    ]
-    names = ['/'.join(part[-1:]) for part in parts]
-    for depth in range(2, max(map(len, parts), default=0) + 1):
-        names = [
-            '/'.join(part[-depth:]) if names.count(name) > 1 else name
-            for part, name in zip(parts, names, strict=True)
-        ]
+    # Paths below the common folder, without the seed.
+    bases = [Path(SEED.sub('', str(runs[0].path))) for runs in groups]
+    common = os.path.commonpath([base.parent for base in bases])
+    names = [str(base.relative_to(common)) for base in bases]
     named = [
         Group(
             name if names.count(name) == 1 else os.path.relpath(runs[0].path),
@@ -137,23 +136,23 @@ def group_runs(paths: Sequence[Path]) -> list[Group]:
     return sorted(named, key=lambda group: not group.is_dense)
 
 
-def find_dense(groups: Sequence[Group], name: str | None) -> Group | None:
-    """Return the group that others are compared with.
+def find_dense(groups: Sequence[Group], name: str | None) -> list[Group]:
+    """Return the groups that others are compared with.
 
     Args:
         groups (Sequence[Group]): All groups.
-        name (str, optional): Name of the group; None is the one called
-            dense, else the first dense one.
+        name (str, optional): Name of the group; None is all dense ones, the
+            one called dense first.
 
     Raises:
         UserError: If there is no group of this name.
     """
-    found = {group.name: group for group in groups}
     if name is None:
-        dense = next((group for group in groups if group.is_dense), None)
-        return found.get('dense', dense)
+        dense = [g for g in groups if g.is_dense or g.name == 'dense']
+        return sorted(dense, key=lambda group: group.name != 'dense')
+    found = {group.name: group for group in groups}
     check_names('No run is called', [name], found)
-    return found[name]
+    return [found[name]]
 
 
 def find_metric(groups: Sequence[Group], name: str | None) -> str | None:
@@ -181,13 +180,26 @@ class Comparison:
 
     Args:
         groups (Sequence[Group]): Networks.
-        dense (Group, optional): Network that others are compared with.
+        dense (Sequence[Group]): Networks that others are compared with.
         metric (str, optional): Metric; None if no run has one.
     """
 
     groups: Sequence[Group]
-    dense: Group | None
+    dense: Sequence[Group]
     metric: str | None
+
+    def dense_of(self, group: Group) -> Group | None:
+        """Return the dense network of a group's settings, else the first.
+
+        The settings are parts of the name: 'dense-lr=0.1' is compared with
+        'wide-s75-rigl-lr=0.1'. None for a dense network itself.
+        """
+        if group in self.dense:
+            return None
+        own = set(group.name.split('-'))
+        like = [d for d in self.dense if own.issuperset(_settings(d))]
+        first = self.dense[0] if self.dense else None
+        return max(like, key=lambda d: len(_settings(d)), default=first)
 
     @property
     def unit(self) -> str:
@@ -209,6 +221,10 @@ class Comparison:
             for v in g.metric(self.metric or '').values()
         ]
         return 2 if any(abs(value) > 1.5 for value in found) else 4
+
+
+def _settings(dense: Group) -> list[str]:
+    return dense.name.split('-')[1:]
 
 
 def run_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
@@ -268,37 +284,55 @@ def _epochs(run: Run) -> Iterator[dict[str, Any]]:
         )
 
 
-def comparison_rows(compared: Comparison) -> list[dict[str, Any]]:
+def network_rows(compared: Comparison) -> list[dict[str, Any]]:
     """Return one row a network, with its difference from dense.
 
     Intervals are of the paired t test over common seeds, at 95 %.
     """
-    dense, metric = compared.dense, compared.metric or ''
+    metric = compared.metric or ''
     rows = []
     for group in compared.groups:
         values, less = group.metric(metric), None
         found = summarize([*values.values()]) if values else None
-        if dense is not None and group is not dense:
+        if (dense := compared.dense_of(group)) is not None:
             less = paired_difference(values, dense.metric(metric))
-        row: dict[str, Any] = {
-            'network': group.name,
-            'sparsity': group.sparsity,
-            'n': len(group.runs),
-        }
-        for key in (
-            *('flops', 'flops_ratio', 'training_ratio'),
-            *('parameters', 'active', 'seconds'),
-        ):
-            row[key] = group.cost(key)
-        row |= {
+        interval = less if less and less.n > 1 else None
+        row = _facts(group) | {
             'metric': compared.metric,
             'mean': found and found.mean,
             'sd': found.deviation if found and found.n > 1 else None,
             'runs_with_metric': found.n if found else 0,
             'difference': less and less.value,
-            'low': less.low if less and less.n > 1 else None,
-            'high': less.high if less and less.n > 1 else None,
+            'low': interval and interval.low,
+            'high': interval and interval.high,
             'pairs': less.n if less else 0,
         }
         rows.append(row)
     return rows
+
+
+def _facts(group: Group) -> dict[str, Any]:
+    """Return what a network is, and its costs."""
+    run = group.first
+    member, masks = run.member, run.masks
+    more = [
+        f'{key}={member[key]}'
+        for key in ('inner', 'sparse_factors')
+        if member.get(key) not in (None, 'none')
+    ]
+    written = run.record.get('config')
+    files = [Path(written)] if written else sorted(run.path.glob('*.py'))
+    size = masks.get('size')
+    seeds = ['–' if run.seed is None else str(run.seed) for run in group.runs]
+    return {
+        'network': group.name,
+        'config': files[0].stem if files else '',
+        'member': ', '.join(filter(None, (member.get('family'), *more))),
+        'algorithm': masks.get('algorithm'),
+        'sparsity': group.sparsity,
+        'solved': masks.get('solved'),
+        'density': size and masks['active'] / size,
+        'seeds': ', '.join(seeds),
+        'n': len(group.runs),
+        **{key: group.cost(key) for key in COSTS},
+    }

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass, field
-from io import StringIO
+from io import BytesIO, StringIO
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,10 @@ from mmengine.registry import (
 from mmengine.utils import import_modules_from_strings
 from PIL import Image
 
-from sift_mm.checkpoint.reading import read
 from sift_mm.cli.reports.layer_history import data_address, spread_out
 from sift_mm.cli.reports.run_dirs import Run
 from sift_mm.cli.reports.run_groups import Group
-from sift_mm.config.building import build
+from sift_mm.config.building import build_trained
 from sift_mm.config.libraries import import_library
 from sift_mm.errors import UserError
 
@@ -77,9 +76,10 @@ class Drawer:
         import_library(self.cfg)
         self.scope = self.cfg.default_scope
         init_default_scope(self.scope)
-        self.model: Any = build(self.cfg).eval()
-        checkpoint = read(run.checkpoints[-1])
-        self.model.load_state_dict(checkpoint['state_dict'])
+        self.model: Any
+        self.model, checkpoint = build_trained(
+            self.cfg, str(run.checkpoints[-1])
+        )
         #: Classes and palette.
         self.meta = checkpoint['meta'].get('dataset_meta', {})
         loader = self.cfg.get('test_dataloader') or self.cfg.val_dataloader
@@ -144,7 +144,9 @@ class Drawer:
             )
             drawn = Image.open(path).convert('RGB')
         drawn.thumbnail((PIXELS, PIXELS))
-        return data_address(drawn, 'JPEG')
+        out = BytesIO()
+        drawn.save(out, 'JPEG', quality=82)
+        return data_address(out.getvalue(), 'jpeg')
 
 
 def draw_samples(

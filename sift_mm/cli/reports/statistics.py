@@ -1,4 +1,4 @@
-"""Statistics of runs: means, differences from dense, rank correlations.
+"""Statistics of runs: means, and differences from dense.
 
 Runs of one seed share weights, data order and masks of the first step as far
 as their networks allow, so that networks are compared seed by seed.
@@ -6,7 +6,7 @@ as their networks allow, so that networks are compared seed by seed.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import atanh, inf, nan, sqrt, tanh
+from math import inf, sqrt
 
 import numpy as np
 from scipy import stats
@@ -93,27 +93,3 @@ def paired_difference(
         quantile = stats.t.ppf((1 + confidence) / 2, found.n - 1)
         half = float(quantile) * found.deviation / sqrt(found.n)
     return Estimate(found.mean, found.mean - half, found.mean + half, found.n)
-
-
-def rank_correlation(
-    x: Sequence[float], y: Sequence[float], confidence: float = CONFIDENCE
-) -> Estimate:
-    """Return Spearman's rank correlation with its interval.
-
-    The interval is Fisher's, with the standard error of Bonett and Wright
-    (2000). The value is NaN if a sequence is constant.
-
-    Args:
-        x (Sequence[float]): One value a run.
-        y (Sequence[float]): Another value of the same runs.
-        confidence (float): Probability that the interval covers the value.
-    """
-    n = len(x)
-    if len(set(x)) < 2 or len(set(y)) < 2:
-        return Estimate(nan, -1.0, 1.0, n)
-    rho = float(stats.spearmanr(x, y).statistic)
-    if n <= 3 or abs(rho) > 1 - 1e-12:  # Fisher's transform has no value.
-        return Estimate(rho, -1.0, 1.0, n)
-    error = sqrt((1 + rho**2 / 2) / (n - 3))
-    half = float(stats.norm.ppf((1 + confidence) / 2)) * error
-    return Estimate(rho, tanh(atanh(rho) - half), tanh(atanh(rho) + half), n)
