@@ -135,9 +135,9 @@ def test_opcheck():
     values = weight.view(-1)[layer.pattern[2]]
     for bias, residual in ((None, None), (layer.bias.detach(), y)):
         arguments = x, values, bias, residual, True, *fixed, len(weight)
-        check(sparse_conv2d_fused, arguments)
-    check(input_gradient, (y, x, weight, *fixed))
-    check(weight_gradient, (y, x, weight, *fixed))
+        check(sparse_conv2d_fused.registered, arguments)
+    check(input_gradient.registered, (y, x, weight, *fixed))
+    check(weight_gradient.registered, (y, x, weight, *fixed))
 
 
 def test_only_the_gradients_that_are_asked_for():
