@@ -255,7 +255,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
         grad,
         x,
         weight,
-        Geometry.from_numbers(list(ctx.geometry)),
+        _geometry(tuple(ctx.geometry)),
         needs_x and not sparse_x,
         needs_weight and not sparse_weight,
     )
