@@ -41,25 +41,26 @@ class Operator:
     ) -> None:
         """Set the backward pass, as ``torch.library.register_autograd``."""
         self.registered.register_autograd(backward, setup_context=save)
-        function = self.function
 
-        class Gradient(torch.autograd.Function):
-            @staticmethod
-            def forward(ctx: Any, *inputs: Any) -> Any:
-                output = function(*inputs)
-                save(ctx, inputs, output)
-                return output
+        def run_forward(ctx: Any, *inputs: Any) -> Any:
+            output = self.function(*inputs)
+            save(ctx, inputs, output)
+            return output
 
-            @staticmethod
-            def backward(ctx: Any, *grads: Tensor) -> tuple:
-                # A list of tensors has a list of gradients in operators.
-                return tuple(
-                    None if isinstance(found, list) else found
-                    for found in backward(ctx, *grads)
-                )
+        def run_backward(ctx: Any, *grads: Tensor) -> tuple:
+            # A list of tensors has a list of gradients in operators.
+            return tuple(
+                None if isinstance(found, list) else found
+                for found in backward(ctx, *grads)
+            )
 
-        Gradient.__name__ = self.name
-        self.gradient = Gradient
+        passes = {'forward': run_forward, 'backward': run_backward}
+        # Profilers show the name of the class.
+        self.gradient = type(
+            self.name,
+            (torch.autograd.Function,),
+            {key: staticmethod(each) for key, each in passes.items()},
+        )
 
     def __call__(self, *args: Any) -> Any:
         """Run the function, or the operator where it is needed."""
