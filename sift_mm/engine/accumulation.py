@@ -8,11 +8,13 @@ from mmengine.hooks import CheckpointHook
 from mmengine.runner import Runner
 from torch import Tensor, nn
 
+from sift_mm.engine.wrappers import unwrap
+
 Gradients = dict[str, Tensor]
 
 
 def partial_gradients(
-    runner: Runner, model: nn.Module, ends_epoch: bool
+    runner: Runner, ends_epoch: bool
 ) -> list[Gradients] | None:
     """Gather the gradients of all processes, if a checkpoint is saved now.
 
@@ -20,7 +22,6 @@ def partial_gradients(
 
     Args:
         runner (Runner): Runner of the training.
-        model (nn.Module): Model without wrapper.
         ends_epoch (bool): True after an epoch, False after an iteration.
 
     Returns:
@@ -32,7 +33,7 @@ def partial_gradients(
     return all_gather_object(
         {
             name: parameter.grad.cpu().clone()
-            for name, parameter in model.named_parameters()
+            for name, parameter in unwrap(runner.model).named_parameters()
             if parameter.grad is not None
         }
     )

@@ -306,8 +306,7 @@ class SparseTrainingHook(Hook):
         """Keep accumulated gradients, if a checkpoint is saved now."""
         if self.trainer is not None:
             self._gradients = (
-                partial_gradients(runner, unwrap(runner.model), True)
-                or self._gradients
+                partial_gradients(runner, True) or self._gradients
             )
 
     def after_train_iter(self, runner: Runner, *_: Any, **__: Any) -> None:
@@ -315,9 +314,7 @@ class SparseTrainingHook(Hook):
         trainer = self.trainer
         if trainer is None:
             return
-        self._gradients = partial_gradients(
-            runner, unwrap(runner.model), False
-        )
+        self._gradients = partial_gradients(runner, False)
         if trainer.steps and not self._execution_is_logged:
             self._execution_is_logged = True
             assert trainer.execution is not None

@@ -8,6 +8,7 @@ random numbers.
 
 import random
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -21,13 +22,19 @@ from torch.utils.data import DataLoader, IterableDataset
 _DATA, _MODEL = range(2)
 
 
+_has_accelerator = cache(torch.accelerator.is_available)
+
+
 def seed_generators(*key: int) -> None:
     """Seed Python, NumPy and PyTorch, on all devices, by numbers >= 0."""
     seeds = np.random.SeedSequence(key).generate_state(3)
     python, numpy, pytorch = (int(seed) for seed in seeds)
     random.seed(python)
     np.random.seed(numpy)
-    torch.manual_seed(pytorch)
+    if _has_accelerator():
+        torch.manual_seed(pytorch)
+    else:  # torch.manual_seed takes 1 ms to queue seeds for absent devices.
+        torch.default_generator.manual_seed(pytorch)
 
 
 def seed_batch(seed: int, rank: int, number: int) -> None:

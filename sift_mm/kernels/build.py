@@ -377,12 +377,12 @@ def call(name: str, *arguments: Any) -> int:
 
 def _to_c(value: Any) -> Any:
     match value:
+        case int():
+            return ctypes.c_int64(value)
         case Tensor():
             return ctypes.c_void_p(value.data_ptr())
         case ctypes.Structure():
             return ctypes.byref(value)
-        case int():
-            return ctypes.c_int64(value)
         case float():
             return ctypes.c_double(value)
     return value

@@ -212,7 +212,7 @@ def check(x: Tensor, what: str, *shape: int | None) -> Tensor:
         TypeError: If it is not float32 on the CPU.
         ValueError: If it has another shape.
     """
-    if x.dtype != torch.float32 or x.device.type != 'cpu':
+    if x.dtype != torch.float32 or not x.is_cpu:
         raise UserTypeError(
             f'sparse execution takes float32 on the CPU; the {what} is '
             f'{x.dtype} on {x.device}'

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
 from .masked_layers import LINEAR, Call, Execution
+from .operator import EAGER
 from .unmasked_layers import ExecutedMaxPool2d, UnmaskedExecution
 
 
@@ -44,18 +45,11 @@ class ExecutedParameter(nn.Parameter):
     ) -> Any:
         """Run conv2d, linear and batch_norm through the execution."""
         kwargs = kwargs or {}
-        if not all(issubclass(cls, kind) for kind in types):
+        if len(types) > 1 and not all(issubclass(cls, t) for t in types):
             # Another tensor subclass handles the call, with plain tensors.
             args, kwargs = tree_map(_alias, (args, kwargs))
             return func(*args, **kwargs)
         with torch._C.DisableTorchFunctionSubclass():
-            # nn.Parameter(weight) requires the type of its argument back.
-            # Dynamo can trace neither that nor frames.
-            if (
-                not torch.compiler.is_compiling()
-                and sys._getframe(1).f_code is _PARAMETER
-            ):
-                return _as_executed(func(*args, **kwargs))
             out = None
             if func is F.conv2d:
                 out = _conv2d(*args, **kwargs)
@@ -63,6 +57,13 @@ class ExecutedParameter(nn.Parameter):
                 out = _linear(*args, **kwargs)
             elif func is F.batch_norm:
                 out = _batch_norm(*args, **kwargs)
+            # nn.Parameter(weight) requires the type of its argument back.
+            # Dynamo can trace neither that nor frames.
+            elif (
+                func is Tensor.detach or func is Tensor.requires_grad_
+            ) and not torch.compiler.is_compiling():
+                if sys._getframe(1).f_code is _PARAMETER:
+                    return _as_executed(func(*args, **kwargs))
             return func(*args, **kwargs) if out is None else out
 
     def plain(self) -> nn.Parameter:
@@ -81,6 +82,7 @@ class ExecutedParameter(nn.Parameter):
         return self.plain().__reduce_ex__(protocol)
 
 
+EAGER.add(ExecutedParameter)
 _PARAMETER = nn.Parameter.__new__.__code__
 
 

@@ -70,6 +70,7 @@ class _Use:
 
     def __post_init__(self) -> None:
         self.numbers = self.geometry.numbers()
+        self.why_not = self.geometry.why_not() or ''
 
     def index(self, mask: Tensor) -> list[Tensor]:
         """Build the pattern of a mask."""
@@ -149,8 +150,8 @@ class Execution:
             call: Stride, padding and dilation of the call.
         """
         use = self._use(call)
-        reason = why_dense(x, weight, bias) or use.geometry.why_not()
-        self.refuse(reason or '')
+        reason = why_dense(x, weight, bias) or use.why_not
+        self.refuse(reason)
         if reason or not self._fits(x, weight, bias, use):
             return None
         learns = self.module.training and torch.is_grad_enabled()

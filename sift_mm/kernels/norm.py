@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .build import call, int64_fields, why_unavailable
 from .convolution import in_format_of, new
+from .operator import operator
 
 
 class Norm(ctypes.Structure):
@@ -31,7 +32,7 @@ def _like(x: Tensor) -> Tensor:
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-@torch.library.custom_op('sift_mm::batch_norm', mutates_args=())
+@operator('sift_mm::batch_norm')
 def _batch_norm(
     x: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -48,7 +49,7 @@ def _(x: Tensor, weight: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
     return _like(x), torch.empty_like(weight), torch.empty_like(weight)
 
 
-@torch.library.custom_op('sift_mm::batch_norm_grad', mutates_args=())
+@operator('sift_mm::batch_norm_grad')
 def _gradient(
     grad: Tensor,
     x: Tensor,
@@ -101,7 +102,7 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple:
     return *gradients, None
 
 
-_batch_norm.register_autograd(_backward, setup_context=_save)
+_batch_norm.register_autograd(_backward, _save)
 
 
 def batch_norm(

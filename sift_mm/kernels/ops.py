@@ -17,6 +17,7 @@ from sift_mm.errors import UserError
 from . import convolution
 from .dense_products import dense_forward, dense_gradients
 from .geometry import Geometry
+from .operator import operator
 
 #: Names of a layer's products, in the order of a ``choice``.
 PRODUCTS = ('forward', 'input gradient', 'weight gradient')
@@ -59,7 +60,7 @@ def _is_zero_elsewhere(weight: Tensor, pattern: Sequence[Tensor]) -> bool:
     return bool(weight.count_nonzero() == inside)
 
 
-@torch.library.custom_op('sift_mm::sparse_conv2d', mutates_args=())
+@operator('sift_mm::sparse_conv2d')
 def sparse_conv2d(
     x: Tensor,
     weight: Tensor,
@@ -115,7 +116,7 @@ def _(
     return x.new_empty(_out_shape(x, weight.shape[0], geometry))
 
 
-@torch.library.custom_op('sift_mm::sparse_conv2d_fused', mutates_args=())
+@operator('sift_mm::sparse_conv2d_fused')
 def sparse_conv2d_fused(
     x: Tensor,
     values: Tensor,
@@ -159,7 +160,7 @@ def _(x: Tensor, *rest: Any) -> Tensor:
     return x.new_empty(_out_shape(x, filters, geometry))
 
 
-@torch.library.custom_op('sift_mm::sparse_conv2d_input_grad', mutates_args=())
+@operator('sift_mm::sparse_conv2d_input_grad')
 def input_gradient(
     grad: Tensor,
     x: Tensor,
@@ -191,7 +192,7 @@ def _(grad: Tensor, x: Tensor, *_: Any) -> Tensor:
     return grad.new_empty(x.shape)
 
 
-@torch.library.custom_op('sift_mm::sparse_conv2d_weight_grad', mutates_args=())
+@operator('sift_mm::sparse_conv2d_weight_grad')
 def weight_gradient(
     grad: Tensor,
     x: Tensor,
@@ -232,7 +233,8 @@ def _of_shape(tensor: Tensor) -> Tensor:
 
 
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
-    x, weight, bias, pattern, ctx.geometry, ctx.choice, _ = inputs
+    x, weight, bias, pattern, ctx.geometry, *rest = inputs
+    ctx.choice = rest[0] if rest else None
     needs_x, needs_weight = ctx.needs_input_grad[:2]
     # Code may change a tensor that no gradient reads, as in PyTorch.
     ctx.save_for_backward(
@@ -253,7 +255,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
         grad,
         x,
         weight,
-        Geometry.from_numbers(list(ctx.geometry)),
+        _geometry(tuple(ctx.geometry)),
         needs_x and not sparse_x,
         needs_weight and not sparse_weight,
     )
@@ -270,7 +272,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
     return grad_x, grad_weight, grad_bias, [None] * len(pattern), *others
 
 
-sparse_conv2d.register_autograd(_backward, setup_context=_save)
+sparse_conv2d.register_autograd(_backward, _save)
 
 
 # The formulas count the dense layer: count_flops weighs it by the masks.

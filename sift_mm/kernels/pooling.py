@@ -10,6 +10,7 @@ from torch.nn.functional import max_pool2d as dense_max_pool2d
 
 from .build import call, int64_fields, why_unavailable
 from .convolution import in_format_of, new
+from .operator import operator
 
 
 class Pool(ctypes.Structure):
@@ -36,7 +37,7 @@ def _pool(image: Tensor, out: Tensor, window: Sequence[int]) -> Pool:
     return Pool(planes, *image.shape[2:], *out.shape[2:], *window, threads)
 
 
-@torch.library.custom_op('sift_mm::max_pool2d', mutates_args=())
+@operator('sift_mm::max_pool2d')
 def _max_pool2d(
     x: Tensor, window: Sequence[int], with_winners: bool
 ) -> tuple[Tensor, Tensor]:
@@ -62,7 +63,7 @@ def _(
     )
 
 
-@torch.library.custom_op('sift_mm::max_pool2d_grad', mutates_args=())
+@operator('sift_mm::max_pool2d_grad')
 def _gradient(
     grad: Tensor,
     winners: Tensor,
@@ -113,7 +114,7 @@ def _backward(ctx: Any, grad: Tensor, _: Any) -> tuple:
     return out.view(*grad.shape[:2], *ctx.size), None, None
 
 
-_max_pool2d.register_autograd(_backward, setup_context=_save)
+_max_pool2d.register_autograd(_backward, _save)
 
 
 def max_pool2d(

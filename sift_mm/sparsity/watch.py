@@ -112,7 +112,7 @@ class WeightWatch:
             name
             for name, parameter in self.parameters.items()
             if (
-                self._seen.get(name, _mark(parameter)) != _mark(parameter)
+                self._seen.get(name) not in (None, _mark(parameter))
                 or self._sees_strays(name)
             )
             and parameter.detach().masked_fill(self.masks[name], 0).any()

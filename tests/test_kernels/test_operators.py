@@ -17,9 +17,7 @@ from helpers.random_convolutions import (
     random_case,
     within_rounding,
 )
-from sift_mm.kernels import (
-    sparse_conv2d_fused,
-)
+from sift_mm.kernels import sparse_conv2d, sparse_conv2d_fused
 from sift_mm.kernels.ops import input_gradient, weight_gradient
 
 STRIDED = Case(stride=(2, 1), padding=(0, 2, 1, 1), dilation=(1, 3))
@@ -135,9 +133,22 @@ def test_opcheck():
     values = weight.view(-1)[layer.pattern[2]]
     for bias, residual in ((None, None), (layer.bias.detach(), y)):
         arguments = x, values, bias, residual, True, *fixed, len(weight)
-        check(sparse_conv2d_fused, arguments)
-    check(input_gradient, (y, x, weight, *fixed))
-    check(weight_gradient, (y, x, weight, *fixed))
+        check(sparse_conv2d_fused.registered, arguments)
+    check(input_gradient.registered, (y, x, weight, *fixed))
+    check(weight_gradient.registered, (y, x, weight, *fixed))
+
+
+def test_eager_calls_have_the_bits_of_the_registered_operator():
+    layer = Layer(STRIDED)
+    leaves = [layer.x.requires_grad_(), layer.weight, layer.bias]
+    fixed = layer.pattern, layer.numbers, (True, False, True), False
+    found = []
+    for convolve in (sparse_conv2d, sparse_conv2d.registered):
+        y = convolve(*leaves, *fixed)
+        name = type(y.grad_fn).__name__
+        assert (name == 'sift_mm::sparse_conv2dBackward') == (not found)
+        found.append([y, *torch.autograd.grad(y.square().sum(), leaves)])
+    assert same(*found)
 
 
 def test_only_the_gradients_that_are_asked_for():
