@@ -16,7 +16,7 @@ PACKAGE = Path(sift_mm.__file__).parent
 #: Single files, from the ground up, then the floors of rooms on top of them.
 #: A room imports what is below its floor, and nothing else.
 FLOORS = [
-    {'errors', 'discovery'},
+    {'errors', 'discovery', 'orientation'},
     {'names'},
     {'validation'},
     {'registry'},

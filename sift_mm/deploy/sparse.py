@@ -203,7 +203,10 @@ def _why_dense(
     if kind is not nn.Linear and (
         kind is not nn.Conv2d or layer.padding_mode != 'zeros'
     ):
-        return 'it is no 2d convolution with zero padding'
+        return (
+            'it is neither a linear layer nor a 2d convolution with zero '
+            'padding'
+        )
     if type(weight) is not nn.Parameter:
         return f'its weight is a {type(weight).__name__}'
     if weight.dtype != torch.float32 or weight.device.type != 'cpu':

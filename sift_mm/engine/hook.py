@@ -227,7 +227,7 @@ class SparseTrainingHook(Hook):
             passes = first_passes(runner, init)
             return plan.draw(init, seed, counts.at(0), passes), algorithm
         check_member(state, {'sparsity': plan.nominal_sparsity})
-        check_structure(state, algorithm.structure, state['masks'])
+        check_structure(state, algorithm.structure, plan.parameters)
         if origin is Origin.RESTORED:
             expected = counts.saved(state)
         masks = fit_masks(state, plan.parameters, expected)

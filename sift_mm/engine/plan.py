@@ -12,6 +12,7 @@ from sift_mm.backbones.base import sparse_backbone
 from sift_mm.engine.budget import FlopBudget, backbone_flops
 from sift_mm.errors import UserError
 from sift_mm.flops.isoflop import nearest_sparsity, solve_sparsity
+from sift_mm.orientation import filter_shape
 from sift_mm.sparsity import (
     Distribution,
     Explicit,
@@ -238,8 +239,8 @@ class MaskPlan:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the parameters to mask, by full name."""
-        return {n: tuple(p.shape) for n, p in self.parameters.items()}
+        """Shapes of the parameters to mask, filters first, by full name."""
+        return {n: filter_shape(p) for n, p in self.parameters.items()}
 
     @cached_property
     def counts(self) -> dict[str, int]:

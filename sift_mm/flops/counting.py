@@ -181,7 +181,8 @@ def plain_operators() -> Iterator[None]:
     """Make mmcv's operators, if it is imported, run without numbers.
 
     Deformable convolutions count as plain ones of the same MACs, and NMS keeps
-    all boxes. Other operators write into their arguments.
+    all boxes. Other operators write into their arguments. Autocast, which the
+    meta device lacks, is the CPU's.
     """
     functions: dict[str, Callable[..., Tensor]] = {
         'modulated_deform_conv.ModulatedDeformConv2dFunction': (
@@ -198,7 +199,14 @@ def plain_operators() -> Iterator[None]:
             scores, dtype=torch.int64
         )[: max(rest[-1], 0) or None],
     }
+    autocast = torch.autocast
+
+    def on_cpu(device_type: str, *args: Any, **kwargs: Any) -> Any:
+        known = 'cpu' if device_type == 'meta' else device_type
+        return autocast(known, *args, **kwargs)
+
     with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(torch, 'autocast', on_cpu))
         for name, function in functions.items():
             module, _, kind = name.partition('.')
             operator = getattr(sys.modules.get(f'mmcv.ops.{module}'), kind, 0)

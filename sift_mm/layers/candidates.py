@@ -18,7 +18,15 @@ from sift_mm.names import matching
 
 # Parts of the names of linear classifiers and of stems, and endings of the
 # names of layers that give predictions.
-CLASSIFIERS = {'head', 'heads', 'fc', 'classifier', 'lm_head', 'score'}
+CLASSIFIERS = {
+    'head',
+    'heads',
+    'fc',
+    'classifier',
+    'lm_head',
+    'embed_out',
+    'score',
+}
 STEMS = {'stem', 'patch_embed'}
 PREDICTORS = re.compile(r'.*(^|_)(cls|reg|seg|obj|score|centerness)')
 

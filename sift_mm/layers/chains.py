@@ -23,6 +23,7 @@ from sift_mm.layers.plain import (
     is_depthwise,
     make_like,
     plain_type,
+    size_of,
     weight_scale,
 )
 
@@ -40,18 +41,26 @@ class Link:
     Args:
         name (str): Name of the layer within the block.
         layer (nn.Module): The layer.
+        gates (dict[str, nn.Module]): Layers of the same shape and input, whose
+            outputs the layer's are combined with, by name within the block.
         followers (dict[str, nn.Module]): Modules of the layer's output width
             between it and the next layer, by name within the block.
     """
 
     name: str
     layer: Any
+    gates: dict[str, Any] = field(default_factory=dict)
     followers: dict[str, nn.Module] = field(default_factory=dict)
+
+    @property
+    def layers(self) -> dict[str, Any]:
+        """The layer and its gates, by name within the block."""
+        return {self.name: self.layer, **self.gates}
 
     @property
     def width(self) -> int:
         """Number of output channels."""
-        return self.layer.weight.shape[0]
+        return size_of(self.layer)[1]
 
 
 @dataclass(frozen=True)
@@ -69,16 +78,19 @@ class Place:
     def names(self) -> tuple[str, ...]:
         """Return the names of the layers in the network."""
         prefix = f'{self.block}.' if self.block else ''
-        return tuple(f'{prefix}{link.name}' for link in self.chain)
+        return tuple(
+            f'{prefix}{name}' for link in self.chain for name in link.layers
+        )
 
-    def pairs(self) -> list[tuple[tuple[str, Any], tuple[str, Any]]]:
-        """Return each layer with the next layer, and their names."""
-        layers = (link.layer for link in self.chain)
-        return list(pairwise(zip(self.names(), layers, strict=True)))
+    def pairs(self) -> list[tuple[dict[str, Any], dict[str, Any]]]:
+        """Return each link's layers with those of the next, by full name."""
+        places = [Place(self.block, [link]).names() for link in self.chain]
+        layers = [link.layers.values() for link in self.chain]
+        return list(pairwise(map(dict, map(zip, places, layers))))
 
 
 def find_chains(
-    block: nn.Module, allowed: Collection[nn.Module]
+    block: nn.Module, allowed: Collection[nn.Module], gated: bool = False
 ) -> list[list[Link]]:
     """Return the candidate chains of a block, by order of registration.
 
@@ -87,11 +99,16 @@ def find_chains(
     Args:
         block (nn.Module): The block.
         allowed (Collection[nn.Module]): Layers that may be widened.
+        gated (bool): Whether linear layers of one shape form one link, as
+            Llama's ``gate_proj`` and ``up_proj`` do.
     """
     chains: list[list[Link]] = [[]]
     for name, module in own_modules(block):
         last = chains[-1][-1] if chains[-1] else None
         if module in allowed:
+            if gated and (link := _link_like(chains[-1], module)):
+                link.gates[name] = module
+                continue
             if last and channels_in(module) not in _readable_widths(last):
                 chains.append([])
             chains[-1].append(Link(name, module))
@@ -128,11 +145,11 @@ def _is_container(module: nn.Module) -> bool:
         if any(True for _ in child.parameters())
     ]
     first, *rest = children or [module]
-    return (
-        bool(rest)
-        and bool(plain_type(first))
-        and all(follower_width(m) == first.weight.shape[0] for m in rest)
-    )
+    if not plain_type(first):
+        return False
+    if not rest:  # BERT's ``intermediate`` is a linear layer alone.
+        return bool(children) and first.weight.dim() == 2
+    return all(follower_width(m) == size_of(first)[1] for m in rest)
 
 
 def _readable_widths(link: Link) -> tuple[int, ...]:
@@ -142,6 +159,16 @@ def _readable_widths(link: Link) -> tuple[int, ...]:
     """
     halves = isinstance(link.layer, nn.Linear) and link.width % 2 == 0
     return (link.width, link.width // 2) if halves else (link.width,)
+
+
+def _link_like(chain: list[Link], module: nn.Module) -> Link | None:
+    """Return the link of a linear layer of the same kind and shape."""
+    for link in chain:
+        same = plain_type(link.layer) is plain_type(module)
+        if same and link.layer.weight.dim() == 2:
+            if size_of(link.layer) == size_of(module):
+                return link
+    return None
 
 
 def _only_link_of_width(chain: list[Link], module: nn.Module) -> Link | None:

@@ -33,7 +33,7 @@ class Composite(nn.Module):
     ) -> None:
         super().__init__()
         check_inner(inner)
-        for name in layer.__constants__:
+        for name in getattr(layer, '__constants__', ('nx', 'nf')):
             setattr(self, name, getattr(layer, name))
         self.inner = inner
         self.density = density

@@ -10,6 +10,7 @@ from torch.nn.parameter import is_lazy
 from torch.utils._pytree import tree_map_only
 
 from sift_mm.layers.chains import Place, chain_parts
+from sift_mm.layers.plain import filters_of
 from sift_mm.layers.wide import localize_norms, put_wider
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -33,19 +34,26 @@ def double_chain(network: nn.Module, place: Place, reads_new: bool) -> None:
     change = put_wider(block, chain, widths, density=1.0)
     size: int | None = None  # Channels of one part of the width before.
     for link in chain:
-        old: Any = change.before[link.name]
-        new: Any = change.after[link.name]
         rows = link.width // parts if link.name in widths else None
-        for name in ('weight', 'bias'):
-            if getattr(new, name) is not getattr(old, name):
-                tensor, wide = getattr(old, name), getattr(new, name)
-                columns = size if name == 'weight' else None
-                # A caller's mode may leave new weights without values.
-                wide.copy_(_random_weight(name, wide))
-                _put_old(tensor, wide, rows, columns, reads_new)
+        for layer in link.layers:
+            old, new = change.before[layer], change.after[layer]
+            _put_old_layer(old, new, rows, size, reads_new)
         for name in link.followers if link.name in widths else ():
             _copy_vectors(change.before[name], change.after[name], rows)
         size = rows
+
+
+def _put_old_layer(
+    old: Any, new: Any, rows: int | None, columns: int | None, reads_new: bool
+) -> None:
+    """Put a dense layer at the old channels of a wider one."""
+    # A caller's mode may leave new weights without values.
+    new.weight.copy_(_random_weight('weight', new.weight))
+    weights = filters_of(old), filters_of(new)
+    _put_old(*weights, rows, columns, reads_new)
+    if new.bias is not old.bias:
+        new.bias.copy_(_random_weight('bias', new.bias))
+        _put_old(old.bias, new.bias, rows, None, reads_new)
 
 
 def _put_old(

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+
+from sift_mm.orientation import inputs_first, is_conv1d
 
 Norm = Callable[[int], nn.Module]
 
@@ -26,16 +28,22 @@ def plain_type(layer: nn.Module) -> type[nn.Module] | None:
     """Return PyTorch's class of a dense layer, None for another module.
 
     The type has to be exact: a subclass may use its weight in another way.
+    Transformers' Conv1D, a linear layer, counts as plain.
     """
     kind = type(layer)
     if kind.__module__ in _SAME:
         kind = kind.__bases__[-1]
-    return kind if kind in PLAIN else None
+    return kind if kind in PLAIN or is_conv1d(kind) else None
+
+
+def filters_of(layer: Any) -> Tensor:
+    """Return a layer's weight with its filters as rows."""
+    return layer.weight.t() if inputs_first(layer) else layer.weight
 
 
 def size_of(layer: nn.Module) -> tuple[int, int, int]:
     """Return ``k * k * d_in / groups``, ``d_out`` and groups of a layer."""
-    weight: Any = layer.weight
+    weight = filters_of(layer)
     groups: Any = getattr(layer, 'groups', 1)
     return weight[0].numel(), weight.shape[0], groups
 
@@ -58,14 +66,17 @@ def make_like(
         bias (bool): Whether the new layer has a bias.
         pointwise (bool): Whether a convolution has kernel and stride 1 and no
             padding.
-        kind (type, optional): Class; None is PyTorch's, which also
-            initializes the weights.
+        kind (type, optional): Class; None is PyTorch's (Linear for a Conv1D
+            of transformers), which also initializes the weights.
         groups (int, optional): Groups; None is the layer's.
     """
     new: Any = kind or plain_type(layer)
     where = dict(device=layer.weight.device, dtype=layer.weight.dtype)
-    d_in, d_out = d_in or channels_in(layer), d_out or layer.weight.shape[0]
-    if isinstance(layer, nn.Linear):
+    d_in, d_out = d_in or channels_in(layer), d_out or size_of(layer)[1]
+    if kind and inputs_first(layer):
+        return new(d_out, d_in).to(**where)
+    if layer.weight.dim() == 2:
+        new = kind or nn.Linear
         return new(d_in, d_out, bias, **where)
     shape = {name: getattr(layer, name) for name in SHAPE}
     if pointwise:
@@ -102,13 +113,13 @@ def weight_scale(layer: nn.Module) -> float:
 
 def kaiming_scale(layer: nn.Module) -> float:
     """Return the standard deviation of Kaiming's weights (fan_out, ReLU)."""
-    weight: Any = layer.weight
+    weight = filters_of(layer)
     return math.sqrt(2 / (weight.shape[0] * weight[0, 0].numel()))
 
 
 def channels_in(layer: Any) -> int:
     """Return the input channels or features of a dense layer."""
-    return layer.weight.shape[1] * getattr(layer, 'groups', 1)
+    return filters_of(layer).shape[1] * getattr(layer, 'groups', 1)
 
 
 def is_depthwise(layer: Any) -> bool:

@@ -27,7 +27,7 @@ from sift_mm.layers.doubling import (
     with_other_middle,
     with_twice_the_batch,
 )
-from sift_mm.layers.plain import channels_in
+from sift_mm.layers.plain import channels_in, size_of
 
 # Relative differences that rounding does not reach.
 TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-7}
@@ -265,7 +265,7 @@ class _Mixing:
         def keep(name: str, _: Any, args: Any) -> None:
             self.clean.setdefault(name, []).append(args[0].clone())
 
-        for _, (name, _) in self.pairs:
+        for name in (name for _, readers in self.pairs for name in readers):
             layer = network.get_submodule(name)
             hooks.enter_context(
                 layer.register_forward_pre_hook(partial(keep, name))
@@ -285,23 +285,24 @@ class _Mixing:
                 self.mixed.append(name)
             return clean, *args[1:]
 
-        for (name, layer), (reader_name, reader) in self.pairs:
-            count = channels_in(reader)
+        for layers, readers in self.pairs:
+            count = channels_in(next(iter(readers.values())))
             chosen = torch.rand(count, generator=self.generator) < 0.5
-            # Both halves of a gate get noise on the same channels.
-            given = chosen.repeat(layer.weight.shape[0] // count)
-            hooks.enter_context(
-                network.get_submodule(name).register_forward_hook(
-                    partial(shake, _along_channels(given, layer))
-                )
-            )
-            hooks.enter_context(
-                network.get_submodule(reader_name).register_forward_pre_hook(
-                    partial(
-                        restore, reader_name, _along_channels(chosen, reader)
+            for name, layer in layers.items():
+                # All parts of a gate get noise on the same channels.
+                given = chosen.repeat(size_of(layer)[1] // count)
+                hooks.enter_context(
+                    network.get_submodule(name).register_forward_hook(
+                        partial(shake, _along_channels(given, layer))
                     )
                 )
-            )
+            for name, reader in readers.items():
+                along = _along_channels(chosen, reader)
+                hooks.enter_context(
+                    network.get_submodule(name).register_forward_pre_hook(
+                        partial(restore, name, along)
+                    )
+                )
 
 
 def _along_channels(values: Tensor, layer: Any) -> Tensor:

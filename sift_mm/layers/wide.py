@@ -1,6 +1,8 @@
 """Sparse Wide inside a block: larger inner widths, the same interface."""
 
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -75,6 +77,25 @@ WIDE = {
 }
 
 
+def wide_type(kind: Any) -> Any:
+    """Return the wide class of a class of :func:`plain_type`."""
+    return WIDE.get(kind) or _wide_conv1d(kind)
+
+
+@cache
+def _wide_conv1d(kind: Any) -> Any:
+    """Build the class of a wide Conv1D of transformers."""
+    return type('WideConv1D', (Wide, kind), {'__module__': __name__})
+
+
+def __getattr__(name: str) -> Any:
+    if name != 'WideConv1D':
+        raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
+    # For pickles of whole networks, which find classes by name.
+    pytorch_utils = import_module('transformers.pytorch_utils')
+    return wide_type(pytorch_utils.Conv1D)
+
+
 @register
 class WideFamily(Family):
     """Family member of the same layers, wider."""
@@ -131,7 +152,11 @@ def plan_widening(block: nn.Module, place: Place, sparsity: float) -> Widening:
     kind, chain = type(block).__name__, place.chain
     trial = on_meta(block, norms=False)
     inputs, before = _find_inputs(trial, chain)
-    flops = {link.name: before.of(f'{link.name}.weight') for link in chain}
+    names = [name for link in chain for name in link.layers]
+    flops = {
+        link.name: sum(before.of(f'{name}.weight') for name in link.layers)
+        for link in chain
+    }
     between = [name for link in chain[:-1] for name in link.followers]
     depthwise = sum(before.of(f'{name}.weight') for name in between)
     widths = _widths(chain, flops, depthwise, sparsity)
@@ -143,7 +168,7 @@ def plan_widening(block: nn.Module, place: Place, sparsity: float) -> Widening:
             f'{kind} does not run with a wider inside: a part of it has a '
             f'fixed width ({error})'
         ) from None
-    wide = (1 - sparsity) * sum(after.of(f'{name}.weight') for name in flops)
+    wide = (1 - sparsity) * sum(after.of(f'{name}.weight') for name in names)
     grown = sum(after.of(f'{name}.weight') for name in between)
     dense = sum(flops.values())
     ratio = (wide + grown) / (dense + depthwise)
@@ -203,7 +228,8 @@ def _find_inputs(
             except Exception as error:
                 reason = reason or error
                 continue
-            if all(count.of(f'{link.name}.weight') for link in chain):
+            names = (name for link in chain for name in link.layers)
+            if all(count.of(f'{name}.weight') for name in names):
                 return inputs, count
     raise UserError(
         f'{type(block).__name__} does not run on a tensor alone, '
@@ -251,21 +277,11 @@ def put_wider(
     change = Change(block, type(block).__name__)
     d_in: int | None = None
     for link, reader in zip(chain, [*chain[1:], None], strict=True):
-        # By name: the block may be a copy.
-        layer: Any = block.get_submodule(link.name)
         d_out = widths.get(link.name)
-        kind: Any = plain_type(layer)
-        wide: Any = make_like(
-            layer, d_in, d_out, layer.bias is not None, kind=WIDE[kind]
-        )
-        variance = size_of(layer)[0] * weight_scale(layer) ** 2
-        variance /= size_of(wide)[0] * density
-        initialize(wide, variance)
-        wide.std = variance**0.5
-        if not d_out and layer.bias is not None:
-            wide.bias = layer.bias
-        wide.density = density
-        change.replace(link.name, wide)
+        for name in link.layers:
+            # By name: the block may be a copy.
+            layer = block.get_submodule(name)
+            change.replace(name, _wider_layer(layer, d_in, d_out, density))
         if not d_out or reader is None:
             continue
         for name in link.followers:
@@ -275,3 +291,19 @@ def put_wider(
             change.replace(name, wider_follower(follower, width))
         d_in = channels_in(reader.layer) * d_out // link.width
     return change
+
+
+def _wider_layer(
+    layer: Any, d_in: int | None, d_out: int | None, density: float
+) -> nn.Module:
+    """Build a wide layer; without ``d_out`` it has the layer's bias."""
+    kind, bias = wide_type(plain_type(layer)), layer.bias is not None
+    wide: Any = make_like(layer, d_in, d_out, bias, kind=kind)
+    variance = size_of(layer)[0] * weight_scale(layer) ** 2
+    variance /= size_of(wide)[0] * density
+    initialize(wide, variance)
+    wide.std = variance**0.5
+    if not d_out and bias:
+        wide.bias = layer.bias
+    wide.density = density
+    return wide

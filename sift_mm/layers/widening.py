@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from sift_mm.errors import UserError
 from sift_mm.flops import image_channels, on_meta
-from sift_mm.layers.chains import Link, Place, find_chains
+from sift_mm.layers.chains import Place, find_chains
 from sift_mm.layers.family import Member, check_share, share_of_flops
 from sift_mm.layers.plain import Change, size_of, weight_scale
 from sift_mm.layers.report import (
@@ -167,30 +167,32 @@ def _plan(
             continue
         if isinstance(block, (nn.ModuleList, nn.ModuleDict)):
             continue  # Never run themselves.
-        left = {one for one, name in names.items() if name not in done}
-        chains = find_chains(block, left)
-        tried = set()
-        while chains:
-            place = Place(block_name, chains.pop(0))
-            ours = tuple(names[link.layer] for link in place.chain)
-            if ours in tried:
-                continue
-            tried.add(ours)
-            if done.isdisjoint(ours) and ours not in failed:
-                try:
-                    plans.append(_plan_chain(block, place, member, whole))
-                    done.update(ours)
+        tried: set[tuple[Names, ...]] = set()
+        for gated in (False, True):
+            left = {one for one, name in names.items() if name not in done}
+            chains = find_chains(block, left, gated)
+            while chains:
+                place = Place(block_name, chains.pop(0))
+                ours = place.names()
+                links = tuple(tuple(link.layers) for link in place.chain)
+                if links in tried:
                     continue
-                except ValueError as error:
-                    for name in ours:
-                        skipped.setdefault(name, str(error))
-            # Parts may be chains: a feed-forward pair behind another layer of
-            # the same width.
-            chains += [
-                part
-                for part in (place.chain[1:], place.chain[:-1])
-                if len(part) > 1
-            ]
+                tried.add(links)
+                if done.isdisjoint(ours) and ours not in failed:
+                    try:
+                        plans.append(_plan_chain(block, place, member, whole))
+                        done.update(ours)
+                        continue
+                    except ValueError as error:
+                        for name in ours:
+                            skipped.setdefault(name, str(error))
+                # Parts may be chains: a feed-forward pair behind another layer
+                # of the same width.
+                chains += [
+                    part
+                    for part in (place.chain[1:], place.chain[:-1])
+                    if len(part) > 1
+                ]
     return plans
 
 
@@ -272,26 +274,27 @@ def _put(
     """Put a planned chain in a block; raise a ValueError for a low rank."""
     chain, density = plan.place.chain, 1 - member.sparsity
     change: Change = put_wider(block, chain, plan.widths, density)
+    layers = [pair for link in chain for pair in link.layers.items()]
     replaced = {}
-    for name, link in zip(plan.names, chain, strict=True):
-        wide: Any = change.after[link.name]
+    for full_name, (name, layer) in zip(plan.names, layers, strict=True):
+        wide: Any = change.after[name]
         ratio = plan.ratio
         if member.kind.composite:
-            wide = _factorize(wide, link, plan.left, member)
-            change.replace(link.name, wide)
+            wide = _factorize(wide, layer, plan.left, member)
+            change.replace(name, wide)
             # Wider depthwise convolutions cost their share too.
-            ratio = share_of_flops(wide, link.layer, member.sparsity)
+            ratio = share_of_flops(wide, layer, member.sparsity)
             ratio += 1 - plan.left
             check_share(ratio)
-        replaced[name] = record(name, link.layer, wide, ratio)
+        replaced[full_name] = record(full_name, layer, wide, ratio)
     return replaced
 
 
-def _factorize(wide: Any, link: Link, left: float, member: Member) -> Any:
+def _factorize(wide: Any, layer: Any, left: float, member: Member) -> Any:
     """Build the factorized layer in place of a wide one."""
     bias = wide.bias
-    fan_in, fan_out, _ = size_of(link.layer)
-    scale = math.sqrt(fan_in / size_of(wide)[0]) * weight_scale(link.layer)
+    fan_in, fan_out, _ = size_of(layer)
+    scale = math.sqrt(fan_in / size_of(wide)[0]) * weight_scale(layer)
     new = member.build(wide, scale=scale, cost=left * fan_in * fan_out)
     new.v.bias = bias
     return new

@@ -22,6 +22,7 @@ from sift_mm.kernels.unmasked_layers import (
     ExecutedMaxPool2d,
     UnmaskedExecution,
 )
+from sift_mm.orientation import inputs_first
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.processes import world_size
 
@@ -323,7 +324,9 @@ def _why_dense(
     kind = type(module)
     layer = isinstance(module, (nn.Conv2d, nn.Linear))
     if parameter.ndim not in (2, 4) or (
-        kind.__module__.startswith('torch.nn.modules') and not layer
+        kind.__module__.startswith('torch.nn.modules')
+        and not layer
+        or inputs_first(module)
     ):
         return f'of the kind {kind.__name__}'
     if type(parameter) is not nn.Parameter:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from sift_mm.checkpoint.packing import count
 from sift_mm.errors import UserError
 from sift_mm.flops.counting import count_while
+from sift_mm.orientation import filters_first
 from sift_mm.sparsity.initializers import Initializer, NetworkInitializer
 from sift_mm.sparsity.initializers.network_initializer import (
     Passes,
@@ -51,13 +52,21 @@ def draw_masks(
         return MaskSet.draw(parameters, counts, initializer, seed, structure)
     size = sum(p.numel() for p in parameters.values())
     density = sum(counts.values()) / size
-    scores = initializer.network_scores(model, parameters, passes, density)
+    scores = {
+        name: filters_first(score, parameters[name])
+        for name, score in initializer.network_scores(
+            model, parameters, passes, density
+        ).items()
+    }
     if structure.density is None:
         assert costs is not None
         counts = spread(scores, counts, costs, structure.fit)
     masks = MaskSet(
         parameters,
-        {n: structure.first(score, counts[n]) for n, score in scores.items()},
+        {
+            n: filters_first(structure.first(score, counts[n]), parameters[n])
+            for n, score in scores.items()
+        },
     )
     take_first_(list(masks.values()))
     return masks

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sift_mm.errors import UserError
+from sift_mm.orientation import filters_first
 from sift_mm.sparsity.initializers import Initializer
 from sift_mm.sparsity.parameters import refuse_pieces
 from sift_mm.sparsity.random import generator_for
@@ -85,13 +86,17 @@ class MaskSet(Mapping[str, Tensor]):
         return cls(
             parameters,
             {
-                name: initializer.mask(
-                    p.detach(),
-                    structure.fit(tuple(p.shape), counts[name]),
-                    generator_for(seed, 0, name),
-                    structure,
+                name: filters_first(
+                    initializer.mask(
+                        weight,
+                        structure.fit(tuple(weight.shape), counts[name]),
+                        generator_for(seed, 0, name),
+                        structure,
+                    ),
+                    p,
                 )
                 for name, p in parameters.items()
+                for weight in [filters_first(p.detach(), p)]
             },
         )
 

@@ -7,6 +7,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from sift_mm.errors import UserError, UserTypeError
 from sift_mm.names import matching
+from sift_mm.orientation import inputs_first, mark_inputs_first
 
 # Names of sharded modules and parameters; most libraries are not installed.
 SHARDING = {'DTensor', 'FullyShardedDataParallel', 'DeepSpeedEngine'}
@@ -43,11 +44,13 @@ def sparsifiable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         dict[str, nn.Parameter]: Weights by full name, in network order; a
         shared parameter appears once.
     """
-    weights = {
-        id(module.weight)
-        for module in model.modules()
-        if isinstance(module, (_ConvNd, nn.Linear))
-    }
+    weights = set()
+    for module in model.modules():
+        if inputs_first(module):
+            mark_inputs_first(module)
+        elif not isinstance(module, (_ConvNd, nn.Linear)):
+            continue
+        weights.add(id(module.weight))
     return {n: p for n, p in model.named_parameters() if id(p) in weights}
 
 

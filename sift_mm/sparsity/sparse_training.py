@@ -11,6 +11,7 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 from sift_mm.errors import UserError
+from sift_mm.orientation import filter_shape
 from sift_mm.sparsity.algorithms import AlgorithmLike
 from sift_mm.sparsity.counts import OPTIONS_OF_COUNTS
 from sift_mm.sparsity.distributions import Distribution
@@ -80,7 +81,7 @@ class SparseTraining:
             if name in parameters
         }
         share = chosen.distribution
-        shapes = {n: tuple(p.shape) for n, p in parameters.items()}
+        shapes = {n: filter_shape(p) for n, p in parameters.items()}
         asked = share.counts(shapes, _sparsity(chosen.sparsity, layers, share))
         structure = chosen.algorithm.structure
         counts = fit_counts(structure, model, asked)
@@ -249,7 +250,7 @@ class SparseTraining:
             )
         check_state(state)
         structure = self.trainer.algorithm.structure
-        check_structure(state, structure, state['masks'])
+        check_structure(state, structure, self.trainer.masks.parameters)
         wanted = self.trainer.counts.saved(state)
         if self._costs:
             check_flops(state['masks'], wanted, self._costs)

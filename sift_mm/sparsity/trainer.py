@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 
 from sift_mm import validation
 from sift_mm.errors import UserCallError, UserError
+from sift_mm.orientation import filter_shape
 from sift_mm.sparsity import momentum, updates
 from sift_mm.sparsity.agreement import check_agreement
 from sift_mm.sparsity.algorithms import Algorithm
@@ -77,7 +78,7 @@ class MaskTrainer:
         self.drop_fraction = drop_fraction
         self.seed = seed
         self.placement = placement
-        shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
+        shapes = {n: filter_shape(p) for n, p in masks.parameters.items()}
         for name, shape in shapes.items():
             algorithm.check_layer(name, shape)
         self.counts = CountSchedule(

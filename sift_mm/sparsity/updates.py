@@ -6,9 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 from sift_mm.checkpoint.packing import count
 from sift_mm.errors import UserError
+from sift_mm.orientation import filters_first
 from sift_mm.sparsity.algorithms import Algorithm, Growth, LayerState
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import MaskHistory
@@ -82,14 +84,25 @@ class MaskUpdate:
     def _state(self, name: str, draw: str) -> LayerState:
         parameter = self.masks.parameters[name]
         step = self.change.step
-        return LayerState(
+        tensors = (
             self.masks[name],
             parameter.detach(),
             parameter.grad,
             slots_of(self.optimizer, parameter),
+            self.change.momentum.get(name),
+        )
+        # Slots have the weight's shape.
+        mask, weight, gradient, slots, mean = tree_map_only(
+            Tensor, lambda tensor: filters_first(tensor, parameter), tensors
+        )
+        return LayerState(
+            mask,
+            weight,
+            gradient,
+            slots,
             step,
             generator_for(self.seed, step, f'{name}{draw}'),
-            self.change.momentum.get(name),
+            mean,
             self.targets[name],
             self.final[name],
         )
@@ -117,6 +130,7 @@ class MaskUpdate:
             else:
                 layer = self._state(name, '')
                 new = self.algorithm.update(layer, self.fraction)
+            new = filters_first(new, self.masks.parameters[name])
             if (after := count(new)) != (wanted := self.targets[name]):
                 structure = type(self.algorithm.structure).__name__
                 raise UserError(

@@ -8,6 +8,8 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
+from sift_mm.layers import Wide
+
 
 def tensors(found: Any) -> list[Tensor]:
     """Return all tensors of nested containers."""
@@ -45,6 +47,20 @@ def assert_equal(
         torch.testing.assert_close(
             two, one, rtol=1e-4, atol=1e-5 * scale, equal_nan=True
         )
+
+
+def put_dense(dense: nn.Module, wide: nn.Module) -> None:
+    """Copy a dense network's weights into a wide one; zero the rest."""
+    state = dict(wide.named_parameters()) | dict(wide.named_buffers())
+    layers = tuple(n for n, m in wide.named_modules() if isinstance(m, Wide))
+    with torch.no_grad():
+        for name, old in dense.state_dict(keep_vars=True).items():
+            new = state.get(name)
+            if new is None:  # The second name of a tied weight.
+                continue
+            if name.startswith(layers):
+                new.zero_()
+            new[tuple(slice(size) for size in old.shape)] = old
 
 
 def make_block(

@@ -12,8 +12,8 @@ from torchvision.models.mobilenetv3 import InvertedResidualConfig
 from torchvision.ops import SqueezeExcitation
 
 import sift_mm
-from helpers.networks import make_block, swin, vit
-from sift_mm.layers import NothingReplaced, Wide
+from helpers.networks import make_block, put_dense, swin, vit
+from sift_mm.layers import NothingReplaced
 
 pytestmark = pytest.mark.usefixtures('seed')
 WIDTH = 16
@@ -81,20 +81,6 @@ def mobilenet():
         InvertedResidualConfig(16, 3, 64, 24, False, 'HS', 2, 1, 1.0),
     ]
     return torchvision.models.MobileNetV3(settings, 32, 10)
-
-
-def put_dense(dense, wide):
-    """Copy a dense network's weights into a wide one; zero the rest."""
-    state = dict(wide.named_parameters()) | dict(wide.named_buffers())
-    layers = tuple(n for n, m in wide.named_modules() if isinstance(m, Wide))
-    with torch.no_grad():
-        for name, old in dense.state_dict(keep_vars=True).items():
-            new = state.get(name)
-            if new is None:  # The second name of a tied weight.
-                continue
-            if name.startswith(layers):
-                new.zero_()
-            new[tuple(slice(size) for size in old.shape)] = old
 
 
 NETWORKS = {

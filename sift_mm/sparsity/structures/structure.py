@@ -10,6 +10,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from sift_mm.checkpoint.packing import count as count_active
 from sift_mm.errors import UserError
+from sift_mm.orientation import filter_shape, filters_first
 from sift_mm.registry import Registry
 
 
@@ -115,7 +116,7 @@ def fit_counts(
     fitted = {}
     for name, count in counts.items():
         layer: Any = model.get_submodule(name.rpartition('.')[0])
-        shape = tuple(layer.weight.shape)
+        shape = filter_shape(layer.weight)
         why = structure.check(shape, getattr(layer, 'groups', 1))
         if isinstance(layer, _ConvTransposeNd) and structure.describe() != {
             'type': 'Unstructured'
@@ -140,15 +141,15 @@ def fit_counts(
 def check_structure(
     saved: Mapping[str, Any],
     structure: Structure,
-    masks: Mapping[str, Tensor] | None = None,
+    parameters: Mapping[str, nn.Parameter],
 ) -> None:
     """Refuse masks of another structure than a run's.
 
     Args:
-        saved (Mapping): State of mask training. Old releases saved no
-            structure.
+        saved (Mapping): State of mask training with its masks. Old releases
+            saved no structure.
         structure (Structure): Structure of the run.
-        masks (Mapping, optional): Masks to look at, by name.
+        parameters (Mapping): Masked parameters of the run, by name.
 
     Raises:
         ValueError: If they differ, or a mask is not of the structure.
@@ -162,8 +163,8 @@ def check_structure(
             'algorithm=dict(type=..., structure='
             f'{describe_structure(there)}).'
         )
-    for name, mask in (masks or {}).items():
-        if not structure.has(mask):
+    for name, mask in saved['masks'].items():
+        if not structure.has(filters_first(mask, parameters.get(name))):
             raise UserError(
                 f'The saved mask of {name!r} does not have structure='
                 f'{describe_structure(here)}: the file was changed after it '
