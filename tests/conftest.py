@@ -51,12 +51,19 @@ def quick_configs() -> Iterator[None]:
     base.
     """
     from mmengine.config import utils
+    from mmengine.model import base_module, weight_init
+
+    def ignore(module: object, init_info: str) -> None:
+        pass
 
     with (
         mock.patch(
             'yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, 0)
         ),
         mock.patch.object(utils, 'load', cache(utils.load)),
+        # For a log, the mean of each weight is taken many times.
+        mock.patch.object(base_module, 'update_init_info', ignore),
+        mock.patch.object(weight_init, 'update_init_info', ignore),
         # Each dataset of four images would collect garbage.
         mock.patch('mmengine.dataset.base_dataset.gc'),
     ):

@@ -193,17 +193,6 @@ def test_cht_scores_links_by_their_paths(seed, density):
             assert -1 <= score[u, v] < 0
 
 
-def test_cht_by_hand():
-    # Outputs A, B, C, inputs 0 to 3: A-0, B-0, B-1, C-0, C-2, C-3. A and 1
-    # have one path, A-0-B-1: input 0 has a link outside, to C, and B none.
-    # A and 2 have A-0-C-2: 0 has one outside, to B, and C one, to 3.
-    mask = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 1]]).bool()
-    state = LayerState(mask, mask.float(), generator=generator_for(0, 1, ''))
-    score = ALGORITHMS.build('CHT').growth_score(state)
-    assert score[0, 1] == pytest.approx(1 / math.sqrt(2))
-    assert score[0, 2] == pytest.approx(1 / 2)
-
-
 @pytest.mark.parametrize('seed', SEEDS)
 def test_cht_grows_by_what_the_drop_leaves(seed):
     state = layer(seed, (9, 8), 0.4)
