@@ -245,16 +245,6 @@ def test_where_nothing_can_be_replaced_it_says_why():
         MODELS.build(cfg(backbone=dict(type='Res2Net', depth=50)))
 
 
-@pytest.mark.parametrize('family', ['wide', 'parallel'])
-def test_where_no_family_can_replace_anything(family):
-    # Standardised weights: those under a mask would not stay zero.
-    backbone = dict(type='ResNeXt', depth=50, conv_cfg=dict(type='ConvWS'))
-    with pytest.raises(
-        ValueError, match='53 layers: of type ConvWS2d, .* plain layer does.$'
-    ):
-        DET.build(dict(cfg(family=family), backbone=backbone))
-
-
 @pytest.mark.parametrize('meant', ['hook', 'unmasked', None])
 def test_a_run_without_masks_stops_unless_it_is_meant(meant):
     model = sparse('darknet', unmasked=meant == 'unmasked')
