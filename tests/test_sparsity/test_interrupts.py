@@ -3,6 +3,7 @@
 import copy
 import itertools
 import sys
+from functools import cache
 from unittest import mock
 
 import pytest
@@ -78,6 +79,7 @@ def same(first, second):
     ) and (first[3] == second[3])
 
 
+@cache
 def outcomes():
     """Return the states of a run with the optimizer's step alone, and all."""
     model, sparse = started()
