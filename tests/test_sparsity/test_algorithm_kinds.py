@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.mask_trainers import masked
 from sift_mm.sparsity import (
     ALGORITHMS,
     LayerState,
-    SparseTraining,
     generator_for,
 )
 
@@ -112,15 +112,11 @@ def test_snfs_grows_by_the_momentum_of_a_dense_optimizer(
 ):
     torch.manual_seed(0)
     model = nn.Linear(20, 10, bias=False)
-    sparse = SparseTraining(
+    sparse = masked(
         model,
-        optimizer(model.parameters(), lr=1e-9, **options),
         'SNFS',
-        steps=40,
-        interval=4,
-        end=0.2,
-        sparsity=0.7,
-        include=['weight'],
+        optimizer(model.parameters(), lr=1e-9, **options),
+        **dict(steps=40, interval=4, end=0.2, sparsity=0.7),
         drop_fraction=dict(type='Constant', initial=0.3),
         placement=placement,
     )
@@ -144,17 +140,8 @@ def test_snfs_grows_by_the_momentum_of_a_dense_optimizer(
 
 
 def test_snfs_needs_momentum():
-    model = nn.Linear(20, 10)
     with pytest.raises(ValueError, match='SGD has none: set momentum=0.9'):
-        SparseTraining(
-            model,
-            torch.optim.SGD(model.parameters(), 0.1),
-            'SNFS',
-            steps=9,
-            interval=3,
-            sparsity=0.5,
-            include=['weight'],
-        )
+        masked(nn.Linear(20, 10), 'SNFS')
 
 
 def test_snfs_pays_for_a_dense_gradient_in_each_step():
@@ -212,12 +199,4 @@ def test_cht_grows_by_what_the_drop_leaves(seed):
 def test_cht_is_for_linear_layers():
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Linear(4, 4))
     with pytest.raises(ValueError, match="CHT .* '0.weight' has the shape"):
-        SparseTraining(
-            model,
-            torch.optim.SGD(model.parameters(), 0.1),
-            'CHT',
-            steps=9,
-            interval=3,
-            sparsity=0.5,
-            include=['*.weight'],
-        )
+        masked(model, 'CHT')

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.mask_trainers import masked
 from sift_mm.sparsity import (
     NM,
     SET,
@@ -13,7 +14,6 @@ from sift_mm.sparsity import (
     MaskSet,
     MaskTrainer,
     RigL,
-    SparseTraining,
     Static,
     Unstructured,
     UpdateSchedule,
@@ -104,13 +104,10 @@ def test_a_structure_that_loses_count_is_told():
 
 
 def test_rounding_is_said_and_weights_are_checked():
-    model = nn.Linear(16, 6)
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
     # 28 of 96 weights: 5 for each of 6 filters is the nearest.
     rule = dict(type='RigL', structure='ConstantFanIn')
-    kwargs = dict(steps=40, interval=2, sparsity=0.71, include=['weight'])
     with pytest.warns(UserWarning, match=r'FanIn.* 0\.29\d+ to 0\.3125'):
-        SparseTraining(model, optimizer, rule, **kwargs)
+        masked(nn.Linear(16, 6), rule, sparsity=0.71)
     structure, weight = NM(), torch.randn(6, 8)
     mask = structure.first(weight, 24)
     pruned = weight * mask
