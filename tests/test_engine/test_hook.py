@@ -18,6 +18,14 @@ from sift_mm.checkpoint.state import with_digest
 from sift_mm.errors import UserError
 
 
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """Train masks; return the folder."""
+    folder = tmp_path_factory.mktemp('trained')
+    toy_run(folder, dict())
+    return folder
+
+
 @pytest.mark.parametrize(
     'hook',
     [
@@ -60,9 +68,8 @@ def test_updates_are_logged(tmp_path):
     assert itop == sorted(itop) and 0.5 < itop[-1] <= 1
 
 
-def test_load_from_without_masks_needs_a_choice(tmp_path):
-    toy_run(tmp_path / 'a', dict(), epochs=1)
-    checkpoint = load(tmp_path / 'a/epoch_1.pth')
+def test_load_from_without_masks_needs_a_choice(trained, tmp_path):
+    checkpoint = load(trained / 'epoch_1.pth')
     masks = checkpoint.pop('sparse_training')['masks']
     plain = str(tmp_path / 'plain.pth')
     torch.save(checkpoint, plain)
@@ -108,12 +115,11 @@ def test_mistakes_stop_before_the_first_iteration(tmp_path, hook, words):
     assert not list(tmp_path.glob('*.pth'))
 
 
-def test_an_explicit_init_wins_over_the_checkpoints_masks(tmp_path):
-    toy_run(tmp_path / 'a', dict(), epochs=1)
+def test_an_explicit_init_wins_over_the_checkpoints_masks(trained, tmp_path):
     runner = toy_run(
-        tmp_path / 'b',
+        tmp_path,
         dict(init='TopK', sparsity=0.75, algorithm='Static'),
-        load_from=str(tmp_path / 'a/epoch_1.pth'),
+        load_from=str(trained / 'epoch_1.pth'),
     )
     assert hook_of(runner).trainer.masks.counts() == {'hidden.weight': 32}
 
@@ -132,13 +138,12 @@ def test_a_second_call_of_train_leaves_the_masks_alone(tmp_path):
     assert_same(before, final_state(runner))
 
 
-def test_loaded_and_saved_without_training_masks_stay(tmp_path):
-    toy_run(tmp_path / 'a', dict(), epochs=1)
-    runner = toy_runner(tmp_path / 'b', dict())
+def test_loaded_and_saved_without_training_masks_stay(trained, tmp_path):
+    runner = toy_runner(tmp_path, dict())
     checkpoint = {}
     hook_of(runner).before_save_checkpoint(runner, checkpoint)
     assert checkpoint == {}
-    runner.load_checkpoint(str(tmp_path / 'a/epoch_1.pth'))
+    runner.load_checkpoint(str(trained / 'epoch_1.pth'))
     hook_of(runner).before_save_checkpoint(runner, checkpoint)
     assert checkpoint['sparse_training']['masks']['hidden.weight'].sum() == 64
 
@@ -176,11 +181,10 @@ def test_updates_that_move_nothing_are_told(tmp_path, monkeypatch, hook):
     ],
 )
 def test_a_change_of_the_schedule_on_resume_is_said(
-    tmp_path, monkeypatch, hook, epochs, words
+    trained, tmp_path, monkeypatch, hook, epochs, words
 ):
-    toy_run(tmp_path, dict())
-    (tmp_path / 'last_checkpoint').write_text(str(tmp_path / 'epoch_2.pth'))
-    runner = toy_runner(tmp_path, hook, epochs=epochs, resume=True)
+    start = dict(resume=True, load_from=str(trained / 'epoch_2.pth'))
+    runner = toy_runner(tmp_path, hook, epochs=epochs, **start)
     said = []
     monkeypatch.setattr(runner.logger, 'warning', said.append)
     runner.train()
@@ -225,6 +229,14 @@ def test_a_structure_holds_for_the_whole_run_and_its_resume(
     assert torch.equal(first['hidden.weight'], mask) == (algorithm == 'Static')
 
 
+@pytest.fixture(scope='module')
+def two_of_four(tmp_path_factory):
+    """Train masks of a structure; return the checkpoint."""
+    folder = tmp_path_factory.mktemp('structured')
+    toy_run(folder, structured(), epochs=2)
+    return str(folder / 'epoch_2.pth')
+
+
 @pytest.mark.parametrize(
     'hook, loaded, words',
     [
@@ -234,10 +246,10 @@ def test_a_structure_holds_for_the_whole_run_and_its_resume(
         (structured(type='NM', n=4, m=8), dict(), 'n=4, m=8'),
     ],
 )
-def test_masks_of_another_structure_are_refused(tmp_path, hook, loaded, words):
-    path = tmp_path / 'a/epoch_2.pth'
-    toy_run(path.parent, structured(), epochs=2)
-    runner = toy_runner(tmp_path / 'b', hook, load_from=str(path), **loaded)
+def test_masks_of_another_structure_are_refused(
+    two_of_four, tmp_path, hook, loaded, words
+):
+    runner = toy_runner(tmp_path, hook, load_from=two_of_four, **loaded)
     with pytest.raises(
         ValueError, match=f'saved masks have structure.*{words}'
     ):
@@ -246,14 +258,15 @@ def test_masks_of_another_structure_are_refused(tmp_path, hook, loaded, words):
 
 
 @pytest.mark.parametrize('transfer', ['fixed', 'train'])
-def test_a_structure_goes_along_with_transferred_masks(tmp_path, transfer):
-    toy_run(tmp_path / 'a', structured(), epochs=2)
+def test_a_structure_goes_along_with_transferred_masks(
+    two_of_four, tmp_path, transfer
+):
     # Masks that stay need not be told their structure; it is saved anew.
     hook = structured() if transfer == 'train' else dict()
     runner = toy_run(
         tmp_path / 'b',
         hook | dict(transfer=transfer),
-        load_from=str(tmp_path / 'a/epoch_2.pth'),
+        load_from=two_of_four,
     )
     assert holds_groups(hook_of(runner).trainer.masks['hidden.weight'])
     saved = load(tmp_path / 'b/epoch_4.pth')['sparse_training']
@@ -280,16 +293,17 @@ def test_rounding_to_a_structure_is_counted_and_said(tmp_path, monkeypatch):
     assert any(words in text for text in said), said
 
 
-def test_checkpoints_of_earlier_releases_resume(tmp_path):
-    whole = toy_run(tmp_path / 'whole', dict())
-    path = tmp_path / 'whole/epoch_2.pth'
-    checkpoint = load(path)
+def test_checkpoints_of_earlier_releases_resume(trained, tmp_path):
+    checkpoint = load(trained / 'epoch_2.pth')
     state = checkpoint['sparse_training']
     del state['structure']
     state |= dict(grown_steps='free', young={})
     checkpoint['sparse_training'] = with_digest(state)
-    torch.save(checkpoint, path)
+    torch.save(checkpoint, tmp_path / 'old.pth')
     resumed = toy_run(
-        tmp_path / 'resumed', dict(), resume=True, load_from=str(path)
+        tmp_path, dict(), resume=True, load_from=str(tmp_path / 'old.pth')
     )
-    assert_same(final_state(whole), final_state(resumed))
+    whole = load(trained / 'epoch_4.pth')
+    assert_same(resumed.model.state_dict(), whole['state_dict'])
+    masks = whole['sparse_training']['masks']
+    assert_same(dict(hook_of(resumed).trainer.masks), masks)
