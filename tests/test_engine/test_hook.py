@@ -97,8 +97,6 @@ def test_load_from_without_masks_needs_a_choice(trained, tmp_path):
             dict(include=['hiden.*']),
             "'hiden.*' matches none .*hidden.weight, out.weight",
         ),
-        (dict(exclude=['out.weight']), "'out.weight' matches none"),
-        (dict(include=None), 'No parameter is selected'),
         (dict(sparsity=None), 'No sparsity is given'),
         (
             dict(distribution=dict(type='Explicit', sparsities={'a': 0.5})),
