@@ -4,6 +4,7 @@ from math import inf, isnan
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from sift_mm.cli.reports.run_groups import Comparison
 from sift_mm.cli.reports.statistics import (
@@ -35,6 +36,15 @@ def test_a_paired_difference_is_taken_seed_by_seed():
     assert not found.is_clear
 
 
+def test_an_interval_is_that_of_the_paired_t_test():
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(90, 1, 5), rng.normal(88, 1, 5)
+    found = paired_difference(dict(enumerate(a)), dict(enumerate(b)), 0.9)
+    oracle = stats.ttest_rel(a, b).confidence_interval(0.9)
+    assert (found.low, found.high) == pytest.approx((oracle.low, oracle.high))
+    assert found.is_clear == (not oracle.low <= 0 <= oracle.high)
+
+
 def test_a_difference_of_one_pair_has_no_interval():
     found = paired_difference({1: 5.0}, {1: 4.0})
     assert (found.value, found.low, found.high) == (1.0, -inf, inf)
@@ -51,6 +61,19 @@ def test_rank_correlation():
     assert found.high == pytest.approx(np.tanh(1.4722 + 1.6427), abs=1e-4)
     perfect = rank_correlation([1, 2, 3, 4], [9, 7, 5, 3])
     assert perfect.value == -1 and not perfect.is_clear
+
+
+def test_the_interval_covers_the_correlation_as_often_as_it_says():
+    # Normal pairs of correlation 0.5: rho = 6 / pi * arcsin(0.25).
+    rho = 6 / np.pi * np.arcsin(0.25)
+    rng, covered = np.random.default_rng(0), 0
+    for _ in range(500):
+        x = rng.normal(size=30)
+        y = 0.5 * x + 0.75**0.5 * rng.normal(size=30)
+        found = rank_correlation(x, y)
+        covered += found.low <= rho <= found.high
+    # 0.95 of 500, less and more 3 of their standard deviations, 4.9.
+    assert 460 <= covered <= 490
 
 
 @pytest.mark.parametrize(

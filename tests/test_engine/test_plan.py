@@ -14,6 +14,7 @@ from sift_mm.flops import count_flops
 from sift_mm.sparsity import (
     ERK,
     NM,
+    SNIP,
     Block,
     ConstantFanIn,
     Explicit,
@@ -241,3 +242,19 @@ def test_a_structure_of_one_density_has_the_flops_that_it_has():
         assert wrong.counts
     with pytest.raises(ValueError, match='of the weights or all of them'):
         assert MaskPlan(network, ERK(), structure=NM(1, 4)).counts
+
+
+def test_scores_of_the_whole_network_have_the_flops_of_the_budget():
+    torch.manual_seed(0)
+    network = backbone(SEG, base_channels=8, stem_channels=8)
+    network.masks_attached = True
+    image = torch.randn(2, 3, 64, 64)
+    found = MaskPlan(network, Uniform())
+    masks = found.draw(
+        SNIP(), 0, passes=[lambda: network(image)[-1].square().sum()]
+    )
+    counts = masks.counts()
+    assert counts != found.counts
+    assert found.budget.ratio(found.densities_of(counts)) == pytest.approx(
+        1, abs=1e-4
+    )
