@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from unittest import mock
@@ -43,23 +44,53 @@ def configs(
 
 
 @pytest.fixture(scope='session', autouse=True)
-def quick_configs() -> Iterator[None]:
-    """Skip the slow parts of reading configs and data.
+def quick_libraries() -> Iterator[None]:
+    """Skip the slow parts of configs, data and runs.
 
     A config is the same Python without layout. The index of a library's
     configs, a file for each of some hundred folders, would be read for every
     base.
     """
+    import torch
     from mmengine.config import utils
+    from mmengine.hooks import runtime_info_hook
+    from mmengine.model import base_module, weight_init
+    from mmengine.runner import runner
+    from mmengine.visualization import Visualizer
 
-    with (
-        mock.patch(
-            'yapf.yapflib.yapf_api.FormatCode', lambda text, **_: (text, 0)
-        ),
-        mock.patch.object(utils, 'load', cache(utils.load)),
+    def ignore(*_: object, **__: object) -> None:
+        pass
+
+    draw = Visualizer._initialize_fig
+    figure = cache(lambda: draw(None, dict(frameon=False)))
+    layout = 'yapf.yapflib.yapf_api.FormatCode'
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch(layout, lambda text, **_: (text, 0)))
         # Each dataset of four images would collect garbage.
-        mock.patch('mmengine.dataset.base_dataset.gc'),
-    ):
+        stack.enter_context(mock.patch('mmengine.dataset.base_dataset.gc'))
+        # No test takes the power away.
+        stack.enter_context(mock.patch('os.fsync', ignore))
+        for owner, name, other in [
+            (utils, 'load', cache(utils.load)),
+            # For a log, the mean of each weight is taken many times.
+            (base_module, 'update_init_info', ignore),
+            (weight_init, 'update_init_info', ignore),
+            # Each image clears the figure.
+            (Visualizer, '_initialize_fig', lambda *_: figure()),
+            # These start processes.
+            (runner, 'collect_env', cache(runner.collect_env)),
+            (runner, 'get_git_hash', lambda: 'unknown'),
+            (runtime_info_hook, 'get_git_hash', lambda: 'unknown'),
+        ]:
+            stack.enter_context(mock.patch.object(owner, name, other))
+        if not torch.cuda.is_available():
+            # Where there is none of a device, each seed keeps a stack trace.
+            for device in (torch.cuda, torch.xpu, torch.mtia):
+                stack.enter_context(
+                    mock.patch.object(
+                        device, 'manual_seed_all', ignore, create=True
+                    )
+                )
         yield
 
 

@@ -1,48 +1,11 @@
 """The package with parts of its surroundings missing."""
 
-import subprocess
-import sys
-
-BLOCK = """
-import sys
-class Absent:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] in {absent}:
-            raise ModuleNotFoundError(name, name=name)
-sys.meta_path.insert(0, Absent())
-import importlib.util
-found = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: (
-    None if name.split('.')[0] in {absent} else found(name, package))
-"""
-
-
-def run(absent, code):
-    script = BLOCK.format(absent=absent) + code
-    done = subprocess.run(
-        [sys.executable, '-c', script],
-        timeout=120,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
-
-
-def test_mask_training_needs_only_pytorch():
-    run(
-        {'mmengine', 'mmcv', 'mmdet', 'mmseg', 'mmpretrain'},
-        'import sift_mm.sparsity, sift_mm.flops, sift_mm.flops.isoflop\n'
-        'assert sift_mm.transform and sift_mm.deploy.fold\n'
-        'import sift_mm.data\n'  # The table alone: no library of theirs.
-        'slow = {"torchvision", "pycocotools", "scipy"}\n'
-        'assert not slow & sys.modules.keys()\n'
-        'assert "mmengine" not in sys.modules\n',
-    )
+from helpers.runs import run_without
 
 
 def test_the_import_changes_nothing_of_mmengine():
     # Nor does it need the libraries. A run sets its files for good.
-    run(
+    run_without(
         {'mmcv', 'mmdet', 'mmseg', 'mmpretrain'},
         'from mmengine.fileio import file_client, io\n'
         'from mmengine.fileio.backends import registry_utils as files\n'
@@ -68,7 +31,7 @@ def test_the_import_changes_nothing_of_mmengine():
 def test_a_library_that_is_broken_is_left_out_with_its_reason():
     # Transformers 5 breaks a module deep in MMPretrain, which MMDetection
     # imports first.
-    run(
+    run_without(
         set(),
         'class Broken:\n'
         '    def find_spec(self, name, path=None, target=None):\n'

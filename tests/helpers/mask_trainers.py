@@ -11,6 +11,7 @@ from sift_mm.sparsity import (
     MaskTrainer,
     Random,
     RigL,
+    SparseTraining,
     UpdateSchedule,
 )
 
@@ -49,6 +50,13 @@ def small(
         placement=placement,
     )
     return parameter, OPTIMIZERS[optimizer]([parameter]), trainer
+
+
+def masked(model, algorithm='RigL', optimizer=None, **options):
+    """Return the mask training of a model, by default of all its layers."""
+    optimizer = optimizer or torch.optim.SGD(model.parameters(), 0.1)
+    usual = dict(steps=20, interval=2, sparsity=0.5, include=['*weight'])
+    return SparseTraining(model, optimizer, algorithm, **(usual | options))
 
 
 def mask_of(trainer, name='a'):

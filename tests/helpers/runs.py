@@ -152,6 +152,33 @@ def run_script(*args: object, **env: str) -> subprocess.CompletedProcess:
     )
 
 
+# Modules of these names cannot be found.
+ABSENT = """
+import importlib.util, sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {absent}:
+            raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Absent())
+found = importlib.util.find_spec
+importlib.util.find_spec = lambda name, package=None: (
+    None if name.split('.')[0] in {absent} else found(name, package))
+"""
+
+
+def run_without(absent: set[str], code: str, cwd: Path = ROOT) -> None:
+    """Run code in a process in which some modules are not installed."""
+    code = ABSENT.replace('{absent}', repr(absent)) + code
+    done = subprocess.run(
+        [sys.executable, '-c', code],
+        cwd=cwd,
+        timeout=300,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def write_config(folder: Path, scope: str, data_root: Path) -> str:
     """Write the small config of a library; return its path."""
     path = folder / f'{scope}_mini.py'

@@ -136,7 +136,7 @@ class MaskProbe(Hook):
             digest=digest.hexdigest(),
             counts=masks.counts(),
             stray=sum(
-                int(masks.parameters[name][~mask].count_nonzero())
+                int(masks.parameters[name].detach()[~mask].count_nonzero())
                 for name, mask in masks.items()
             ),
             choices=trainer.execution.choices(),

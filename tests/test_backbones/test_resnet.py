@@ -29,6 +29,7 @@ PAIRS = [
 
 
 KINDS = [pytest.param(*one.values[:2], id=one.id) for one in PAIRS]
+AND_DEPTH = [(*one.values, 18) for one in KINDS] + [(*KINDS[0].values, 50)]
 
 
 def narrow(width):
@@ -53,8 +54,7 @@ def layers_of(model):
     }
 
 
-@pytest.mark.parametrize('depth', [18, 50])
-@pytest.mark.parametrize('registry, name', KINDS)
+@pytest.mark.parametrize('registry, name, depth', AND_DEPTH)
 def test_without_family_it_is_the_parent(registry, name, depth):
     a = build(registry, name, depth=depth, sparsity=None)
     b = build(registry, name.removeprefix('SparseIFT'), depth=depth)
@@ -131,11 +131,14 @@ def test_positional_arguments_keep_the_librarys_order():
         kind(18, 4, in_channels=3)
 
 
-@pytest.mark.parametrize('depth, convs', [(18, 16), (50, 48)])
-@pytest.mark.parametrize('registry, name, family', PAIRS)
+@pytest.mark.parametrize(
+    'registry, name, family, depth',
+    [(*one.values, 18) for one in PAIRS] + [(*PAIRS[0].values, 50)],
+)
 def test_all_convolutions_of_the_branches_are_replaced(
-    registry, name, family, depth, convs
+    registry, name, family, depth
 ):
+    convs = 16 if depth == 18 else 48
     model = build(registry, name, family=family, depth=depth)
     found = layers_of(model)
     shortcuts = 3 if depth == 18 else 4
@@ -190,7 +193,7 @@ def test_parallel_blocks_are_the_authors(name, norm_act):
 
 
 @pytest.mark.parametrize('inner', ['none', 'norm', 'norm_act'])
-@pytest.mark.parametrize('family', LAYERS)
+@pytest.mark.parametrize('family', ['parallel', 'doped'])
 def test_the_inner_layer_is_an_option(family, inner):
     model = build(family=family, inner=inner)
     for name, layer in layers_of(model).items():
@@ -203,9 +206,7 @@ def test_the_inner_layer_is_an_option(family, inner):
             assert type(getattr(behind, f'norm{conv[-1]}')) is kind
 
 
-@pytest.mark.parametrize(
-    'family', ['wide', 'parallel', 'doped', 'wide_factorized']
-)
+@pytest.mark.parametrize('family', ['wide', 'parallel'])
 @pytest.mark.parametrize(
     'kwargs',
     [
@@ -239,7 +240,7 @@ def test_the_parents_options_keep_working(family, kwargs):
     out = model(x)
     for ours, theirs in zip(out, twin(x), strict=True):
         assert ours.shape[2:] == theirs.shape[2:]
-        assert ours.shape[1] == theirs.shape[1] * (1 + ('wide' in family))
+        assert ours.shape[1] == theirs.shape[1] * (1 + (family == 'wide'))
     assert [one.shape[1] for one in out] == model.out_channels
     assert not any('stem' in name for name in model.sparse_parameter_names())
     for name, layer in layers_of(model).items():
@@ -260,7 +261,7 @@ def test_the_three_libraries_build_the_same_network(family):
     torch.testing.assert_close(outs[0], outs[2])
 
 
-@pytest.mark.parametrize('registry, name', KINDS)
+@pytest.mark.parametrize('registry, name', KINDS[::3])
 def test_blocks_start_as_the_identity(registry, name):
     # Plain blocks do, as the authors' and the parent's; others if asked to.
     # Where a ReLU is behind the norms of the branches, they would be stuck.
@@ -294,7 +295,7 @@ def test_inner_layers_are_not_drawn_by_the_librarys_rule():
     )
 
 
-@pytest.mark.parametrize('registry, name, family', PAIRS)
+@pytest.mark.parametrize('registry, name, family', PAIRS[::3])
 def test_pretrained_weights_are_kept(registry, name, family, tmp_path):
     path = str(tmp_path / 'model.pth')
     kwargs = dict(family=family, zero_init_residual=False)
@@ -307,9 +308,8 @@ def test_pretrained_weights_are_kept(registry, name, family, tmp_path):
             assert torch.equal(value, loaded.state_dict()[key]), key
 
 
-@pytest.mark.parametrize('family', ['factorized', 'doped'])
-def test_groups_of_the_blocks_norms_do_not_round_ranks(family):
-    kwargs = dict(family=family, sparsity=0.5) | narrow(64)
+def test_groups_of_the_blocks_norms_do_not_round_ranks():
+    kwargs = dict(family='factorized', sparsity=0.5) | narrow(64)
     ranks = [
         [
             m.u.out_channels

@@ -60,9 +60,3 @@ def test_json_has_all_numbers(path, tmp_path, capsys):
     assert printed['checkpoint'] == path and printed['steps'] == 12345
     assert printed['layers'][0]['dead_outputs'] == 1
     assert printed['total']['density'] == 8 / 10
-
-
-def test_a_file_without_masks_ends_with_a_sentence(tmp_path, capsys):
-    torch.save({'a.weight': torch.ones(2, 2)}, tmp_path / 'dense.pth')
-    with pytest.raises(SystemExit, match='dense.pth has no masks'):
-        main([str(tmp_path / 'dense.pth')])

@@ -1,6 +1,5 @@
 """Tests of tools/train.py: its options, and real runs."""
 
-import json
 import runpy
 import sys
 import tomllib
@@ -9,7 +8,6 @@ from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
-import torch
 from mmengine.config import Config
 from torch import distributed
 
@@ -194,26 +192,6 @@ def test_replaces_sync_norms_only():
     assert cfg.model.b[0].norm_cfg == group
     assert cfg.env_cfg.dist_cfg.backend == 'gloo'
     assert cfg.model_wrapper_cfg.device_ids is None
-
-
-@pytest.mark.parametrize(
-    'scope, steps, metric',
-    [
-        ('mmdet', 2, 'coco/bbox_mAP'),
-        ('mmseg', 2, 'mIoU'),
-        ('mmpretrain', 3, 'accuracy/top1'),
-    ],
-)
-def test_trains(scope, steps, metric, runs):
-    run = runs[scope]
-    scalars = next(run.work_dir.glob('*/vis_data/scalars.json'))
-    logs = [json.loads(line) for line in scalars.read_text().splitlines()]
-    assert len([log for log in logs if 'loss' in log]) == steps
-    assert metric in logs[-1]
-    state = torch.load(run.checkpoint, weights_only=False)
-    assert state['meta']['iter'] == steps
-    # The loss depends on the data: gradients have reached the stem.
-    assert state['optimizer']['state']
 
 
 @pytest.fixture(scope='module')

@@ -23,7 +23,6 @@ from sift_mm.flops import count_model
 
 STAGES = [256, 512, 1024, 2048]
 DETR = '300 queries, as num_queries'
-PROPOSALS = '1000 proposals, as test_cfg.rpn.max_per_img'
 
 
 def read(name):
@@ -56,12 +55,6 @@ def narrow(cfg):
             'mmdet::deformable_detr/deformable-detr_r50_16xb2-50e_coco.py',
             [512, 1024, 2048],
             DETR,
-        ),
-        ('mmdet::yolof/yolof_r50-c5_8xb8-1x_coco.py', [2048], ''),
-        (
-            'mmdet::libra_rcnn/libra-faster-rcnn_r50_fpn_1x_coco.py',
-            STAGES,
-            PROPOSALS,
         ),
         (
             'mmseg::mask2former/mask2former_r50_8xb2-90k_cityscapes-'

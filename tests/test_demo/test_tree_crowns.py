@@ -85,20 +85,6 @@ def test_cut_counts_what_is_more_than_half_visible(box, part, counts):
     assert counted.tolist() == ([] if part is None else [counts])
 
 
-@pytest.mark.parametrize(
-    'start, stop, overlap, starts',
-    [
-        (0, 256, 120, [0]),
-        (0, 257, 120, [0, 1]),
-        (0, 392, 120, [0, 136]),
-        (0, 393, 120, [0, 68, 137]),
-        (44, 556, 0, [44, 300]),
-    ],
-)
-def test_tile_starts(start, stop, overlap, starts):
-    assert tool.tile_starts(start, stop, overlap) == starts
-
-
 # The sizes are those of the real photographs.
 @pytest.mark.parametrize(
     'width, height, val_rows, val_tiles',

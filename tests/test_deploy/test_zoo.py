@@ -9,15 +9,10 @@ import timm
 import torch
 import torchvision
 from mmdet.registry import MODELS as DET
-from mmengine.registry import init_default_scope
 from mmpretrain.registry import MODELS as PRE
 from mmseg.registry import MODELS as SEG
-from torch import nn
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.ops import MultiScaleRoIAlign
 
-from helpers.networks import assert_equal, make_block, sparsified, tensors
+from helpers.networks import assert_equal, sparsified
 from sift_mm.deploy import to_sparse
 
 pytestmark = pytest.mark.usefixtures('seed')
@@ -110,49 +105,3 @@ def test_a_convolution_of_images_runs_without_zeros_too() -> None:
     assert how['conv1'] == 'density 1.000, with norm, ReLU'
     assert list(how) == ['conv1', 'layer1.0.conv1']
     assert_equal(model, sparse, torch.randn(1, 3, 32, 32))
-
-
-@torch.no_grad()
-def test_a_head_that_takes_a_tuple() -> None:
-    init_default_scope('mmseg')
-    head = dict(type='FCNHead', in_channels=4, channels=8, num_classes=3)
-    built = SEG.build(head | dict(norm_cfg=dict(type='BN'), in_index=1))
-    model = sparsified(
-        make_block('Neck', lambda self, x: self.head((x, x)), head=built), 0.4
-    )
-    key = 'head.convs.0.conv'
-    weight = model.get_parameter(f'{key}.weight')
-    sparse: Any = to_sparse(model, {f'{key}.weight': weight != 0}, 'sparse')
-    assert_equal(model, sparse)
-    assert key in sparse.sparse_report.sparse
-
-
-@torch.no_grad()
-def test_a_detector_without_proposals() -> None:
-    backbone: Any = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.ReLU())
-    backbone.out_channels = 8
-    model = FasterRCNN(
-        backbone,
-        num_classes=3,
-        rpn_anchor_generator=AnchorGenerator(((16,),), ((1.0,),)),
-        box_roi_pool=MultiScaleRoIAlign(['0'], 2, 1),
-        rpn_score_thresh=2.0,  # Nothing is as likely.
-        min_size=32,
-        max_size=32,
-    )
-    sparse: Any = to_sparse(sparsified(model, 0.3), execution='sparse')
-    assert 'roi_heads.box_head.fc6' in sparse.sparse_report.sparse
-    (found,) = sparse([torch.rand(3, 32, 32)])
-    assert found['boxes'].shape == (0, 4)
-    assert tensors(found)
-
-
-@torch.no_grad()
-def test_an_owner_that_reads_weights_keeps_them_dense() -> None:
-    block = torchvision.models.swin_transformer.SwinTransformerBlock
-    model = sparsified(block(8, 2, [4, 4], [2, 2]), 0.3)
-    sparse: Any = to_sparse(model, execution='sparse')
-    assert_equal(model, sparse, torch.randn(1, 8, 8, 8))
-    dense = {n for n, why in sparse.sparse_report.dense.items()}
-    assert dense == {'attn.qkv', 'attn.proj'}
-    assert_equal(model, sparse, torch.randn(1, 8, 8, 8))

@@ -58,22 +58,6 @@ def test_without_masks_it_is_mmengines_wrapper():
         assert torch.equal(a, b)
 
 
-def test_scores_are_the_mean_over_accumulated_batches():
-    # k = floor(.5 * 4) = 2. Weights 1 and 2 are dropped; the gradients of
-    # two micro-batches cancel at position 4, where the mean of |.| would be
-    # largest, and agree at 5 and 6.
-    model, masks, trainer = linear_and_masks(interval=1)
-    wrapper = SparseOptimWrapper(
-        torch.optim.SGD(model.parameters(), lr=0.0), accumulative_counts=2
-    )
-    attached(wrapper, trainer)
-    for grad in ([0, 0, 0, 0, 9, 3, 2, 0], [0, 0, 0, 0, -9, 3, 2, 1]):
-        assert trainer.steps == 0  # Not at the first micro-batch.
-        wrapper.update_params((model.weight * torch.tensor([grad])).sum())
-    assert trainer.steps == 1
-    assert masks['weight'].nonzero()[:, 1].tolist() == [2, 3, 5, 6]
-
-
 def attached(wrapper, trainer):
     """Attach the masks to the wrapper."""
     wrapper.mask_trainer = trainer

@@ -88,7 +88,11 @@ def quick(monkeypatch):
 @pytest.mark.parametrize(
     'loop, workers, counts',
     [
-        *((loop, workers, 1) for loop in LOOPS for workers in LOADERS),
+        *((loop, 'alone', 1) for loop in LOOPS),
+        ('epochs', 'workers', 1),
+        ('epochs', 'lasting workers', 1),
+        ('iterations', 'lasting workers', 1),
+        ('endless', 'workers', 1),
         # Neither the epoch's four iterations nor all are whole steps.
         ('epochs', 'alone', 3),
         ('endless', 'alone', 3),

@@ -30,7 +30,7 @@ from sift_mm.errors import UserError
 
 use_safe_files()
 # Kills of the test at random moments; `make attack` has more of them.
-KILLS = int(os.environ.get('SIFT_MM_KILLS', 6))
+KILLS = int(os.environ.get('SIFT_MM_KILLS', 4))
 
 
 def names(folder):

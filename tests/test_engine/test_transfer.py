@@ -54,11 +54,12 @@ def test_where_masks_come_from(state, loaded, resumed, transfer, init, origin):
         assert start.find_origin(options).value == origin
 
 
-@pytest.fixture
-def source(tmp_path):
+@pytest.fixture(scope='module')
+def source(tmp_path_factory):
     """Train masks; return the checkpoint."""
-    toy_run(tmp_path / 'source', dict(), epochs=2)
-    return tmp_path / 'source/epoch_2.pth'
+    folder = tmp_path_factory.mktemp('source')
+    toy_run(folder, dict(), epochs=2)
+    return folder / 'epoch_2.pth'
 
 
 def masks_of(path):

@@ -100,19 +100,6 @@ def test_doped_rank(sparsity, expected):
     assert doped_rank(576, 64, sparsity, multiple=8) == expected // 8 * 8
 
 
-@pytest.mark.parametrize(
-    'function, args, words',
-    [
-        (parallel_branches, (0.3,), '1.43 branches.*1/3 or more'),
-        (doped_rank, (2, 2, 0.5), '2 inputs and 2 .* rank 0.5.*larger spars'),
-        (factorized_rank, (4, 4, 0.5, 'v'), "'both', 'u', 'none'.*'v'"),
-    ],
-)
-def test_what_makes_no_layer_is_refused(function, args, words):
-    with pytest.raises(ValueError, match=words):
-        function(*args)
-
-
 @pytest.mark.parametrize('function', [factorized_rank, doped_rank])
 def test_random_layers_cost_what_rounding_allows(function):
     seed = random.randrange(10**6)

@@ -68,19 +68,6 @@ TWO_STAGES = RESNET | {
     'model.train_cfg.rpn_proposal.max_per_img': 20,
     'model.train_cfg.rcnn.sampler.num': 16,
 }
-ATTENTION = {'embed_dims': 32, 'num_heads': 2}
-FORWARD = {'embed_dims': 32, 'feedforward_channels': 64}
-
-
-def layers(part: str, *attention: str) -> dict[str, Any]:
-    """Return the options of a narrow encoder or decoder of a DETR."""
-    found = {f'model.{part}.num_layers': 1}
-    for name, values in [(a, ATTENTION) for a in attention] + [
-        ('ffn_cfg', FORWARD)
-    ]:
-        for key, value in values.items():
-            found[f'model.{part}.layer_cfg.{name}.{key}'] = value
-    return found
 
 
 def hrnet() -> dict[str, Any]:
@@ -143,15 +130,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
         'model.roi_head.mask_head.in_channels': 16,
         'model.roi_head.mask_head.conv_out_channels': 16,
         'model.roi_head.mask_head.num_convs': 1,
-    },
-    'mmdet::detr/detr_r50_8xb2-150e_coco.py': RESNET
-    | layers('encoder', 'self_attn_cfg')
-    | layers('decoder', 'self_attn_cfg', 'cross_attn_cfg')
-    | {
-        'model.neck.out_channels': 32,
-        'model.bbox_head.embed_dims': 32,
-        'model.positional_encoding.num_feats': 16,
-        'model.num_queries': 10,
     },
     'mmseg::hrnet/fcn_hr18_4xb2-40k_cityscapes-512x1024.py': hrnet(),
     'mmseg::segformer/segformer_mit-b0_8xb1-160k_cityscapes-1024x1024.py': {

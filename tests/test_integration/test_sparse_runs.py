@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 
 from helpers.forked_scripts import run_forked, train_ranks
-from helpers.runs import ROOT, run_script
+from helpers.runs import run_script
 from helpers.sparse_runs import assert_masked, final, probed, train
-from sift_mm.cli import train as train_tool
 
 
 def test_two_processes_hold_equal_masks_after_every_update(
@@ -55,27 +54,9 @@ def test_mmdets_own_scripts_run_our_config(make_config, tmp_path):
     assert 'bbox_mAP' in done.stdout
 
 
-def test_channels_that_do_not_fit_are_named(make_config, tmp_path):
-    config = make_config(
-        'mmseg', "model['decode_head'].update(c1_in_channels=8)\n"
-    )
-    with pytest.raises(SystemExit, match='decode_head.c1_in_channels=16'):
-        train(config, tmp_path / 'run')
-
-
 def test_a_sparsity_that_is_written_twice_has_to_agree(make_config, tmp_path):
     config = make_config('mmpretrain', "custom_hooks[0]['sparsity'] = 0.9\n")
     with pytest.raises(
         SystemExit, match='sparsity=0.75 and SparseTrainingHook sparsity=0.9'
     ):
         train(config, tmp_path / 'run')
-
-
-def test_missing_coco_is_said_at_once():
-    config = str(ROOT / 'configs/retinanet_sift_wide_r18.py')
-    with pytest.raises(SystemExit) as stop:
-        train_tool.main([config])
-    said = str(stop.value)
-    assert '\n' not in said
-    for words in ('data/coco', 'instances_train2017.json', 'make demo'):
-        assert words in said

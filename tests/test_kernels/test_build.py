@@ -7,7 +7,6 @@ import re
 import resource
 import shutil
 import subprocess
-import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
@@ -16,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from helpers.random_convolutions import check, forget_layouts, random_case
-from helpers.runs import run_script
 from sift_mm.kernels import build
 
 
@@ -321,21 +319,6 @@ def test_other_lanes_and_the_portable_code(monkeypatch, flag, kind):
     for _ in range(100):
         check(random_case(source))
     forget_layouts()
-
-
-def test_one_thread_pool_with_torch():
-    probe = """
-import torch
-from sift_mm.kernels import why_unavailable
-assert why_unavailable() is None
-names = open('/proc/self/maps').read().splitlines()
-files = {line.split()[-1].split('/')[-1] for line in names}
-print(sum(f.startswith(('libgomp', 'libomp', 'libiomp')) for f in files))
-"""
-    # The user's own cache, with the kernels that other tests use too.
-    kept = {'SIFT_MM_CACHE': '', 'SIFT_MM_KERNEL_FLAGS': ''}
-    found = run_script(sys.executable, '-c', probe, **kept, PYTHONPATH='..')
-    assert found.stdout == '1\n', found.stderr
 
 
 def test_a_pipe_in_the_place_of_the_library_is_not_waited_for(tmp_path):

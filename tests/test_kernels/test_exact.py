@@ -9,7 +9,7 @@ import torch
 from helpers.random_convolutions import Case, check, pattern_of, random_case
 from sift_mm.kernels.pattern import forward_layout
 
-CASES, AT_ONCE = int(os.environ.get('SIFT_MM_CASES', 1200)), 100
+CASES, AT_ONCE = int(os.environ.get('SIFT_MM_CASES', 800)), 100
 
 
 @pytest.mark.parametrize('part', range(CASES // AT_ONCE))

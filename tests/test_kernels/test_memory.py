@@ -1,5 +1,6 @@
-"""The allocator keeps what is freed, in our commands alone."""
+"""Memory and threads of a process that loads the kernels."""
 
+import os
 import subprocess
 import sys
 
@@ -10,6 +11,7 @@ from sift_mm.kernels import keep_freed_memory
 PROBE = """
 import resource, torch, sift_mm
 from sift_mm.cli.entry import entry_point
+from sift_mm.kernels import why_unavailable
 
 def faults(argv=None):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -18,6 +20,10 @@ def faults(argv=None):
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
 print(faults(), entry_point(faults)([]))
+assert why_unavailable() is None
+names = open('/proc/self/maps').read().splitlines()
+files = {line.split()[-1].split('/')[-1] for line in names}
+print(sum(f.startswith(('libgomp', 'libomp', 'libiomp')) for f in files))
 """
 VARIABLES = {
     'MALLOC_MMAP_MAX_': '65536',
@@ -27,19 +33,29 @@ VARIABLES = {
 }
 
 
-def test_commands_keep_freed_memory_and_an_import_does_not(monkeypatch):
-    for name in VARIABLES:
-        monkeypatch.delenv(name, raising=False)
+@pytest.fixture(scope='module')
+def probed() -> list[int]:
+    """Run the probe with the allocator's defaults and the user's kernels."""
+    changed = {*VARIABLES, 'SIFT_MM_CACHE', 'SIFT_MM_KERNEL_FLAGS'}
     found = subprocess.run(
         [sys.executable, '-c', PROBE],
+        env={k: v for k, v in os.environ.items() if k not in changed},
         capture_output=True,
         text=True,
         check=True,
     )
-    imported, command = map(int, found.stdout.split())
+    return [int(number) for number in found.stdout.split()]
+
+
+def test_commands_keep_freed_memory_and_an_import_does_not(probed):
+    imported, command, _ = probed
     # Pages may be huge, 512 to one.
     assert imported >= 10 * 64 / 2
     assert command <= imported / 5
+
+
+def test_one_thread_pool_with_torch(probed):
+    assert probed[2] == 1
 
 
 @pytest.mark.parametrize('name', VARIABLES)

@@ -57,7 +57,7 @@ def test_outputs_and_gradients_are_pytorchs() -> None:
 
 
 @pytest.mark.parametrize('shift', [0, 30])
-@pytest.mark.parametrize('size', [(1, 1, 3000, 3000), (4, 2, 1, 500_000)])
+@pytest.mark.parametrize('size', [(1, 1, 1500, 2000), (4, 2, 1, 200_000)])
 def test_large_planes_are_as_exact_as_pytorchs(size, shift) -> None:
     torch.manual_seed(0)
     x = torch.randn(size) + shift

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.mask_trainers import masked
 from sift_mm.sparsity import (
     ALGORITHMS,
     LayerState,
-    SparseTraining,
     generator_for,
 )
 
@@ -112,15 +112,11 @@ def test_snfs_grows_by_the_momentum_of_a_dense_optimizer(
 ):
     torch.manual_seed(0)
     model = nn.Linear(20, 10, bias=False)
-    sparse = SparseTraining(
+    sparse = masked(
         model,
-        optimizer(model.parameters(), lr=1e-9, **options),
         'SNFS',
-        steps=40,
-        interval=4,
-        end=0.2,
-        sparsity=0.7,
-        include=['weight'],
+        optimizer(model.parameters(), lr=1e-9, **options),
+        **dict(steps=40, interval=4, end=0.2, sparsity=0.7),
         drop_fraction=dict(type='Constant', initial=0.3),
         placement=placement,
     )
@@ -144,17 +140,8 @@ def test_snfs_grows_by_the_momentum_of_a_dense_optimizer(
 
 
 def test_snfs_needs_momentum():
-    model = nn.Linear(20, 10)
     with pytest.raises(ValueError, match='SGD has none: set momentum=0.9'):
-        SparseTraining(
-            model,
-            torch.optim.SGD(model.parameters(), 0.1),
-            'SNFS',
-            steps=9,
-            interval=3,
-            sparsity=0.5,
-            include=['weight'],
-        )
+        masked(nn.Linear(20, 10), 'SNFS')
 
 
 def test_snfs_pays_for_a_dense_gradient_in_each_step():
@@ -193,17 +180,6 @@ def test_cht_scores_links_by_their_paths(seed, density):
             assert -1 <= score[u, v] < 0
 
 
-def test_cht_by_hand():
-    # Outputs A, B, C, inputs 0 to 3: A-0, B-0, B-1, C-0, C-2, C-3. A and 1
-    # have one path, A-0-B-1: input 0 has a link outside, to C, and B none.
-    # A and 2 have A-0-C-2: 0 has one outside, to B, and C one, to 3.
-    mask = torch.tensor([[1, 0, 0, 0], [1, 1, 0, 0], [1, 0, 1, 1]]).bool()
-    state = LayerState(mask, mask.float(), generator=generator_for(0, 1, ''))
-    score = ALGORITHMS.build('CHT').growth_score(state)
-    assert score[0, 1] == pytest.approx(1 / math.sqrt(2))
-    assert score[0, 2] == pytest.approx(1 / 2)
-
-
 @pytest.mark.parametrize('seed', SEEDS)
 def test_cht_grows_by_what_the_drop_leaves(seed):
     state = layer(seed, (9, 8), 0.4)
@@ -223,12 +199,4 @@ def test_cht_grows_by_what_the_drop_leaves(seed):
 def test_cht_is_for_linear_layers():
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Linear(4, 4))
     with pytest.raises(ValueError, match="CHT .* '0.weight' has the shape"):
-        SparseTraining(
-            model,
-            torch.optim.SGD(model.parameters(), 0.1),
-            'CHT',
-            steps=9,
-            interval=3,
-            sparsity=0.5,
-            include=['*.weight'],
-        )
+        masked(model, 'CHT')

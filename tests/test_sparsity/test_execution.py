@@ -32,8 +32,9 @@ from sift_mm.sparsity import SparseTraining
 from sift_mm.sparsity import execution as execution_module
 
 
-@pytest.mark.parametrize('optimizer', [sgd, adamw])
-@pytest.mark.parametrize('algorithm', ['RigL', 'SET'])
+@pytest.mark.parametrize(
+    'optimizer, algorithm', [(sgd, 'RigL'), (adamw, 'SET')]
+)
 def test_fifty_steps_end_where_dense_ones_do(optimizer, algorithm):
     parts = [
         run(training(mode, optimizer=optimizer, algorithm=algorithm), 50)

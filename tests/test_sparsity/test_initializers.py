@@ -14,16 +14,6 @@ def weight(shape, seed=0, channels_last=False, dtype=torch.float32):
     return values.to(dtype)
 
 
-@pytest.mark.parametrize('cls', [Random, TopK])
-@pytest.mark.parametrize('shape', SHAPES)
-def test_counts_are_exact(cls, shape):
-    values = weight(shape)
-    for count in {1, 2, values.numel() // 2, values.numel()}:
-        mask = cls().mask(values, count, generator_for(0, 0, 'a'))
-        assert mask.dtype == torch.bool and mask.shape == values.shape
-        assert int(mask.sum()) == count
-
-
 @pytest.mark.parametrize('cls', [Random, TopK, FromWeights])
 def test_memory_order_is_the_weights_and_does_not_matter(cls):
     plain = weight((8, 6, 3, 3)) * (weight((8, 6, 3, 3), seed=1) > 0)
@@ -35,26 +25,6 @@ def test_memory_order_is_the_weights_and_does_not_matter(cls):
     assert torch.equal(*masks)
     assert masks[0].stride() == plain.stride()
     assert masks[1].stride() == last.stride()
-
-
-def test_random_follows_the_generator_only():
-    def draw(values, name):
-        return Random().mask(values, 20, generator_for(0, 0, name))
-
-    a = draw(weight((10, 10)), 'a')
-    assert torch.equal(a, draw(weight((10, 10), seed=1), 'a'))
-    assert not torch.equal(a, draw(weight((10, 10)), 'b'))
-
-
-def test_random_prefers_no_position():
-    # 2000 draws of 3 out of 12: each position 500 times, with a standard
-    # deviation of sqrt(2000 * 1/4 * 3/4) = 19.4; five of them are 97.
-    hits = sum(
-        Random().mask(torch.zeros(12), 3, generator_for(seed, 0, 'a')).int()
-        for seed in range(2000)
-    )
-    assert hits.sum() == 6000
-    assert (hits - 500).abs().max() < 97
 
 
 @pytest.mark.parametrize(

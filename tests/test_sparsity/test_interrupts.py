@@ -3,14 +3,15 @@
 import copy
 import itertools
 import sys
+from functools import cache
 from unittest import mock
 
 import pytest
 import torch
 from torch import nn
 
+from helpers.mask_trainers import masked
 from sift_mm.sparsity import (
-    SparseTraining,
     algorithms,
     structures,
     trainer,
@@ -26,20 +27,12 @@ def untried(monkeypatch):
     monkeypatch.setattr(trainer, 'check_optimizer', lambda *_: None)
 
 
-def started(algorithm='RigL'):
+def started():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 12), nn.Linear(12, 4))
-    sparse = SparseTraining(
-        model,
-        torch.optim.AdamW(model.parameters(), 0.05),
-        algorithm,
-        steps=40,
-        interval=UPDATE,
-        sparsity=0.5,
-        include=['*.weight'],
-        drop_fraction=0.5,
-        execution='dense',
-    )
+    optimizer = torch.optim.AdamW(model.parameters(), 0.05)
+    options = dict(interval=UPDATE, drop_fraction=0.5, execution='dense')
+    sparse = masked(model, optimizer=optimizer, steps=40, **options)
     backward(model, sparse)
     sparse.step()
     backward(model, sparse)
@@ -78,6 +71,7 @@ def same(first, second):
     ) and (first[3] == second[3])
 
 
+@cache
 def outcomes():
     """Return the states of a run with the optimizer's step alone, and all."""
     model, sparse = started()

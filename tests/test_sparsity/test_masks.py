@@ -95,19 +95,6 @@ def test_apply_selects_in_place():
     assert params['a'].data_ptr() == pointer and params['a'].requires_grad
 
 
-def test_apply_of_another_network():
-    params = parameters()
-    masks = MaskSet(params, masks_for(params))
-    kept = {n: p.detach().clone() for n, p in params.items()}
-    average = {n: torch.ones(p.shape) for n, p in params.items()}
-    average['norm.weight'] = torch.ones(3)
-    masks.apply_(average)
-    for name, mask in masks.items():
-        assert torch.equal(average[name], mask.float())
-        assert torch.equal(params[name], kept[name])
-    assert torch.equal(average['norm.weight'], torch.ones(3))
-
-
 def test_mask_gradients_leaves_missing_ones_missing():
     params = parameters()
     masks = MaskSet(params, masks_for(params))

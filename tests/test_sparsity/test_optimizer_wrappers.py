@@ -5,9 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from sift_mm.sparsity import (
-    SparseTraining,
-)
+from helpers.mask_trainers import masked
 
 
 class Accelerated(torch.optim.Optimizer):
@@ -52,9 +50,7 @@ def loop(optimizer_of, closed, steps=7):
     model = nn.Linear(12, 10)
     x, y = torch.randn(2, 20, 12), torch.randn(2, 20, 10)
     optimizer = optimizer_of(model.parameters())
-    sparse = SparseTraining(
-        model, optimizer, steps=20, interval=2, sparsity=0.5, include=['*']
-    )
+    sparse = masked(model, optimizer=optimizer)
     reports = []
     for step in range(steps):
 
@@ -97,14 +93,8 @@ def test_sam_stays_within_the_masks_in_both_passes():
     # One step by hand: up along the masked gradient, down by the one there.
     torch.manual_seed(0)
     twin = nn.Linear(12, 10)
-    sparse = SparseTraining(
-        twin,
-        SAM(twin.parameters(), torch.optim.SGD, lr=0.1),
-        'Static',
-        steps=20,
-        sparsity=0.5,
-        include=['*'],
-    )
+    optimizer = SAM(twin.parameters(), torch.optim.SGD, lr=0.1)
+    sparse = masked(twin, 'Static', optimizer)
     x = torch.randn(5, 12)
     keep = sparse.masks['weight'].float(), torch.ones(10)
 
@@ -133,14 +123,6 @@ def test_sam_stays_within_the_masks_in_both_passes():
 
 
 def test_scaler_and_closure_together_are_refused():
-    model = nn.Linear(4, 4)
-    sparse = SparseTraining(
-        model,
-        momentum(model.parameters()),
-        'Static',
-        steps=9,
-        sparsity=0.5,
-        include=['weight'],
-    )
+    sparse = masked(nn.Linear(4, 4), 'Static')
     with pytest.raises(ValueError, match='GradScaler steps without a closure'):
         sparse.step(torch.amp.GradScaler('cpu'), closure=lambda: None)

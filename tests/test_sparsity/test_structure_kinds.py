@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.mask_trainers import masked
 from sift_mm.sparsity import (
     ALGORITHMS,
     NM,
@@ -15,7 +16,6 @@ from sift_mm.sparsity import (
     ConstantFanIn,
     LayerState,
     RigL,
-    SparseTraining,
     SRigL,
     Unstructured,
 )
@@ -216,22 +216,16 @@ class Net(nn.Module):
         return self.fc(self.conv(x).mean((2, 3)))
 
 
-def train(algorithm, structure, masked, steps, seed=0):
+def train(algorithm, structure, name, steps, seed=0):
     """Train; yield the masks after each step."""
     torch.manual_seed(seed)
     model = Net()
-    sparse = SparseTraining(
-        model,
-        torch.optim.SGD(model.parameters(), 0.1, momentum=0.9),
-        dict(type=algorithm, structure=structure),
-        steps=steps,
-        interval=2,
-        sparsity=0.5,
-        include=[masked],
-        execution='dense',
-    )
+    rule = dict(type=algorithm, structure=structure)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    options = dict(steps=steps, include=[name], execution='dense')
+    sparse = masked(model, rule, optimizer, **options)
     for _ in range(steps):
-        yield model, sparse, sparse.masks[masked].clone()
+        yield model, sparse, sparse.masks[name].clone()
         model.zero_grad()
         model(torch.randn(4, 8, 5, 5)).square().mean().backward()
         sparse.step()
@@ -242,12 +236,12 @@ def train(algorithm, structure, masked, steps, seed=0):
 def test_the_table_of_algorithms_and_structures(algorithm, kind):
     structure, has = kind
     name = structure.describe()
-    masked = 'fc.weight' if algorithm == 'CHT' else 'conv.weight'
+    layer = 'fc.weight' if algorithm == 'CHT' else 'conv.weight'
     if algorithm == 'SRigL' and name['type'] != 'ConstantFanIn':
         with pytest.raises(ValueError, match="'ConstantFanIn' alone"):
-            next(train(algorithm, name, masked, 9))
+            next(train(algorithm, name, layer, 9))
         return
-    masks = [mask for *_, mask in train(algorithm, name, masked, 9)]
+    masks = [mask for *_, mask in train(algorithm, name, layer, 9)]
     for mask in masks:
         assert structure.has(mask)
         # An update of SRigL may ablate filters.

@@ -6,14 +6,11 @@ from torch.profiler import ProfilerActivity, profile
 from helpers.mask_trainers import (
     OPTIMIZERS,
     PLACEMENTS,
-    Run,
-    assert_same,
     mask_of,
     small,
     state_tensors,
 )
 from sift_mm.sparsity import (
-    SET,
     Constant,
     Cosine,
     MaskSet,
@@ -49,27 +46,6 @@ def test_growth_goes_by_the_gradient_before_masking(placement, clip):
     assert weight.tolist() == [5.0, 4.0, 0.0, 0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize(
-    'placement, mask, weight_after, ran',
-    [
-        # The step makes 1 - 0.1 * 5 = 0.5 of the first, the smallest then.
-        ('after_step', [0, 1, 1, 1], [0.0, 0.9, 5.0, 0.0], True),
-        # Without a step the smallest is 0.9.
-        ('replace_step', [1, 0, 1, 1], [1.0, 0.0, 5.0, 0.0], False),
-    ],
-)
-def test_placement_of_the_update(placement, mask, weight_after, ran):
-    weight, optimizer, trainer = small(
-        [1.0, 0.9, 5.0, 0.0], [1, 1, 1, 0], placement=placement
-    )
-    weight.grad = torch.tensor([5.0, 0.0, 0.0, -9.0])
-    calls = []
-    trainer.step(optimizer, lambda: calls.append(optimizer.step()))
-    assert bool(calls) == ran
-    assert mask_of(trainer) == mask
-    assert weight.tolist() == pytest.approx(weight_after)
-
-
 def test_the_report():
     # floor(0.5 * 4) = 2: 1 and 2 go, gradients 9 and 8 come; the 1 is back.
     weight, optimizer, trainer = small(
@@ -91,17 +67,6 @@ def test_the_report():
     # regrown one: its mask was never seen without it.
     assert trainer.history.itop_rate() == pytest.approx(5 / 6)
     assert trainer.history.degree_of_constraint() == pytest.approx(3 / 6)
-
-
-def test_the_fraction_follows_the_schedule():
-    # Cosine from 0.5 over 12 steps: 0.25 (1 + cos(pi t / 12)) at 3, 6, 9, 12
-    # is 0.4268, 0.25, 0.0732 and 0.
-    run, found = Run(), {}
-    for _ in range(15):
-        run.step()
-        if run.trainer.report:
-            found[run.trainer.report.step] = run.trainer.report.drop_fraction
-    assert found == pytest.approx({3: 0.4267767, 6: 0.25, 9: 0.0732233, 12: 0})
 
 
 class Naive:
@@ -173,39 +138,6 @@ def test_many_steps_against_plain_python(placement, seed):
 
 
 # What holds at every step -------------------------------------------------
-
-
-@pytest.mark.parametrize('algorithm', [SET(), RigL()])
-def test_memory_order_changes_nothing(algorithm):
-    # The same gradients, by hand, as convolutions round differently.
-    masks = []
-    for layout in (torch.contiguous_format, torch.channels_last):
-        run = Run(
-            'momentum',
-            algorithm,
-            prepare=lambda m, f=layout: m.to(memory_format=f),
-        )
-        generator = torch.Generator().manual_seed(0)
-        for _ in range(9):
-            for parameter in run.model.parameters():
-                parameter.grad = torch.empty_like(parameter).copy_(
-                    torch.randn(parameter.shape, generator=generator)
-                )
-            run.trainer.step(run.optimizer, run.optimizer.step)
-            run.check_outside_is_zero()
-        masks.append(run.masks())
-    assert_same(*masks)
-
-
-def test_a_clipping_norm_counts_only_weights_that_exist():
-    weight, optimizer, trainer = small([1.0, 1.0, 0.0], [1, 1, 0])
-    weight.grad = torch.tensor([3.0, 4.0, 100.0])
-    norms = []
-    trainer.step(
-        optimizer,
-        lambda: norms.append(float(nn.utils.clip_grad_norm_([weight], 1e9))),
-    )
-    assert norms == pytest.approx([5.0])
 
 
 def test_nan_outside_the_masks_does_no_harm_between_updates():

@@ -105,24 +105,6 @@ def test_masks_that_are_not_trained(algorithm, schedule):
     assert weight.tolist() == pytest.approx([0.7, 1.7, 0.0])
 
 
-def test_draws_depend_on_seed_step_and_name():
-    def grown(seed, steps, name):
-        weight = nn.Parameter(torch.cat([torch.ones(50), torch.zeros(950)]))
-        masks = MaskSet({name: weight}, {name: weight.detach() > 0})
-        trainer = MaskTrainer(
-            masks, SET(), UpdateSchedule(1, 100), Constant(1.0), seed
-        )
-        trainer.steps = steps
-        weight.grad = torch.zeros(1000)
-        trainer.step(OPTIMIZERS['sgd']([weight]), lambda: None)
-        return tuple(trainer.masks[name].nonzero().flatten().tolist())
-
-    keys = [(0, 0, 'a'), (1, 0, 'a'), (0, 1, 'a'), (0, 0, 'b')]
-    draws = [grown(*key) for key in keys]
-    assert len(set(draws)) == 4
-    assert [grown(*key) for key in keys] == draws
-
-
 def test_a_state_is_a_copy_and_loading_happens_in_place():
     run = Run()
     state = run.trainer.state_dict()

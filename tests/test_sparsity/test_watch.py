@@ -9,11 +9,11 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.optim.swa_utils import AveragedModel
 
-from sift_mm.sparsity import SparseTraining
+from helpers.mask_trainers import masked
 from sift_mm.sparsity.watch import WeightWatch
 
 
-def started(algorithm='RigL', steps=3, dtype=torch.float32):
+def started(steps=3):
     """Return a network at density 0.1, trained for some steps, and masks."""
     torch.manual_seed(0)
     model = nn.Sequential(
@@ -22,16 +22,9 @@ def started(algorithm='RigL', steps=3, dtype=torch.float32):
         nn.Conv2d(40, 40, 3),
         nn.Flatten(),
         nn.Linear(640, 5),
-    ).to(dtype)
-    sparse = SparseTraining(
-        model,
-        torch.optim.SGD(model.parameters(), 0.05, momentum=0.9),
-        algorithm,
-        steps=100,
-        interval=2,
-        sparsity=0.9,
-        include=['0.weight', '2.weight', '4.weight'],
     )
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    sparse = masked(model, optimizer=optimizer, steps=100, sparsity=0.9)
     for _ in range(steps):
         step(model, sparse)
     return model, sparse
@@ -98,10 +91,9 @@ WRITES = {
 }
 
 
-@pytest.mark.parametrize('algorithm', ['Static', 'RigL'])
 @pytest.mark.parametrize('name', WRITES)
-def test_written_weights_are_masked_again_and_told(name, algorithm):
-    model, sparse = started(algorithm)
+def test_written_weights_are_masked_again_and_told(name):
+    model, sparse = started()
     counts = sparse.masks.counts()
     WRITES[name](model, model[2])
     if name == 'nan':  # The step itself would spread what is active.
@@ -259,15 +251,7 @@ def test_sparse_gradients_beside_masks_train(clip):
     torch.manual_seed(0)
     embedding = nn.Embedding(50, 12, sparse=True)
     model = nn.Sequential(embedding, nn.Linear(12, 8))
-    optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    sparse = SparseTraining(
-        model,
-        optimizer,
-        steps=20,
-        interval=2,
-        sparsity=0.5,
-        include=['1.weight'],
-    )
+    sparse = masked(model, include=['1.weight'])
     for _ in range(4):
         model.zero_grad()
         before = [p.detach().clone() for p in model.parameters()]
