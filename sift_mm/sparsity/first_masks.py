@@ -1,6 +1,6 @@
 """First masks of a network, drawn the same way in runs, loops and reports."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ def draw_masks(
     counts: Mapping[str, int],
     initializer: Initializer,
     seed: int,
-    structure: Structure,
+    structures: Mapping[str, Structure],
     passes: Passes = (),
     costs: Mapping[str, float] | None = None,
 ) -> MaskSet:
@@ -38,7 +38,7 @@ def draw_masks(
             the whole network spreads their FLOPs anew.
         initializer (Initializer): Initializer of the masks.
         seed (int): Seed of the masks.
-        structure (Structure): Structure of the masks.
+        structures (Mapping): Structure of each mask.
         passes (Sequence): Functions that run the network, for initializers of
             the whole network.
         costs (Mapping, optional): FLOPs of a weight by parameter name, for
@@ -48,17 +48,15 @@ def draw_masks(
         ValueError: If the passes give no score.
     """
     if not isinstance(initializer, NetworkInitializer):
-        return MaskSet.draw(parameters, counts, initializer, seed, structure)
+        return MaskSet.draw(parameters, counts, initializer, seed, structures)
     size = sum(p.numel() for p in parameters.values())
     density = sum(counts.values()) / size
     scores = initializer.network_scores(model, parameters, passes, density)
-    if structure.density is None:
+    if all(structure.density is None for structure in structures.values()):
         assert costs is not None
-        counts = spread(scores, counts, costs, structure.fit)
-    masks = MaskSet(
-        parameters,
-        {n: structure.first(score, counts[n]) for n, score in scores.items()},
-    )
+        counts = spread(scores, counts, costs, structures)
+    first = {n: structures[n].first(s, counts[n]) for n, s in scores.items()}
+    masks = MaskSet(parameters, first)
     take_first_(list(masks.values()))
     return masks
 
@@ -127,7 +125,7 @@ def spread(
     scores: Mapping[str, Tensor],
     counts: Mapping[str, int],
     costs: Mapping[str, float],
-    fit: Callable[[tuple[int, ...], int], int],
+    structures: Mapping[str, Structure],
 ) -> dict[str, int]:
     """Share the FLOPs of active weights among layers by one threshold.
 
@@ -138,7 +136,7 @@ def spread(
         scores (Mapping): Scores of the weights, by name.
         counts (Mapping): Active weights whose FLOPs are the budget.
         costs (Mapping): FLOPs of a weight, by name.
-        fit (Callable): :meth:`Structure.fit`.
+        structures (Mapping): Structure of each mask.
     """
     values = {
         name: score.flatten().nan_to_num(-torch.inf, torch.inf, -torch.inf)
@@ -157,7 +155,7 @@ def spread(
             found[name] += tied
             left -= tied
         return {
-            name: fit(tuple(scores[name].shape), max(1, count))
+            name: structures[name].fit(scores[name].shape, max(1, count))
             for name, count in found.items()
         }
 

@@ -65,7 +65,7 @@ class MaskSet(Mapping[str, Tensor]):
         counts: Mapping[str, int],
         initializer: Initializer,
         seed: int,
-        structure: Structure = Unstructured(),  # noqa: B008, has no state
+        structure: Structure | Mapping[str, Structure] = Unstructured(),  # noqa: B008, has no state
     ) -> 'MaskSet':
         """Draw the first masks of a run, the same on every rank.
 
@@ -76,20 +76,23 @@ class MaskSet(Mapping[str, Tensor]):
                 which the structure may round.
             initializer (Initializer): Initializer of the masks.
             seed (int): Seed of the masks.
-            structure (Structure): Structure of the masks.
+            structure (Structure | Mapping): Structure of the masks, or one
+                for each name.
 
         Raises:
             TypeError: If a parameter is sharded over ranks.
         """
         refuse_pieces(parameters.values())
+        if isinstance(structure, Structure):
+            structure = dict.fromkeys(parameters, structure)
         return cls(
             parameters,
             {
                 name: initializer.mask(
                     p.detach(),
-                    structure.fit(tuple(p.shape), counts[name]),
+                    structure[name].fit(tuple(p.shape), counts[name]),
                     generator_for(seed, 0, name),
-                    structure,
+                    structure[name],
                 )
                 for name, p in parameters.items()
             },
