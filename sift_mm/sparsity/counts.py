@@ -183,8 +183,7 @@ class CountSchedule:
             if any(first[name] != self.final[name] for name in names):
                 continue
             if why := _why_still(own):
-                layers = f'Masks like that of {names[0]!r}'
-                return f'{layers if self.groups else "Masks"} {why}'
+                return f'{names[0]}: {why}' if self.groups else why
         return ''
 
     def _intervals(self, steps: int) -> Iterator[tuple[int, int]]:
@@ -234,7 +233,7 @@ def _why_still(own: Assignment) -> str:
         return ''
     if not own.algorithm.regrows:
         return (
-            f'will never change: {type(own.algorithm).__name__} '
+            f'Masks will never change: {type(own.algorithm).__name__} '
             'starts at the final density. Choose a smaller initial '
             "sparsity of it or the algorithm 'Static'."
         )
@@ -242,7 +241,7 @@ def _why_still(own: Assignment) -> str:
     if own.fraction(first) > 0:
         return ''
     return (
-        f'will never change: the first update, at step {first} of '
+        f'Masks will never change: the first update, at step {first} of '
         f'{end}, has the drop fraction 0. Choose a shorter interval, a '
         "drop_fraction above 0 or the algorithm 'Static'."
     )

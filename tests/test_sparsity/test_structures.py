@@ -199,7 +199,9 @@ def test_plain_pytorch_resumes_within_its_structure_alone(monkeypatch):
 
 def test_rounding_is_said_and_weights_are_checked(monkeypatch):
     register(monkeypatch)
-    with pytest.warns(UserWarning, match="'NofM' rounds .* 0.250000 to 0.500000"):
+    with pytest.warns(
+        UserWarning, match="'NofM' rounds .* 0.250000 to 0.500000"
+    ):
         two_of_four(sparsity=0.75)
     structure, weight = NofM(), torch.randn(6, 8)
     mask = structure.first(weight, 24)
