@@ -37,7 +37,6 @@ from sift_mm.engine.saving import save_whole, use_safe_files
 from sift_mm.engine.transfer import (
     Origin,
     Start,
-    check_counts,
     check_member,
     check_optimizer,
     choose_options,
@@ -53,7 +52,7 @@ from sift_mm.sparsity import (
     RunOptions,
     SparseExecution,
 )
-from sift_mm.sparsity.saved_state import find_changes
+from sift_mm.sparsity.saved_state import check_counts, find_changes
 from sift_mm.sparsity.structures import check_structures
 
 

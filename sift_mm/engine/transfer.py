@@ -27,9 +27,6 @@ from sift_mm.sparsity import (
     Static,
     Unstructured,
 )
-from sift_mm.sparsity.counts import OPTIONS_OF_COUNTS
-from sift_mm.sparsity.first_masks import check_flops
-from sift_mm.sparsity.initializers import count_tolerance
 
 # Slots with the shape of their weight in every optimizer.
 ELEMENTWISE = ('momentum_buffer', 'exp_avg')
@@ -295,44 +292,6 @@ def fit_masks(
             'in a new run with load_from.'
         )
     return masks
-
-
-def check_counts(
-    masks: MaskSet,
-    expected: Mapping[str, int],
-    costs: Mapping[str, float] | None = None,
-) -> None:
-    """Refuse masks with another sparsity than the config's.
-
-    Args:
-        masks (MaskSet): Restored masks.
-        expected (Mapping): Active weights by the config.
-        costs (Mapping, optional): FLOPs of a weight, where an initializer of
-            the whole network gave the layers other counts of the same FLOPs;
-            empty if they are unknown.
-
-    Raises:
-        ValueError: If the active weights of a layer differ by more than
-            :func:`count_tolerance`, or their FLOPs by a hundredth.
-    """
-    if costs is not None:
-        if costs:
-            check_flops(masks, expected, costs)
-        return
-    found = masks.counts()
-    wrong = [
-        name
-        for name, mask in masks.items()
-        if abs(found[name] - expected[name]) > count_tolerance(mask.numel())
-    ]
-    if wrong:
-        name = wrong[0]
-        raise UserError(
-            'The masks of the checkpoint do not have the sparsity that the '
-            f'config asks for: {len(wrong)} of {len(expected)} layers differ, '
-            f'{name!r} has {found[name]} active weights and the config asks '
-            f'for {expected[name]}. Use {OPTIONS_OF_COUNTS}.'
-        )
 
 
 def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:

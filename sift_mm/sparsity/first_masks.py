@@ -6,7 +6,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sift_mm.checkpoint.packing import count
 from sift_mm.errors import UserError
 from sift_mm.flops.counting import count_while
 from sift_mm.sparsity.initializers import Initializer, NetworkInitializer
@@ -94,31 +93,6 @@ def flops_per_weight(
         model.train(initializer.reads == 'loss')
         flops = count_while(model, passes[0])
     return {n: flops.of(n) / p.numel() for n, p in parameters.items()}
-
-
-def check_flops(
-    masks: Mapping[str, Tensor],
-    expected: Mapping[str, int],
-    costs: Mapping[str, float],
-) -> None:
-    """Refuse saved masks with other FLOPs than those asked for.
-
-    Args:
-        masks (Mapping): Masks that an initializer of the whole network drew,
-            whose layers have counts of their own.
-        expected (Mapping): Active weights whose FLOPs they have to have.
-        costs (Mapping): FLOPs of a weight, by name.
-
-    Raises:
-        ValueError: If they differ by more than a hundredth.
-    """
-    found = sum(count(m) * costs.get(n, 0) for n, m in masks.items())
-    asked = sum(expected[name] * costs[name] for name in expected)
-    if abs(found - asked) > 0.01 * asked:
-        raise UserError(
-            f'The saved masks have {found / asked:.3f} of the FLOPs that the '
-            'sparsity asks for; use the sparsity and structure of that run.'
-        )
 
 
 def spread(

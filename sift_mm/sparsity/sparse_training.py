@@ -12,20 +12,21 @@ from torch.optim import Optimizer
 
 from sift_mm.errors import UserError
 from sift_mm.sparsity.algorithms import AlgorithmLike
-from sift_mm.sparsity.counts import OPTIONS_OF_COUNTS
 from sift_mm.sparsity.distributions import Distribution
 from sift_mm.sparsity.execution import SparseExecution
 from sift_mm.sparsity.first_masks import (
-    check_flops,
     draw_masks,
     flops_per_weight,
 )
-from sift_mm.sparsity.initializers import count_tolerance
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import density
 from sift_mm.sparsity.options import MaskOptions
 from sift_mm.sparsity.parameters import layer_densities, select_parameters
-from sift_mm.sparsity.saved_state import check_state, find_changes
+from sift_mm.sparsity.saved_state import (
+    check_counts,
+    check_state,
+    find_changes,
+)
 from sift_mm.sparsity.structures import (
     check_structures,
     fit_counts,
@@ -245,17 +246,7 @@ class SparseTraining:
         check_state(state)
         check_structures(state, self._structures)
         wanted = self.trainer.counts.saved(state)
-        if self._costs:
-            check_flops(state['masks'], wanted, self._costs)
-            wanted = {}
-        for name, mask in state['masks'].items():
-            count = int(mask.count_nonzero())
-            miss = abs(count - wanted.get(name, count))
-            if miss > count_tolerance(mask.numel()):
-                raise UserError(
-                    f'The mask of {name!r} has {count} active weights and '
-                    f'{wanted[name]} are asked for; use {OPTIONS_OF_COUNTS}.'
-                )
+        check_counts(state['masks'], wanted, self._costs)
         now = self.state_dict()
         self.trainer.load_state_dict(state)
         self.trainer.enforce(self.optimizer)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sift_mm import validation
+from sift_mm.checkpoint.state import VERSION
 from sift_mm.errors import UserCallError, UserError
 from sift_mm.sparsity import momentum, updates
 from sift_mm.sparsity.agreement import check_agreement
@@ -23,7 +24,7 @@ from sift_mm.sparsity.optimizers import (
     check_optimizer,
     with_wrapped,
 )
-from sift_mm.sparsity.saved_state import STATE_VERSION, check_state
+from sift_mm.sparsity.saved_state import check_state
 from sift_mm.sparsity.schedules import DropFraction, UpdateSchedule
 from sift_mm.sparsity.updates import Change, MaskUpdate, UpdateReport
 from sift_mm.sparsity.watch import WeightWatch
@@ -349,7 +350,7 @@ class MaskTrainer:
                 n: m.cpu().clone() for n, m in self.momentum.items()
             }
         return more | {
-            'version': STATE_VERSION,
+            'version': VERSION,
             'placement': self.placement,
             'execution': self.execution.mode if self.execution else 'dense',
             'choices': self.execution.choices() if self.execution else {},

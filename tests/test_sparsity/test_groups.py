@@ -126,7 +126,7 @@ def test_a_resumed_run_goes_on_bit_for_bit():
         ({}, "structure=.*NM.* for 'b.weight' .*type='SET', structure=.*n=2"),
         (
             GROUPS | {'*c.weight': dict(sparsity=0.5)},
-            "mask of 'c.weight' has 23 active weights and 32",
+            "'c.weight' has 23 active weights and is to have 32",
         ),
     ],
 )

@@ -192,6 +192,13 @@ def test_plain_pytorch_resumes_within_its_structure_alone(monkeypatch):
     # Masks that earlier releases saved have none.
     model, plain = two_of_four(algorithm='RigL')
     state = plain.state_dict()
+    # SRigL takes no other structure: the saved run's algorithm is named.
+    model, other = two_of_four(algorithm='SRigL')
+    model.load_state_dict(model.state_dict())
+    words = r"use that .* algorithm=dict\(type='RigL', structure='Unstruct"
+    with pytest.raises(ValueError, match=words):
+        other.load_state_dict(state)
+    model, plain = two_of_four(algorithm='RigL')
     del state['structure']
     model.load_state_dict(model.state_dict())
     plain.load_state_dict(state | dict(grown_steps='free', young={}))
