@@ -6,7 +6,6 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
-from sift_mm.checkpoint.compact import plain
 from sift_mm.sparsity.algorithms import Algorithm
 from sift_mm.sparsity.schedules import DropFraction, UpdateSchedule
 
@@ -79,9 +78,12 @@ class Assignment:
 
     def describe(self) -> dict[str, Any]:
         """Return names and options, as plain values for the state."""
-        own = {k: v for k, v in vars(self.algorithm).items() if k[0] != '_'}
-        own.pop('structure', None)
-        more = {'algorithm_options': plain(own)} if own else {}
+        own = {
+            key: value
+            for key, value in vars(self.algorithm).items()
+            if key[0] != '_' and isinstance(value, (bool, int, float, str))
+        }
+        more = {'algorithm_options': own} if own else {}
         return {
             'algorithm': type(self.algorithm).__name__,
             'structure': self.algorithm.structure.describe(),

@@ -151,7 +151,7 @@ class MaskOptions:
             found = read_arguments(MaskOptions, given)
             if 'algorithm' in found and found.get('sparsity') is None:
                 density = found['algorithm'].structure.density
-                found['sparsity'] = None if density is None else 1 - density
+                found |= {} if density is None else {'sparsity': 1 - density}
             replace(self, groups={}, **found)
         except UserError as error:
             raise UserError(f'{who}: {error}') from error
@@ -314,12 +314,13 @@ class MaskOptions:
 
         total = count(self, cost(densities), cost({}))
         layers = self.of_layers(densities)
-        for own in {id(each): each for each in layers.values()}.values():
+        groups = {id(each): each for each in layers.values()}
+        groups.pop(id(self), None)
+        for own in groups.values():
             none = {n: 0.0 for n, each in layers.items() if each is own}
             sparse = cost(densities) - cost({**densities, **none})
             dense = cost({}) - cost(none)
-            if own is not self:
-                total += count(own, sparse, dense) - count(self, sparse, dense)
+            total += count(own, sparse, dense) - count(self, sparse, dense)
         return total
 
 

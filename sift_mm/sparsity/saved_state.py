@@ -111,10 +111,11 @@ def find_changes(
                 known[0].append(name)
             elif change not in changes:
                 layers.append((change, [name]))
-    return changes + [
-        (f'{", ".join(names)}: {key}', before, after)
-        for (key, before, after), names in layers
-    ]
+    for (key, before, after), names in layers:
+        more = f' and {len(names) - 3} more' if len(names) > 3 else ''
+        where = ', '.join(names[:3]) + more
+        changes.append((f'{where}: {key}', before, after))
+    return changes
 
 
 def _compare(
