@@ -39,6 +39,40 @@ def matching(
     return found
 
 
+def first_matches(
+    patterns: Iterable[str], names: Iterable[str], what: str
+) -> dict[str, str]:
+    """Return the first glob pattern that matches each name, where one does.
+
+    Args:
+        patterns (Iterable[str]): Patterns in their order.
+        names (Iterable[str]): Names of masked parameters.
+        what (str): Option of the patterns, for messages.
+
+    Raises:
+        ValueError: If a pattern is the first match of no name.
+    """
+    patterns, names, found = list(patterns), list(names), {}
+    for name in names:
+        hits = (one for one in patterns if fnmatchcase(name, one))
+        if (first := next(hits, None)) is not None:
+            found[name] = first
+    for pattern in patterns:
+        if pattern in found.values():
+            continue
+        if any(fnmatchcase(name, pattern) for name in names):
+            raise UserError(
+                f'{what}: patterns before {pattern!r} match all that it '
+                'matches, and the first match counts; write it before them.'
+            )
+        near = difflib.get_close_matches(pattern, names, cutoff=0)
+        raise UserError(
+            f'{what}: {pattern!r} matches no masked parameter; the nearest '
+            f'are {", ".join(near)}.'
+        )
+    return found
+
+
 def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:
     """Raise ValueError at an unknown name, and name the nearest."""
     known = list(known)

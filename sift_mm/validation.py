@@ -135,7 +135,8 @@ Seed = Annotated[
 ]
 _Pixels = Annotated[int, BeforeValidator(_number), Strict(), Field(ge=1)]
 Factor = Annotated[
-    _Real, Field(ge=0, description='a finite number, at least 0')
+    # Larger ones are infinite in float32.
+    _Real, Field(ge=0, le=3e38, description='a number from 0 to 3e38')
 ]
 Size = Annotated[
     tuple[_Pixels, _Pixels],
@@ -154,6 +155,13 @@ Globs = Annotated[
 AnyGlobs = Annotated[
     list[_Name] | tuple[_Name, ...],
     Field(description='a list of glob patterns'),
+]
+Groups = Annotated[
+    Mapping[_Name, Mapping[str, Any]],
+    Field(
+        description='the options of some layers by glob pattern, '
+        'dict(pattern=dict(algorithm=..., sparsity=...), ...)'
+    ),
 ]
 Node = Annotated[
     Any,

@@ -30,7 +30,7 @@ from sift_mm.errors import UserError
 #: Keys of the mask training; its history is needed only to resume.
 KEPT_OF_MASKS = (
     *('version', 'algorithm', 'placement', 'structure', 'seed', 'steps'),
-    *('masks', 'member', 'budget'),
+    *('masks', 'groups', 'member', 'budget'),
 )
 
 

@@ -56,4 +56,6 @@ def _training(report: Mapping[str, Any]) -> str:
     text = f'{report["checkpoint"]}: {algorithm}'
     if structure is not None:
         text += f', structure={describe_structure(structure)}'
+    if groups := report['groups']:
+        text += f' (other options in groups: {", ".join(groups)})'
     return f'{text}, after {report["steps"]:,} steps'

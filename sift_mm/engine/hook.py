@@ -37,25 +37,23 @@ from sift_mm.engine.saving import save_whole, use_safe_files
 from sift_mm.engine.transfer import (
     Origin,
     Start,
-    check_counts,
     check_member,
     check_optimizer,
-    choose_algorithm,
+    choose_options,
     fit_masks,
     read_start,
 )
 from sift_mm.engine.wrappers import unwrap
 from sift_mm.errors import UserError
 from sift_mm.sparsity import (
-    Algorithm,
     MaskSet,
     MaskTrainer,
     NetworkInitializer,
     RunOptions,
     SparseExecution,
 )
-from sift_mm.sparsity.options import find_changes
-from sift_mm.sparsity.structures import check_structure
+from sift_mm.sparsity.saved_state import check_counts, find_changes
+from sift_mm.sparsity.structures import check_structures
 
 
 @HOOKS.register_module()
@@ -78,6 +76,8 @@ class SparseTrainingHook(Hook):
 
     def __init__(self, **options: Any) -> None:
         self.options = RunOptions.of(type(self).__name__, options)
+        # Those in use: transferred masks may be fixed.
+        self.used = self.options
         self.trainer: MaskTrainer | None = None
         self.steps = 0  # Optimizer steps of the run.
         self.planned: MaskPlan | None = None
@@ -153,26 +153,23 @@ class SparseTrainingHook(Hook):
             if plan.parameters
             else Origin.NEEDLESS
         )
-        masks, algorithm = self._first_masks(
-            runner, seed, plan, start, origin, steps
+        self.used = (
+            choose_options(self.options, start, plan.parameters)
+            if origin is Origin.TRANSFERRED
+            else self.options
         )
+        masks = self._first_masks(runner, seed, plan, start, origin, steps)
         if masks is not None:
-            final = plan.counts if algorithm.changes_density else None
-            self.trainer = MaskTrainer(
-                masks,
-                algorithm,
-                self.options.schedule(steps, algorithm),
-                self.options.drop_fraction,
-                seed,
-                self.options.placement,
-                final,
-            )
+            changes = any(a.changes_density for a in self.used.algorithms)
+            final = plan.counts if changes else None
+            self.trainer = self.used.trainer(masks, steps, seed, final)
             self._prepare_trainer(runner, self.trainer, start)
             self._attach(runner, wrapper, start)
             transferred = origin is Origin.TRANSFERRED
             transfer = self.options.transfer if transferred else ''
+            algorithms = self.used.name_algorithms(masks)
             text, self._record = with_masks(
-                plan, self.trainer, transfer, steps
+                plan, self.trainer, algorithms, transfer, steps
             )
         else:
             text = without_masks(plan, origin)
@@ -192,7 +189,7 @@ class SparseTrainingHook(Hook):
         options = self.options
         return MaskPlan(
             model,
-            options.distribution,
+            options.shares,
             options.sparsity,
             options.include,
             options.exclude,
@@ -200,6 +197,7 @@ class SparseTrainingHook(Hook):
             if cfg.get('model')
             else None,
             options.algorithm.structure,
+            options.structures,
         )
 
     def _first_masks(
@@ -210,32 +208,31 @@ class SparseTrainingHook(Hook):
         start: Start,
         origin: Origin,
         steps: int,
-    ) -> tuple[MaskSet | None, Algorithm]:
-        """Return the first masks, or None, and the algorithm."""
-        algorithm, state = self.options.algorithm, start.state or {}
+    ) -> MaskSet | None:
+        """Return the first masks, or None."""
+        options, state = self.used, start.state or {}
         if plan.backbone is not None:
             plan.backbone.masks_attached = True  # It may train.
         if origin in (Origin.NEEDLESS, Origin.DROPPED):
-            return None, algorithm
+            return None
         expected = plan.counts
-        if origin is Origin.TRANSFERRED:
-            algorithm = choose_algorithm(self.options, start)
-        else:
-            counts = self.options.count_schedule(plan.shapes, expected, steps)
+        counts = options.count_schedule(plan.shapes, expected, steps)
         if origin is Origin.DRAWN:
-            init = self.options.initializer
+            init = options.initializer
             passes = first_passes(runner, init)
-            return plan.draw(init, seed, counts.at(0), passes), algorithm
+            return plan.draw(init, seed, counts.at(0), passes)
         check_member(state, {'sparsity': plan.nominal_sparsity})
-        check_structure(state, algorithm.structure, plan.parameters)
+        check_structures(
+            state, options.structures(plan.parameters), plan.parameters
+        )
         if origin is Origin.RESTORED:
             expected = counts.saved(state)
         masks = fit_masks(state, plan.parameters, expected)
         if origin is Origin.RESTORED:
-            spread = isinstance(self.options.initializer, NetworkInitializer)
+            spread = isinstance(options.initializer, NetworkInitializer)
             costs = plan.costs if spread else None
             check_counts(masks, expected, costs)
-        return masks, algorithm
+        return masks
 
     def _shared_seed(self, runner: Runner) -> int:
         """Return the seed of the masks, the same on every rank."""

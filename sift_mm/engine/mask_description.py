@@ -27,13 +27,18 @@ def without_masks(plan: MaskPlan, origin: Origin) -> str:
 
 
 def with_masks(
-    plan: MaskPlan, trainer: MaskTrainer, transfer: str, steps: int
+    plan: MaskPlan,
+    trainer: MaskTrainer,
+    algorithms: str,
+    transfer: str,
+    steps: int,
 ) -> tuple[str, dict[str, Any]]:
     """Describe the masks of a run and their FLOPs.
 
     Args:
         plan (MaskPlan): Plan of the masks.
         trainer (MaskTrainer): Trainer with its first masks.
+        algorithms (str): Names of the algorithms.
         transfer (str): Option of the hook, '' for masks of the run's own.
         steps (int): Optimizer steps of the run.
 
@@ -46,7 +51,7 @@ def with_masks(
     size = sum(p.numel() for p in plan.parameters.values())
     density = sum(counts.final.values()) / size
     text = (
-        f'{type(trainer.algorithm).__name__} on {len(final)} parameters: '
+        f'{algorithms} on {len(final)} parameters: '
         f'sparsity {plan.nominal_sparsity} as written, masks at density '
         f'{density:.6f}'
     )

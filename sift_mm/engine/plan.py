@@ -1,7 +1,7 @@
 """Plan of a run's masks: parameters, active weights and FLOP budget."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +15,6 @@ from sift_mm.flops.isoflop import nearest_sparsity, solve_sparsity
 from sift_mm.orientation import filter_shape
 from sift_mm.sparsity import (
     Distribution,
-    Explicit,
     Initializer,
     MaskSet,
     Structure,
@@ -23,10 +22,15 @@ from sift_mm.sparsity import (
     select_parameters,
     sparse_parameter_names,
 )
+from sift_mm.sparsity.distributions import Grouped
 from sift_mm.sparsity.first_masks import draw_masks, flops_per_weight
 from sift_mm.sparsity.initializers.network_initializer import Passes
 from sift_mm.sparsity.parameters import layer_densities
-from sift_mm.sparsity.structures import describe_structure, fit_counts
+from sift_mm.sparsity.structures import (
+    describe_structure,
+    fit_counts,
+    rounding,
+)
 
 
 @dataclass(eq=False)
@@ -45,6 +49,8 @@ class MaskPlan:
         count_whole (Callable, optional): Function that returns the budget of
             the whole model at the size of test images; None without config.
         structure (Structure): Structure of the masks.
+        structures_of (Callable, optional): Function that returns the
+            structure of each mask, by its name; None for ``structure``.
     """
 
     model: nn.Module
@@ -54,6 +60,9 @@ class MaskPlan:
     exclude: Sequence[str] = ()
     count_whole: Callable[[], FlopBudget] | None = None
     structure: Structure = Unstructured()  # noqa: RUF009, has no state
+    structures_of: Callable[[Iterable[str]], dict[str, Structure]] | None = (
+        None
+    )
 
     @cached_property
     def found(self) -> tuple[str, SparseIFTBackbone] | None:
@@ -102,7 +111,7 @@ class MaskPlan:
                 f'{sorted(sizes)}; masks are drawn at one.'
             )
         written = next(iter(sizes), sparsity)
-        if written is None and isinstance(self.distribution, Explicit):
+        if written is None and not self.distribution.needs_sparsity:
             return 0.0  # Each layer has its own sparsity.
         if written is None:
             raise UserError(
@@ -151,7 +160,7 @@ class MaskPlan:
             backbone is None
             or budget is None
             or backbone.flops == 'nominal'
-            or isinstance(self.distribution, Explicit)
+            or not self.distribution.needs_sparsity
         ):
             return self.nominal_sparsity
         if backbone.flops == 'match_model':
@@ -217,7 +226,14 @@ class MaskPlan:
     def _fit(self, sparsity: float) -> dict[str, int]:
         """Return the active weights at a sparsity, rounded by structure."""
         asked = self.distribution.counts(self.shapes, sparsity)
-        return fit_counts(self.structure, self.model, asked)
+        return fit_counts(self.structures, self.model, asked)
+
+    @cached_property
+    def structures(self) -> dict[str, Structure]:
+        """Structure of each mask, by full name."""
+        if self.structures_of is not None:
+            return self.structures_of(self.parameters)
+        return dict.fromkeys(self.parameters, self.structure)
 
     def densities_of(self, counts: Mapping[str, int]) -> dict[str, float]:
         """Return the densities of active weights, by full name."""
@@ -231,6 +247,11 @@ class MaskPlan:
             return (
                 'Necks and heads that read wider features cost too much: '
                 "choose a smaller sparsity, or flops='match'."
+            )
+        if isinstance(self.distribution, Grouped):
+            return (
+                "The groups' own sparsities are kept: change them, or set "
+                "flops='nominal'."
             )
         everything = self.include is None and not self.exclude
         if everything and self.backbone.growth > 1:
@@ -251,22 +272,12 @@ class MaskPlan:
         """
         return self._fit(self.solved_sparsity)
 
-    @cached_property
-    def _asked(self) -> dict[str, int]:
-        """Active weights of each parameter before the structure rounds."""
-        return self.distribution.counts(self.shapes, self.solved_sparsity)
-
     @property
     def rounds(self) -> str:
         """Description of the structure's rounding of active weights, or ''."""
-        asked, found = sum(self._asked.values()), sum(self.counts.values())
-        if asked == found:
-            return ''
         size = sum(p.numel() for p in self.parameters.values())
-        return (
-            f'structure={type(self.structure).__name__!r} rounds density '
-            f'{asked / size:.6f} to {found / size:.6f}'
-        )
+        asked = self.distribution.counts(self.shapes, self.solved_sparsity)
+        return rounding(self.structures, size, asked, self.counts)
 
     def draw(
         self,
@@ -287,7 +298,7 @@ class MaskPlan:
             self.counts if counts is None else counts,
             initializer,
             seed,
-            self.structure,
+            self.structures,
             passes,
             self.costs or measured,
         )

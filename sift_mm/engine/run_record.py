@@ -71,7 +71,7 @@ def describe_masks(hook: SparseTrainingHook | None) -> dict[str, Any]:
     final = sum(hook.trainer.final_counts().values())
     size = sum(mask.numel() for mask in masks.values())
     return dict(
-        algorithm=type(hook.trainer.algorithm).__name__,
+        algorithm=hook.used.name_algorithms(masks),
         nominal=hook.planned.nominal_sparsity,
         solved=1 - final / size,
         active=active,
@@ -100,19 +100,13 @@ def describe_flops(
         return dict(of=f'not counted: {error}')
     densities, training = {}, 3 * budget.cost({})
     if hook is not None and hook.trainer is not None:
-        trainer, options = hook.trainer, hook.options
+        trainer = hook.trainer
         counts, masks = trainer.final_counts(), trainer.masks
         densities = {n: counts[n] / m.numel() for n, m in masks.items()}
         mean = densities
         if trainer.counts.changes:
             mean = trainer.counts.mean_densities(hook.steps)
-        training = training_flops(
-            trainer.algorithm,
-            budget.cost(mean),
-            budget.cost({}),
-            options.interval,
-            options.end,
-        )
+        training = hook.used.training_flops(budget.cost, mean)
     return dict(
         inference=budget.cost(densities),
         dense=budget.dense,

@@ -1,8 +1,9 @@
 """Masks of the checkpoint from which a run starts."""
 
+import glob
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -21,15 +22,11 @@ from sift_mm.checkpoint.state import (
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.errors import UserError
 from sift_mm.sparsity import (
-    Algorithm,
     MaskSet,
     RunOptions,
     Static,
     Unstructured,
 )
-from sift_mm.sparsity.counts import OPTIONS_OF_COUNTS
-from sift_mm.sparsity.first_masks import check_flops
-from sift_mm.sparsity.initializers import count_tolerance
 
 # Slots with the shape of their weight in every optimizer.
 ELEMENTWISE = ('momentum_buffer', 'exp_avg')
@@ -173,28 +170,52 @@ def read_start(start: Start, plan: MaskPlan) -> Start:
     if state is not None:
         masks = without_prefix(state['masks'], config.get('prefix'))
         state['masks'] = {inside + n: m for n, m in masks.items()}
+        groups = without_prefix(state.get('groups', {}), config.get('prefix'))
+        state['groups'] = {inside + n: g for n, g in groups.items()}
     return Start(state, loaded=True)
 
 
-def choose_algorithm(options: RunOptions, start: Start) -> Algorithm:
-    """Return the algorithm for transferred masks.
+def choose_options(
+    options: RunOptions, start: Start, names: Iterable[str]
+) -> RunOptions:
+    """Return the options for transferred masks.
+
+    Args:
+        options (RunOptions): Options of the run.
+        start (Start): Start from the masks.
+        names (Iterable[str]): Names of the masked parameters.
 
     Raises:
-        ValueError: If it would change their density.
+        ValueError: If an algorithm would change their density.
     """
-    algorithm = options.algorithm
     if options.transfer != 'fixed':
-        if algorithm.changes_density:
-            raise UserError(
-                "transfer='train' trains the masks of the checkpoint at their "
-                f'density, and {type(algorithm).__name__} changes it: choose '
-                "another algorithm, or first masks by the hook's init."
-            )
-        return algorithm
-    # Fixed masks keep their structure, unless the hook has one.
-    structure: Any = algorithm.structure
+        for algorithm in options.algorithms:
+            if algorithm.changes_density:
+                raise UserError(
+                    "transfer='train' trains the masks of the checkpoint at "
+                    f'their density, and {type(algorithm).__name__} changes '
+                    'it: choose another algorithm, or first masks by the '
+                    "hook's init."
+                )
+        return options
+    state = start.state or {}
+    saved = state.get('groups', {})
+    groups = {
+        glob.escape(name): dict(algorithm=_fixed(own, saved.get(name, state)))
+        for name, own in options.of_layers(names).items()
+        if own is not options or name in saved
+    }
+    return replace(options, algorithm=_fixed(options, state), groups=groups)
+
+
+def _fixed(options: RunOptions, saved: Mapping[str, Any]) -> Static:
+    """Return the algorithm that fixes masks with their saved structure.
+
+    A structure of the hook has priority.
+    """
+    structure: Any = options.algorithm.structure
     if isinstance(structure, Unstructured):
-        structure = (start.state or {}).get('structure', structure)
+        structure = saved.get('structure', structure)
     return Static(structure)
 
 
@@ -271,44 +292,6 @@ def fit_masks(
             'in a new run with load_from.'
         )
     return masks
-
-
-def check_counts(
-    masks: MaskSet,
-    expected: Mapping[str, int],
-    costs: Mapping[str, float] | None = None,
-) -> None:
-    """Refuse masks with another sparsity than the config's.
-
-    Args:
-        masks (MaskSet): Restored masks.
-        expected (Mapping): Active weights by the config.
-        costs (Mapping, optional): FLOPs of a weight, where an initializer of
-            the whole network gave the layers other counts of the same FLOPs;
-            empty if they are unknown.
-
-    Raises:
-        ValueError: If the active weights of a layer differ by more than
-            :func:`count_tolerance`, or their FLOPs by a hundredth.
-    """
-    if costs is not None:
-        if costs:
-            check_flops(masks, expected, costs)
-        return
-    found = masks.counts()
-    wrong = [
-        name
-        for name, mask in masks.items()
-        if abs(found[name] - expected[name]) > count_tolerance(mask.numel())
-    ]
-    if wrong:
-        name = wrong[0]
-        raise UserError(
-            'The masks of the checkpoint do not have the sparsity that the '
-            f'config asks for: {len(wrong)} of {len(expected)} layers differ, '
-            f'{name!r} has {found[name]} active weights and the config asks '
-            f'for {expected[name]}. Use {OPTIONS_OF_COUNTS}.'
-        )
 
 
 def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:

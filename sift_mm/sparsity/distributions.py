@@ -2,11 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from math import prod
-from typing import ClassVar
 
 from sift_mm.errors import UserError
+from sift_mm.names import first_matches
 from sift_mm.registry import Registry
 from sift_mm.validation import Share, Sparsities, read_arguments
 
@@ -20,7 +19,7 @@ class Distribution:
         needs_sparsity (bool): True if counts depend on the overall sparsity.
     """
 
-    needs_sparsity: ClassVar[bool] = True
+    needs_sparsity: bool = True
 
     def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
         """Return the density of each layer, in [0, 1], by name.
@@ -137,8 +136,8 @@ class Explicit(Distribution):
             names.
     """
 
-    needs_sparsity: ClassVar[bool] = False
     sparsities: Sparsities
+    needs_sparsity = False
 
     def __post_init__(self) -> None:
         read_arguments(type(self), vars(self))
@@ -149,21 +148,39 @@ class Explicit(Distribution):
         Raises:
             ValueError: If a layer matches no pattern, or a pattern no layer.
         """
-        densities, used = {}, set()
+        found = first_matches(self.sparsities, shapes, 'sparsities')
         for name in shapes:
-            for pattern, value in self.sparsities.items():
-                if fnmatchcase(name, pattern):
-                    densities[name] = 1 - value
-                    used.add(pattern)
-                    break
-            else:
+            if name not in found:
                 raise UserError(
                     f'The explicit distribution has no sparsity for {name!r}; '
                     f'its patterns are {list(self.sparsities)}.'
                 )
-        if unused := [p for p in self.sparsities if p not in used]:
-            raise UserError(
-                f'No sparse parameter is left for the patterns '
-                f'{unused}; there are {list(shapes)}.'
-            )
-        return densities
+        return {name: 1 - self.sparsities[found[name]] for name in shapes}
+
+
+class Grouped(Distribution):
+    """Distribution over the layers outside groups with their own sparsity.
+
+    Args:
+        rest (Distribution): Distribution over the other layers.
+        sparsities (Mapping): Sparsity by glob pattern; None for a group of
+            the other layers. The first matching pattern counts.
+    """
+
+    def __init__(
+        self, rest: Distribution, sparsities: Mapping[str, float | None]
+    ) -> None:
+        self.rest, self.sparsities = rest, sparsities
+        self.needs_sparsity = rest.needs_sparsity
+
+    def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
+        """Return the groups' densities, and those of ``rest``."""
+        found = first_matches(self.sparsities, shapes, 'groups')
+        fixed = {
+            name: 1 - value
+            for name, pattern in found.items()
+            if (value := self.sparsities[pattern]) is not None
+        }
+        rest = {n: shape for n, shape in shapes.items() if n not in fixed}
+        densities = self.rest.densities(rest, sparsity) | fixed
+        return {name: densities[name] for name in shapes}

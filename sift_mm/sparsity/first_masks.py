@@ -1,12 +1,11 @@
 """First masks of a network, drawn the same way in runs, loops and reports."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sift_mm.checkpoint.packing import count
 from sift_mm.errors import UserError
 from sift_mm.flops.counting import count_while
 from sift_mm.orientation import filters_first
@@ -26,7 +25,7 @@ def draw_masks(
     counts: Mapping[str, int],
     initializer: Initializer,
     seed: int,
-    structure: Structure,
+    structures: Mapping[str, Structure],
     passes: Passes = (),
     costs: Mapping[str, float] | None = None,
 ) -> MaskSet:
@@ -39,7 +38,7 @@ def draw_masks(
             the whole network spreads their FLOPs anew.
         initializer (Initializer): Initializer of the masks.
         seed (int): Seed of the masks.
-        structure (Structure): Structure of the masks.
+        structures (Mapping): Structure of each mask.
         passes (Sequence): Functions that run the network, for initializers of
             the whole network.
         costs (Mapping, optional): FLOPs of a weight by parameter name, for
@@ -49,7 +48,7 @@ def draw_masks(
         ValueError: If the passes give no score.
     """
     if not isinstance(initializer, NetworkInitializer):
-        return MaskSet.draw(parameters, counts, initializer, seed, structure)
+        return MaskSet.draw(parameters, counts, initializer, seed, structures)
     size = sum(p.numel() for p in parameters.values())
     density = sum(counts.values()) / size
     scores = {
@@ -58,15 +57,13 @@ def draw_masks(
             model, parameters, passes, density
         ).items()
     }
-    if structure.density is None:
+    if all(structure.density is None for structure in structures.values()):
         assert costs is not None
-        counts = spread(scores, counts, costs, structure.fit)
+        counts = spread(scores, counts, costs, structures)
+    first = {n: structures[n].first(s, counts[n]) for n, s in scores.items()}
     masks = MaskSet(
         parameters,
-        {
-            n: filters_first(structure.first(score, counts[n]), parameters[n])
-            for n, score in scores.items()
-        },
+        {n: filters_first(first[n], p) for n, p in parameters.items()},
     )
     take_first_(list(masks.values()))
     return masks
@@ -107,36 +104,11 @@ def flops_per_weight(
     return {n: flops.of(n) / p.numel() for n, p in parameters.items()}
 
 
-def check_flops(
-    masks: Mapping[str, Tensor],
-    expected: Mapping[str, int],
-    costs: Mapping[str, float],
-) -> None:
-    """Refuse saved masks with other FLOPs than those asked for.
-
-    Args:
-        masks (Mapping): Masks that an initializer of the whole network drew,
-            whose layers have counts of their own.
-        expected (Mapping): Active weights whose FLOPs they have to have.
-        costs (Mapping): FLOPs of a weight, by name.
-
-    Raises:
-        ValueError: If they differ by more than a hundredth.
-    """
-    found = sum(count(m) * costs.get(n, 0) for n, m in masks.items())
-    asked = sum(expected[name] * costs[name] for name in expected)
-    if abs(found - asked) > 0.01 * asked:
-        raise UserError(
-            f'The saved masks have {found / asked:.3f} of the FLOPs that the '
-            'sparsity asks for; use the sparsity and structure of that run.'
-        )
-
-
 def spread(
     scores: Mapping[str, Tensor],
     counts: Mapping[str, int],
     costs: Mapping[str, float],
-    fit: Callable[[tuple[int, ...], int], int],
+    structures: Mapping[str, Structure],
 ) -> dict[str, int]:
     """Share the FLOPs of active weights among layers by one threshold.
 
@@ -147,7 +119,7 @@ def spread(
         scores (Mapping): Scores of the weights, by name.
         counts (Mapping): Active weights whose FLOPs are the budget.
         costs (Mapping): FLOPs of a weight, by name.
-        fit (Callable): :meth:`Structure.fit`.
+        structures (Mapping): Structure of each mask.
     """
     values = {
         name: score.flatten().nan_to_num(-torch.inf, torch.inf, -torch.inf)
@@ -166,7 +138,7 @@ def spread(
             found[name] += tied
             left -= tied
         return {
-            name: fit(tuple(scores[name].shape), max(1, count))
+            name: structures[name].fit(scores[name].shape, max(1, count))
             for name, count in found.items()
         }
 

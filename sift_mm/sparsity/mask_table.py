@@ -23,6 +23,9 @@ def mask_table(path: str | Path, spectral: bool = True) -> dict[str, Any]:
             algorithm, structure, steps: Of the mask training; None if not
             saved.
 
+            groups: Algorithm, structure and schedule of the layers that have
+            others, by name.
+
             layers: A dict for each masked parameter, with its ``name``,
             ``shape``, ``size``, ``active`` weights, ``density``, ``itop``
             and ``doc`` (shares of the weights that were active at any time
@@ -57,6 +60,7 @@ def mask_table(path: str | Path, spectral: bool = True) -> dict[str, Any]:
     return {
         'algorithm': training.get('algorithm'),
         'structure': training.get('structure'),
+        'groups': training.get('groups', {}),
         'steps': training.get('steps'),
         'layers': layers,
         'total': _total(layers, history),

@@ -66,7 +66,7 @@ class MaskSet(Mapping[str, Tensor]):
         counts: Mapping[str, int],
         initializer: Initializer,
         seed: int,
-        structure: Structure = Unstructured(),  # noqa: B008, has no state
+        structure: Structure | Mapping[str, Structure] = Unstructured(),  # noqa: B008, has no state
     ) -> 'MaskSet':
         """Draw the first masks of a run, the same on every rank.
 
@@ -77,21 +77,24 @@ class MaskSet(Mapping[str, Tensor]):
                 which the structure may round.
             initializer (Initializer): Initializer of the masks.
             seed (int): Seed of the masks.
-            structure (Structure): Structure of the masks.
+            structure (Structure | Mapping): Structure of the masks, or one
+                for each name.
 
         Raises:
             TypeError: If a parameter is sharded over ranks.
         """
         refuse_pieces(parameters.values())
+        if isinstance(structure, Structure):
+            structure = dict.fromkeys(parameters, structure)
         return cls(
             parameters,
             {
                 name: filters_first(
                     initializer.mask(
                         weight,
-                        structure.fit(tuple(weight.shape), counts[name]),
+                        structure[name].fit(tuple(weight.shape), counts[name]),
                         generator_for(seed, 0, name),
-                        structure,
+                        structure[name],
                     ),
                     p,
                 )

@@ -1,16 +1,18 @@
 """Options of mask training, as checked dataclasses."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, Self
 
 from sift_mm.errors import UserError
-from sift_mm.names import check_names
+from sift_mm.names import check_names, first_matches
 from sift_mm.sparsity.algorithms import ALGORITHMS, Algorithm, RigL
-from sift_mm.sparsity.counts import CountSchedule
+from sift_mm.sparsity.counts import Assignment, CountSchedule
 from sift_mm.sparsity.distributions import (
     DISTRIBUTIONS,
     Distribution,
+    Grouped,
     Uniform,
 )
 from sift_mm.sparsity.execution import ExecutionMode
@@ -19,18 +21,25 @@ from sift_mm.sparsity.initializers import (
     Initializer,
     NetworkInitializer,
 )
+from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.schedules import (
     DROP_FRACTIONS,
     Cosine,
     DropFraction,
     UpdateSchedule,
 )
-from sift_mm.sparsity.trainer import Placement
+from sift_mm.sparsity.structures import (
+    Structure,
+    Unstructured,
+    describe_structure,
+)
+from sift_mm.sparsity.trainer import MaskTrainer, Placement
 from sift_mm.validation import (
     AnyGlobs,
     Count,
     End,
     Globs,
+    Groups,
     Seed,
     Sparsity,
     read_arguments,
@@ -38,15 +47,8 @@ from sift_mm.validation import (
 
 # Use of the masks that come with loaded weights.
 Transfer = Literal['fixed', 'train', 'dense']
-#: Options that a resumed run may change, with a warning.
-MAY_CHANGE = (
-    'algorithm',
-    'placement',
-    'interval',
-    'end',
-    'drop_fraction',
-    'execution',
-)
+#: Options that a group of layers may have of its own.
+OF_GROUPS = ('algorithm', 'sparsity', 'drop_fraction', 'interval', 'end')
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,10 @@ class MaskOptions:
         include (Sequence[str], optional): Glob patterns of the parameters to
             mask. None masks the parameters of the Sparse-IFT layers.
         exclude (Sequence[str]): Glob patterns of parameters to leave dense.
+        groups (Mapping): Other options for some of the masked parameters, by
+            glob pattern: ``{'*.layer4.*': dict(algorithm='Static')}``. A
+            group takes algorithm, sparsity, drop_fraction, interval and end;
+            the first matching pattern counts.
         seed (int, optional): Seed of the masks. None takes the run's seed,
             or 0 without a run.
         execution (str): Execution of masked layers on a CPU: 'auto' runs each
@@ -98,12 +104,15 @@ class MaskOptions:
     placement: Placement = 'after_step'
     include: Globs | None = None
     exclude: AnyGlobs = ()
+    groups: Groups = field(default_factory=dict)
     seed: Seed | None = None
     execution: ExecutionMode = 'auto'
 
     def __post_init__(self) -> None:
         for name, value in read_arguments(type(self), vars(self)).items():
             object.__setattr__(self, name, value)
+        groups = {p: self._read_group(p, g) for p, g in self.groups.items()}
+        object.__setattr__(self, 'groups', groups)
         if not isinstance(self.init, NetworkInitializer):
             return
         name = type(self.init).__name__
@@ -112,12 +121,41 @@ class MaskOptions:
                 f'init={name!r} spreads the active weights over the layers by '
                 'its scores; leave distribution out.'
             )
+        if any(group.get('sparsity') is not None for group in groups.values()):
+            raise UserError(
+                f'init={name!r} gives each layer a density by its scores; '
+                'leave the sparsity out of groups, and structures of one '
+                'density.'
+            )
         if self.algorithm.changes_density:
             raise UserError(
                 f'init={name!r} gives each layer a density of its own, and '
                 f'{type(self.algorithm).__name__} changes densities; choose '
                 "the algorithm 'RigL', 'SET' or 'Static'."
             )
+
+    def _read_group(
+        self, pattern: str, given: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return the checked options of a group.
+
+        A structure with one density is the group's sparsity too.
+        """
+        who = f'groups[{pattern!r}]'
+        check_names(f'{who} has no option', given, OF_GROUPS)
+        if not given:
+            raise UserError(
+                f'{who} has no option; it takes {", ".join(OF_GROUPS)}.'
+            )
+        try:
+            found = read_arguments(MaskOptions, given)
+            if 'algorithm' in found and found.get('sparsity') is None:
+                density = found['algorithm'].structure.density
+                found |= {} if density is None else {'sparsity': 1 - density}
+            replace(self, groups={}, **found)
+        except UserError as error:
+            raise UserError(f'{who}: {error}') from error
+        return found
 
     @classmethod
     def of(cls, who: str, given: Mapping[str, Any]) -> Self:
@@ -135,21 +173,83 @@ class MaskOptions:
         """Initializer of drawn masks, random by default."""
         return self.init or INITIALIZERS.build('Random')
 
-    def schedule(
-        self, steps: int, algorithm: Algorithm | None = None
-    ) -> UpdateSchedule | None:
-        """Return the update schedule of a training, None for static masks.
+    @property
+    def shares(self) -> Distribution:
+        """Distribution that keeps the sparsities of groups."""
+        if not self.groups:
+            return self.distribution
+        fixed = {p: g.get('sparsity') for p, g in self.groups.items()}
+        return Grouped(self.distribution, fixed)
+
+    @property
+    def algorithms(self) -> list[Algorithm]:
+        """Algorithm of the run, and those of its groups."""
+        groups = [group.get('algorithm') for group in self.groups.values()]
+        return [self.algorithm, *filter(None, groups)]
+
+    def of_layers(self, names: Iterable[str]) -> dict[str, Self]:
+        """Return the options of each layer: a group's, or these.
+
+        Raises:
+            ValueError: If a group has no layer.
+        """
+        own = {
+            p: replace(self, groups={}, **g) for p, g in self.groups.items()
+        }
+        names = list(names)
+        found = first_matches(own, names, 'groups')
+        return {n: own[found[n]] if n in found else self for n in names}
+
+    def structures(self, names: Iterable[str]) -> dict[str, Structure]:
+        """Return the structure of each layer."""
+        layers = self.of_layers(names)
+        return {name: own.algorithm.structure for name, own in layers.items()}
+
+    def name_algorithms(self, names: Iterable[str]) -> str:
+        """Return the algorithm's name, or those of groups with their layers.
+
+        Args:
+            names (Iterable[str]): Names of all masked parameters.
+        """
+        if not self.groups:
+            return type(self.algorithm).__name__
+        names, layers = list(names), Counter[str]()
+        found = first_matches(self.groups, names, 'groups')
+        for name in names:
+            own = self.groups.get(found.get(name, ''), {})
+            algorithm = own.get('algorithm', self.algorithm)
+            text = type(algorithm).__name__
+            if not isinstance(algorithm.structure, Unstructured):
+                structure = describe_structure(algorithm.structure.describe())
+                text += f' with structure={structure}'
+            if (sparsity := own.get('sparsity')) is not None:
+                text += f' at sparsity {sparsity:g}'
+            layers[text] += 1
+        return ', '.join(f'{text} ({n})' for text, n in layers.items())
+
+    def assign(self, steps: int) -> Assignment:
+        """Return algorithm and schedules of a training, without groups.
 
         Args:
             steps (int): Optimizer steps of the whole training.
-            algorithm (Algorithm, optional): Replacement of the option.
 
         Raises:
             ValueError: If masks would never be updated.
         """
-        if not (algorithm or self.algorithm).dynamic:
-            return None
-        return UpdateSchedule(self.interval, int(self.end * steps + 1e-9))
+        updates = None
+        if self.algorithm.dynamic:
+            end = int(self.end * steps + 1e-9)
+            updates = UpdateSchedule(self.interval, end)
+        return Assignment(self.algorithm, updates, self.drop_fraction)
+
+    def _assign_groups(
+        self, names: Iterable[str], steps: int
+    ) -> dict[str, Assignment]:
+        """Return algorithm and schedules of the layers of groups."""
+        layers = self.of_layers(names)
+        own = {id(each): each for each in layers.values() if each is not self}
+        made = {key: each.assign(steps) for key, each in own.items()}
+        return {n: made[id(o)] for n, o in layers.items() if id(o) in made}
 
     def count_schedule(
         self,
@@ -164,13 +264,64 @@ class MaskOptions:
             final (Mapping): Active weights after the last update, by name.
             steps (int): Optimizer steps of the whole training.
         """
-        return CountSchedule(
-            self.algorithm,
-            shapes,
+        groups = self._assign_groups(shapes, steps)
+        return CountSchedule(self.assign(steps), shapes, final, groups)
+
+    def trainer(
+        self,
+        masks: MaskSet,
+        steps: int,
+        seed: int,
+        final: Mapping[str, int] | None = None,
+    ) -> MaskTrainer:
+        """Build the trainer of masks.
+
+        Arguments are those of :meth:`count_schedule` and of
+        :class:`MaskTrainer`.
+        """
+        own = self.assign(steps)
+        return MaskTrainer(
+            masks,
+            own.algorithm,
+            own.updates,
+            own.drop_fraction,
+            seed,
+            self.placement,
             final,
-            self.schedule(steps),
-            self.drop_fraction,
+            self._assign_groups(masks, steps),
         )
+
+    def training_flops(
+        self,
+        cost: Callable[[Mapping[str, float]], float],
+        densities: Mapping[str, float],
+    ) -> float:
+        """Return the FLOPs per training sample, averaged over all steps.
+
+        Those of an algorithm are linear in the FLOPs of a forward pass, so
+        that groups add up.
+
+        Args:
+            cost (Callable): FLOPs of a forward pass under masks of given
+                densities, by name.
+            densities (Mapping): Densities of all masks, averaged over the
+                training.
+        """
+
+        def count(own: MaskOptions, sparse: float, dense: float) -> float:
+            each = own.interval, own.end
+            return own.algorithm.training_flops(sparse, dense, *each)
+
+        total = count(self, cost(densities), cost({}))
+        layers = self.of_layers(densities)
+        groups = {id(each): each for each in layers.values()}
+        groups.pop(id(self), None)
+        for own in groups.values():
+            none = {n: 0.0 for n, each in layers.items() if each is own}
+            sparse = cost(densities) - cost({**densities, **none})
+            dense = cost({}) - cost(none)
+            total += count(own, sparse, dense) - count(self, sparse, dense)
+        return total
 
 
 @dataclass(frozen=True)
@@ -199,22 +350,3 @@ class RunOptions(MaskOptions):
                 f'transfer={self.transfer!r} uses the masks of loaded '
                 'weights; leave one out.'
             )
-
-
-def find_changes(
-    now: Mapping[str, Any], then: Mapping[str, Any]
-) -> list[tuple[str, Any, Any]]:
-    """Return the options that a resumed run changes.
-
-    Args:
-        now: State of the run's trainer.
-        then: Saved state.
-
-    Returns:
-        list: Name of the option, saved value, new value.
-    """
-    return [
-        (key, then[key], now[key])
-        for key in MAY_CHANGE
-        if key in then and then[key] != now[key]
-    ]

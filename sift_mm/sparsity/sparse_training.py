@@ -13,27 +13,26 @@ from torch.optim import Optimizer
 from sift_mm.errors import UserError
 from sift_mm.orientation import filter_shape
 from sift_mm.sparsity.algorithms import AlgorithmLike
-from sift_mm.sparsity.counts import OPTIONS_OF_COUNTS
 from sift_mm.sparsity.distributions import Distribution
 from sift_mm.sparsity.execution import SparseExecution
 from sift_mm.sparsity.first_masks import (
-    check_flops,
     draw_masks,
     flops_per_weight,
 )
-from sift_mm.sparsity.initializers import count_tolerance
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import density
-from sift_mm.sparsity.options import MaskOptions, find_changes
+from sift_mm.sparsity.options import MaskOptions
 from sift_mm.sparsity.parameters import layer_densities, select_parameters
-from sift_mm.sparsity.saved_state import check_state
-from sift_mm.sparsity.structures import (
-    Structure,
-    Unstructured,
-    check_structure,
-    fit_counts,
+from sift_mm.sparsity.saved_state import (
+    check_counts,
+    check_state,
+    find_changes,
 )
-from sift_mm.sparsity.trainer import MaskTrainer
+from sift_mm.sparsity.structures import (
+    check_structures,
+    fit_counts,
+    rounding,
+)
 from sift_mm.sparsity.updates import UpdateReport
 from sift_mm.validation import Count, checked
 
@@ -80,14 +79,18 @@ class SparseTraining:
             for name, density in layer_densities(model).items()
             if name in parameters
         }
-        share = chosen.distribution
+        share = chosen.shares
         shapes = {n: filter_shape(p) for n, p in parameters.items()}
         asked = share.counts(shapes, _sparsity(chosen.sparsity, layers, share))
-        structure = chosen.algorithm.structure
-        counts = fit_counts(structure, model, asked)
+        self._structures = chosen.structures(parameters)
+        counts = fit_counts(self._structures, model, asked)
         seed = chosen.seed or 0
         _check_density(shapes, counts, layers)
-        _check_structure_fits(shapes, counts, asked, structure)
+        total, more = sum(asked.values()), sum(counts.values())
+        if abs(more - total) > max(0.01 * total, len(counts)):
+            size = sum(map(prod, shapes.values()))
+            text = rounding(self._structures, size, asked, counts)
+            warnings.warn(f'{text}.', stacklevel=3)
         passes = [first_pass] if first_pass else []
         self._costs = flops_per_weight(
             chosen.initializer, model, parameters, passes
@@ -98,20 +101,13 @@ class SparseTraining:
             chosen.count_schedule(shapes, counts, steps).at(0),
             chosen.initializer,
             seed,
-            structure,
+            self._structures,
             passes,
             self._costs,
         )
         self.optimizer = optimizer
-        self.trainer = MaskTrainer(
-            masks,
-            chosen.algorithm,
-            chosen.schedule(steps),
-            chosen.drop_fraction,
-            seed,
-            chosen.placement,
-            None if self._costs else counts,
-        )
+        final = None if self._costs else counts
+        self.trainer = chosen.trainer(masks, steps, seed, final)
         if still := self.trainer.counts.why_still():
             warnings.warn(still, stacklevel=3)
         execution = SparseExecution(model, masks, chosen.execution)
@@ -249,20 +245,11 @@ class SparseTraining:
                 'SparseTraining, then load the network, then this state.'
             )
         check_state(state)
-        structure = self.trainer.algorithm.structure
-        check_structure(state, structure, self.trainer.masks.parameters)
+        check_structures(
+            state, self._structures, self.trainer.masks.parameters
+        )
         wanted = self.trainer.counts.saved(state)
-        if self._costs:
-            check_flops(state['masks'], wanted, self._costs)
-            wanted = {}
-        for name, mask in state['masks'].items():
-            count = int(mask.count_nonzero())
-            miss = abs(count - wanted.get(name, count))
-            if miss > count_tolerance(mask.numel()):
-                raise UserError(
-                    f'The mask of {name!r} has {count} active weights and '
-                    f'{wanted[name]} are asked for; use {OPTIONS_OF_COUNTS}.'
-                )
+        check_counts(state['masks'], wanted, self._costs)
         now = self.state_dict()
         self.trainer.load_state_dict(state)
         self.trainer.enforce(self.optimizer)
@@ -335,24 +322,5 @@ def _check_density(
             f'The masks have density {found / size:.4f} where the layers are '
             f'built for {wanted / size:.4f}: FLOPs will not be those of the '
             'dense network.',
-            stacklevel=3,
-        )
-
-
-def _check_structure_fits(
-    shapes: Mapping[str, tuple[int, ...]],
-    counts: Mapping[str, int],
-    wanted: Mapping[str, int],
-    structure: Structure,
-) -> None:
-    """Warn if the structure rounds the number of active weights."""
-    size = sum(map(prod, shapes.values()))
-    asked, found = sum(wanted.values()), sum(counts.values())
-    if abs(found - asked) > max(0.01 * asked, len(counts)) and not isinstance(
-        structure, Unstructured
-    ):
-        warnings.warn(
-            f'structure={type(structure).__name__!r} rounds density '
-            f'{asked / size:.4f} to {found / size:.4f}.',
             stacklevel=3,
         )

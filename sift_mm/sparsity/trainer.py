@@ -3,7 +3,6 @@
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from typing import Any, Literal
 
 import torch
@@ -11,12 +10,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sift_mm import validation
+from sift_mm.checkpoint.state import VERSION
 from sift_mm.errors import UserCallError, UserError
 from sift_mm.orientation import filter_shape
 from sift_mm.sparsity import momentum, updates
 from sift_mm.sparsity.agreement import check_agreement
 from sift_mm.sparsity.algorithms import Algorithm
-from sift_mm.sparsity.counts import CountSchedule
+from sift_mm.sparsity.counts import Assignment, CountSchedule
 from sift_mm.sparsity.execution import SparseExecution
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import MaskHistory
@@ -25,7 +25,7 @@ from sift_mm.sparsity.optimizers import (
     check_optimizer,
     with_wrapped,
 )
-from sift_mm.sparsity.saved_state import STATE_VERSION, check_state
+from sift_mm.sparsity.saved_state import check_state
 from sift_mm.sparsity.schedules import DropFraction, UpdateSchedule
 from sift_mm.sparsity.updates import Change, MaskUpdate, UpdateReport
 from sift_mm.sparsity.watch import WeightWatch
@@ -53,6 +53,8 @@ class MaskTrainer:
         final (Mapping, optional): Active weights after the last update, by
             name; None for those of ``masks``. The first masks have
             ``counts.at(0)`` active weights.
+        groups (Mapping): Algorithm and schedules of layers that have others,
+            by name.
 
     The optimizer must keep a weight at zero if its gradient and slots are
     zero, like all element-wise optimizers; :meth:`enforce` tests it.
@@ -70,24 +72,23 @@ class MaskTrainer:
         seed: int = 0,
         placement: Placement = 'after_step',
         final: Mapping[str, int] | None = None,
+        groups: Mapping[str, Assignment] | None = None,
     ) -> None:
         validation.read('placement', placement, Placement)
         self.masks = masks
         self.algorithm = algorithm
-        self.schedule = schedule if algorithm.dynamic else None
-        self.drop_fraction = drop_fraction
         self.seed = seed
         self.placement = placement
         shapes = {n: filter_shape(p) for n, p in masks.parameters.items()}
-        for name, shape in shapes.items():
-            algorithm.check_layer(name, shape)
+        updates = schedule if algorithm.dynamic else None
         self.counts = CountSchedule(
-            algorithm,
+            Assignment(algorithm, updates, drop_fraction),
             shapes,
             masks.counts() if final is None else final,
-            self.schedule,
-            drop_fraction,
+            groups or {},
         )
+        for name, shape in shapes.items():
+            self.counts.of(name).algorithm.check_layer(name, shape)
         self.history = MaskHistory(masks)
         self.steps = 0
         self.momentum: Mapping[str, Tensor] = {}
@@ -104,19 +105,13 @@ class MaskTrainer:
     def needs_dense_gradient(self) -> bool:
         """True if the next step reads gradients outside the masks."""
         step = self.steps + 1
-        return self._needs_momentum(step) or (
-            self.algorithm.needs_gradient and self._is_due(step)
+        return bool(self.counts.averaged(step)) or any(
+            self.counts.of(name).algorithm.needs_gradient
+            for name in self.counts.due(step, self._counted)
         )
 
     def _is_due(self, step: int) -> bool:
-        if self.schedule is None:
-            return False
-        # A skipped update of the density is made up at the next step.
-        late = self.counts.last_due(step) > self._counted
-        return self.schedule.is_due(step) or (self.counts.changes and late)
-
-    def _needs_momentum(self, step: int) -> bool:
-        return self.algorithm.needs_momentum and step <= self.counts.end
+        return bool(self.counts.due(step, self._counted))
 
     def final_counts(self) -> dict[str, int]:
         """Return the active weights after the last update, by name."""
@@ -181,11 +176,12 @@ class MaskTrainer:
     def _check_algorithm(self, optimizer: Optimizer) -> None:
         """Refuse parameters that the algorithm could not train."""
         for name, parameter in self.masks.parameters.items():
-            if self.algorithm.needs_momentum:
+            own = self.counts.of(name)
+            if own.algorithm.needs_momentum:
                 momentum.momentum_of(optimizer, parameter)
-            if self.counts.changes and not parameter.requires_grad:
+            if own.changes and not parameter.requires_grad:
                 raise UserError(
-                    f'{type(self.algorithm).__name__} changes the density of '
+                    f'{type(own.algorithm).__name__} changes the density of '
                     f'{name!r}, which is frozen: let it train, or leave it '
                     'out by exclude.'
                 )
@@ -245,7 +241,8 @@ class MaskTrainer:
     def _check_ranks(self, step: int, due: bool) -> None:
         if due or not self._ranks_agree:
             plan = (self.seed, *self.counts.plan(step))
-            check_agreement(self.masks, step, plan if self.schedule else ())
+            plan = plan if self.counts.updates else ()
+            check_agreement(self.masks, step, plan)
             self._ranks_agree = True
 
     def _check_weights(self, optimizer: Optimizer) -> None:
@@ -272,42 +269,49 @@ class MaskTrainer:
 
         A parameter that is frozen or unused in the step keeps its mask.
         """
-        averages = self._needs_momentum(change.step)
-        if not (due or averages):
+        averaged = self.counts.averaged(change.step)
+        if not (due or averaged):
             change.momentum = {}
             return None
         reason = updates.why_to_skip(optimizer)
         parameters = self.masks.parameters
-        if averages and not reason:
+        if averaged and not reason:
             change.momentum = momentum.mean_gradients(
-                optimizer, parameters, self.momentum
+                optimizer, {n: parameters[n] for n in averaged}, self.momentum
             )
         if not due:
             return None
+        wanted = self.counts.due(change.step, self._counted)
         live = [
             name
-            for name, parameter in parameters.items()
-            if parameter.grad is not None and parameter.requires_grad
+            for name, p in parameters.items()
+            if name in wanted and p.grad is not None and p.requires_grad
         ]
-        if self.counts.changes and not reason and len(live) < len(parameters):
-            rest = next(name for name in parameters if name not in live)
-            reason = f'{rest!r}, whose density is to change, had no gradient'
+        stuck = [
+            name
+            for name in parameters
+            if name in wanted
+            and name not in live
+            and self.counts.of(name).changes
+        ]
+        if stuck and not reason:
+            reason = (
+                f'{stuck[0]!r}, whose density is to change, had no gradient'
+            )
         if reason:
             # Scores with inf or NaN would move masks at random; a loss scaler
             # skips such a step too.
             change.report = UpdateReport(change.step, 0.0, 0.0, reason)
             return None
-        end = self.counts.end
         final = targets = self.final_counts()
         if self.counts.changes:
             targets = self.counts.at(change.step)
         return MaskUpdate(
             change,
             self.masks,
-            self.algorithm,
+            self.counts,
             optimizer,
             self.seed,
-            self.drop_fraction.at(min(change.step, end), end),
             targets,
             final,
             live,
@@ -339,8 +343,7 @@ class MaskTrainer:
         Interval, end and drop fraction are compared with the options of the
         resumed run; without updates interval and end are 0.
         """
-        schedule = self.schedule
-        more: dict[str, Any] = {}
+        more: dict[str, Any] = self.counts.describe()
         if self.counts.changes:
             more['counted'] = self._counted
         if self.momentum:
@@ -348,16 +351,8 @@ class MaskTrainer:
                 n: m.cpu().clone() for n, m in self.momentum.items()
             }
         return more | {
-            'version': STATE_VERSION,
-            'algorithm': type(self.algorithm).__name__,
+            'version': VERSION,
             'placement': self.placement,
-            'structure': self.algorithm.structure.describe(),
-            'interval': schedule.interval if schedule else 0,
-            'end': schedule.end if schedule else 0,
-            'drop_fraction': {
-                'type': type(self.drop_fraction).__name__,
-                **asdict(self.drop_fraction),
-            },
             'execution': self.execution.mode if self.execution else 'dense',
             'choices': self.execution.choices() if self.execution else {},
             'seed': self.seed,

@@ -11,7 +11,8 @@ from torch.utils._pytree import tree_map_only
 from sift_mm.checkpoint.packing import count
 from sift_mm.errors import UserError
 from sift_mm.orientation import filters_first
-from sift_mm.sparsity.algorithms import Algorithm, Growth, LayerState
+from sift_mm.sparsity.algorithms import Growth, LayerState
+from sift_mm.sparsity.counts import CountSchedule
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.metrics import MaskHistory
 from sift_mm.sparsity.optimizers import slots_of
@@ -24,7 +25,8 @@ class UpdateReport:
 
     Args:
         step (int): Optimizer step, counted from 1.
-        drop_fraction (float): Share of the active weights that was dropped.
+        drop_fraction (float): Share of the active weights that was dropped,
+            the largest of all groups.
         moved (float): Share of the active weights with a new position.
         skipped (str): Why the update was skipped, or ''.
     """
@@ -61,10 +63,9 @@ class MaskUpdate:
     Args:
         change (Change): Change that takes the new masks.
         masks (MaskSet): Masks, which do not change.
-        algorithm (Algorithm): Algorithm.
+        counts (CountSchedule): Algorithms and schedules.
         optimizer (Optimizer): Optimizer, for its slots.
         seed (int): Seed of the run.
-        fraction (float): Drop fraction.
         targets (Mapping): Active weights after the update, by name.
         final (Mapping): Active weights after the last update, by name.
         live (list): Names of the layers to update.
@@ -72,10 +73,9 @@ class MaskUpdate:
 
     change: Change
     masks: MaskSet
-    algorithm: Algorithm
+    counts: CountSchedule
     optimizer: Optimizer
     seed: int
-    fraction: float
     targets: Mapping[str, int]
     final: Mapping[str, int]
     live: list[str]
@@ -109,32 +109,34 @@ class MaskUpdate:
 
     def shortlist(self) -> None:
         """Compute growth scores from the dense gradients."""
-        if self.algorithm.needs_gradient:
-            self.growth = {
-                name: self.algorithm.shortlist(
-                    self._state(name, ''), self.fraction
+        for name in self.live:
+            own = self.counts.of(name)
+            if own.algorithm.needs_gradient:
+                self.growth[name] = own.algorithm.shortlist(
+                    self._state(name, ''), own.fraction(self.change.step)
                 )
-                for name in self.live
-            }
 
     @torch.no_grad()
     def plan(self) -> None:
         """Compute the new masks without writing them."""
         kept_count = active_count = 0
+        largest = 0.0
         for name in self.live:
-            mask = self.masks[name]
+            mask, own = self.masks[name], self.counts.of(name)
+            fraction = own.fraction(self.change.step)
+            largest = max(largest, fraction)
             if name in self.growth:
                 # Random numbers must differ from those of the growth score.
                 layer = self._state(name, '/drop')
-                new = self.algorithm.exchange(layer, self.growth.pop(name))
+                new = own.algorithm.exchange(layer, self.growth.pop(name))
             else:
                 layer = self._state(name, '')
-                new = self.algorithm.update(layer, self.fraction)
+                new = own.algorithm.update(layer, fraction)
             new = filters_first(new, self.masks.parameters[name])
             if (after := count(new)) != (wanted := self.targets[name]):
-                structure = type(self.algorithm.structure).__name__
+                structure = type(own.algorithm.structure).__name__
                 raise UserError(
-                    f'{type(self.algorithm).__name__} with structure='
+                    f'{type(own.algorithm).__name__} with structure='
                     f'{structure!r} made {after} active weights where '
                     f'{wanted} are due in {name!r}: drop and grow have to '
                     'give the asked numbers.'
@@ -144,9 +146,7 @@ class MaskUpdate:
             self.change.masks[name] = new
         self.change.history = self.change.history.after(self.change.masks)
         moved = 1 - kept_count / active_count if active_count else 0.0
-        self.change.report = UpdateReport(
-            self.change.step, self.fraction, moved
-        )
+        self.change.report = UpdateReport(self.change.step, largest, moved)
 
 
 def finish(write: Callable[[], None]) -> None:

@@ -278,6 +278,45 @@ def test_a_structure_goes_along_with_transferred_masks(
     assert_same(final_state(runner), final_state(resumed))
 
 
+def test_groups_are_logged_saved_resumed_and_transferred(
+    tmp_path, monkeypatch
+):
+    group = dict(algorithm=dict(type='SET', structure=dict(type='NM')))
+    hook = dict(groups={'out.*': group}, include=['*.weight'])
+    runner = toy_runner(tmp_path / 'a', hook)
+    said = []
+    monkeypatch.setattr(runner.logger, 'info', said.append)
+    runner.train()
+    words = "RigL (1), SET with structure=dict(type='NM', n=2, m=4) at sparsi"
+    assert any(text.startswith(words) for text in said), said
+    saved = load(tmp_path / 'a/epoch_4.pth')['sparse_training']
+    assert [*saved['groups']] == ['out.weight']
+    # 8 x 16 weights at 0.5, and two of four of 16.
+    counts = {name: int(mask.sum()) for name, mask in saved['masks'].items()}
+    assert counts == {'hidden.weight': 64, 'out.weight': 8}
+    more = dict(resume=True, load_from=str(tmp_path / 'a/epoch_2.pth'))
+    resumed = toy_run(tmp_path / 'b', hook, **more)
+    assert_same(final_state(runner), final_state(resumed))
+    # Fixed masks keep their structures without groups too.
+    load_from = str(tmp_path / 'a/epoch_4.pth')
+    kept = toy_run(
+        tmp_path / 'c', dict(include=['*.weight']), load_from=load_from
+    )
+    state = hook_of(kept).trainer.state_dict()
+    own = state['groups']['out.weight']
+    assert (state['algorithm'], own['algorithm']) == ('Static', 'Static')
+    assert own['structure'] == dict(type='NM', n=2, m=4)
+    for name, mask in saved['masks'].items():
+        assert torch.equal(state['masks'][name], mask)
+    resumed = toy_run(
+        tmp_path / 'd',
+        dict(include=['*.weight']),
+        resume=True,
+        load_from=str(tmp_path / 'c/epoch_2.pth'),
+    )
+    assert_same(final_state(kept), final_state(resumed))
+
+
 def test_rounding_to_a_structure_is_counted_and_said(tmp_path, monkeypatch):
     # 31 of 128 weights, in blocks of four filters.
     hook = structured(type='Block', filters=4) | dict(sparsity=0.76)

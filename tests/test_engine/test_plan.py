@@ -18,6 +18,7 @@ from sift_mm.sparsity import (
     Block,
     ConstantFanIn,
     Explicit,
+    MaskOptions,
     Uniform,
     UniformPlus,
 )
@@ -242,6 +243,35 @@ def test_a_structure_of_one_density_has_the_flops_that_it_has():
         assert wrong.counts
     with pytest.raises(ValueError, match='of the weights or all of them'):
         assert MaskPlan(network, ERK(), structure=NM(1, 4)).counts
+
+
+def grouped(network, **groups):
+    options = MaskOptions(groups={f'*{k}*': v for k, v in groups.items()})
+    return MaskPlan(network, options.shares, structures_of=options.structures)
+
+
+def test_flops_are_solved_around_the_groups():
+    # Two stems and half of the last stage, four times as large, are fixed; the
+    # other layers take what they leave of the dense network's FLOPs.
+    last = 3.5 * CONVS / 14.5 + SHORTCUTS / 3
+    rest = CONVS + SHORTCUTS - last
+    density = (CONVS + SHORTCUTS - STEM - 4 * last / 2) / (4 * rest)
+    with torch.device('meta'):
+        network = backbone(SEG)
+        rule = dict(type='RigL', structure=NM(2, 4))
+        found = grouped(network, layer4=dict(algorithm=rule))
+    assert found.ratio == pytest.approx(1, abs=1e-5)
+    for name, parameter in found.parameters.items():
+        share = 0.5 if name.startswith('layer4') else density
+        assert found.counts[name] == round(share * parameter.numel())
+    with torch.device('meta'):
+        plain = MaskPlan(network, Uniform())
+        same = grouped(network, layer4=dict(algorithm='Static'))
+    assert same.counts == plain.counts
+    whole = grouped(network, layer=dict(sparsity=0.5))
+    words = r"the budget is .* The groups' own sparsities are kept"
+    with torch.device('meta'), pytest.raises(ValueError, match=words):
+        assert whole.counts
 
 
 def test_scores_of_the_whole_network_have_the_flops_of_the_budget():

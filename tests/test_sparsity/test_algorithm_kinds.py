@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from helpers.mask_trainers import masked
+from sift_mm.errors import UserError
 from sift_mm.sparsity import (
     ALGORITHMS,
     LayerState,
@@ -72,6 +73,11 @@ def test_mest_by_hand():
         assert new[kept].all() and new.sum() == 4
     assert not rule.needs_gradient
     assert rule.training_flops(10, 90, 4, 1.0) == 30
+
+
+def test_a_factor_that_float32_cannot_hold_is_refused():
+    with pytest.raises(UserError, match='lam is a number from 0 to 3e38'):
+        ALGORITHMS.build(dict(type='MEST', lam=4e38))
 
 
 def test_mest_with_a_soft_bound_drops_what_it_grew_on_top():

@@ -121,7 +121,7 @@ def test_explicit_takes_the_first_pattern_that_matches():
     [
         ({'a': 0.5}, "no sparsity for 'b'.*patterns are .*'a'"),
         ({}, 'sparsities is .* for each glob pattern.*; got {}'),
-        ({'*': 0.5, 'conv*': 0.1}, "patterns .*'conv.*there are .*'a'"),
+        ({'*': 0.5, 'conv*': 0.1}, "'conv.*nearest are c, b, a"),
         ({'a': 0.5, 'b': 1.0, 'c': 0.1}, r"in \[0, 1\).*'b': 1"),
         ({'a': 0.5, 'b': -0.1, 'c': 0.1}, r"in \[0, 1\).*'b': -0.1"),
     ],

@@ -70,7 +70,7 @@ def test_one_threshold_spends_the_flops_of_the_counts():
     scores = dict(a=torch.tensor([9.0, 8, 1, 0]), b=torch.tensor([7.0, 6, 5]))
     # 2 weights of 1 FLOP and 1 of 4 have 6. The best k have 1, 2, 6, 10:
     # three weights; at 12 FLOPs three weights of b are nearer than two.
-    fit = Unstructured().fit
+    fit = dict.fromkeys('ab', Unstructured())
     costs = dict(a=1.0, b=4.0)
     assert spread(scores, dict(a=2, b=1), costs, fit) == dict(a=2, b=1)
     assert spread(scores, dict(a=1, b=3), costs, fit) == dict(a=2, b=3)
@@ -253,7 +253,7 @@ def draw(init, part):
         {'0.weight': 24, '2.weight': 8},
         init,
         0,
-        Unstructured(),
+        dict.fromkeys(parameters, Unstructured()),
         [lambda: F.mse_loss(model(x[part]), y[part])],
         dict.fromkeys(parameters, 1.0),
     )

@@ -19,7 +19,7 @@ from sift_mm.sparsity import (
     MaskTrainer,
     UpdateSchedule,
 )
-from sift_mm.sparsity.counts import CountSchedule
+from sift_mm.sparsity.counts import Assignment, CountSchedule
 from sift_mm.sparsity.trainer import Placement
 
 # Of this file, shared out evenly; `make attack` has more of them.
@@ -101,7 +101,8 @@ class Run:
             for n, p in self.parameters.items()
         }
         shapes = {n: tuple(p.shape) for n, p in self.parameters.items()}
-        counts = CountSchedule(self.algorithm, shapes, final, updates, drop)
+        own = Assignment(self.algorithm, updates, drop)
+        counts = CountSchedule(own, shapes, final)
         masks = MaskSet.draw(
             self.parameters,
             counts.at(0),

@@ -22,7 +22,7 @@ from sift_mm.engine.plan import MaskPlan
 from sift_mm.engine.transfer import pretrained_source
 from sift_mm.errors import UserError
 from sift_mm.flops.layer_costs import compare, profile
-from sift_mm.sparsity import ALGORITHMS, Algorithm
+from sift_mm.sparsity import ALGORITHMS, RunOptions
 from sift_mm.sparsity.counts import CountSchedule
 
 COUNTS = (
@@ -49,7 +49,7 @@ def report_masks(
         return None
     loaded = pretrained_source(model, plan.parameters)
     return dict(
-        algorithm=type(hook.options.algorithm).__name__,
+        algorithm=hook.options.name_algorithms(plan.parameters),
         parameters=len(plan.parameters),
         nominal_sparsity=plan.nominal_sparsity,
         sparsity=plan.solved_sparsity,
@@ -83,11 +83,11 @@ def count_steps(
 
 
 def count_schedule(
-    algorithm: Algorithm, hook: SparseTrainingHook, plan: MaskPlan, steps: int
+    options: RunOptions, plan: MaskPlan, steps: int
 ) -> CountSchedule:
-    """Return the active weights of a training by an algorithm."""
-    options = replace(hook.options, algorithm=algorithm)
-    one_update = math.ceil(options.interval / options.end) + 1
+    """Return the active weights of a training."""
+    layers = options.of_layers(plan.shapes).values()
+    one_update = max(math.ceil(o.interval / o.end) + 1 for o in layers)
     return options.count_schedule(
         plan.shapes, plan.counts, max(steps, one_update)
     )
@@ -97,7 +97,7 @@ def report_course(
     hook: SparseTrainingHook, plan: MaskPlan, steps: int
 ) -> dict[str, dict[str, float]]:
     """Return the density at the start and its mean, where it changes."""
-    counts = count_schedule(hook.options.algorithm, hook, plan, steps)
+    counts = count_schedule(hook.options, plan, steps)
     if not counts.changes:
         return {}
     start, mean = counts.course(steps)
@@ -114,7 +114,7 @@ def report_methods(
 
     The config's algorithm has the config's arguments, another one its
     defaults; None stands for one that cannot train the network, or that has
-    arguments without default.
+    arguments without default. Groups keep theirs.
 
     Args:
         forward (Callable): Function that returns the FLOPs of the network's
@@ -123,26 +123,31 @@ def report_methods(
         plan (MaskPlan): Plan of the masks.
         steps (int): Optimizer steps.
     """
-    options = hook.options
-    final = forward(plan.densities)
     methods: dict[str, float | None] = {}
+    known: dict[frozenset[tuple[str, float]], float] = {}
+
+    def cost(densities: Mapping[str, float]) -> float:
+        """Return the FLOPs of a forward pass, counted once."""
+        key = frozenset(densities.items())
+        if key not in known:
+            known[key] = forward(densities)[0]
+        return known[key]
+
     for name in ALGORITHMS.names:
+        options = hook.options
         try:
-            algorithm = options.algorithm
-            if type(algorithm).__name__ != name:
-                algorithm = ALGORITHMS.build(name)
-            for layer, shape in plan.shapes.items():
-                algorithm.check_layer(layer, shape)
+            if type(options.algorithm).__name__ != name:
+                options = replace(options, algorithm=ALGORITHMS.build(name))
+            for layer, own in options.of_layers(plan.shapes).items():
+                own.algorithm.check_layer(layer, plan.shapes[layer])
         except UserError:
             methods[name] = None
             continue
-        flops = final
-        if algorithm.changes_density:
-            counts = count_schedule(algorithm, hook, plan, steps)
-            flops = forward(counts.mean_densities(steps))
-        methods[name] = algorithm.training_flops(
-            *flops, options.interval, options.end
-        )
+        densities = plan.densities
+        if any(a.changes_density for a in options.algorithms):
+            counts = count_schedule(options, plan, steps)
+            densities = counts.mean_densities(steps)
+        methods[name] = options.training_flops(cost, densities)
     return methods
 
 

@@ -155,6 +155,7 @@ class Algorithm:
         A backward pass costs two forward passes. An algorithm that reads the
         dense gradient computes it once in ``interval + 1`` steps (RigL,
         appendix H) until the last update: (3 f_S dT + 2 f_S + f_D) / (dT + 1).
+        The result is linear in both FLOPs: groups of layers add up.
 
         Args:
             sparse (float): FLOPs of a sparse forward pass, f_S, as a mean

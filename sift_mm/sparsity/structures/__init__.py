@@ -9,9 +9,10 @@ from sift_mm.sparsity.structures.structure import (
     STRUCTURES,
     Structure,
     StructureLike,
-    check_structure,
+    check_structures,
     describe_structure,
     fit_counts,
+    rounding,
 )
 from sift_mm.sparsity.structures.unstructured import Unstructured
 
@@ -24,9 +25,10 @@ __all__ = [
     'Structure',
     'StructureLike',
     'Unstructured',
-    'check_structure',
+    'check_structures',
     'describe_structure',
     'fit_counts',
+    'rounding',
 ]
 
 import_modules(__name__)

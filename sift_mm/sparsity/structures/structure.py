@@ -101,12 +101,14 @@ StructureLike = Annotated[str | Mapping[str, Any] | Structure, STRUCTURES]
 
 
 def fit_counts(
-    structure: Structure, model: nn.Module, counts: Mapping[str, int]
+    structures: Mapping[str, Structure],
+    model: nn.Module,
+    counts: Mapping[str, int],
 ) -> dict[str, int]:
     """Round the active weights of layers to counts of a structure.
 
     Args:
-        structure (Structure): Structure of the masks.
+        structures (Mapping): Structure of each mask.
         model (nn.Module): Network of the layers.
         counts (Mapping): Active weights by full parameter name.
 
@@ -115,6 +117,7 @@ def fit_counts(
     """
     fitted = {}
     for name, count in counts.items():
+        structure = structures[name]
         layer: Any = model.get_submodule(name.rpartition('.')[0])
         shape = filter_shape(layer.weight)
         why = structure.check(shape, getattr(layer, 'groups', 1))
@@ -138,32 +141,54 @@ def fit_counts(
     return fitted
 
 
-def check_structure(
+def rounding(
+    structures: Mapping[str, Structure],
+    size: int,
+    asked: Mapping[str, int],
+    found: Mapping[str, int],
+) -> str:
+    """Return how structures round the density of all masks, or ''."""
+    before, after = sum(asked.values()), sum(found.values())
+    if before == after:
+        return ''
+    kinds = {type(structure).__name__ for structure in structures.values()}
+    names = ', '.join(sorted(kinds - {'Unstructured'}))
+    return (
+        f'structure={names!r} rounds density {before / size:.6f} to '
+        f'{after / size:.6f}'
+    )
+
+
+def check_structures(
     saved: Mapping[str, Any],
-    structure: Structure,
+    structures: Mapping[str, Structure],
     parameters: Mapping[str, nn.Parameter],
 ) -> None:
-    """Refuse masks of another structure than a run's.
+    """Refuse masks of other structures than a run's.
 
     Args:
-        saved (Mapping): State of mask training with its masks. Old releases
-            saved no structure.
-        structure (Structure): Structure of the run.
+        saved (Mapping): State of mask training. Old releases saved no
+            structure.
+        structures (Mapping): Structure of each mask in the run.
         parameters (Mapping): Masked parameters of the run, by name.
 
     Raises:
         ValueError: If they differ, or a mask is not of the structure.
     """
-    there = saved.get('structure', {'type': 'Unstructured'})
-    here = structure.describe()
-    if dict(there) != here:
-        raise UserError(
-            f'The saved masks have structure={describe_structure(there)} and '
-            f'the algorithm of this run has {describe_structure(here)}; set '
-            'algorithm=dict(type=..., structure='
-            f'{describe_structure(there)}).'
-        )
     for name, mask in saved['masks'].items():
+        if (structure := structures.get(name)) is None:
+            continue  # Refused by the names of the masks.
+        own = saved.get('groups', {}).get(name, saved)
+        there = dict(own.get('structure', {'type': 'Unstructured'}))
+        here = structure.describe()
+        if there != here:
+            raise UserError(
+                f'The saved masks have structure={describe_structure(there)} '
+                f'for {name!r} and the algorithm of this run has '
+                f'{describe_structure(here)}; use that of the saved run, '
+                f'algorithm=dict(type={own.get("algorithm", "RigL")!r}, '
+                f'structure={describe_structure(there)}).'
+            )
         if not structure.has(filters_first(mask, parameters.get(name))):
             raise UserError(
                 f'The saved mask of {name!r} does not have structure='
