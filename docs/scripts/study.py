@@ -1,4 +1,4 @@
-"""Run the study on Fashion-MNIST, and keep its results in a CSV file.
+"""Run the study on Fashion-MNIST and text, and keep its results in a CSV file.
 
     python docs/scripts/study.py run --work-dir work_dirs/study
     python docs/scripts/study.py collect --work-dir work_dirs/study
@@ -139,7 +139,7 @@ def collect(root: Path, path: Path) -> int:
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
-    parser = Parser(description='Study on Fashion-MNIST')
+    parser = Parser(description='Study on Fashion-MNIST and text')
     commands = parser.add_subparsers(dest='command', required=True)
     for name in ('run', 'collect', 'report'):
         command = commands.add_parser(name)

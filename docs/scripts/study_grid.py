@@ -1,4 +1,4 @@
-"""Runs of the study on Fashion-MNIST: questions, networks and seeds."""
+"""Runs of the study: questions, networks and seeds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -14,6 +14,7 @@ CONFIG = 'configs/fashion_mnist/resnet18-w{}_1xb128-12e_fashion-mnist.py'
 SPARSITIES = (0.5, 0.75, 0.9)
 WIDTH = 4
 AP = 'coco/bbox_mAP_50'
+BITS = 'text/bits_per_byte'
 HOOK = 'custom_hooks.0'
 LR = 'optim_wrapper.optimizer.lr'
 # Inner modules of the authors' CIFAR networks.
@@ -32,6 +33,7 @@ class Row:
         start (Row, optional): Network whose last checkpoint this one starts
             from, seed by seed.
         start_option (str): Setting that loads it, '{}' being its folder.
+        seeded (tuple[str, ...]): Keys of the config that get the seed, too.
     """
 
     name: str
@@ -39,11 +41,18 @@ class Row:
     metric: str = 'accuracy/top1'
     start: 'Row | None' = None
     start_option: str = 'load_from={}/epoch_12.pth'
+    seeded: tuple[str, ...] = ()
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Truth of "a smaller metric is better"."""
+        return self.metric == BITS
 
     def experiment(self, root: Path, seed: int) -> Experiment:
         """Return the run with a seed."""
         found = self.network.experiment(root, seed)
         options = found.cfg_options
+        options += tuple(f'{key}={seed}' for key in self.seeded)
         if self.start is not None:
             folder = root / f'{self.start.name}/seed{seed}'
             options += (self.start_option.format(folder),)
@@ -133,6 +142,18 @@ def chain(sparse: str, pretrained: bool) -> Row:
     start = Row(f'chain/resnet18{sparse}', Network(str(config)))
     option = 'model.backbone.init_cfg.checkpoint={}/epoch_1.pth'
     return Row(name, network, AP, start, option)
+
+
+def gpt(sparsity: float = 0, algorithm: str | None = None) -> Row:
+    """Return the tiny GPT on text, dense (0) or Sparse Wide."""
+    member = f'-sift-wide-s{100 * sparsity:.0f}_rigl-' if sparsity else '_'
+    config = str(ROOT / f'configs/gpt/gpt-tiny{member}1xb16-2k_text.py')
+    network = Network(config)
+    if sparsity:
+        network = Network(config, 'wide', sparsity, algorithm)
+    # Other windows of the text for each seed.
+    seeded = ('train_dataloader.dataset.seed',)
+    return Row(f'gpt/{network.name}', network, BITS, seeded=seeded)
 
 
 def pruned(sparsity: float, init: str) -> Row:
@@ -296,6 +317,28 @@ QUESTIONS = (
             chain(sparse, pretrained)
             for pretrained in (True, False)
             for sparse in ('', '-sift-wide-s75')
+        ),
+    ),
+    Question(
+        'gpt',
+        'Does Sparse Wide gain on text?',
+        (gpt(), gpt(0.75, 'RigL'), gpt(0.5, 'RigL')),
+    ),
+    Question(
+        'gpt-rules',
+        'Is RigL better than SET, and SET better than a static mask, on text?',
+        (
+            gpt(),
+            *(
+                gpt(sparsity, algorithm)
+                for sparsity in (0.75, 0.5)
+                for algorithm in ('RigL', 'SET', 'Static')
+            ),
+        ),
+        pairs=tuple(
+            (gpt(sparsity, one), gpt(sparsity, other))
+            for sparsity in (0.75, 0.5)
+            for one, other in (('RigL', 'SET'), ('SET', 'Static'))
         ),
     ),
 )

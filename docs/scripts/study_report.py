@@ -6,6 +6,7 @@ from math import isinf, isnan
 from pathlib import Path
 
 from study_grid import (
+    BITS,
     INNER,
     QUESTIONS,
     SPARSITIES,
@@ -46,6 +47,11 @@ def values(results: Results, row: Row) -> dict[int, float]:
     return {seed: scale * float(run['value']) for seed, run in found.items()}
 
 
+def digits_of(row: Row) -> int:
+    """Return the decimals of a network's metric in tables."""
+    return 4 if row.metric == BITS else 2
+
+
 def interval(estimate: Estimate, digits: int = 2) -> str:
     """Return the interval of a value in words."""
     if isinf(estimate.low):
@@ -53,13 +59,13 @@ def interval(estimate: Estimate, digits: int = 2) -> str:
     return f'{estimate.low:+.{digits}f} to {estimate.high:+.{digits}f}'
 
 
-def verdict(gain: Estimate | None) -> str:
-    """Return the conclusion from a difference."""
+def verdict(gain: Estimate | None, row: Row) -> str:
+    """Return the conclusion from a network's difference from another."""
     if gain is None:
         return 'not run yet'
     if not gain.is_clear:
         return 'not clear'
-    return 'higher' if gain.low > 0 else 'lower'
+    return 'worse' if row.lower_is_better == (gain.low > 0) else 'better'
 
 
 def compare(results: Results, one: Row, other: Row) -> Estimate | None:
@@ -67,12 +73,13 @@ def compare(results: Results, one: Row, other: Row) -> Estimate | None:
     return paired_difference(values(results, one), values(results, other))
 
 
-def gain_cells(gain: Estimate | None) -> dict[str, str]:
-    """Return the cells of a difference."""
+def gain_cells(results: Results, one: Row, other: Row) -> dict[str, str]:
+    """Return the cells of the difference of two networks."""
+    gain, digits = compare(results, one, other), digits_of(one)
     return {
-        'difference': f'{gain.value:+.2f}' if gain else '-',
-        '95 % interval': interval(gain) if gain else '-',
-        'it is': verdict(gain),
+        'difference': f'{gain.value:+.{digits}f}' if gain else '-',
+        '95 % interval': interval(gain, digits) if gain else '-',
+        'it is': verdict(gain, one),
     }
 
 
@@ -86,9 +93,9 @@ def describe(results: Results, row: Row, base: Row) -> dict[str, str]:
         cells = {
             'MFLOPs': f'{float(costs["flops"]) / 1e6:.3f}',
             'active': f'{float(costs["active_parameters"]) / 1e3:.1f} k',
-            metric: summarize(found).to_text(2),
+            metric: summarize(found).to_text(digits_of(row)),
         }
-    gain = gain_cells(compare(results, row, base))
+    gain = gain_cells(results, row, base)
     if row == base and found:
         gain = dict.fromkeys(gain, '-')
     return {'network': row.name, **cells, 'runs': str(len(found)), **gain}
@@ -98,18 +105,16 @@ def conclude(results: Results, question: Question) -> str:
     """Return the sentence on a question, as far as the data answer it."""
     base, *others = question.rows
     pairs = [*((row, base) for row in others), *question.pairs]
-    counts = Counter(verdict(compare(results, *pair)) for pair in pairs)
+    counts = Counter(verdict(compare(results, *p), p[0]) for p in pairs)
     parts = [
-        f'{counts[name]} {text}'
-        for name, text in (
-            ('higher', 'above zero'),
-            ('lower', 'below zero'),
-            ('not clear', 'not clear'),
-            ('not run yet', 'not run yet'),
-        )
+        f'{counts[name]} {name}'
+        for name in ('better', 'worse', 'not clear', 'not run yet')
         if counts[name]
     ]
-    return f'Of {len(pairs)} differences: {", ".join(parts)}.'
+    note = ''
+    if base.lower_is_better:
+        note = ' Lower is better: a gain is a difference below zero.'
+    return f'Of {len(pairs)} differences: {", ".join(parts)}.{note}'
 
 
 def section(results: Results, question: Question) -> str:
@@ -124,7 +129,7 @@ def section(results: Results, question: Question) -> str:
     if question.pairs:
         pairs = [
             {'network': one.name, 'less': other.name}
-            | gain_cells(compare(results, one, other))
+            | gain_cells(results, one, other)
             for one, other in question.pairs
         ]
         parts.append(markdown_table(pairs))

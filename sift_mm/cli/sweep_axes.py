@@ -8,20 +8,15 @@ from typing import Any
 
 from mmengine.config import DictAction
 
-from sift_mm.config.checks import check_config
+from sift_mm.config.checks import backbone_key, check_config
 from sift_mm.config.explain import explained
 from sift_mm.config.keys import find_key, hook_of, keys_of
 from sift_mm.config.loading import read_config
 from sift_mm.errors import UserError
 from sift_mm.layers.family import family_of
 
-# Keys that have an option of their own, which names the networks.
-OPTIONS = {
-    'randomness.seed': '--seeds',
-    'model.backbone.family': '--family',
-    'model.backbone.sparsity': '--sparsity',
-    'model.backbone.inner': '--inner',
-}
+# Arguments with an option of their own, which names the networks.
+OPTIONS = ('family', 'sparsity', 'inner')
 
 
 @dataclass(frozen=True)
@@ -87,8 +82,12 @@ def read_axes(args: argparse.Namespace) -> list[Axis]:
         if '' in (name, *values):
             raise UserError(f'{option}: write it as KEY=VALUE,VALUE.')
         key = find_key(option, name, sparse, dense)
-        hook = hook_of(sparse)
-        own = dict(OPTIONS, **{f'{hook}.algorithm': '--algorithm'})
+        hook, place = hook_of(sparse), backbone_key(sparse)
+        own = {f'{place}.{name}': f'--{name}' for name in OPTIONS}
+        own |= {
+            f'{hook}.algorithm': '--algorithm',
+            'randomness.seed': '--seeds',
+        }
         if key in own:
             raise UserError(f'{option}: {key} is set by {own[key]}.')
         if key in axes:

@@ -50,6 +50,12 @@ def backbone_node(cfg: Config) -> ConfigDict:
     return model if own else ConfigDict()
 
 
+def backbone_key(cfg: Config) -> str:
+    """Return the key of that node."""
+    has_own = (cfg.get('model') or {}).get('backbone')
+    return 'model.backbone' if has_own else 'model'
+
+
 def check_config(cfg: Config) -> None:
     """Refuse invalid arguments of sparse training.
 

@@ -6,6 +6,7 @@ from dataclasses import fields
 
 from mmengine.config import Config
 
+from sift_mm.config.checks import arguments, backbone_key, backbone_node
 from sift_mm.config.family_options import MEMBER_ARGUMENTS
 from sift_mm.config.nodes import hook_place, walk
 from sift_mm.config.overrides import TOP_LEVEL
@@ -24,8 +25,12 @@ def keys_of(cfg: Config) -> Iterator[str]:
             yield from (key for key, _ in walk(cfg[name], name))
     if (place := hook_of(cfg)) is not None:
         yield from (f'{place}.{option.name}' for option in fields(RunOptions))
-        backbone = 'model.backbone'
-        yield from (f'{backbone}.{name}' for name in MEMBER_ARGUMENTS)
+        known = arguments(cfg, backbone_node(cfg).get('type'))
+        yield from (
+            f'{backbone_key(cfg)}.{name}'
+            for name in MEMBER_ARGUMENTS
+            if name in known
+        )
 
 
 def hook_of(cfg: Config) -> str | None:

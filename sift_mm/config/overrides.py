@@ -10,6 +10,7 @@ from mmengine.config import Config
 from mmengine.runner import Runner
 
 from sift_mm.config.channels import fit_channels
+from sift_mm.config.checks import backbone_key
 from sift_mm.config.conversion import convert, is_wrapped
 from sift_mm.config.family_options import (
     MEMBER_ARGUMENTS,
@@ -34,7 +35,6 @@ FOUNDATIONS = (
     'custom_hooks',
     'custom_imports',
 )
-OF_MEMBER = re.compile(rf'model\.backbone\.({"|".join(MEMBER_ARGUMENTS)})\b')
 
 
 def override(
@@ -54,11 +54,13 @@ def override(
     Raises:
         UserError: If a key has no place, or the member is invalid.
     """
+    place = backbone_key(cfg)
+    own = re.compile(rf'{place}\.({"|".join(MEMBER_ARGUMENTS)})\b')
     # A dense backbone lacks the arguments of a member.
     before = [
         key
         for key in settings
-        if not member or (not OF_MEMBER.match(key) and _fits(cfg, key))
+        if not member or (not own.match(key) and _fits(cfg, key))
     ]
     for key in before:
         _set(cfg, key, settings[key])
@@ -67,7 +69,7 @@ def override(
     asked = {
         name: settings[key]
         for name in VARIANT
-        if (key := f'model.backbone.{name}') in settings
+        if (key := f'{place}.{name}') in settings
     }
     convert(cfg, MemberOptions(**(member.given | asked)))
     fit_channels(cfg)

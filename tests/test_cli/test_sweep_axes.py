@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from helpers.fake_tools import METRICS, new_calls
-from helpers.runs import write_config
+from helpers.runs import ROOT, write_config
 from helpers.sparse_runs import sparse_config
 from sift_mm.cli import experiments, sweep
 from sift_mm.cli.reports.run_dirs import Run
 from sift_mm.cli.reports.run_groups import Comparison, Group, network_rows
 from sift_mm.cli.sweep_axes import split
-from sift_mm.cli.sweep_networks import plan_networks
+from sift_mm.cli.sweep_networks import Network, plan_networks
+from sift_mm.config.loading import read_config
 from sift_mm.errors import UserError
 
 NOWHERE = Path('nowhere')
@@ -86,6 +87,25 @@ def test_values_are_split_outside_of_brackets():
 def test_an_axis_that_cannot_be_is_said(configs, axis, said):
     with pytest.raises(UserError, match=said):
         networks(configs, '--axis', axis)
+
+
+def test_a_gpt_has_its_arguments_in_the_model():
+    pair = [
+        str(ROOT / f'configs/gpt/gpt-tiny{name}1xb16-2k_text.py')
+        for name in ('_', '-sift-wide-s75_set-')
+    ]
+    axis = 'flops=match,nominal'
+    found = networks(pair, '--family', 'wide', '--axis', axis)
+    assert found[0].cfg_options == ()
+    assert {n.cfg_options for n in found[1:]} == {
+        ('model.flops=match',),
+        ('model.flops=nominal',),
+    }
+    with pytest.raises(UserError, match='model.sparsity is set by --sparsity'):
+        networks(pair, '--axis', 'model.sparsity=0.5')
+    # A setting of the member counts before the conversion, which needs it.
+    cfg = read_config(pair[0], {'model.sparsity': 0.5}, family='wide')
+    assert (cfg.model.family, cfg.model.sparsity) == ('wide', 0.5)
 
 
 def test_one_key_is_one_axis(configs):

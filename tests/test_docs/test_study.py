@@ -92,15 +92,40 @@ def test_differences_are_paired_by_seed(tmp_path):
         },
         question,
     )
-    assert 'Of 2 differences: 1 above zero, 1 not clear.' in text
+    assert 'Of 2 differences: 1 better, 1 not clear.\n' in text
     lines = {line.split()[1]: line for line in text.splitlines()[4:]}
     for row, cells in (
         (wide, ('93.00 ± 2.00', '+2.00', '-0.48 to +4.48', 'not clear')),
-        (wider, ('+1.00', '+0.75 to +1.25', 'higher')),
+        (wider, ('+1.00', '+0.75 to +1.25', 'better')),
     ):
         assert all(f'| {cell} ' in lines[row.name] for cell in cells)
     absent = study_report.section({dense.name: runs(90)}, question)
     assert 'Of 2 differences: 2 not run yet.' in absent
+
+
+def test_text_runs_by_worth_and_less_bits_are_better(tmp_path):
+    runs = study.to_run(tmp_path, ('gpt', 'gpt-rules'), set())
+    assert len(runs) == 21
+    first = ('dense', 'wide-s75-rigl', 'wide-s50-rigl')
+    assert [run.name for run in runs[:9]] == [
+        f'gpt/{name}/seed{seed}' for seed in range(3) for name in first
+    ]
+    assert 'train_dataloader.dataset.seed=1' in runs[3].cfg_options
+    question = study_grid.BY_KEY['gpt']
+    bits = ((2, 2.1, 2.2), (1.9, 2.0, 2.1), (2.1, 2.2, 2.3))
+    text = study_report.section(
+        {
+            row.name: {
+                seed: {'value': str(one), **COSTS}
+                for seed, one in enumerate(found)
+            }
+            for row, found in zip(question.rows, bits, strict=True)
+        },
+        question,
+    )
+    assert '1 better, 1 worse. Lower is better' in text
+    assert text.index('-0.1000') < text.index('| better ')
+    assert text.index('+0.1000') < text.index('| worse ')
 
 
 def test_the_page_is_the_one_written_from_the_file(tmp_path):
