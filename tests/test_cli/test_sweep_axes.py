@@ -14,7 +14,7 @@ from sift_mm.cli import experiments, sweep
 from sift_mm.cli.reports.run_dirs import Run
 from sift_mm.cli.reports.run_groups import Comparison, Group, network_rows
 from sift_mm.cli.sweep_axes import split
-from sift_mm.cli.sweep_networks import Network, plan_networks
+from sift_mm.cli.sweep_networks import plan_networks
 from sift_mm.config.loading import read_config
 from sift_mm.errors import UserError
 
