@@ -76,9 +76,11 @@ def compare(results: Results, one: Row, other: Row) -> Estimate | None:
 def gain_cells(results: Results, one: Row, other: Row) -> dict[str, str]:
     """Return the cells of the difference of two networks."""
     gain, digits = compare(results, one, other), digits_of(one)
+    if gain is None:  # No seed is common to both.
+        return dict.fromkeys(('difference', '95 % interval', 'it is'), '-')
     return {
-        'difference': f'{gain.value:+.{digits}f}' if gain else '-',
-        '95 % interval': interval(gain, digits) if gain else '-',
+        'difference': f'{gain.value:+.{digits}f}',
+        '95 % interval': interval(gain, digits),
         'it is': verdict(gain, one),
     }
 
@@ -86,19 +88,20 @@ def gain_cells(results: Results, one: Row, other: Row) -> dict[str, str]:
 def describe(results: Results, row: Row, base: Row) -> dict[str, str]:
     """Return a table's line: costs, accuracy and difference from a base."""
     found = [*values(results, row).values()]
-    metric = row.metric.rpartition('/')[2]
-    cells = dict.fromkeys(('MFLOPs', 'active', metric), '-')
-    if found:
-        costs = next(iter(results[row.name].values()))
-        cells = {
-            'MFLOPs': f'{float(costs["flops"]) / 1e6:.3f}',
-            'active': f'{float(costs["active_parameters"]) / 1e3:.1f} k',
-            metric: summarize(found).to_text(digits_of(row)),
-        }
+    costs = next(iter(results[row.name].values()))
     gain = gain_cells(results, row, base)
-    if row == base and found:
+    if row == base:
         gain = dict.fromkeys(gain, '-')
-    return {'network': row.name, **cells, 'runs': str(len(found)), **gain}
+    return {
+        'network': row.name,
+        'MFLOPs': f'{float(costs["flops"]) / 1e6:.3f}',
+        'active': f'{float(costs["active_parameters"]) / 1e3:.1f} k',
+        row.metric.rpartition('/')[2]: summarize(found).to_text(
+            digits_of(row)
+        ),
+        'runs': str(len(found)),
+        **gain,
+    }
 
 
 def conclude(results: Results, question: Question) -> str:
@@ -117,23 +120,45 @@ def conclude(results: Results, question: Question) -> str:
     return f'Of {len(pairs)} differences: {", ".join(parts)}.{note}'
 
 
+def is_answered(results: Results, question: Question) -> bool:
+    """Return whether any network beside a question's first was run."""
+    return any(values(results, row) for row in question.rows[1:])
+
+
 def section(results: Results, question: Question) -> str:
     """Return a question's section: sentence, table, further pairs."""
     base = question.rows[0]
-    lines = [describe(results, row, base) for row in question.rows]
+    lines = [
+        describe(results, row, base)
+        for row in question.rows
+        if values(results, row)
+    ]
     parts = [
         f'## {question.title}',
         conclude(results, question),
         markdown_table(lines),
     ]
-    if question.pairs:
-        pairs = [
-            {'network': one.name, 'less': other.name}
-            | gain_cells(results, one, other)
-            for one, other in question.pairs
-        ]
+    pairs = [
+        {'network': one.name, 'less': other.name}
+        | gain_cells(results, one, other)
+        for one, other in question.pairs
+        if compare(results, one, other)
+    ]
+    if pairs:
         parts.append(markdown_table(pairs))
     return '\n\n'.join(parts)
+
+
+def waiting(results: Results) -> str:
+    """Return the section on questions without a run."""
+    lines = [
+        {'question': question.title, 'networks': str(len(question.rows))}
+        for question in QUESTIONS
+        if not is_answered(results, question)
+    ]
+    if not lines:
+        return ''
+    return f'## Not run yet\n\n{markdown_table(lines)}'
 
 
 def topology(results: Results) -> str:
@@ -218,10 +243,15 @@ def write_report(results: Results, page: Path, figure: Path) -> None:
     parts = (
         f'{number} runs of {len([*plan()])} are finished.',
         f'![Accuracy against sparsity]({figure.relative_to(page.parent)})',
-        *(section(results, question) for question in QUESTIONS),
+        *(
+            section(results, question)
+            for question in QUESTIONS
+            if is_answered(results, question)
+        ),
         topology(results),
+        waiting(results),
     )
-    marks.fill('\n\n'.join(parts))
+    marks.fill('\n\n'.join(filter(None, parts)))
 
 
 def group(runs: Sequence[Mapping[str, str]]) -> Results:
