@@ -115,6 +115,11 @@ model['neck'].update(start_level=0, add_extra_convs=False)
             "_base_ = './nope.py'",
             'c.py: a file of its _base_ is missing: .*nope.py',
         ),
+        (
+            'c.py',
+            "custom_imports = dict(imports=['no_such_package'])",
+            "^c.py: custom_imports: .*No module named 'no_such_package'",
+        ),
         ('c.py', 'a = 1', r'^c.py: the config has no model\.$'),
         (
             'c.py',

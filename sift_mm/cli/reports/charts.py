@@ -182,15 +182,18 @@ def cost_chart(
         draw_dense(axis, dense)
     costs = [x.mean for points in series.values() for _, x, _ in points]
     low, high = min(costs), max(costs)
-    span = max(high - low, least)
+    span, left = max(high - low, least), [*costs]
     for name, points in series.items():
         points = sorted(points, key=lambda point: point[1].mean)
         places = []
         for style, x, y in points:
             # Points of nearly equal x stand side by side.
-            alike = sum(abs(cost - x.mean) < 0.01 * span for cost in costs)
-            costs.remove(x.mean)
-            places.append(x.mean + 0.016 * span * (alike - 1))
+            near, rest = (
+                sum(abs(cost - x.mean) < 0.01 * span for cost in some)
+                for some in (costs, left)
+            )
+            left.remove(x.mean)
+            places.append(x.mean + 0.016 * span * (rest - (near + 1) / 2))
             axis.errorbar(
                 places[-1],
                 y.mean,
