@@ -195,14 +195,6 @@ def test_the_command_line_refuses_a_work_dir_at_work(
     assert [p.name for p in (tmp_path / 'run').iterdir()] == ['.lock']
 
 
-def test_a_work_dir_that_cannot_be_made(tmp_path):
-    (tmp_path / 'file').write_text('')
-    with pytest.raises(
-        UserError, match='file/run cannot be written: Not a dir'
-    ):
-        locked(tmp_path / 'file/run').__enter__()
-
-
 @pytest.mark.parametrize('saved', [{}, dict(max_keep_ckpts=1)])
 def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, saved):
     class Fill(Hook):

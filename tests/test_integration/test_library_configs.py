@@ -95,17 +95,6 @@ CONFIGS: dict[str, dict[str, Any]] = {
             _delete_=True, depths=[1, 1, 2, 1], channels=[16, 32, 64, 128]
         ),
     ),
-    'mmpretrain::swin_transformer/swin-tiny_16xb64_in1k.py': classifier(
-        192,
-        arch=dict(
-            _delete_=True,
-            embed_dims=24,
-            depths=[1, 1, 2, 1],
-            num_heads=[1, 2, 4, 8],
-        ),
-        window_size=1,
-        img_size=32,
-    ),
     # The learning rate decays with the depth of a layer, read off its name.
     'mmpretrain::mae/benchmarks/vit-base-p16_8xb128-coslr-100e_in1k.py': (
         classifier(

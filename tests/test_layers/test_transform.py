@@ -212,15 +212,6 @@ def test_include_and_exclude():
     assert type(model.layer1[1].conv2) is nn.Conv2d
 
 
-def test_stem_and_classifier_stay_unless_asked_for():
-    report = sift_mm.transform(vit(), 'factorized', 0.5)
-    assert 'stem' in report.skipped['conv_proj']
-    assert 'classifier' in report.skipped['heads.head']
-    names = ['conv_proj', 'heads.head']
-    report = sift_mm.transform(vit(), 'factorized', 0.5, include=names)
-    assert list(report.replaced) == names
-
-
 def test_twice_is_not_done():
     model = resnet()
     sift_mm.transform(model, 'parallel', 0.5)

@@ -8,8 +8,9 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from helpers.mask_trainers import masked
 from helpers.process_groups import run_ranks
-from sift_mm.sparsity import MaskSet, SparseTraining
+from sift_mm.sparsity import MaskSet
 from sift_mm.sparsity.agreement import check_agreement, fingerprint
 
 BATCH = 8
@@ -31,15 +32,9 @@ def training(optimizer='sgd', ranks=1, **kwargs):
         nn.Tanh(),
         nn.Linear(16, 3),
     ).double()
-    sparse = SparseTraining(
-        model,
-        OPTIMIZERS[optimizer](model.parameters()),
-        steps=STEPS,
-        sparsity=0.6,
-        include=['*weight'],
-        end=1.0,
-        **(dict(interval=INTERVAL) | kwargs),
-    )
+    optimizer = OPTIMIZERS[optimizer](model.parameters())
+    usual = dict(steps=STEPS, interval=INTERVAL, sparsity=0.6, end=1.0)
+    sparse = masked(model, optimizer=optimizer, **(usual | kwargs))
     # Draws depend on names, which a wrapper would change.
     return DistributedDataParallel(model) if ranks > 1 else model, sparse
 

@@ -8,6 +8,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from helpers.mask_trainers import masked
 from helpers.process_groups import run_ranks
 from sift_mm.sparsity import (
     Constant,
@@ -30,22 +31,10 @@ def training(algorithm, ranks=1, optimizer=torch.optim.SGD, **options):
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(16, 12), nn.Tanh(), nn.Linear(12, 8))
     momentum = dict(momentum=0.9) if optimizer is torch.optim.SGD else {}
-    sparse = SparseTraining(
-        model,
-        optimizer(model.parameters(), lr=0.02, **momentum),
-        algorithm,
-        **(
-            dict(
-                steps=STEPS,
-                interval=INTERVAL,
-                end=END,
-                sparsity=0.8,
-                include=['*.weight'],
-                execution='dense',
-            )
-            | options
-        ),
-    )
+    optimizer = optimizer(model.parameters(), lr=0.02, **momentum)
+    usual = dict(steps=STEPS, interval=INTERVAL, end=END, sparsity=0.8)
+    options = usual | dict(execution='dense') | options
+    sparse = masked(model, algorithm, optimizer, **options)
     return DistributedDataParallel(model) if ranks > 1 else model, sparse
 
 

@@ -46,29 +46,6 @@ def test_growth_goes_by_the_gradient_before_masking(placement, clip):
     assert weight.tolist() == [5.0, 4.0, 0.0, 0.0, 0.0, 0.0]
 
 
-def test_the_report():
-    # floor(0.5 * 4) = 2: 1 and 2 go, gradients 9 and 8 come; the 1 is back.
-    weight, optimizer, trainer = small(
-        [1.0, 2.0, 3.0, 4.0, 0.0, 0.0],
-        [1, 1, 1, 1, 0, 0],
-        fraction=0.5,
-        placement='replace_step',
-        interval=2,
-    )
-    for expected in (None, (2, 0.5, 0.25), None):
-        weight.grad = torch.tensor([8.0, 0.0, 0.0, 0.0, 9.0, 1.0])
-        trainer.step(optimizer, lambda: None)
-        report = trainer.report
-        found = report and (report.step, report.drop_fraction, report.moved)
-        assert found == expected
-        assert report is None or report.skipped == ''
-    assert mask_of(trainer) == [1, 0, 1, 1, 1, 0]
-    # Five of six were active at some time, three at any time... and the
-    # regrown one: its mask was never seen without it.
-    assert trainer.history.itop_rate() == pytest.approx(5 / 6)
-    assert trainer.history.degree_of_constraint() == pytest.approx(3 / 6)
-
-
 class Naive:
     """RigL under SGD with momentum and weight decay, in plain Python."""
 
