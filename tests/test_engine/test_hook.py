@@ -100,7 +100,7 @@ def test_load_from_without_masks_needs_a_choice(trained, tmp_path):
         (dict(sparsity=None), 'No sparsity is given'),
         (
             dict(distribution=dict(type='Explicit', sparsities={'a': 0.5})),
-            "no sparsity for 'hidden.weight'",
+            "nearest are hidden.weight",
         ),
     ],
 )

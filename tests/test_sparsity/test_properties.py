@@ -35,7 +35,7 @@ def property_of(*strategies):
 
     def mark(test):
         return settings(
-            max_examples=CASES // 2,
+            max_examples=CASES // 3,
             deadline=None,
             database=None,
             print_blob=True,
@@ -75,40 +75,64 @@ def settings_of_a_run(draw):
     )
 
 
-class Run:
-    """Some parameters whose gradients depend on seed and step alone."""
+def assign(case):
+    """Return the algorithm and schedules of a case."""
+    rule = dict(type=case['algorithm'], structure=case['structure'])
+    drop = dict(type=case['drop'], initial=case['fraction'])
+    algorithm = ALGORITHMS.build(rule)
+    updates = UpdateSchedule(case['interval'], LAST)
+    return Assignment(
+        algorithm,
+        updates if algorithm.dynamic else None,
+        DROP_FRACTIONS.build(drop),
+    )
 
-    def __init__(self, case, start=0):
+
+class Run:
+    """Some parameters whose gradients depend on seed and step alone.
+
+    Those of a second case, if any, are a group.
+    """
+
+    def __init__(self, case, start=0, group=None):
         self.case = case
+        drawn = [
+            (shape, each)
+            for each in (case, group)
+            if each
+            for shape in each['shapes']
+        ]
         dtype, seed = case['dtype'], case['seed']
         generator = torch.Generator().manual_seed(seed + start)
         self.parameters = {
             f'layer{i}': nn.Parameter(
                 torch.randn(shape, generator=generator).to(dtype)
             )
-            for i, shape in enumerate(case['shapes'])
+            for i, (shape, _) in enumerate(drawn)
         }
-        self.algorithm = ALGORITHMS.build(
-            dict(type=case['algorithm'], structure=case['structure'])
-        )
-        updates = UpdateSchedule(case['interval'], LAST)
-        drop = DROP_FRACTIONS.build(
-            dict(type=case['drop'], initial=case['fraction'])
-        )
-        fit = self.algorithm.structure.fit
-        final = {
-            n: fit(tuple(p.shape), max(1, round(case['density'] * p.numel())))
-            for n, p in self.parameters.items()
-        }
+        own = assign(case)
+        self.algorithm = own.algorithm
+        last = [*self.parameters][len(case['shapes']) :]
+        groups = dict.fromkeys(last, assign(group)) if group else {}
         shapes = {n: tuple(p.shape) for n, p in self.parameters.items()}
-        own = Assignment(self.algorithm, updates, drop)
-        counts = CountSchedule(own, shapes, final)
+        structures = {
+            n: groups.get(n, own).algorithm.structure for n in shapes
+        }
+        final = {
+            name: structures[name].fit(
+                tuple(p.shape), max(1, round(each['density'] * p.numel()))
+            )
+            for (name, p), (_, each) in zip(
+                self.parameters.items(), drawn, strict=True
+            )
+        }
+        counts = CountSchedule(own, shapes, final, groups)
         masks = MaskSet.draw(
             self.parameters,
             counts.at(0),
             INITIALIZERS.build(case['init']),
             seed + start,
-            self.algorithm.structure,
+            structures,
         )
         kind, options = torch.optim.SGD, dict(momentum=0.9)
         if case['optimizer'] == 'AdamW':
@@ -119,12 +143,13 @@ class Run:
         )
         self.trainer = MaskTrainer(
             masks,
-            self.algorithm,
-            updates,
-            drop,
+            own.algorithm,
+            own.updates,
+            own.drop_fraction,
             seed + start,
             case['placement'],
             final,
+            groups,
         )
         self.trainer.enforce(self.optimizer)
 
@@ -186,6 +211,21 @@ class Run:
         }
 
 
+def check_resuming(run, saved, case, broken, group=None):
+    """Check that a run resumed from ``broken`` ends like the whole one."""
+    # Another process, whose weights, masks and slots are others at first.
+    resumed = Run(case, 1, group)
+    resumed.step()
+    resumed.load(saved)
+    for _ in range(STEPS - broken):
+        resumed.step()
+    first, second = run.everything(), resumed.everything()
+    assert first.keys() == second.keys()
+    for key, (shape, dtype, found) in first.items():
+        assert (shape, dtype) == second[key][:2], key
+        assert torch.equal(found, second[key][2]), key
+
+
 @property_of(settings_of_a_run(), st.integers(0, STEPS))
 def test_counts_zeros_and_resuming(case, broken):
     run = Run(case)
@@ -206,19 +246,27 @@ def test_counts_zeros_and_resuming(case, broken):
             active = int(mask.sum())
             fewer = int(before[name].sum()) - active
             assert gone <= due * case['fraction'] * active + fewer + 1e-6
-    saved = saved or run.save()
-    # Another process, whose weights, masks and slots are others at first.
-    resumed = Run(case, start=1)
-    resumed.step()
-    resumed.load(saved)
-    for _ in range(STEPS - broken):
-        resumed.step()
+    check_resuming(run, saved or run.save(), case, broken)
     assert places == [m.data_ptr() for m in run.trainer.masks.values()]
-    first, second = run.everything(), resumed.everything()
-    assert first.keys() == second.keys()
-    for key, (shape, dtype, found) in first.items():
-        assert (shape, dtype) == second[key][:2], key
-        assert torch.equal(found, second[key][2]), key
+
+
+@property_of(settings_of_a_run(), settings_of_a_run(), st.integers(0, STEPS))
+def test_groups_have_exact_counts_and_resume(case, group, broken):
+    run = Run(case, group=group)
+    saved = None
+    for step in range(STEPS):
+        if step == broken:
+            saved = run.save()
+        before = copy.deepcopy(dict(run.trainer.masks))
+        run.step()
+        run.check()
+        for name, mask in run.trainer.masks.items():
+            own = group if name in run.trainer.counts.groups else case
+            assert torch.equal(mask, before[name]) or (
+                own['algorithm'] != 'Static'
+                and (step + 1) % own['interval'] == 0
+            )
+    check_resuming(run, saved or run.save(), case, broken, group)
 
 
 BAD = st.sampled_from([float('nan'), float('inf'), -float('inf')])
