@@ -54,6 +54,6 @@ def write_report(
     text = markdown_table(comparison(network_rows(compared), compared.digits))
     for chart in islice(comparison_charts(compared, legend=True), 1):
         figure = path.with_name(f'{path.stem}-{name}.svg')
-        figure.write_bytes(chart.svg)
+        figure.write_text(chart.svg)
         text += f'\n\n![{chart.title}]({figure.name})'
     marks.fill(text)

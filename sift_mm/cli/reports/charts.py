@@ -1,9 +1,9 @@
-"""Charts of runs by matplotlib, as images inside a page."""
+"""Charts of runs by matplotlib, drawn in a page's light or dark colours."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from io import BytesIO
+from io import StringIO
 from typing import Any
 
 import numpy as np
@@ -12,14 +12,22 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from sift_mm.cli.reports.layer_history import data_address, spread_out
+from sift_mm.cli.reports.layer_history import spread_out
 from sift_mm.cli.reports.statistics import Summary, summarize
 
 # Okabe and Ito's colours, which the colour-blind tell apart.
 COLOURS = ('#0072B2', '#D55E00', '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 MARKERS = 'os^Dv<>PX'
 DASHES: tuple[Any, ...] = ('-', (0, (4, 1.5)), (0, (1.5, 1.2)), (0, (6, 1, 1)))
-GREY = '0.3'
+GREY, GRID = '#4c4c4c', '#d8d8d8'
+#: Colours of a picture, and those of a page that take their place.
+THEME = {
+    '#ffffff': 'none',
+    '#000000': 'currentColor',
+    GREY: 'currentColor',
+    GRID: 'var(--grid)',
+    **{c.lower(): f'var(--s{i})' for i, c in enumerate(COLOURS, 1)},
+}
 WIDTH, HEIGHT = 4.4, 2.9  # Inches.
 #: Largest number of points of a curve.
 POINTS = 400
@@ -35,7 +43,7 @@ SETTINGS: Any = {
     'axes.grid': True,
     'axes.spines.top': False,
     'axes.spines.right': False,
-    'grid.color': '0.85',
+    'grid.color': GRID,
     'grid.linewidth': 0.6,
     'lines.markersize': 4,
     'lines.linewidth': 1.4,
@@ -83,24 +91,28 @@ def _figure(width: float = WIDTH, height: float = HEIGHT) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Chart:
-    """Chart as SVG; in a page, an image that holds it.
+    """Chart as SVG, a picture of its own or a part of a page.
 
     Args:
         title (str): Title.
-        svg (bytes): The picture.
+        svg (str): The picture.
     """
 
     title: str
-    svg: bytes
+    svg: str
 
     def __html__(self) -> str:
-        address = data_address(self.svg, 'svg+xml')
-        return f'<img alt="{escape(self.title)}" src="{address}">'
+        text = self.svg[self.svg.index('<svg') :]
+        for color, in_page in THEME.items():
+            text = text.replace(color, in_page)
+        label = f'<svg role="img" aria-label="{escape(self.title)}"'
+        return text.replace('<svg', label, 1)
 
 
 def _chart(figure: Any, title: str) -> Chart:
-    out = BytesIO()
-    with rc_context({'svg.hashsalt': 'report'}):  # The same file each time.
+    out = StringIO()
+    # The salt gives the same file each time, and charts their own names.
+    with rc_context({'svg.hashsalt': title}):
         figure.savefig(out, format='svg', metadata={'Date': None})
     return Chart(title, out.getvalue())
 
