@@ -10,6 +10,7 @@ from helpers.toy_runs import (
     assert_same,
     final_state,
     hook_of,
+    pretrained_toy,
     scalars,
     toy_run,
     toy_runner,
@@ -100,7 +101,7 @@ def test_load_from_without_masks_needs_a_choice(trained, tmp_path):
         (dict(sparsity=None), 'No sparsity is given'),
         (
             dict(distribution=dict(type='Explicit', sparsities={'a': 0.5})),
-            "nearest are hidden.weight",
+            'nearest are hidden.weight',
         ),
     ],
 )
@@ -298,10 +299,8 @@ def test_groups_are_logged_saved_resumed_and_transferred(
     resumed = toy_run(tmp_path / 'b', hook, **more)
     assert_same(final_state(runner), final_state(resumed))
     # Fixed masks keep their structures without groups too.
-    load_from = str(tmp_path / 'a/epoch_4.pth')
-    kept = toy_run(
-        tmp_path / 'c', dict(include=['*.weight']), load_from=load_from
-    )
+    model = pretrained_toy(tmp_path / 'a/epoch_4.pth')
+    kept = toy_run(tmp_path / 'c', dict(include=['*.weight']), model=model)
     state = hook_of(kept).trainer.state_dict()
     own = state['groups']['out.weight']
     assert (state['algorithm'], own['algorithm']) == ('Static', 'Static')
