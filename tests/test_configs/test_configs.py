@@ -82,7 +82,7 @@ def is_repeated(name):
     Epochs are narrowed too, and ResNet-34 to the blocks of ResNet-18. Chains
     are run as they are by their own test.
     """
-    same = 'resnet34', 'resnet50-sift-parallel', 'gpt3-small-sift', 'chain/'
+    same = 'resnet34', 'resnet50-sift-parallel', 'gpt3-small-sift', 'w16-sift'
     if name == 'retinanet_sift_wide_r18.py' or any(s in name for s in same):
         return True
     wide = 'imagenet/resnet18-sift-wide' in name
