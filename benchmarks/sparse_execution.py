@@ -7,107 +7,40 @@ densely. Both take turns in one process; a figure is the median of the ratios
 of all turns, with quartiles.
 
     python benchmarks/sparse_execution.py [layers networks training peers]
+    python benchmarks/sparse_execution.py blocks
 
-The output names missing peers: pip install -r requirements-peers.txt
+The part ``blocks`` divides the time with structure Block(2) by the time with
+unstructured masks of the same density. The output names missing peers:
+pip install -r requirements-peers.txt
 """
 
 import argparse
 import importlib
 import json
-import statistics
 from collections.abc import Callable, Iterator
 from functools import partial
 from math import sqrt
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.fx.experimental.optimization
-from masked_step import build_model, timed  # type: ignore[import-not-found]
+from layer_products import (  # type: ignore[import-not-found]
+    LAYERS,
+    Row,
+    block_mask,
+    compare,
+    random_mask,
+    sparse_forward,
+    sparse_products,
+)
+from masked_step import build_model  # type: ignore[import-not-found]
 from runtimes import missing, runtimes  # type: ignore[import-not-found]
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import sift_mm
 from sift_mm.deploy import to_sparse
-from sift_mm.kernels import (
-    Geometry,
-    keep_freed_memory,
-    make_pattern,
-    sparse_conv2d_fused,
-)
-from sift_mm.kernels.ops import input_gradient, weight_gradient
-
-#: Channels in and out, height and width of the input, kernel, stride.
-LAYERS = [
-    (64, 64, 56, 3, 1),
-    (128, 128, 28, 3, 1),
-    (256, 256, 14, 3, 1),
-    (512, 512, 7, 3, 1),
-    (64, 128, 56, 3, 2),
-    (256, 512, 14, 3, 2),
-    (64, 128, 56, 1, 2),
-    (256, 512, 14, 1, 2),
-    (64, 256, 56, 1, 1),
-    (256, 64, 56, 1, 1),
-    (1024, 256, 14, 1, 1),
-    (512, 2048, 7, 1, 1),
-]
-
-
-class Row(NamedTuple):
-    """Result of one comparison: time of ``what`` over time of ``over``."""
-
-    what: str
-    sparsity: float
-    over: str
-    ratio: float
-    quartiles: tuple[float, float]
-
-    def __str__(self) -> str:
-        low, high = self.quartiles
-        return (
-            f'{self.what:44} {self.sparsity:<5} {self.over:28}'
-            f'{self.ratio:6.2f}  {low:.2f} to {high:.2f}'
-        )
-
-
-def compare(
-    what: str,
-    sparsity: float,
-    run: Callable[[], object],
-    others: dict[str, Callable[[], object]],
-    rounds: int,
-) -> Iterator[Row]:
-    """Time a function against each alternative, in turns of two.
-
-    Spinning threads of one runtime then do not disturb other comparisons.
-    """
-    for name, other in others.items():
-        run(), other()  # warm up
-        ratios = [timed(run) / timed(other) for _ in range(rounds)]
-        low, middle, high = statistics.quantiles(
-            ratios, n=4, method='inclusive'
-        )
-        yield Row(what, sparsity, name, middle, (low, high))
-
-
-def random_mask(shape: tuple[int, ...], active: int) -> Tensor:
-    """Draw a mask with an exact number of active weights."""
-    mask = torch.zeros(torch.Size(shape).numel(), dtype=torch.bool)
-    mask[torch.randperm(mask.numel())[:active]] = True
-    return mask.view(shape)
-
-
-def sparse_forward(
-    x: Tensor, weight: Tensor, mask: Tensor, stride: int
-) -> tuple[Callable[[], Tensor], Any, Any]:
-    """Return the sparse layer, its pattern and its geometry's numbers."""
-    size, pad = weight.shape[-1], weight.shape[-1] // 2
-    geometry = Geometry.of((size,) * 2, (stride,) * 2, (pad,) * 4)
-    pattern, numbers = make_pattern(mask, geometry), geometry.numbers()
-    values = weight.view(-1)[pattern[2].long()]
-    fixed = (None, None, False, pattern[:3], numbers, len(weight))
-    return partial(sparse_conv2d_fused, x, values, *fixed), pattern, numbers
+from sift_mm.kernels import keep_freed_memory
 
 
 def layers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
@@ -121,8 +54,7 @@ def layers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
         pad = kernel // 2
         x = torch.randn(args.batch, wide[1], size, size)
         x_dense = torch.randn(args.batch, c, size, size)
-        forward, pattern, numbers = sparse_forward(x, weight, mask, stride)
-        grad = torch.randn_like(forward())
+        sparse = sparse_products(x, weight, mask, stride)
         forward_dense = partial(
             F.conv2d, x_dense, dense, None, stride, padding=pad
         )
@@ -133,22 +65,16 @@ def layers(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
             *([1, 1], False, [0, 0], 1),
         )
         name = f'{c} to {k} at {size}, {kernel}x{kernel}/{stride}'
-        products: dict[str, tuple[Callable, Callable]] = {
-            'forward': (forward, forward_dense),
-            'input gradient': (
-                partial(input_gradient, grad, x, weight, pattern, numbers),
-                partial(backward_dense, [True, False, False]),
-            ),
-            'weight gradient': (
-                partial(weight_gradient, grad, x, weight, pattern, numbers),
-                partial(backward_dense, [False, True, False]),
-            ),
+        products = {
+            'forward': forward_dense,
+            'input gradient': partial(backward_dense, [True, False, False]),
+            'weight gradient': partial(backward_dense, [False, True, False]),
         }
-        for product, (run, other) in products.items():
+        for product, other in products.items():
             yield from compare(
                 f'{name} {product}',
                 sparsity,
-                run,
+                sparse[product],
                 {'dense original': other},
                 args.rounds,
             )
@@ -169,13 +95,15 @@ def rest(sparsity: float) -> float:
     return 1 - (1 - sparsity) * (1 - growth * 118 / 1695)
 
 
-def wide_network(sparsity: float) -> nn.Module:
-    """Build ResNet-18 Sparse Wide with random masks and equal FLOPs."""
+def wide_network(
+    sparsity: float, draw: Callable[..., Tensor] = random_mask
+) -> nn.Module:
+    """Build ResNet-18 Sparse Wide with drawn masks and equal FLOPs."""
     model = build_model(width(sparsity))
     for name, weight in model.named_parameters():
         if name.startswith('layer') and weight.ndim == 4:
             active = round((1 - rest(sparsity)) * weight.numel())
-            weight.data *= random_mask(weight.shape, active)
+            weight.data *= draw(weight.shape, active)
     return model
 
 
@@ -229,14 +157,18 @@ def step_of(
 
 
 def wide_step(
-    sparsity: float, execution: str, x: Tensor, target: Tensor
+    sparsity: float,
+    execution: str,
+    x: Tensor,
+    target: Tensor,
+    algorithm: Any = 'Static',
 ) -> Callable[[], object]:
     """Return a training step of the wide network with static masks."""
     return step_of(
         build_model(width(sparsity)),
         x,
         target,
-        algorithm='Static',
+        algorithm=algorithm,
         steps=1000,
         sparsity=rest(sparsity),
         include=['layer*conv*.weight', 'layer*downsample.0.weight'],
@@ -258,6 +190,50 @@ def training(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
         sparsity,
         wide_step(sparsity, 'sparse', x, target),
         others,
+        args.rounds,
+    )
+
+
+def blocks(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
+    """Compare Block(2) with unstructured masks of the same density."""
+    over = 'unstructured'
+    for c, k, size, kernel, stride in LAYERS:
+        if (kernel, stride) != (3, 1):
+            continue
+        shape = (round(k / sqrt(1 - sparsity)), round(c / sqrt(1 - sparsity)))
+        shape = (*shape, kernel, kernel)
+        x = torch.randn(args.batch, shape[1], size, size)
+        block, other = (
+            sparse_products(x, torch.randn(shape) * mask, mask, stride)
+            for mask in (
+                draw(shape, c * k * kernel**2)
+                for draw in (block_mask, random_mask)
+            )
+        )
+        for product, run in block.items():
+            what = f'{c} to {k} at {size}, 3x3/1 {product}, Block(2)'
+            others = {over: other[product]}
+            yield from compare(what, sparsity, run, others, args.rounds)
+    x = torch.randn(args.batch, 3, args.size, args.size)
+    with torch.inference_mode():
+        block_net, other_net = (
+            partial(to_sparse(wide_network(sparsity, draw).eval()), x)
+            for draw in (block_mask, random_mask)
+        )
+        yield from compare(
+            f'ResNet-18, inference, batch {args.batch}, Block(2)',
+            sparsity,
+            block_net,
+            {over: other_net},
+            args.rounds,
+        )
+    static = dict(type='Static', structure=dict(type='Block', filters=2))
+    step = x, torch.randint(1000, (args.batch,))
+    yield from compare(
+        f'ResNet-18, training step, batch {args.batch}, Block(2)',
+        sparsity,
+        wide_step(sparsity, 'sparse', *step, static),
+        {over: wide_step(sparsity, 'sparse', *step)},
         args.rounds,
     )
 
@@ -325,7 +301,8 @@ def plot(rows: list[Row], path: str) -> None:
 
 def main() -> None:
     """Measure and print a table, or JSON."""
-    parts = {f.__name__: f for f in (layers, networks, training, peers)}
+    known = (layers, networks, training, peers, blocks)
+    parts = {f.__name__: f for f in known}
     parser = argparse.ArgumentParser(
         description=__doc__.split('\n')[0],
         epilog=__doc__,

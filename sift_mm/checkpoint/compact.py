@@ -1,6 +1,7 @@
 """Compact checkpoints: active values and packed positions of masked weights.
 
-Positions take one bit per weight. Coded gaps would take 0.8 bits (of 4.2 bits
+Positions take one bit per weight, or one per place of a block of filters that
+share their places. Coded gaps would take 0.8 bits (of 4.2 bits
 in total) at density 0.1, and more than one bit from density 0.125 on.
 """
 
@@ -25,6 +26,8 @@ from sift_mm.errors import UserError
 #: Key of the packed weights in a checkpoint, and their version.
 COMPACT_KEY = 'compact'
 VERSION = 1
+#: Filters of a block whose places are stored once, tried in this order.
+BLOCKS = (4, 2)
 
 
 def compact(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
@@ -44,7 +47,7 @@ def compact(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
     layers = {}
     for name, mask in masks.items():
         weight = weight_of(state, name, mask)
-        layers[name] = {'shape': list(mask.shape), 'bits': pack(mask)}
+        layers[name] = {'shape': list(mask.shape), **_positions(mask)}
         # A weight with nonzeros outside its mask is not packed.
         if not weight.masked_fill(mask, 0).any():
             layers[name]['values'] = weight[mask]
@@ -55,6 +58,20 @@ def compact(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         CHECKPOINT_KEY: training,
         COMPACT_KEY: packed,
     }
+
+
+def _positions(mask: Tensor) -> dict[str, Any]:
+    """Return the bits of a mask, of one filter for each block of filters."""
+    for filters in BLOCKS if mask.ndim > 1 else ():
+        first = mask[::filters]
+        if torch.equal(mask, _of_blocks(first, filters, len(mask))):
+            return {'bits': pack(first), 'filters': filters}
+    return {'bits': pack(mask)}
+
+
+def _of_blocks(first: Tensor, filters: int, count: int) -> Tensor:
+    """Return the mask of ``count`` filters from the first of each block."""
+    return first.repeat_interleave(filters, 0)[:count]
 
 
 def expand(checkpoint: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -111,7 +128,7 @@ def _check_layers(
         values, kept = layer.get('values'), state[name]
         if not all(type(size) is int and size >= 0 for size in shape):
             raise UserError(f'the shape of {name!r} is {shape}')
-        size = math.prod(shape)
+        size = math.prod(_stored(layer))
         if (
             bits.dtype != torch.uint8
             or bits.shape != (-(-size // 8),)
@@ -132,12 +149,25 @@ def _check_layers(
         raise UserError('two layers share their bits')
 
 
+def _stored(layer: Mapping[str, Any]) -> list[int]:
+    """Return the shape of a mask's bits: one filter for each block."""
+    shape, filters = list(layer['shape']), layer.get('filters', 1)
+    if filters == 1:
+        return shape
+    if filters not in BLOCKS or len(shape) < 2:
+        raise UserError(f'a mask of shape {shape} has blocks of {filters}')
+    return [-(-shape[0] // filters), *shape[1:]]
+
+
 def _mask(layer: Mapping[str, Any]) -> Tensor:
-    shape, bits = layer['shape'], layer['bits'].cpu()
+    shape, bits = _stored(layer), layer['bits'].cpu()
     size = math.prod(shape)
     if size % 8 and int(bits[-1]) & (0xFF >> size % 8):
         raise UserError('a mask has more bits than its shape')
-    return unpack(bits, size).view(shape).to(layer['bits'].device)
+    mask = unpack(bits, size).view(shape).to(layer['bits'].device)
+    if 'filters' in layer:
+        mask = _of_blocks(mask, layer['filters'], layer['shape'][0])
+    return mask
 
 
 def _weight(mask: Tensor, values: Tensor) -> Tensor:

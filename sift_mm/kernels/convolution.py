@@ -32,7 +32,8 @@ class Sizes(ctypes.Structure):
     """Sizes of a call, as in ``csrc/walk.h``."""
 
     _fields_ = int64_fields(
-        'images channels in_h in_w filters out_h out_w tile_rows block threads'
+        'images channels in_h in_w filters out_h out_w tile_rows block paired '
+        'threads'
     )
 
 
@@ -273,16 +274,16 @@ def _nonzeros(
     """Return the layout of a pattern's tensors, and the tensors.
 
     Raises:
-        ValueError: If they have neither the usual layout nor its larger one.
+        ValueError: If they have none of the variants of the usual layout.
     """
     kinds = [(t.dtype, t.is_contiguous() and t.is_cpu) for t in found]
     if kinds == [(kind, True) for kind in DTYPES]:
         row, position, index = found
-        for layout in (usual, usual.larger):
-            end = [position.numel(), layout.signature(rows)]
+        end = row[-2:].tolist()
+        for layout in usual.variants:
             if (
                 row.numel() == layout.blocks * rows + 2
-                and row[-2:].tolist() == end
+                and end == [position.numel(), layout.signature(rows)]
                 and index.numel() == position.numel()
             ):
                 return layout, (row, position, index)
@@ -310,6 +311,7 @@ def _sizes(source: Tensor, target: Tensor, layout: Layout) -> Sizes:
         *target.shape[1:],
         layout.tile_rows,
         layout.block,
+        layout.paired,
         threads,
     )
 

@@ -7,7 +7,7 @@ can carry it.
 
 import ctypes
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property, partial
 from itertools import islice
 
@@ -37,6 +37,8 @@ class Layout:
         planes: Number of planes to pack.
         block: Planes per block.
         stride: Row length of the packed tile in vectors, or ``PIXELS``.
+        paired: True if rows 2 i and 2 i + 1 share their places, so that one
+            load of the input serves both.
     """
 
     walk_h: AxisWalk
@@ -45,6 +47,7 @@ class Layout:
     planes: int
     block: int
     stride: int
+    paired: bool = field(default=False, repr=False)
 
     @property
     def tile_rows(self) -> int:
@@ -66,6 +69,17 @@ class Layout:
         """Layout with blocks of twice the size."""
         return replace(self, block=_even(self.planes, self.block * 2))
 
+    @cached_property
+    def in_pairs(self) -> 'Layout':
+        """Layout of a mask in which pairs of rows share their places."""
+        return replace(self, paired=True)
+
+    @cached_property
+    def variants(self) -> tuple['Layout', ...]:
+        """Layouts that a pattern may have: for any mask and density."""
+        kinds = (self,) if self.by_channel else (self, self.in_pairs)
+        return tuple(size for kind in kinds for size in (kind, kind.larger))
+
     def at(self, density: float) -> 'Layout':
         """Return the faster layout for a density: this or the larger."""
         taps = sum(t is not None for t in self.walk_h.taps)
@@ -86,14 +100,15 @@ class Layout:
         Args:
             rows: Number of filters, or of channels if rows are channels.
         """
-        return zlib.crc32(str(rows).encode(), self._digest) - 2**31
+        count = f'{rows} in pairs' if self.paired else str(rows)
+        return zlib.crc32(count.encode(), self._digest) - 2**31
 
 
 class Reading(ctypes.Structure):
     """Sizes of a call, as in ``csrc/pattern.cpp``."""
 
     _fields_ = int64_fields(
-        'filters channels taps by_channel phases block tile threads'
+        'filters channels taps by_channel phases block tile paired threads'
     )
 
 
@@ -158,10 +173,10 @@ def make_pattern(
     Returns:
         For the forward product: row starts (int32, the signature last),
         positions in the packed tile (int16, read unsigned) and indices into
-        the dense weight (int32). For the input gradient: row starts of each
-        layout, then positions and indices of all layouts concatenated: a mask
-        update moves nonzeros between layouts, and compiled code needs sizes
-        that stay.
+        the dense weight (int32); the nonzeros of paired filters alternate.
+        For the input gradient: row starts of each layout, then positions and
+        indices of all layouts concatenated: a mask update moves nonzeros
+        between layouts, and compiled code needs sizes that stay.
 
     Raises:
         TypeError: If the mask is not bool on the CPU.
@@ -189,7 +204,9 @@ def make_pattern(
             'execution, which counts to 2^31'
         )
     mask = mask.contiguous()
-    layouts = [forward_layout(geometry, channels)]
+    usual = forward_layout(geometry, channels)
+    # The input gradient sums over filters: a pair shares no load there.
+    layouts = [usual.in_pairs if is_paired(mask) else usual]
     if gradients:
         backward = backward_layouts(geometry, filters)
         layouts += [layout for row in backward for layout in row]
@@ -199,6 +216,16 @@ def make_pattern(
         return list(forward)
     rows, positions, places = zip(*parts, strict=True)
     return [*forward, *rows, torch.cat(positions), torch.cat(places)]
+
+
+def is_paired(mask: Tensor) -> bool:
+    """Return True if filters 2 i and 2 i + 1 share their active places.
+
+    An odd last filter is by itself. ``Block`` with an even number of filters
+    gives such masks.
+    """
+    pairs = len(mask) // 2 * 2
+    return pairs > 0 and torch.equal(mask[:pairs:2], mask[1:pairs:2])
 
 
 def _index(mask: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
@@ -214,6 +241,7 @@ def _index(mask: Tensor, layout: Layout) -> tuple[Tensor, Tensor, Tensor]:
         phases=layout.phases,
         block=layout.block,
         tile=layout.tile_rows * stride,
+        paired=layout.paired,
         threads=torch.get_num_threads(),
     )
     phases, offsets = [], []

@@ -70,6 +70,8 @@ class Case:
             mask = torch.rand(weight.shape, generator=source) < 0.04
         elif self.mask in ('one', 'none'):
             mask.zero_()
+        elif self.mask == 'pairs':
+            mask = mask[::2].repeat_interleave(2, 0)[: self.filters]
         if self.mask == 'one':
             at = torch.randint(mask.numel(), (), generator=source)
             mask.view(-1)[at] = True
@@ -77,7 +79,7 @@ class Case:
 
 
 SPARSE = ('empty filters', 'empty channels', 'dense', 'one', 'none')
-MASKS = ('random',) * 4 + SPARSE
+MASKS = ('random',) * 4 + ('pairs',) * 3 + SPARSE
 
 
 def random_case(source: random.Random) -> Case:

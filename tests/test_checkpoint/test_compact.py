@@ -5,6 +5,7 @@ from torch import nn
 import sift_mm
 from helpers.toy_runs import assert_same
 from sift_mm.checkpoint.compact import COMPACT_KEY, compact, expand
+from sift_mm.checkpoint.state import with_digest
 from sift_mm.cli.publish_model import main as publish
 from sift_mm.engine import use_safe_files
 from sift_mm.errors import UserError
@@ -69,6 +70,42 @@ def test_by_hand():
     layer = compact(given)[COMPACT_KEY]['layers']['layer0']
     assert layer['bits'].tolist() == [0b10000000, 0b11000000]
     assert layer['values'].tolist() == [3, 0, -2]
+
+
+@pytest.mark.parametrize('filters, rest', [(4, 0), (4, 3), (2, 1)])
+def test_a_block_of_filters_keeps_one_place_for_each(filters, rest, tmp_path):
+    given = checkpoint_of([((8 + rest, 3, 5), 0.5)], 0)
+    mask = given['sparse_training']['masks']['layer0']
+    mask = mask[::filters].repeat_interleave(filters, 0)[: 8 + rest]
+    given['sparse_training']['masks']['layer0'] = mask
+    given['state_dict']['layer0'] = torch.ones(mask.shape) * mask
+    read = save(compact(given), tmp_path / 'a.pth')
+    layer = read[COMPACT_KEY]['layers']['layer0']
+    blocks = 8 // filters + (rest > 0)
+    assert layer['filters'] == filters and len(layer['bits']) == -(
+        -15 * blocks // 8
+    )
+    found = expand(read, 'a.pth')
+    assert_same(found['state_dict'], given['state_dict'])
+    assert torch.equal(found['sparse_training']['masks']['layer0'], mask)
+    layer['filters'] = 3
+    with pytest.raises(UserError, match='blocks of 3'):
+        expand(read, 'a.pth')
+
+
+def test_a_file_from_before_blocks_is_read():
+    given = checkpoint_of([((4, 2), 0.5)], 0)
+    mask = torch.tensor([[1, 0], [1, 0], [0, 1], [0, 1]]).bool()
+    given['sparse_training']['masks']['layer0'] = mask
+    given['state_dict']['layer0'] = weight = torch.ones(4, 2) * mask
+    file = compact(given)
+    old = {
+        'shape': [4, 2],
+        'bits': torch.tensor([0b10100101], dtype=torch.uint8),
+        'values': torch.ones(4),
+    }
+    file[COMPACT_KEY] = with_digest({'version': 1, 'layers': {'layer0': old}})
+    assert torch.equal(expand(file, 'x')['state_dict']['layer0'], weight)
 
 
 def test_a_weight_that_is_not_zero_outside_its_mask_is_kept():

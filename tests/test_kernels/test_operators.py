@@ -48,6 +48,7 @@ def test_the_number_of_threads_does_not_change_a_bit():
     # Enough filters that threads share them out, with one group of patches.
     cases.append(Case(images=1, channels=64, filters=300, height=7, width=2))
     cases.append(replace(cases[-1], kernel=(1, 1), padding=(0, 0, 0, 0)))
+    cases += [replace(c, mask='pairs', filters=301) for c in cases[-2:]]
     for case in cases:
         layer, found = Layer(case), {}
         with torch.no_grad():
@@ -88,8 +89,9 @@ def test_an_image_has_the_same_outputs_in_any_batch(kernel, stride, size):
             assert torch.equal(part, whole[some])
 
 
-def test_more_threads_than_buffers_of_gradients():
-    layer = Layer(Case(channels=8, filters=50, images=3))
+@pytest.mark.parametrize('mask', ['random', 'pairs'])
+def test_more_threads_than_buffers_of_gradients(mask):
+    layer = Layer(Case(channels=8, filters=53, images=3, mask=mask))
     with torch.no_grad():
         grad = torch.randn_like(layer(layer.x))
         one = layer.gradients(layer.x, grad)[1]

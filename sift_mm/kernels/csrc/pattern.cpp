@@ -10,7 +10,8 @@
 // gradient rows are channels and planes (phase, filter).
 struct Reading {
   int64_t filters, channels, taps, by_channel, phases, block;
-  int64_t tile;  // vectors per plane of the tile
+  int64_t tile;    // vectors per plane of the tile
+  int64_t paired;  // nonzeros of rows 2 i and 2 i + 1 alternate
   int64_t threads;
 };
 
@@ -49,7 +50,8 @@ void each_nonzero(const Reading& r, const uint8_t* mask, const int32_t* phase,
 
 // Returns the number of nonzeros. The first call, without `position`, fills
 // `row` (length blocks * rows + 1) with prefix sums; the second fills
-// positions and indices, in the order of the dense tensor within each row.
+// positions and indices, in the order of the dense tensor within each row or
+// pair of rows.
 // Taps of phase -1 are skipped.
 extern "C" int64_t sift_pattern(const Reading* reading, const uint8_t* mask,
                                 const int32_t* phase, const int32_t* offset,
@@ -67,7 +69,11 @@ extern "C" int64_t sift_pattern(const Reading* reading, const uint8_t* mask,
     std::vector<int32_t> next(row, row + blocks * rows);
     each_nonzero(r, mask, phase,
                  [&](int64_t i, int64_t to, int64_t plane, uint32_t tap) {
-                   const int32_t n = next[start[plane] + to]++;
+                   int32_t n = next[start[plane] + to]++;
+                   if (r.paired && (to | 1) < rows) {
+                     const int32_t* pair = row + start[plane] + to / 2 * 2;
+                     n = pair[0] + 2 * (n - pair[to % 2]) + to % 2;
+                   }
                    position[n] = uint16_t(tile[plane] + offset[tap]);
                    index[n] = int32_t(i);
                  });

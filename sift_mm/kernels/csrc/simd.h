@@ -17,6 +17,12 @@ constexpr int LANES = 16;
 constexpr int LANES = 8;
 #endif
 
+#ifdef __AVX512F__
+constexpr int REGISTERS = 32;
+#else
+constexpr int REGISTERS = 16;
+#endif
+
 typedef float vec __attribute__((vector_size(LANES * sizeof(float))));
 typedef int32_t lanes __attribute__((vector_size(LANES * sizeof(int32_t))));
 typedef uint8_t bytes __attribute__((vector_size(LANES)));
@@ -33,6 +39,15 @@ typedef int32_t lanes8 __attribute__((vector_size(32)));
 
 static inline vec load(const float* p) { return *(const vec*)p; }
 static inline void store(float* p, vec v) { *(vec*)p = v; }
+
+// Keeps a vector in its register: GCC would load it again for every use.
+static inline void keep(vec& v) {
+#ifdef __AVX512F__
+  asm("" : "+v"(v));
+#elif defined(__AVX2__) && !defined(SIFT_LANES)
+  asm("" : "+x"(v));
+#endif
+}
 
 // Unaligned access: activations are aligned to floats only.
 template <class V>

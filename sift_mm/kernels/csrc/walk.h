@@ -34,6 +34,7 @@ struct Sizes {
   int64_t images, channels, in_h, in_w, filters, out_h, out_w;
   int64_t tile_rows;  // input rows of a patch of MAX_ROWS
   int64_t block;      // planes (phase x channel) that fit the L1 cache
+  int64_t paired;     // filters 2 i and 2 i + 1 share their places
   int64_t threads;
 
   Shape inputs() const { return {images, channels, in_h, in_w}; }
@@ -41,10 +42,17 @@ struct Sizes {
   int64_t planes(const Walk& walk) const {
     return channels * walk.h.phases * walk.w.phases;
   }
+  // Filters that run together with filter k: two, but for an odd last one.
+  int64_t together(int64_t k) const {
+    return paired && k + 1 < filters ? 2 : 1;
+  }
+  // Number of filters of a part, without cutting a pair.
+  int64_t whole_pairs(int64_t some) const { return some + (some & paired); }
 };
 
 // CSR by blocks of planes: filter k has the nonzeros row[b * filters + k] to
-// row[b * filters + k + 1] in block b.
+// row[b * filters + k + 1] in block b. The nonzeros of a pair alternate: one
+// of its first filter, one of its second at the same place.
 struct Nonzeros {
   const int32_t* row;
   const uint16_t* position;  // in the packed tile, counted in vectors

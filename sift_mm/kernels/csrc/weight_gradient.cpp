@@ -1,7 +1,8 @@
 // Weight gradient at the nonzeros: SDDMM of packed inputs and packed output
 // gradients.
 //
-// Eight nonzeros of a filter share each load of the output gradient. Every
+// Eight nonzeros of a filter share each load of the output gradient, and two
+// filters of the same places share each load of the input. Every
 // thread sums its groups into its own buffer, and the buffers are added in the
 // order of the threads: one number of threads always gives the same bits.
 #include <omp.h>
@@ -13,44 +14,58 @@ namespace {
 
 constexpr int64_t MAX_BUFFERS = 8;  // more threads divide the filters
 
-// sums[j] += <dy, inputs of nonzero j>, for Q <= 8 nonzeros.
-template <class View, int Q>
+// Places at once. Sixteen sums of two filters need 32 registers.
+template <int F>
+constexpr int AT_ONCE = F == 1 || REGISTERS == 32 ? 8 : 4;
+
+// sums[F j + f] += <dy of filter f, inputs of place j>, for F filters and
+// Q <= 8 places.
+template <class View, int F, int Q>
 inline void dot(const float* tile, const float* dy, const uint16_t* position,
                 float* sums) {
-  vec acc[8] = {};
+  constexpr int T = View::T;
+  vec acc[(F * Q + 7) / 8 * 8] = {};
   const float* x[Q];
 #pragma GCC unroll 8
-  for (int j = 0; j < Q; ++j) x[j] = tile + size_t(position[j]) * LANES;
+  for (int j = 0; j < Q; ++j) x[j] = tile + size_t(position[F * j]) * LANES;
 #pragma GCC unroll 16
-  for (int t = 0; t < View::T; ++t) {
-    const vec d = load(dy + t * LANES);
+  for (int t = 0; t < T; ++t) {
+    vec d[F];
+#pragma GCC unroll 2
+    for (int f = 0; f < F; ++f) d[f] = load(dy + (f * T + t) * LANES);
 #pragma GCC unroll 8
-    for (int j = 0; j < Q; ++j)
-      acc[j] +=
-          d * load(x[j] +
+    for (int j = 0; j < Q; ++j) {
+      vec v = load(x[j] +
                    (t / View::COLS * View::STRIDE + t % View::COLS) * LANES);
+      if (F > 1) keep(v);
+#pragma GCC unroll 2
+      for (int f = 0; f < F; ++f) acc[F * j + f] += d[f] * v;
+    }
   }
-  add_sums(acc, sums, Q);
+#pragma GCC unroll 2
+  for (int i = 0; i < F * Q; i += 8)
+    add_sums(acc + i, sums + i, std::min(8, F * Q - i));
 }
 
-// Dispatches a count < 8 to the code compiled for it.
-template <class View, int Q>
+// Dispatches a count < AT_ONCE to the code compiled for it.
+template <class View, int F, int Q>
 inline void dot_some(const float* tile, const float* dy,
                      const uint16_t* position, int64_t count, float* sums) {
   if constexpr (Q > 0) {
     if (count == Q)
-      dot<View, Q>(tile, dy, position, sums);
+      dot<View, F, Q>(tile, dy, position, sums);
     else
-      dot_some<View, Q - 1>(tile, dy, position, count, sums);
+      dot_some<View, F, Q - 1>(tile, dy, position, count, sums);
   }
 }
 
-template <class View>
+template <class View, int F>
 inline void dots(const float* tile, const float* dy, const uint16_t* position,
-                 int64_t begin, int64_t end, float* sums) {
-  int64_t i = begin;
-  for (; i + 8 <= end; i += 8) dot<View, 8>(tile, dy, position + i, sums + i);
-  dot_some<View, 7>(tile, dy, position + i, end - i, sums + i);
+                 int64_t count, float* sums) {
+  constexpr int Q = AT_ONCE<F>;
+  for (; count >= Q; count -= Q, position += F * Q, sums += F * Q)
+    dot<View, F, Q>(tile, dy, position, sums);
+  dot_some<View, F, Q - 1>(tile, dy, position, count, sums);
 }
 
 struct WeightGradient {
@@ -68,10 +83,10 @@ struct WeightGradient {
     const int64_t nonzeros = a.row[blocks * s.filters];
     const int64_t parts = (s.threads + MAX_BUFFERS - 1) / MAX_BUFFERS;
     const int64_t teams = std::max<int64_t>(1, s.threads / parts);
-    const int64_t share = (s.filters + parts - 1) / parts;
+    const int64_t share = s.whole_pairs((s.filters + parts - 1) / parts);
     // Packed gradients of this many filters fill half of L2.
     const int64_t filters = std::min(
-        share, l2_bytes() * 7 / 16 / (T * LANES * (int64_t)sizeof(float)));
+        share, s.whole_pairs(l2_bytes() * 7 / 16 / (T * sizeof(vec))));
     const Buffers tiles(s.threads, s.block * View(s, walk).tile() * LANES);
     const Buffers gradients(s.threads, filters * T * LANES);
     const Buffers sums(teams, nonzeros);
@@ -101,9 +116,12 @@ struct WeightGradient {
               if (!view.reads_inputs(b * s.block, end)) continue;
               view.pack_inputs(x, b * s.block, end, tile);
               const int32_t* row = a.row + b * s.filters;
-              for (int64_t k = k0; k < k1; ++k)
-                dots<View>(tile, dys + (k - k0) * T * LANES, a.position,
-                           row[k], row[k + 1], sum);
+              for (int64_t k = k0, next; k < k1; k = next) {
+                next = k + s.together(k);
+                const auto add = next == k + 2 ? dots<View, 2> : dots<View, 1>;
+                add(tile, dys + (k - k0) * T * LANES, a.position + row[k],
+                    row[k + 1] - row[k], sum + row[k]);
+              }
             }
           }
         }
