@@ -53,6 +53,7 @@ def compare(
     run: Callable[[], object],
     others: dict[str, Callable[[], object]],
     rounds: int,
+    clock: Callable[[Callable[[], object]], float] = timed,
 ) -> Iterator[Row]:
     """Time a function against each alternative, in turns of two.
 
@@ -60,7 +61,7 @@ def compare(
     """
     for name, other in others.items():
         run(), other()  # warm up
-        ratios = [timed(run) / timed(other) for _ in range(rounds)]
+        ratios = [clock(run) / clock(other) for _ in range(rounds)]
         low, middle, high = statistics.quantiles(
             ratios, n=4, method='inclusive'
         )

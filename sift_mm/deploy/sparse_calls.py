@@ -199,7 +199,10 @@ def run(
         values, bias = _fold(layer, norm)
     linear = isinstance(layer, nn.Linear)
     # Rows become the pixels of one image, one for each SIMD lane.
-    image = x.reshape(-1, x.shape[-1]).t()[None, :, None] if linear else x
+    image = x
+    if linear:
+        rows = x.reshape(-1, x.shape[-1])
+        image = rows.t().contiguous()[None, :, None]
     out = sparse_conv2d_fused(
         image,
         values,

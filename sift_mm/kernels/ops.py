@@ -33,8 +33,12 @@ def _geometry(numbers: tuple[int, ...]) -> Geometry:
 
 
 def _image(rows: Tensor) -> Tensor:
-    """View rows as the pixels of one image."""
-    return rows.t()[None, :, None] if rows.ndim == 2 else rows
+    """Copy rows to the pixels of one image, or return images.
+
+    PyTorch transposes matrices in tiles; as four dimensions, the same copy
+    took 3.9 times as long (4096 x 1024).
+    """
+    return rows.t().contiguous()[None, :, None] if rows.ndim == 2 else rows
 
 
 def _like(image: Tensor, rows: Tensor) -> Tensor:
@@ -177,12 +181,13 @@ def input_gradient(
         pattern: Pattern of ``make_pattern``.
         geometry: ``Geometry.numbers()``.
     """
+    size = (1, len(x)) if x.ndim == 2 else x.shape[2:]
     out = convolution.input_gradient(
         _image(grad),
         _filters(weight),
         pattern,
         _geometry(tuple(geometry)),
-        *_image(x).shape[2:],
+        *size,
     )
     return _like(out, x)
 
