@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv/bin/python
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test attack sanitize lint docs clean
+.PHONY: help setup demo test hf attack sanitize lint docs clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -16,6 +16,17 @@ demo: setup  ## train a Sparse Wide RetinaNet and its dense baseline, compare
 
 test: setup  ## run the tests; ARGS='-k rigl' picks some
 	@$(VENV) -m pytest $(ARGS)
+
+# Neither version imports beside the libraries: MMPretrain refuses 5, and 4.57
+# the tokenizers.
+HF := .venv/transformers
+hf: setup  ## test networks of Hugging Face's transformers, 4.57 and 5
+	@[ -d $(HF)4 ] || $(VENV) -m pip install -q --no-deps --target $(HF)4 \
+	  'transformers==4.57.*' 'huggingface_hub<1' 'tokenizers<0.23'
+	@[ -d $(HF)5 ] || $(VENV) -m pip install -q --no-deps --target $(HF)5 \
+	  'transformers==5.*'
+	@for version in 4 5; do PYTHONPATH=$(HF)$$version $(VENV) -m pytest -n 0 \
+	  tests/test_layers/test_hugging_face.py || exit 1; done
 
 attack: export SIFT_MM_CASES ?= 20000
 attack: export SIFT_MM_KILLS ?= 100
