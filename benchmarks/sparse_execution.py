@@ -200,8 +200,8 @@ def blocks(args: argparse.Namespace, sparsity: float) -> Iterator[Row]:
     for c, k, size, kernel, stride in LAYERS:
         if (kernel, stride) != (3, 1):
             continue
-        shape = (round(k / sqrt(1 - sparsity)), round(c / sqrt(1 - sparsity)))
-        shape = (*shape, kernel, kernel)
+        wide = (round(k / sqrt(1 - sparsity)), round(c / sqrt(1 - sparsity)))
+        shape = (*wide, kernel, kernel)
         x = torch.randn(args.batch, shape[1], size, size)
         block, other = (
             sparse_products(x, torch.randn(shape) * mask, mask, stride)
