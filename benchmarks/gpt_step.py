@@ -27,7 +27,7 @@ from sift_mm.config.loading import read_config
 from sift_mm.deploy import to_sparse
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.kernels import keep_freed_memory
-from sift_mm.models.gpt import GPT, LAYERS, Block
+from sift_mm.models.gpt import LAYERS, Block
 from sift_mm.sparsity import Uniform
 
 CONFIGS = {
@@ -37,22 +37,19 @@ CONFIGS = {
 TOKENS = {'tiny': (16, 256), 'block': (1, 2048)}
 
 
-def gpt(part: str, **member: Any) -> tuple[GPT, float]:
-    """Build a GPT without weights; return it and its masks' sparsity."""
+def network(part: str, **member: Any) -> tuple[nn.Module, float]:
+    """Build the network to measure, and return its masks' sparsity, too."""
     cfg = read_config(CONFIGS[part])
     cfg.model.update(member)
     with torch.device('meta'):
-        model = build(cfg)
-    return model, MaskPlan(model, Uniform()).solved_sparsity if member else 0.0
-
-
-def network(part: str, **member: Any) -> tuple[nn.Module, float]:
-    """Build the network to measure, with weights, and its masks' sparsity."""
-    model, sparsity = gpt(part, **member)
+        model: Any = build(cfg)
+    sparsity = 0.0
+    if member:
+        sparsity = MaskPlan(model, Uniform()).solved_sparsity
     if part == 'block':
         heads = model.blocks[0].heads
         return Block(model.d_model, model.d_ff, heads, 0.0), sparsity
-    model = model.to_empty(device='cpu')
+    model.to_empty(device='cpu')
     model.init_weights()
     return model, sparsity
 
@@ -82,7 +79,7 @@ def runs(
     """
     model, sparsity = network(part, **member)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
-    training = optimizer
+    training: Any = optimizer
     if execution:
         names = [f'*{name}.weight' for name in LAYERS]
         training = sift_mm.SparseTraining(
@@ -103,8 +100,10 @@ def runs(
 
     step()  # Products are timed.
     fixed = copy.deepcopy(model).eval()
-    if execution in ('sparse', 'auto'):
-        fixed = to_sparse(fixed, execution=execution)
+    if execution == 'sparse':
+        fixed = to_sparse(fixed, execution='sparse')
+    elif execution == 'auto':
+        fixed = to_sparse(fixed)
     forward = torch.inference_mode()(partial(call, fixed))
     return forward, step
 
