@@ -4,6 +4,7 @@ import os
 import pickle
 import re
 import stat
+import struct
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -300,7 +301,7 @@ def _check_bytes(stream: IO[bytes]) -> int:
     stream.seek(0)
     if stream.read(len(_ZIP)) == _ZIP:
         with zipfile.ZipFile(stream) as file:
-            _check_directory(file, size)
+            _check_directory(stream, file, size)
             changed = file.testzip()
         if changed is not None:
             raise _Damaged(changed)
@@ -308,7 +309,9 @@ def _check_bytes(stream: IO[bytes]) -> int:
     return size
 
 
-def _check_directory(file: zipfile.ZipFile, size: int) -> None:
+def _check_directory(
+    stream: IO[bytes], file: zipfile.ZipFile, size: int
+) -> None:
     """Check that PyTorch will read the members that were checked."""
     members = file.infolist()
     # PyTorch's reader ignores case.
@@ -328,6 +331,21 @@ def _check_directory(file: zipfile.ZipFile, size: int) -> None:
             )
     if sum(member.file_size for member in members) > size:
         raise ValueError('its members overlap')
+    # With bytes after a directory, two readers may find different ones.
+    stream.seek(max(size - 98, 0))
+    end = stream.read().rjust(98, b'\0')
+    (start,) = struct.unpack('<L', end[-6:-2])
+    if end[-42:-38] == b'PK\x06\x07':  # Zip64, for files above 4 GiB.
+        (start,) = struct.unpack('<Q', end[48:56])
+        (record,) = struct.unpack('<Q', end[-34:-26])
+    else:
+        record = size - 98
+    if (
+        end[-22:-18] != b'PK\x05\x06'
+        or end[-2:] != b'\0\0'
+        or (start, record) != (file.start_dir, size - 98)
+    ):
+        raise ValueError('its directory is not at its end')
 
 
 def _why(path: str, error: Exception) -> str:

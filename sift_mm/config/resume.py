@@ -49,8 +49,7 @@ def find_start(cfg: Config, resume: str | None = None) -> list[str]:
             return []
         resume = cfg.get('load_from') or 'auto'
     if resume != 'auto':
-        if not is_address(resume):
-            _progress(Path(resume))
+        _check_start(resume)
         cfg.resume, cfg.load_from = True, resume
         return []
     found, passed = _newest_whole(_candidates(cfg))
@@ -66,6 +65,22 @@ def find_start(cfg: Config, resume: str | None = None) -> list[str]:
         *(f'A newer checkpoint is passed over. {reason}' for reason in passed),
         f'The run is resumed from {found}.',
     ]
+
+
+def _check_start(path: str) -> None:
+    """Refuse a bad file to resume from, and name a whole one beside it."""
+    if is_address(path):
+        return
+    try:
+        _progress(Path(path))
+    except UserError as error:
+        beside = _numbered(Path(path).expanduser().parent)
+        try:
+            found, _ = _newest_whole(beside)
+        except UserError:
+            found = None
+        other = f' The newest whole one beside it is {found}.' if found else ''
+        raise UserError(f'{error}{other}') from error
 
 
 def _candidates(cfg: Config) -> list[Path]:

@@ -226,7 +226,17 @@ def test_an_archive_that_torch_does_not_write_is_refused(refused):
         rewritten(content, zeros, compression=zipfile.ZIP_DEFLATED),
         'is compressed',
     )
+    refused(content + b'PK', 'directory|no checkpoint')
+    refused(content[:-2] + b'\2\0PK', 'not at its end')
     refused(lengthened(content), 'no checkpoint')
+    # Another directory, for readers that believe its place in the end record.
+    end = bytearray(content[-98:])
+    assert end[-42:-38] == b'PK\6\7'
+    end[48] ^= 4
+    refused(content[:-98] + end, 'no checkpoint')
+    end[48] ^= 4
+    end[-34] ^= 4  # The place of the record.
+    refused(content[:-98] + end, 'no checkpoint')
 
 
 def packed_checkpoint():
