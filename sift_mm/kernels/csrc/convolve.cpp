@@ -115,7 +115,13 @@ struct Convolve {
   const Epilogue& epilogue;
   float* y;
 
+  // Without pairs, the loop over filters is as short as it can be.
   template <class View>
+  int run() const {
+    return s.paired ? run<View, true>() : run<View, false>();
+  }
+
+  template <class View, bool PAIRED>
   int run() const {
     constexpr int64_t T = View::T;
     const int64_t groups = View::groups(s, walk), planes = s.planes(walk);
@@ -153,7 +159,7 @@ struct Convolve {
             }
           };
           for (int64_t k = first, next; k < last; k = next) {
-            next = k + s.together(k);
+            next = k + (PAIRED ? s.together(k) : 1);
             for (int64_t i = k; i < next; ++i) prefetch(i);
             static const float zeros[2] = {};
             const float* bias = epilogue.bias ? epilogue.bias + k : zeros;
@@ -164,7 +170,7 @@ struct Convolve {
                                         seen ? row[k + 1] - row[k] : 0,
                                         b == 0 ? bias : nullptr, out);
             };
-            next == k + 2 ? add(TWO) : add(ONE);
+            PAIRED&& next > k + 1 ? add(TWO) : add(ONE);
             if (end == planes)
               for (int64_t i = k; i < next; ++i, out += T * LANES)
                 view.write(out, i, epilogue, y);
