@@ -159,7 +159,8 @@ struct Convolve {
             }
           };
           for (int64_t k = first, next; k < last; k = next) {
-            next = k + (PAIRED ? s.together(k) : 1);
+            const bool both = PAIRED && s.together(k) == 2;
+            next = k + 1 + both;
             for (int64_t i = k; i < next; ++i) prefetch(i);
             static const float zeros[2] = {};
             const float* bias = epilogue.bias ? epilogue.bias + k : zeros;
@@ -170,7 +171,7 @@ struct Convolve {
                                         seen ? row[k + 1] - row[k] : 0,
                                         b == 0 ? bias : nullptr, out);
             };
-            PAIRED&& next > k + 1 ? add(TWO) : add(ONE);
+            both ? add(TWO) : add(ONE);
             if (end == planes)
               for (int64_t i = k; i < next; ++i, out += T * LANES)
                 view.write(out, i, epilogue, y);
