@@ -84,7 +84,7 @@ def quick_libraries() -> Iterator[None]:
         ]:
             stack.enter_context(mock.patch.object(owner, name, other))
         if not torch.cuda.is_available():
-            # Where there is none of a device, each seed keeps a stack trace.
+            # Each seed of an absent device keeps a stack trace.
             for device in (torch.cuda, torch.xpu, torch.mtia):
                 stack.enter_context(
                     mock.patch.object(

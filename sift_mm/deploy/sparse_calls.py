@@ -10,8 +10,10 @@ from sift_mm.deploy.folding import altered, has_own_methods
 from sift_mm.kernels import (
     SMALLEST,
     fastest,
+    image_of,
     in_format_of,
     is_overridden,
+    like_rows,
     sparse_conv2d_fused,
     why_dense,
 )
@@ -199,12 +201,9 @@ def run(
         values, bias = _fold(layer, norm)
     linear = isinstance(layer, nn.Linear)
     # Rows become the pixels of one image, one for each SIMD lane.
-    image = x
-    if linear:
-        rows = x.reshape(-1, x.shape[-1])
-        image = rows.t().contiguous()[None, :, None]
+    inputs = x.reshape(-1, x.shape[-1]) if linear else x
     out = sparse_conv2d_fused(
-        image,
+        image_of(inputs),
         values,
         bias,
         residual,
@@ -214,7 +213,7 @@ def run(
         layer.weight_shape[0],
     )
     if linear:
-        rows = out[0, :, 0].t().contiguous()
+        rows = like_rows(out, inputs)
         return rows.view(*x.shape[:-1], rows.shape[1])
     if layer.channels_last:
         return out.contiguous(memory_format=torch.channels_last)

@@ -76,7 +76,7 @@ class SparseTrainingHook(Hook):
 
     def __init__(self, **options: Any) -> None:
         self.options = RunOptions.of(type(self).__name__, options)
-        # Those in use: transferred masks may be fixed.
+        # Options in use: transferred masks may be fixed.
         self.used = self.options
         self.trainer: MaskTrainer | None = None
         self.steps = 0  # Optimizer steps of the run.

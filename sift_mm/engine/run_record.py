@@ -101,9 +101,8 @@ def describe_flops(
     densities, training = {}, 3 * budget.cost({})
     if hook is not None and hook.trainer is not None:
         trainer = hook.trainer
-        counts, masks = trainer.final_counts(), trainer.masks
-        densities = {n: counts[n] / m.numel() for n, m in masks.items()}
-        mean = densities
+        assert hook.planned is not None
+        mean = densities = hook.planned.densities_of(trainer.final_counts())
         if trainer.counts.changes:
             mean = trainer.counts.mean_densities(hook.steps)
         training = hook.used.training_flops(budget.cost, mean)

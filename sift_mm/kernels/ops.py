@@ -32,7 +32,7 @@ def _geometry(numbers: tuple[int, ...]) -> Geometry:
     return geometry
 
 
-def _image(rows: Tensor) -> Tensor:
+def image_of(rows: Tensor) -> Tensor:
     """Copy rows to the pixels of one image, or return images.
 
     PyTorch transposes matrices in tiles; as four dimensions, the same copy
@@ -41,8 +41,8 @@ def _image(rows: Tensor) -> Tensor:
     return rows.t().contiguous()[None, :, None] if rows.ndim == 2 else rows
 
 
-def _like(image: Tensor, rows: Tensor) -> Tensor:
-    """Undo ``_image`` if ``rows`` has two dimensions."""
+def like_rows(image: Tensor, rows: Tensor) -> Tensor:
+    """Undo ``image_of`` if ``rows`` has two dimensions."""
     return image[0, :, 0].t().contiguous() if rows.ndim == 2 else image
 
 
@@ -103,9 +103,9 @@ def sparse_conv2d(
     if not is_sparse or (check and not _is_zero_elsewhere(weight, pattern)):
         return dense_forward(x, weight, bias, shape).contiguous()
     out = convolution.forward(
-        _image(x), _filters(weight), bias, pattern, shape
+        image_of(x), _filters(weight), bias, pattern, shape
     )
-    return _like(out, x)
+    return like_rows(out, x)
 
 
 @sparse_conv2d.register_fake
@@ -183,13 +183,13 @@ def input_gradient(
     """
     size = (1, len(x)) if x.ndim == 2 else x.shape[2:]
     out = convolution.input_gradient(
-        _image(grad),
+        image_of(grad),
         _filters(weight),
         pattern,
         _geometry(tuple(geometry)),
         *size,
     )
-    return _like(out, x)
+    return like_rows(out, x)
 
 
 @input_gradient.register_fake
@@ -218,8 +218,8 @@ def weight_gradient(
         Gradient of the weight's shape, zero outside the pattern.
     """
     out = convolution.weight_gradient(
-        _image(grad),
-        _image(x),
+        image_of(grad),
+        image_of(x),
         _filters(weight),
         pattern,
         _geometry(tuple(geometry)),

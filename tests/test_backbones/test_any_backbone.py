@@ -75,7 +75,7 @@ def shapes(model, image):
         (name, family)
         for name in NETWORKS
         for family in FAMILIES
-        # Those that replace layer by layer, on one network.
+        # Members that replace layer by layer run on one network.
         if family == 'wide' or name == 'vit'
     ],
 )

@@ -219,7 +219,7 @@ def test_a_structure_holds_for_the_whole_run_and_its_resume(
         resume=True,
         load_from=str(tmp_path / 'epoch_2.pth'),
     )
-    # What the new process draws by its own seed does not survive.
+    # Numbers drawn by the new process's own seed do not survive.
     assert_same(final_state(runner), final_state(resumed))
     one, other = (hook_of(r).trainer.history for r in (runner, resumed))
     assert one.itop_rate() == other.itop_rate()

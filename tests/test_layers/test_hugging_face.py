@@ -141,7 +141,7 @@ def test_a_wide_conv1d_stays_one():
     assert layer.weight.shape == (16, 128) and layer.nf == 128
     again = copy.deepcopy(wide)
     assert type(again.h[0].mlp.c_fc) is wide_type(Conv1D)
-    # Of the same variance as masked inputs: half of 16 are read.
+    # Keep the variance of masked inputs: half of 16 are read.
     assert layer.std == pytest.approx(0.02 * 2**0.5, rel=0.2)
 
 

@@ -95,7 +95,7 @@ class Run:
     """
 
     def __init__(self, case, start=0, group=None):
-        self.case = case
+        self.case, self.saved = case, None
         drawn = [
             (shape, each)
             for each in (case, group)
@@ -178,6 +178,16 @@ class Run:
                     outside = tensor[~mask]
                     assert not outside.any() and not outside.signbit().any()
 
+    def train(self, broken):
+        """Run, check and save; yield each step and the masks before it."""
+        for step in range(STEPS):
+            if step == broken:
+                self.saved = self.save()
+            before = copy.deepcopy(dict(self.trainer.masks))
+            self.step()
+            self.check()
+            yield step, before
+
     def save(self):
         file = io.BytesIO()
         state = (
@@ -231,13 +241,7 @@ def test_counts_zeros_and_resuming(case, broken):
     run = Run(case)
     places = [mask.data_ptr() for mask in run.trainer.masks.values()]
     run.check()
-    saved = None
-    for step in range(STEPS):
-        if step == broken:
-            saved = run.save()
-        before = copy.deepcopy(dict(run.trainer.masks))
-        run.step()
-        run.check()
+    for step, before in run.train(broken):
         due = run.algorithm.dynamic and (step + 1) % case['interval'] == 0
         due = due and step < LAST
         assert (run.trainer.report is not None) == due
@@ -246,27 +250,21 @@ def test_counts_zeros_and_resuming(case, broken):
             active = int(mask.sum())
             fewer = int(before[name].sum()) - active
             assert gone <= due * case['fraction'] * active + fewer + 1e-6
-    check_resuming(run, saved or run.save(), case, broken)
+    check_resuming(run, run.saved or run.save(), case, broken)
     assert places == [m.data_ptr() for m in run.trainer.masks.values()]
 
 
 @property_of(settings_of_a_run(), settings_of_a_run(), st.integers(0, STEPS))
 def test_groups_have_exact_counts_and_resume(case, group, broken):
     run = Run(case, group=group)
-    saved = None
-    for step in range(STEPS):
-        if step == broken:
-            saved = run.save()
-        before = copy.deepcopy(dict(run.trainer.masks))
-        run.step()
-        run.check()
+    for step, before in run.train(broken):
         for name, mask in run.trainer.masks.items():
             own = group if name in run.trainer.counts.groups else case
             assert torch.equal(mask, before[name]) or (
                 own['algorithm'] != 'Static'
                 and (step + 1) % own['interval'] == 0
             )
-    check_resuming(run, saved or run.save(), case, broken, group)
+    check_resuming(run, run.saved or run.save(), case, broken, group)
 
 
 BAD = st.sampled_from([float('nan'), float('inf'), -float('inf')])
