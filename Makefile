@@ -18,9 +18,10 @@ test: setup  ## run the tests; ARGS='-k rigl' picks some
 	@$(VENV) -m pytest $(ARGS)
 
 # Neither version imports beside the libraries: MMPretrain refuses 5, and 4.57
-# the tokenizers.
+# the tokenizers. The hub's client of 4.57 needs requests.
 HF := .venv/transformers
 hf: setup  ## test networks of Hugging Face's transformers, 4.57 and 5
+	@$(VENV) -m pip install -q requests
 	@[ -d $(HF)4 ] || $(VENV) -m pip install -q --no-deps --target $(HF)4 \
 	  'transformers==4.57.*' 'huggingface_hub<1' 'tokenizers<0.23'
 	@[ -d $(HF)5 ] || $(VENV) -m pip install -q --no-deps --target $(HF)5 \
