@@ -128,6 +128,9 @@ def wide(
     return member('wide', sparsity, algorithm, None, *settings)
 
 
+LONG = 'train_cfg.max_epochs=48'
+
+
 def chain(sparse: str, pretrained: bool) -> Row:
     """Return a RetinaNet on tree crowns, dense ('') or of a member."""
     folder = ROOT / 'configs/chain'
@@ -186,8 +189,13 @@ QUESTIONS = (
         (
             dense(),
             dense(WIDTH, 'train_cfg.max_epochs=24'),
-            dense(WIDTH, 'train_cfg.max_epochs=48'),
+            dense(WIDTH, LONG),
         ),
+    ),
+    Question(
+        'long',
+        'Does Sparse Wide gain when trained for 48 passes?',
+        (dense(WIDTH, LONG), wide(0.75, 'RigL', LONG)),
     ),
     Question(
         'algorithms',
@@ -345,7 +353,7 @@ QUESTIONS = (
 BY_KEY = {question.key: question for question in QUESTIONS}
 #: Questions in order of worth, each with the number of seeds to reach.
 ORDER = (
-    *(('rate', 1), ('main', 3), ('passes', 1), ('main', 5)),
+    *(('rate', 1), ('main', 3), ('passes', 1), ('main', 5), ('long', 1)),
     *(('algorithms', 1), ('upper', 1), ('rate', 3), ('members', 1)),
     *(
         ('transfer', 3),

@@ -1,9 +1,10 @@
 """Products of a sparse convolution: calls of the compiled kernels.
 
 Every function takes float32 tensors on the CPU in any memory order, returns a
-contiguous tensor, and reads ``torch.get_num_threads`` at each call. Outputs
-and input gradients have the same bits for every number of threads; weight
-gradients have the same bits for one number of threads.
+contiguous tensor (in NHWC for ``are_rows``), and reads
+``torch.get_num_threads`` at each call. Outputs and input gradients have the
+same bits for every number of threads; weight gradients have the same bits for
+one number of threads.
 
 All functions raise UserTypeError for a tensor that is not float32 on the CPU,
 and UserError for shapes or a pattern that do not fit. ``ops`` documents the
@@ -22,7 +23,7 @@ from torch import Tensor
 from sift_mm.errors import UserError, UserTypeError
 
 from .build import call, int64_fields
-from .geometry import AxisWalk, Geometry
+from .geometry import ROWS, AxisWalk, Geometry
 from .pattern import Layout, backward_layouts, forward_layout
 
 Nonzeros = tuple[Tensor, Tensor, Tensor]
@@ -67,10 +68,11 @@ def forward(
 def _check_operands(
     x: Tensor, weight: Tensor, pattern: Sequence[Tensor], geometry: Geometry
 ) -> tuple[Tensor, Tensor, Layout, Nonzeros]:
-    """Return input and weight contiguous, with the layout of the nonzeros."""
+    """Return input and weight in order, with the layout of the nonzeros."""
     weight = check(weight, 'weight', None, None, *geometry.kernel)
     filters, channels = weight.shape[:2]
-    x = check(x, 'input', None, channels, None, None)
+    rows = are_rows(x, geometry)
+    x = check(x, 'input', None, channels, None, None, rows=rows)
     usual = forward_layout(geometry, channels)
     return x, weight, *_nonzeros(pattern[:3], usual, filters)
 
@@ -84,7 +86,8 @@ def fused_forward(
     filters: int,
 ) -> Tensor:
     """Convolve an input with gathered values, and apply an epilogue."""
-    x = check(x, 'input', None, None, None, None)
+    rows = are_rows(x, geometry)
+    x = check(x, 'input', None, None, None, None, rows=rows)
     layout, nonzeros = _nonzeros(
         pattern[:3], forward_layout(geometry, x.shape[1]), filters
     )
@@ -104,8 +107,9 @@ def input_gradient(
     weight = check(weight, 'weight', None, None, *geometry.kernel)
     filters, channels = weight.shape[:2]
     size = _out_size(geometry, height, width)
-    grad = check(grad, 'gradient', None, filters, *size)
-    out = new(grad.shape[0], channels, height, width)
+    order = are_rows(grad, geometry)
+    grad = check(grad, 'gradient', None, filters, *size, rows=order)
+    out = new(grad.shape[0], channels, height, width, rows=order)
     walks = _backward_walks(geometry, height, width)
     if not grad.numel() or any(walk is None for *_, walk in walks):
         out.zero_()
@@ -138,7 +142,9 @@ def weight_gradient(
     x, weight, layout, nonzeros = _check_operands(x, weight, pattern, geometry)
     rows, positions, index = nonzeros
     size = _out_size(geometry, x.shape[2], x.shape[3])
-    grad = check(grad, 'gradient', x.shape[0], weight.shape[0], *size)
+    order = are_rows(x, geometry)
+    shape = x.shape[0], weight.shape[0], *size
+    grad = check(grad, 'gradient', *shape, rows=order)
     values = new(index.numel()).zero_()
     if grad.numel():
         for walk in _forward_walks(geometry, x.shape[2], x.shape[3]):
@@ -146,7 +152,7 @@ def weight_gradient(
                 'sift_weight_gradient',
                 _sizes(x, grad, layout),
                 walk,
-                layout.stride,
+                ROWS if order else layout.stride,
                 x,
                 grad,
                 rows,
@@ -174,9 +180,33 @@ def is_zero_outside(weight: Tensor, mask: Tensor) -> bool:
     )
 
 
-def new(*shape: int) -> Tensor:
-    """Return an empty float32 tensor on the CPU, whatever the default is."""
-    return torch.empty(shape, dtype=torch.float32, device='cpu')
+def new(*shape: int, rows: bool = False) -> Tensor:
+    """Return an empty float32 tensor on the CPU, whatever the default is.
+
+    Args:
+        *shape: Its sizes.
+        rows: True for NHWC.
+    """
+    return torch.empty(
+        shape, dtype=torch.float32, device='cpu', memory_format=_format(rows)
+    )
+
+
+def in_order(x: Tensor, rows: bool) -> Tensor:
+    """Return a tensor in NHWC if ``rows``, else contiguous."""
+    return x.contiguous(memory_format=_format(rows))
+
+
+def _format(rows: bool) -> torch.memory_format:
+    return torch.channels_last if rows else torch.contiguous_format
+
+
+def are_rows(x: Tensor, geometry: Geometry) -> bool:
+    """Return True if the kernels read an input, and write the output, in NHWC.
+
+    Its pixels are rows of features then, as those of a linear layer.
+    """
+    return geometry.pointwise and is_channels_last(x)
 
 
 def is_channels_last(x: Tensor) -> bool:
@@ -201,13 +231,16 @@ def in_format_of(out: Tensor, *sources: Tensor) -> Tensor:
     return out.contiguous(memory_format=torch.channels_last)
 
 
-def check(x: Tensor, what: str, *shape: int | None) -> Tensor:
-    """Return a tensor in contiguous form, if the kernels take it.
+def check(
+    x: Tensor, what: str, *shape: int | None, rows: bool = False
+) -> Tensor:
+    """Return a tensor in the order that the kernels read, if they take it.
 
     Args:
         x: The tensor.
         what: Its name in a message.
         *shape: Expected sizes; None stands for any size.
+        rows: True for NHWC, False for contiguous.
 
     Raises:
         TypeError: If it is not float32 on the CPU.
@@ -226,7 +259,7 @@ def check(x: Tensor, what: str, *shape: int | None) -> Tensor:
         raise UserError(
             f'the {what} has shape {tuple(x.shape)}; expected ({expected})'
         )
-    return x.contiguous()
+    return in_order(x, rows)
 
 
 def _walk(h: AxisWalk, w: AxisWalk) -> ctypes.Array:
@@ -344,7 +377,7 @@ def _convolve(
         'sift_convolve',
         _sizes(source, out, layout),
         walk,
-        layout.stride,
+        ROWS if is_channels_last(source) else layout.stride,
         source,
         *nonzeros[:2],
         values,
@@ -362,12 +395,14 @@ def _forward(
     geometry: Geometry,
 ) -> Tensor:
     filters = (nonzeros[0].numel() - 2) // layout.blocks
-    out = new(x.shape[0], filters, *_out_size(geometry, *x.shape[2:]))
+    rows = are_rows(x, geometry)
+    size = _out_size(geometry, *x.shape[2:])
+    out = new(x.shape[0], filters, *size, rows=rows)
     bias, residual, relu = epilogue
     if bias is not None:
         bias = check(bias, 'bias', filters)
     if residual is not None:
-        residual = check(residual, 'residual', *out.shape)
+        residual = check(residual, 'residual', *out.shape, rows=rows)
     epilogue = Epilogue(bias, residual, relu)
     if not out.numel():
         return out

@@ -28,8 +28,9 @@ MAX_PHASES = MAX_KERNEL = 7
 MAX_STRIDE = 4
 #: Largest number of input channels of an image.
 FEW_CHANNELS = 4
-#: Tile stride that selects runs of pixels in place of patches.
-PIXELS = 0
+#: Tile strides that select runs of pixels, or rows of features, in place of
+#: patches.
+PIXELS, ROWS = 0, -1
 #: Largest input step that the packer loads as vectors. It gathers larger steps
 #: one by one, which takes up to 1000 times as long as the dense product.
 MOST_STEP = 2

@@ -172,10 +172,11 @@ struct Convolve {
                                         b == 0 ? bias : nullptr, out);
             };
             both ? add(TWO) : add(ONE);
-            if (end == planes)
-              for (int64_t i = k; i < next; ++i, out += T * LANES)
-                view.write(out, i, epilogue, y);
+            if (View::BY_FILTER && end == planes)
+              view.write(out, k, next, epilogue, y);
           }
+          if (!View::BY_FILTER && end == planes)
+            view.write(sum, first, last, epilogue, y);
         }
       }
     }

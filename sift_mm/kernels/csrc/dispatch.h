@@ -20,10 +20,12 @@ struct Buffers {
 };
 
 // Selects the compiled row length of the tile, in vectors: TILE_STRIDES of
-// geometry.py. 0 selects runs of pixels.
+// geometry.py. 0 selects runs of pixels, -1 rows of features.
 template <int ROWS, int COLS, class Work>
 static int dispatch_stride(int64_t stride, const Work& work) {
   switch (stride) {
+    case -1:
+      return work.template run<Rows<ROWS, COLS>>();
     case 0:
       return work.template run<Pixels<ROWS, COLS>>();
     case 2:
@@ -78,7 +80,7 @@ static std::array<Work, 2> without_last_column(const Work& whole) {
 
 template <class Work>
 static int dispatch(int64_t stride, const Work& work) {
-  const bool pixels = stride == 0;
+  const bool pixels = stride <= 0;
   if (!pixels && work.walk.w.count > 1 && work.walk.w.count % 2) {
     // For 7 columns, patches of two would waste an eighth of the lanes.
     const auto [most, last] = without_last_column(work);

@@ -1,5 +1,5 @@
-// Views of a group of outputs: patches, or runs of pixels for 1 x 1
-// convolutions of stride 1, which need no transposition.
+// Views of a group of outputs: patches; for 1 x 1 convolutions of stride 1
+// runs of pixels, which need no transposition; rows for linear layers.
 #pragma once
 
 #include "pack.h"
@@ -7,6 +7,7 @@
 // STRIDE is the length of a row in the packed tile, in vectors.
 template <int ROWS_, int COLS_, int STRIDE_>
 struct Patches {
+  static constexpr bool BY_FILTER = true;  // written one by one
   static constexpr int ROWS = ROWS_, COLS = COLS_, STRIDE = STRIDE_;
   static constexpr int T = ROWS * COLS;
   const Sizes& sizes;
@@ -75,14 +76,16 @@ struct Patches {
       pack<COLS>(y, filter, outputs, tile_);
   }
 
-  void write(const float* tile_, int64_t filter, const Epilogue& e,
+  void write(const float* sums, int64_t filter, int64_t end, const Epilogue& e,
              float* y) const {
-    unpack<ROWS, COLS>(tile_, target, filter, e, y);
+    for (; filter < end; ++filter, sums += T * LANES)
+      unpack<ROWS, COLS>(sums, target, filter, e, y);
   }
 };
 
 template <int ROWS_, int COLS_>
 struct Pixels {
+  static constexpr bool BY_FILTER = true;
   static constexpr int ROWS = ROWS_, COLS = COLS_, STRIDE = 2;
   static constexpr int T = ROWS * COLS;
   const Sizes& sizes;
@@ -152,13 +155,19 @@ struct Pixels {
         store(tile_ + t * LANES, gather(y + filter * pixels, t, output[t]));
   }
 
-  void write(const float* tile_, int64_t filter, const Epilogue& e,
+  void write(const float* sums, int64_t filter, int64_t end, const Epilogue& e,
              float* y) const {
+    for (; filter < end; ++filter, sums += T * LANES)
+      write_filter(sums, filter, e, y);
+  }
+
+  void write_filter(const float* sums, int64_t filter, const Epilogue& e,
+                    float* y) const {
     y += filter * pixels;
     const float* residual =
         e.residual ? e.residual + filter * pixels : nullptr;
     for (int t = 0; t < T; ++t) {
-      vec v = load(tile_ + t * LANES);
+      vec v = load(sums + t * LANES);
       if (residual) v += gather(residual, t, output[t]);
       if (e.relu) v = relu(v);
       if (together[t])
@@ -169,5 +178,128 @@ struct Pixels {
           asm volatile("");
         }
     }
+  }
+};
+
+// Rows of features, transposed while they are packed and written.
+template <int ROWS_, int COLS_>
+struct Rows {
+  static constexpr int ROWS = ROWS_, COLS = COLS_, STRIDE = 2;
+  static constexpr int T = ROWS * COLS;
+  static constexpr int LINE = 16;  // floats of a cache line
+  static constexpr bool BY_FILTER = false;
+  const Sizes& sizes;
+  int64_t first = 0, live = 0;  // rows of the group
+
+  Rows(const Sizes& s, const Walk&) : sizes(s) {}
+
+  static int64_t groups(const Sizes& s, const Walk& walk) {
+    return Pixels<ROWS, COLS>::groups(s, walk);
+  }
+
+  int64_t tile() const { return MAX_ROWS * STRIDE; }
+
+  void move(int64_t index) {
+    first = index * T * LANES;
+    const int64_t rows = sizes.images * sizes.out_h * sizes.out_w;
+    live = std::min<int64_t>(rows - first, T * LANES);
+  }
+
+  bool reads_inputs(int64_t, int64_t) const { return true; }
+
+  // Packs features [start, end) of `width`, with zeros in idle lanes. Feature
+  // i of vector t goes to tile + (i * step + place(t)) * LANES.
+  template <class Place>
+  void pack(const float* x, int64_t width, int64_t start, int64_t end,
+            int64_t step, float* tile_, Place place) const {
+    x += first * width;
+    for (int t = 0; t < T; ++t)
+      for (int l = 0; l < LANES; l += 8) {
+        const int64_t row = t * LANES + l;
+        float* to = tile_ + place(t) * LANES + l;
+        for (int64_t i = start; i < end; i += 4, to += 4 * step * LANES) {
+          const float* from = x + row * width + i;
+          if (row + 8 <= live && i + 4 <= width) {
+            vec8 v[4];
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j)
+              v[j] = join(load_any<vec4>(from + j * width),
+                          load_any<vec4>(from + (j + 4) * width));
+            transpose4(v);
+#pragma GCC unroll 4
+            for (int j = 0; j < 4; ++j)
+              if (i + j < end) store_any(to + j * step * LANES, v[j]);
+            continue;
+          }
+          for (int64_t c = 0; c < std::min<int64_t>(4, end - i); ++c)
+            for (int j = 0; j < 8; ++j)
+              to[c * step * LANES + j] =
+                  row + j < live ? from[j * width + c] : 0;
+        }
+      }
+  }
+
+  void pack_inputs(const float* x, int64_t plane, int64_t end,
+                   float* tile_) const {
+    pack(x, sizes.channels, plane, end, tile(), tile_,
+         [](int t) { return t / COLS * STRIDE + t % COLS; });
+  }
+
+  void pack_outputs(const float* y, int64_t filter, int64_t end,
+                    float* tile_) const {
+    pack(y, sizes.filters, filter, end, T, tile_, [](int t) { return t; });
+  }
+
+  // A line holds many features: each prefetches it for some of the rows.
+  void prefetch_inputs(const float* x, int64_t plane) const {
+    const int64_t row = plane % LANES * T;
+    x += (first + row) * sizes.channels + plane / LINE * LINE;
+    for (int t = 0; t < T && row + t < live; ++t)
+      __builtin_prefetch(x + t * sizes.channels, 0, 2);
+  }
+
+  void prefetch_outputs(const float*, int64_t) const {}
+
+  // Writes all features of a few rows, along the rows: hardware prefetches.
+  void write(const float* sums, int64_t filter, int64_t end, const Epilogue& e,
+             float* y) const {
+    const float* residual =
+        e.residual ? e.residual + first * sizes.filters : nullptr;
+    y += first * sizes.filters;
+    for (int64_t row = 0; row < live; row += 8)
+      for (int64_t i = filter; i < end; i += 4)
+        write_features(sums + (i - filter) * T * LANES + row, i,
+                       std::min<int64_t>(4, end - i), row, residual, e.relu,
+                       y);
+  }
+
+  // Writes up to 4 features of up to 8 rows.
+  void write_features(const float* sums, int64_t feature, int64_t count,
+                      int64_t row, const float* residual, bool is_relu,
+                      float* y) const {
+    const int64_t width = sizes.filters, at = row * width + feature;
+    y += at;
+    if (residual) residual += at;
+    if (row + 8 <= live && count == 4) {
+      vec8 v[4];
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) v[i] = load_any<vec8>(sums + i * T * LANES);
+      transpose4(v);
+#pragma GCC unroll 8
+      for (int j = 0; j < 8; ++j) {
+        const vec8 both = v[j % 4];
+        vec4 four = j < 4 ? SHUFFLE(both, both, 0, 1, 2, 3)
+                          : SHUFFLE(both, both, 4, 5, 6, 7);
+        if (residual) four += load_any<vec4>(residual + j * width);
+        store_any(y + j * width, is_relu ? relu(four) : four);
+      }
+      return;
+    }
+    for (int j = 0; j < std::min<int64_t>(8, live - row); ++j)
+      for (int64_t i = 0; i < count; ++i) {
+        float v = sums[i * T * LANES + j];
+        if (residual) v += residual[j * width + i];
+        y[j * width + i] = is_relu && v < 0 ? 0 : v;
+      }
   }
 };
