@@ -1,6 +1,6 @@
 """Distributions of a sparsity over layers, in exact counts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -173,14 +173,18 @@ class Grouped(Distribution):
         self.rest, self.sparsities = rest, sparsities
         self.needs_sparsity = rest.needs_sparsity
 
-    def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
-        """Return the groups' densities, and those of ``rest``."""
-        found = first_matches(self.sparsities, shapes, 'groups')
-        fixed = {
+    def fixed(self, names: Iterable[str]) -> dict[str, float]:
+        """Return the densities of layers whose group has a sparsity."""
+        found = first_matches(self.sparsities, names, 'groups')
+        return {
             name: 1 - value
             for name, pattern in found.items()
             if (value := self.sparsities[pattern]) is not None
         }
+
+    def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
+        """Return the groups' densities, and those of ``rest``."""
+        fixed = self.fixed(shapes)
         rest = {n: shape for n, shape in shapes.items() if n not in fixed}
         densities = self.rest.densities(rest, sparsity) | fixed
         return {name: densities[name] for name in shapes}
