@@ -211,6 +211,15 @@ def test_groups_that_cannot_be_are_refused(groups, words):
 def test_first_masks_of_scores_take_no_sparsity_of_a_group():
     with pytest.raises(UserError, match='leave the sparsity out of groups'):
         training({'a.*': dict(sparsity=0.5)}, init='SNIP')
+    with pytest.raises(UserError, match="^init='SNIP' spreads"):  # No group's.
+        training({'a.*': dict(end=0.5)}, init='SNIP', distribution='ERK')
+
+
+def test_a_structure_is_named_with_the_algorithm():
+    options = MaskOptions(algorithm=dict(type='SET', structure='NM'))
+    words = "SET with structure=dict(type='NM', n=2, m=4)"
+    assert options.name_algorithms(['a', 'b']) == words
+    assert MaskOptions(algorithm='SET').name_algorithms(['a']) == 'SET'
 
 
 def test_training_flops_add_up_over_groups():
