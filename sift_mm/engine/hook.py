@@ -52,7 +52,6 @@ from sift_mm.sparsity import (
     RunOptions,
     SparseExecution,
 )
-from sift_mm.sparsity.distributions import Grouped
 from sift_mm.sparsity.saved_state import check_counts, find_changes
 from sift_mm.sparsity.structures import check_structures
 
@@ -233,7 +232,7 @@ class SparseTrainingHook(Hook):
             spread = isinstance(options.initializer, NetworkInitializer)
             costs = plan.costs if spread else None
             check_counts(masks, expected, costs)
-        elif not start.resumed and isinstance(plan.distribution, Grouped):
+        elif not start.resumed:
             own = plan.distribution.fixed(masks)
             check_counts({name: masks[name] for name in own}, expected)
         return masks

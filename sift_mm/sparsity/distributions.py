@@ -21,6 +21,15 @@ class Distribution:
 
     needs_sparsity: bool = True
 
+    def fixed(self, names: Iterable[str]) -> dict[str, float]:
+        """Return the densities that no overall sparsity changes, by name."""
+        return {}
+
+    def needs_sparsity_for(self, names: Iterable[str]) -> bool:
+        """Return True if the count of a layer depends on the sparsity."""
+        names = list(names)
+        return self.needs_sparsity and len(self.fixed(names)) < len(names)
+
     def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
         """Return the density of each layer, in [0, 1], by name.
 

@@ -120,6 +120,15 @@ def test_a_resumed_run_goes_on_bit_for_bit():
         assert torch.equal(mask, masks(sparse)[name])
 
 
+def test_groups_of_all_layers_need_no_other_sparsity():
+    halves = dict(algorithm=dict(type='RigL', structure='NM'))
+    groups = {'[ab].*': halves, '*': dict(sparsity=0.75)}
+    counts = training(groups, sparsity=None)[1].masks.counts().values()
+    assert [*counts] == [32, 32, 16, 16, 16]
+    with pytest.raises(UserError, match='No sparsity is given'):
+        training({'a.*': halves}, sparsity=None)
+
+
 @pytest.mark.parametrize(
     'groups, words',
     [
