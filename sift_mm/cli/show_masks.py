@@ -1,5 +1,6 @@
 """Print the masks of a checkpoint, by layer and in total."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -50,12 +51,17 @@ def to_text(report: dict[str, Any]) -> str:
 
 def _training(report: Mapping[str, Any]) -> str:
     """Describe algorithm and structure in a line."""
-    algorithm, structure = report['algorithm'], report['structure']
-    if algorithm is None:
+    if report['algorithm'] is None:
         return report['checkpoint']
-    text = f'{report["checkpoint"]}: {algorithm}'
-    if structure is not None:
-        text += f', structure={describe_structure(structure)}'
-    if groups := report['groups']:
-        text += f' (other options in groups: {", ".join(groups)})'
+    text = f'{report["checkpoint"]}: {_rule(report)}'
+    if groups := Counter(map(_rule, report['groups'].values())):
+        others = '; '.join(f'{rule} ({n})' for rule, n in groups.items())
+        text += f' (in groups: {others})'
     return f'{text}, after {report["steps"]:,} steps'
+
+
+def _rule(options: Mapping[str, Any]) -> str:
+    text = options['algorithm']
+    if (structure := options['structure']) is not None:
+        text += f', structure={describe_structure(structure)}'
+    return text

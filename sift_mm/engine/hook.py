@@ -232,6 +232,9 @@ class SparseTrainingHook(Hook):
             spread = isinstance(options.initializer, NetworkInitializer)
             costs = plan.costs if spread else None
             check_counts(masks, expected, costs)
+        elif not start.resumed:
+            own = plan.distribution.fixed(masks)
+            check_counts({name: masks[name] for name in own}, expected)
         return masks
 
     def _shared_seed(self, runner: Runner) -> int:

@@ -111,7 +111,8 @@ class MaskPlan:
                 f'{sorted(sizes)}; masks are drawn at one.'
             )
         written = next(iter(sizes), sparsity)
-        if written is None and not self.distribution.needs_sparsity:
+        needed = self.distribution.needs_sparsity_for(self.parameters)
+        if written is None and not needed:
             return 0.0  # Each layer has its own sparsity.
         if written is None:
             raise UserError(

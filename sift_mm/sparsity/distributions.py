@@ -1,6 +1,6 @@
 """Distributions of a sparsity over layers, in exact counts."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from math import prod
 
@@ -20,6 +20,15 @@ class Distribution:
     """
 
     needs_sparsity: bool = True
+
+    def fixed(self, names: Iterable[str]) -> dict[str, float]:
+        """Return the densities that no overall sparsity changes, by name."""
+        return {}
+
+    def needs_sparsity_for(self, names: Iterable[str]) -> bool:
+        """Return True if the count of a layer depends on the sparsity."""
+        names = list(names)
+        return self.needs_sparsity and len(self.fixed(names)) < len(names)
 
     def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
         """Return the density of each layer, in [0, 1], by name.
@@ -173,14 +182,18 @@ class Grouped(Distribution):
         self.rest, self.sparsities = rest, sparsities
         self.needs_sparsity = rest.needs_sparsity
 
-    def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
-        """Return the groups' densities, and those of ``rest``."""
-        found = first_matches(self.sparsities, shapes, 'groups')
-        fixed = {
+    def fixed(self, names: Iterable[str]) -> dict[str, float]:
+        """Return the densities of layers whose group has a sparsity."""
+        found = first_matches(self.sparsities, names, 'groups')
+        return {
             name: 1 - value
             for name, pattern in found.items()
             if (value := self.sparsities[pattern]) is not None
         }
+
+    def densities(self, shapes: Shapes, sparsity: float) -> dict[str, float]:
+        """Return the groups' densities, and those of ``rest``."""
+        fixed = self.fixed(shapes)
         rest = {n: shape for n, shape in shapes.items() if n not in fixed}
         densities = self.rest.densities(rest, sparsity) | fixed
         return {name: densities[name] for name in shapes}

@@ -66,7 +66,7 @@ class MaskSet(Mapping[str, Tensor]):
         counts: Mapping[str, int],
         initializer: Initializer,
         seed: int,
-        structure: Structure | Mapping[str, Structure] = Unstructured(),  # noqa: B008, has no state
+        structures: Mapping[str, Structure] | None = None,
     ) -> 'MaskSet':
         """Draw the first masks of a run, the same on every rank.
 
@@ -77,24 +77,25 @@ class MaskSet(Mapping[str, Tensor]):
                 which the structure may round.
             initializer (Initializer): Initializer of the masks.
             seed (int): Seed of the masks.
-            structure (Structure | Mapping): Structure of the masks, or one
-                for each name.
+            structures (Mapping, optional): Structure of each mask.
 
         Raises:
             TypeError: If a parameter is sharded over ranks.
         """
         refuse_pieces(parameters.values())
-        if isinstance(structure, Structure):
-            structure = dict.fromkeys(parameters, structure)
+        plain = dict.fromkeys(parameters, Unstructured())
+        structures = structures or plain
         return cls(
             parameters,
             {
                 name: filters_first(
                     initializer.mask(
                         weight,
-                        structure[name].fit(tuple(weight.shape), counts[name]),
+                        structures[name].fit(
+                            tuple(weight.shape), counts[name]
+                        ),
                         generator_for(seed, 0, name),
-                        structure[name],
+                        structures[name],
                     ),
                     p,
                 )

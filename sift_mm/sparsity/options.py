@@ -111,8 +111,21 @@ class MaskOptions:
     def __post_init__(self) -> None:
         for name, value in read_arguments(type(self), vars(self)).items():
             object.__setattr__(self, name, value)
+        self._check_init()
         groups = {p: self._read_group(p, g) for p, g in self.groups.items()}
         object.__setattr__(self, 'groups', groups)
+        own = any(
+            group.get('sparsity') is not None for group in groups.values()
+        )
+        if own and isinstance(self.init, NetworkInitializer):
+            raise UserError(
+                f'init={type(self.init).__name__!r} gives each layer a '
+                'density by its scores; leave the sparsity out of groups, and '
+                'structures of one density.'
+            )
+
+    def _check_init(self) -> None:
+        """Refuse options beside first masks that set densities of layers."""
         if not isinstance(self.init, NetworkInitializer):
             return
         name = type(self.init).__name__
@@ -120,12 +133,6 @@ class MaskOptions:
             raise UserError(
                 f'init={name!r} spreads the active weights over the layers by '
                 'its scores; leave distribution out.'
-            )
-        if any(group.get('sparsity') is not None for group in groups.values()):
-            raise UserError(
-                f'init={name!r} gives each layer a density by its scores; '
-                'leave the sparsity out of groups, and structures of one '
-                'density.'
             )
         if self.algorithm.changes_density:
             raise UserError(
@@ -206,22 +213,18 @@ class MaskOptions:
         return {name: own.algorithm.structure for name, own in layers.items()}
 
     def name_algorithms(self, names: Iterable[str]) -> str:
-        """Return the algorithm's name, or those of groups with their layers.
+        """Return algorithm and structure, of groups with their layers.
 
         Args:
             names (Iterable[str]): Names of all masked parameters.
         """
         if not self.groups:
-            return type(self.algorithm).__name__
+            return _name(self.algorithm)
         names, layers = list(names), Counter[str]()
         found = first_matches(self.groups, names, 'groups')
         for name in names:
             own = self.groups.get(found.get(name, ''), {})
-            algorithm = own.get('algorithm', self.algorithm)
-            text = type(algorithm).__name__
-            if not isinstance(algorithm.structure, Unstructured):
-                structure = describe_structure(algorithm.structure.describe())
-                text += f' with structure={structure}'
+            text = _name(own.get('algorithm', self.algorithm))
             if (sparsity := own.get('sparsity')) is not None:
                 text += f' at sparsity {sparsity:g}'
             layers[text] += 1
@@ -322,6 +325,15 @@ class MaskOptions:
             dense = cost({}) - cost(none)
             total += count(own, sparse, dense) - count(self, sparse, dense)
         return total
+
+
+def _name(algorithm: Algorithm) -> str:
+    """Return the name of an algorithm, with its structure."""
+    text = type(algorithm).__name__
+    if isinstance(algorithm.structure, Unstructured):
+        return text
+    structure = describe_structure(algorithm.structure.describe())
+    return f'{text} with structure={structure}'
 
 
 @dataclass(frozen=True)

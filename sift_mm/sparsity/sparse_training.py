@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 from sift_mm.errors import UserError
 from sift_mm.orientation import filter_shape
 from sift_mm.sparsity.algorithms import AlgorithmLike
-from sift_mm.sparsity.distributions import Distribution
 from sift_mm.sparsity.execution import SparseExecution
 from sift_mm.sparsity.first_masks import (
     draw_masks,
@@ -81,7 +80,9 @@ class SparseTraining:
         }
         share = chosen.shares
         shapes = {n: filter_shape(p) for n, p in parameters.items()}
-        asked = share.counts(shapes, _sparsity(chosen.sparsity, layers, share))
+        needed = share.needs_sparsity_for(shapes)
+        sparsity = _sparsity(chosen.sparsity, layers) if needed else 0.0
+        asked = share.counts(shapes, sparsity)
         self._structures = chosen.structures(parameters)
         counts = fit_counts(self._structures, model, asked)
         seed = chosen.seed or 0
@@ -275,19 +276,13 @@ def _clip_gradients_(gradients: list[Tensor], norm: float) -> None:
         gradient.mul_(scale.to(gradient.device))
 
 
-def _sparsity(
-    sparsity: float | None,
-    layers: Mapping[str, float],
-    distribution: Distribution,
-) -> float:
+def _sparsity(sparsity: float | None, layers: Mapping[str, float]) -> float:
     """Return the common sparsity of layers and arguments.
 
     Raises:
-        ValueError: If there are several, or none and one is needed.
+        ValueError: If there are several, or none.
     """
     found = {round(1 - value, 12) for value in layers.values()}
-    if not distribution.needs_sparsity:
-        return 0.0
     if sparsity is not None:
         if any(abs(sparsity - one) > 1e-6 for one in found):
             raise UserError(

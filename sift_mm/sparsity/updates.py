@@ -80,6 +80,7 @@ class MaskUpdate:
     final: Mapping[str, int]
     live: list[str]
     growth: dict[str, Growth] = field(default_factory=dict)
+    gradients: dict[str, Tensor] = field(default_factory=dict)
 
     def _state(self, name: str, draw: str) -> LayerState:
         parameter = self.masks.parameters[name]
@@ -87,7 +88,7 @@ class MaskUpdate:
         tensors = (
             self.masks[name],
             parameter.detach(),
-            parameter.grad,
+            self.gradients.get(name, parameter.grad),
             slots_of(self.optimizer, parameter),
             self.change.momentum.get(name),
         )
@@ -108,9 +109,11 @@ class MaskUpdate:
         )
 
     def shortlist(self) -> None:
-        """Compute growth scores from the dense gradients."""
+        """Compute growth scores from the dense gradients, before the step."""
         for name in self.live:
-            own = self.counts.of(name)
+            own, parameter = self.counts.of(name), self.masks.parameters[name]
+            if own.algorithm.drops_by_gradient and parameter.grad is not None:
+                self.gradients[name] = parameter.grad.detach().clone()
             if own.algorithm.needs_gradient:
                 self.growth[name] = own.algorithm.shortlist(
                     self._state(name, ''), own.fraction(self.change.step)

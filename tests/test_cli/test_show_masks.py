@@ -60,3 +60,14 @@ def test_json_has_all_numbers(path, tmp_path, capsys):
     assert printed['checkpoint'] == path and printed['steps'] == 12345
     assert printed['layers'][0]['dead_outputs'] == 1
     assert printed['total']['density'] == 8 / 10
+
+
+def test_layers_of_groups_are_counted(path, capsys):
+    checkpoint = torch.load(path)
+    rule = dict(algorithm='SET', structure=dict(type='Unstructured'))
+    checkpoint['sparse_training']['groups'] = {'a': rule, 'b': rule}
+    torch.save(checkpoint, path)
+    main([path])
+    line = capsys.readouterr().out.splitlines()[0]
+    words = " (in groups: SET, structure='Unstructured' (2)), after 12,345"
+    assert words in line

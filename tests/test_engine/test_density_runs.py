@@ -24,6 +24,16 @@ GRADUAL = dict(
     GraNet=dict(algorithm=dict(type='GraNet', initial=0.2), end=1.0),
     SNFS=dict(algorithm='SNFS', end=1.0),
     MEST=dict(algorithm=dict(type='MEST', soft=True), end=1.0),
+    groups=dict(
+        algorithm=dict(type='GraNet', initial=0.2, structure='ConstantFanIn'),
+        end=1.0,
+        include=['*.weight'],
+        groups={
+            'out.*': dict(
+                algorithm=dict(type='SNFS', structure='NM'), interval=3
+            )
+        },
+    ),
 )
 
 
@@ -49,7 +59,9 @@ def test_a_killed_run_ends_as_the_unbroken_one(name, tmp_path):
     assert process.exitcode == -signal.SIGKILL
     resumed = toy_run(work_dir, GRADUAL[name], resume=True)
     assert_same(final_state(resumed), final_state(whole))
-    assert hook_of(resumed).trainer.masks.counts() == {'hidden.weight': 64}
+    counts = {'hidden.weight': 64}
+    counts |= {'out.weight': 8} if name == 'groups' else {}
+    assert hook_of(resumed).trainer.masks.counts() == counts
 
 
 @pytest.mark.parametrize('initial', [0.0, 0.2])

@@ -288,3 +288,9 @@ def test_scores_of_the_whole_network_have_the_flops_of_the_budget():
     assert found.budget.ratio(found.densities_of(counts)) == pytest.approx(
         1, abs=1e-4
     )
+
+
+def test_groups_of_all_layers_need_no_other_sparsity():
+    own = MaskOptions(groups={'*': dict(sparsity=0.75)}).shares
+    found = MaskPlan(nn.Linear(8, 8), own, include=['*weight'])
+    assert (found.nominal_sparsity, found.counts) == (0.0, {'weight': 16})

@@ -13,8 +13,10 @@ from helpers.toy_runs import (
     toy_run,
     toy_runner,
 )
+from sift_mm.checkpoint.reading import read
+from sift_mm.cli.publish_model import publish
 from sift_mm.engine.transfer import Start
-from sift_mm.sparsity import RunOptions
+from sift_mm.sparsity import NM, Block, RunOptions
 
 MASKS = dict(masks={}, transfer='')
 TAKEN = dict(masks={}, transfer='fixed')
@@ -174,6 +176,84 @@ def test_masks_of_another_sparsity_are_refused(source, tmp_path, by):
     runner = starts_from(source, tmp_path / 'b', by, sparsity=0.75)
     with pytest.raises(ValueError, match='sparsity=0.5 there and 0.75 here'):
         runner.train()
+
+
+def grouped(filters=2, **more):
+    """Return options: 2:4 in one layer, blocks of a density in the other."""
+    rule = dict(type='SET', structure=dict(type='Block', filters=filters))
+    group = dict(algorithm=rule, sparsity=0.75) | more
+    return dict(
+        algorithm=dict(type='RigL', structure='NM'),
+        include=['*.weight'],
+        groups={'hidden.*': group},
+    )
+
+
+@pytest.fixture(scope='module', params=[False, True], ids=['slim', 'compact'])
+def published(request, tmp_path_factory):
+    """Publish the checkpoint of a run with groups; return the file."""
+    folder = tmp_path_factory.mktemp('groups')
+    toy_run(folder, grouped(), epochs=2)
+    return publish(
+        folder / 'epoch_2.pth', folder / 'out.pth', small=request.param
+    )
+
+
+@pytest.mark.parametrize(
+    'hook',
+    [
+        dict(include=['*.weight']),
+        grouped(),
+        grouped() | dict(transfer='train'),
+    ],
+    ids=['of the file', 'fixed', 'train'],
+)
+def test_a_published_file_keeps_the_groups(published, tmp_path, hook):
+    runner = toy_run(tmp_path / 'b', hook, load_from=str(published))
+    masks = hook_of(runner).trainer.masks
+    assert masks.counts() == {'hidden.weight': 32, 'out.weight': 8}
+    assert Block(2).has(masks['hidden.weight'])
+    assert NM(2, 4).has(masks['out.weight'])
+    source = read(published)['sparse_training']
+    moved = not torch.equal(
+        masks['hidden.weight'], source['masks']['hidden.weight']
+    )
+    assert moved == ('transfer' in hook)
+    saved = load(tmp_path / 'b/epoch_4.pth')['sparse_training']
+    for state in (saved, source):
+        own = state['groups']['hidden.weight']
+        assert own['structure'] == {'type': 'Block', 'filters': 2}
+        assert state['structure'] == {'type': 'NM', 'n': 2, 'm': 4}
+    own = saved['groups']['hidden.weight']['algorithm']
+    assert own == ('SET' if moved else 'Static')
+
+
+@pytest.mark.parametrize(
+    'hook, words',
+    [
+        (
+            grouped(sparsity=0.5),
+            "'hidden.weight' has 32 active weights and is to have 64",
+        ),
+        (
+            grouped(filters=4),
+            "dict.type='Block', filters=2.*and the .* has .*filters=4.*"
+            "use .* groups={'hidden.weight': dict.algorithm=dict.type='SET'",
+        ),
+        (
+            dict(include=['*.weight'], transfer='train'),
+            "filters=2.* for 'hidden.weight' .* has 'Unstructured'",
+        ),
+    ],
+)
+def test_a_published_file_with_other_groups_is_refused(
+    published, tmp_path, hook, words
+):
+    for transfer in {'train', hook.get('transfer', 'fixed')}:
+        hook = hook | dict(transfer=transfer)
+        runner = toy_runner(tmp_path / 'b', hook, load_from=str(published))
+        with pytest.raises(ValueError, match=words):
+            runner.train()
 
 
 def test_contradictory_arguments_are_refused(tmp_path):

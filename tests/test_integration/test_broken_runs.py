@@ -54,7 +54,8 @@ def test_ranks_killed_while_the_density_falls_end_as_unbroken_ones(
     config = make_config(
         'mmpretrain',
         AUGMENTED + "custom_hooks[0].update(algorithm=dict(type='GraNet'"
-        ', initial=0.0))\n',
+        ", initial=0.0), groups={'*.layer2.*': dict(algorithm=dict("
+        "type='SNFS', structure='Block'), interval=2)})\n",
     )
     train_ranks(config, tmp_path / 'whole', ranks=ranks)
     tool, folder = ROOT / 'tools/train.py', tmp_path / 'broken'

@@ -75,6 +75,23 @@ def test_mest_by_hand():
     assert rule.training_flops(10, 90, 4, 1.0) == 30
 
 
+@pytest.mark.parametrize('clip', [None, 1e-3])
+def test_mest_reads_the_gradient_before_clipping_and_step(clip):
+    layer = nn.Linear(8, 1, bias=False)
+    layer.weight.data = torch.arange(1.0, 9).view(1, 8)
+    # In its foreach form, Nesterov momentum is added to the gradient itself.
+    options = dict(momentum=0.9, nesterov=True, foreach=True)
+    optimizer = torch.optim.SGD(layer.parameters(), 1e-9, **options)
+    drop = dict(type='Constant', initial=0.25)
+    sparse = masked(layer, 'MEST', optimizer, init='TopK', drop_fraction=drop)
+    for place, value in (5, 100.0), (4, 9.0):
+        layer.weight.grad = torch.zeros(1, 8)
+        layer.weight.grad[0, place] = value
+        sparse.step(clip=clip)
+    # |w| + |g| of the active weights is 5 + 9, 6, 7 and 8: the second goes.
+    assert sparse.masks['weight'][0, [4, 5, 6, 7]].tolist() == [1, 0, 1, 1]
+
+
 def test_a_factor_that_float32_cannot_hold_is_refused():
     with pytest.raises(UserError, match='lam is a number from 0 to 3e38'):
         ALGORITHMS.build(dict(type='MEST', lam=4e38))

@@ -120,6 +120,15 @@ def test_a_resumed_run_goes_on_bit_for_bit():
         assert torch.equal(mask, masks(sparse)[name])
 
 
+def test_groups_of_all_layers_need_no_other_sparsity():
+    halves = dict(algorithm=dict(type='RigL', structure='NM'))
+    groups = {'[ab].*': halves, '*': dict(sparsity=0.75)}
+    counts = training(groups, sparsity=None)[1].masks.counts().values()
+    assert [*counts] == [32, 32, 16, 16, 16]
+    with pytest.raises(UserError, match='No sparsity is given'):
+        training({'a.*': halves}, sparsity=None)
+
+
 @pytest.mark.parametrize(
     'groups, words',
     [
@@ -211,6 +220,15 @@ def test_groups_that_cannot_be_are_refused(groups, words):
 def test_first_masks_of_scores_take_no_sparsity_of_a_group():
     with pytest.raises(UserError, match='leave the sparsity out of groups'):
         training({'a.*': dict(sparsity=0.5)}, init='SNIP')
+    with pytest.raises(UserError, match="^init='SNIP' spreads"):  # No group's.
+        training({'a.*': dict(end=0.5)}, init='SNIP', distribution='ERK')
+
+
+def test_a_structure_is_named_with_the_algorithm():
+    options = MaskOptions(algorithm=dict(type='SET', structure='NM'))
+    words = "SET with structure=dict(type='NM', n=2, m=4)"
+    assert options.name_algorithms(['a', 'b']) == words
+    assert MaskOptions(algorithm='SET').name_algorithms(['a']) == 'SET'
 
 
 def test_training_flops_add_up_over_groups():

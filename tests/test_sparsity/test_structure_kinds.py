@@ -14,6 +14,7 @@ from sift_mm.sparsity import (
     SET,
     Block,
     ConstantFanIn,
+    FromWeights,
     LayerState,
     RigL,
     SRigL,
@@ -76,7 +77,7 @@ def test_masks_keep_structure_and_count(kind, shape, seed):
     for step, fraction in enumerate([0.1, 0.3, 1.0, 0.5]):
         assert mask.shape == shape and mask.is_contiguous()
         assert int(mask.sum()) == count and has(mask)
-        assert structure.has(mask) and structure.holds(mask, count)
+        assert structure.has(mask)
         weight = scores(shape, generator) * mask
         state = LayerState(
             mask,
@@ -119,7 +120,7 @@ def test_first_masks_have_the_largest_score_of_all(structure, has, shape):
             m
             for m in every[every.sum(1) == count].view(-1, *shape)
             # Full and last blocks have counts of their own.
-            if has(m) and structure.holds(m, count)
+            if has(m) and structure.has(m)
         ]
         best = max(rivals, key=lambda m: float(score[m].sum()))
         assert torch.equal(mask, best)
@@ -147,6 +148,36 @@ def test_updates_by_hand():
     state = LayerState(mask, weight, gradient)
     new = RigL(ConstantFanIn()).update(state, 0.75)
     assert new.int().tolist() == [[0, 0, 1, 1], [1, 0, 1, 0]]
+
+
+def test_a_filter_with_too_many_weights_loses_the_least():
+    # As SRigL leaves them: all weights in a filter, the other is ablated.
+    weight = torch.tensor([[1.0, 2, 4, 3], [0, 0, 0, 0]])
+    gradient = torch.tensor([[9.0, 9, 9, 9], [0, 9, 0, 8]])
+    state = LayerState(weight != 0, weight, gradient)
+    for rule in RigL(ConstantFanIn()), SRigL(0.0):
+        new = rule.update(state, 0.25)
+        assert new.int().tolist() == [[0, 0, 1, 1], [0, 1, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    'structure, weight, mask',
+    [
+        (NM(2, 4), [[0, 0, 5, 0, 1, 2, 0, 0]], [[1, 0, 1, 0, 1, 1, 0, 0]]),
+        (Block(2), [[5, 0, 1], [0, 0, 1]], [[1, 0, 1], [1, 0, 1]]),
+        (ConstantFanIn(), [[0, 0, 5], [1, 2, 0]], [[1, 0, 1], [1, 1, 0]]),
+    ],
+)
+def test_weights_that_are_zero_by_chance_stay_in_the_structure(
+    structure, weight, mask
+):
+    weight = torch.tensor(weight).float()
+    found = FromWeights().mask(weight, 4, torch.Generator(), structure)
+    assert found.int().tolist() == mask
+    weight = torch.zeros_like(weight)
+    weight[0, :3] = weight[-1, -1] = 1  # Three of a group or filter.
+    with pytest.raises(ValueError, match='are not of structure='):
+        FromWeights().mask(weight, 4, torch.Generator(), structure)
 
 
 FILTERS = [[9.0, 8, 0, 0], [7, 6, 0, 0], [0.1, 0.2, 0, 0], [5, 4, 0, 0]]

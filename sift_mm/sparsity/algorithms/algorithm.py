@@ -83,12 +83,15 @@ class Algorithm:
             gradient.
         needs_momentum (bool): True if the growth score reads the running mean
             of the dense gradients, which then are needed in every step.
+        drops_by_gradient (bool): True if the drop score reads the gradient,
+            of which a copy is kept: clipping and optimizers change it.
         regrows (bool): True if the drop fraction moves weights.
     """
 
     dynamic = True
     needs_gradient = False
     needs_momentum = False
+    drops_by_gradient = False
     regrows = True
     structure: Structure = Unstructured()
 

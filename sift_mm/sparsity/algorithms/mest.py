@@ -26,6 +26,8 @@ class MEST(SET):
         structure (str | dict | Structure): Structure of the masks.
     """
 
+    drops_by_gradient = True
+
     def __init__(
         self,
         lam: Factor = 1.0,

@@ -12,7 +12,11 @@ from sift_mm.sparsity.algorithms.algorithm import (
 )
 from sift_mm.sparsity.algorithms.rigl import RigL
 from sift_mm.sparsity.selection import top_mask
-from sift_mm.sparsity.structures import ConstantFanIn, StructureLike
+from sift_mm.sparsity.structures import (
+    ConstantFanIn,
+    StructureLike,
+    Unstructured,
+)
 from sift_mm.validation import Share
 
 
@@ -44,7 +48,7 @@ class SRigL(RigL):
         assert isinstance(self.structure, ConstantFanIn)
         mask, active, rows = layer.mask, count(layer.mask), self.structure.rows
         score = self.drop_score(layer)
-        kept = self.structure.drop(score, mask, growth.k)
+        kept = Unstructured().drop(score, mask, growth.k)
         k = min(growth.k, mask.numel() - active)
         salient = rows(kept | top_mask(growth.scores, k, ~mask)).sum(1)
         least = max(1, int(self.salient * (active // len(mask))))
@@ -54,7 +58,5 @@ class SRigL(RigL):
         fan_ins = torch.zeros_like(salient)
         fan_ins[order[:stay]] = active // stay
         fan_ins[order[: active % stay]] += 1
-        score = (-score).masked_fill(~kept, -torch.inf)
-        most = fan_ins.minimum(rows(kept).sum(1))
-        kept = self.structure.fill(score, torch.zeros_like(kept), most)
+        kept = self.structure.keep(score, kept, fan_ins)
         return self.structure.fill(growth.scores, kept, fan_ins)

@@ -32,6 +32,8 @@ class FromWeights(Initializer):
     ) -> Tensor:
         """Return the mask of the nonzero weights.
 
+        A structure also gets the places of weights that are zero by chance.
+
         Raises:
             ValueError: If their number differs from ``count`` by more than
                 :func:`count_tolerance`, or they violate the structure.
@@ -45,11 +47,16 @@ class FromWeights(Initializer):
                 'load a network pruned to that sparsity, or choose the '
                 "initial mask 'TopK' or 'Random'."
             )
-        if not structure.holds(mask, count):
-            raise UserError(
-                f'The non-zero entries of a weight of shape '
-                f'{tuple(weight.shape)} are not of structure='
-                f'{type(structure).__name__!r}; load a network pruned so, or '
-                "choose the initial mask 'TopK' or 'Random'."
-            )
-        return mask
+        if isinstance(structure, Unstructured):
+            return mask
+        whole = structure.first(mask.float(), count)
+        if not (mask & ~whole).any():
+            return whole
+        if structure.has(mask):
+            return mask  # Filters that SRigL ablated.
+        raise UserError(
+            f'The non-zero entries of a weight of shape '
+            f'{tuple(weight.shape)} are not of structure='
+            f'{type(structure).__name__!r}; load a network pruned so, or '
+            "choose the initial mask 'TopK' or 'Random'."
+        )

@@ -73,12 +73,6 @@ class Block(Structure):
         """Return the scores of places, in place of those of weights."""
         return self._sums(score)
 
-    def holds(self, mask: Tensor, count: int) -> bool:
-        """Return True if a mask is of the structure, whatever the count."""
-        # A place is active in all filters of a block or in none.
-        whole = self.first(mask.float(), count_active(mask))
-        return bool((mask == whole).all())
-
     def _sizes(self, shape: tuple[int, ...]) -> list[int]:
         """Return the filters of a full block, and of the last if fewer."""
         blocks, rest = divmod(shape[0], self.filters)

@@ -6,7 +6,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sift_mm.checkpoint.packing import count as count_active
 from sift_mm.sparsity.structures.rows import Rows
 from sift_mm.sparsity.structures.structure import STRUCTURES
 
@@ -28,13 +27,6 @@ class ConstantFanIn(Rows):
         """Return the fan-ins; the first filters have the remainder."""
         fan_in, more = divmod(count, shape[0])
         return fan_in + (torch.arange(shape[0]) < more).long()
-
-    def holds(self, mask: Tensor, count: int) -> bool:
-        """Return True if no filter exceeds the fan-in of the active ones."""
-        fan_ins = self.rows(mask).sum(1)
-        live = int((fan_ins > 0).sum())
-        active = max(count, count_active(mask))
-        return live > 0 and int(fan_ins.max()) <= -(-active // live)
 
     def has(self, mask: Tensor) -> bool:
         """Return True if the fan-ins of active filters differ by one."""

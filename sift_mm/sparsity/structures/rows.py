@@ -15,7 +15,8 @@ class Rows(Structure):
     """Base of structures that give each row of a weight its own count.
 
     Drops rank a layer's weights together, like without structure; growth
-    refills each row. So a weight moves within its row alone.
+    refills each row. So a weight moves within its row alone, but from rows
+    with more than their count, as SRigL leaves them.
     """
 
     def rows(self, tensor: Tensor, fill: Any = 0) -> Tensor:
@@ -31,8 +32,20 @@ class Rows(Structure):
         raise NotImplementedError
 
     def drop(self, score: Tensor, mask: Tensor, k: int) -> Tensor:
-        """Drop the k highest scores among the layer's active weights."""
-        return Unstructured().drop(score, mask, k)
+        """Drop the layer's k highest scores, and those too many in a row."""
+        kept = Unstructured().drop(score, mask, k)
+        counts = self.row_counts(mask.shape, count_active(mask))
+        return self.keep(score, kept, counts)
+
+    def keep(self, score: Tensor, mask: Tensor, counts: Tensor) -> Tensor:
+        """Return at most ``counts`` active weights of each row."""
+        active = self.rows(mask).sum(1)
+        counts = counts.to(active.device)
+        if bool((active <= counts).all()):
+            return mask
+        score = (-score).masked_fill(~mask, -torch.inf)
+        none = torch.zeros_like(mask)
+        return self.fill(score, none, active.minimum(counts))
 
     def grow(self, score: Tensor, mask: Tensor, k: int) -> Tensor:
         """Fill each row with its best inactive weights."""

@@ -79,17 +79,11 @@ class Structure:
         rest = (-score).nan_to_num(-most).clamp(-most, most)
         return self.first(rest.masked_fill(~mask, -torch.inf), count)
 
-    def holds(self, mask: Tensor, count: int) -> bool:
-        """Return True if a mask of the structure contains the given mask."""
-        count = max(count, int(mask.count_nonzero()))
-        whole = self.first(mask.float(), self.fit(tuple(mask.shape), count))
-        return not bool((mask & ~whole).any())
-
     def has(self, mask: Tensor) -> bool:
         """Return True if a mask is of the structure."""
         active = count_active(mask)
         exact = self.fit(tuple(mask.shape), active) == active
-        return exact and self.holds(mask, active)
+        return exact and torch.equal(self.first(mask.float(), active), mask)
 
     def describe(self) -> dict[str, Any]:
         """Return name and attributes in the form of a config."""
@@ -182,12 +176,17 @@ def check_structures(
         there = dict(own.get('structure', {'type': 'Unstructured'}))
         here = structure.describe()
         if there != here:
+            rule = (
+                f'algorithm=dict(type={own.get("algorithm", "RigL")!r}, '
+                f'structure={describe_structure(there)})'
+            )
+            if own is not saved:
+                rule = f'groups={{{name!r}: dict({rule})}}'
             raise UserError(
                 f'The saved masks have structure={describe_structure(there)} '
                 f'for {name!r} and the algorithm of this run has '
                 f'{describe_structure(here)}; use that of the saved run, '
-                f'algorithm=dict(type={own.get("algorithm", "RigL")!r}, '
-                f'structure={describe_structure(there)}).'
+                f'{rule}.'
             )
         if not structure.has(filters_first(mask, parameters.get(name))):
             raise UserError(

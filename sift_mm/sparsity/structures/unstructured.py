@@ -49,6 +49,6 @@ class Unstructured(Structure):
         wanted.view(-1)[chosen] = True
         return Candidates.where(score, wanted)
 
-    def holds(self, mask: Tensor, count: int) -> bool:
+    def has(self, mask: Tensor) -> bool:
         """Return True: any mask has this structure."""
         return True
