@@ -328,7 +328,6 @@ def test_the_recipe_of_gpt3_small():
     ],
 )
 def test_data_of_another_shape_are_refused(options, match, tmp_path):
-    """A longer context alone is fine where no FLOPs are matched."""
     data = TokenWindows(str(mini_text(tmp_path / 'text')), context=8)
     name = 'val' if match and match.startswith('val') else 'train'
     loop = {f'_{name}_loop': SimpleNamespace(dataloader=SimpleNamespace())}
@@ -340,7 +339,6 @@ def test_data_of_another_shape_are_refused(options, match, tmp_path):
 
 
 def test_bits_per_byte_count_the_text_that_is_scored(tmp_path):
-    """A network that knows nothing needs log2 V bits for each token."""
     (tmp_path / 'a').write_text('hello world. ' * 9)
     (tmp_path / 'b').write_text('hello word. ' * 9)
     out = tmp_path / 'out'
