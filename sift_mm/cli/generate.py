@@ -49,6 +49,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 <= args.temperature < float('inf'):
         parser.error('--temperature is a number, at least 0')
+    if any('\ud800' <= letter <= '\udfff' for letter in args.prompt):
+        parser.error('--prompt is not in UTF-8')
     return args
 
 

@@ -235,6 +235,9 @@ def test_a_tiny_gpt_trains_tests_resumes_and_writes(tmp_path, capsys):
     assert capsys.readouterr().out == said[2]
     with pytest.raises(SystemExit, match='--prompt is empty'):
         generate.main([*args, '--prompt', ''])
+    with pytest.raises(SystemExit):
+        generate.main([*args, '--prompt', 'a\udcff'])
+    assert '--prompt is not in UTF-8' in capsys.readouterr().err
 
     # Tokens of another tokenizer are as good as noise.
     prepare(data, *files, vocabulary=259)
