@@ -15,6 +15,7 @@ default_hooks = dict(
         type='CheckpointHook', by_epoch=False, interval=500, max_keep_ckpts=2
     ),
     sampler_seed=dict(type='DistSamplerSeedHook'),
+    tokens=dict(type='TokenCheckHook'),
 )
 log_processor = dict(by_epoch=False)
 randomness = dict(seed=0)

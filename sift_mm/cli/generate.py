@@ -18,7 +18,12 @@ from sift_mm.config.explain import explained
 from sift_mm.config.loading import load_config
 from sift_mm.errors import UserError
 from sift_mm.models import GPT
-from sift_mm.models.tokenizer import END, open_tokenizer
+from sift_mm.models.tokenizer import (
+    END,
+    check_tokenizer,
+    fingerprint,
+    open_tokenizer,
+)
 from sift_mm.validation import Seed
 from sift_mm.validation import read as check
 
@@ -44,6 +49,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if not 0 <= args.temperature < float('inf'):
         parser.error('--temperature is a number, at least 0')
+    if any('\ud800' <= letter <= '\udfff' for letter in args.prompt):
+        parser.error('--prompt is not in UTF-8')
     return args
 
 
@@ -89,20 +96,22 @@ def draw_id(
     best, ids = logits.sort(descending=True)
     if not temperature:
         return int(ids[0])
-    best = best[:top_k].double() / temperature
+    # Relative to the likeliest: no temperature makes two infinities.
+    best = (best[:top_k].double() - best[0]) / temperature
     place = torch.multinomial(best.softmax(0), 1, generator=generator)
     return int(ids[place])
 
 
-def load_gpt(cfg: Config, checkpoint: str) -> GPT:
+def load_gpt(cfg: Config, checkpoint: str, tokenizer: str) -> GPT:
     """Build the GPT of a config with the weights of a checkpoint.
 
     Raises:
         UserError: If the config has no GPT, or the file cannot be read or is
-            of another network.
+            of another network or tokenizer.
     """
     init_default_scope(cfg.get('default_scope', 'mmengine'))
-    model, _ = build_trained(cfg, checkpoint)
+    model, loaded = build_trained(cfg, checkpoint)
+    check_tokenizer(loaded, tokenizer)
     if not isinstance(model, GPT):
         raise UserError(
             f'model is a {type(model).__name__}, and only a GPT can continue '
@@ -121,8 +130,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_config(cfg)
         loader: Any = cfg.get('train_dataloader') or {}
         leaf: dict = next(leaf_datasets(loader.get('dataset') or []), {})
-        tokenizer = open_tokenizer(leaf.get('data_root') or '.')
-        model = load_gpt(cfg, args.checkpoint)
+        folder = leaf.get('data_root') or '.'
+        tokenizer = open_tokenizer(folder)
+        model = load_gpt(cfg, args.checkpoint, fingerprint(folder))
         ids = tokenizer.encode(args.prompt).ids
         if not ids:
             raise UserError('--prompt is empty; give a text to continue.')

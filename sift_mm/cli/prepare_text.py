@@ -16,7 +16,12 @@ from sift_mm.cli.arguments import positive
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.data.tokens import LARGEST, TokenHeader, write_tokens
 from sift_mm.errors import UserError
-from sift_mm.models.tokenizer import END, TOKENIZER, import_tokenizers
+from sift_mm.models.tokenizer import (
+    END,
+    TOKENIZER,
+    fingerprint,
+    import_tokenizers,
+)
 from sift_mm.validation import Seed, Share, read
 
 # Ids of single bytes and of the end of a document.
@@ -89,6 +94,11 @@ def read_documents(
             raise UserError(
                 f'{name} cannot be read ({error.strerror}).'
             ) from None
+        if '\0' in text:
+            raise UserError(
+                f'{name} has zero bytes, as binary files and UTF-16 do: '
+                'convert it to UTF-8, or leave it out.'
+            )
         parts = [text]
         if separator is not None:
             line = rf'(?m)^{re.escape(separator)}\r?(?:\n|\Z)'
@@ -150,20 +160,24 @@ def train_bpe(documents: Sequence[str], vocabulary: int) -> Any:
 def cut(text: str) -> Iterator[str]:
     """Yield pieces of about PIECE characters that end with a line.
 
-    Encoding takes about 250 bytes of memory a character (tokenizers 0.23).
+    Encoding takes about 250 bytes of memory a character (tokenizers 0.23),
+    and seconds for a long word. Lines longer than a piece are cut.
     """
     lines: list[str] = []
     size = 0
     for line in text.splitlines(keepends=True):
-        lines.append(line)
-        size += len(line)
-        if size >= PIECE:
-            yield ''.join(lines)
-            lines, size = [], 0
+        for start in range(0, len(line), PIECE):
+            lines.append(line[start : start + PIECE])
+            size += len(lines[-1])
+            if size >= PIECE:
+                yield ''.join(lines)
+                lines, size = [], 0
     yield ''.join(lines)
 
 
-def encode(bpe: Any, documents: Sequence[str]) -> tuple[Any, TokenHeader]:
+def encode(
+    bpe: Any, documents: Sequence[str], tokenizer: str = ''
+) -> tuple[np.ndarray, TokenHeader]:
     """Return the ids of documents, each with its end token, and the header."""
     bpe.encode_special_tokens = True  # END in a text is text.
     end = bpe.token_to_id(END)
@@ -174,8 +188,15 @@ def encode(bpe: Any, documents: Sequence[str]) -> tuple[Any, TokenHeader]:
         parts.append(np.array([end], '<u2'))
     tokens = np.concatenate(parts)
     size = sum(len(text.encode()) for text in documents)
-    vocabulary = bpe.get_vocab_size()
-    return tokens, TokenHeader(vocabulary, len(tokens), size, len(documents))
+    return tokens, TokenHeader(
+        bpe.get_vocab_size(),
+        len(tokens),
+        size,
+        len(documents),
+        # A byte-level BPE writes each byte as one character.
+        first=len(bpe.id_to_token(int(tokens[0]))),
+        tokenizer=tokenizer,
+    )
 
 
 @entry_point
@@ -187,10 +208,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     train, val = hold_out(documents, args.val_share, args.seed)
     bpe = train_bpe(train, args.vocabulary)
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f'--out {out} cannot be made a folder ({error.strerror}).'
+        ) from None
     bpe.save(str(out / TOKENIZER))
+    digest = fingerprint(out)
     for name, texts in (('train', train), ('val', val)):
-        tokens, header = encode(bpe, texts)
+        tokens, header = encode(bpe, texts, digest)
         write_tokens(out / f'{name}.bin', tokens, header)
         print(
             f'{name}.bin: {header.documents} documents, {header.bytes:,} '

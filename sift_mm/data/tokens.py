@@ -23,20 +23,28 @@ class TokenHeader:
         tokens (int): Tokens in the file.
         bytes (int): Bytes of the text that they stand for.
         documents (int): Documents; each ends in one end token.
+        first (int, optional): Bytes of the first token, which no model
+            predicts; None in older files.
+        tokenizer (str): Fingerprint of the tokenizer; '' in older files.
     """
 
     vocabulary: int
     tokens: int
     bytes: int
     documents: int
+    first: int | None = None
+    tokenizer: str = ''
 
 
 def write_tokens(path: Path, ids: np.ndarray, header: TokenHeader) -> None:
     """Write a file of tokens."""
     text = json.dumps(dict(format=FORMAT) | asdict(header))
-    with path.open('wb') as file:
+    # A run may still read the old file.
+    part = path.with_suffix('.part')
+    with part.open('wb') as file:
         file.write(text.encode().ljust(HEADER))
         ids.astype('<u2').tofile(file)
+    part.replace(path)
 
 
 def open_tokens(path: Path) -> tuple[np.ndarray, TokenHeader]:

@@ -9,11 +9,11 @@ from sift_mm.flops.counting import (
     image_channels,
     meta_image,
     on_meta,
-    plain_operators,
     skip_norms,
     watched,
 )
 from sift_mm.flops.layer_costs import Profile, Row, mask_densities, profile
+from sift_mm.flops.meta_operators import plain_operators
 from sift_mm.flops.model_forward import count_model
 
 __all__ = [

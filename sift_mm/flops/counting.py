@@ -5,14 +5,12 @@ get_flops tools print MACs under that name, half of this.
 """
 
 import copy
-import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from sift_mm.errors import UserError
+from sift_mm.flops.meta_operators import plain_operators
 
 
 @dataclass(frozen=True)
@@ -174,53 +173,6 @@ def skip_norms(model: nn.Module) -> None:
     for norm in model.modules():
         if isinstance(norm, _BatchNorm):
             norm.forward = torch.empty_like  # type: ignore[method-assign]
-
-
-@contextmanager
-def plain_operators() -> Iterator[None]:
-    """Make mmcv's operators, if it is imported, run without numbers.
-
-    Deformable convolutions count as plain ones of the same MACs, and NMS keeps
-    all boxes. Other operators write into their arguments. Autocast, which the
-    meta device lacks, is the CPU's.
-    """
-    functions: dict[str, Callable[..., Tensor]] = {
-        'modulated_deform_conv.ModulatedDeformConv2dFunction': (
-            lambda ctx, x, offset, mask, weight, bias, *rest: (
-                functional.conv2d(x, weight, bias, *rest[:4])
-            )
-        ),
-        'deform_conv.DeformConv2dFunction': (
-            lambda ctx, x, offset, weight, *rest: functional.conv2d(
-                x, weight, None, *rest[:4]
-            )
-        ),
-        'nms.NMSop': lambda ctx, boxes, scores, *rest: torch.empty_like(
-            scores, dtype=torch.int64
-        )[: max(rest[-1], 0) or None],
-    }
-    autocast = torch.autocast
-
-    def on_cpu(device_type: str, *args: Any, **kwargs: Any) -> Any:
-        known = 'cpu' if device_type == 'meta' else device_type
-        return autocast(known, *args, **kwargs)
-
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch, 'autocast', on_cpu))
-        for name, function in functions.items():
-            module, _, kind = name.partition('.')
-            operator = getattr(sys.modules.get(f'mmcv.ops.{module}'), kind, 0)
-            if operator:
-                stack.enter_context(
-                    mock.patch.object(operator, 'forward', function)
-                )
-        compiled = sys.modules.get('mmcv._ext')
-        for name in dir(compiled):
-            if name.endswith('_forward'):
-                stack.enter_context(
-                    mock.patch.object(compiled, name, lambda *_, **__: None)
-                )
-        yield
 
 
 @contextmanager

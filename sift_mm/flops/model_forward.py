@@ -6,9 +6,6 @@ from unittest import mock
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_any, tree_map_only
 
 from sift_mm.flops.counting import (
     FlopCount,
@@ -16,16 +13,14 @@ from sift_mm.flops.counting import (
     describe_shape,
     meta_image,
     on_meta,
-    plain_operators,
 )
 from sift_mm.flops.detectors import (
     NotCountable,
     full_instances,
     full_regions,
 )
+from sift_mm.flops.meta_operators import plain_operators
 
-# Integers of larger tensors are features, of smaller ones shapes.
-SMALL = 64
 # Kinds of heads of detectors.
 DETECT = ('bbox', 'roi', 'panoptic')
 # Operations of mmcv's modules that the counter does not see.
@@ -34,81 +29,6 @@ UNCOUNTED = {
     'deformable attention',
     'CARAFEPack': 'the reassembly of features by CARAFE',
 }
-
-
-class _SmallOnHost(TorchFunctionMode):
-    """Mode that makes tensors of literals on the CPU, with values."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func in (torch.tensor, torch.as_tensor):
-            kwargs['device'] = 'cpu'
-        return func(*args, **kwargs)
-
-
-class _ShapesKnown(TorchDispatchMode):
-    """Mode for models on the meta device whose shapes follow from tensors.
-
-    Small integer tensors stay on the CPU: transformers keep the sizes of
-    their feature maps there. An operation with a meta tensor gives a meta
-    tensor. A search in a meta tensor finds all places, which costs the most.
-    """
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        aten = torch.ops.aten
-        if func is aten._to_copy.default and _is_small(args[0]):
-            kwargs['device'] = torch.device('cpu')
-        elif tree_any(_is_meta, (args, kwargs)):
-            if func is aten.nonzero.default:
-                found = (args[0].numel(), args[0].dim())
-                return args[0].new_empty(found, dtype=torch.int64)
-            if func is aten._unique2.default:
-                # All indices are of the first image or class.
-                first = torch.zeros(1, dtype=args[0].dtype, device='cpu')
-                return first, torch.empty_like(args[0]).long(), first.long()
-            if func is aten._to_copy.default:
-                kwargs['device'] = torch.device('meta')
-            if func is aten._local_scalar_dense.default and (
-                args[0].dtype is torch.bool
-            ):
-                return True
-            if func is aten.index.Tensor:
-                args = (args[0], _all_places(args[1]))
-            new = (aten.new_zeros.default, aten.new_ones.default)
-            if func not in new:
-                args, kwargs = tree_map_only(
-                    Tensor, lambda t: t.to('meta'), (args, kwargs)
-                )
-        return func(*args, **kwargs)
-
-
-def _is_meta(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_meta
-
-
-def _is_small(tensor: Tensor) -> bool:
-    return (
-        not tensor.is_meta
-        and not tensor.is_floating_point()
-        and tensor.numel() <= SMALL
-    )
-
-
-def _all_places(indices: list[Tensor | None]) -> list[Tensor | None]:
-    """Return indices of all places instead of boolean masks."""
-    places: list[Tensor | None] = []
-    for index in indices:
-        if index is None or index.dtype is not torch.bool:
-            places.append(index)
-        else:
-            one = index.new_empty(index.numel(), dtype=torch.int64)
-            places += [one] * index.dim()
-    return places
 
 
 def run_once(
@@ -130,8 +50,6 @@ def run_once(
     heads: Any = getattr(model, 'auxiliary_head', None) if auxiliary else None
     with (
         torch.no_grad(),
-        _SmallOnHost(),
-        _ShapesKnown(),
         full_regions(model, assumed),
         full_instances(model, assumed),
         plain_operators(),

@@ -28,7 +28,10 @@ CLASSIFIERS = {
     'score',
 }
 STEMS = {'stem', 'patch_embed'}
-PREDICTORS = re.compile(r'.*(^|_)(cls|reg|seg|obj|score|centerness)')
+PREDICTORS = re.compile(
+    r'.*(^|_)(cls|reg|seg|obj|score|centerness|classifier|prediction)'
+    '|lm_head|qa_outputs|seq_relationship|head_dist'
+)
 
 
 def choose_layers(

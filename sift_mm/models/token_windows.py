@@ -8,13 +8,16 @@ from typing import Any
 import numpy as np
 import torch
 from mmengine.evaluator import BaseMetric
-from mmengine.registry import DATASETS, METRICS
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import DATASETS, HOOKS, METRICS
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from sift_mm.data.tokens import open_tokens
 from sift_mm.errors import UserError
-from sift_mm.models.gpt import IGNORED
+from sift_mm.models.gpt import GPT, IGNORED
+from sift_mm.models.tokenizer import check_tokenizer
 from sift_mm.validation import Count, Seed, checked
 
 
@@ -53,6 +56,7 @@ class TokenWindows(Dataset):
         path = Path(data_root).expanduser() / f'{split}.bin'
         self.ids, header = open_tokens(path)
         self.context, self.windows, self.seed = context, windows, seed
+        self.vocabulary = header.vocabulary
         if len(self.ids) <= context:
             raise UserError(
                 f'{path} has {len(self.ids)} tokens, and a window of '
@@ -65,7 +69,12 @@ class TokenWindows(Dataset):
                 f'vocabulary={vocabulary}: set that of the file, or write it '
                 'again by tools/prepare_text.py --vocabulary.'
             )
-        self.metainfo = dict(bytes_per_token=header.bytes / header.tokens)
+        size, tokens = header.bytes, header.tokens
+        if windows is None and header.first is not None:
+            size, tokens = size - header.first, tokens - 1
+        self.metainfo: dict[str, Any] = dict(bytes_per_token=size / tokens)
+        if header.tokenizer:
+            self.metainfo['tokenizer'] = header.tokenizer
 
     def __len__(self) -> int:
         if self.windows is not None:
@@ -115,3 +124,49 @@ class Perplexity(BaseMetric):
         if size:
             found['bits_per_byte'] = mean / math.log(2) / size
         return found
+
+
+@HOOKS.register_module()
+class TokenCheckHook(Hook):
+    """Hook that refuses data of other tokens than the network's."""
+
+    def before_run(self, runner: Any) -> None:
+        """Compare vocabulary and context of data and network."""
+        model = runner.model
+        model = model.module if is_model_wrapper(model) else model
+        if not isinstance(model, GPT):
+            return
+        known = model.embedding.num_embeddings
+        for name, data in _data_sets(runner).items():
+            if data.vocabulary > known:
+                raise UserError(
+                    f'The data have a vocabulary of {data.vocabulary} tokens, '
+                    f'and the network one of {known}: set model.vocabulary.'
+                )
+            matched = model.family and model.flops != 'nominal'
+            least = model.context if name == 'train' and matched else 1
+            if not least <= data.context <= model.context:
+                raise UserError(
+                    f'Windows of {name} data have {data.context} tokens, and '
+                    f'model.context is {model.context}'
+                    f'{", where FLOPs are matched" if least > 1 else ""}: '
+                    'set both to one number.'
+                )
+
+    def after_load_checkpoint(
+        self, runner: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Compare the tokenizers of data and checkpoint."""
+        for data in _data_sets(runner).values():
+            check_tokenizer(checkpoint, data.metainfo.get('tokenizer', ''))
+
+
+def _data_sets(runner: Any) -> dict[str, TokenWindows]:
+    """Return the windows of tokens that a run reads, by the loop's name."""
+    found = {}
+    for name in ('train', 'val', 'test'):
+        loop = getattr(runner, f'_{name}_loop', None)
+        data = getattr(getattr(loop, 'dataloader', None), 'dataset', None)
+        if isinstance(data, TokenWindows):
+            found[name] = data
+    return found

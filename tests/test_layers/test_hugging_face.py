@@ -14,7 +14,7 @@ from torch import nn
 import sift_mm
 from helpers.hugging_face import HAS_TRANSFORMERS, NETWORKS, Conv1D
 from helpers.networks import put_dense
-from sift_mm.flops import profile
+from sift_mm.flops import count_flops, profile
 from sift_mm.layers import Composite, NothingReplaced, Wide
 from sift_mm.layers.wide import wide_type
 from sift_mm.orientation import inputs_first
@@ -62,6 +62,7 @@ def test_a_wide_network_of_zero_channels_is_the_dense_one(name):
     densities = dict.fromkeys(report.sparse_parameters, 0.25)
     masked = profile(wide, shape, densities).total()
     assert masked.flops_sparse == profile(dense, shape).total().flops_dense
+    assert masked.flops_sparse == count_flops(dense, shape).total
     put_dense(dense, wide)
     expected = logits(dense, x)
     torch.testing.assert_close(
@@ -119,7 +120,7 @@ def test_the_other_members_replace_all_layers_but_the_head(name, family):
     dense, x, _ = build(name)
     # At 0.5 a rank could be smaller than both sides.
     new = copy.deepcopy(dense)
-    report = sift_mm.transform(new, family, 0.75)
+    report = sift_mm.transform(new, family, 0.75, example=x)
     heads = {'lm_head', 'embed_out', 'classifier', 'cls.predictions.decoder'}
     assert report.replaced.keys() == dense_layers(dense) - heads
     for layer in report.replaced:

@@ -256,6 +256,8 @@ def test_predictors_stems_frozen_and_zero_layers_are_left_and_named():
     model.frozen = nn.Conv2d(16, 16, 3).requires_grad_(False)
     model.offset = nn.Conv2d(16, 16, 3)
     nn.init.zeros_(model.offset.weight)
+    for name in ('cls_classifier', 'qa_outputs'):
+        model.add_module(name, nn.Linear(16, 80))
     model.retina_cls = nn.Conv2d(16, 80, 3)
     nn.init.constant_(model.retina_cls.bias, -4.6)
     report = sift_mm.transform(model, 'parallel', 0.5)
@@ -266,6 +268,8 @@ def test_predictors_stems_frozen_and_zero_layers_are_left_and_named():
         ('frozen', 'frozen'),
         ('offset', 'zero'),
         ('retina_cls', 'predictions'),
+        ('cls_classifier', 'predictions'),
+        ('qa_outputs', 'predictions'),
     ]:
         assert word in report.skipped[name], name
     # Asked for, it keeps its bias, a prior.

@@ -2,6 +2,8 @@
 
 import math
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from sift_mm.config.dense import build_dense
 from sift_mm.config.loading import read_config
 from sift_mm.data.tokens import HEADER, TokenHeader, open_tokens, write_tokens
 from sift_mm.errors import UserError
-from sift_mm.models import Perplexity, TokenWindows
+from sift_mm.models import GPT, Perplexity, TokenCheckHook, TokenWindows
 from sift_mm.models.tokenizer import open_tokenizer
 
 CONFIG = ROOT / 'configs/gpt/gpt-tiny-sift-wide-s75_set-1xb16-2k_text.py'
@@ -163,6 +165,7 @@ def test_preparing_text(tmp_path, monkeypatch):
     [
         (b'caf\xe9', {}, 'not in UTF-8 .byte 3 is 0xe9'),
         (b' \n', {}, 'has no text'),
+        ('text'.encode('utf-16-le'), {}, 'has zero bytes'),
         (None, {}, 'cannot be read'),
         (b'one', {}, 'validation needs another'),
         (b'one', dict(separator='=='), 'No file has the line'),
@@ -228,8 +231,23 @@ def test_a_tiny_gpt_trains_tests_resumes_and_writes(tmp_path, capsys):
         generate.main([*args, *more])
         said.append(capsys.readouterr().out)
     assert said[0] == said[1] and all(one.startswith('aab') for one in said)
+    generate.main([*args, '--temperature', '1e-320'])
+    assert capsys.readouterr().out == said[2]
     with pytest.raises(SystemExit, match='--prompt is empty'):
         generate.main([*args, '--prompt', ''])
+    with pytest.raises(SystemExit):
+        generate.main([*args, '--prompt', 'a\udcff'])
+    assert '--prompt is not in UTF-8' in capsys.readouterr().err
+
+    # Tokens of another tokenizer are as good as noise.
+    prepare(data, *files, vocabulary=259)
+    with pytest.raises(SystemExit, match='trained on tokens of tokenizer'):
+        generate.main(args)
+    options = ['--work-dir', str(tmp_path)]
+    with pytest.raises(SystemExit, match='trained on tokens of tokenizer'):
+        test.main([config, str(checkpoint), *options])
+    with pytest.raises(SystemExit, match='trained on tokens of tokenizer'):
+        train(config, half, '--resume')
 
 
 def assert_equal(one, two):
@@ -300,3 +318,50 @@ def test_the_recipe_of_gpt3_small():
     middle = 715 + 4063 // 2
     assert rates[middle] == pytest.approx(3.3e-4, rel=0.01)
     assert rates[-1] == pytest.approx(6e-5, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    'options, match',
+    [
+        (dict(vocabulary=12), 'vocabulary of 16 tokens, and the network one'),
+        (dict(context=4), 'val data have 8 tokens, and model.context is 4'),
+        (dict(context=9), '8 tokens, and model.context is 9, where FLOPs are'),
+        (dict(context=9, flops='nominal'), None),
+        (dict(context=9, family=None, sparsity=None), None),
+    ],
+)
+def test_data_of_another_shape_are_refused(options, match, tmp_path):
+    data = TokenWindows(str(mini_text(tmp_path / 'text')), context=8)
+    name = 'val' if match and match.startswith('val') else 'train'
+    loop = {f'_{name}_loop': SimpleNamespace(dataloader=SimpleNamespace())}
+    model = GPT(**(SMALL | dict(family='wide', sparsity=0.5) | options))
+    runner = SimpleNamespace(model=model, **loop)
+    loop[f'_{name}_loop'].dataloader.dataset = data
+    with pytest.raises(UserError, match=match) if match else nullcontext():
+        TokenCheckHook().before_run(runner)
+
+
+def test_bits_per_byte_count_the_text_that_is_scored(tmp_path):
+    (tmp_path / 'a').write_text('hello world. ' * 9)
+    (tmp_path / 'b').write_text('hello word. ' * 9)
+    out = tmp_path / 'out'
+    prepare(out, tmp_path / 'a', tmp_path / 'b', vocabulary=270)
+    val = TokenWindows(str(out), 'val', context=8)
+    bpe = open_tokenizer(str(out))
+    ids = sum((w['targets'][w['targets'] >= 0].tolist() for w in val), [])
+    size = len(bpe.decode(ids).encode())
+    first = len(bpe.decode(open_tokens(out / 'val.bin')[0][:1].tolist()))
+    assert first > 1
+    metric = Perplexity()
+    metric.dataset_meta = val.metainfo
+    metric.process({}, [dict(nats=len(ids) * math.log(2), tokens=len(ids))])
+    found = metric.evaluate(1)['text/bits_per_byte']
+    assert found == pytest.approx(len(ids) / size, rel=1e-12)
+
+
+def test_long_lines_are_cut(monkeypatch):
+    monkeypatch.setattr(prepare_text, 'PIECE', 10)
+    text = 'ab\n' + 'x' * 35 + '\ncd'
+    pieces = list(prepare_text.cut(text))
+    assert ''.join(pieces) == text
+    assert max(map(len, pieces)) < 20
