@@ -32,3 +32,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
         cfg.dump(path)
         print(f'Saved to {path}')
+
+
+if __name__ == '__main__':
+    main()

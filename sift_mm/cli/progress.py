@@ -14,7 +14,7 @@ from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 from sift_mm.errors import UserError
 
 # MMEngine's line of a step, with the time left in it.
-STEP = re.compile(r'(Epoch|Iter)\(.{,90}')
+STEP = re.compile(r'(Epoch|Iter)\(.{,90}(?!\S)')
 
 
 class Job:

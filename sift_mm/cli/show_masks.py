@@ -59,3 +59,7 @@ def _training(report: Mapping[str, Any]) -> str:
     if groups := report['groups']:
         text += f' (other options in groups: {", ".join(groups)})'
     return f'{text}, after {report["steps"]:,} steps'
+
+
+if __name__ == '__main__':
+    main()

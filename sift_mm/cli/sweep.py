@@ -209,3 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         html_report.main([str(root), '--out', str(root / 'report')])
     if failed is not None:
         raise failed
+
+
+if __name__ == '__main__':
+    main()

@@ -56,4 +56,17 @@ def write_report(
         figure = path.with_name(f'{path.stem}-{name}.svg')
         figure.write_text(chart.svg)
         text += f'\n\n![{chart.title}]({figure.name})'
+    missing = [
+        run.name
+        for found in runs.values()
+        for run in found
+        if not run.is_done()
+    ]
+    if missing:
+        text += f'\n\nNot finished, and not in it: {", ".join(missing)}.'
     marks.fill(text)
+    number = sum(map(len, done.values()))
+    print(
+        f'The table of {number} runs is in {path}; '
+        f'{len(missing)} runs are not finished, and not in it.'
+    )

@@ -137,7 +137,9 @@ def read_last(work_dir: str | Path) -> dict[str, Any]:
     """Return the newest readable record in a work dir, or {}."""
     for path in sorted(Path(work_dir).glob(f'*/{FILE}'), reverse=True):
         with suppress(OSError, ValueError):
-            return json.loads(path.read_text())
+            found = json.loads(path.read_text())
+            if isinstance(found, dict):
+                return found
     return {}
 
 

@@ -111,7 +111,7 @@ def test_columns_of_a_table_are_aligned():
     ]
 
 
-def test_a_report_is_of_runs_that_are_done(two):
+def test_a_report_is_of_runs_that_are_done(two, capsys):
     args = [*two, '--family', 'factorized', '--sparsity', '0.5']
     args += ['--algorithm', 'SET', '--inner', 'norm']
     report = [*args, '--report', 'r.md', '--metric']
@@ -133,6 +133,9 @@ def test_a_report_is_of_runs_that_are_done(two):
     found = Path('r.md').read_text()
     assert found.startswith(f'Before\n{other}') and found.endswith('After\n')
     assert re.search(r'\| dense .* 1 +\| 40.00 ', found)
+    # What is left out is named, in the file and on the screen.
+    assert 'Not finished, and not in it: dense/seed0.' in found
+    assert '1 runs are not finished, and not in it' in capsys.readouterr().out
 
     with pytest.raises(SystemExit, match='metric top1; there are'):
         sweep.main([*report, 'top1'])

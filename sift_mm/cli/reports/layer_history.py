@@ -120,9 +120,13 @@ def read_layers(run: Run, most: int) -> Layers:
         used = zip(PRODUCTS, *sizes.values(), strict=False)
         some = [product for product, *sparse in used if any(sparse)]
         found.products[name] = ', '.join(some) or 'none'
-    if read:
-        first, last = masks_of(read[0]), masks_of(read[-1])
-        found.pictures = mask_pictures(first, last)
+    try:
+        ends = [masks_of(path) for path in read[:1] + read[-1:]]
+    except UserError as error:  # A run in progress deletes checkpoints.
+        found.notes.append(str(error))
+    else:
+        turned = run.state.get('inputs_first', ())
+        found.pictures = mask_pictures(*ends, turned) if ends else []
     return found
 
 
@@ -141,16 +145,28 @@ def _add(found: Layers, table: dict[str, Any]) -> None:
 
 
 def mask_pictures(
-    first: dict[str, Tensor], last: dict[str, Tensor]
+    first: dict[str, Tensor],
+    last: dict[str, Tensor],
+    turned: Sequence[str] = (),
 ) -> list[dict[str, str]]:
-    """Return pictures of some layers' first and last masks."""
+    """Return pictures of some layers' first and last masks.
+
+    Args:
+        first (dict[str, Tensor]): First masks.
+        last (dict[str, Tensor]): Last masks.
+        turned (Sequence[str]): Names of those with inputs as rows.
+    """
     short = short_names([*last])
+
+    def shown(name: str, masks: dict[str, Tensor]) -> str:
+        return picture(masks[name].t() if name in turned else masks[name])
+
     return [
         {
             'name': short[name],
             'shape': ' x '.join(map(str, last[name].shape)),
-            'first': picture(first[name]),
-            'last': picture(last[name]),
+            'first': shown(name, first),
+            'last': shown(name, last),
         }
         for name in spread_out([n for n in last if n in first], PICTURES)
     ]

@@ -201,6 +201,7 @@ def render(
     layers: Mapping[str, Layers],
     samples: Samples,
     title: str,
+    missing_runs: Sequence[str] = (),
 ) -> str:
     """Return the page as HTML."""
     environment = Environment(
@@ -244,5 +245,5 @@ def render(
         charts={key: [*found] for key, found in charts.items()},
         layers=shown,
         samples=samples,
-        missing=missing(compared, layers, samples),
+        missing=[*missing_runs, *missing(compared, layers, samples)],
     )

@@ -64,6 +64,7 @@ def comparison(rows: Sequence[Row], digits: int) -> list[dict[str, str]]:
         rows (Sequence): Rows of the networks.
         digits (int): Digits behind the point of the metric.
     """
+    dense = {row['compared_with'] for row in rows} - {None}
     signed = f'+.{digits}f'
     columns: dict[str, Callable[[Row], str]] = {
         'network': _of('network', str),
@@ -75,8 +76,11 @@ def comparison(rows: Sequence[Row], digits: int) -> list[dict[str, str]]:
         'minus dense': _of('difference', number, signed),
         'interval, 95 %': lambda row: _interval(row, digits),
         'pairs': _of('pairs', _text),
+        'compared with': _of('compared_with', _text),
         'training time': _of('seconds', duration),
     }
+    if len(dense) < 2:
+        del columns['compared with']
     return cells(rows, columns)
 
 
@@ -160,6 +164,8 @@ def headline(compared: Comparison, rows: Sequence[Row]) -> list[str]:
     groups, digits = compared.groups, compared.digits
     runs = sum(len(group.runs) for group in groups)
     said = [f'{runs} runs of {len(groups)} networks.']
+    if len(groups) == 1:
+        said = [f'{runs} runs of one network.']
     if runs == 1:
         said = [f'One run, {groups[0].name}: {groups[0].first.status}.']
     if compared.metric is None:
@@ -168,6 +174,8 @@ def headline(compared: Comparison, rows: Sequence[Row]) -> list[str]:
     found = [row for row in rows if row[key] is not None]
     if not found:
         key, found = 'mean', [row for row in rows if row['mean'] is not None]
+    if not found:
+        return [*said, f'No run has a finite {compared.metric}.']
     best = max(found, key=lambda row: compared.sign * row[key])
     if key == 'mean':
         value = number(best['mean'], f'.{digits}f')
@@ -191,12 +199,23 @@ def missing(
     said = []
     for group in compared.groups:
         for run in group.runs:
-            name = f'{group.name}, seed {run.seed}'
+            seed = '' if run.seed is None else f', seed {run.seed}'
+            name = f'{group.name}{seed}'
             if not run.config:
                 said.append(f'{name}: no config was found.')
             if not run.scalars.train:
                 said.append(f'{name}: no scalars of a training are logged.')
             if run.status != 'finished':
                 said.append(f'{name}: {run.status}.')
+            if compared.metric and compared.metric not in run.metrics:
+                said.append(f'{name}: there is no {compared.metric}.')
+            losses = run.curve('train', 'loss')
+            wrong = [step for step, loss in losses if not isfinite(loss)]
+            if wrong:
+                said.append(
+                    f'{name}: the loss is not finite at {len(wrong)} of '
+                    f'{len(losses)} logged steps, first at iteration '
+                    f'{wrong[0]}.'
+                )
         said += layers[group.name].notes if group.name in layers else []
     return [*said, *samples.notes]

@@ -65,6 +65,11 @@ class Group:
         return self.runs[0]
 
     @property
+    def shown(self) -> Run:
+        """First run with a checkpoint, for masks and pictures."""
+        return next((r for r in self.runs if r.checkpoints), self.first)
+
+    @property
     def series(self) -> str:
         """Name without the sparsity, equal for networks of one kind."""
         return SPARSITY.sub('', self.name) or self.name
@@ -191,14 +196,16 @@ class Comparison:
     def dense_of(self, group: Group) -> Group | None:
         """Return the dense network of a group's settings, else the first.
 
-        The settings are parts of the name: 'dense-lr=0.1' is compared with
-        'wide-s75-rigl-lr=0.1'. None for a dense network itself.
+        One in the same folder comes first. The settings are parts of the
+        name: 'dense-lr=0.1' is compared with 'wide-s75-rigl-lr=0.1'. None for
+        a dense network itself.
         """
         if group in self.dense:
             return None
-        own = set(group.name.split('-'))
-        like = [d for d in self.dense if own.issuperset(_settings(d))]
-        first = self.dense[0] if self.dense else None
+        folder, own = _folder(group), set(group.name.split('-'))
+        near = [d for d in self.dense if _folder(d) == folder] or self.dense
+        like = [d for d in near if own.issuperset(_settings(d))]
+        first = near[0] if near else None
         return max(like, key=lambda d: len(_settings(d)), default=first)
 
     @property
@@ -221,6 +228,10 @@ class Comparison:
             for v in g.metric(self.metric or '').values()
         ]
         return 2 if any(abs(value) > 1.5 for value in found) else 4
+
+
+def _folder(group: Group) -> Path:
+    return Path(group.name).parent
 
 
 def _settings(dense: Group) -> list[str]:
@@ -264,6 +275,7 @@ def _epochs(run: Run) -> Iterator[dict[str, Any]]:
     trained = {
         record['epoch'] if by_epoch else step: record
         for step, record in sorted(run.scalars.train.items())
+        if 'epoch' in record or not by_epoch  # As log_processor says.
     }
     steps = {*valid, *(trained if by_epoch else [*trained][-1:])}
     for step in sorted(steps):
@@ -302,6 +314,7 @@ def network_rows(compared: Comparison) -> list[dict[str, Any]]:
             'mean': found and found.mean,
             'sd': found.deviation if found and found.n > 1 else None,
             'runs_with_metric': found.n if found else 0,
+            'compared_with': dense.name if less and dense else None,
             'difference': less and less.value,
             'low': interval and interval.low,
             'high': interval and interval.high,

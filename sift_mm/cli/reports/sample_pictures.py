@@ -162,10 +162,9 @@ def draw_samples(
     """
     found = Samples()
     runs = {
-        group.name: run
+        group.name: group.shown
         for group in groups
-        for run in group.runs[:1]
-        if run.config.get('default_scope') in VISUALIZER
+        if group.shown.config.get('default_scope') in VISUALIZER
     }
     if not runs or not (number or images):
         return found
