@@ -76,6 +76,8 @@ def test_a_training_that_diverged_or_was_killed_is_shown():
     assert Path('out/layers.csv').read_text().strip() == 'network'
     assert [row['mIoU'] for row in read_csv('summary.csv')] == ['nan']
     assert 'Training loss' in charts(text)
+    text, _ = report(run, '--images', Path(run, '20260102/run.json'))
+    assert 'not drawn on: no run detects or segments.' in text
 
 
 def test_names_are_text_in_the_page():

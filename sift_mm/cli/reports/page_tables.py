@@ -34,6 +34,7 @@ def _text(value: Any) -> str:
     return str(value or '–')
 
 
+#: Columns of what was run.
 FACTS: dict[str, Callable[[Row], str]] = {
     'network': _of('network', str),
     'config': _of('config', _text),
@@ -50,11 +51,6 @@ FACTS: dict[str, Callable[[Row], str]] = {
     'training time': _of('seconds', duration),
     'seeds': _of('seeds', str),
 }
-
-
-def facts(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Return what was run as text, from the rows of the networks."""
-    return cells(rows, FACTS)
 
 
 def comparison(rows: Sequence[Row], digits: int) -> list[dict[str, str]]:
@@ -122,20 +118,19 @@ def flops_notes(compared: Comparison) -> list[str]:
 
 def machine_rows(compared: Comparison) -> list[dict[str, str]]:
     """Return machines and versions, a row for each that differs."""
-    rows: dict[str, dict[str, str]] = {}
+    networks: dict[tuple[str, str], dict[str, None]] = {}
     for group in compared.groups:
         for run in group.runs:
             versions = ', '.join(f'{k} {v}' for k, v in run.versions.items())
-            row = {
-                'machine': str(run.record.get('machine') or '–'),
-                'versions': versions or '–',
-            }
-            known = rows.setdefault(str(row), {**row, 'networks': ''})
-            if group.name not in known['networks'].split(', '):
-                names = [known['networks'], group.name]
-                known['networks'] = ', '.join(filter(None, names))
-    found = [row for row in rows.values() if row['versions'] != '–']
-    return _without_empty(found)
+            known = _text(run.record.get('machine')), versions
+            networks.setdefault(known, {})[group.name] = None
+    return _without_empty(
+        [
+            dict(machine=on, versions=of, networks=', '.join(names))
+            for (on, of), names in networks.items()
+            if of
+        ]
+    )
 
 
 def layer_table(layers: Layers) -> list[dict[str, str]]:

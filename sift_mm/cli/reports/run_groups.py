@@ -105,19 +105,10 @@ class Group:
                 found[run.seed if known else str(run.path)] = value
         return found
 
-    def metric(self, key: str) -> dict[Any, float]:
-        """Return a metric of each run that has it, as :meth:`values`."""
-        return self.values(lambda run: run.metrics.get(key))
-
     def summary(self, read: Callable[[Run], float | None]) -> Summary | None:
         """Return mean and spread over the runs, None without values."""
         found = [*self.values(read).values()]
         return summarize(found) if found else None
-
-    def cost(self, key: str) -> float | None:
-        """Return the mean of a cost, None without values."""
-        found = self.summary(lambda run: run.costs.get(key))
-        return None if found is None else found.mean
 
 
 def group_runs(paths: Sequence[Path]) -> list[Group]:
@@ -222,12 +213,12 @@ class Comparison:
     @property
     def digits(self) -> int:
         """Digits behind the point of the metric: 2 of per cents, else 4."""
-        found = [
-            v
-            for g in self.groups
-            for v in g.metric(self.metric or '').values()
-        ]
+        found = [v for g in self.groups for v in self.values(g).values()]
         return 2 if any(abs(value) > 1.5 for value in found) else 4
+
+    def values(self, group: Group) -> dict[Any, float]:
+        """Return the metric of each run that has it, by seed."""
+        return group.values(lambda run: run.metrics.get(self.metric or ''))
 
 
 def _folder(group: Group) -> Path:
@@ -301,13 +292,12 @@ def network_rows(compared: Comparison) -> list[dict[str, Any]]:
 
     Intervals are of the paired t test over common seeds, at 95 %.
     """
-    metric = compared.metric or ''
     rows = []
     for group in compared.groups:
-        values, less = group.metric(metric), None
+        values, less = compared.values(group), None
         found = summarize([*values.values()]) if values else None
         if (dense := compared.dense_of(group)) is not None:
-            less = paired_difference(values, dense.metric(metric))
+            less = paired_difference(values, compared.values(dense))
         interval = less if less and less.n > 1 else None
         row = _facts(group) | {
             'metric': compared.metric,
@@ -336,6 +326,10 @@ def _facts(group: Group) -> dict[str, Any]:
     written = run.record.get('config')
     files = [Path(written)] if written else sorted(run.path.glob('*.py'))
     size = masks.get('size')
+    costs = {
+        key: group.summary(lambda run, key=key: run.costs.get(key))
+        for key in COSTS
+    }
     seeds = ['–' if run.seed is None else str(run.seed) for run in group.runs]
     return {
         'network': group.name,
@@ -347,5 +341,5 @@ def _facts(group: Group) -> dict[str, Any]:
         'density': size and masks['active'] / size,
         'seeds': ', '.join(seeds),
         'n': len(group.runs),
-        **{key: group.cost(key) for key in COSTS},
+        **{key: found and found.mean for key, found in costs.items()},
     }

@@ -166,6 +166,10 @@ def draw_samples(
         for group in groups
         if group.shown.config.get('default_scope') in VISUALIZER
     }
+    if images and not runs:
+        found.notes.append(
+            'The images are not drawn on: no run detects or segments.'
+        )
     if not runs or not (number or images):
         return found
     if len(runs) > NETWORKS:
