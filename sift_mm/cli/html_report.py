@@ -130,8 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f'The report is {path}')
 
 
-def writable(folder: Path) -> Path:
-    """Create a folder, before the work whose results it takes.
+def writable(folder: Path, option: str = '--out') -> Path:
+    """Create the folder of an option, before the work that fills it.
 
     Raises:
         UserError: If it cannot be created or written.
@@ -143,7 +143,7 @@ def writable(folder: Path) -> Path:
     except OSError as error:
         raise UserError(
             f'{folder} cannot be written ({error.strerror}): give a folder '
-            'by --out.'
+            f'by {option}.'
         ) from error
 
 

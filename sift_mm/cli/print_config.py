@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = cfg.pretty_text
     print(f'Config:\n{text}')
     if path is not None:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
         cfg.dump(path)
         print(f'Saved to {path}')
 

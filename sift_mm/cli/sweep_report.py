@@ -50,6 +50,7 @@ def write_report(
         )
     shown = [*groups.values()]
     compared = Comparison(shown, dense, find_metric(shown, metric))
+    path.parent.mkdir(parents=True, exist_ok=True)
     marks = Marks(path, f'sweep {name}', create=True)
     text = markdown_table(comparison(network_rows(compared), compared.digits))
     for chart in islice(comparison_charts(compared, legend=True), 1):

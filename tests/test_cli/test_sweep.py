@@ -118,8 +118,10 @@ def test_a_report_is_of_runs_that_are_done(two, capsys):
     with pytest.raises(SystemExit, match='No run of the dense network'):
         sweep.main([*report, 'mIoU'])
     sweep.main(args)
+    sweep.main([*args, '--report', 'new/r.md', '--metric', 'mIoU'])
     sweep.main([*report, 'mIoU'])
     text = Path('r.md').read_text()
+    assert Path('new/r.md').read_text() == text
     (row,) = re.findall(r'\| factorized-s50-set-norm .*', text)
     assert '| 40.00 | 0.00 ' in row and '| +0.00 ' in row
     assert b'factorized-set-norm' in Path('r-d_1e.svg').read_bytes()
@@ -147,6 +149,18 @@ def test_a_report_is_of_runs_that_are_done(two, capsys):
         with pytest.raises(SystemExit, match='lacks the lines .*d_1e: begin'):
             sweep.main([*report, 'mIoU'])
         assert Path('r.md').read_text() == text
+
+
+def test_what_no_run_could_start_from_is_refused(two):
+    Path('file').write_text('')
+    for words, said in (
+        (['none.py', *two[1:]], 'none.py'),
+        ([two[0], 'none.py'], 'none.py'),
+        ([*two, '--work-dir', 'file'], 'file cannot be .*--work-dir'),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            sweep.main(words)
+    assert not new_calls()
 
 
 class ForkedTool:

@@ -125,12 +125,11 @@ def read_layers(run: Run, most: int) -> Layers:
         some = [product for product, *sparse in used if any(sparse)]
         found.products[name] = ', '.join(some) or 'none'
     try:
-        ends = [masks_of(path) for path in read[:1] + read[-1:]]
+        if read:
+            first, last = (filters_of(run, p) for p in (read[0], read[-1]))
+            found.pictures = mask_pictures(first, last)
     except UserError as error:  # A run in progress deletes checkpoints.
         found.notes.append(str(error))
-    else:
-        turned = run.state.get('inputs_first', ())
-        found.pictures = mask_pictures(*ends, turned) if ends else []
     return found
 
 
@@ -145,29 +144,23 @@ def _add(found: Layers, table: dict[str, Any]) -> None:
                 layers.setdefault(row['name'], []).append((step, row[key]))
 
 
+def filters_of(run: Run, path: Path) -> dict[str, Tensor]:
+    """Return the masks of a checkpoint with filters as rows."""
+    turned = run.state.get('inputs_first', ())
+    return {n: m.t() if n in turned else m for n, m in masks_of(path).items()}
+
+
 def mask_pictures(
-    first: dict[str, Tensor],
-    last: dict[str, Tensor],
-    turned: Sequence[str] = (),
+    first: dict[str, Tensor], last: dict[str, Tensor]
 ) -> list[dict[str, str]]:
-    """Return pictures of some layers' first and last masks.
-
-    Args:
-        first (dict[str, Tensor]): First masks.
-        last (dict[str, Tensor]): Last masks.
-        turned (Sequence[str]): Names of those with inputs as rows.
-    """
+    """Return pictures of some layers' first and last masks."""
     short = short_names([*last])
-
-    def shown(name: str, masks: dict[str, Tensor]) -> str:
-        return picture(masks[name].t() if name in turned else masks[name])
-
     return [
         {
             'name': short[name],
             'shape': ' x '.join(map(str, last[name].shape)),
-            'first': shown(name, first),
-            'last': shown(name, last),
+            'first': picture(first[name]),
+            'last': picture(last[name]),
         }
         for name in spread_out([n for n in last if n in first], PICTURES)
     ]

@@ -60,7 +60,6 @@ def comparison(rows: Sequence[Row], digits: int) -> list[dict[str, str]]:
         rows (Sequence): Rows of the networks.
         digits (int): Digits behind the point of the metric.
     """
-    dense = {row['compared_with'] for row in rows} - {None}
     signed = f'+.{digits}f'
     columns: dict[str, Callable[[Row], str]] = {
         'network': _of('network', str),
@@ -75,7 +74,7 @@ def comparison(rows: Sequence[Row], digits: int) -> list[dict[str, str]]:
         'compared with': _of('compared_with', _text),
         'training time': _of('seconds', duration),
     }
-    if len(dense) < 2:
+    if {row['compared_with'] for row in rows} <= {None, 'dense'}:
         del columns['compared with']
     return cells(rows, columns)
 

@@ -110,6 +110,11 @@ class Group:
         found = [*self.values(read).values()]
         return summarize(found) if found else None
 
+    def cost(self, key: str) -> float | None:
+        """Return the mean of a cost, None without values."""
+        found = self.summary(lambda run: run.costs.get(key))
+        return None if found is None else found.mean
+
 
 def group_runs(paths: Sequence[Path]) -> list[Group]:
     """Group runs that differ in their seed alone."""
@@ -326,10 +331,6 @@ def _facts(group: Group) -> dict[str, Any]:
     written = run.record.get('config')
     files = [Path(written)] if written else sorted(run.path.glob('*.py'))
     size = masks.get('size')
-    costs = {
-        key: group.summary(lambda run, key=key: run.costs.get(key))
-        for key in COSTS
-    }
     seeds = ['–' if run.seed is None else str(run.seed) for run in group.runs]
     return {
         'network': group.name,
@@ -341,5 +342,5 @@ def _facts(group: Group) -> dict[str, Any]:
         'density': size and masks['active'] / size,
         'seeds': ', '.join(seeds),
         'n': len(group.runs),
-        **{key: found and found.mean for key, found in costs.items()},
+        **{key: group.cost(key) for key in COSTS},
     }
