@@ -1,5 +1,7 @@
 """Orientation of weights: transformers' Conv1D has its inputs as rows."""
 
+from collections.abc import Mapping
+
 from torch import Tensor, nn
 
 
@@ -29,6 +31,11 @@ def filters_first(tensor: Tensor, weight: Tensor | None) -> Tensor:
             inputs first.
     """
     return tensor.t() if hasattr(weight, 'inputs_first') else tensor
+
+
+def inputs_first_names(weights: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the weights that have their inputs first."""
+    return [n for n, w in weights.items() if hasattr(w, 'inputs_first')]
 
 
 def filter_shape(weight: Tensor) -> tuple[int, ...]:

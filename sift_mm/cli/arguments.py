@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 from mmengine.config import DictAction
@@ -30,20 +31,15 @@ class Settings(DictAction):
         super().__call__(parser, *args)
 
 
-def natural(text: str) -> int:
-    """Return a whole number, at least 0, from the command line."""
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f'{text!r} is not a whole number')
+def natural(text: str, least: int = 0) -> int:
+    """Return a whole number, at least 0 or 1, from the command line."""
+    if not text.isdecimal() or int(text) < least:
+        kind = 'a whole number' + ' above zero' * least
+        raise argparse.ArgumentTypeError(f'{text!r} is not {kind}')
     return int(text)
 
 
-def positive(text: str) -> int:
-    """Return a whole number above zero from the command line."""
-    if not text.isdecimal() or not int(text):
-        raise argparse.ArgumentTypeError(
-            f'{text!r} is not a whole number above zero'
-        )
-    return int(text)
+positive = partial(natural, least=1)
 
 
 def name_of(names: Iterable[str]) -> Callable[[str], str]:

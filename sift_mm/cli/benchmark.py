@@ -199,3 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             masks = _draw(cfg, model)
         report = measure_speed(cfg, model, masks, args)
     print_report(report, to_text, args.json)
+
+
+if __name__ == '__main__':
+    main()

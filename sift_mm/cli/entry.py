@@ -38,17 +38,6 @@ class Parser(argparse.ArgumentParser):
         )
 
 
-class Refused(SystemExit):
-    """SystemExit of a command because of a known error."""
-
-    def __init__(self, sentence: str) -> None:
-        super().__init__(2)
-        self.sentence = sentence
-
-    def __str__(self) -> str:
-        return self.sentence
-
-
 def entry_point(main: Callable[..., T]) -> Callable[..., T]:
     """Make a command end with one sentence and exit code 2 on an error."""
 
@@ -66,7 +55,9 @@ def entry_point(main: Callable[..., T]) -> Callable[..., T]:
             if sentence is None or shown:
                 raise
             print(sentence, file=sys.stderr, flush=True)
-            raise Refused(sentence) from error
+            stop = SystemExit(sentence)
+            stop.code = 2
+            raise stop from error
 
     return run
 

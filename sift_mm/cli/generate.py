@@ -147,3 +147,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(
         tokenizer.decode(continue_ids(model, ids, args.length, end, *options))
     )
+
+
+if __name__ == '__main__':
+    main()

@@ -60,3 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 cfg, args.shape, args.epoch_samples, args.batch_size
             )
     print_report(report, to_text, args.json)
+
+
+if __name__ == '__main__':
+    main()

@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 from rich.console import Console
@@ -19,7 +20,6 @@ from sift_mm.cli.arguments import natural
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.reports.layer_history import Layers, read_layers
 from sift_mm.cli.reports.page import render
-from sift_mm.cli.reports.run_dirs import find_runs
 from sift_mm.cli.reports.run_groups import (
     Comparison,
     epoch_rows,
@@ -29,6 +29,7 @@ from sift_mm.cli.reports.run_groups import (
     network_rows,
     run_rows,
 )
+from sift_mm.cli.reports.run_search import find_runs, unstarted
 from sift_mm.cli.reports.sample_pictures import draw_samples
 from sift_mm.errors import UserError
 
@@ -96,10 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         UserError: If a folder holds no run, or a name is unknown.
     """
     args = parse_args(argv)
-    out = args.out or args.work_dirs[0] / 'report'
-    if out.exists() and not out.is_dir():
-        raise UserError(f'--out is a folder, and {out} is a file.')
     paths = [path for folder in args.work_dirs for path in find_runs(folder)]
+    out = writable(args.out or args.work_dirs[0] / 'report')
     groups = group_runs(paths)
     compared = Comparison(
         groups,
@@ -115,13 +114,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         disable=not sys.stderr.isatty(),
     )
     layers = {
-        group.name: read_layers(group.first, args.checkpoints)
+        group.name: read_layers(group.shown, args.checkpoints)
         for group in shown
     }
     drawn = draw_samples(groups, args.samples, args.images)
     name = os.path.commonpath([path.resolve() for path in paths])
-    page = render(compared, layers, drawn, f'Report of {Path(name).name}')
-    out.mkdir(parents=True, exist_ok=True)
+    title = f'Report of {Path(name).name or name}'
+    page = render(compared, layers, drawn, title, without_runs(args.work_dirs))
     write_csv(out / 'summary.csv', epoch_rows(groups))
     write_csv(out / 'runs.csv', run_rows(groups))
     write_csv(out / 'networks.csv', network_rows(compared))
@@ -129,6 +128,32 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = out / 'report.html'
     path.write_text(page, encoding='utf-8')
     print(f'The report is {path}')
+
+
+def writable(folder: Path, option: str = '--out') -> Path:
+    """Create the folder of an option, before the work that fills it.
+
+    Raises:
+        UserError: If it cannot be created or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            return folder
+    except OSError as error:
+        raise UserError(
+            f'{folder} cannot be written ({error.strerror}): give a folder '
+            f'by {option}.'
+        ) from error
+
+
+def without_runs(work_dirs: Sequence[Path]) -> list[str]:
+    """Return a sentence on each run of a sweep that has nothing to show."""
+    return [
+        f'{path.relative_to(folder)}: nothing to show; see {path}/train.log.'
+        for folder in work_dirs
+        for path in unstarted(folder)
+    ]
 
 
 def layer_rows(layers: Mapping[str, Layers]) -> list[dict[str, Any]]:
@@ -155,7 +180,8 @@ def layer_rows(layers: Mapping[str, Layers]) -> list[dict[str, Any]]:
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write rows with all their columns; an absent value is empty."""
-    columns = dict.fromkeys(key for row in rows for key in row)
+    # A table without rows has a head too, which pandas needs.
+    columns = dict.fromkeys(['network', *(k for row in rows for k in row)])
     with path.open('w', newline='', encoding='utf-8') as stream:
         writer = csv.DictWriter(stream, columns)
         writer.writeheader()

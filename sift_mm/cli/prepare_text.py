@@ -223,3 +223,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             f'{name}.bin: {header.documents} documents, {header.bytes:,} '
             f'bytes, {header.tokens:,} tokens of {header.vocabulary}'
         )
+
+
+if __name__ == '__main__':
+    main()

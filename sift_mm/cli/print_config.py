@@ -1,8 +1,7 @@
 """Print a config with its bases and overrides merged."""
 
-import os
-import os.path as osp
 from collections.abc import Sequence
+from pathlib import Path
 
 from sift_mm.cli.arguments import add_config_options
 from sift_mm.cli.entry import Parser, entry_point
@@ -29,6 +28,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = cfg.pretty_text
     print(f'Config:\n{text}')
     if path is not None:
-        os.makedirs(osp.dirname(osp.abspath(path)), exist_ok=True)
+        Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
         cfg.dump(path)
         print(f'Saved to {path}')
+
+
+if __name__ == '__main__':
+    main()

@@ -13,8 +13,8 @@ from rich.progress import Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from sift_mm.errors import UserError
 
-# MMEngine's line of a step, with the time left in it.
-STEP = re.compile(r'(Epoch|Iter)\(.{,90}')
+# MMEngine's line of a step, with the time left in it, cut behind a value.
+STEP = re.compile(r'(Epoch|Iter)\(.{,110}(?<![: ])(?!\S)')
 
 
 class Job:

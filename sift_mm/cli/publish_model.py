@@ -30,7 +30,7 @@ from sift_mm.errors import UserError
 #: Keys of the mask training; its history is needed only to resume.
 KEPT_OF_MASKS = (
     *('version', 'algorithm', 'placement', 'structure', 'seed', 'steps'),
-    *('masks', 'groups', 'member', 'budget'),
+    *('masks', 'groups', 'member', 'budget', 'inputs_first'),
 )
 
 
@@ -107,3 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     final = publish(args.in_file, args.out_file, args.compact)
     size = final.stat().st_size / 2**20
     print(f'Wrote {final} ({size:.1f} MiB).')
+
+
+if __name__ == '__main__':
+    main()

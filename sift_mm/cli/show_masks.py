@@ -65,3 +65,7 @@ def _rule(options: Mapping[str, Any]) -> str:
     if (structure := options['structure']) is not None:
         text += f', structure={describe_structure(structure)}'
     return text
+
+
+if __name__ == '__main__':
+    main()

@@ -15,7 +15,7 @@ from sift_mm.cli import html_report
 from sift_mm.cli.arguments import Settings, check_pairs, name_of, positive
 from sift_mm.cli.cluster import Slurm
 from sift_mm.cli.entry import Parser, entry_point
-from sift_mm.cli.experiments import Experiment, run_experiments
+from sift_mm.cli.experiments import Experiment, content_of, run_experiments
 from sift_mm.cli.sweep_networks import plan_networks
 from sift_mm.cli.sweep_report import write_report
 from sift_mm.cli.sweep_results import Results
@@ -165,6 +165,9 @@ def train(args: argparse.Namespace, plan: Sequence[Experiment]) -> None:
     Raises:
         UserError: If runs failed, or the launcher is not available.
     """
+    for config in (args.dense, args.sparse):
+        content_of(config)  # Else each run would fail.
+    html_report.writable(plan[0].root, '--work-dir')
     launcher, jobs = None, args.jobs or 1
     if args.launcher == 'slurm':
         launcher, jobs = Slurm(args.slurm or {}, args.threads), args.jobs
@@ -209,3 +212,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         html_report.main([str(root), '--out', str(root / 'report')])
     if failed is not None:
         raise failed
+
+
+if __name__ == '__main__':
+    main()

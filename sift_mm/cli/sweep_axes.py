@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
-from mmengine.config import DictAction
+from mmengine.config import Config, DictAction
 
 from sift_mm.config.checks import backbone_key, check_config
 from sift_mm.config.explain import explained
 from sift_mm.config.keys import find_key, hook_of, keys_of
 from sift_mm.config.loading import read_config
+from sift_mm.config.nodes import walk
 from sift_mm.errors import UserError
 from sift_mm.layers.family import family_of
 
@@ -96,6 +97,7 @@ def read_axes(args: argparse.Namespace) -> list[Axis]:
         of_dense = key in known and not of_hook
         axes[key] = Axis(key, tuple(values), of_dense, of_hook)
         _check_values(args, axes[key], {} if of_dense else member)
+        _check_numbers(axes[key], dense if of_dense else sparse)
     return [*axes.values()]
 
 
@@ -112,6 +114,19 @@ def _check_values(
         cfg = read_config(config, {axis.key: parsed}, **member)
         with explained(config, cfg):
             check_config(cfg)
+
+
+def _check_numbers(axis: Axis, cfg: Config) -> None:
+    """Refuse words in place of a number; the hook checks its own."""
+    top = axis.key.partition('.')[0]
+    now = dict(walk(cfg.get(top), top)).get(axis.key)
+    for value in () if axis.of_hook else axis.values:
+        parsed = DictAction._parse_iterable(value)
+        if type(now) in (int, float) and isinstance(parsed, str):
+            raise UserError(
+                f'--axis {axis.key}={value}: the config has the number {now} '
+                'there; give a number.'
+            )
 
 
 def settings(

@@ -50,10 +50,24 @@ def write_report(
         )
     shown = [*groups.values()]
     compared = Comparison(shown, dense, find_metric(shown, metric))
+    path.parent.mkdir(parents=True, exist_ok=True)
     marks = Marks(path, f'sweep {name}', create=True)
     text = markdown_table(comparison(network_rows(compared), compared.digits))
     for chart in islice(comparison_charts(compared, legend=True), 1):
         figure = path.with_name(f'{path.stem}-{name}.svg')
         figure.write_text(chart.svg)
         text += f'\n\n![{chart.title}]({figure.name})'
+    missing = [
+        run.name
+        for found in runs.values()
+        for run in found
+        if not run.is_done()
+    ]
+    if missing:
+        text += f'\n\nNot finished, and not in it: {", ".join(missing)}.'
     marks.fill(text)
+    number = sum(map(len, done.values()))
+    print(
+        f'The table of {number} runs is in {path}; '
+        f'{len(missing)} runs are not finished, and not in it.'
+    )

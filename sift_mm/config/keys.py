@@ -1,7 +1,6 @@
 """Keys of a config by their last parts."""
 
 import difflib
-from collections.abc import Iterator
 from dataclasses import fields
 
 from mmengine.config import Config
@@ -14,23 +13,27 @@ from sift_mm.errors import UserError
 from sift_mm.sparsity import RunOptions
 
 
-def keys_of(cfg: Config) -> Iterator[str]:
-    """Yield the dotted keys that a run reads, with those left at defaults.
+def keys_of(cfg: Config) -> dict[str, None]:
+    """Return the dotted keys that a run reads, with those left at defaults.
 
     Arguments of ``SparseTrainingHook`` and of a Sparse-IFT backbone are keys
     that a config may leave out.
     """
-    for name in TOP_LEVEL:
-        if name in cfg:
-            yield from (key for key, _ in walk(cfg[name], name))
+    found = [
+        key
+        for name in TOP_LEVEL
+        if name in cfg
+        for key, _ in walk(cfg[name], name)
+    ]
     if (place := hook_of(cfg)) is not None:
-        yield from (f'{place}.{option.name}' for option in fields(RunOptions))
+        found += [f'{place}.{option.name}' for option in fields(RunOptions)]
         known = arguments(cfg, backbone_node(cfg).get('type'))
-        yield from (
+        found += [
             f'{backbone_key(cfg)}.{name}'
             for name in MEMBER_ARGUMENTS
             if name in known
-        )
+        ]
+    return dict.fromkeys(found)
 
 
 def hook_of(cfg: Config) -> str | None:

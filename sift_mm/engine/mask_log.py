@@ -7,6 +7,7 @@ from mmengine.dist import is_main_process
 from torch import Tensor, linalg
 
 from sift_mm.checkpoint.packing import count, pack, unpack
+from sift_mm.orientation import filters_first
 from sift_mm.sparsity import MaskTrainer, UpdateReport, density
 from sift_mm.sparsity.metrics import dead_channels
 
@@ -107,7 +108,9 @@ class MaskLog:
         trainer, mask = self.trainer, self.trainer.masks[name]
         active, size = count(mask), mask.numel()
         stayed = count(unpack(packed[name] & self._before[name], size))
-        dead_inputs, dead_outputs = dead_channels(mask)
+        dead_inputs, dead_outputs = dead_channels(
+            filters_first(mask, trainer.masks.parameters[name])
+        )
         execution = trainer.execution
         found = [
             ('density', active / size),

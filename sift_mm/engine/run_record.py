@@ -137,7 +137,9 @@ def read_last(work_dir: str | Path) -> dict[str, Any]:
     """Return the newest readable record in a work dir, or {}."""
     for path in sorted(Path(work_dir).glob(f'*/{FILE}'), reverse=True):
         with suppress(OSError, ValueError):
-            return json.loads(path.read_text())
+            found = json.loads(path.read_text())
+            if isinstance(found, dict):
+                return found
     return {}
 
 
@@ -159,6 +161,7 @@ class RunRecordHook(Hook):
         self._seconds = 0.0
         self._since: float | None = None
         self._cannot_write = False
+        self._hook: SparseTrainingHook | None = None
 
     def before_run(self, runner: Runner) -> None:
         """Log what is run."""
@@ -191,23 +194,26 @@ class RunRecordHook(Hook):
         before = read_last(runner.work_dir) if runner._resume else {}
         model = unwrap(runner.model)
         hooks = (h for h in runner.hooks if isinstance(h, SparseTrainingHook))
-        hook = next(hooks, None)
-        masks = describe_masks(hook)
-        parameters = sum(p.numel() for p in model.parameters())
+        self._hook = next(hooks, None)
         found = sparse_backbone(model)
         self.record |= dict(
             member=found[1].describe_member() if found else {},
-            masks=masks,
-            flops=describe_flops(runner, model, hook),
-            parameters=parameters,
-            active_parameters=parameters
-            - masks.get('size', 0)
-            + masks.get('active', 0),
+            flops=describe_flops(runner, model, self._hook),
+            parameters=sum(p.numel() for p in model.parameters()),
             metrics=before.get('metrics', {}),
             best=before.get('best', {}),
         )
+        self._count()
         runner.logger.info(flops_line(self.record))
         self._write(runner)
+
+    def _count(self) -> None:
+        """Count the active weights, which some algorithms change."""
+        masks = describe_masks(self._hook)
+        dense = self.record['parameters'] - masks.get('size', 0)
+        self.record |= dict(
+            masks=masks, active_parameters=dense + masks.get('active', 0)
+        )
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Start the clock."""
@@ -237,6 +243,7 @@ class RunRecordHook(Hook):
             sign = order_of(name) if value is not None else 0
             if sign and sign * value >= sign * best.get(name, value):
                 best[name] = value
+        self._count()
         self._write(runner)
 
     def before_save_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
@@ -249,6 +256,7 @@ class RunRecordHook(Hook):
         if runner.rank:
             return
         self._since = None
+        self._count()
         self.record['status'] = 'finished'
         self._write(runner)
         for line in last_lines(self.record, runner.work_dir):

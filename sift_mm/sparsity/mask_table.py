@@ -43,7 +43,7 @@ def mask_table(path: str | Path, spectral: bool = True) -> dict[str, Any]:
             not fit its weights.
     """
     checkpoint, training = read_masked(path)
-    masks = training['masks']
+    masks, turned = training['masks'], training.get('inputs_first', ())
     history = None
     with with_context(path):
         if 'history' in training:
@@ -51,11 +51,13 @@ def mask_table(path: str | Path, spectral: bool = True) -> dict[str, Any]:
             history.load_state_dict(training['history'])
         layers = []
         for name, mask in masks.items():
-            row = _row(name, mask, history)
+            filters = mask.t() if name in turned else mask
+            row = _row(name, filters, history) | {'shape': list(mask.shape)}
             if spectral:
                 weights = checkpoint.get('state_dict', checkpoint)
                 weight = weight_of(weights, name, mask)
-                row |= asdict(spectrum(mask, weight))
+                weight = weight.t() if name in turned else weight
+                row |= asdict(spectrum(filters, weight))
             layers.append(row)
     return {
         'algorithm': training.get('algorithm'),

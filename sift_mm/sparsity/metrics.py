@@ -22,7 +22,7 @@ def dead_channels(mask: Tensor) -> tuple[int, int]:
     Output channels are the first axis, filters; input channels the second,
     over all taps. In a grouped convolution the second axis numbers the inputs
     of a group, and one counts if it is dead in all groups. Transposed
-    convolutions and transformers' Conv1D have inputs on the first axis.
+    convolutions have inputs on the first axis.
 
     Returns:
         tuple: Dead inputs, dead outputs.

@@ -36,7 +36,7 @@ class Spectrum:
             left out. None without a subgraph.
         weighted_gap (float, optional): First less second singular value of
             the matrix of active weights' magnitudes (Hoang et al., NeurIPS
-            2023). None without weights.
+            2023). None without weights, or if one is not finite.
         imsg (float, optional): Iterated mean spectral gap: mean weighted gap
             of the same subgraphs as in ``imdb``.
     """
@@ -60,7 +60,8 @@ def spectrum(mask: Tensor, weight: Tensor | None = None) -> Spectrum:
     if weight is not None:
         # A product would keep NaN outside the mask.
         inside = weight.detach().abs().double().masked_fill(~mask, 0)
-        values = inside.flatten(1).cpu().numpy()
+        if inside.isfinite().all():  # Else of a training that diverged.
+            values = inside.flatten(1).cpu().numpy()
     whole = _gaps(edges, values)
     if whole is None:
         return Spectrum()

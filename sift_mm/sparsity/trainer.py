@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from sift_mm import validation
 from sift_mm.checkpoint.state import VERSION
 from sift_mm.errors import UserCallError, UserError
-from sift_mm.orientation import filter_shape
+from sift_mm.orientation import filter_shape, inputs_first_names
 from sift_mm.sparsity import momentum, updates
 from sift_mm.sparsity.agreement import check_agreement
 from sift_mm.sparsity.algorithms import Algorithm
@@ -350,6 +350,9 @@ class MaskTrainer:
             more['momentum'] = {
                 n: m.cpu().clone() for n, m in self.momentum.items()
             }
+        turned = inputs_first_names(self.masks.parameters)
+        if turned:
+            more['inputs_first'] = turned
         return more | {
             'version': VERSION,
             'placement': self.placement,

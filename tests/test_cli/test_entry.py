@@ -1,6 +1,9 @@
 """Messages of a command line: mistakes of users, and errors."""
 
 import errno
+import runpy
+import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -224,3 +227,18 @@ def test_the_tool_says_its_sentence_before_the_banner(tmp_path, data):
         *('--cfg-options', 'train_cfg.max_epochs=-1'),
     )
     assert done.returncode == 2 and len(done.stdout.splitlines()) == 1
+
+
+def scripts():
+    """Return the module of each command."""
+    project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+    return [text.partition(':')[0] for text in project['scripts'].values()]
+
+
+@pytest.mark.filterwarnings('ignore:.*found in sys.modules')
+@pytest.mark.parametrize('module', scripts())
+def test_a_module_of_a_command_runs_it(module, capsys, monkeypatch):
+    monkeypatch.setattr(sys, 'argv', [module, '--help'])
+    with pytest.raises(SystemExit, match='0'):
+        runpy.run_module(module, run_name='__main__')
+    assert capsys.readouterr().out.startswith('usage: ')

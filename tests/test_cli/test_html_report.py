@@ -1,10 +1,8 @@
 """The report of runs: its page, its tables, and runs that lack something."""
 
 import base64
-import csv
 import json
 import re
-from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
 
@@ -16,12 +14,11 @@ from mmengine.evaluator import BaseMetric
 from mmengine.registry import METRICS
 from PIL import Image
 
+from helpers.report_pages import charts, read_csv, report, write_tested
 from helpers.toy_runs import loader, toy_runner
 from sift_mm import masks_of
 from sift_mm.cli import html_report
 from sift_mm.cli.reports.run_dirs import Run, Scalars
-
-VOID = {'meta', 'img', 'br', 'link'}
 
 
 @METRICS.register_module()
@@ -33,61 +30,6 @@ class Outputs(BaseMetric):
 
     def compute_metrics(self, results):
         return {'outputs': sum(results)}
-
-
-class Page(HTMLParser):
-    """Rows of tables, by the title of their section, and balanced tags."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.open, self.tables, self.cell, self.title = [], {}, None, ''
-        self.feed(text)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        if tag not in VOID:
-            self.open.append(tag)
-        if tag == 'tr':
-            self.tables.setdefault(self.title, []).append([])
-        if tag in ('th', 'td', 'h2', 'summary'):
-            self.cell = ''
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-        if tag in ('th', 'td'):
-            self.tables[self.title][-1].append(self.cell)
-        if tag in ('h2', 'summary'):
-            self.title = self.cell
-
-    def handle_data(self, data):
-        if self.cell is not None:
-            self.cell += data
-
-    def rows(self, title):
-        """Return the rows of a table as dicts, by their first cell."""
-        head, *rows = self.tables[title]
-        return {row[0]: dict(zip(head, row, strict=True)) for row in rows}
-
-
-def report(*words):
-    """Run the command; return text and parsed page."""
-    html_report.main([*map(str, words), '--out', 'out'])
-    text = Path('out/report.html').read_text()
-    assert '<script' not in text and not re.search(r'(src|href)="http', text)
-    return text, Page(text)
-
-
-def charts(text):
-    """Return the SVG of each chart by its title."""
-    found = re.findall(
-        r'<svg role="img" aria-label="(.*?)"(.*?)</svg>', text, re.S
-    )
-    return dict(found)
-
-
-def read_csv(name):
-    with Path('out', name).open() as stream:
-        return list(csv.DictReader(stream))
 
 
 def toy(folder, hook=True, epochs=3, **kwargs):
@@ -108,18 +50,6 @@ def toy(folder, hook=True, epochs=3, **kwargs):
         del runner._hooks[kinds.index('SparseTrainingHook')]
     runner.train()
     return Path(folder)
-
-
-def write_tested(folder, seed, config, **result):
-    """Write a work dir of a sweep's run that is tested."""
-    Path(folder).mkdir(parents=True)
-    if config:
-        logs = Path(folder, '20260101_000000', 'vis_data')
-        logs.mkdir(parents=True)
-        (logs / 'config.py').write_text(
-            f'{config}\nrandomness = dict(seed={seed})'
-        )
-    Path(folder, 'result.json').write_text(json.dumps(result))
 
 
 def test_a_run_of_sift_mm_is_shown_with_its_masks():
@@ -167,7 +97,7 @@ def test_foreign_and_interrupted_runs_lack_something():
     assert facts['foreign']['mask training'] == '–'
     assert facts['cut']['mask training'] == 'RigL'
     assert 'epoch_3.pth' in text and 'is no checkpoint' in text
-    assert 'foreign, seed –: no' not in text
+    assert 'foreign: no' not in text
 
     # A test leaves a config, and no scalars.
     (cut / '20990101_000000/vis_data').mkdir(parents=True)
@@ -179,7 +109,7 @@ def test_foreign_and_interrupted_runs_lack_something():
     Path('bare').mkdir()
     torch.save({'state_dict': {'w': torch.ones(2)}}, 'bare/epoch_1.pth')
     text, _ = report('bare')
-    assert 'bare, seed None: no config was found.' in text
+    assert 'bare: no config was found.' in text
 
 
 def test_seeds_of_one_config_are_compared_with_dense():
@@ -384,7 +314,7 @@ def test_data_that_is_missing_is_said(runs, tmp_path):
         (['empty'], 'empty is no work dir, and has none in it'),
         (['run', '--metric', 'mIoU'], 'No run has the metric mIoU; there are'),
         (['run', '--dense', 'Run'], 'No run is called Run: did you mean run?'),
-        (['run', '--out', 'file'], '--out is a folder, and file is a file'),
+        (['run', '--out', 'file'], 'file cannot be written (File exists)'),
         (['run', '--images', 'no.jpg'], 'there is no image no.jpg'),
         (['run', '--samples', '-1'], "'-1' is not a whole number"),
     ],

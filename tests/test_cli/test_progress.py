@@ -85,3 +85,9 @@ def test_lines_without_a_terminal(tmp_path, capsys):
     assert start == 'Starting a/train'
     assert step.startswith('  a/train: Epoch(train) [2][3/9]')
     assert ends == ['a: {}', '1 of 1 runs done']
+
+
+def test_a_step_is_cut_behind_a_value(tmp_path):
+    step = f'Iter(train) [1/9]  {"x" * 60}  loss: 2.3054'
+    assert job('a', tmp_path, f'{step}\n').step == step
+    assert job('b', tmp_path, f'{step}  acc: {"9" * 60} z\n').step == step

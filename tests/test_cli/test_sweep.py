@@ -111,15 +111,17 @@ def test_columns_of_a_table_are_aligned():
     ]
 
 
-def test_a_report_is_of_runs_that_are_done(two):
+def test_a_report_is_of_runs_that_are_done(two, capsys):
     args = [*two, '--family', 'factorized', '--sparsity', '0.5']
     args += ['--algorithm', 'SET', '--inner', 'norm']
     report = [*args, '--report', 'r.md', '--metric']
     with pytest.raises(SystemExit, match='No run of the dense network'):
         sweep.main([*report, 'mIoU'])
     sweep.main(args)
+    sweep.main([*args, '--report', 'new/r.md', '--metric', 'mIoU'])
     sweep.main([*report, 'mIoU'])
     text = Path('r.md').read_text()
+    assert Path('new/r.md').read_text() == text
     (row,) = re.findall(r'\| factorized-s50-set-norm .*', text)
     assert '| 40.00 | 0.00 ' in row and '| +0.00 ' in row
     assert b'factorized-set-norm' in Path('r-d_1e.svg').read_bytes()
@@ -133,6 +135,9 @@ def test_a_report_is_of_runs_that_are_done(two):
     found = Path('r.md').read_text()
     assert found.startswith(f'Before\n{other}') and found.endswith('After\n')
     assert re.search(r'\| dense .* 1 +\| 40.00 ', found)
+    # What is left out is named, in the file and on the screen.
+    assert 'Not finished, and not in it: dense/seed0.' in found
+    assert '1 runs are not finished, and not in it' in capsys.readouterr().out
 
     with pytest.raises(SystemExit, match='metric top1; there are'):
         sweep.main([*report, 'top1'])
@@ -144,6 +149,18 @@ def test_a_report_is_of_runs_that_are_done(two):
         with pytest.raises(SystemExit, match='lacks the lines .*d_1e: begin'):
             sweep.main([*report, 'mIoU'])
         assert Path('r.md').read_text() == text
+
+
+def test_what_no_run_could_start_from_is_refused(two):
+    Path('file').write_text('')
+    for words, said in (
+        (['none.py', *two[1:]], 'none.py'),
+        ([two[0], 'none.py'], 'none.py'),
+        ([*two, '--work-dir', 'file'], 'file cannot be .*--work-dir'),
+    ):
+        with pytest.raises(SystemExit, match=said):
+            sweep.main(words)
+    assert not new_calls()
 
 
 class ForkedTool:

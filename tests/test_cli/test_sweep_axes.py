@@ -82,6 +82,7 @@ def test_values_are_split_outside_of_brackets():
         ('lr=[1,2', r'Imbalanced brackets'),
         ('custom_hooks.0.interval=5,0', r'custom_hooks\.0: .*interval'),
         ('optimizer.type=SGDD', r'no optimizer SGDD'),
+        ('optimizer.lr=1,high', r'lr=high: .* number .* there; give a n'),
     ],
 )
 def test_an_axis_that_cannot_be_is_said(configs, axis, said):

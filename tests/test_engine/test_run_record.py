@@ -157,10 +157,20 @@ def test_seconds_go_on_in_a_resumed_run(tmp_path, monkeypatch):
     assert found['flops'].keys() == {'of'}  # A toy has no images.
 
 
+def test_active_weights_are_counted_at_the_end(tmp_path):
+    runner = run(tmp_path, RunRecordHook(), hook=dict(algorithm='GMP'))
+    found = record_of(tmp_path)
+    # GMP begins with all 128 weights, and ends with half of them.
+    masks = hook_of(runner).trainer.masks
+    assert found['masks']['active'] == masks['hidden.weight'].sum() == 64
+    assert found['parameters'] - found['active_parameters'] == 64
+    assert any(x.startswith('Density: 0.500000') for x in log_of(tmp_path))
+
+
 def test_metrics_and_the_best_of_them(tmp_path):
     runner = toy_runner(tmp_path)
     hook = RunRecordHook()
-    hook.record = dict(metrics={}, best={})
+    hook.record = dict(metrics={}, best={}, parameters=1)
     for top, loss in ((50.0, 0.5), (70.0, 0.2), (60.0, float('nan'))):
         metrics = {'accuracy/top1': top, 'loss': loss, 'shape': top, 'x': 'y'}
         hook.after_val_epoch(runner, metrics)

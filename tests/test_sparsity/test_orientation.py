@@ -8,7 +8,9 @@ from torch import nn
 
 import sift_mm
 from helpers.hugging_face import Conv1D
+from sift_mm.cli.publish_model import publish
 from sift_mm.deploy import to_sparse
+from sift_mm.sparsity.mask_table import mask_table
 
 NM = dict(type='NM', n=1, m=4)
 BLOCK = dict(type='Block', filters=4)
@@ -114,3 +116,24 @@ def test_it_runs_dense_and_says_so():
         train(networks()[1].float(), None, x, execution='sparse')
     with pytest.raises(ValueError, match='neither a linear layer nor'):
         to_sparse(model.eval(), sparse.masks)
+
+
+def test_a_file_tells_inputs_from_outputs(tmp_path):
+    tables = []
+    x = torch.rand(4, 12).double()
+    for i, model in enumerate(networks()):
+        sparse, _ = train(model, None, x, sparsity=0.95)
+        path = tmp_path / f'{i}.pth'
+        state = {'state_dict': model.state_dict()}
+        torch.save(state | {'sparse_training': sparse.state_dict()}, path)
+        tables.append(mask_table(path)['layers'])
+        path = publish(str(path), tmp_path / 'slim.pth', small=True)
+        tables.append(mask_table(path)['layers'])
+    shapes = [[row.pop('shape') for row in rows] for rows in tables]
+    assert shapes[0] == [shape[::-1] for shape in shapes[2]]
+    for row, *others in zip(*tables, strict=True):
+        # Of 32 filters some are dead, and of the 12 or 32 inputs others.
+        assert row['outputs'] != row['inputs'] != row['dead_inputs']
+        for other in others:
+            history = dict(itop=other['itop'], doc=other['doc'])
+            assert other == pytest.approx(row | history)

@@ -121,3 +121,9 @@ def test_against_a_plain_decomposition(seed, shape):
 @pytest.mark.parametrize('shape', [(1, 9), (9, 1), (4, 1, 1, 1)])
 def test_a_star_has_no_second_value(shape):
     assert spectrum(torch.ones(shape).bool(), torch.ones(shape)) == Spectrum()
+
+
+def test_a_weight_that_diverged_leaves_the_graph_its_gaps():
+    weight = torch.tensor([[1.0, float('nan')], [1, 1]])
+    found = spectrum(torch.ones(2, 2).bool(), weight)
+    assert found == Spectrum(ramanujan_gap=close(2.0))

@@ -146,8 +146,7 @@ def curve_chart(
         values: dict[float, list[float]] = {}
         for x, y in (point for run in runs for point in run):
             values.setdefault(x, []).append(y)
-        steps = sorted(values)
-        steps = steps[:: -(-len(steps) // POINTS) or 1]
+        steps = spread_out(sorted(values), POINTS)
         found = [summarize(values[step]) for step in steps]
         mean = np.array([s.mean for s in found])
         spread = np.array([s.deviation for s in found])

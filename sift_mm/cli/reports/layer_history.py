@@ -50,7 +50,6 @@ class Layers:
     Attributes:
         logged (History): Scalars of the log, by iteration.
         saved (History): Quantities of the checkpoints, by optimizer step.
-        means (dict): Steps and means over the layers, by spectral quantity.
         tables (list): Name and table of each checkpoint that was read.
         pictures (list): Name of each shown layer, its shape, and images of
             its first and last mask.
@@ -60,11 +59,16 @@ class Layers:
 
     logged: History = field(default_factory=dict)
     saved: History = field(default_factory=dict)
-    means: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     tables: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
     pictures: list[dict[str, str]] = field(default_factory=list)
     products: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    def means(self, quantity: str) -> list[tuple[int, float]]:
+        """Return steps and means over the layers of a spectral quantity."""
+        totals = [(t['steps'] or 0, t['total']) for _, t in self.tables]
+        found = [(step, total.get(quantity)) for step, total in totals]
+        return [(step, mean) for step, mean in found if mean is not None]
 
 
 def spread_out(items: Sequence[Any], most: int) -> list[Any]:
@@ -120,9 +124,12 @@ def read_layers(run: Run, most: int) -> Layers:
         used = zip(PRODUCTS, *sizes.values(), strict=False)
         some = [product for product, *sparse in used if any(sparse)]
         found.products[name] = ', '.join(some) or 'none'
-    if read:
-        first, last = masks_of(read[0]), masks_of(read[-1])
-        found.pictures = mask_pictures(first, last)
+    try:
+        if read:
+            first, last = (filters_of(run, p) for p in (read[0], read[-1]))
+            found.pictures = mask_pictures(first, last)
+    except UserError as error:  # A run in progress deletes checkpoints.
+        found.notes.append(str(error))
     return found
 
 
@@ -135,9 +142,12 @@ def _add(found: Layers, table: dict[str, Any]) -> None:
             if row.get(key) is not None:
                 layers = found.saved.setdefault(quantity, {})
                 layers.setdefault(row['name'], []).append((step, row[key]))
-        mean = table['total'].get(key)
-        if quantity in SPECTRAL and mean is not None:
-            found.means.setdefault(quantity, []).append((step, mean))
+
+
+def filters_of(run: Run, path: Path) -> dict[str, Tensor]:
+    """Return the masks of a checkpoint with filters as rows."""
+    turned = run.state.get('inputs_first', ())
+    return {n: m.t() if n in turned else m for n, m in masks_of(path).items()}
 
 
 def mask_pictures(

@@ -11,7 +11,6 @@ from jinja2 import Environment, FileSystemLoader
 
 from sift_mm.cli.reports.charts import (
     Chart,
-    Curve,
     Style,
     cost_chart,
     curve_chart,
@@ -26,8 +25,9 @@ from sift_mm.cli.reports.layer_history import (
     short_names,
 )
 from sift_mm.cli.reports.page_tables import (
+    FACTS,
+    cells,
     comparison,
-    facts,
     flops_notes,
     headline,
     layer_table,
@@ -84,38 +84,41 @@ def look(compared: Comparison) -> dict[str, Style]:
     return styles_of(series, dense)
 
 
-def curves_of(
-    compared: Comparison, groups: Sequence[Group], kind: str, key: str
-) -> list[tuple[Style, Sequence[Curve]]]:
-    """Return style and curves of a scalar, of the networks that have it."""
-    style = look(compared)
-    found = [
-        (style[group.name], [run.curve(kind, key) for run in group.runs])
-        for group in groups
-    ]
-    return [(look, runs) for look, runs in found if any(runs)]
-
-
 def scalar_charts(
-    compared: Comparison, kind: str, scalars: Mapping[str, tuple[str, str]]
+    compared: Comparison,
+    kind: str,
+    scalars: Mapping[str, tuple[str, str]],
+    by_epoch: bool | None = None,
 ) -> Iterator[Chart]:
-    """Yield charts of scalars over the iterations."""
+    """Yield charts of scalars over the training.
+
+    Args:
+        compared (Comparison): Networks.
+        kind (str): As for :meth:`Run.curve`.
+        scalars (Mapping): Title and label by the scalar's name.
+        by_epoch (bool, optional): Whether networks with metrics by epoch are
+            shown, or those by iteration; None is all.
+    """
+    style = look(compared)
     for key, (title, label) in scalars.items():
-        if shown := curves_of(compared, compared.groups, kind, key):
-            yield curve_chart(title, ('iteration', label), shown)
+        shown = [
+            (style[group.name], curves)
+            for group in compared.groups
+            if by_epoch in (None, group.first.by_epoch)
+            and any(curves := [run.curve(kind, key) for run in group.runs])
+        ]
+        if shown:
+            steps = 'epoch' if by_epoch else 'iteration'
+            yield curve_chart(title, (steps, label), shown)
 
 
 def learning_charts(compared: Comparison) -> Iterator[Chart]:
     """Yield charts of loss and metrics over the training."""
     yield from scalar_charts(compared, 'train', LEARNING)
-    groups = compared.groups
-    if compared.metric is None:
-        return
-    for by_epoch, unit in ((True, 'epoch'), (False, 'iteration')):
-        some = [g for g in groups if g.first.by_epoch == by_epoch]
-        if shown := curves_of(compared, some, 'valid', compared.metric):
-            title = f'{compared.metric} in validation'
-            yield curve_chart(title, (unit, compared.unit), shown)
+    if (metric := compared.metric) is not None:
+        shown = {metric: (f'{metric} in validation', compared.unit)}
+        for by_epoch in (True, False):
+            yield from scalar_charts(compared, 'valid', shown, by_epoch)
 
 
 def comparison_charts(
@@ -148,11 +151,6 @@ def comparison_charts(
             )
 
 
-def mask_charts(compared: Comparison) -> Iterator[Chart]:
-    """Yield charts of the scalars of all masks."""
-    yield from scalar_charts(compared, 'masks', MASKS)
-
-
 def spectral_charts(
     compared: Comparison, layers: Mapping[str, Layers]
 ) -> Iterator[Chart]:
@@ -160,9 +158,9 @@ def spectral_charts(
     style = look(compared)
     for key, label in SPECTRAL.items():
         curves = [
-            (style[name], [found.means[key]])
+            (style[name], [means])
             for name, found in layers.items()
-            if key in found.means
+            if (means := found.means(key))
         ]
         if curves:
             labels = 'optimizer step', 'mean of the layers'
@@ -174,12 +172,9 @@ def layer_charts(layers: Layers) -> list[Chart]:
     shown: History = {**layers.saved, **layers.logged}
     charts = []
     order = {
-        name: i
-        for i, name in enumerate(
-            row['name']
-            for _, table in layers.tables
-            for row in table['layers']
-        )
+        row['name']: place
+        for _, table in layers.tables
+        for place, row in enumerate(table['layers'])
     }
     for quantity, (label, low, high) in QUANTITIES.items():
         if quantity not in shown:
@@ -201,6 +196,7 @@ def render(
     layers: Mapping[str, Layers],
     samples: Samples,
     title: str,
+    missing_runs: Sequence[str] = (),
 ) -> str:
     """Return the page as HTML."""
     environment = Environment(
@@ -224,7 +220,7 @@ def render(
     charts = {
         'learning': learning_charts(compared),
         'comparison': comparison_charts(compared),
-        'masks': mask_charts(compared),
+        'masks': scalar_charts(compared, 'masks', MASKS),
         'spectral': spectral_charts(compared, layers),
     }
     return environment.get_template('page.html').render(
@@ -235,7 +231,7 @@ def render(
             (group.name, swatch(style[group.name]))
             for group in compared.groups
         ],
-        facts=facts(rows),
+        facts=cells(rows, FACTS),
         flops=flops_notes(compared),
         machines=machine_rows(compared),
         comparison=comparison(rows, compared.digits),
@@ -244,5 +240,5 @@ def render(
         charts={key: [*found] for key, found in charts.items()},
         layers=shown,
         samples=samples,
-        missing=missing(compared, layers, samples),
+        missing=[*missing_runs, *missing(compared, layers, samples)],
     )

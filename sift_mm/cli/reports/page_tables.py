@@ -34,6 +34,7 @@ def _text(value: Any) -> str:
     return str(value or '–')
 
 
+#: Columns of what was run.
 FACTS: dict[str, Callable[[Row], str]] = {
     'network': _of('network', str),
     'config': _of('config', _text),
@@ -50,11 +51,6 @@ FACTS: dict[str, Callable[[Row], str]] = {
     'training time': _of('seconds', duration),
     'seeds': _of('seeds', str),
 }
-
-
-def facts(rows: Sequence[Row]) -> list[dict[str, str]]:
-    """Return what was run as text, from the rows of the networks."""
-    return cells(rows, FACTS)
 
 
 def comparison(rows: Sequence[Row], digits: int) -> list[dict[str, str]]:
@@ -75,8 +71,11 @@ def comparison(rows: Sequence[Row], digits: int) -> list[dict[str, str]]:
         'minus dense': _of('difference', number, signed),
         'interval, 95 %': lambda row: _interval(row, digits),
         'pairs': _of('pairs', _text),
+        'compared with': _of('compared_with', _text),
         'training time': _of('seconds', duration),
     }
+    if {row['compared_with'] for row in rows} <= {None, 'dense'}:
+        del columns['compared with']
     return cells(rows, columns)
 
 
@@ -118,20 +117,19 @@ def flops_notes(compared: Comparison) -> list[str]:
 
 def machine_rows(compared: Comparison) -> list[dict[str, str]]:
     """Return machines and versions, a row for each that differs."""
-    rows: dict[str, dict[str, str]] = {}
+    networks: dict[tuple[str, str], dict[str, None]] = {}
     for group in compared.groups:
         for run in group.runs:
             versions = ', '.join(f'{k} {v}' for k, v in run.versions.items())
-            row = {
-                'machine': str(run.record.get('machine') or '–'),
-                'versions': versions or '–',
-            }
-            known = rows.setdefault(str(row), {**row, 'networks': ''})
-            if group.name not in known['networks'].split(', '):
-                names = [known['networks'], group.name]
-                known['networks'] = ', '.join(filter(None, names))
-    found = [row for row in rows.values() if row['versions'] != '–']
-    return _without_empty(found)
+            known = _text(run.record.get('machine')), versions
+            networks.setdefault(known, {})[group.name] = None
+    return _without_empty(
+        [
+            dict(machine=on, versions=of, networks=', '.join(names))
+            for (on, of), names in networks.items()
+            if of
+        ]
+    )
 
 
 def layer_table(layers: Layers) -> list[dict[str, str]]:
@@ -160,6 +158,8 @@ def headline(compared: Comparison, rows: Sequence[Row]) -> list[str]:
     groups, digits = compared.groups, compared.digits
     runs = sum(len(group.runs) for group in groups)
     said = [f'{runs} runs of {len(groups)} networks.']
+    if len(groups) == 1:
+        said = [f'{runs} runs of one network.']
     if runs == 1:
         said = [f'One run, {groups[0].name}: {groups[0].first.status}.']
     if compared.metric is None:
@@ -168,6 +168,8 @@ def headline(compared: Comparison, rows: Sequence[Row]) -> list[str]:
     found = [row for row in rows if row[key] is not None]
     if not found:
         key, found = 'mean', [row for row in rows if row['mean'] is not None]
+    if not found:
+        return [*said, f'No run has a finite {compared.metric}.']
     best = max(found, key=lambda row: compared.sign * row[key])
     if key == 'mean':
         value = number(best['mean'], f'.{digits}f')
@@ -191,12 +193,23 @@ def missing(
     said = []
     for group in compared.groups:
         for run in group.runs:
-            name = f'{group.name}, seed {run.seed}'
+            seed = '' if run.seed is None else f', seed {run.seed}'
+            name = f'{group.name}{seed}'
             if not run.config:
                 said.append(f'{name}: no config was found.')
             if not run.scalars.train:
                 said.append(f'{name}: no scalars of a training are logged.')
             if run.status != 'finished':
                 said.append(f'{name}: {run.status}.')
+            if compared.metric and compared.metric not in run.metrics:
+                said.append(f'{name}: there is no {compared.metric}.')
+            losses = run.curve('train', 'loss')
+            wrong = [step for step, loss in losses if not isfinite(loss)]
+            if wrong:
+                said.append(
+                    f'{name}: the loss is not finite at {len(wrong)} of '
+                    f'{len(losses)} logged steps, first at iteration '
+                    f'{wrong[0]}.'
+                )
         said += layers[group.name].notes if group.name in layers else []
     return [*said, *samples.notes]

@@ -4,9 +4,11 @@ Any run of MMEngine has its config and scalars in ``*/vis_data``. Runs of
 sift_mm also have ``*/run.json``, those of a sweep ``result.json``.
 """
 
+import ast
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -24,8 +26,6 @@ from sift_mm.errors import UserError
 
 Records = dict[int, dict[str, Any]]
 
-#: Folders below a given one that are searched for runs.
-DEPTH = 3
 #: Values of a validation record that are no metrics.
 NO_METRICS = ('step', 'iter', 'epoch', 'time', 'data_time', 'memory')
 #: Costs in result.json of a sweep, which are no metrics.
@@ -35,42 +35,16 @@ COSTS = (
 )
 
 
-def is_run(folder: Path) -> bool:
-    """Return whether a folder is the work dir of a run."""
-    return any(
-        next(folder.glob(pattern), None)
-        for pattern in ('*/vis_data', '*/run.json', '*.pth', 'result.json')
-    )
+def is_dump(path: Path) -> bool:
+    """Return whether a file assigns values alone, as a dumped config does.
 
-
-def find_runs(folder: Path) -> list[Path]:
-    """Return a work dir, or the work dirs in a folder.
-
-    Runs that a sweep put aside are left out.
-
-    Raises:
-        UserError: If the folder does not exist or holds no run.
+    Any other script in a folder would be run by reading it.
     """
-    if not folder.is_dir():
-        raise UserError(f'There is no folder {folder}: give a work dir.')
-    if is_run(folder):
-        return [folder]
-    found: list[Path] = []
-    for depth in range(1, DEPTH + 1):
-        found += [
-            path
-            for path in sorted(folder.glob('/'.join('*' * depth)))
-            if path.is_dir()
-            and is_run(path)
-            and not path.name.startswith('old-')
-            and not any(above in found for above in path.parents)
-        ]
-    if not found:
-        raise UserError(
-            f'{folder} is no work dir, and has none in it: there are neither '
-            'logs (*/vis_data) nor checkpoints (*.pth).'
-        )
-    return sorted(found)
+    try:
+        found = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return False
+    return all(isinstance(node, ast.Assign) for node in found.body)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -80,6 +54,15 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def _config(paths: Iterable[Path]) -> dict[str, Any]:
+    """Return the first config that can be read, {} without one."""
+    for path in filter(is_dump, paths):
+        with suppress(Exception):  # A config may raise errors of any type.
+            loaded = Config.fromfile(path, import_custom_modules=False)
+            return loaded.to_dict()
+    return {}
 
 
 def _records(path: Path) -> Iterator[dict[str, Any]]:
@@ -183,16 +166,15 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Config of the last session."""
+        """Config of the last session; of a resumed run with its first start.
+
+        A resumed run's own ``load_from`` is a checkpoint of itself.
+        """
         paths = [s / 'vis_data' / 'config.py' for s in self.sessions]
-        for path in [*reversed(paths), *sorted(self.path.glob('*.py'))]:
-            if path.is_file():
-                try:
-                    loaded = Config.fromfile(path, import_custom_modules=False)
-                    return loaded.to_dict()
-                except Exception:  # A config may raise errors of any type.
-                    continue
-        return {}
+        found = _config([*reversed(paths), *sorted(self.path.glob('*.py'))])
+        if found.get('resume'):
+            found['load_from'] = _config(paths).get('load_from')
+        return found
 
     @cached_property
     def checkpoints(self) -> list[Path]:
@@ -298,8 +280,9 @@ class Run:
     @cached_property
     def seconds(self) -> float | None:
         """Seconds of training, without steps that were lost."""
-        if self.record.get('seconds') is not None:
-            return self.record['seconds']
+        known = self.record.get('seconds')
+        if known is not None and self.status == 'finished':
+            return known
         times = [
             (step, record['time'])
             for step, record in sorted(self.scalars.train.items())
@@ -307,7 +290,8 @@ class Run:
         ]
         steps = pairwise([(0, 0.0), *times])
         total = sum(time * (step - last) for (last, _), (step, time) in steps)
-        return total if times else None
+        # An unfinished run has written its record at its last validation.
+        return max(total, known or 0) if times else known
 
     @cached_property
     def metrics(self) -> dict[str, float]:
@@ -328,7 +312,12 @@ class Run:
     def by_epoch(self) -> bool:
         """Truth of "metrics are logged by epoch"."""
         loop = self.config.get('train_cfg') or {}
-        return bool(loop.get('max_epochs') or loop.get('by_epoch'))
+        hooks = self.config.get('default_hooks') or {}
+        logger = hooks.get('logger') or {}
+        return bool(
+            (loop.get('max_epochs') or loop.get('by_epoch'))
+            and logger.get('log_metric_by_epoch', True)
+        )
 
     @property
     def status(self) -> str:
@@ -346,11 +335,13 @@ class Run:
                 return 'finished'
             unit = 'epoch' if name == 'epoch' else 'iteration'
             done = f', {unit} {last.get(name, 0)} of {loop[key]}'
-        written = [
-            path.stat().st_mtime
-            for session in self.sessions
-            for path in session.rglob('*')
-        ]
+            if last and name not in last:  # As log_processor says.
+                done = f', iteration {max(train)}'
+        written = []
+        for session in self.sessions:
+            for path in session.rglob('*'):
+                with suppress(OSError):  # A file that the run replaces.
+                    written.append(path.stat().st_mtime)
         when = strftime('%Y-%m-%d %H:%M', localtime(max(written, default=0)))
         return f'not finished{done}' + f', last written {when}' * bool(written)
 

@@ -65,6 +65,11 @@ class Group:
         return self.runs[0]
 
     @property
+    def shown(self) -> Run:
+        """First run with a checkpoint, for masks and pictures."""
+        return next((r for r in self.runs if r.checkpoints), self.first)
+
+    @property
     def series(self) -> str:
         """Name without the sparsity, equal for networks of one kind."""
         return SPARSITY.sub('', self.name) or self.name
@@ -99,10 +104,6 @@ class Group:
                 known = run.seed is not None and run.seed not in found
                 found[run.seed if known else str(run.path)] = value
         return found
-
-    def metric(self, key: str) -> dict[Any, float]:
-        """Return a metric of each run that has it, as :meth:`values`."""
-        return self.values(lambda run: run.metrics.get(key))
 
     def summary(self, read: Callable[[Run], float | None]) -> Summary | None:
         """Return mean and spread over the runs, None without values."""
@@ -191,14 +192,16 @@ class Comparison:
     def dense_of(self, group: Group) -> Group | None:
         """Return the dense network of a group's settings, else the first.
 
-        The settings are parts of the name: 'dense-lr=0.1' is compared with
-        'wide-s75-rigl-lr=0.1'. None for a dense network itself.
+        One in the same folder comes first. The settings are parts of the
+        name: 'dense-lr=0.1' is compared with 'wide-s75-rigl-lr=0.1'. None for
+        a dense network itself.
         """
         if group in self.dense:
             return None
-        own = set(group.name.split('-'))
-        like = [d for d in self.dense if own.issuperset(_settings(d))]
-        first = self.dense[0] if self.dense else None
+        folder, own = _folder(group), set(group.name.split('-'))
+        near = [d for d in self.dense if _folder(d) == folder] or self.dense
+        like = [d for d in near if own.issuperset(_settings(d))]
+        first = near[0] if near else None
         return max(like, key=lambda d: len(_settings(d)), default=first)
 
     @property
@@ -215,12 +218,16 @@ class Comparison:
     @property
     def digits(self) -> int:
         """Digits behind the point of the metric: 2 of per cents, else 4."""
-        found = [
-            v
-            for g in self.groups
-            for v in g.metric(self.metric or '').values()
-        ]
+        found = [v for g in self.groups for v in self.values(g).values()]
         return 2 if any(abs(value) > 1.5 for value in found) else 4
+
+    def values(self, group: Group) -> dict[Any, float]:
+        """Return the metric of each run that has it, by seed."""
+        return group.values(lambda run: run.metrics.get(self.metric or ''))
+
+
+def _folder(group: Group) -> Path:
+    return Path(group.name).parent
 
 
 def _settings(dense: Group) -> list[str]:
@@ -264,6 +271,7 @@ def _epochs(run: Run) -> Iterator[dict[str, Any]]:
     trained = {
         record['epoch'] if by_epoch else step: record
         for step, record in sorted(run.scalars.train.items())
+        if 'epoch' in record or not by_epoch  # As log_processor says.
     }
     steps = {*valid, *(trained if by_epoch else [*trained][-1:])}
     for step in sorted(steps):
@@ -289,19 +297,19 @@ def network_rows(compared: Comparison) -> list[dict[str, Any]]:
 
     Intervals are of the paired t test over common seeds, at 95 %.
     """
-    metric = compared.metric or ''
     rows = []
     for group in compared.groups:
-        values, less = group.metric(metric), None
+        values, less = compared.values(group), None
         found = summarize([*values.values()]) if values else None
         if (dense := compared.dense_of(group)) is not None:
-            less = paired_difference(values, dense.metric(metric))
+            less = paired_difference(values, compared.values(dense))
         interval = less if less and less.n > 1 else None
         row = _facts(group) | {
             'metric': compared.metric,
             'mean': found and found.mean,
             'sd': found.deviation if found and found.n > 1 else None,
             'runs_with_metric': found.n if found else 0,
+            'compared_with': dense.name if less and dense else None,
             'difference': less and less.value,
             'low': interval and interval.low,
             'high': interval and interval.high,

@@ -162,11 +162,14 @@ def draw_samples(
     """
     found = Samples()
     runs = {
-        group.name: run
+        group.name: group.shown
         for group in groups
-        for run in group.runs[:1]
-        if run.config.get('default_scope') in VISUALIZER
+        if group.shown.config.get('default_scope') in VISUALIZER
     }
+    if images and not runs:
+        found.notes.append(
+            'The images are not drawn on: no run detects or segments.'
+        )
     if not runs or not (number or images):
         return found
     if len(runs) > NETWORKS:
