@@ -245,18 +245,6 @@ def test_validation_in_between_changes_nothing(make_config, plain, tmp_path):
     assert_same(*(state['state_dict'] for state in states))
 
 
-def test_two_processes_without_synchronised_norms(make_config, tmp_path):
-    config = make_config(
-        'mmpretrain',
-        "model['backbone']['norm_cfg'] = dict(type='SyncBN')\n"
-        "train_dataloader['batch_size'] = 2\n",
-    )
-    text = train_ranks(config, tmp_path / 'run')
-    said = 'SyncBN becomes BN, and every process keeps statistics of its own'
-    assert text.count(said) == 1
-    assert assert_exact(tmp_path / 'run') == assert_exact(tmp_path / 'run', 1)
-
-
 def test_parameters_without_a_part_in_two_processes(make_config, tmp_path):
     # The head reads stage 2; what comes after has no gradient.
     config = make_config(
