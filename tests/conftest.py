@@ -36,7 +36,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Spare the libraries' million objects each garbage collection."""
+    """Keep the libraries' million objects out of garbage collections."""
     gc.freeze()
 
 

@@ -36,8 +36,7 @@ PYRAMID = dict(embed_dims=16, num_layers=[1, 1, 1, 1])
 RESNEXT = dict(depth=50, groups=4, width_per_group=4, base_channels=16)
 CONVNEXT = dict(STAGES, channels=[16, 32, 64, 128])
 SWIN = dict(STAGES, embed_dims=24, num_heads=[1, 2, 4, 8])
-CSP = dict(widen_factor=0.25)
-CSPNEXT = dict(CSP, norm_cfg=dict(type='BN'), act_cfg=dict(type='SiLU'))
+CSP = dict(widen_factor=0.25, deepen_factor=0.33)
 NETWORKS = {
     'mobilenet': (MODELS, 'MobileNetV2', dict(widen_factor=0.5)),
     'resnext': (MODELS, 'ResNeXt', RESNEXT),
@@ -47,8 +46,7 @@ NETWORKS = {
     'vit': (MODELS, 'VisionTransformer', dict(arch=vit(48, 3, 3))),
     'vgg': (MODELS, 'VGG', dict(depth=11)),
     'pvt': (DET, 'PyramidVisionTransformerV2', PYRAMID),
-    'darknet': (DET, 'CSPDarknet', dict(CSP, deepen_factor=0.33)),
-    'cspnext': (DET, 'CSPNeXt', dict(CSPNEXT, deepen_factor=0.167)),
+    'darknet': (DET, 'CSPDarknet', CSP),
     'mit': (SEG, 'MixVisionTransformer', PYRAMID),
 }
 DARKNET = dict(type='CSPDarknet', **NETWORKS['darknet'][2])
