@@ -1,6 +1,8 @@
 """Fixtures for all tests: data sets, configs and trained runs."""
 
+import gc
 import os
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from functools import cache
@@ -21,6 +23,21 @@ from helpers.runs import (  # noqa: E402
     forget_instances,
     write_config,
 )
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run files of few tests first: they are whole runs, the others are quick.
+
+    The processes share out files in this order, and end together if the last
+    ones are short.
+    """
+    tests = Counter(item.path for item in items)
+    items.sort(key=lambda item: tests[item.path])
+
+
+def pytest_collection_finish() -> None:
+    """Keep the libraries' million objects out of garbage collections."""
+    gc.freeze()
 
 
 @pytest.fixture(scope='session')

@@ -1,12 +1,12 @@
 """The package with parts of its surroundings missing."""
 
-from helpers.runs import run_without
+from helpers.runs import LIBRARIES, run_without
 
 
 def test_the_import_changes_nothing_of_mmengine():
     # Nor does it need the libraries. A run sets its files for good.
     run_without(
-        {'mmcv', 'mmdet', 'mmseg', 'mmpretrain'},
+        LIBRARIES,
         'from mmengine.fileio import file_client, io\n'
         'from mmengine.fileio.backends import registry_utils as files\n'
         'from mmengine.registry import HOOKS\n'

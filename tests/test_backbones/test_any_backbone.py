@@ -36,19 +36,18 @@ PYRAMID = dict(embed_dims=16, num_layers=[1, 1, 1, 1])
 RESNEXT = dict(depth=50, groups=4, width_per_group=4, base_channels=16)
 CONVNEXT = dict(STAGES, channels=[16, 32, 64, 128])
 SWIN = dict(STAGES, embed_dims=24, num_heads=[1, 2, 4, 8])
-CSP = dict(widen_factor=0.25)
-CSPNEXT = dict(CSP, norm_cfg=dict(type='BN'), act_cfg=dict(type='SiLU'))
+REGNET = dict(w0=16, wa=16.0, wm=2.0, group_w=8, depth=6, bot_mul=1.0)
+CSP = dict(widen_factor=0.25, deepen_factor=0.33)
 NETWORKS = {
     'mobilenet': (MODELS, 'MobileNetV2', dict(widen_factor=0.5)),
     'resnext': (MODELS, 'ResNeXt', RESNEXT),
-    'regnet': (MODELS, 'RegNet', dict(arch='regnetx_400mf')),
+    'regnet': (MODELS, 'RegNet', dict(arch=REGNET)),
     'convnext': (MODELS, 'ConvNeXt', dict(arch=CONVNEXT)),
     'swin': (MODELS, 'SwinTransformer', dict(arch=SWIN)),
     'vit': (MODELS, 'VisionTransformer', dict(arch=vit(48, 3, 3))),
     'vgg': (MODELS, 'VGG', dict(depth=11)),
     'pvt': (DET, 'PyramidVisionTransformerV2', PYRAMID),
-    'darknet': (DET, 'CSPDarknet', dict(CSP, deepen_factor=0.33)),
-    'cspnext': (DET, 'CSPNeXt', dict(CSPNEXT, deepen_factor=0.167)),
+    'darknet': (DET, 'CSPDarknet', CSP),
     'mit': (SEG, 'MixVisionTransformer', PYRAMID),
 }
 DARKNET = dict(type='CSPDarknet', **NETWORKS['darknet'][2])
@@ -231,10 +230,12 @@ def test_weights_of_the_dense_network_are_refused():
 
 
 def test_where_nothing_can_be_replaced_it_says_why():
+    small = dict(base_channels=16, stem_channels=16, base_width=4)
+    backbone = dict(type='Res2Net', depth=50, **small)
     with pytest.raises(
         ValueError, match=r'nothing to replace in Res2Net: .* another family'
     ):
-        MODELS.build(cfg(backbone=dict(type='Res2Net', depth=50)))
+        MODELS.build(cfg(backbone=backbone))
 
 
 @pytest.mark.parametrize('meant', ['hook', 'unmasked', None])

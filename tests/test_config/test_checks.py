@@ -19,7 +19,7 @@ from sift_mm.config.checks import check_config
 from sift_mm.engine.hook import SparseTrainingHook
 from sift_mm.errors import UserError
 
-CASES = int(os.environ.get('SIFT_MM_CASES', 1500))
+CASES = int(os.environ.get('SIFT_MM_CASES', 400))
 
 
 def cases(share):

@@ -6,7 +6,6 @@ from unittest import mock
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from helpers import datasets
 from helpers.datasets import idx
@@ -41,27 +40,17 @@ def mini_fashion_mnist(root, train=4, test=2):
         (root / f'{name}-labels-idx1-ubyte').write_bytes(idx(labels))
 
 
-def mini_tree_crowns(root, train=4, val=2):
+def mini_tree_crowns(root):
     """Write tree crowns: one class, annotated as COCO."""
-    rng = np.random.default_rng(0)
-    (root / 'annotations').mkdir(parents=True)
-    for split, number in (('train', train), ('val', val)):
-        (root / split).mkdir()
-        images, annotations = [], []
-        for i in range(1, number + 1):
-            pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
-            name = f'{split}_{i}.png'
-            Image.fromarray(pixels).save(root / split / name)
-            images.append(dict(id=i, file_name=name, width=64, height=64))
-            box = dict(bbox=[10, 12, 24, 20], area=480, iscrowd=0)
-            annotations.append(dict(id=i, image_id=i, category_id=1, **box))
-        content = dict(
-            images=images,
-            annotations=annotations,
-            categories=[dict(id=1, name='tree')],
-        )
-        path = root / 'annotations' / f'{split}.json'
-        path.write_text(json.dumps(content))
+    datasets.mini_coco(root, num_train=4, num_val=2, size=(64, 64))
+    for split in ('train', 'val'):
+        (root / f'{split}2017').rename(root / split)
+        path = root / f'annotations/instances_{split}2017.json'
+        content = json.loads(path.read_text())
+        content['categories'] = [dict(id=1, name='tree')]
+        for annotation in content['annotations']:
+            annotation['category_id'] = 1
+        path.with_name(f'{split}.json').write_text(json.dumps(content))
 
 
 @pytest.fixture(scope='session')

@@ -17,7 +17,7 @@ from sift_mm.deploy import to_sparse
 from sift_mm.deploy.sparse_layers import SparseConv2d
 from sift_mm.errors import UserError
 
-CASES = int(os.environ.get('SIFT_MM_CASES', 800))
+CASES = int(os.environ.get('SIFT_MM_CASES', 400))
 
 
 def off(expected: list[Tensor] | None, found: list[Tensor] | None) -> float:

@@ -222,8 +222,9 @@ def test_notes_of_mmengine_are_in_the_file(note):
 
 
 def test_debugging_keeps_the_whole_log(data, tmp_path):
+    more = "log_level = 'DEBUG'\ntrain_cfg['max_epochs'] = 1\n"
     config = sparse_config(
-        tmp_path / 'c', 'mmpretrain', data['mmpretrain'], "log_level='DEBUG'\n"
+        tmp_path / 'c', 'mmpretrain', data['mmpretrain'], more
     )
     train.main([config, '--work-dir', str(tmp_path / 'run')])
     text = next(tmp_path.glob('run/*/*.log')).read_text()

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from helpers.forked_scripts import run_forked, train_ranks
-from helpers.runs import ROOT
-from helpers.sparse_runs import assert_masked, load, probed
+from helpers.runs import ROOT, forget_instances
+from helpers.sparse_runs import assert_masked, final, probed, train
 from helpers.toy_runs import assert_same
 
 AUGMENTED = """
@@ -25,31 +25,23 @@ optim_wrapper['accumulative_counts'] = 3
 """
 
 
-@pytest.mark.parametrize('ranks, place', [(1, 4), (2, 2)])
 def test_a_run_broken_inside_a_step_and_an_epoch_ends_as_the_unbroken_one(
-    make_config, tmp_path, ranks, place
+    make_config, tmp_path
 ):
-    # Each rank has summed other gradients by then.
     config = make_config('mmpretrain', AUGMENTED)
-    states = []
-    for name, more in (
-        ('whole', []),
-        ('resumed', ['--resume', tmp_path / f'whole/iter_{place}.pth']),
-    ):
-        train_ranks(config, tmp_path / name, *more, ranks=ranks)
-        last = (tmp_path / name / 'last_checkpoint').read_text()
-        assert not last.endswith(f'iter_{place}.pth')
-        states.append(load(last))
-        assert probed(tmp_path / name, ranks - 1)[-1]['iter'] > place
-    a, b = states
-    assert a['meta']['iter'] == b['meta']['iter']
+    a = train(config, tmp_path / 'whole')
+    forget_instances()
+    place = str(tmp_path / 'whole/iter_4.pth')
+    b = train(config, tmp_path / 'resumed', '--resume', place)
+    assert a['meta']['iter'] == b['meta']['iter'] > 4
     assert_same(a['state_dict'], b['state_dict'])
-    assert_same(*(state['sparse_training']['masks'] for state in states))
+    assert_same(*(state['sparse_training']['masks'] for state in (a, b)))
 
 
 def test_ranks_killed_while_the_density_falls_end_as_unbroken_ones(
     make_config, tmp_path
 ):
+    # Each rank has summed other gradients by then, inside a step.
     ranks = 2
     config = make_config(
         'mmpretrain',
@@ -61,12 +53,9 @@ def test_ranks_killed_while_the_density_falls_end_as_unbroken_ones(
     tool, folder = ROOT / 'tools/train.py', tmp_path / 'broken'
     options = config, '--work-dir', folder
     assert run_forked(tool, *options, ranks=ranks, KILL_AT='4').returncode
-    broken = load((folder / 'last_checkpoint').read_text())
+    broken = final(folder)
     train_ranks(config, folder, '--resume', 'auto', ranks=ranks)
-    a, b = (
-        load((tmp_path / name / 'last_checkpoint').read_text())
-        for name in ('whole', 'broken')
-    )
+    a, b = (final(tmp_path / name) for name in ('whole', 'broken'))
     assert a['meta']['iter'] == b['meta']['iter']
     assert_same(a['state_dict'], b['state_dict'])
     states = [each['sparse_training'] for each in (broken, a, b)]

@@ -10,8 +10,6 @@ from helpers.sparse_runs import assert_masked, probed, train
 from helpers.toy_runs import assert_same
 from sift_mm.cli import test as test_tool
 
-ONE_EPOCH = '', "train_cfg['max_epochs'] = 1\n"
-
 
 def backbone_state(checkpoint):
     return {
@@ -27,7 +25,6 @@ def backbone_state(checkpoint):
         ('mmdet', 'parallel', 'RigL'),
         ('mmseg', 'factorized', 'SET'),
         ('mmdet', 'doped', 'Static'),
-        ('mmpretrain', 'doped', 'RigL'),
     ],
 )
 def test_members_train_with_every_algorithm(
@@ -35,8 +32,7 @@ def test_members_train_with_every_algorithm(
 ):
     config = make_config(
         scope,
-        f"custom_hooks[0]['algorithm'] = '{algorithm}'\n"
-        + ONE_EPOCH[scope == 'mmpretrain'],
+        f"custom_hooks[0]['algorithm'] = '{algorithm}'\n",
         family,
     )
     checkpoint = train(config, tmp_path / 'run')
@@ -46,19 +42,17 @@ def test_members_train_with_every_algorithm(
     assert moved == (1 if algorithm == 'Static' else len(records))
 
 
-@pytest.mark.parametrize('scope', ['mmseg', 'mmpretrain'])
-def test_wide_factorized_trains_without_masks(scope, make_config, tmp_path):
-    epochs = ONE_EPOCH[scope == 'mmpretrain']
-    config = make_config(scope, epochs, 'wide_factorized')
+def test_wide_factorized_trains_without_masks(make_config, tmp_path):
+    epochs = "train_cfg['max_epochs'] = 1\n"
+    config = make_config('mmpretrain', epochs, 'wide_factorized')
     checkpoint = train(config, tmp_path / 'run')
     assert 'sparse_training' not in checkpoint
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
     ratio = re.search(r'needs no masks: .* are ([\d.]+) of', log)[1]
-    if scope != 'mmseg':  # Its ranks are those of a classifier's strides.
-        assert float(ratio) == pytest.approx(1, abs=0.02)  # Of rank 1 to 10.
+    assert float(ratio) == pytest.approx(1, abs=0.02)  # Of rank 1 to 10.
     # Neither hook nor wrapper is needed.
     config = make_config(
-        scope,
+        'mmpretrain',
         epochs + "custom_hooks = []\noptim_wrapper['type'] = 'OptimWrapper'\n",
         'wide_factorized',
     )
@@ -66,7 +60,7 @@ def test_wide_factorized_trains_without_masks(scope, make_config, tmp_path):
     assert_same(checkpoint['state_dict'], other['state_dict'])
 
 
-@pytest.mark.parametrize('family', ['wide', 'doped', 'wide_factorized'])
+@pytest.mark.parametrize('family', ['doped', 'wide_factorized'])
 def test_members_resume_evaluate_and_load_downstream(
     family, make_config, tmp_path
 ):

@@ -86,9 +86,6 @@ def hrnet() -> dict[str, Any]:
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    'mmpretrain::mobilenet_v2/mobilenet-v2_8xb32_in1k.py': classifier(
-        1280, widen_factor=0.25
-    ),
     'mmpretrain::convnext/convnext-tiny_32xb128_in1k.py': classifier(
         128,
         arch=dict(

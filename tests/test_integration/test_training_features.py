@@ -1,7 +1,6 @@
 """Mask training beside what else a run may be told to do."""
 
 import re
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from mmengine.registry import HOOKS
 from torch._dynamo.utils import counters
 
 from helpers.forked_scripts import run_forked, train_ranks
-from helpers.runs import ROOT, forget_instances
+from helpers.runs import ROOT
 from helpers.sparse_runs import final, load, probed, sparse_config, train
 from helpers.toy_runs import (
     Toy,
@@ -24,7 +23,6 @@ from helpers.toy_runs import (
 )
 from sift_mm.checkpoint.packing import unpack
 
-DENSE = "custom_hooks[0]['execution'] = 'dense'\n"
 SPARSE = "custom_hooks[0]['execution'] = 'sparse'\n"
 CONSTANT = dict(type='Constant', initial=0.3)
 STATISTICS = ('running_mean', 'running_var', 'num_batches_tracked')
@@ -68,20 +66,12 @@ def part(checkpoint, *stages):
 
 @pytest.fixture(scope='module')
 def plain(data, tmp_path_factory):
-    """Return a function that trains plainly with one execution."""
-
-    @cache
-    def run(execution):
-        folder = tmp_path_factory.mktemp('plain')
-        config = sparse_config(
-            folder / 'c', 'mmpretrain', data['mmpretrain'], execution
-        )
-        forget_instances()
-        checkpoint = train(config, folder / 'run')
-        forget_instances()
-        return checkpoint
-
-    return run
+    """Train on sparse kernels with nothing beside; return the checkpoint."""
+    folder = tmp_path_factory.mktemp('plain')
+    config = sparse_config(
+        folder / 'c', 'mmpretrain', data['mmpretrain'], SPARSE
+    )
+    return train(config, folder / 'run')
 
 
 def test_masks_of_frozen_stages_stay(make_config, tmp_path):
@@ -100,7 +90,7 @@ def test_checkpointing_of_activations_changes_nothing(
     config = make_config(
         'mmpretrain', SPARSE + "model['backbone'].update(with_cp=True)\n"
     )
-    states = [plain(SPARSE), train(config, tmp_path)]
+    states = [plain, train(config, tmp_path)]
     assert_exact(tmp_path)
     assert_same(*map(trained, states))
     # Recomputed it was: batch norms have counted batches twice.
@@ -203,9 +193,7 @@ def test_channels_last(make_config, plain, tmp_path):
     )
     found = trained(train(config, tmp_path))
     assert_exact(tmp_path)
-    torch.testing.assert_close(
-        found, trained(plain(DENSE)), rtol=1e-3, atol=1e-4
-    )
+    torch.testing.assert_close(found, trained(plain), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize('execution', ['dense', 'sparse'])
@@ -236,25 +224,13 @@ def test_validation_in_between_changes_nothing(make_config, plain, tmp_path):
     config = make_config(
         'mmpretrain', SPARSE + "train_cfg['val_interval'] = 99\n"
     )
-    states = [plain(SPARSE), train(config, tmp_path)]
+    states = [plain, train(config, tmp_path)]
     assert_exact(tmp_path)
     log = next(tmp_path.glob('*/*.log')).read_text()
     validated = re.findall(r'Epoch\(val\).*accuracy/top1', log)
     assert len(validated) == 1  # At the end; 3 times by default.
     assert_same(*map(trained, states))
     assert_same(*(state['state_dict'] for state in states))
-
-
-def test_two_processes_without_synchronised_norms(make_config, tmp_path):
-    config = make_config(
-        'mmpretrain',
-        "model['backbone']['norm_cfg'] = dict(type='SyncBN')\n"
-        "train_dataloader['batch_size'] = 2\n",
-    )
-    text = train_ranks(config, tmp_path / 'run')
-    said = 'SyncBN becomes BN, and every process keeps statistics of its own'
-    assert text.count(said) == 1
-    assert assert_exact(tmp_path / 'run') == assert_exact(tmp_path / 'run', 1)
 
 
 def test_parameters_without_a_part_in_two_processes(make_config, tmp_path):

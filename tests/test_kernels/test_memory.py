@@ -1,11 +1,8 @@
 """Memory and threads of a process that loads the kernels."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
+from helpers.runs import LIBRARIES, run_without
 from sift_mm.kernels import keep_freed_memory
 
 PROBE = """
@@ -37,14 +34,8 @@ VARIABLES = {
 def probed() -> list[int]:
     """Run the probe with the allocator's defaults and the user's kernels."""
     changed = {*VARIABLES, 'SIFT_MM_CACHE', 'SIFT_MM_KERNEL_FLAGS'}
-    found = subprocess.run(
-        [sys.executable, '-c', PROBE],
-        env={k: v for k, v in os.environ.items() if k not in changed},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return [int(number) for number in found.stdout.split()]
+    said = run_without(LIBRARIES, PROBE, unset=changed)
+    return [int(number) for number in said.split()]
 
 
 def test_commands_keep_freed_memory_and_an_import_does_not(probed):

@@ -23,7 +23,7 @@ from sift_mm.sparsity.counts import Assignment, CountSchedule
 from sift_mm.sparsity.trainer import Placement
 
 # Of this file, shared out evenly; `make attack` has more of them.
-CASES = int(os.environ.get('SIFT_MM_CASES', 400))
+CASES = int(os.environ.get('SIFT_MM_CASES', 240))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 # The last update is due by the step before the last.
 STEPS = 6

@@ -15,7 +15,7 @@ from helpers.random_programs import (
 )
 from sift_mm.sparsity import MaskSet, SparseExecution
 
-CASES = int(os.environ.get('SIFT_MM_CASES', 450))
+CASES = int(os.environ.get('SIFT_MM_CASES', 240))
 
 
 def masks_of(network: nn.Module) -> MaskSet:
