@@ -1,10 +1,10 @@
 """Sparse execution on the CPU: kernels, patterns and operators."""
 
 from .build import why_unavailable
-from .convolution import in_format_of, is_channels_last
 from .geometry import Geometry, geometry_of, reads_images
 from .masked_layers import why_dense
 from .memory import keep_freed_memory
+from .memory_format import in_format_of, is_channels_last
 from .norm import batch_norm
 from .ops import (
     PRODUCTS,

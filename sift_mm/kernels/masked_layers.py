@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from .convolution import in_format_of, is_zero_outside
+from .convolution import is_zero_outside
 from .geometry import Geometry, pair
+from .memory_format import in_format_of
 from .ops import sparse_conv2d
 from .pattern import make_pattern
 from .timing import SMALLEST, Timing, multiplications, time_products

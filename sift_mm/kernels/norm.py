@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .build import call, int64_fields, why_unavailable
-from .convolution import in_format_of, new
+from .memory_format import in_format_of, new
 from .operator import operator
 
 

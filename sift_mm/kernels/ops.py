@@ -17,6 +17,7 @@ from sift_mm.errors import UserError
 from . import convolution
 from .dense_products import dense_forward, dense_gradients
 from .geometry import Geometry
+from .memory_format import are_rows, in_order
 from .operator import operator
 
 #: Names of a layer's products, in the order of a ``choice``.
@@ -44,6 +45,16 @@ def like_rows(image: Tensor, rows: Tensor) -> Tensor:
     return image[0, :, 0].t().contiguous() if rows.ndim == 2 else image
 
 
+def _make_rows_(image: Tensor, rows: Tensor) -> Tensor:
+    """Undo ``image_of`` for a new tensor, in place.
+
+    PyTorch refuses to change a view in place that an operator returned.
+    """
+    if rows.ndim != 2:
+        return image
+    return image.squeeze_(2).squeeze_(0).t_().contiguous()
+
+
 def _filters(weight: Tensor) -> Tensor:
     return weight[..., None, None] if weight.ndim == 2 else weight
 
@@ -55,7 +66,7 @@ def _new_output(x: Tensor, filters: int, numbers: Sequence[int]) -> Tensor:
     geometry = Geometry.from_numbers(list(numbers))
     size = geometry.out_size(x.shape[2], x.shape[3])
     out = x.new_empty(x.shape[0], filters, *size)
-    return convolution.in_order(out, convolution.are_rows(x, geometry))
+    return in_order(out, are_rows(x, geometry))
 
 
 def _is_zero_elsewhere(weight: Tensor, pattern: Sequence[Tensor]) -> bool:
@@ -101,11 +112,11 @@ def sparse_conv2d(
     is_sparse = choice is None or choice[0]
     if not is_sparse or (check and not _is_zero_elsewhere(weight, pattern)):
         out = dense_forward(x, weight, bias, shape)
-        return convolution.in_order(out, convolution.are_rows(x, shape))
+        return in_order(out, are_rows(x, shape))
     out = convolution.forward(
         image_of(x), _filters(weight), bias, pattern, shape
     )
-    return like_rows(out, x)
+    return _make_rows_(out, x)
 
 
 @sparse_conv2d.register_fake
@@ -189,7 +200,7 @@ def input_gradient(
         _geometry(tuple(geometry)),
         *size,
     )
-    return like_rows(out, x)
+    return _make_rows_(out, x)
 
 
 @input_gradient.register_fake
@@ -200,7 +211,7 @@ def _(
     if x.ndim == 2:
         return out
     shape = Geometry.from_numbers(list(geometry))
-    return convolution.in_order(out, convolution.are_rows(grad, shape))
+    return in_order(out, are_rows(grad, shape))
 
 
 @operator('sift_mm::sparse_conv2d_weight_grad')

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import max_pool2d as dense_max_pool2d
 
 from .build import call, int64_fields, why_unavailable
-from .convolution import in_format_of, new
+from .memory_format import in_format_of, new
 from .operator import operator
 
 

@@ -7,9 +7,9 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
-from .convolution import in_format_of
 from .dense_products import dense_forward, dense_gradients
 from .geometry import Geometry
+from .memory_format import in_format_of
 from .ops import input_gradient, sparse_conv2d, weight_gradient
 
 #: A product runs sparse if it takes less than this share of the dense time.

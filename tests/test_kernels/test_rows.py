@@ -102,6 +102,17 @@ def test_idle_lanes_do_not_reach_the_gradient():
     )
 
 
+def test_outputs_may_be_changed_in_place():
+    layer = Layer(POINTWISE)
+    x = torch.randn(6, layer.weight.shape[1], requires_grad=True)
+    weight = layer.weight[..., 0, 0]
+    y = sparse_conv2d(x, weight, None, layer.pattern, layer.numbers)
+    y += 1
+    y.sum().backward()
+    expected = (weight * layer.mask[..., 0, 0]).sum(0).expand_as(x)
+    torch.testing.assert_close(x.grad, expected)
+
+
 def test_opcheck():
     layer = Layer(POINTWISE)
     fixed = layer.pattern, layer.numbers
