@@ -49,7 +49,10 @@ def recipe_of(row: Row) -> str:
     """Return a digest of a network's config and options."""
     # Seed and folder are options too, and no part of the recipe.
     run = row.experiment(Path('runs'), 0)
-    content = [content_of(run.config), run.options, run.cfg_options]
+    config = dict(content_of(run.config))
+    # These hooks log, save and check: they train nothing.
+    config.pop('default_hooks', None)
+    content = [config, run.options, run.cfg_options]
     text = json.dumps(content, default=repr, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
