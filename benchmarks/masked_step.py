@@ -102,7 +102,8 @@ class Bench:
         counts = Uniform().counts(
             {n: tuple(p.shape) for n, p in parameters.items()}, SPARSITY
         )
-        self.masks = MaskSet.draw(parameters, counts, Random(), 0, structure)
+        structures = dict.fromkeys(parameters, structure)
+        self.masks = MaskSet.draw(parameters, counts, Random(), 0, structures)
         self.optimizer = torch.optim.SGD(
             self.model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4
         )

@@ -47,7 +47,8 @@ def test_two_processes_hold_equal_masks_after_every_update(
     # The first rank alone says and writes what is run.
     assert said.count('Schedule: ') == said.count('Seconds: ') == 1
     (record,) = (tmp_path / 'run').glob('*/run.json')
-    assert json.loads(record.read_text())['masks']['algorithm'] == 'SET'
+    algorithm = json.loads(record.read_text())['masks']['algorithm']
+    assert algorithm == "SET with structure=dict(type='Block', filters=2)"
     ranks = [probed(tmp_path / 'run', rank) for rank in (0, 1)]
     assert ranks[0] == ranks[1]
     assert len({r['digest'] for r in ranks[0]}) == len(ranks[0]) > 5
