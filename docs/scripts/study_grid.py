@@ -17,6 +17,7 @@ AP = 'coco/bbox_mAP_50'
 BITS = 'text/bits_per_byte'
 HOOK = 'custom_hooks.0'
 LR = 'optim_wrapper.optimizer.lr'
+LONG = 'train_cfg.max_epochs=48'
 # Inner modules of the authors' CIFAR networks.
 INNER = {'parallel': 'norm', 'factorized': 'norm_act', 'doped': 'none'}
 
@@ -126,9 +127,6 @@ def wide(
 ) -> Row:
     """Return Sparse Wide at the study's width."""
     return member('wide', sparsity, algorithm, None, *settings)
-
-
-LONG = 'train_cfg.max_epochs=48'
 
 
 def chain(sparse: str, pretrained: bool) -> Row:

@@ -10,10 +10,8 @@ from sift_mm.deploy.folding import altered, has_own_methods
 from sift_mm.kernels import (
     SMALLEST,
     fastest,
-    image_of,
     in_format_of,
     is_overridden,
-    like_rows,
     sparse_conv2d_fused,
     why_dense,
 )
@@ -200,10 +198,8 @@ def run(
     if norm is not None:
         values, bias = _fold(layer, norm)
     linear = isinstance(layer, nn.Linear)
-    # Rows become the pixels of one image, one for each SIMD lane.
-    inputs = x.reshape(-1, x.shape[-1]) if linear else x
     out = sparse_conv2d_fused(
-        image_of(inputs),
+        x.reshape(-1, x.shape[-1]) if linear else x,
         values,
         bias,
         residual,
@@ -213,8 +209,7 @@ def run(
         layer.weight_shape[0],
     )
     if linear:
-        rows = like_rows(out, inputs)
-        return rows.view(*x.shape[:-1], rows.shape[1])
+        return out.view(*x.shape[:-1], out.shape[1])
     if layer.channels_last:
         return out.contiguous(memory_format=torch.channels_last)
     return in_format_of(out, x)

@@ -6,13 +6,7 @@ from .masked_layers import why_dense
 from .memory import keep_freed_memory
 from .memory_format import in_format_of, is_channels_last
 from .norm import batch_norm
-from .ops import (
-    PRODUCTS,
-    image_of,
-    like_rows,
-    sparse_conv2d,
-    sparse_conv2d_fused,
-)
+from .ops import PRODUCTS, sparse_conv2d, sparse_conv2d_fused
 from .patches import is_overridden
 from .pattern import make_pattern
 from .pooling import max_pool2d
@@ -25,12 +19,10 @@ __all__ = [
     'batch_norm',
     'fastest',
     'geometry_of',
-    'image_of',
     'in_format_of',
     'is_channels_last',
     'is_overridden',
     'keep_freed_memory',
-    'like_rows',
     'make_pattern',
     'max_pool2d',
     'reads_images',

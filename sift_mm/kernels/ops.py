@@ -33,20 +33,15 @@ def _geometry(numbers: tuple[int, ...]) -> Geometry:
     return geometry
 
 
-def image_of(rows: Tensor) -> Tensor:
+def _image_of(rows: Tensor) -> Tensor:
     """View rows as the pixels of one image in NHWC, or return images."""
     if rows.ndim != 2:
         return rows
     return rows.contiguous().t()[None, :, None]
 
 
-def like_rows(image: Tensor, rows: Tensor) -> Tensor:
-    """Undo ``image_of`` if ``rows`` has two dimensions."""
-    return image[0, :, 0].t().contiguous() if rows.ndim == 2 else image
-
-
-def _make_rows_(image: Tensor, rows: Tensor) -> Tensor:
-    """Undo ``image_of`` for a new tensor, in place.
+def _like_rows(image: Tensor, rows: Tensor) -> Tensor:
+    """Undo ``_image_of`` for a new tensor, in place.
 
     PyTorch refuses to change a view in place that an operator returned.
     """
@@ -114,9 +109,9 @@ def sparse_conv2d(
         out = dense_forward(x, weight, bias, shape)
         return in_order(out, are_rows(x, shape))
     out = convolution.forward(
-        image_of(x), _filters(weight), bias, pattern, shape
+        _image_of(x), _filters(weight), bias, pattern, shape
     )
-    return _make_rows_(out, x)
+    return _like_rows(out, x)
 
 
 @sparse_conv2d.register_fake
@@ -145,7 +140,8 @@ def sparse_conv2d_fused(
     """Convolve with values in the pattern's order, for inference.
 
     Args:
-        x: Float32, shape (images, channels, height, width).
+        x: Float32, shape (images, channels, height, width), or (rows,
+            features) for a linear layer.
         values: Active weights, float32, in the order of ``pattern[2]``.
         bias: Float32, shape (filters,), or None.
         residual: Tensor of the output's shape to add, or None.
@@ -155,18 +151,21 @@ def sparse_conv2d_fused(
         filters: Number of filters.
 
     Returns:
-        Float32, shape (images, filters, out height, out width), without
-        gradient.
+        Float32, shape (images, filters, out height, out width) or (rows,
+        filters), without gradient.
 
     Raises:
         TypeError: If a tensor is not float32 on the CPU.
         ValueError: If shapes or pattern do not fit.
     """
     shape = _geometry(tuple(geometry))
+    if residual is not None:
+        residual = _image_of(residual)
     epilogue = convolution.Epilogue(bias, residual, relu)
-    return convolution.fused_forward(
-        x, values, epilogue, pattern, shape, filters
+    out = convolution.fused_forward(
+        _image_of(x), values, epilogue, pattern, shape, filters
     )
+    return _like_rows(out, x)
 
 
 @sparse_conv2d_fused.register_fake
@@ -194,13 +193,13 @@ def input_gradient(
     """
     size = (1, len(x)) if x.ndim == 2 else x.shape[2:]
     out = convolution.input_gradient(
-        image_of(grad),
+        _image_of(grad),
         _filters(weight),
         pattern,
         _geometry(tuple(geometry)),
         *size,
     )
-    return _make_rows_(out, x)
+    return _like_rows(out, x)
 
 
 @input_gradient.register_fake
@@ -235,8 +234,8 @@ def weight_gradient(
         Gradient of the weight's shape, zero outside the pattern.
     """
     out = convolution.weight_gradient(
-        image_of(grad),
-        image_of(x),
+        _image_of(grad),
+        _image_of(x),
         _filters(weight),
         pattern,
         _geometry(tuple(geometry)),

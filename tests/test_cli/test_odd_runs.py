@@ -59,7 +59,7 @@ def test_a_training_that_diverged_or_was_killed_is_shown():
         *(step(3, float('inf'), time=3.0), '[1]', 'null', '{"step": 4, "lo'),
         config=LOOP,
         status='running',
-        seconds=1.5,  # Of the last validation.
+        seconds=1.5,  # written at the last validation
         metrics={},
     )
     log = Path(run, '20260101_000000')

@@ -135,7 +135,7 @@ def test_a_report_is_of_runs_that_are_done(two, capsys):
     found = Path('r.md').read_text()
     assert found.startswith(f'Before\n{other}') and found.endswith('After\n')
     assert re.search(r'\| dense .* 1 +\| 40.00 ', found)
-    # What is left out is named, in the file and on the screen.
+    # Runs that are not in the table are named, there and on the screen.
     assert 'Not finished, and not in it: dense/seed0.' in found
     assert '1 runs are not finished, and not in it' in capsys.readouterr().out
 

@@ -13,7 +13,7 @@ slow = {'torchvision', 'pycocotools', 'scipy', 'mmengine'}
 assert not slow & sys.modules.keys()
 import torch, torchvision
 torch.manual_seed(0)
-def resnet18(num_classes):  # What the page shows is not in the depth.
+def resnet18(num_classes):  # any depth shows what the page says
     block = torchvision.models.resnet.BasicBlock
     model = torchvision.models.ResNet(block, [1, 1, 1, 1])
     model.layer3, model.layer4 = torch.nn.Identity(), torch.nn.Identity()

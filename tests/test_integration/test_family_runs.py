@@ -49,7 +49,7 @@ def test_wide_factorized_trains_without_masks(make_config, tmp_path):
     assert 'sparse_training' not in checkpoint
     log = next((tmp_path / 'run').glob('*/*.log')).read_text()
     ratio = re.search(r'needs no masks: .* are ([\d.]+) of', log)[1]
-    assert float(ratio) == pytest.approx(1, abs=0.02)  # Of rank 1 to 10.
+    assert float(ratio) == pytest.approx(1, abs=0.02)  # ranks are 1 to 10
     # Neither hook nor wrapper is needed.
     config = make_config(
         'mmpretrain',

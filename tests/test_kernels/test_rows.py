@@ -80,6 +80,9 @@ def test_a_linear_layer_is_a_convolution_of_pixels():
             found = input_gradient(grad, *rows), weight_gradient(grad, *rows)
             pixels = grad.view(*layer.x.shape[::2], -1, len(weight))
             expected = layer.gradients(layer.x, pixels.permute(0, 3, 1, 2))
+            fused = layer.fused(x, grad, relu=True)
+            other = layer.fused(layer.x, pixels.permute(0, 3, 1, 2), True)
+        assert torch.equal(fused, other.permute(0, 2, 3, 1).flatten(0, 2))
         assert torch.equal(y, image.permute(0, 2, 3, 1).flatten(0, 2))
         assert y.is_contiguous() and found[0].is_contiguous()
         assert torch.equal(

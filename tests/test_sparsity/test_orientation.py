@@ -132,7 +132,7 @@ def test_a_file_tells_inputs_from_outputs(tmp_path):
     shapes = [[row.pop('shape') for row in rows] for rows in tables]
     assert shapes[0] == [shape[::-1] for shape in shapes[2]]
     for row, *others in zip(*tables, strict=True):
-        # Of 32 filters some are dead, and of the 12 or 32 inputs others.
+        # Some of 32 filters are dead, and others of the 12 or 32 inputs.
         assert row['outputs'] != row['inputs'] != row['dead_inputs']
         for other in others:
             history = dict(itop=other['itop'], doc=other['doc'])
