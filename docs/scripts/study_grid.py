@@ -17,6 +17,7 @@ AP = 'coco/bbox_mAP_50'
 BITS = 'text/bits_per_byte'
 HOOK = 'custom_hooks.0'
 LR = 'optim_wrapper.optimizer.lr'
+NOMINAL = 'model.backbone.flops=nominal'
 LONG = 'train_cfg.max_epochs=48'
 # Inner modules of the authors' CIFAR networks.
 INNER = {'parallel': 'norm', 'factorized': 'norm_act', 'doped': 'none'}
@@ -129,6 +130,18 @@ def wide(
     return member('wide', sparsity, algorithm, None, *settings)
 
 
+def structured(
+    sparsity: float, algorithm: str, name: str, **arguments: int
+) -> Row:
+    """Return Sparse Wide whose masks have a structure."""
+    key = f'{HOOK}.algorithm.structure'
+    settings = [f'{key}.type={name}']
+    settings += [f'{key}.{k}={value}' for k, value in arguments.items()]
+    if name == 'NM':  # One density, so that FLOPs cannot be matched.
+        settings.append(NOMINAL)
+    return wide(sparsity, algorithm, *settings)
+
+
 def chain(sparse: str, pretrained: bool) -> Row:
     """Return a RetinaNet on tree crowns, dense ('') or of a member."""
     folder = ROOT / 'configs/chain'
@@ -169,6 +182,22 @@ def pruned(sparsity: float, init: str) -> Row:
     return replace(row, start=dense(wide_width(WIDTH, sparsity)))
 
 
+# Masks without structure, and those with one to compare with them.
+STRUCTURES = {
+    wide(sparsity, algorithm): [
+        structured(sparsity, algorithm, 'Block', filters=2),
+        structured(sparsity, algorithm, 'Block', filters=4),
+        structured(sparsity, algorithm, 'ConstantFanIn'),
+    ]
+    for sparsity in (0.75, 0.9)
+    for algorithm in ('RigL', 'Static')
+} | {
+    wide(sparsity, algorithm, NOMINAL): [
+        structured(sparsity, algorithm, 'NM', n=n, m=4)
+    ]
+    for sparsity, n in ((0.5, 2), (0.75, 1))
+    for algorithm in ('RigL', 'Static')
+}
 QUESTIONS = (
     Question(
         'rate',
@@ -290,11 +319,26 @@ QUESTIONS = (
         ),
     ),
     Question(
+        'structures',
+        'Do structures of the masks cost accuracy?',
+        (
+            dense(),
+            *(
+                row
+                for plain, rows in STRUCTURES.items()
+                for row in (plain, *rows)
+            ),
+        ),
+        pairs=tuple(
+            (row, plain) for plain, rows in STRUCTURES.items() for row in rows
+        ),
+    ),
+    Question(
         'choices',
         'Choices of mask training, at Sparse Wide 0.75',
         (
             wide(),
-            wide(0.75, 'RigL', 'model.backbone.flops=nominal'),
+            wide(0.75, 'RigL', NOMINAL),
             wide(0.75, 'RigL', f'{HOOK}.distribution=ERK'),
             *(
                 wide(0.75, 'RigL', f'{HOOK}.{option}')
@@ -352,7 +396,8 @@ BY_KEY = {question.key: question for question in QUESTIONS}
 #: Questions in order of worth, each with the number of seeds to reach.
 ORDER = (
     *(('rate', 1), ('main', 3), ('passes', 1), ('main', 5), ('long', 1)),
-    *(('algorithms', 1), ('upper', 1), ('rate', 3), ('members', 1)),
+    *(('algorithms', 1), ('structures', 1), ('upper', 1), ('rate', 3)),
+    ('members', 1),
     *(
         ('transfer', 3),
         ('passes', 3),

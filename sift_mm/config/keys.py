@@ -27,6 +27,7 @@ def keys_of(cfg: Config) -> dict[str, None]:
     ]
     if (place := hook_of(cfg)) is not None:
         found += [f'{place}.{option.name}' for option in fields(RunOptions)]
+        found.append(f'{place}.algorithm.structure')
         known = arguments(cfg, backbone_node(cfg).get('type'))
         found += [
             f'{backbone_key(cfg)}.{name}'

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.runner import Runner
 
 from sift_mm.config.channels import fit_channels
@@ -17,6 +17,7 @@ from sift_mm.config.family_options import (
     VARIANT,
     MemberOptions,
 )
+from sift_mm.config.nodes import type_name
 from sift_mm.errors import UserError
 from sift_mm.names import check_names
 
@@ -109,8 +110,17 @@ def _fits(cfg: Config, key: str) -> bool:
     """Return whether a key can be set: indices need their list."""
     nodes, parts = _walk(cfg, key)
     missing = parts[len(nodes) - 1 :]
-    named = isinstance(nodes[-1], (Mapping, Config))
+    named = isinstance(nodes[-1], (Mapping, Config)) or _is_type(nodes)
     return not missing or (named and not any(map(str.isdecimal, missing)))
+
+
+def _is_type(nodes: list[Any]) -> bool:
+    """Return whether the last node is the name of a part of mask training.
+
+    Such a name is short for ``dict(type=name)``.
+    """
+    hooks = (type_name(n) for n in nodes if isinstance(n, Mapping))
+    return isinstance(nodes[-1], str) and 'SparseTrainingHook' in hooks
 
 
 def _set(cfg: Config, key: str, value: Any) -> None:
@@ -128,6 +138,8 @@ def _set(cfg: Config, key: str, value: Any) -> None:
         else:
             why = f'the config has no {parts[0]}'
         raise UserError(f'{option}: {why}.')
+    if len(nodes) <= len(parts) and _is_type(nodes):
+        nodes[-2][parts[len(nodes) - 2]] = ConfigDict(type=nodes[-1])
     try:
         # MMEngine removes `_delete_` from its argument.
         cfg.merge_from_dict({'.'.join(parts): copy.deepcopy(value)})

@@ -58,6 +58,25 @@ def test_any_key_is_an_axis_by_its_last_parts(configs):
     assert found[0].name == 'dense'
 
 
+def test_a_structure_is_an_axis_also_beside_the_name_of_a_rule(configs):
+    structures = 'structure=Unstructured,Block'
+    options = '--family wide --sparsity 0.75 --algorithm SET Static'.split()
+    found = networks(configs, *options, '--axis', structures)
+    assert [n.name.partition('-s')[2] for n in found[1:]] == [
+        '75-set-structure=Unstructured',
+        '75-set-structure=Block',
+        '75-static-structure=Unstructured',
+        '75-static-structure=Block',
+    ]
+    hook = 'custom_hooks.0.algorithm.structure'
+    settings = {f'{hook}.type': 'Block', f'{hook}.filters': 4}
+    for algorithm in ('SET', 'Static'):
+        cfg = read_config(configs[1], settings, algorithm=algorithm)
+        assert cfg.custom_hooks[0].algorithm == dict(
+            type=algorithm, structure=dict(type='Block', filters=4)
+        )
+
+
 def test_values_are_split_outside_of_brackets():
     assert split('0.05,0.1') == ['0.05', '0.1']
     assert split('(6,4),[1,(2,3)]') == ['(6,4)', '[1,(2,3)]']
@@ -82,6 +101,7 @@ def test_values_are_split_outside_of_brackets():
         ('lr=[1,2', r'Imbalanced brackets'),
         ('custom_hooks.0.interval=5,0', r'custom_hooks\.0: .*interval'),
         ('optimizer.type=SGDD', r'no optimizer SGDD'),
+        ('structure=Blok', r"did you mean 'Block'\?"),
         ('optimizer.lr=1,high', r'lr=high: .* number .* there; give a n'),
     ],
 )
