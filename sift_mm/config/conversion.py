@@ -223,7 +223,8 @@ def _add_hook(cfg: Config, arguments: Mapping[str, Any]) -> None:
         place = len(hooks)
         hooks.append(ConfigDict(type='SparseTrainingHook'))
     hook = hooks[place]
-    hook.update(arguments)
+    for name, value in arguments.items():
+        hook[name] = _with_type(value, hook.get(name))
     algorithm = arguments.get('algorithm')
     if algorithm not in (None, 'Static') and _loads_masks(cfg, hook):
         # By default, masks of a checkpoint are fixed.
@@ -235,6 +236,15 @@ def _add_hook(cfg: Config, arguments: Mapping[str, Any]) -> None:
                 '--hook transfer=train.'
             )
     cfg.custom_hooks = hooks
+
+
+def _with_type(value: Any, old: Any) -> Any:
+    """Complete a dict without a type, as of --hook algorithm.structure=NM."""
+    if not isinstance(value, Mapping) or 'type' in value:
+        return value
+    if isinstance(old, str):
+        return {'type': old, **value}
+    return {**old, **value} if 'type' in (old or ()) else value
 
 
 def _loads_masks(cfg: Config, hook: Mapping[str, Any]) -> bool:
