@@ -8,10 +8,12 @@ train_pipeline = [
 ]
 test_pipeline = [dict(type='PackInputs')]
 
-# All images lie in memory: a worker would cost more than it does.
+# All images lie in memory: a worker would cost more than it does. One tensor
+# is normalized faster than 128.
 train_dataloader = dict(
     batch_size=128,
     num_workers=0,
+    collate_fn=dict(type='default_collate'),
     dataset=dict(
         type='FashionMNIST',
         data_root='data/fashion_mnist',
@@ -24,6 +26,7 @@ train_dataloader = dict(
 val_dataloader = dict(
     batch_size=500,
     num_workers=0,
+    collate_fn=dict(type='default_collate'),
     dataset=dict(
         type='FashionMNIST',
         data_root='data/fashion_mnist',
