@@ -186,18 +186,9 @@ class SparseTrainingHook(Hook):
 
     def plan(self, model: nn.Module, cfg: Config) -> MaskPlan:
         """Return the mask plan of a model and its config."""
-        options = self.options
+        count = partial(whole_model_budget, cfg, model)
         return MaskPlan(
-            model,
-            options.shares,
-            options.sparsity,
-            options.include,
-            options.exclude,
-            partial(whole_model_budget, cfg, model)
-            if cfg.get('model')
-            else None,
-            options.algorithm.structure,
-            options.structures,
+            model, self.options, count if cfg.get('model') else None
         )
 
     def _first_masks(
@@ -215,26 +206,24 @@ class SparseTrainingHook(Hook):
             plan.backbone.masks_attached = True  # It may train.
         if origin in (Origin.NEEDLESS, Origin.DROPPED):
             return None
-        expected = plan.counts
-        counts = options.count_schedule(plan.shapes, expected, steps)
+        counts = options.count_schedule(plan.shapes, plan.counts, steps)
         if origin is Origin.DRAWN:
-            init = options.initializer
-            passes = first_passes(runner, init)
-            return plan.draw(init, seed, counts.at(0), passes)
+            passes = first_passes(runner, options.initializer)
+            return plan.draw(seed, counts.at(0), passes)
         check_member(state, {'sparsity': plan.nominal_sparsity})
         check_structures(
             state, options.structures(plan.parameters), plan.parameters
         )
         if origin is Origin.RESTORED:
             expected = counts.saved(state)
-        masks = fit_masks(state, plan.parameters, expected)
-        if origin is Origin.RESTORED:
+            masks = fit_masks(state, plan.parameters, expected)
             spread = isinstance(options.initializer, NetworkInitializer)
-            costs = plan.costs if spread else None
-            check_counts(masks, expected, costs)
-        elif not start.resumed:
+            check_counts(masks, expected, plan.costs if spread else None)
+            return masks
+        masks = fit_masks(state, plan.parameters, plan.counts)
+        if not start.resumed:
             own = plan.distribution.fixed(masks)
-            check_counts({name: masks[name] for name in own}, expected)
+            check_counts({name: masks[name] for name in own}, plan.counts)
         return masks
 
     def _shared_seed(self, runner: Runner) -> int:
