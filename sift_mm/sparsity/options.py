@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal, Self
 
-from sift_mm.errors import UserError
+from sift_mm.errors import UserError, located
 from sift_mm.names import check_names, first_matches
 from sift_mm.sparsity.algorithms import ALGORITHMS, Algorithm, RigL
 from sift_mm.sparsity.counts import Assignment, CountSchedule
@@ -154,14 +154,12 @@ class MaskOptions:
             raise UserError(
                 f'{who} has no option; it takes {", ".join(OF_GROUPS)}.'
             )
-        try:
+        with located(who):
             found = read_arguments(MaskOptions, given)
             if 'algorithm' in found and found.get('sparsity') is None:
                 density = found['algorithm'].structure.density
                 found |= {} if density is None else {'sparsity': 1 - density}
             replace(self, groups={}, **found)
-        except UserError as error:
-            raise UserError(f'{who}: {error}') from error
         return found
 
     @classmethod
@@ -200,12 +198,15 @@ class MaskOptions:
         Raises:
             ValueError: If a group has no layer.
         """
-        own = {
-            p: replace(self, groups={}, **g) for p, g in self.groups.items()
-        }
-        names = list(names)
+        own, names = self._of_groups(), list(names)
         found = first_matches(own, names, 'groups')
         return {n: own[found[n]] if n in found else self for n in names}
+
+    def _of_groups(self) -> dict[str, Self]:
+        """Return the options of each group, by pattern."""
+        return {
+            p: replace(self, groups={}, **g) for p, g in self.groups.items()
+        }
 
     def structures(self, names: Iterable[str]) -> dict[str, Structure]:
         """Return the structure of each layer."""
@@ -249,10 +250,12 @@ class MaskOptions:
         self, names: Iterable[str], steps: int
     ) -> dict[str, Assignment]:
         """Return algorithm and schedules of the layers of groups."""
-        layers = self.of_layers(names)
-        own = {id(each): each for each in layers.values() if each is not self}
-        made = {key: each.assign(steps) for key, each in own.items()}
-        return {n: made[id(o)] for n, o in layers.items() if id(o) in made}
+        made = {}
+        for pattern, own in self._of_groups().items():
+            with located(f'groups[{pattern!r}]'):
+                made[pattern] = own.assign(steps)
+        found = first_matches(made, names, 'groups')
+        return {name: made[pattern] for name, pattern in found.items()}
 
     def count_schedule(
         self,

@@ -176,7 +176,11 @@ def why_to_skip(optimizer: Optimizer) -> str:
         for p in group['params']
         if p.grad is not None and p.grad.numel()
     ]
-    gradients = [gradient for gradient in gradients if gradient.numel()]
+    gradients = [
+        torch.view_as_real(g) if g.is_complex() else g
+        for g in gradients
+        if g.numel()
+    ]
     if not gradients:
         return 'no parameter had a gradient'
     # Several times faster on the CPU than norms, which are not vectorized.

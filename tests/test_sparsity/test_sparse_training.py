@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import sift_mm
+from helpers.mask_trainers import masked
 from sift_mm.sparsity import SparseTraining
 
 
@@ -115,6 +116,18 @@ def test_mistakes(family, kwargs, words):
 def test_updates_that_move_nothing_are_told(kwargs):
     with pytest.warns(UserWarning, match='Masks will never change: the first'):
         training(**kwargs)
+
+
+def test_complex_parameters_beside_masks():
+    model = nn.Linear(4, 4)
+    model.scale = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+    sparse = masked(model)
+    for overflow in (0.0, float('inf')):
+        for _ in range(2):
+            model.weight.grad = torch.ones(4, 4)
+            model.scale.grad = torch.full((4,), 1j + overflow)
+            report = sparse.step()
+        assert bool(report.skipped) == bool(overflow)
 
 
 def test_an_explicit_distribution_needs_no_sparsity():
