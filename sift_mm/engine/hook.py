@@ -153,26 +153,24 @@ class SparseTrainingHook(Hook):
             if plan.parameters
             else Origin.NEEDLESS
         )
-        self.used = (
-            choose_options(self.options, start, plan.parameters)
-            if origin is Origin.TRANSFERRED
-            else self.options
-        )
+        transfer = ''
+        self.used = self.options
+        if origin is Origin.TRANSFERRED:
+            transfer = self.options.transfer
+            self.used = choose_options(self.options, start, plan.parameters)
         masks = self._first_masks(runner, seed, plan, start, origin, steps)
-        if masks is not None:
-            changes = any(a.changes_density for a in self.used.algorithms)
-            final = plan.counts if changes else None
-            self.trainer = self.used.trainer(masks, steps, seed, final)
-            self._prepare_trainer(runner, self.trainer, start)
-            self._attach(runner, wrapper, start)
-            transferred = origin is Origin.TRANSFERRED
-            transfer = self.options.transfer if transferred else ''
-            algorithms = self.used.name_algorithms(masks)
-            text, self._record = with_masks(
-                plan, self.trainer, algorithms, transfer, steps
-            )
-        else:
-            text = without_masks(plan, origin)
+        if masks is None:
+            runner.logger.info(without_masks(plan, origin))
+            return
+        changes = any(a.changes_density for a in self.used.algorithms)
+        final = plan.counts if changes else None
+        self.trainer = self.used.trainer(masks, steps, seed, final)
+        self._prepare_trainer(runner, self.trainer, start)
+        self._attach(runner, wrapper, start)
+        algorithms = self.used.name_algorithms(masks)
+        text, self._record = with_masks(
+            plan, self.trainer, algorithms, transfer, steps
+        )
         runner.logger.info(text)
 
     def _take_wrapper(self, runner: Runner) -> SparseOptimWrapper:

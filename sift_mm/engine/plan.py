@@ -26,7 +26,6 @@ from sift_mm.sparsity.first_masks import draw_masks, flops_per_weight
 from sift_mm.sparsity.initializers.network_initializer import Passes
 from sift_mm.sparsity.parameters import layer_densities
 from sift_mm.sparsity.structures import (
-    describe_structure,
     fit_counts,
     rounding,
 )
@@ -90,34 +89,13 @@ class MaskPlan:
         Raises:
             ValueError: If both differ, or none is given.
         """
-        sparsity = self.options.sparsity
         if self.backbone is not None:
-            sizes = {self.backbone.sparsity}
+            densities = [1 - self.backbone.sparsity]
         else:
             # Layers of sift_mm.transform.
-            densities = layer_densities(self.model).values()
-            sizes = {round(1 - density, 12) for density in densities}
-        if len(sizes) > 1:
-            raise UserError(
-                f'The layers of the model have several sparsities, '
-                f'{sorted(sizes)}; masks are drawn at one.'
-            )
-        written = next(iter(sizes), sparsity)
+            densities = [*layer_densities(self.model).values()]
         needed = self.distribution.needs_sparsity_for(self.parameters)
-        if written is None and not needed:
-            return 0.0  # Each layer has its own sparsity.
-        if written is None:
-            raise UserError(
-                'No sparsity is given: the model has no Sparse-IFT layers, so '
-                'SparseTrainingHook needs sparsity=... and include=[...].'
-            )
-        if sparsity is not None and not math.isclose(sparsity, written):
-            raise UserError(
-                f'The layers of the model have sparsity={written} and '
-                f'SparseTrainingHook sparsity={sparsity}. Write it once, in '
-                'the model: the hook takes it from there.'
-            )
-        return written
+        return self.options.nominal_sparsity(densities, needed)
 
     @cached_property
     def budget(self) -> FlopBudget | None:
@@ -207,9 +185,8 @@ class MaskPlan:
         counts = self._fit(self.nominal_sparsity)
         ratio = target.ratio(self.densities_of(counts))
         if not math.isclose(ratio, 1, rel_tol=1e-3):
-            structure = self.options.algorithm.structure.describe()
             raise UserError(
-                f'structure={describe_structure(structure)} fixes the '
+                f'structure={self.options.algorithm.structure} fixes the '
                 'density of the masks, at which the FLOPs are '
                 f'{ratio:.4f} of the dense ones and cannot be matched; accept '
                 "them by flops='nominal' of the backbone, or choose another "

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from math import isclose
 from typing import Annotated, Any, Literal, Self
 
 from sift_mm.errors import UserError, located
@@ -31,7 +32,6 @@ from sift_mm.sparsity.schedules import (
 from sift_mm.sparsity.structures import (
     Structure,
     Unstructured,
-    describe_structure,
 )
 from sift_mm.sparsity.trainer import MaskTrainer, Placement
 from sift_mm.validation import (
@@ -186,6 +186,40 @@ class MaskOptions:
         fixed = {p: g.get('sparsity') for p, g in self.groups.items()}
         return Grouped(self.distribution, fixed)
 
+    def nominal_sparsity(
+        self, densities: Iterable[float], needed: bool
+    ) -> float:
+        """Return the sparsity of the layers, which the option may repeat.
+
+        Args:
+            densities (Iterable[float]): Densities of the Sparse-IFT layers.
+            needed (bool): True if a layer has no sparsity of its own.
+
+        Raises:
+            ValueError: If there are several sparsities, or none and one is
+                needed.
+        """
+        found = sorted({round(1 - density, 12) for density in densities})
+        if len(found) > 1 and needed:
+            raise UserError(
+                f'The layers of the model have several sparsities, {found}; '
+                'masks are drawn at one.'
+            )
+        given = self.sparsity
+        if len(found) != 1 and given is None and needed:
+            raise UserError(
+                'No sparsity is given, and the model has no Sparse-IFT '
+                'layers: give sparsity=... and include=[...].'
+            )
+        if len(found) != 1:
+            return given or 0.0
+        if given is not None and not isclose(given, found[0], rel_tol=1e-6):
+            raise UserError(
+                f'The layers of the model have sparsity={found[0]} and the '
+                f'masks sparsity={given}. Write it once, in the model.'
+            )
+        return found[0]
+
     @property
     def algorithms(self) -> list[Algorithm]:
         """Algorithm of the run, and those of its groups."""
@@ -332,11 +366,9 @@ class MaskOptions:
 
 def _name(algorithm: Algorithm) -> str:
     """Return the name of an algorithm, with its structure."""
-    text = type(algorithm).__name__
-    if isinstance(algorithm.structure, Unstructured):
-        return text
-    structure = describe_structure(algorithm.structure.describe())
-    return f'{text} with structure={structure}'
+    name, structure = type(algorithm).__name__, algorithm.structure
+    plain = isinstance(structure, Unstructured)
+    return name if plain else f'{name} with structure={structure}'
 
 
 @dataclass(frozen=True)

@@ -287,34 +287,23 @@ class MaskTrainer:
             for name, p in parameters.items()
             if name in wanted and p.grad is not None and p.requires_grad
         ]
-        stuck = [
-            name
-            for name in parameters
-            if name in wanted
-            and name not in live
-            and self.counts.of(name).changes
-        ]
+        still = wanted.difference(live)
+        stuck = [n for n in still if self.counts.of(n).changes]
         if stuck and not reason:
             reason = (
-                f'{stuck[0]!r}, whose density is to change, had no gradient'
+                f'{min(stuck)!r}, whose density is to change, had no gradient'
             )
         if reason:
             # Scores with inf or NaN would move masks at random; a loss scaler
             # skips such a step too.
             change.report = UpdateReport(change.step, 0.0, 0.0, reason)
             return None
-        final = targets = self.final_counts()
-        if self.counts.changes:
-            targets = self.counts.at(change.step)
+        final = self.final_counts()
+        changes = self.counts.changes
+        targets = self.counts.at(change.step) if changes else final
+        kept = self.masks, self.counts
         return MaskUpdate(
-            change,
-            self.masks,
-            self.counts,
-            optimizer,
-            self.seed,
-            targets,
-            final,
-            live,
+            change, *kept, optimizer, self.seed, targets, final, live
         )
 
     @torch.no_grad()

@@ -102,7 +102,7 @@ def test_a_step_past_the_masks_is_refused():
 @pytest.mark.parametrize(
     'family, kwargs, words',
     [
-        ('parallel', dict(sparsity=0.5), 'sparsity=0.5, but .* 0.75; leave'),
+        ('parallel', dict(sparsity=0.5), 'sparsity=0.75 and .* Write it once'),
         (None, dict(include=['0.*']), 'No sparsity is given'),
         ('parallel', dict(interval=50), 'never be updated'),
     ],
