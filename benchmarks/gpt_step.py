@@ -28,7 +28,6 @@ from sift_mm.deploy import to_sparse
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.kernels import keep_freed_memory
 from sift_mm.models.gpt import LAYERS, Block
-from sift_mm.sparsity import Uniform
 
 CONFIGS = {
     'tiny': 'configs/gpt/gpt-tiny_1xb16-2k_text.py',
@@ -45,7 +44,7 @@ def network(part: str, **member: Any) -> tuple[nn.Module, float]:
         model: Any = build(cfg)
     sparsity = 0.0
     if member:
-        sparsity = MaskPlan(model, Uniform()).solved_sparsity
+        sparsity = MaskPlan(model).solved_sparsity
     if part == 'block':
         heads = model.blocks[0].heads
         return Block(model.d_model, model.d_ff, heads, 0.0), sparsity

@@ -4,6 +4,9 @@ The command lines print the text of one and no traceback. Each is also the
 built-in error that fits.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class UserError(ValueError):
     """Value, file or config that is wrong, in one sentence."""
@@ -22,3 +25,12 @@ class UserKeyError(UserError, KeyError):
 
 class UserCallError(UserError, RuntimeError):
     """Call at a time, or on a machine, where it is not possible."""
+
+
+@contextmanager
+def located(where: str) -> Iterator[None]:
+    """Add the name of an option to the errors raised inside."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f'{where}: {error}') from error

@@ -3,6 +3,7 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 from sift_mm.errors import UserError
 
@@ -71,6 +72,13 @@ def first_matches(
             f'are {", ".join(near)}.'
         )
     return found
+
+
+def some(names: Iterable[Any], most: int = 6) -> str:
+    """List the first names and the number of the others, or say none."""
+    names = [*map(str, names)]
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return (', '.join(names[:most]) or 'none') + more
 
 
 def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:

@@ -10,7 +10,6 @@ from isoflop_table import ROOT, write_table
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.layers import Composite, Wide
-from sift_mm.sparsity import Uniform
 
 DOCS = ROOT / 'docs' / 'backbones.md'
 FAMILIES = ('wide', 'parallel', 'factorized', 'doped')
@@ -106,7 +105,7 @@ def cell(network: str, family: str) -> str:
         for name, layer in model.named_modules()
         if isinstance(layer, (Composite, Wide)) and '.low_rank' not in name
     ]
-    plan = MaskPlan(model, Uniform())
+    plan = MaskPlan(model)
     return f'{len(layers)}, {plan.ratio:.4f}'
 
 

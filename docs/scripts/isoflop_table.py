@@ -13,7 +13,6 @@ from sift_mm.flops import count_flops
 from sift_mm.flops.isoflop import expansion
 from sift_mm.layers import Composite, Factorized, Parallel, families
 from sift_mm.layers.plain import size_of
-from sift_mm.sparsity import Uniform
 
 ROOT = Path(__file__).resolve().parents[2]
 NETWORKS = {
@@ -62,8 +61,8 @@ def row(
     """Yield the cells of one row, from the size on."""
     member = dict(network, family=family, sparsity=sparsity)
     nominal = MODELS.build(dict(member, flops='nominal'))
-    plan = MaskPlan(nominal, Uniform())
-    match = MaskPlan(MODELS.build(dict(member, flops='match')), Uniform())
+    plan = MaskPlan(nominal)
+    match = MaskPlan(MODELS.build(dict(member, flops='match')))
     yield words_for(nominal)
     ratio, low, high = layers_ratio(nominal, plan.densities)
     yield f'{ratio:.4f}'

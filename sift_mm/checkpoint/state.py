@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sift_mm.checkpoint.packing import pack
 from sift_mm.errors import UserError
+from sift_mm.names import some
 
 #: Key of the mask training in a checkpoint.
 CHECKPOINT_KEY = 'sparse_training'
@@ -18,8 +19,6 @@ CHECKPOINT_KEY = 'sparse_training'
 VERSION = 1
 #: Key of the state's digest.
 DIGEST = 'digest'
-#: Largest number of keys of each kind in a message.
-SHOWN = 6
 
 
 def mask_training(checkpoint: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -243,8 +242,7 @@ def check_keys(
         ],
     }
     wrong = [
-        f'{len(keys)} {kind}: {", ".join(keys[:SHOWN])}'
-        + (', ...' if len(keys) > SHOWN else '')
+        f'{len(keys)} {kind}: {some(keys)}'
         for kind, keys in kinds.items()
         if keys
     ]

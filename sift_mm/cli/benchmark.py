@@ -57,7 +57,7 @@ def _draw(cfg: Config, model: nn.Module) -> dict[str, Tensor]:
             'add --family and --sparsity.'
         )
     fill(model)
-    masks = hook.plan(model, cfg).draw(hook.options.initializer, 0)
+    masks = hook.plan(model, cfg).draw(0)
     masks.apply_()
     return dict(masks)
 

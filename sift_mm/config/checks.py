@@ -1,8 +1,6 @@
 """Checks of the arguments of modules that a config names."""
 
 import inspect
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -12,7 +10,7 @@ from sift_mm.backbones.base import SparseIFTBackbone, make_member
 from sift_mm.config.family_options import VARIANT
 from sift_mm.config.libraries import import_library
 from sift_mm.config.nodes import type_name, walk
-from sift_mm.errors import UserError
+from sift_mm.errors import located
 from sift_mm.names import check_names
 from sift_mm.validation import parameters, read_arguments
 
@@ -73,7 +71,7 @@ def check_config(cfg: Config) -> None:
             continue  # The hook is already built.
         maker = _maker(cfg, HOOKS, hook.get('type'))
         if inspect.isclass(maker) and issubclass(maker, hook_class):
-            with _at(f'custom_hooks.{i}'):
+            with located(f'custom_hooks.{i}'):
                 maker(**_without(hook, 'type', 'priority'))
     own = backbone_node(cfg)
     for key, node in walk(cfg.get('model'), 'model'):
@@ -83,20 +81,11 @@ def check_config(cfg: Config) -> None:
         ):
             maker = _maker(cfg, MODELS, node['type'])
             if maker is not None:
-                with _at(key):
+                with located(key):
                     given = _without(node, 'type')
                     found = read_arguments(maker, given, type_name(node))
                     member: Any = {name: found.get(name) for name in VARIANT}
                     make_member(**member)
-
-
-@contextmanager
-def _at(key: str) -> Iterator[None]:
-    """Add a key of the config to errors that are raised inside."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f'{key}: {error}') from error
 
 
 def _check_optimizer(cfg: Config) -> None:

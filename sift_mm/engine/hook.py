@@ -153,26 +153,24 @@ class SparseTrainingHook(Hook):
             if plan.parameters
             else Origin.NEEDLESS
         )
-        self.used = (
-            choose_options(self.options, start, plan.parameters)
-            if origin is Origin.TRANSFERRED
-            else self.options
-        )
+        transfer = ''
+        self.used = self.options
+        if origin is Origin.TRANSFERRED:
+            transfer = self.options.transfer
+            self.used = choose_options(self.options, start, plan.parameters)
         masks = self._first_masks(runner, seed, plan, start, origin, steps)
-        if masks is not None:
-            changes = any(a.changes_density for a in self.used.algorithms)
-            final = plan.counts if changes else None
-            self.trainer = self.used.trainer(masks, steps, seed, final)
-            self._prepare_trainer(runner, self.trainer, start)
-            self._attach(runner, wrapper, start)
-            transferred = origin is Origin.TRANSFERRED
-            transfer = self.options.transfer if transferred else ''
-            algorithms = self.used.name_algorithms(masks)
-            text, self._record = with_masks(
-                plan, self.trainer, algorithms, transfer, steps
-            )
-        else:
-            text = without_masks(plan, origin)
+        if masks is None:
+            runner.logger.info(without_masks(plan, origin))
+            return
+        changes = any(a.changes_density for a in self.used.algorithms)
+        final = plan.counts if changes else None
+        self.trainer = self.used.trainer(masks, steps, seed, final)
+        self._prepare_trainer(runner, self.trainer, start)
+        self._attach(runner, wrapper, start)
+        algorithms = self.used.name_algorithms(masks)
+        text, self._record = with_masks(
+            plan, self.trainer, algorithms, transfer, steps
+        )
         runner.logger.info(text)
 
     def _take_wrapper(self, runner: Runner) -> SparseOptimWrapper:
@@ -186,18 +184,9 @@ class SparseTrainingHook(Hook):
 
     def plan(self, model: nn.Module, cfg: Config) -> MaskPlan:
         """Return the mask plan of a model and its config."""
-        options = self.options
+        count = partial(whole_model_budget, cfg, model)
         return MaskPlan(
-            model,
-            options.shares,
-            options.sparsity,
-            options.include,
-            options.exclude,
-            partial(whole_model_budget, cfg, model)
-            if cfg.get('model')
-            else None,
-            options.algorithm.structure,
-            options.structures,
+            model, self.options, count if cfg.get('model') else None
         )
 
     def _first_masks(
@@ -215,26 +204,24 @@ class SparseTrainingHook(Hook):
             plan.backbone.masks_attached = True  # It may train.
         if origin in (Origin.NEEDLESS, Origin.DROPPED):
             return None
-        expected = plan.counts
-        counts = options.count_schedule(plan.shapes, expected, steps)
+        counts = options.count_schedule(plan.shapes, plan.counts, steps)
         if origin is Origin.DRAWN:
-            init = options.initializer
-            passes = first_passes(runner, init)
-            return plan.draw(init, seed, counts.at(0), passes)
+            passes = first_passes(runner, options.initializer)
+            return plan.draw(seed, counts.at(0), passes)
         check_member(state, {'sparsity': plan.nominal_sparsity})
         check_structures(
             state, options.structures(plan.parameters), plan.parameters
         )
         if origin is Origin.RESTORED:
             expected = counts.saved(state)
-        masks = fit_masks(state, plan.parameters, expected)
-        if origin is Origin.RESTORED:
+            masks = fit_masks(state, plan.parameters, expected)
             spread = isinstance(options.initializer, NetworkInitializer)
-            costs = plan.costs if spread else None
-            check_counts(masks, expected, costs)
-        elif not start.resumed:
+            check_counts(masks, expected, plan.costs if spread else None)
+            return masks
+        masks = fit_masks(state, plan.parameters, plan.counts)
+        if not start.resumed:
             own = plan.distribution.fixed(masks)
-            check_counts({name: masks[name] for name in own}, expected)
+            check_counts({name: masks[name] for name in own}, plan.counts)
         return masks
 
     def _shared_seed(self, runner: Runner) -> int:

@@ -1,8 +1,8 @@
 """Plan of a run's masks: parameters, active weights and FLOP budget."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 
 from torch import nn
@@ -15,10 +15,9 @@ from sift_mm.flops.isoflop import nearest_sparsity, solve_sparsity
 from sift_mm.orientation import filter_shape
 from sift_mm.sparsity import (
     Distribution,
-    Initializer,
+    MaskOptions,
     MaskSet,
     Structure,
-    Unstructured,
     select_parameters,
     sparse_parameter_names,
 )
@@ -27,7 +26,6 @@ from sift_mm.sparsity.first_masks import draw_masks, flops_per_weight
 from sift_mm.sparsity.initializers.network_initializer import Passes
 from sift_mm.sparsity.parameters import layer_densities
 from sift_mm.sparsity.structures import (
-    describe_structure,
     fit_counts,
     rounding,
 )
@@ -42,27 +40,19 @@ class MaskPlan:
 
     Args:
         model (nn.Module): Model of the run.
-        distribution (Distribution): Distribution of the sparsity over layers.
-        hook_sparsity (float, optional): Sparsity option of the hook.
-        include (Sequence[str], optional): Patterns of parameters to mask.
-        exclude (Sequence[str]): Patterns of parameters to leave dense.
+        options (MaskOptions): Options of the masks.
         count_whole (Callable, optional): Function that returns the budget of
             the whole model at the size of test images; None without config.
-        structure (Structure): Structure of the masks.
-        structures_of (Callable, optional): Function that returns the
-            structure of each mask, by its name; None for ``structure``.
     """
 
     model: nn.Module
-    distribution: Distribution
-    hook_sparsity: float | None = None
-    include: Sequence[str] | None = None
-    exclude: Sequence[str] = ()
+    options: MaskOptions = field(default_factory=MaskOptions)
     count_whole: Callable[[], FlopBudget] | None = None
-    structure: Structure = Unstructured()  # noqa: RUF009, has no state
-    structures_of: Callable[[Iterable[str]], dict[str, Structure]] | None = (
-        None
-    )
+
+    @cached_property
+    def distribution(self) -> Distribution:
+        """Distribution of the sparsity over layers."""
+        return self.options.shares
 
     @cached_property
     def found(self) -> tuple[str, SparseIFTBackbone] | None:
@@ -83,13 +73,14 @@ class MaskPlan:
         Raises:
             ValueError: If patterns match nothing, or nothing is selected.
         """
+        include, exclude = self.options.include, self.options.exclude
         if (
-            self.include is None
+            include is None
             and self.backbone
             and not sparse_parameter_names(self.model)
         ):
             return {}
-        return select_parameters(self.model, self.include, self.exclude)
+        return select_parameters(self.model, include, exclude)
 
     @cached_property
     def nominal_sparsity(self) -> float:
@@ -98,34 +89,13 @@ class MaskPlan:
         Raises:
             ValueError: If both differ, or none is given.
         """
-        sparsity = self.hook_sparsity
         if self.backbone is not None:
-            sizes = {self.backbone.sparsity}
+            densities = [1 - self.backbone.sparsity]
         else:
             # Layers of sift_mm.transform.
-            densities = layer_densities(self.model).values()
-            sizes = {round(1 - density, 12) for density in densities}
-        if len(sizes) > 1:
-            raise UserError(
-                f'The layers of the model have several sparsities, '
-                f'{sorted(sizes)}; masks are drawn at one.'
-            )
-        written = next(iter(sizes), sparsity)
+            densities = [*layer_densities(self.model).values()]
         needed = self.distribution.needs_sparsity_for(self.parameters)
-        if written is None and not needed:
-            return 0.0  # Each layer has its own sparsity.
-        if written is None:
-            raise UserError(
-                'No sparsity is given: the model has no Sparse-IFT layers, so '
-                'SparseTrainingHook needs sparsity=... and include=[...].'
-            )
-        if sparsity is not None and not math.isclose(sparsity, written):
-            raise UserError(
-                f'The layers of the model have sparsity={written} and '
-                f'SparseTrainingHook sparsity={sparsity}. Write it once, in '
-                'the model: the hook takes it from there.'
-            )
-        return written
+        return self.options.nominal_sparsity(densities, needed)
 
     @cached_property
     def budget(self) -> FlopBudget | None:
@@ -180,7 +150,7 @@ class MaskPlan:
                 )
         if not self.parameters:
             return self.nominal_sparsity
-        if self.structure.density is not None:
+        if self.options.algorithm.structure.density is not None:
             return self._fixed_sparsity(budget)
         return self._solve(budget)
 
@@ -215,12 +185,12 @@ class MaskPlan:
         counts = self._fit(self.nominal_sparsity)
         ratio = target.ratio(self.densities_of(counts))
         if not math.isclose(ratio, 1, rel_tol=1e-3):
-            structure = describe_structure(self.structure.describe())
             raise UserError(
-                f'structure={structure} fixes the density of the masks, at '
-                f'which the FLOPs are {ratio:.4f} of the dense ones and '
-                'cannot be matched; accept them by '
-                "flops='nominal' of the backbone, or choose another structure."
+                f'structure={self.options.algorithm.structure} fixes the '
+                'density of the masks, at which the FLOPs are '
+                f'{ratio:.4f} of the dense ones and cannot be matched; accept '
+                "them by flops='nominal' of the backbone, or choose another "
+                'structure.'
             )
         return self.nominal_sparsity
 
@@ -232,9 +202,7 @@ class MaskPlan:
     @cached_property
     def structures(self) -> dict[str, Structure]:
         """Structure of each mask, by full name."""
-        if self.structures_of is not None:
-            return self.structures_of(self.parameters)
-        return dict.fromkeys(self.parameters, self.structure)
+        return self.options.structures(self.parameters)
 
     def densities_of(self, counts: Mapping[str, int]) -> dict[str, float]:
         """Return the densities of active weights, by full name."""
@@ -254,7 +222,7 @@ class MaskPlan:
                 "The groups' own sparsities are kept: change them, or set "
                 "flops='nominal'."
             )
-        everything = self.include is None and not self.exclude
+        everything = self.options.include is None and not self.options.exclude
         if everything and self.backbone.growth > 1:
             return self.backbone.advice(self._classifier[1])
         return "Mask more layers, or set flops='nominal'."
@@ -282,7 +250,6 @@ class MaskPlan:
 
     def draw(
         self,
-        initializer: Initializer,
         seed: int,
         counts: Mapping[str, int] | None = None,
         passes: Passes = (),
@@ -292,6 +259,7 @@ class MaskPlan:
         They have ``counts`` active weights, by default those of the plan.
         """
         model, parameters = self.model, self.parameters
+        initializer = self.options.initializer
         measured = flops_per_weight(initializer, model, parameters, passes)
         return draw_masks(
             model,

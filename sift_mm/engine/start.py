@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 
 from sift_mm.config.explain import explained
 from sift_mm.errors import UserError
+from sift_mm.names import some
 
 
 class HeldOutput:
@@ -145,12 +146,12 @@ def check_dataset(dataset: Any, key: str) -> None:
     place = f'{key} ({type(dataset).__name__})'
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
     file = getattr(dataset, 'ann_file', '') or dataset.data_root
-    advice = f'(classes: {_some(classes)}); set metainfo=dict(classes=...)'
+    advice = f'(classes: {some(classes, 10)}); set metainfo=dict(classes=...)'
     if classes and getattr(dataset, 'cat_ids', None) == []:
         found = [c['name'] for c in mmengine.load(file)['categories']]
         raise UserError(
             f'{place}: no class of the config is a category of {file} '
-            f'{advice} to names of the file: {_some(found)}.'
+            f'{advice} to names of the file: {some(found, 10)}.'
         )
     if not (len(dataset) if dataset._fully_initialized else dataset.data_list):
         raise UserError(
@@ -164,12 +165,6 @@ def check_dataset(dataset: Any, key: str) -> None:
             f'{place}: no sample of {file} has an instance of a class '
             f'{advice} to names of the file.'
         )
-
-
-def _some(names: Any) -> str:
-    """Return the first ten names, and the number of other names."""
-    more = f' and {len(names) - 10} more' if len(names) > 10 else ''
-    return ', '.join(map(str, names[:10])) + more
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:

@@ -21,6 +21,7 @@ from sift_mm.checkpoint.state import (
 )
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.errors import UserError
+from sift_mm.names import some
 from sift_mm.sparsity import (
     MaskSet,
     RunOptions,
@@ -91,11 +92,18 @@ class Start:
         """Return the origin of the masks of a network that needs masks.
 
         Raises:
-            ValueError: If a resumed run has no masks or would lose them, or
-                loaded weights have no masks and no option draws them.
+            ValueError: If a resumed run has no masks or would lose them,
+                loaded weights have no masks and no option draws them, or
+                an option is for loaded weights and there are none.
         """
         if self.resumed:
             return self._resumed_origin(options.transfer)
+        if not self.loaded and options.transfer != 'fixed':
+            raise UserError(
+                f'transfer={options.transfer!r} is for loaded weights, and '
+                'none are loaded: set load_from, or an init_cfg of type '
+                'Pretrained, or leave transfer out.'
+            )
         if options.init is not None or not self.loaded:
             return Origin.DRAWN
         if options.transfer == 'dense':
@@ -266,8 +274,8 @@ def fit_masks(
     if here != there:
         raise UserError(
             'The masks of the checkpoint are on other parameters than this '
-            f"run's: they lack {_list(here - there)} and have "
-            f'{_list(there - here)} besides. '
+            f"run's: they lack {some(sorted(here - there))} and have "
+            f'{some(sorted(there - here))} besides. '
             'include and exclude of SparseTrainingHook have to be those of '
             'the run that the checkpoint is from.'
         )
@@ -287,7 +295,7 @@ def fit_masks(
     if cut:
         raise UserError(
             'The masks of the checkpoint would cut weights in '
-            f'{_list(cut)}: it was trained with other masks. Choose first '
+            f'{some(cut)}: it was trained with other masks. Choose first '
             "masks by the hook's init, or train dense with transfer='dense', "
             'in a new run with load_from.'
         )
@@ -329,10 +337,3 @@ def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
                 f'{shape} for a parameter of {wanted}: resume '
                 'with the optimizer and the network of that run.'
             )
-
-
-def _list(names: Iterable[str]) -> str:
-    """List the first names, for a message."""
-    first, *rest = sorted(names) or ['none']
-    shown = ', '.join([first, *rest[:5]])
-    return f'{shown}, ...' if len(rest) > 5 else shown

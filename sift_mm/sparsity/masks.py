@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from sift_mm.errors import UserError
+from sift_mm.errors import UserError, located
 from sift_mm.orientation import filters_first
 from sift_mm.sparsity.initializers import Initializer
 from sift_mm.sparsity.parameters import refuse_pieces
@@ -78,31 +78,18 @@ class MaskSet(Mapping[str, Tensor]):
             initializer (Initializer): Initializer of the masks.
             seed (int): Seed of the masks.
             structures (Mapping, optional): Structure of each mask.
-
-        Raises:
-            TypeError: If a parameter is sharded over ranks.
         """
-        refuse_pieces(parameters.values())
-        plain = dict.fromkeys(parameters, Unstructured())
-        structures = structures or plain
-        return cls(
-            parameters,
-            {
-                name: filters_first(
-                    initializer.mask(
-                        weight,
-                        structures[name].fit(
-                            tuple(weight.shape), counts[name]
-                        ),
-                        generator_for(seed, 0, name),
-                        structures[name],
-                    ),
-                    p,
+        masks = {}
+        for name, parameter in parameters.items():
+            weight = filters_first(parameter.detach(), parameter)
+            structure = structures[name] if structures else Unstructured()
+            count = structure.fit(tuple(weight.shape), counts[name])
+            with located(name):
+                mask = initializer.mask(
+                    weight, count, generator_for(seed, 0, name), structure
                 )
-                for name, p in parameters.items()
-                for weight in [filters_first(p.detach(), p)]
-            },
-        )
+            masks[name] = filters_first(mask, parameter)
+        return cls(parameters, masks)
 
     def __getitem__(self, name: str) -> Tensor:
         return self._masks[name]

@@ -3,9 +3,10 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
+from math import isclose
 from typing import Annotated, Any, Literal, Self
 
-from sift_mm.errors import UserError
+from sift_mm.errors import UserError, located
 from sift_mm.names import check_names, first_matches
 from sift_mm.sparsity.algorithms import ALGORITHMS, Algorithm, RigL
 from sift_mm.sparsity.counts import Assignment, CountSchedule
@@ -31,7 +32,6 @@ from sift_mm.sparsity.schedules import (
 from sift_mm.sparsity.structures import (
     Structure,
     Unstructured,
-    describe_structure,
 )
 from sift_mm.sparsity.trainer import MaskTrainer, Placement
 from sift_mm.validation import (
@@ -154,14 +154,12 @@ class MaskOptions:
             raise UserError(
                 f'{who} has no option; it takes {", ".join(OF_GROUPS)}.'
             )
-        try:
+        with located(who):
             found = read_arguments(MaskOptions, given)
             if 'algorithm' in found and found.get('sparsity') is None:
                 density = found['algorithm'].structure.density
                 found |= {} if density is None else {'sparsity': 1 - density}
             replace(self, groups={}, **found)
-        except UserError as error:
-            raise UserError(f'{who}: {error}') from error
         return found
 
     @classmethod
@@ -188,6 +186,40 @@ class MaskOptions:
         fixed = {p: g.get('sparsity') for p, g in self.groups.items()}
         return Grouped(self.distribution, fixed)
 
+    def nominal_sparsity(
+        self, densities: Iterable[float], needed: bool
+    ) -> float:
+        """Return the sparsity of the layers, which the option may repeat.
+
+        Args:
+            densities (Iterable[float]): Densities of the Sparse-IFT layers.
+            needed (bool): True if a layer has no sparsity of its own.
+
+        Raises:
+            ValueError: If there are several sparsities, or none and one is
+                needed.
+        """
+        found = sorted({round(1 - density, 12) for density in densities})
+        if len(found) > 1 and needed:
+            raise UserError(
+                f'The layers of the model have several sparsities, {found}; '
+                'masks are drawn at one.'
+            )
+        given = self.sparsity
+        if len(found) != 1 and given is None and needed:
+            raise UserError(
+                'No sparsity is given, and the model has no Sparse-IFT '
+                'layers: give sparsity=... and include=[...].'
+            )
+        if len(found) != 1:
+            return given or 0.0
+        if given is not None and not isclose(given, found[0], rel_tol=1e-6):
+            raise UserError(
+                f'The layers of the model have sparsity={found[0]} and the '
+                f'masks sparsity={given}. Write it once, in the model.'
+            )
+        return found[0]
+
     @property
     def algorithms(self) -> list[Algorithm]:
         """Algorithm of the run, and those of its groups."""
@@ -200,12 +232,15 @@ class MaskOptions:
         Raises:
             ValueError: If a group has no layer.
         """
-        own = {
-            p: replace(self, groups={}, **g) for p, g in self.groups.items()
-        }
-        names = list(names)
+        own, names = self._of_groups(), list(names)
         found = first_matches(own, names, 'groups')
         return {n: own[found[n]] if n in found else self for n in names}
+
+    def _of_groups(self) -> dict[str, Self]:
+        """Return the options of each group, by pattern."""
+        return {
+            p: replace(self, groups={}, **g) for p, g in self.groups.items()
+        }
 
     def structures(self, names: Iterable[str]) -> dict[str, Structure]:
         """Return the structure of each layer."""
@@ -249,10 +284,12 @@ class MaskOptions:
         self, names: Iterable[str], steps: int
     ) -> dict[str, Assignment]:
         """Return algorithm and schedules of the layers of groups."""
-        layers = self.of_layers(names)
-        own = {id(each): each for each in layers.values() if each is not self}
-        made = {key: each.assign(steps) for key, each in own.items()}
-        return {n: made[id(o)] for n, o in layers.items() if id(o) in made}
+        made = {}
+        for pattern, own in self._of_groups().items():
+            with located(f'groups[{pattern!r}]'):
+                made[pattern] = own.assign(steps)
+        found = first_matches(made, names, 'groups')
+        return {name: made[pattern] for name, pattern in found.items()}
 
     def count_schedule(
         self,
@@ -329,11 +366,9 @@ class MaskOptions:
 
 def _name(algorithm: Algorithm) -> str:
     """Return the name of an algorithm, with its structure."""
-    text = type(algorithm).__name__
-    if isinstance(algorithm.structure, Unstructured):
-        return text
-    structure = describe_structure(algorithm.structure.describe())
-    return f'{text} with structure={structure}'
+    name, structure = type(algorithm).__name__, algorithm.structure
+    plain = isinstance(structure, Unstructured)
+    return name if plain else f'{name} with structure={structure}'
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ def sparsifiable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
     Returns:
         dict[str, nn.Parameter]: Weights by full name, in network order; a
-        shared parameter appears once.
+        shared parameter appears once, and one without elements never.
     """
     weights = set()
     for module in model.modules():
@@ -51,7 +51,11 @@ def sparsifiable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
         elif not isinstance(module, (_ConvNd, nn.Linear)):
             continue
         weights.add(id(module.weight))
-    return {n: p for n, p in model.named_parameters() if id(p) in weights}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) in weights and parameter.numel()
+    }
 
 
 def sparse_weights(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

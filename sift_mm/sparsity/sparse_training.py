@@ -81,7 +81,7 @@ class SparseTraining:
         share = chosen.shares
         shapes = {n: filter_shape(p) for n, p in parameters.items()}
         needed = share.needs_sparsity_for(shapes)
-        sparsity = _sparsity(chosen.sparsity, layers) if needed else 0.0
+        sparsity = chosen.nominal_sparsity(layers.values(), needed)
         asked = share.counts(shapes, sparsity)
         self._structures = chosen.structures(parameters)
         counts = fit_counts(self._structures, model, asked)
@@ -274,31 +274,6 @@ def _clip_gradients_(gradients: list[Tensor], norm: float) -> None:
     scale = (norm / (total + 1e-6)).clamp(max=1.0)
     for gradient in gradients:
         gradient.mul_(scale.to(gradient.device))
-
-
-def _sparsity(sparsity: float | None, layers: Mapping[str, float]) -> float:
-    """Return the common sparsity of layers and arguments.
-
-    Raises:
-        ValueError: If there are several, or none.
-    """
-    found = {round(1 - value, 12) for value in layers.values()}
-    if sparsity is not None:
-        if any(abs(sparsity - one) > 1e-6 for one in found):
-            raise UserError(
-                f'sparsity={sparsity}, but the layers are built for '
-                f'{", ".join(map(str, sorted(found)))}; leave it out.'
-            )
-        return sparsity
-    if len(found) != 1:
-        raise UserError(
-            f'The layers are built for the sparsities {sorted(found)}; masks '
-            'are drawn at one.'
-            if found
-            else 'No sparsity is given, and no layer of sift_mm.transform '
-            'has one; give sparsity=.'
-        )
-    return found.pop()
 
 
 def _check_density(

@@ -27,7 +27,7 @@ from sift_mm.sparsity.optimizers import (
 )
 from sift_mm.sparsity.saved_state import check_state
 from sift_mm.sparsity.schedules import DropFraction, UpdateSchedule
-from sift_mm.sparsity.updates import Change, MaskUpdate, UpdateReport
+from sift_mm.sparsity.updates import MaskUpdate, UpdateReport
 from sift_mm.sparsity.watch import WeightWatch
 
 Placement = Literal['after_step', 'replace_step']
@@ -219,20 +219,27 @@ class MaskTrainer:
         due = self._is_due(step)
         self._check_ranks(step, due)
         self._check_weights(optimizer)
-        change = Change(step, self.history, momentum=self.momentum)
-        update = self._begin(optimizer, change, due)
-        if update is None or self.placement == 'after_step':
-            if update is not None:
-                update.shortlist()
+        update = MaskUpdate(
+            step,
+            self.masks,
+            self.counts,
+            optimizer,
+            self.seed,
+            self.history,
+            self.momentum,
+        )
+        self._begin(update, due)
+        if update.live is None or self.placement == 'after_step':
+            update.shortlist()
             self.masks.mask_gradients_()
             try:
                 self._in_step = True
                 run()
             finally:
                 self._in_step = False
-        if update is not None:
+        if update.live is not None:
             update.plan()
-        updates.finish(lambda: self._write(optimizer, change))
+        updates.finish(lambda: self._write(update))
         self._watch.remember(optimizer)
         if self.execution is not None:
             # All ranks update masks at the same steps, and rarely.
@@ -262,80 +269,66 @@ class MaskTrainer:
         if strays or self._watch.slots_replaced(optimizer):
             self._apply_masks(optimizer)
 
-    def _begin(
-        self, optimizer: Optimizer, change: Change, due: bool
-    ) -> MaskUpdate | None:
-        """Return the mask update of a step, None if there is none.
+    def _begin(self, update: MaskUpdate, due: bool) -> None:
+        """Set means, layers and counts of an update, or why it is skipped.
 
         A parameter that is frozen or unused in the step keeps its mask.
         """
-        averaged = self.counts.averaged(change.step)
+        averaged = self.counts.averaged(update.step)
+        if not averaged:
+            update.momentum = {}
         if not (due or averaged):
-            change.momentum = {}
-            return None
+            return
+        optimizer, parameters = update.optimizer, self.masks.parameters
         reason = updates.why_to_skip(optimizer)
-        parameters = self.masks.parameters
         if averaged and not reason:
-            change.momentum = momentum.mean_gradients(
+            update.momentum = momentum.mean_gradients(
                 optimizer, {n: parameters[n] for n in averaged}, self.momentum
             )
         if not due:
-            return None
-        wanted = self.counts.due(change.step, self._counted)
+            return
+        wanted = self.counts.due(update.step, self._counted)
         live = [
             name
             for name, p in parameters.items()
             if name in wanted and p.grad is not None and p.requires_grad
         ]
-        stuck = [
-            name
-            for name in parameters
-            if name in wanted
-            and name not in live
-            and self.counts.of(name).changes
-        ]
+        still = wanted.difference(live)
+        stuck = [n for n in still if self.counts.of(n).changes]
         if stuck and not reason:
             reason = (
-                f'{stuck[0]!r}, whose density is to change, had no gradient'
+                f'{min(stuck)!r}, whose density is to change, had no gradient'
             )
         if reason:
             # Scores with inf or NaN would move masks at random; a loss scaler
             # skips such a step too.
-            change.report = UpdateReport(change.step, 0.0, 0.0, reason)
-            return None
-        final = targets = self.final_counts()
-        if self.counts.changes:
-            targets = self.counts.at(change.step)
-        return MaskUpdate(
-            change,
-            self.masks,
-            self.counts,
-            optimizer,
-            self.seed,
-            targets,
-            final,
-            live,
+            update.report = UpdateReport(update.step, 0.0, 0.0, reason)
+            return
+        update.live, update.final = live, self.final_counts()
+        changes = self.counts.changes
+        update.targets = (
+            self.counts.at(update.step) if changes else update.final
         )
 
     @torch.no_grad()
-    def _write(self, optimizer: Optimizer, change: Change) -> None:
+    def _write(self, update: MaskUpdate) -> None:
         """Write an update; it may run again from the start.
 
         Grown weights start at zero, dropped weights and their slots become
         zero, and weights that are dropped and grown at once keep both.
         """
-        for name, new in change.masks.items():
+        for name, new in update.new.items():
             mask = self.masks[name]
             parameter = self.masks.parameters[name]
-            apply_mask_with_slots_(parameter, optimizer, mask & new)
+            apply_mask_with_slots_(parameter, update.optimizer, mask & new)
             mask.copy_(new)
-        self.history = change.history
-        self.steps = change.step
-        self.report = change.report
-        self.momentum = change.momentum
-        if change.masks:
-            self._counted = self.counts.last_due(change.step)
-        self._update_execution(masks_changed=bool(change.masks))
+        self.history = update.history
+        self.steps = update.step
+        self.report = update.report
+        self.momentum = update.momentum
+        if update.new:
+            self._counted = self.counts.last_due(update.step)
+        self._update_execution(masks_changed=bool(update.new))
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs.

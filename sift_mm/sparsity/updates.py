@@ -38,59 +38,52 @@ class UpdateReport:
 
 
 @dataclass
-class Change:
-    """Result of a step that is not yet written.
-
-    Args:
-        step (int): Number of completed optimizer steps.
-        history (MaskHistory): History with the new masks.
-        masks (dict): New masks of the updated layers.
-        report (UpdateReport, optional): Report, if an update was due.
-        momentum (Mapping): Running means of the dense gradients.
-    """
-
-    step: int
-    history: MaskHistory
-    masks: dict[str, Tensor] = field(default_factory=dict)
-    report: UpdateReport | None = None
-    momentum: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-@dataclass
 class MaskUpdate:
-    """Computation of new masks, in two halves around the optimizer's step.
+    """Computation of masks, history and means after a step, yet unwritten.
+
+    New masks are computed in two halves around the optimizer's step.
 
     Args:
-        change (Change): Change that takes the new masks.
+        step (int): Number of the step, counted from 1.
         masks (MaskSet): Masks, which do not change.
         counts (CountSchedule): Algorithms and schedules.
         optimizer (Optimizer): Optimizer, for its slots.
         seed (int): Seed of the run.
+        history (MaskHistory): History, then that with the new masks.
+        momentum (Mapping): Running means of the dense gradients.
+        live (list, optional): Names of the layers to update; None for a step
+            without update.
         targets (Mapping): Active weights after the update, by name.
         final (Mapping): Active weights after the last update, by name.
-        live (list): Names of the layers to update.
+
+    Attributes:
+        new (dict): New masks by name.
+        report (UpdateReport, optional): Report, if an update was due.
     """
 
-    change: Change
+    step: int
     masks: MaskSet
     counts: CountSchedule
     optimizer: Optimizer
     seed: int
-    targets: Mapping[str, int]
-    final: Mapping[str, int]
-    live: list[str]
+    history: MaskHistory
+    momentum: Mapping[str, Tensor]
+    live: list[str] | None = None
+    targets: Mapping[str, int] = field(default_factory=dict)
+    final: Mapping[str, int] = field(default_factory=dict)
     growth: dict[str, Growth] = field(default_factory=dict)
     gradients: dict[str, Tensor] = field(default_factory=dict)
+    new: dict[str, Tensor] = field(default_factory=dict)
+    report: UpdateReport | None = None
 
     def _state(self, name: str, draw: str) -> LayerState:
         parameter = self.masks.parameters[name]
-        step = self.change.step
         tensors = (
             self.masks[name],
             parameter.detach(),
             self.gradients.get(name, parameter.grad),
             slots_of(self.optimizer, parameter),
-            self.change.momentum.get(name),
+            self.momentum.get(name),
         )
         # Slots have the weight's shape.
         mask, weight, gradient, slots, mean = tree_map_only(
@@ -101,8 +94,8 @@ class MaskUpdate:
             weight,
             gradient,
             slots,
-            step,
-            generator_for(self.seed, step, f'{name}{draw}'),
+            self.step,
+            generator_for(self.seed, self.step, f'{name}{draw}'),
             mean,
             self.targets[name],
             self.final[name],
@@ -110,13 +103,13 @@ class MaskUpdate:
 
     def shortlist(self) -> None:
         """Compute growth scores from the dense gradients, before the step."""
-        for name in self.live:
+        for name in self.live or ():
             own, parameter = self.counts.of(name), self.masks.parameters[name]
             if own.algorithm.drops_by_gradient and parameter.grad is not None:
                 self.gradients[name] = parameter.grad.detach().clone()
             if own.algorithm.needs_gradient:
                 self.growth[name] = own.algorithm.shortlist(
-                    self._state(name, ''), own.fraction(self.change.step)
+                    self._state(name, ''), own.fraction(self.step)
                 )
 
     @torch.no_grad()
@@ -124,9 +117,9 @@ class MaskUpdate:
         """Compute the new masks without writing them."""
         kept_count = active_count = 0
         largest = 0.0
-        for name in self.live:
+        for name in self.live or ():
             mask, own = self.masks[name], self.counts.of(name)
-            fraction = own.fraction(self.change.step)
+            fraction = own.fraction(self.step)
             largest = max(largest, fraction)
             if name in self.growth:
                 # Random numbers must differ from those of the growth score.
@@ -146,10 +139,10 @@ class MaskUpdate:
                 )
             kept_count += count(mask & new)
             active_count += after
-            self.change.masks[name] = new
-        self.change.history = self.change.history.after(self.change.masks)
+            self.new[name] = new
+        self.history = self.history.after(self.new)
         moved = 1 - kept_count / active_count if active_count else 0.0
-        self.change.report = UpdateReport(self.change.step, largest, moved)
+        self.report = UpdateReport(self.step, largest, moved)
 
 
 def finish(write: Callable[[], None]) -> None:
@@ -176,7 +169,11 @@ def why_to_skip(optimizer: Optimizer) -> str:
         for p in group['params']
         if p.grad is not None and p.grad.numel()
     ]
-    gradients = [gradient for gradient in gradients if gradient.numel()]
+    gradients = [
+        torch.view_as_real(g) if g.is_complex() else g
+        for g in gradients
+        if g.numel()
+    ]
     if not gradients:
         return 'no parameter had a gradient'
     # Several times faster on the CPU than norms, which are not vectorized.

@@ -18,7 +18,6 @@ from helpers.runs import ROOT
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.flops import count_flops, on_meta
 from sift_mm.layers import Composite, Wide
-from sift_mm.sparsity import Uniform
 
 
 def vit(width, layers, heads):
@@ -80,7 +79,7 @@ def shapes(model, image):
 )
 def test_equal_flops_and_the_same_interface(name, family):
     model = sparse(name, family)
-    plan = MaskPlan(model, Uniform())
+    plan = MaskPlan(model)
     assert abs(plan.ratio - 1) < 1e-3
     assert plan.parameters and plan.solved_sparsity == pytest.approx(
         0.75, abs=0.05
@@ -118,7 +117,7 @@ def test_deformable_convolutions_stay(kind, places):
     more = 3 * 2 * 9 * 128 * places * 7 * 7
     dense = count_flops(model.dense_twin(), image).total
     assert dense == count_flops(plain, image).total + more
-    plan = MaskPlan(model, Uniform())
+    plan = MaskPlan(model)
     assert abs(plan.ratio - 1) < 1e-3
     stages = {name.split('.')[0] for name in plan.parameters}
     assert stages == {'layer1', 'layer2', 'layer3'}
@@ -205,10 +204,10 @@ def test_a_checkpoint_that_a_segmentor_hands_on(tmp_path):
 
 def test_copies_are_of_the_same_class():
     model = sparse('darknet')
-    counts = MaskPlan(model, Uniform()).counts
+    counts = MaskPlan(model).counts
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert type(other) is type(model)
-        assert MaskPlan(other, Uniform()).counts == counts
+        assert MaskPlan(other).counts == counts
 
 
 def test_building_does_not_log_every_weight(capsys):
@@ -285,7 +284,7 @@ def test_flops_are_matched_on_the_image_that_a_network_reads(
 ):
     model = MODELS.build(cfg(backbone=backbone))
     assert (model.match_shape, model.image_channels) == (shape, channels)
-    assert MaskPlan(model, Uniform()).ratio == pytest.approx(1, abs=1e-3)
+    assert MaskPlan(model).ratio == pytest.approx(1, abs=1e-3)
 
 
 def test_a_network_that_reads_more_than_an_image_is_named():
@@ -294,7 +293,7 @@ def test_a_network_that_reads_more_than_an_image_is_named():
     with pytest.raises(
         ValueError, match="of MaskFeatViT cannot.*argument: 'mask'"
     ):
-        _ = MaskPlan(model, Uniform()).solved_sparsity
+        _ = MaskPlan(model).solved_sparsity
 
 
 def test_a_block_that_another_looks_into_keeps_what_that_reads():
@@ -308,4 +307,4 @@ def test_a_block_that_another_looks_into_keeps_what_that_reads():
     assert block.conv1.out_channels > block.conv2.out_channels == 32
     assert not isinstance(block.conv3, Wide)
     assert not isinstance(model.conv_trans_2.fusion_block.conv1, Wide)
-    assert MaskPlan(model, Uniform()).ratio == pytest.approx(1, abs=1e-3)
+    assert MaskPlan(model).ratio == pytest.approx(1, abs=1e-3)

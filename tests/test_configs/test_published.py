@@ -19,7 +19,6 @@ from helpers.small_configs import in_float32
 from sift_mm.config.channels import build_backbone
 from sift_mm.config.loading import import_library, read_config
 from sift_mm.engine.plan import MaskPlan
-from sift_mm.sparsity import Uniform
 
 FLIP = dict(type='RandomFlip', prob=0.5, direction='horizontal')
 LOAD, PACK = dict(type='LoadImageFromFile'), dict(type='PackInputs')
@@ -185,7 +184,7 @@ def test_networks_and_masks(name):
     for family, backbone in networks.items():
         # The last norm of a block starts at zero in plain blocks alone.
         assert backbone.zero_init_residual is (family == 'wide')
-        solved = MaskPlan(backbone, Uniform()).solved_sparsity
+        solved = MaskPlan(backbone).solved_sparsity
         assert (solved == 0.75) is (family != 'wide')
 
 

@@ -19,7 +19,6 @@ from sift_mm.sparsity import (
     ConstantFanIn,
     Explicit,
     MaskOptions,
-    Uniform,
     UniformPlus,
 )
 
@@ -29,11 +28,11 @@ def backbone(registry=MODELS, **kwargs):
     return registry.build(node | kwargs)
 
 
-def plan(distribution=None, registry=SEG, **kwargs):
+def plan(distribution='Uniform', registry=SEG, **kwargs):
     # MMPretrain's asks for a number.
     with torch.device('meta' if registry is SEG else 'cpu'):
         network = backbone(registry, **kwargs)
-        found = MaskPlan(network, distribution or Uniform())
+        found = MaskPlan(network, MaskOptions(distribution=distribution))
         assert set(found.counts) == set(found.parameters)
     return network, found
 
@@ -76,7 +75,7 @@ def test_a_classifier_grows_along_and_is_matched_too():
             backbone=backbone(),
         )
     )
-    found = MaskPlan(model, Uniform())
+    found = MaskPlan(model)
     # 1024 in place of 512 features, to 10,000 classes: 5.12 MMACs more.
     density = (CONVS + SHORTCUTS - STEM - 512 * 10000) / (
         4 * (CONVS + SHORTCUTS)
@@ -182,7 +181,7 @@ def test_a_budget_out_of_reach_is_an_error_with_the_nearest(family):
 def test_masks_on_too_little_are_an_error():
     network = backbone(base_channels=16, family='parallel')
     with pytest.raises(ValueError, match='Mask more layers'):
-        _ = MaskPlan(network, Uniform(), include=['layer1.0.conv1.*']).counts
+        _ = MaskPlan(network, MaskOptions(include=['layer1.0.conv1.*'])).counts
 
 
 def test_two_backbones_are_refused():
@@ -201,17 +200,22 @@ def test_a_sparse_network_without_a_hook_does_not_train():
     wrapper.initialize_count_status(model, 0, 10)
 
 
+def structured(structure, distribution='Uniform'):
+    rule = dict(type='RigL', structure=structure)
+    return MaskOptions(algorithm=rule, distribution=distribution)
+
+
 @pytest.mark.parametrize(
     'structure, distribution',
-    [(Block(4), Uniform()), (ConstantFanIn(), ERK())],
+    [(Block(4), 'Uniform'), (ConstantFanIn(), 'ERK')],
 )
 def test_flops_are_solved_for_the_counts_of_a_structure(
     structure, distribution
 ):
     with torch.device('meta'):
         network = backbone(SEG)
-        found = MaskPlan(network, distribution, structure=structure)
-        plain = MaskPlan(network, distribution)
+        found = MaskPlan(network, structured(structure, distribution))
+        plain = MaskPlan(network, MaskOptions(distribution=distribution))
     ratios = [
         found.budget.ratio(found.densities_of(found._fit(s)))
         for s in (plain.solved_sparsity, found.solved_sparsity)
@@ -228,26 +232,26 @@ def test_flops_are_solved_for_the_counts_of_a_structure(
 def test_a_structure_of_one_density_has_the_flops_that_it_has():
     words = r"fixes the density .* are 1\.\d+ of .*flops='nominal'"
     with torch.device('meta'):
-        matched = MaskPlan(backbone(SEG), Uniform(), structure=NM(1, 4))
+        matched = MaskPlan(backbone(SEG), structured(NM(1, 4)))
         with pytest.raises(ValueError, match=words):
             assert matched.counts
         network = backbone(SEG, flops='nominal')
-        found = MaskPlan(network, Uniform(), structure=NM(1, 4))
+        found = MaskPlan(network, structured(NM(1, 4)))
         counts = found.counts
     assert counts == {n: p.numel() // 4 for n, p in found.parameters.items()}
     # Two stems, as in the count by hand; all else costs the same.
     cost = CONVS + SHORTCUTS + STEM
     assert found.ratio == pytest.approx(1 + STEM / cost, abs=1e-9)
-    wrong = MaskPlan(network, Uniform(), structure=NM(2, 4))
+    wrong = MaskPlan(network, structured(NM(2, 4)))
     with pytest.raises(ValueError, match=r'leaves 0\.5 .* leave 0\.25; excl'):
         assert wrong.counts
     with pytest.raises(ValueError, match='of the weights or all of them'):
-        assert MaskPlan(network, ERK(), structure=NM(1, 4)).counts
+        assert MaskPlan(network, structured(NM(1, 4), 'ERK')).counts
 
 
 def grouped(network, **groups):
     options = MaskOptions(groups={f'*{k}*': v for k, v in groups.items()})
-    return MaskPlan(network, options.shares, structures_of=options.structures)
+    return MaskPlan(network, options)
 
 
 def test_flops_are_solved_around_the_groups():
@@ -265,7 +269,7 @@ def test_flops_are_solved_around_the_groups():
         share = 0.5 if name.startswith('layer4') else density
         assert found.counts[name] == round(share * parameter.numel())
     with torch.device('meta'):
-        plain = MaskPlan(network, Uniform())
+        plain = MaskPlan(network)
         same = grouped(network, layer4=dict(algorithm='Static'))
     assert same.counts == plain.counts
     whole = grouped(network, layer=dict(sparsity=0.5))
@@ -279,10 +283,8 @@ def test_scores_of_the_whole_network_have_the_flops_of_the_budget():
     network = backbone(SEG, base_channels=8, stem_channels=8)
     network.masks_attached = True
     image = torch.randn(2, 3, 64, 64)
-    found = MaskPlan(network, Uniform())
-    masks = found.draw(
-        SNIP(), 0, passes=[lambda: network(image)[-1].square().sum()]
-    )
+    found = MaskPlan(network, MaskOptions(init=SNIP()))
+    masks = found.draw(0, passes=[lambda: network(image)[-1].square().sum()])
     counts = masks.counts()
     assert counts != found.counts
     assert found.budget.ratio(found.densities_of(counts)) == pytest.approx(
@@ -291,6 +293,7 @@ def test_scores_of_the_whole_network_have_the_flops_of_the_budget():
 
 
 def test_groups_of_all_layers_need_no_other_sparsity():
-    own = MaskOptions(groups={'*': dict(sparsity=0.75)}).shares
-    found = MaskPlan(nn.Linear(8, 8), own, include=['*weight'])
+    groups = {'*': dict(sparsity=0.75)}
+    options = MaskOptions(groups=groups, include=['*weight'])
+    found = MaskPlan(nn.Linear(8, 8), options)
     assert (found.nominal_sparsity, found.counts) == (0.0, {'weight': 16})

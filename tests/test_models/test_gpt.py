@@ -13,7 +13,6 @@ from sift_mm.errors import UserError
 from sift_mm.flops import count_flops
 from sift_mm.models import GPT
 from sift_mm.models.gpt import IGNORED
-from sift_mm.sparsity import Uniform
 
 GPT3 = dict(vocabulary=50257, context=2048, layers=12, d_model=768, heads=12)
 WIDE = dict(family='wide', sparsity=0.75)
@@ -57,7 +56,7 @@ def test_widths_and_flops_of_sparse_wide_by_hand(sparsity):
     d_model, d_ff, nominal = NOMINAL[sparsity]
     model = gpt3(family='wide', sparsity=sparsity)
     assert (model.d_model, model.d_ff) == (d_model, d_ff)
-    plan = MaskPlan(model, Uniform())
+    plan = MaskPlan(model)
     assert len(plan.parameters) == 72
     uniform = dict.fromkeys(plan.parameters, 1 - sparsity)
     assert plan.budget.cost(uniform) == 2 * 2048 * nominal
@@ -69,7 +68,7 @@ def test_widths_and_flops_of_sparse_wide_by_hand(sparsity):
     assert plan.solved_sparsity == pytest.approx(expected, abs=1e-9)
     assert plan.ratio == pytest.approx(1, abs=1e-6)
     model.flops = 'nominal'
-    assert MaskPlan(model, Uniform()).solved_sparsity == sparsity
+    assert MaskPlan(model).solved_sparsity == sparsity
 
 
 def by_hand(model, ids):
@@ -156,7 +155,7 @@ def test_wrong_arguments_are_refused(options, match):
 @pytest.mark.parametrize('family', ['parallel', 'factorized', 'doped'])
 def test_other_members_replace_the_six_matrices(family):
     model = small(family=family, sparsity=0.5)
-    plan = MaskPlan(model, Uniform())
+    plan = MaskPlan(model)
     owners = {'.'.join(name.split('.')[:3]) for name in plan.parameters}
     assert owners == {
         f'blocks.{i}.{name}'

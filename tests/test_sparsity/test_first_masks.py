@@ -19,6 +19,7 @@ from sift_mm.sparsity import (
     Unstructured,
 )
 from sift_mm.sparsity.first_masks import draw_masks, spread
+from sift_mm.sparsity.saved_state import check_counts
 
 
 def linear(*rows):
@@ -64,6 +65,25 @@ def test_synflow_by_hand():
     found = scores_of(SynFlow(rounds=2), model, lambda: model(ones))
     assert found == [[[5, 10], [3, 0]], [[15, 3]]]
     assert model[0].weight.tolist() == [[1, -2], [3, 0]]
+
+
+def test_synflow_takes_magnitudes_where_a_norm_subtracts():
+    # R = (|w_0| - |w_1|) 1, and the scores |w dR/dw|.
+    layer = linear([1.0, -2], [4, 3])
+    ones = torch.ones(1, 2)
+    found = scores_of(
+        SynFlow(rounds=1), layer, lambda: -layer(ones).diff(dim=1)
+    )
+    assert found == [[[1, 2], [4, 3]]]
+
+
+def test_saved_masks_may_have_the_rounding_of_a_structure():
+    # Of 8 filters, a structure moves the count by 4 at most, from 16 to 20.
+    masks = dict(a=torch.arange(32).view(8, 4) < 20)
+    check_counts(masks, dict(a=16), dict(a=2.0))
+    masks['a'][5, 0] = True
+    with pytest.raises(ValueError, match=r'1\.312 of the FLOPs'):
+        check_counts(masks, dict(a=16), dict(a=2.0))
 
 
 def test_one_threshold_spends_the_flops_of_the_counts():

@@ -208,7 +208,10 @@ def test_ranks_agree_and_notice_other_groups(tmp_path):
             },
             "'b.weight' .* leaves 0.5 of the weights or all",
         ),
-        ({'a.*': dict(interval=13)}, 'update interval is 13 .* by step 12'),
+        (
+            {'a.*': dict(interval=13)},
+            r"\['a\.\*'\]: .* update interval is 13 .* by step 12",
+        ),
         ('a.*', 'groups is the options of some layers by glob pattern'),
     ],
 )

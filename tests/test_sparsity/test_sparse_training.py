@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 import sift_mm
+from helpers.mask_trainers import masked
 from sift_mm.sparsity import SparseTraining
 
 
@@ -101,7 +102,7 @@ def test_a_step_past_the_masks_is_refused():
 @pytest.mark.parametrize(
     'family, kwargs, words',
     [
-        ('parallel', dict(sparsity=0.5), 'sparsity=0.5, but .* 0.75; leave'),
+        ('parallel', dict(sparsity=0.5), 'sparsity=0.75 and .* Write it once'),
         (None, dict(include=['0.*']), 'No sparsity is given'),
         ('parallel', dict(interval=50), 'never be updated'),
     ],
@@ -115,6 +116,18 @@ def test_mistakes(family, kwargs, words):
 def test_updates_that_move_nothing_are_told(kwargs):
     with pytest.warns(UserWarning, match='Masks will never change: the first'):
         training(**kwargs)
+
+
+def test_complex_parameters_beside_masks():
+    model = nn.Linear(4, 4)
+    model.scale = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+    sparse = masked(model)
+    for overflow in (0.0, float('inf')):
+        for _ in range(2):
+            model.weight.grad = torch.ones(4, 4)
+            model.scale.grad = torch.full((4,), 1j + overflow)
+            report = sparse.step()
+        assert bool(report.skipped) == bool(overflow)
 
 
 def test_an_explicit_distribution_needs_no_sparsity():

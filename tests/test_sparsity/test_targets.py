@@ -36,8 +36,10 @@ WEIGHTS = [
 
 
 def test_weights_of_convolutions_and_linear_layers_in_order():
-    # No norm, no bias, no embedding, and the shared head once.
+    # No norm, no bias, no embedding, no weight without elements, and the
+    # shared head once.
     model = Model()
+    model.none = nn.Linear(0, 5)
     found = sparsifiable_parameters(model)
     assert list(found) == WEIGHTS
     assert found['head.weight'] is model.head.weight

@@ -1,7 +1,5 @@
 """Masks of a pruned network."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -15,7 +13,6 @@ from sift_mm.sparsity.structures import Structure, Unstructured
 
 
 @INITIALIZERS.register
-@dataclass(frozen=True)
 class FromWeights(Initializer):
     """Initializer with the nonzero weights of a pruned network.
 

@@ -1,7 +1,5 @@
 """Random masks."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,6 @@ from sift_mm.sparsity.initializers.initializer import (
 
 
 @INITIALIZERS.register
-@dataclass(frozen=True)
 class Random(Initializer):
     """Initializer with uniformly random positions."""
 

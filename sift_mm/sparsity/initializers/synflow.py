@@ -58,7 +58,7 @@ class SynFlow(NetworkInitializer):
             for step in range(1, self.rounds + 1):
                 found = gradients([lambda: total_of(passes[0]())], parameters)
                 scores = [
-                    w.detach() * g
+                    (w.detach() * g).abs()
                     for w, g in zip(parameters.values(), found, strict=True)
                 ]
                 left = density ** (step / self.rounds)

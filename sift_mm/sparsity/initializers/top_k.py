@@ -1,7 +1,5 @@
 """Masks by magnitude."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -12,7 +10,6 @@ from sift_mm.sparsity.initializers.initializer import (
 
 
 @INITIALIZERS.register
-@dataclass(frozen=True)
 class TopK(Initializer):
     """Initializer with the weights of largest magnitude."""
 

@@ -89,6 +89,9 @@ class Structure:
         """Return name and attributes in the form of a config."""
         return {'type': type(self).__name__, **vars(self)}
 
+    def __str__(self) -> str:
+        return describe_structure(self.describe())
+
 
 STRUCTURES: Registry[Structure] = Registry('mask structure', Structure)
 StructureLike = Annotated[str | Mapping[str, Any] | Structure, STRUCTURES]
@@ -127,7 +130,7 @@ def fit_counts(
             )
         if why:
             raise UserError(
-                f'structure={describe_structure(structure.describe())} does '
+                f'structure={structure} does '
                 f'not fit {name!r} of shape {shape}: {why}; exclude the '
                 'layer, or choose another structure or sparsity.'
             )
@@ -174,8 +177,7 @@ def check_structures(
             continue  # Refused by the names of the masks.
         own = saved.get('groups', {}).get(name, saved)
         there = dict(own.get('structure', {'type': 'Unstructured'}))
-        here = structure.describe()
-        if there != here:
+        if there != structure.describe():
             rule = (
                 f'algorithm=dict(type={own.get("algorithm", "RigL")!r}, '
                 f'structure={describe_structure(there)})'
@@ -185,13 +187,13 @@ def check_structures(
             raise UserError(
                 f'The saved masks have structure={describe_structure(there)} '
                 f'for {name!r} and the algorithm of this run has '
-                f'{describe_structure(here)}; use that of the saved run, '
+                f'{structure}; use that of the saved run, '
                 f'{rule}.'
             )
         if not structure.has(filters_first(mask, parameters.get(name))):
             raise UserError(
                 f'The saved mask of {name!r} does not have structure='
-                f'{describe_structure(here)}: the file was changed after it '
+                f'{structure}: the file was changed after it '
                 'was saved.'
             )
 
