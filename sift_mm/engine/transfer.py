@@ -92,18 +92,11 @@ class Start:
         """Return the origin of the masks of a network that needs masks.
 
         Raises:
-            ValueError: If a resumed run has no masks or would lose them,
-                loaded weights have no masks and no option draws them, or
-                an option is for loaded weights and there are none.
+            ValueError: If a resumed run has no masks or would lose them, or
+                loaded weights have no masks and no option draws them.
         """
         if self.resumed:
             return self._resumed_origin(options.transfer)
-        if not self.loaded and options.transfer != 'fixed':
-            raise UserError(
-                f'transfer={options.transfer!r} is for loaded weights, and '
-                'none are loaded: set load_from, or an init_cfg of type '
-                'Pretrained, or leave transfer out.'
-            )
         if options.init is not None or not self.loaded:
             return Origin.DRAWN
         if options.transfer == 'dense':

@@ -26,6 +26,7 @@ TAKEN = dict(masks={}, transfer='fixed')
     'state, loaded, resumed, transfer, init, origin',
     [
         (None, False, False, 'fixed', False, 'drawn'),
+        (None, False, False, 'dense', False, 'drawn'),
         (None, True, False, 'fixed', True, 'drawn'),
         (MASKS, True, False, 'fixed', True, 'drawn'),
         (MASKS, True, False, 'fixed', False, 'transferred'),
@@ -33,8 +34,6 @@ TAKEN = dict(masks={}, transfer='fixed')
         (MASKS, True, False, 'dense', False, 'dropped'),
         (None, True, False, 'dense', False, 'dropped'),
         (None, True, False, 'train', False, 'without masks'),
-        (None, False, False, 'train', False, 'none are loaded'),
-        (None, False, False, 'dense', False, 'none are loaded'),
         (MASKS, True, True, 'fixed', False, 'restored'),
         (MASKS, True, True, 'dense', False, 'restored'),
         (MASKS, True, True, 'fixed', True, 'restored'),
