@@ -83,6 +83,9 @@ def test_values_are_split_outside_of_brackets():
         ('custom_hooks.0.interval=5,0', r'custom_hooks\.0: .*interval'),
         ('optimizer.type=SGDD', r'no optimizer SGDD'),
         ('optimizer.lr=1,high', r'lr=high: .* number .* there; give a n'),
+        ('optimizer.lr=1,-1', r'SGD cannot be built: Invalid learning rate'),
+        ('max_epochs=1,-1', r'train_cfg.max_epochs has to be .* least 1, not'),
+        ('train_dataloader.batch_size=0', r'batch_size has to be .* least 1'),
     ],
 )
 def test_an_axis_that_cannot_be_is_said(configs, axis, said):
