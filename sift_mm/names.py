@@ -14,6 +14,16 @@ def nearest(name: object, known: Iterable[str]) -> str | None:
     return folded[found[0]] if found else None
 
 
+def shortened(names: Sequence[object], most: int = 5) -> str:
+    """Return the first names, and the number of other names.
+
+    >>> shortened('abc', 2), shortened('abc')
+    ('a, b and 1 more', 'a, b, c')
+    """
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return ', '.join(map(str, names[:most])) + more
+
+
 def matching(
     patterns: Sequence[str], names: Iterable[str], nothing: str
 ) -> set[str]:

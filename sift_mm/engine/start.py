@@ -15,6 +15,7 @@ from torch import nn
 
 from sift_mm.config.explain import explained
 from sift_mm.errors import UserError
+from sift_mm.names import shortened
 
 # Names of heads that tell the classes of the data apart. Proposals have one
 # class, and auxiliary heads of edges two.
@@ -153,12 +154,13 @@ def check_dataset(dataset: Any, key: str) -> None:
     place = f'{key} ({type(dataset).__name__})'
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
     file = getattr(dataset, 'ann_file', '') or dataset.data_root
-    advice = f'(classes: {_some(classes)}); set metainfo=dict(classes=...)'
+    named = shortened(classes, 10)
+    advice = f'(classes: {named}); set metainfo=dict(classes=...)'
     if classes and getattr(dataset, 'cat_ids', None) == []:
         found = [c['name'] for c in mmengine.load(file)['categories']]
         raise UserError(
             f'{place}: no class of the config is a category of {file} '
-            f'{advice} to names of the file: {_some(found)}.'
+            f'{advice} to names of the file: {shortened(found, 10)}.'
         )
     if not (len(dataset) if dataset._fully_initialized else dataset.data_list):
         raise UserError(
@@ -189,15 +191,9 @@ def wrong_heads(model: nn.Module, dataset: Any) -> Iterator[str]:
             key = f'model.{name.removeprefix("module.")}'
             yield (
                 f'{key} has num_classes={known}, and the training data has '
-                f'{len(classes)} classes ({_some(classes)}): set '
+                f'{len(classes)} classes ({shortened(classes, 10)}): set '
                 f'num_classes={len(classes)}.'
             )
-
-
-def _some(names: Any) -> str:
-    """Return the first ten names, and the number of other names."""
-    more = f' and {len(names) - 10} more' if len(names) > 10 else ''
-    return ', '.join(map(str, names[:10])) + more
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:

@@ -21,6 +21,7 @@ from sift_mm.checkpoint.state import (
 )
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.errors import UserError
+from sift_mm.names import shortened
 from sift_mm.sparsity import (
     MaskSet,
     RunOptions,
@@ -333,6 +334,4 @@ def check_optimizer(saved: Mapping[str, Any], optimizer: Optimizer) -> None:
 
 def _list(names: Iterable[str]) -> str:
     """List the first names, for a message."""
-    first, *rest = sorted(names) or ['none']
-    shown = ', '.join([first, *rest[:5]])
-    return f'{shown}, ...' if len(rest) > 5 else shown
+    return shortened(sorted(names) or ['none'], 6)
