@@ -192,7 +192,7 @@ def wrong_heads(model: nn.Module, dataset: Any) -> Iterator[str]:
             yield (
                 f'{key} has num_classes={known}, and the training data has '
                 f'{len(classes)} classes ({shortened(classes, 10)}): set '
-                f'num_classes={len(classes)}.'
+                f'num_classes={len(classes)}, unless this is meant.'
             )
 
 

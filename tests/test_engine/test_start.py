@@ -24,7 +24,8 @@ def test_heads_with_another_number_of_classes_are_named():
     data = SimpleNamespace(metainfo=dict(classes=('person', 'car', 'dog')))
     assert [*wrong_heads(model, data)] == [
         f'model.roi_head.{name} has num_classes={number}, and the training '
-        'data has 3 classes (person, car, dog): set num_classes=3.'
+        'data has 3 classes (person, car, dog): set num_classes=3, '
+        'unless this is meant.'
         for name, number in (('bbox_head.1', 80), ('mask_head', 2))
     ]
     assert [*wrong_heads(model, SimpleNamespace(metainfo={}))] == []
