@@ -3,7 +3,6 @@
 import difflib
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
 
 from sift_mm.errors import UserError
 
@@ -13,6 +12,17 @@ def nearest(name: object, known: Iterable[str]) -> str | None:
     folded = {one.casefold(): one for one in known}
     found = difflib.get_close_matches(str(name).casefold(), folded, 1)
     return folded[found[0]] if found else None
+
+
+def shortened(names: Iterable[object], most: int = 5) -> str:
+    """Return the first names and the number of the others, or 'none'.
+
+    >>> shortened('abc', 2), shortened('abc')
+    ('a, b and 1 more', 'a, b, c')
+    """
+    names = [*map(str, names)]
+    more = f' and {len(names) - most} more' if len(names) > most else ''
+    return (', '.join(names[:most]) or 'none') + more
 
 
 def matching(
@@ -72,13 +82,6 @@ def first_matches(
             f'are {", ".join(near)}.'
         )
     return found
-
-
-def some(names: Iterable[Any], most: int = 6) -> str:
-    """List the first names and the number of the others, or say none."""
-    names = [*map(str, names)]
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return (', '.join(names[:most]) or 'none') + more
 
 
 def check_names(what: str, names: Iterable[str], known: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sift_mm.checkpoint.packing import pack
 from sift_mm.errors import UserError
-from sift_mm.names import some
+from sift_mm.names import shortened
 
 #: Key of the mask training in a checkpoint.
 CHECKPOINT_KEY = 'sparse_training'
@@ -242,7 +242,7 @@ def check_keys(
         ],
     }
     wrong = [
-        f'{len(keys)} {kind}: {some(keys)}'
+        f'{len(keys)} {kind}: {shortened(keys)}'
         for kind, keys in kinds.items()
         if keys
     ]

@@ -301,4 +301,5 @@ def run_experiments(
             board.show(running)
             time.sleep(0.1)
     if errors:
-        raise UserError(f'{len(errors)} runs failed. {errors[0]}')
+        reasons = '\n'.join(map(str, errors))
+        raise UserError(f'{len(errors)} runs failed. {reasons}')

@@ -136,12 +136,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         ids = tokenizer.encode(args.prompt).ids
         if not ids:
             raise UserError('--prompt is empty; give a text to continue.')
-        if tokenizer.get_vocab_size() > model.embedding.num_embeddings:
-            raise UserError(
-                f'The tokenizer has {tokenizer.get_vocab_size()} tokens, and '
-                f'the model {model.embedding.num_embeddings}: they belong to '
-                'different data.'
-            )
     options = args.seed, args.temperature, args.top_k
     end = tokenizer.token_to_id(END)
     print(

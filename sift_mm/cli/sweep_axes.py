@@ -96,37 +96,43 @@ def read_axes(args: argparse.Namespace) -> list[Axis]:
         of_hook = hook is not None and key.startswith(f'{hook}.')
         of_dense = key in known and not of_hook
         axes[key] = Axis(key, tuple(values), of_dense, of_hook)
-        _check_values(args, axes[key], {} if of_dense else member)
-        _check_numbers(axes[key], dense if of_dense else sparse)
+        if of_dense:
+            _check_values(args, axes[key], dense, {})
+        else:
+            _check_values(args, axes[key], sparse, member)
     return [*axes.values()]
 
 
 def _check_values(
-    args: argparse.Namespace, axis: Axis, member: dict[str, Any]
+    args: argparse.Namespace, axis: Axis, cfg: Config, member: dict[str, Any]
 ) -> None:
-    """Refuse values that no config could have."""
+    """Refuse values that no config could have, and words for a number.
+
+    Args:
+        args (Namespace): The command line.
+        axis (Axis): Axis with the values.
+        cfg (Config): Config with the key.
+        member (dict): Member of the family of that config.
+    """
+    top = axis.key.partition('.')[0]
+    now = dict(walk(cfg.get(top), top)).get(axis.key)
+    # The hook checks its own arguments.
+    is_number = type(now) in (int, float) and not axis.of_hook
+    path = args.dense if axis.of_dense else args.sparse
     for value in axis.values:
+        option = f'--axis {axis.key}={value}'
         try:
             parsed = DictAction._parse_iterable(value)
         except AssertionError as error:
-            raise UserError(f'--axis {axis.key}={value}: {error}.') from None
-        config = args.dense if axis.of_dense else args.sparse
-        cfg = read_config(config, {axis.key: parsed}, **member)
-        with explained(config, cfg):
-            check_config(cfg)
-
-
-def _check_numbers(axis: Axis, cfg: Config) -> None:
-    """Refuse words in place of a number; the hook checks its own."""
-    top = axis.key.partition('.')[0]
-    now = dict(walk(cfg.get(top), top)).get(axis.key)
-    for value in () if axis.of_hook else axis.values:
-        parsed = DictAction._parse_iterable(value)
-        if type(now) in (int, float) and isinstance(parsed, str):
+            raise UserError(f'{option}: {error}.') from None
+        if is_number and isinstance(parsed, str):
             raise UserError(
-                f'--axis {axis.key}={value}: the config has the number {now} '
-                'there; give a number.'
+                f'{option}: the config has the number {now} there; give a '
+                'number.'
             )
+        found = read_config(path, {axis.key: parsed}, **member)
+        with explained(path, found):
+            check_config(found)
 
 
 def settings(

@@ -79,11 +79,6 @@ def build_trained(cfg: Config, path: str) -> tuple[nn.Module, dict[str, Any]]:
     return model.eval(), checkpoint
 
 
-def build_backbone(cfg: Config) -> Any:
-    """Build the backbone of a config, as :func:`build` does."""
-    return build(cfg, 'backbone')
-
-
 def replace_sync_norms(node: Any) -> bool:
     """Replace synchronized norms of a model config by BN, in place."""
     norms = [

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sift_mm.backbones import SparseIFTMixin
 from sift_mm.backbones.base import sparse_backbone
-from sift_mm.config.building import build, build_backbone
+from sift_mm.config.building import build
 from sift_mm.config.images import find_sizes
 from sift_mm.config.nodes import set_at, type_name, walk
 from sift_mm.errors import UserError
@@ -100,7 +100,7 @@ def fit_channels(cfg: Config) -> None:
     # Other backbones have the output channels of their dense twin.
     if 'SparseIFTResNet' not in type_name(cfg.model.get('backbone') or {}):
         return
-    model, fits = fit(cfg, build_backbone(cfg))
+    model, fits = fit(cfg, build(cfg, 'backbone'))
     if not fits:
         check_channels(model, cfg)
 
@@ -161,7 +161,7 @@ def check_channels(model: nn.Module, cfg: Config) -> None:
         f'model.{name} reads {reads} channels and gets {gets}: the backbone '
         f'(family={backbone.family!r}, sparsity={backbone.sparsity}) gives '
         f'{getattr(backbone, "out_channels", "other")} channels; '
-        f'{_advice(cfg, backbone, misfit)}.'
+        f'{what_fits(cfg, backbone, misfit)}.'
     )
 
 
@@ -231,18 +231,8 @@ def _misfit(name: str, module: Any, args: Any) -> tuple[str, int, int] | None:
     return None
 
 
-def _advice(cfg: Config, backbone: Any, misfit: tuple[str, int, int]) -> str:
-    """Return the values to write in the config, where they are known."""
-    if text := what_fits(cfg, backbone, misfit):
-        return f'write {text}'
-    return (
-        'no in_channels of the config is known to be its width, so that it '
-        "cannot follow; family='parallel' leaves features as wide as they are"
-    )
-
-
 def what_fits(cfg: Config, backbone: Any, misfit: tuple[str, int, int]) -> str:
-    """Return the values that a config needs to fit; '' if unknown.
+    """Return the values to write in the config, where they are known.
 
     The ``misfit`` is that of :func:`find_misfit`.
     """
@@ -259,8 +249,12 @@ def what_fits(cfg: Config, backbone: Any, misfit: tuple[str, int, int]) -> str:
         if new.get(key) != gets:
             fits, new = copy.deepcopy(cfg.model), {key: gets}
             set_at(fits, key, gets)
-        return ', '.join(dict.fromkeys(_written(fits, key) for key in new))
-    return ''
+        written = dict.fromkeys(_written(fits, key) for key in new)
+        return f'write {", ".join(written)}'
+    return (
+        'no in_channels of the config is known to be its width, so that it '
+        "cannot follow; family='parallel' leaves features as wide as they are"
+    )
 
 
 def _written(model: Any, key: str) -> str:

@@ -3,8 +3,10 @@
 import inspect
 from typing import Any
 
+import torch
 from mmengine.config import Config, ConfigDict
 from mmengine.registry import HOOKS, MODELS, OPTIMIZERS, Registry
+from torch import nn
 
 from sift_mm.backbones.base import SparseIFTBackbone, make_member
 from sift_mm.config.family_options import VARIANT
@@ -89,12 +91,20 @@ def check_config(cfg: Config) -> None:
 
 
 def _check_optimizer(cfg: Config) -> None:
-    """Refuse an unregistered optimizer: MMEngine would call None."""
-    node = (cfg.get('optim_wrapper') or {}).get('optimizer')
+    """Refuse an optimizer that cannot be built from its arguments.
+
+    MMEngine would call None in place of one that is not registered.
+    """
+    node: Any = (cfg.get('optim_wrapper') or {}).get('optimizer')
     kind = node.get('type') if isinstance(node, dict) else None
-    if isinstance(kind, str) and _maker(cfg, OPTIMIZERS, kind) is None:
+    maker = _maker(cfg, OPTIMIZERS, kind)
+    if maker is None and kind is not None:
         what = 'optim_wrapper.optimizer: there is no optimizer'
         check_names(what, [kind], OPTIMIZERS.module_dict)
+    # Optimizers of other packages may need more than parameters.
+    if getattr(maker, '__module__', '').startswith('torch.optim'):
+        parameters = [nn.Parameter(torch.zeros(1, 1))]
+        OPTIMIZERS.build(dict(node, type=maker, params=parameters))
 
 
 def _without(node: dict[str, Any], *keys: str) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import nn
 
 from sift_mm.backbones import SparseIFTMixin
 from sift_mm.backbones.base import sparse_backbone
-from sift_mm.config.building import build, build_backbone
+from sift_mm.config.building import build
 from sift_mm.config.channels import fit
 from sift_mm.config.checks import backbone_node
 from sift_mm.config.family_options import MEMBER_ARGUMENTS
@@ -35,18 +35,13 @@ def make_dense(cfg: Config, wide: Any = None) -> tuple[Config, nn.Module]:
     elif kind == 'SparseIFT':
         cfg.model.backbone = backbone['backbone']
     elif kind.startswith('SparseIFT'):
-        wide = build_backbone(cfg) if wide is None else wide
+        wide = build(cfg, 'backbone') if wide is None else wide
         own = inspect.signature(SparseIFTMixin).parameters.items()
         for name, argument in own:
             if argument.kind is argument.KEYWORD_ONLY:
                 backbone.pop(name, None)
         return cfg, fit(cfg, wide, dense=True)[0]
     return cfg, build(cfg)
-
-
-def build_dense(cfg: Config, wide: Any = None) -> nn.Module:
-    """Build the dense network, see :func:`make_dense`."""
-    return make_dense(cfg, wide)[1]
 
 
 def dense_network(cfg: Config, model: nn.Module) -> nn.Module:
@@ -63,4 +58,4 @@ def dense_network(cfg: Config, model: nn.Module) -> nn.Module:
         return model
     if found[0] not in ('', 'backbone.'):
         raise UserError(f'the Sparse-IFT backbone is model.{found[0][:-1]}')
-    return build_dense(cfg, found[1])
+    return make_dense(cfg, found[1])[1]

@@ -127,10 +127,10 @@ def epoch_images(dataset: Any) -> int | None:
     known = find_data_set(kind)
     parts = [dataset.get(key) for key in ('metainfo', 'indices')]
     paths = [dataset.get(key) for key in ('ann_file', 'data_prefix', 'split')]
-    if known is None or known.images is None or parts != [None, None]:
-        return None  # Unknown, or a part of it.
-    if known.path not in str(paths):
-        return None  # Unknown, or a part of it.
+    if known is None or known.images is None:
+        return None
+    if parts != [None, None] or known.path not in str(paths):
+        return None  # A part of it.
     if not (dataset.get('filter_cfg') or {}).get('filter_empty_gt'):
         return known.images
     empty = known.without_annotations

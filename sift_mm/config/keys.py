@@ -10,6 +10,7 @@ from sift_mm.config.family_options import MEMBER_ARGUMENTS
 from sift_mm.config.nodes import hook_place, walk
 from sift_mm.config.overrides import TOP_LEVEL
 from sift_mm.errors import UserError
+from sift_mm.names import shortened
 from sift_mm.sparsity import RunOptions
 
 
@@ -63,10 +64,10 @@ def find_key(option: str, text: str, *configs: Config) -> str:
     if found:
         raise UserError(
             f'{option}: {len(found)} keys of the config end in {text}: '
-            f'{_first(found)}; write the whole key.'
+            f'{shortened(found)}; write the whole key.'
         )
     near = _similar(text, known)
-    hint = f'; did you mean {_first(near)}?' if near else '.'
+    hint = f'; did you mean {shortened(near)}?' if near else '.'
     raise UserError(f'{option}: no key of the config ends in {text}{hint}')
 
 
@@ -76,9 +77,3 @@ def _similar(text: str, known: dict[str, None]) -> list[str]:
     wanted = text.rpartition('.')[2].casefold()
     near = difflib.get_close_matches(wanted, set(last.values()), 3)
     return [key for name in near for key, end in last.items() if end == name]
-
-
-def _first(keys: list[str]) -> str:
-    """Return the first five keys, and the number of other keys."""
-    more = f' and {len(keys) - 5} more' if len(keys) > 5 else ''
-    return ', '.join(keys[:5]) + more

@@ -1,7 +1,6 @@
 """Types of a config's values: dicts, lists and modules with a ``type``."""
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config
@@ -25,6 +24,13 @@ LISTS = re.compile(r'custom_hooks|\w+_dataloader\..*\bpipeline')
 MODULES = re.compile(
     r'model(\.(backbone|head|neck(\.\d+)?))?|custom_hooks\.\d+|'
     r'\w+_dataloader\..*\b(dataset|datasets\.\d+|pipeline\.\d+)'
+)
+# Whole numbers, with the least value of each.
+NUMBERS = (
+    (re.compile(r'default_hooks\.\w+\.interval'), -1),
+    (re.compile(r'\w+_dataloader\.num_workers'), 0),
+    (re.compile(r'\w+_dataloader\.batch_size'), 1),
+    (re.compile(r'train_cfg\.(val_interval|max_epochs|max_iters)'), 1),
 )
 
 
@@ -56,19 +62,12 @@ def check_types(cfg: Config) -> None:
             check(several, key, node, 'a list')
         elif MODULES.fullmatch(key) and not (several and key == 'model.neck'):
             _check_module(node, key)
-    for name, hook in (cfg.get('default_hooks') or {}).items():
-        if isinstance(hook, dict):
-            _check_count(hook, f'default_hooks.{name}', 'interval', -1)
-    _check_count(cfg.get('train_cfg') or {}, 'train_cfg', 'val_interval', 1)
-
-
-def _check_count(
-    node: Mapping[str, Any], key: str, name: str, least: int
-) -> None:
-    value = node.get(name, least)
-    fits = type(value) is int and value >= least
-    what = 'a whole number' + (' above zero' if least > 0 else '')
-    check(fits, f'{key}.{name}', value, what)
+        for pattern, least in NUMBERS:
+            if pattern.fullmatch(key):
+                # MMEngine takes 4e4 iterations.
+                whole = type(node) in (int, float) and node % 1 == 0
+                what = f'a whole number, at least {least}'
+                check(whole and node >= least, key, node, what)
 
 
 def _check_module(node: Any, key: str) -> None:

@@ -75,7 +75,7 @@ def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
         ValueError: If the config has no image size, or the FLOPs cannot be
             counted.
     """
-    from sift_mm.config.dense import build_dense
+    from sift_mm.config.dense import make_dense
     from sift_mm.config.images import channels_of, find_sizes
     from sift_mm.flops.model_forward import count_model
 
@@ -86,5 +86,5 @@ def whole_model_budget(cfg: Config, model: nn.Module) -> FlopBudget:
     if found is None:
         return FlopBudget(own, own.total)
     wide = found[1] if found[0] == 'backbone.' else None
-    dense, _ = count_model(build_dense(cfg, wide), shape, channels)
+    dense, _ = count_model(make_dense(cfg, wide)[1], shape, channels)
     return FlopBudget(own, dense.total)

@@ -17,7 +17,7 @@ from sift_mm.engine.plan import sparse_backbone
 from sift_mm.engine.wrappers import unwrap
 from sift_mm.errors import UserError
 from sift_mm.flops.layer_costs import compare, mask_densities, profile
-from sift_mm.names import some
+from sift_mm.names import shortened
 
 
 class MasksHook(Hook):
@@ -126,8 +126,9 @@ def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     ]
     if unknown:
         raise UserError(
-            'The masks of the checkpoint are not of the network of the '
-            f'config: {some(unknown)}.'
+            'The masks of the checkpoint are of another network than this: '
+            f'{shortened(unknown)}; give --family and --sparsity of its '
+            'training, or the config in its work dir.'
         )
     wrong = [
         name
@@ -137,7 +138,7 @@ def check_masks(model: nn.Module, masks: Mapping[str, Tensor]) -> None:
     if wrong:
         print_log(
             'Weights outside the masks of the checkpoint are not zero, so '
-            f'that the density is higher: {some(wrong)}.',
+            f'that the density is higher: {shortened(wrong)}.',
             logger='current',
             level=logging.WARNING,
         )

@@ -117,7 +117,7 @@ def last_lines(record: dict[str, Any], work_dir: str) -> Iterator[str]:
         for name, value in record['metrics'].items()
         if value is not None
     ]
-    yield f'Result: {", ".join(metrics[:3]) or "not validated"}'
+    yield f'Result: {", ".join(metrics[:3]) or "no metrics"}'
     yield flops_line(record)
     masks = record['masks']
     density = masks['active'] / masks['size'] if masks else 1

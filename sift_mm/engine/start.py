@@ -1,5 +1,6 @@
 """Start of a run: checks of its data, errors without a log before them."""
 
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -10,10 +11,15 @@ import mmengine
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from torch import nn
 
 from sift_mm.config.explain import explained
 from sift_mm.errors import UserError
-from sift_mm.names import some
+from sift_mm.names import shortened
+
+# Names of heads that tell the classes of the data apart. Proposals have one
+# class, and auxiliary heads of edges two.
+HEAD = re.compile(r'(^|\.)(bbox_head|mask_head|decode_head|head)(\.\d+)?$')
 
 
 class HeldOutput:
@@ -59,10 +65,12 @@ class StartHook(Hook):
         check_loader(runner.train_dataloader, 'train_dataloader.dataset')
         if runner.val_loop is not None:
             check_loader(runner.val_dataloader, 'val_dataloader.dataset')
+        for line in wrong_heads(runner.model, runner.train_dataloader.dataset):
+            runner.logger.warning(line)
         if runner.max_iters < 1:
             raise UserError(
-                f'train_cfg: the run would have {runner.max_iters} iterations;'
-                ' set max_epochs or max_iters to at least 1.'
+                'train_dataloader: an epoch has no batch; set drop_last=False '
+                'or a smaller batch_size.'
             )
         if runner.iter >= runner.max_iters:
             runner.logger.warning(
@@ -146,12 +154,13 @@ def check_dataset(dataset: Any, key: str) -> None:
     place = f'{key} ({type(dataset).__name__})'
     classes = (getattr(dataset, 'metainfo', None) or {}).get('classes') or ()
     file = getattr(dataset, 'ann_file', '') or dataset.data_root
-    advice = f'(classes: {some(classes, 10)}); set metainfo=dict(classes=...)'
+    named = shortened(classes, 10)
+    advice = f'(classes: {named}); set metainfo=dict(classes=...)'
     if classes and getattr(dataset, 'cat_ids', None) == []:
         found = [c['name'] for c in mmengine.load(file)['categories']]
         raise UserError(
             f'{place}: no class of the config is a category of {file} '
-            f'{advice} to names of the file: {some(found, 10)}.'
+            f'{advice} to names of the file: {shortened(found, 10)}.'
         )
     if not (len(dataset) if dataset._fully_initialized else dataset.data_list):
         raise UserError(
@@ -165,6 +174,26 @@ def check_dataset(dataset: Any, key: str) -> None:
             f'{place}: no sample of {file} has an instance of a class '
             f'{advice} to names of the file.'
         )
+
+
+def wrong_heads(model: nn.Module, dataset: Any) -> Iterator[str]:
+    """Yield a sentence on each head with another number of classes.
+
+    It is no error: heads of MMDetection that read names of classes have room
+    for more. Labels that a head lacks are background to some losses.
+    """
+    meta = getattr(dataset, 'metainfo', None) or {}
+    # Heads of boxes know the things of panoptic data, not its stuff.
+    classes = meta.get('thing_classes') or meta.get('classes') or ()
+    for name, module in model.named_modules():
+        known = getattr(module, 'num_classes', len(classes))
+        if HEAD.search(name) and classes and known != len(classes):
+            key = f'model.{name.removeprefix("module.")}'
+            yield (
+                f'{key} has num_classes={known}, and the training data has '
+                f'{len(classes)} classes ({shortened(classes, 10)}): set '
+                f'num_classes={len(classes)}, unless this is meant.'
+            )
 
 
 def _leaves(dataset: Any) -> Iterator[Any]:

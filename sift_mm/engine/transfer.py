@@ -21,7 +21,7 @@ from sift_mm.checkpoint.state import (
 )
 from sift_mm.engine.plan import MaskPlan
 from sift_mm.errors import UserError
-from sift_mm.names import some
+from sift_mm.names import shortened
 from sift_mm.sparsity import (
     MaskSet,
     RunOptions,
@@ -267,8 +267,8 @@ def fit_masks(
     if here != there:
         raise UserError(
             'The masks of the checkpoint are on other parameters than this '
-            f"run's: they lack {some(sorted(here - there))} and have "
-            f'{some(sorted(there - here))} besides. '
+            f"run's: they lack {shortened(sorted(here - there))} and have "
+            f'{shortened(sorted(there - here))} besides. '
             'include and exclude of SparseTrainingHook have to be those of '
             'the run that the checkpoint is from.'
         )
@@ -288,7 +288,7 @@ def fit_masks(
     if cut:
         raise UserError(
             'The masks of the checkpoint would cut weights in '
-            f'{some(cut)}: it was trained with other masks. Choose first '
+            f'{shortened(cut)}: it was trained with other masks. Choose first '
             "masks by the hook's init, or train dense with transfer='dense', "
             'in a new run with load_from.'
         )

@@ -8,7 +8,7 @@ from torch import Tensor
 from sift_mm.checkpoint.packing import count
 from sift_mm.checkpoint.state import VERSION
 from sift_mm.errors import UserError
-from sift_mm.names import some
+from sift_mm.names import shortened
 from sift_mm.sparsity.counts import OPTIONS_OF_COUNTS
 from sift_mm.sparsity.initializers import count_tolerance
 
@@ -116,7 +116,7 @@ def find_changes(
             elif change not in changes:
                 layers.append((change, [name]))
     for (key, before, after), names in layers:
-        changes.append((f'{some(names, 3)}: {key}', before, after))
+        changes.append((f'{shortened(names, 3)}: {key}', before, after))
     return changes
 
 

@@ -142,8 +142,13 @@ CLASSES = "{}_dataloader['dataset']['metainfo'] = dict(classes=('unicorn',))"
             "default_hooks['logger']['intervall'] = 3",
             'default_hooks.logger: LoggerHook has no argument intervall',
         ),
-        ('mmpretrain', "train_cfg['max_epochs'] = 'x'", "train_cfg: .*'x'"),
-        ('mmpretrain', "train_cfg['max_epochs'] = 0", 'have 0 iterations'),
+        ('mmpretrain', "train_cfg['max_epochs'] = 'x'", "max_epochs .*'x'"),
+        ('mmpretrain', "train_cfg['max_epochs'] = 0", 'at least 1, not 0'),
+        (
+            'mmpretrain',
+            'train_dataloader.update(batch_size=100, drop_last=True)',
+            'an epoch has no batch; set drop_last=False',
+        ),
         (
             'mmpretrain',
             "train_dataloader['batchsize'] = 4",

@@ -78,6 +78,9 @@ def test_a_training_without_a_checkpoint_is_said():
     ):
         run_experiments(plan('net'))
     assert tools() == ['train']
+    said = '^2 runs failed. a left no checkpoint.*\nb left no checkpoint'
+    with pytest.raises(UserError, match=said):
+        run_experiments(plan('a', 'b'))
 
 
 @pytest.mark.parametrize('what', ['net_2e.py', 'base.py', 'options'])

@@ -82,6 +82,10 @@ def test_a_run_of_sift_mm_is_shown_with_its_masks():
     # A line through all 12 iterations.
     lines = re.findall(r'd="([^"]+)"[^>]*var\(--s1\)', found['Training loss'])
     assert max(line.count('L') for line in lines) == 11
+    for number in (1, 2):
+        (run / f'epoch_{number}.pth').unlink()
+    text, _ = report(run)
+    assert text.count('<img class="mask"') == 1  # It is first and last.
 
 
 def test_foreign_and_interrupted_runs_lack_something():

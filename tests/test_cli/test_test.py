@@ -9,11 +9,13 @@ import pytest
 import torch
 from mmengine.config import Config
 from PIL import Image
+from torch import nn
 
 from helpers.runs import forget_instances
 from helpers.sparse_runs import sparse_config
 from sift_mm.cli import publish_model, train
 from sift_mm.cli import test as tester
+from sift_mm.engine.cost_hook import check_masks
 from sift_mm.errors import UserError
 
 
@@ -139,6 +141,13 @@ def test_what_a_checkpoint_lacks_is_said(what, sparse, tmp_path):
     assert 'accuracy/top1' in metrics
     said = next(tmp_path.glob('*/*.log')).read_text()
     assert re.search(f'WARNING.*{words}', said)
+
+
+def test_masks_of_another_network_are_said():
+    masks = dict(weight=torch.ones(3, 2, dtype=torch.bool))
+    said = 'another network than this: weight; give --family and --sparsity'
+    with pytest.raises(UserError, match=said):
+        check_masks(nn.Linear(2, 2), masks)
 
 
 def test_a_compact_file_has_the_same_metrics(sparse, tmp_path):

@@ -17,7 +17,7 @@ from helpers.small_configs import (
 from helpers.texts import SMALL
 from sift_mm.backbones import SparseIFTMixin
 from sift_mm.cli import train
-from sift_mm.config.building import build_backbone, replace_sync_norms
+from sift_mm.config.building import build, replace_sync_norms
 from sift_mm.config.channels import follow
 from sift_mm.config.checks import backbone_node
 from sift_mm.config.data import check_data
@@ -71,7 +71,7 @@ def narrow_model(cfg):
                 cfg.model[part][key] = WIDTH
     preprocessor = cfg.model.get('data_preprocessor') or {}
     shrink(preprocessor)
-    wide = build_backbone(cfg)
+    wide = build(cfg, 'backbone')
     if isinstance(wide, SparseIFTMixin):
         follow(cfg.model, wide)
 

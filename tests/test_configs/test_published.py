@@ -16,7 +16,7 @@ from torch import nn
 
 from helpers.runs import ROOT
 from helpers.small_configs import in_float32
-from sift_mm.config.channels import build_backbone
+from sift_mm.config.building import build
 from sift_mm.config.loading import import_library, read_config
 from sift_mm.engine.plan import MaskPlan
 
@@ -177,7 +177,7 @@ def test_networks_and_masks(name):
     networks = {}
     for other, path in RECIPES:
         if other == name and 'resnet18' in path.name and '-s75' in path.name:
-            backbone = build_backbone(read(path))
+            backbone = build(read(path), 'backbone')
             networks[backbone.family] = backbone
     assert networks.keys() == table['families'].keys()
     assert networks['parallel'].member.inner == table['parallel']

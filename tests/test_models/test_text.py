@@ -17,7 +17,7 @@ from helpers.sparse_runs import load, probed, train
 from helpers.texts import SMALL, mini_text
 from sift_mm.cli import generate, prepare_text, test
 from sift_mm.config.building import build
-from sift_mm.config.dense import build_dense
+from sift_mm.config.dense import make_dense
 from sift_mm.config.loading import read_config
 from sift_mm.data.tokens import HEADER, TokenHeader, open_tokens, write_tokens
 from sift_mm.errors import UserError
@@ -282,7 +282,7 @@ def test_options_make_a_dense_config_sparse():
     # 128 sqrt(2) is 181, and 46 x 4 heads are the next.
     assert build(cfg).d_model == 184
     assert cfg.custom_hooks[0]['algorithm'] == 'RigL'
-    dense = build_dense(cfg)
+    dense = make_dense(cfg)[1]
     assert (dense.family, dense.d_model) == (None, 128)
     cfg = read_config(path, pretrained='a.pth')
     assert cfg.model.init_cfg == dict(type='Pretrained', checkpoint='a.pth')
