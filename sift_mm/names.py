@@ -20,9 +20,9 @@ def shortened(names: Iterable[object], most: int = 5) -> str:
     >>> shortened('abc', 2), shortened('abc')
     ('a, b and 1 more', 'a, b, c')
     """
-    names = [*map(str, names)]
-    more = f' and {len(names) - most} more' if len(names) > most else ''
-    return (', '.join(names[:most]) or 'none') + more
+    found = [*map(str, names)]
+    more = f' and {len(found) - most} more' if len(found) > most else ''
+    return (', '.join(found[:most]) or 'none') + more
 
 
 def matching(

@@ -21,8 +21,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from study_grid import BY_KEY, ROOT, Row, plan
+from study_grid import BY_KEY, plan
 from study_report import group, write_report
+from study_rows import ROOT, Row
 
 from sift_mm.cli.entry import Parser, entry_point
 from sift_mm.cli.experiments import Experiment, content_of, run_experiments

@@ -5,17 +5,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import isinf, isnan
 from pathlib import Path
 
-from study_grid import (
+from study_grid import QUESTIONS, Question, plan
+from study_rows import (
     BITS,
     INNER,
-    QUESTIONS,
     SPARSITIES,
     WIDTH,
-    Question,
     Row,
     dense,
     member,
-    plan,
     wide,
 )
 from study_tools import plot_panels, rank_correlation

@@ -8,6 +8,7 @@ import pytest
 import study
 import study_grid
 import study_report
+import study_rows
 
 from helpers.runs import ROOT
 
@@ -41,7 +42,7 @@ def test_finished_runs_are_collected_once_and_not_run_again(
     tmp_path, monkeypatch
 ):
     root, kept = tmp_path / 'runs', tmp_path / 'results' / 'runs.csv'
-    row = study_grid.dense()
+    row = study_rows.dense()
 
     def train(runs, jobs, threads, done):
         assert runs[0].name == 'w4/dense/seed0'
