@@ -32,6 +32,7 @@ NUMBERS = (
     (re.compile(r'\w+_dataloader\.batch_size'), 1),
     (re.compile(r'train_cfg\.(val_interval|max_epochs|max_iters)'), 1),
 )
+BOUNDS = {0: ', at least zero', 1: ' above zero'}
 
 
 def check(fits: bool, key: str, value: object, what: str) -> None:
@@ -66,7 +67,7 @@ def check_types(cfg: Config) -> None:
             if pattern.fullmatch(key):
                 # MMEngine takes 4e4 iterations.
                 whole = type(node) in (int, float) and node % 1 == 0
-                what = f'a whole number, at least {least}'
+                what = 'a whole number' + BOUNDS.get(least, '')
                 check(whole and node >= least, key, node, what)
 
 

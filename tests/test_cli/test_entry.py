@@ -143,7 +143,7 @@ CLASSES = "{}_dataloader['dataset']['metainfo'] = dict(classes=('unicorn',))"
             'default_hooks.logger: LoggerHook has no argument intervall',
         ),
         ('mmpretrain', "train_cfg['max_epochs'] = 'x'", "max_epochs .*'x'"),
-        ('mmpretrain', "train_cfg['max_epochs'] = 0", 'at least 1, not 0'),
+        ('mmpretrain', "train_cfg['max_epochs'] = 0", 'above zero, not 0'),
         (
             'mmpretrain',
             'train_dataloader.update(batch_size=100, drop_last=True)',

@@ -124,12 +124,12 @@ model['neck'].update(start_level=0, add_extra_convs=False)
         (
             'c.py',
             'train_cfg = dict(val_interval=0)',
-            'train_cfg.val_interval has to be a whole number, at least 1, not',
+            'train_cfg.val_interval has to be a whole number above zero, not',
         ),
         (
             'c.py',
             "default_hooks = dict(checkpoint=dict(interval='x'))",
-            'default_hooks.checkpoint.interval has to be a whole number, at l',
+            'default_hooks.checkpoint.interval has to be a whole number, not',
         ),
     ],
 )

@@ -104,8 +104,14 @@ def test_values_are_split_outside_of_brackets():
         ('structure=Blok', r"did you mean 'Block'\?"),
         ('optimizer.lr=1,high', r'lr=high: .* number .* there; give a n'),
         ('optimizer.lr=1,-1', r'SGD cannot be built: Invalid learning rate'),
-        ('max_epochs=1,-1', r'train_cfg.max_epochs has to be .* least 1, not'),
-        ('train_dataloader.batch_size=0', r'batch_size has to be .* least 1'),
+        (
+            'max_epochs=1,-1',
+            r'train_cfg.max_epochs has to be .* above zero, not',
+        ),
+        (
+            'train_dataloader.batch_size=0',
+            r'batch_size has to be .* above zero',
+        ),
     ],
 )
 def test_an_axis_that_cannot_be_is_said(configs, axis, said):

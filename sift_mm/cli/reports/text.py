@@ -2,10 +2,14 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from io import StringIO
 from textwrap import fill
 from typing import Any
 
 import mmengine
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 from sift_mm.flops import describe_shape
 from sift_mm.flops.units import flops
@@ -29,14 +33,16 @@ def table(
         rows (Sequence[Sequence[str]]): Cells.
         left (int): Number of left-aligned columns; columns of numbers follow.
     """
-    lines = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    aligned = [
-        [*map(str.ljust, line[:left], widths)]
-        + [*map(str.rjust, line[left:], widths[left:])]
-        for line in lines
-    ]
-    return '\n'.join('  '.join(cells).rstrip() for cells in aligned)
+    grid = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for i, name in enumerate(header):
+        justify: Any = 'left' if i < left else 'right'
+        grid.add_column(Text(name), justify=justify, no_wrap=True)
+    for row in rows:
+        grid.add_row(*map(Text, row))
+    out = StringIO()
+    Console(file=out, width=10**4, color_system=None).print(grid)
+    lines = out.getvalue().splitlines()
+    return '\n'.join(line.rstrip() for line in lines)
 
 
 def mask_cells(row: Mapping[str, Any]) -> dict[str, str]:
