@@ -25,14 +25,16 @@ MODULES = re.compile(
     r'model(\.(backbone|head|neck(\.\d+)?))?|custom_hooks\.\d+|'
     r'\w+_dataloader\..*\b(dataset|datasets\.\d+|pipeline\.\d+)'
 )
-# Whole numbers, with the least value of each.
-NUMBERS = (
-    (re.compile(r'default_hooks\.\w+\.interval'), -1),
-    (re.compile(r'\w+_dataloader\.num_workers'), 0),
-    (re.compile(r'\w+_dataloader\.batch_size'), 1),
-    (re.compile(r'train_cfg\.(val_interval|max_epochs|max_iters)'), 1),
+# Whole numbers, with the least value of each and its words.
+NUMBERS = tuple(
+    (re.compile(key), least, f'a whole number{words}')
+    for key, least, words in (
+        (r'default_hooks\.\w+\.interval', -1, ''),
+        (r'\w+_dataloader\.num_workers', 0, ', at least zero'),
+        (r'\w+_dataloader\.batch_size', 1, ' above zero'),
+        (r'train_cfg\.(val_interval|max_epochs|max_iters)', 1, ' above zero'),
+    )
 )
-BOUNDS = {0: ', at least zero', 1: ' above zero'}
 
 
 def check(fits: bool, key: str, value: object, what: str) -> None:
@@ -63,11 +65,10 @@ def check_types(cfg: Config) -> None:
             check(several, key, node, 'a list')
         elif MODULES.fullmatch(key) and not (several and key == 'model.neck'):
             _check_module(node, key)
-        for pattern, least in NUMBERS:
+        for pattern, least, what in NUMBERS:
             if pattern.fullmatch(key):
                 # MMEngine takes 4e4 iterations.
                 whole = type(node) in (int, float) and node % 1 == 0
-                what = 'a whole number' + BOUNDS.get(least, '')
                 check(whole and node >= least, key, node, what)
 
 

@@ -106,11 +106,11 @@ def test_values_are_split_outside_of_brackets():
         ('optimizer.lr=1,-1', r'SGD cannot be built: Invalid learning rate'),
         (
             'max_epochs=1,-1',
-            r'train_cfg.max_epochs has to be .* above zero, not',
+            r'cfg.max_epochs has to be .* above zero',
         ),
         (
             'train_dataloader.batch_size=0',
-            r'batch_size has to be .* above zero',
+            r'has to be .* above zero',
         ),
     ],
 )
