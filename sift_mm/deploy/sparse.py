@@ -25,6 +25,7 @@ from sift_mm.deploy.sparse_layers import (
 from sift_mm.errors import UserCallError, UserError, UserTypeError
 from sift_mm.kernels import geometry_of, reads_images, why_unavailable
 from sift_mm.layers.plain import plain_type
+from sift_mm.orientation import inputs_first
 
 #: Density above which dense kernels are as fast, except for layers that read
 #: images.
@@ -200,7 +201,7 @@ def _why_dense(
         return f'a density of {density:.3f} gains nothing'
     if groups > 1:
         return f'it has {groups} groups'
-    if kind is not nn.Linear and (
+    if not (kind is nn.Linear or inputs_first(layer)) and (
         kind is not nn.Conv2d or layer.padding_mode != 'zeros'
     ):
         return (
