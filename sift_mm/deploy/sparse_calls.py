@@ -44,7 +44,10 @@ def dense_weight(layer: Any) -> Tensor:
 
 
 def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+    # Dynamo traces neither.
+    if torch.compiler.is_compiling() or tensor.is_inference():
+        return -1
+    return tensor._version
 
 
 def _same(found: tuple, source: tuple) -> bool:
@@ -57,15 +60,20 @@ def is_linear(layer: Any) -> bool:
 
 
 def is_replaced(layer: Any) -> bool:
-    """Return whether a patch or a mode replaces the forward pass.
+    """Return whether a patch or a mode replaces the forward pass."""
+    if torch.compiler.is_compiling():
+        return False
+    patched = layer.inputs_first and is_patched(layer.plain_class)
+    return patched or is_overridden()
 
-    A patch of Conv1D has another name, or attributes of what it wraps.
+
+def is_patched(kind: Any) -> bool:
+    """Return whether a class of Conv1D has another forward method.
+
+    A patch has another name, or attributes of what it wraps.
     """
-    if not layer.inputs_first:
-        return is_overridden()
-    forward = layer.plain_class.forward
-    patched = forward.__qualname__ != 'Conv1D.forward' or vars(forward)
-    return bool(patched) or is_overridden()
+    forward = kind.forward
+    return forward.__qualname__ != 'Conv1D.forward' or bool(vars(forward))
 
 
 def settings_of(layer: Any) -> tuple:

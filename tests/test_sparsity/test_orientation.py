@@ -216,6 +216,15 @@ def test_a_sparse_copy_gives_what_the_dense_network_does(name):
     assert len(sparse.sparse_report.sparse) == 2
     use, _ = USES[name]
     torch.testing.assert_close(use(sparse, x), use(model, x))
+    if name == 'call':
+        compiled = torch.compile(sparse, backend='eager', fullgraph=True)
+        for given in (x, x.clone().requires_grad_()):
+            torch.testing.assert_close(compiled(given), model(x))
+    if name == 'patch':
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Conv1D, 'forward', lambda m, x: x)
+            with pytest.raises(ValueError, match='a forward method of its'):
+                to_sparse(model)
     for key, weight in model.named_parameters():
         assert torch.equal(sparse.get_parameter(key), weight)
 
