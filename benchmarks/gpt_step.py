@@ -2,11 +2,12 @@
 
 The tiny GPT of configs/gpt on 16 x 256 tokens, and one block of GPT-3 Small
 on 2048 tokens, both with random masks at the matched density of their whole
-network. Each row divides the CPU seconds of one thread by those of the dense
-network; both take turns, and a figure is the median of the ratios, with
-quartiles.
+network; and one block of transformers' GPT-2 small on 2 x 1024 tokens, whose
+feed-forward pair alone is wider. Each row divides the CPU seconds of one
+thread by those of the dense network; both take turns, and a figure is the
+median of the ratios, with quartiles.
 
-    python benchmarks/gpt_step.py [tiny block] [--rounds 7]
+    python benchmarks/gpt_step.py [tiny block gpt2] [--rounds 7]
         [--sparsities 0.5 0.75]
 """
 
@@ -33,11 +34,13 @@ CONFIGS = {
     'tiny': 'configs/gpt/gpt-tiny_1xb16-2k_text.py',
     'block': 'configs/gpt/gpt3-small_32xb8-4778_text.py',
 }
-TOKENS = {'tiny': (16, 256), 'block': (1, 2048)}
+TOKENS = {'tiny': (16, 256), 'block': (1, 2048), 'gpt2': (2, 1024)}
 
 
 def network(part: str, **member: Any) -> tuple[nn.Module, float]:
     """Build the network to measure, and return its masks' sparsity, too."""
+    if part == 'gpt2':
+        return gpt2_block(**member), member.get('sparsity', 0.0)
     cfg = read_config(CONFIGS[part])
     cfg.model.update(member)
     with torch.device('meta'):
@@ -53,6 +56,17 @@ def network(part: str, **member: Any) -> tuple[nn.Module, float]:
     return model, sparsity
 
 
+def gpt2_block(**member: Any) -> nn.Module:
+    """Build a block of transformers' GPT-2 small, dense or of a member."""
+    import transformers  # type: ignore[import-not-found]
+
+    model = transformers.GPT2Model(transformers.GPT2Config(n_layer=1))
+    block = model.h[0]
+    if member:
+        sift_mm.transform(block, **member)
+    return block
+
+
 def calls(
     part: str, model: nn.Module
 ) -> tuple[Callable[[nn.Module], Any], Callable[[], Tensor]]:
@@ -62,6 +76,12 @@ def calls(
             *TOKENS[part], model.get_parameter('q.weight').shape[1]
         )
         return lambda net: net(x), lambda: model(x).square().mean()
+    if part == 'gpt2':
+        x = torch.randn(*TOKENS[part], 768)
+        # A tuple before transformers 5.
+        return lambda net: net(x), lambda: sum(
+            out.square().mean() for out in [*model(x)]
+        )
     x, targets = torch.randint(2048, (2, *TOKENS[part]))
     return lambda net: net(x), lambda: model(x, targets, 'loss')['loss']
 
@@ -80,7 +100,9 @@ def runs(
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
     training: Any = optimizer
     if execution:
-        names = [f'*{name}.weight' for name in LAYERS]
+        names = None
+        if part != 'gpt2':
+            names = [f'*{name}.weight' for name in LAYERS]
         training = sift_mm.SparseTraining(
             model,
             optimizer,
@@ -136,7 +158,7 @@ def main() -> None:
         epilog=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument('parts', nargs='*', help='tiny, block')
+    parser.add_argument('parts', nargs='*', help='tiny, block, gpt2')
     parser.add_argument(
         '--sparsities', type=float, nargs='+', default=[0.5, 0.75]
     )

@@ -84,6 +84,7 @@ def read_documents(
     for name in files:
         try:
             text = Path(name).read_bytes().decode('utf-8')
+            text = text.removeprefix('\ufeff')  # A byte order mark.
         except UnicodeDecodeError as error:
             raise UserError(
                 f'{name} is not in UTF-8 (byte {error.start} is '

@@ -71,5 +71,11 @@ def open_tokens(path: Path) -> tuple[np.ndarray, TokenHeader]:
             f'{path} has {size} bytes, and its header says '
             f'{HEADER + 2 * header.tokens}: it is cut off; {advice}'
         )
-    shape = (header.tokens,)
-    return np.memmap(path, '<u2', 'r', HEADER, shape), header
+    ids = np.memmap(path, '<u2', 'r', HEADER, (header.tokens,))
+    # Seconds for gigabytes; a run would end at the first such id.
+    if (largest := int(ids.max())) >= header.vocabulary:
+        raise UserError(
+            f'{path} has the token {largest}, and its header says that ids '
+            f'end below {header.vocabulary}: it is damaged; {advice}'
+        )
+    return ids, header

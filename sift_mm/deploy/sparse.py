@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sift_mm.checkpoint.state import weight_of
 from sift_mm.deploy.folding import altered, has_own_methods
 from sift_mm.deploy.fusion import fuse
+from sift_mm.deploy.sparse_calls import is_patched
 from sift_mm.deploy.sparse_layers import (
     FastMaxPool2d,
     SparseLayer,
@@ -25,6 +26,7 @@ from sift_mm.deploy.sparse_layers import (
 from sift_mm.errors import UserCallError, UserError, UserTypeError
 from sift_mm.kernels import geometry_of, reads_images, why_unavailable
 from sift_mm.layers.plain import plain_type
+from sift_mm.orientation import inputs_first
 
 #: Density above which dense kernels are as fast, except for layers that read
 #: images.
@@ -200,7 +202,7 @@ def _why_dense(
         return f'a density of {density:.3f} gains nothing'
     if groups > 1:
         return f'it has {groups} groups'
-    if kind is not nn.Linear and (
+    if not (kind is nn.Linear or inputs_first(layer)) and (
         kind is not nn.Conv2d or layer.padding_mode != 'zeros'
     ):
         return (
@@ -211,7 +213,8 @@ def _why_dense(
         return f'its weight is a {type(weight).__name__}'
     if weight.dtype != torch.float32 or weight.device.type != 'cpu':
         return f'its weight is {weight.dtype} on {weight.device}'
-    if has_own_methods(layer):
+    patched = inputs_first(layer) and is_patched(type(layer))
+    if patched or has_own_methods(layer):
         return 'it has a forward method of its own'
     if bool((weight[~mask] != 0).any()):
         return 'its weight is not zero outside its mask'

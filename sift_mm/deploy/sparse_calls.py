@@ -36,17 +36,44 @@ def dense_weight(layer: Any) -> Tensor:
         where = (layer.index.long(),)
         weight = weight.index_put(where, layer.values)
         weight = weight.view(layer.weight_shape)
+        if layer.inputs_first:
+            weight = weight.t().contiguous()
     if type(weight) is Tensor and not torch.compiler.is_compiling():
         layer._dense = *source, weight
     return weight
 
 
 def _version(tensor: Tensor) -> int:
-    return -1 if tensor.is_inference() else tensor._version
+    # Dynamo traces neither.
+    if torch.compiler.is_compiling() or tensor.is_inference():
+        return -1
+    return tensor._version
 
 
 def _same(found: tuple, source: tuple) -> bool:
     return found[0] is source[0] and found[1] == source[1]
+
+
+def is_linear(layer: Any) -> bool:
+    """Return whether a sparse layer is a linear one."""
+    return len(layer.weight_shape) == 2
+
+
+def is_replaced(layer: Any) -> bool:
+    """Return whether a patch or a mode replaces the forward pass."""
+    if torch.compiler.is_compiling():
+        return False
+    patched = layer.inputs_first and is_patched(layer.plain_class)
+    return patched or is_overridden()
+
+
+def is_patched(kind: Any) -> bool:
+    """Return whether a class of Conv1D has another forward method.
+
+    A patch has another name, or attributes of what it wraps.
+    """
+    forward = kind.forward
+    return forward.__qualname__ != 'Conv1D.forward' or bool(vars(forward))
 
 
 def settings_of(layer: Any) -> tuple:
@@ -87,7 +114,7 @@ def can_run(layer: Any, x: Any) -> bool:
     ):
         return False
     channels = layer.weight_shape[1]
-    if isinstance(layer, nn.Linear):
+    if is_linear(layer):
         return x.ndim > 0 and x.shape[-1] == channels and x.numel() > 0
     return (
         x.ndim == 4
@@ -169,7 +196,7 @@ def fits(
     if torch.compiler.is_compiling():
         return not fused  # A trace must not depend on values or timings.
     if fused and (
-        isinstance(layer, nn.Linear)
+        is_linear(layer)
         or not (norm is None or is_norm(norm, layer))
         or not (relu is None or is_relu(relu))
         or not (residual is None or _can_add(residual, out_shape(layer, x)))
@@ -197,7 +224,7 @@ def run(
     values, bias = layer.values, layer.bias
     if norm is not None:
         values, bias = _fold(layer, norm)
-    linear = isinstance(layer, nn.Linear)
+    linear = is_linear(layer)
     out = sparse_conv2d_fused(
         x.reshape(-1, x.shape[-1]) if linear else x,
         values,
@@ -218,7 +245,8 @@ def run(
 def run_dense(layer: Any, x: Tensor) -> Tensor:
     """Run the dense function of a layer."""
     weight = dense_weight(layer)
-    if isinstance(layer, nn.Linear):
+    if is_linear(layer):
+        weight = weight.t() if layer.inputs_first else weight
         return F.linear(x, weight, layer.bias)
     return layer._conv_forward(x, weight, layer.bias)
 
@@ -266,7 +294,7 @@ def _is_faster(
     layer: Any, x: Tensor, norm: Any, residual: Tensor | None, relu: Any
 ) -> bool:
     """Time a layer on a new size of input; return whether sparse is faster."""
-    linear = isinstance(layer, nn.Linear)
+    linear = is_linear(layer)
     key = _size_class(layer, x)
     if linear:
         x = x.reshape(-1, x.shape[-1])

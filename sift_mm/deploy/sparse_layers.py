@@ -16,13 +16,14 @@ from sift_mm.kernels import (
     Geometry,
     geometry_of,
     is_channels_last,
-    is_overridden,
     make_pattern,
 )
 from sift_mm.kernels.unmasked_layers import (
     ExecutedMaxPool2d,
     UnmaskedExecution,
 )
+from sift_mm.layers.plain import filters_of
+from sift_mm.orientation import inputs_first
 
 
 class SparseLayer(nn.Module):
@@ -36,6 +37,7 @@ class SparseLayer(nn.Module):
     values: Tensor
     weight_shape: torch.Size
     geometry: Geometry
+    inputs_first: bool
     channels_last: bool
     settings: tuple
     choices: dict[tuple[int, int], bool]
@@ -77,7 +79,7 @@ class SparseLayer(nn.Module):
         """Run sparse where the kernels take the input, else dense."""
         if not isinstance(self, SparseLayer):
             return self.forward(input)  # A pre-hook read the weight.
-        if isinstance(input, Tensor) and is_overridden():
+        if isinstance(input, Tensor) and calls.is_replaced(self):
             return self.__prepare_scriptable__().forward(input)
         if calls.fits(self, input):
             return calls.run(self, input)
@@ -106,7 +108,8 @@ class SparseLayer(nn.Module):
     def extra_repr(self) -> str:
         """Return the settings of the layer and its density."""
         density = self.values.numel() / self.weight_shape.numel()
-        return f'{super().extra_repr()}, density={density:.3f}'
+        settings = super().extra_repr()
+        return ', '.join(filter(None, (settings, f'density={density:.3f}')))
 
 
 class SparseConv2d(SparseLayer, nn.Conv2d):
@@ -115,6 +118,10 @@ class SparseConv2d(SparseLayer, nn.Conv2d):
 
 class SparseLinear(SparseLayer, nn.Linear):
     """Linear layer with a masked weight, for inference."""
+
+
+class SparseConv1D(SparseLayer):
+    """Conv1D of transformers with a masked weight, for inference."""
 
 
 class FastMaxPool2d(ExecutedMaxPool2d):
@@ -135,7 +142,9 @@ def sparsify(layer: Any, mask: Tensor, timed: bool) -> None:
         mask (Tensor): Bool of the weight's shape; the weight is zero outside.
         timed (bool): Whether the layer runs sparse only if that is faster.
     """
-    weight = layer.weight.detach()
+    weight = filters_of(layer).detach()
+    layer.inputs_first = inputs_first(layer)
+    mask = mask.t() if layer.inputs_first else mask
     layer.plain_class = type(layer)
     layer.weight_shape = weight.shape
     layer.geometry = geometry_of(layer)
@@ -150,8 +159,13 @@ def sparsify(layer: Any, mask: Tensor, timed: bool) -> None:
         layer.register_buffer(name, part)
     flat = weight.reshape(-1)
     layer.register_buffer('values', flat[pattern[-1].long()])
-    linear = isinstance(layer, nn.Linear)
-    layer.__class__ = SparseLinear if linear else SparseConv2d
+    layer.__class__ = (
+        SparseConv1D
+        if layer.inputs_first
+        else SparseLinear
+        if isinstance(layer, nn.Linear)
+        else SparseConv2d
+    )
 
 
 def restore(layer: Any) -> None:

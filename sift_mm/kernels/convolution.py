@@ -103,8 +103,13 @@ def input_gradient(
     geometry: Geometry,
     height: int,
     width: int,
+    bias: Tensor | None = None,
 ) -> Tensor:
-    """Return the gradient of an input of the given height and width."""
+    """Return the gradient of an input of the given height and width.
+
+    The bias is for layers whose weight is (in, out). Their forward pass is
+    this product.
+    """
     weight = check(weight, 'weight', None, None, *geometry.kernel)
     filters, channels = weight.shape[:2]
     size = _out_size(geometry, height, width)
@@ -118,6 +123,8 @@ def input_gradient(
         return out
     layouts = backward_layouts(geometry, filters)
     parts = _split_gradient(pattern)
+    if bias is not None:
+        bias = check(bias, 'bias', channels)
     found: dict[int, tuple[Layout, Nonzeros, Tensor]] = {}
     for row, column, walk in walks:
         if walk is None:
@@ -128,7 +135,7 @@ def input_gradient(
             layout, nonzeros = _nonzeros(part, layouts[row][column], channels)
             found[at] = layout, nonzeros, _gather(weight, nonzeros[2])
         layout, nonzeros, values = found[at]
-        _convolve(grad, out, layout, walk, nonzeros, values)
+        _convolve(grad, out, layout, walk, nonzeros, values, Epilogue(bias))
     return out
 
 

@@ -10,11 +10,18 @@ from .geometry import Geometry
 
 
 def dense_forward(
-    x: Tensor, weight: Tensor, bias: Tensor | None, geometry: Geometry
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    geometry: Geometry,
+    transposed: bool = False,
 ) -> Tensor:
-    """Run ``nn.Linear`` (rows of two dimensions) or ``nn.Conv2d``."""
+    """Run ``nn.Linear`` (rows of two dimensions) or ``nn.Conv2d``.
+
+    The weight of a linear layer is (in, out) if ``transposed``.
+    """
     if x.ndim == 2:
-        return F.linear(x, weight, bias)
+        return F.linear(x, weight.t() if transposed else weight, bias)
     around, rest = _arguments(geometry)
     return torch.ops.aten.convolution(_pad(x, around), weight, bias, *rest)
 
@@ -26,14 +33,17 @@ def dense_gradients(
     geometry: Geometry,
     of_input: bool,
     of_weight: bool,
+    transposed: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """Return the chosen gradients of ``dense_forward``, differentiable."""
     if not (of_input or of_weight):
         return None, None
     if x.ndim == 2:
+        rows, columns = (x, grad) if transposed else (grad, x)
+        weight = weight.t() if transposed else weight
         return (
             grad @ weight if of_input else None,
-            grad.t() @ x if of_weight else None,
+            rows.t() @ columns if of_weight else None,
         )
     around, rest = _arguments(geometry)
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(

@@ -1,11 +1,11 @@
 """Parameters whose convolutions and linear layers run on sparse kernels.
 
 A masked weight becomes, in place, an :class:`ExecutedParameter`. PyTorch
-passes every call of a function on it to ``__torch_function__``: ``conv2d`` and
-``linear`` may run sparse, all other calls run in PyTorch. No module changes,
-so hooks, subclasses, patched forwards, parametrizations and code that reads
-``layer.weight`` keep working. Copies, pickles and state dicts hold plain
-parameters.
+passes every call of a function on it to ``__torch_function__``: ``conv2d``,
+``linear`` and ``addmm`` (in the Conv1D of transformers) may run sparse, all
+other calls run in PyTorch. No module changes, so hooks, subclasses, patched
+forwards, parametrizations and code that reads ``layer.weight`` keep working.
+Copies, pickles and state dicts hold plain parameters.
 
 The parameter stays a dense tensor with zeros, as optimizers, checkpoints,
 averages and data-parallel wrappers expect.
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_map
 
-from .masked_layers import LINEAR, Call, Execution
+from .masked_layers import ADDMM, LINEAR, Call, Execution
 from .operator import EAGER
 from .unmasked_layers import ExecutedMaxPool2d, UnmaskedExecution
 
@@ -43,7 +43,7 @@ class ExecutedParameter(nn.Parameter):
         args: Any = (),
         kwargs: Any = None,
     ) -> Any:
-        """Run conv2d, linear and batch_norm through the execution."""
+        """Run the functions of masked layers through the execution."""
         kwargs = kwargs or {}
         if len(types) > 1 and not all(issubclass(cls, t) for t in types):
             # Another tensor subclass handles the call, with plain tensors.
@@ -55,6 +55,8 @@ class ExecutedParameter(nn.Parameter):
                 out = _conv2d(*args, **kwargs)
             elif func is F.linear:
                 out = _linear(*args, **kwargs)
+            elif func is torch.addmm and len(args) == 3 and not kwargs:
+                out = _addmm(*args)
             elif func is F.batch_norm:
                 out = _batch_norm(*args, **kwargs)
             # nn.Parameter(weight) requires the type of its argument back.
@@ -167,6 +169,13 @@ def _linear(
     if out is None:
         return None
     return out.view(*input.shape[:-1], weight.shape[0])
+
+
+def _addmm(bias: Any, input: Any, weight: Any) -> Tensor | None:
+    execution = getattr(weight, 'execution', None)
+    if not isinstance(execution, Execution) or input.ndim != 2:
+        return None
+    return execution.run(input, weight, bias, ADDMM)
 
 
 def _batch_norm(

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+from sift_mm.orientation import inputs_first
+
 from .convolution import is_zero_outside
 from .geometry import Geometry, pair
 from .memory_format import in_format_of
@@ -22,6 +24,8 @@ DENSE: Choice = (False, False, False)
 #: Stride, padding and dilation, as ``conv2d`` takes them; () for ``linear``.
 Call = tuple[Any, ...]
 LINEAR: Call = ()
+#: Call of ``addmm``, with a weight of shape (in, out).
+ADDMM: Call = ('addmm',)
 # Before torch 2.7 an export cannot be told from a compilation.
 _is_exporting = getattr(
     torch.compiler, 'is_exporting', torch.compiler.is_compiling
@@ -67,6 +71,7 @@ class _Use:
     """Geometry and pattern of a mask for one kind of call."""
 
     geometry: Geometry
+    transposed: bool
     pattern: list[Tensor] | None = None
 
     def __post_init__(self) -> None:
@@ -112,7 +117,7 @@ class Execution:
         # A compiled network must find the pattern of the module's own call.
         call = _call_of(module)
         if call is not None and not _geometry_of(mask, call).why_not():
-            use = self._uses[call] = _Use(_geometry_of(mask, call))
+            use = self._use(call)
             if not auto:
                 use.index(mask)
 
@@ -148,7 +153,7 @@ class Execution:
             x: Shape (images, channels, height, width) or (rows, features).
             weight: Masked weight.
             bias: Bias, or None.
-            call: Stride, padding and dilation of the call.
+            call: Stride, padding and dilation, ``LINEAR`` or ``ADDMM``.
         """
         use = self._use(call)
         reason = why_dense(x, weight, bias) or use.why_not
@@ -175,13 +180,15 @@ class Execution:
         # A compiled network cannot branch on values, so the operator does.
         check = compiled and not learns
         out = sparse_conv2d(
-            x, weight, bias, pattern, use.numbers, choice, check
+            *(x, weight, bias, pattern, use.numbers),
+            *(choice, check, use.transposed),
         )
         return in_format_of(out, x, weight)
 
     def _use(self, call: Call) -> _Use:
         if call not in self._uses:
-            self._uses[call] = _Use(_geometry_of(self.mask, call))
+            geometry = _geometry_of(self.mask, call)
+            self._uses[call] = _Use(geometry, call == ADDMM)
         return self._uses[call]
 
     def _fits(
@@ -191,10 +198,13 @@ class Execution:
 
         PyTorch runs the other calls, and raises its own errors.
         """
+        filters, channels = weight.shape[:2]
+        if use.transposed:
+            filters, channels = channels, filters
         return (
             weight.shape == self.mask.shape
-            and x.shape[1] == weight.shape[1]
-            and (bias is None or bias.shape == weight.shape[:1])
+            and x.shape[1] == channels
+            and (bias is None or bias.shape == (filters,))
             and x.numel() > 0
             and (x.ndim == 2 or min(use.geometry.out_size(*x.shape[2:])) > 0)
         )
@@ -228,7 +238,8 @@ class Execution:
             return Timing((0.0,) * 3, (0.0,) * 3)
         self.refresh()
         pattern = use.pattern or use.index(self.mask)
-        return time_products(x, weight, bias, pattern, use.geometry)
+        layer = x, weight, bias, pattern, use.geometry, use.transposed
+        return time_products(*layer)
 
 
 def size_of_input(x: Tensor) -> int:
@@ -248,6 +259,8 @@ def _call_of(module: Any) -> Call | None:
     """Return the call that a module makes with its own arguments."""
     if isinstance(module, nn.Linear):
         return LINEAR
+    if inputs_first(module):
+        return ADDMM
     if isinstance(module, nn.Conv2d):
         padding = module.padding
         if module.padding_mode != 'zeros':
@@ -257,7 +270,7 @@ def _call_of(module: Any) -> Call | None:
 
 
 def _geometry_of(mask: Tensor, call: Call) -> Geometry:
-    if call == LINEAR:
+    if call in (LINEAR, ADDMM):
         return Geometry.of((1, 1))
     stride, padding, dilation = call
     kernel = mask.shape[-2], mask.shape[-1]

@@ -1,6 +1,8 @@
 """Sparse convolutions and linear layers as operators of PyTorch.
 
 A linear layer is a 1 x 1 convolution whose rows are the pixels of one image.
+With a weight of shape (in, out), its forward pass is the input gradient of the
+layer with the same matrix as (out, in), and the other way round.
 """
 
 from collections.abc import Sequence
@@ -78,6 +80,7 @@ def sparse_conv2d(
     geometry: Sequence[int],
     choice: Sequence[bool] | None = None,
     check: bool = False,
+    transposed: bool = False,
 ) -> Tensor:
     """Run a convolution or a linear layer, each product sparse or dense.
 
@@ -94,6 +97,8 @@ def sparse_conv2d(
             dense and differentiable.
         check: True to run the forward product dense if the weight has a
             nonzero outside the pattern.
+        transposed: True for a linear layer whose weight, and the mask of its
+            pattern, have the shape (in, out).
 
     Returns:
         Float32, shape (images, filters, out height, out width) or (rows,
@@ -106,11 +111,13 @@ def sparse_conv2d(
     shape = _geometry(tuple(geometry))
     is_sparse = choice is None or choice[0]
     if not is_sparse or (check and not _is_zero_elsewhere(weight, pattern)):
-        out = dense_forward(x, weight, bias, shape)
+        out = dense_forward(x, weight, bias, shape, transposed)
         return in_order(out, are_rows(x, shape))
-    out = convolution.forward(
-        _image_of(x), _filters(weight), bias, pattern, shape
-    )
+    layer = _filters(weight), pattern, shape
+    if transposed:
+        out = convolution.input_gradient(_image_of(x), *layer, 1, len(x), bias)
+    else:
+        out = convolution.forward(_image_of(x), layer[0], bias, *layer[1:])
     return _like_rows(out, x)
 
 
@@ -121,9 +128,11 @@ def _(
     bias: Tensor | None,
     pattern: Sequence[Tensor],
     geometry: Sequence[int],
-    *_: Any,
+    choice: Any = None,
+    check: bool = False,
+    transposed: bool = False,
 ) -> Tensor:
-    return _new_output(x, weight.shape[0], geometry)
+    return _new_output(x, weight.shape[int(transposed)], geometry)
 
 
 @operator('sift_mm::sparse_conv2d_fused')
@@ -181,6 +190,7 @@ def input_gradient(
     weight: Tensor,
     pattern: Sequence[Tensor],
     geometry: Sequence[int],
+    transposed: bool = False,
 ) -> Tensor:
     """Return the gradient of the input of ``sparse_conv2d``.
 
@@ -190,7 +200,10 @@ def input_gradient(
         weight: Weight of the forward pass.
         pattern: Pattern of ``make_pattern``.
         geometry: ``Geometry.numbers()``.
+        transposed: True for a weight of shape (in, out).
     """
+    if transposed:
+        return sparse_conv2d.function(grad, weight, None, pattern, geometry)
     size = (1, len(x)) if x.ndim == 2 else x.shape[2:]
     out = convolution.input_gradient(
         _image_of(grad),
@@ -204,7 +217,12 @@ def input_gradient(
 
 @input_gradient.register_fake
 def _(
-    grad: Tensor, x: Tensor, weight: Tensor, pattern: Any, geometry: Any
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    pattern: Any,
+    geometry: Any,
+    transposed: bool = False,
 ) -> Tensor:
     out = grad.new_empty(x.shape)
     if x.ndim == 2:
@@ -220,6 +238,7 @@ def weight_gradient(
     weight: Tensor,
     pattern: Sequence[Tensor],
     geometry: Sequence[int],
+    transposed: bool = False,
 ) -> Tensor:
     """Return the gradient of the weight of ``sparse_conv2d``.
 
@@ -229,10 +248,13 @@ def weight_gradient(
         weight: Weight; only its shape is read.
         pattern: Pattern of ``make_pattern``.
         geometry: ``Geometry.numbers()``.
+        transposed: True for a weight of shape (in, out).
 
     Returns:
         Gradient of the weight's shape, zero outside the pattern.
     """
+    if transposed:
+        grad, x = x, grad
     out = convolution.weight_gradient(
         _image_of(grad),
         _image_of(x),
@@ -256,6 +278,7 @@ def _of_shape(tensor: Tensor) -> Tensor:
 def _save(ctx: Any, inputs: tuple, output: Tensor) -> None:
     x, weight, bias, pattern, ctx.geometry, *rest = inputs
     ctx.choice = rest[0] if rest else None
+    ctx.transposed = len(rest) > 2 and rest[2]
     needs_x, needs_weight = ctx.needs_input_grad[:2]
     # Code may change a tensor that no gradient reads, as in PyTorch.
     ctx.save_for_backward(
@@ -279,8 +302,9 @@ def _backward(ctx: Any, grad: Tensor) -> tuple:
         _geometry(tuple(ctx.geometry)),
         needs_x and not sparse_x,
         needs_weight and not sparse_weight,
+        ctx.transposed,
     )
-    layer = x, weight, pattern, ctx.geometry
+    layer = x, weight, pattern, ctx.geometry, ctx.transposed
     if needs_x and sparse_x:
         grad_x = input_gradient(grad, *layer)
     if needs_weight and sparse_weight:

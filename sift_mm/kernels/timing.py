@@ -62,6 +62,7 @@ def time_products(
     bias: Tensor | None,
     pattern: Sequence[Tensor],
     geometry: Geometry,
+    transposed: bool = False,
 ) -> Timing:
     """Time a layer's products on its input, sparse and dense in turns.
 
@@ -73,6 +74,7 @@ def time_products(
         bias: Bias, or None.
         pattern: Pattern of the mask.
         geometry: Geometry of the layer.
+        transposed: True for a weight of shape (in, out).
 
     Returns:
         Seconds for the whole input, scaled up if the batch was cut.
@@ -81,23 +83,23 @@ def time_products(
     images = min(len(x), -(-len(x) * ENOUGH // work))
     share = len(x) / images
     x, numbers = x[:images], geometry.numbers()
-    grad = dense_forward(x, weight, bias, geometry)
-    layer = x, weight, pattern, numbers
+    layer = x, weight, bias, geometry, transposed
+    grad = dense_forward(*layer)
+    fixed = x, weight, pattern, numbers, transposed
+
+    def dense(of_input: bool, of_weight: bool) -> object:
+        operands = grad, x, weight, geometry
+        return dense_gradients(*operands, of_input, of_weight, transposed)
+
+    def forward() -> Tensor:
+        rest = None, False, transposed
+        out = sparse_conv2d(x, weight, bias, pattern, numbers, *rest)
+        return in_format_of(out, x, weight)
+
     pairs: list[tuple[Callable[[], object], Callable[[], object]]] = [
-        (
-            lambda: dense_forward(x, weight, bias, geometry),
-            lambda: in_format_of(
-                sparse_conv2d(x, weight, bias, pattern, numbers), x, weight
-            ),
-        ),
-        (
-            lambda: dense_gradients(grad, x, weight, geometry, True, False),
-            lambda: input_gradient(grad, *layer),
-        ),
-        (
-            lambda: dense_gradients(grad, x, weight, geometry, False, True),
-            lambda: weight_gradient(grad, *layer),
-        ),
+        (lambda: dense_forward(*layer), forward),
+        (lambda: dense(True, False), lambda: input_gradient(grad, *fixed)),
+        (lambda: dense(False, True), lambda: weight_gradient(grad, *fixed)),
     ]
     seconds = [fastest(*pair) for pair in pairs]
     return Timing(

@@ -197,8 +197,8 @@ def _find_inputs(
     """Find inputs that a block on the meta device takes, and its FLOPs.
 
     Inputs are one tensor; tokens with height and width, for feed-forward
-    blocks with a convolution; a list of tensors, for densely connected blocks;
-    or token ids.
+    blocks with a convolution; tokens without an attention mask; a list of
+    tensors, for densely connected blocks; or token ids.
     """
     widths = {channels_in(chain[0].layer)}
     widths |= {
@@ -221,7 +221,8 @@ def _find_inputs(
             shapes.append((2, channels, 224, 224))
         alone = [torch.empty(shape, device='meta') for shape in shapes]
         trials: list[tuple[Any, ...]] = [(tensor,) for tensor in alone]
-        trials += [(alone[0], (4, 4)), ([alone[1]],), (ids,)]
+        trials += [(alone[0], (4, 4)), (alone[0], None)]
+        trials += [([alone[1]],), (ids,)]
         for inputs in trials:
             try:
                 count = count_call(block, *inputs)

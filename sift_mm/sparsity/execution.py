@@ -22,7 +22,6 @@ from sift_mm.kernels.unmasked_layers import (
     ExecutedMaxPool2d,
     UnmaskedExecution,
 )
-from sift_mm.orientation import inputs_first
 from sift_mm.sparsity.masks import MaskSet
 from sift_mm.sparsity.processes import world_size
 
@@ -278,7 +277,7 @@ class SparseExecution:
     def _reason(self, layer: Execution) -> str:
         """Return why a layer ran dense regardless of timings, or ''."""
         if self._begun and not layer.called:
-            return 'not used as the weight of conv2d or linear so far'
+            return 'not used as the weight of conv2d, linear or addmm so far'
         return layer.reason
 
     @staticmethod
@@ -324,9 +323,7 @@ def _why_dense(
     kind = type(module)
     layer = isinstance(module, (nn.Conv2d, nn.Linear))
     if parameter.ndim not in (2, 4) or (
-        kind.__module__.startswith('torch.nn.modules')
-        and not layer
-        or inputs_first(module)
+        kind.__module__.startswith('torch.nn.modules') and not layer
     ):
         return f'of the kind {kind.__name__}'
     if type(parameter) is not nn.Parameter:

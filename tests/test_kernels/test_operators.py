@@ -17,7 +17,12 @@ from helpers.random_convolutions import (
     random_case,
     within_rounding,
 )
-from sift_mm.kernels import sparse_conv2d, sparse_conv2d_fused
+from sift_mm.kernels import (
+    Geometry,
+    make_pattern,
+    sparse_conv2d,
+    sparse_conv2d_fused,
+)
 from sift_mm.kernels.ops import input_gradient, weight_gradient
 
 STRIDED = Case(stride=(2, 1), padding=(0, 2, 1, 1), dilation=(1, 3))
@@ -141,6 +146,18 @@ def test_opcheck():
         check(sparse_conv2d_fused.registered, arguments)
     check(input_gradient.registered, (y, x, weight, *fixed))
     check(weight_gradient.registered, (y, x, weight, *fixed))
+
+
+def test_opcheck_of_a_weight_with_its_inputs_first():
+    weight = torch.randn(3, 4).relu_().requires_grad_()
+    geometry = Geometry.of((1, 1))
+    pattern = make_pattern(weight.detach()[..., None, None] > 0, geometry)
+    fixed = weight, torch.randn(4), pattern, geometry.numbers()
+    for choice in ((True,) * 3, (False,) * 3):
+        arguments = torch.randn(5, 3), *fixed, choice, True, True
+        torch.library.opcheck(
+            torch.ops.sift_mm.sparse_conv2d.default, arguments
+        )
 
 
 def test_eager_calls_have_the_bits_of_the_registered_operator():

@@ -14,6 +14,7 @@ from torch import nn
 import sift_mm
 from helpers.hugging_face import HAS_TRANSFORMERS, NETWORKS, Conv1D
 from helpers.networks import put_dense
+from sift_mm.deploy import to_sparse
 from sift_mm.flops import count_flops, profile
 from sift_mm.layers import Composite, NothingReplaced, Wide
 from sift_mm.layers.wide import wide_type
@@ -144,6 +145,45 @@ def test_a_wide_conv1d_stays_one():
     assert type(again.h[0].mlp.c_fc) is wide_type(Conv1D)
     # Keep the variance of masked inputs: half of 16 are read.
     assert layer.std == pytest.approx(0.02 * 2**0.5, rel=0.2)
+
+
+@pytest.mark.parametrize('name', ['stand-in of GPT-2', 'GPT-2'])
+def test_a_wide_gpt2_trains_and_runs_on_sparse_kernels(name):
+    if name not in NETWORKS:
+        pytest.skip('needs transformers')
+    dense, x, _ = build(name)
+    sift_mm.transform(dense, 'wide', 0.75)
+    models = [dense, copy.deepcopy(dense)]
+    for model, mode in zip(models, ('dense', 'sparse'), strict=True):
+        optimizer = torch.optim.SGD(model.parameters(), 1e-3)
+        training = sift_mm.SparseTraining(
+            model,
+            optimizer,
+            steps=20,
+            sparsity=0.75,
+            interval=2,
+            execution=mode,
+        )
+        torch.manual_seed(1)
+        for _ in range(6):
+            optimizer.zero_grad()
+            out = model.train()(x)
+            loss = getattr(out, 'logits', out).logsumexp(-1).mean()
+            loss.backward()
+            training.step()
+    assert '4 of 4 masked layers (forward 4, input' in training.execution
+    expected, found = (logits(model.eval(), x) for model in models)
+    close = dict(rtol=1e-3, atol=1e-3 * expected.abs().max())
+    torch.testing.assert_close(found, expected, **close)
+    sparse = to_sparse(models[1], training.masks, execution='sparse')
+    assert len(sparse.sparse_report.sparse) == 4
+    torch.testing.assert_close(logits(sparse, x), expected, **close)
+    if HAS_TRANSFORMERS and name == 'GPT-2':  # Tokens from a cache.
+        texts = [
+            each.generate(x[:, :4], max_new_tokens=8, do_sample=False)
+            for each in (models[1], sparse)
+        ]
+        assert torch.equal(*texts)
 
 
 @pytest.mark.skipif(not HAS_TRANSFORMERS, reason='needs transformers')

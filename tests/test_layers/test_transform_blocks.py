@@ -231,6 +231,19 @@ GROUPS_OF_TWO = nn.Conv2d(16, 8, 1, groups=8)
 HALVES = nn.Conv2d(64, 64, 3, groups=2), nn.Conv2d(64, 64, 3)
 
 
+def test_tokens_may_come_with_a_mask():
+    block = make_block(
+        'Masked',
+        lambda self, x, mask: self.b(self.a(x if mask is None else x * mask)),
+        a=linear(),
+        b=linear(),
+    )
+    model = make_block('Encoder', lambda self, x: self.b(x, None), b=block)
+    report = sift_mm.transform(model, 'wide', 0.75)
+    assert report.replaced.keys() == {'b.a', 'b.b'}
+    assert model(torch.rand(2, 8)).shape == (2, 8)
+
+
 @pytest.mark.parametrize(
     'model, family, name, words',
     [

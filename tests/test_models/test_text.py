@@ -70,6 +70,7 @@ def test_tokens_file_round_trip(tmp_path):
         (lambda b: b'', 'is no file of tokens'),
         (lambda b: b.replace(b'tokens 1', b'tokens 2'), 'no file of tokens'),
         (lambda b: b.replace(b'"bytes"', b'"bites"'), 'no file of tokens'),
+        (lambda b: b[:-2] + b'\xff\xff', 'has the token 65535, and its he'),
         (None, 'There is no file of tokens'),
     ],
 )
@@ -140,7 +141,7 @@ def prepare(folder, *files, **options):
 def test_preparing_text(tmp_path, monkeypatch):
     documents = [f'Text {i}: ä <|endoftext|>\n\n ß {i}\n' for i in range(9)]
     path = tmp_path / 'all.txt'
-    path.write_bytes('=====\n'.join(documents).encode())
+    path.write_bytes('=====\n'.join(documents).encode('utf-8-sig'))
     out = tmp_path / 'out'
     monkeypatch.setattr(prepare_text, 'PIECE', 10)
     prepare(out, path, separator='=====', vocabulary=300, val_share=0.2)

@@ -63,12 +63,13 @@ def test_every_mixture_of_products_has_the_gradients_of_float64():
         return torch.randn(*shape, generator=generator)
 
     cases = [
-        # Rows of a linear layer, then convolutions.
-        (draw(9, 5), draw(7, 5), (1, 1), (0,) * 4),
-        (draw(2, 5, 8, 7), draw(7, 5, 3, 3), (2, 1), (1, 1, 1, 1)),
-        (draw(2, 5, 8, 7), draw(7, 5, 2, 4), (1, 1), (1, 2, 0, 1)),
+        # Rows of linear layers, of Conv1D the last; then convolutions.
+        (draw(9, 5), draw(7, 5), (1, 1), (0,) * 4, False),
+        (draw(9, 5), draw(5, 7), (1, 1), (0,) * 4, True),
+        (draw(2, 5, 8, 7), draw(7, 5, 3, 3), (2, 1), (1, 1, 1, 1), False),
+        (draw(2, 5, 8, 7), draw(7, 5, 2, 4), (1, 1), (1, 2, 0, 1), False),
     ]
-    for x, weight, stride, padding in cases:
+    for x, weight, stride, padding, transposed in cases:
         weight = weight * (draw(*weight.shape) > 0.5)
         kernel = tuple(weight.shape[2:]) or (1, 1)
         geometry = Geometry.of(kernel, stride, padding)
@@ -77,7 +78,9 @@ def test_every_mixture_of_products_has_the_gradients_of_float64():
         bias = draw(7)
 
         exact = [t.double().requires_grad_() for t in (x, weight, bias)]
-        if x.ndim == 2:
+        if transposed:
+            wanted = torch.addmm(exact[2], *exact[:2])
+        elif x.ndim == 2:
             wanted = F.linear(*exact)
         else:
             padded = F.pad(exact[0], padding)
@@ -88,7 +91,8 @@ def test_every_mixture_of_products_has_the_gradients_of_float64():
         for choice in itertools.product([True, False], repeat=3):
             own = [t.clone().requires_grad_() for t in (x, weight, bias)]
             numbers = geometry.numbers()
-            out = sparse_conv2d(*own, pattern, numbers, choice, False)
+            rest = choice, False, transposed
+            out = sparse_conv2d(*own, pattern, numbers, *rest)
             torch.testing.assert_close(out.double(), wanted, **rounding)
             found = torch.autograd.grad(out, own, grad)
             for i, (one, other) in enumerate(
