@@ -236,6 +236,7 @@ QUESTIONS = (
         'gpt',
         'Does Sparse Wide gain on text?',
         (gpt(), gpt(0.75, 'RigL'), gpt(0.5, 'RigL')),
+        seeds=5,
     ),
     Question(
         'gpt-rules',
