@@ -16,4 +16,17 @@ from sift_mm.sparsity.initializers.snip import SNIP
 from sift_mm.sparsity.initializers.synflow import SynFlow
 from sift_mm.sparsity.initializers.top_k import TopK
 
+__all__ = [
+    'INITIALIZERS',
+    'SNIP',
+    'FromWeights',
+    'GraSP',
+    'Initializer',
+    'NetworkInitializer',
+    'Random',
+    'SynFlow',
+    'TopK',
+    'count_tolerance',
+]
+
 import_modules(__name__)

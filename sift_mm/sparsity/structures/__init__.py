@@ -16,4 +16,19 @@ from sift_mm.sparsity.structures.structure import (
 )
 from sift_mm.sparsity.structures.unstructured import Unstructured
 
+__all__ = [
+    'NM',
+    'STRUCTURES',
+    'Block',
+    'ConstantFanIn',
+    'Rows',
+    'Structure',
+    'StructureLike',
+    'Unstructured',
+    'check_structures',
+    'describe_structure',
+    'fit_counts',
+    'rounding',
+]
+
 import_modules(__name__)
