@@ -106,7 +106,7 @@ def test_differences_are_paired_by_seed(tmp_path):
 
 def test_text_runs_by_worth_and_less_bits_are_better(tmp_path):
     runs = study.to_run(tmp_path, ('gpt', 'gpt-rules'), set())
-    assert len(runs) == 21
+    assert len(runs) == 27
     first = ('dense', 'wide-s75-rigl', 'wide-s50-rigl')
     assert [run.name for run in runs[:9]] == [
         f'gpt/{name}/seed{seed}' for seed in range(3) for name in first
