@@ -78,7 +78,7 @@ def test_synflow_takes_magnitudes_where_a_norm_subtracts():
 
 
 def test_saved_masks_may_have_the_rounding_of_a_structure():
-    # Of 8 filters, a structure moves the count by 4 at most, from 16 to 20.
+    # A structure moves the count of 8 filters by 4 at most, from 16 to 20.
     masks = dict(a=torch.arange(32).view(8, 4) < 20)
     check_counts(masks, dict(a=16), dict(a=2.0))
     masks['a'][5, 0] = True
